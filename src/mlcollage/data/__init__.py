@@ -1,0 +1,1 @@
+"""What goes in: generators, bundled sets and the user's own data."""

@@ -1,0 +1,102 @@
+"""Everything measured for one study at one scale on one workload."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from mlcollage.errors import UnknownName
+from mlcollage.lab.run import Run, Scale
+
+__all__ = ["Evidence", "Failure"]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that gave no result, and why."""
+
+    run: Run
+    reason: str
+
+
+@dataclass
+class Evidence:
+    """What a study's claims are judged by and its slide is drawn from.
+
+    Parameters
+    ----------
+    study, scale, workload
+        What was measured.
+    table
+        One row a number: ``arm, seed, metric, step, value, run`` and the study's free columns.
+        A free column that a row does not use is missing (NaN) there.
+    runs
+        The finished runs.
+    failures
+        Runs that failed, with the reason. They are never dropped silently.
+    info
+        One dictionary a finished run: package versions, device, seconds, peak memory, date.
+    """
+
+    study: str
+    scale: Scale
+    workload: str
+    table: pd.DataFrame
+    runs: Sequence[Run] = ()
+    failures: Sequence[Failure] = ()
+    info: Sequence[dict[str, Any]] = ()
+    missing: int = 0
+    load_array: Callable[[str, str], npt.NDArray[Any]] | None = field(default=None, repr=False)
+
+    def select(self, metric: str | None = None, *, arm: str | Sequence[str] | None = None, **where: object) -> pd.DataFrame:
+        """Rows of a metric and arm(s) whose other columns equal ``where``.
+
+        Raises
+        ------
+        UnknownName
+            If no row is left; the message lists what there is.
+        """
+        t = self.table
+        if metric is not None:
+            t = t[t["metric"] == metric]
+            if t.empty:
+                raise UnknownName(f"no metric {metric!r} was measured; there are: {', '.join(sorted(set(self.table['metric'])))}.")
+        if arm is not None:
+            arms = [arm] if isinstance(arm, str) else list(arm)
+            there = sorted(set(t["arm"]))
+            t = t[t["arm"].isin(arms)]
+            if t.empty:
+                raise UnknownName(f"metric {metric!r} has no arm {', '.join(arms)}; there are: {', '.join(there)}.")
+        for column, value in where.items():
+            if column not in t.columns:
+                raise UnknownName(f"the measurements have no column {column!r}; there are: {', '.join(t.columns)}.")
+            t = t[t[column] == value]
+        if t.empty:
+            raise UnknownName(f"no row of {metric!r} ({arm!r}) has {where}.")
+        return t
+
+    def array(self, run: Run | str, name: str) -> npt.NDArray[Any]:
+        """A named array that a run stored."""
+        if self.load_array is None:
+            raise UnknownName(f"this evidence holds no arrays, so not {name!r} either.")
+        return np.asarray(self.load_array(run if isinstance(run, str) else run.id, name))
+
+    def find_runs(self, *, arm: str | None = None, seed: int | None = None, **settings: object) -> list[Run]:
+        """Finished runs with this arm, seed and these settings."""
+        return [
+            r
+            for r in self.runs
+            if (arm is None or r.arm == arm)
+            and (seed is None or r.seed == seed)
+            and all(r.settings.get(k) == v for k, v in settings.items())
+        ]
+
+    @property
+    def seeds(self) -> int:
+        """Number of different seeds in the table."""
+        return int(self.table["seed"].nunique()) if len(self.table) else 0

@@ -1,0 +1,1 @@
+"""The papers: one folder each, with the same rooms (method, study, slide)."""
