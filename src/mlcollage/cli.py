@@ -1,0 +1,456 @@
+"""The command line: parses, calls, prints. What it does lives in :mod:`mlcollage.lab`."""
+
+from __future__ import annotations
+
+import enum
+import json as json_module
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mlcollage import __version__
+from mlcollage.errors import InvalidInput, MLCollageError, RunFailed
+
+if TYPE_CHECKING:
+    from mlcollage.collage.content import Entry
+    from mlcollage.lab.claim import Verdict
+    from mlcollage.lab.engine import Event
+    from mlcollage.lab.evidence import Evidence
+    from mlcollage.lab.store import Store
+    from mlcollage.lab.study import Study
+
+app = typer.Typer(
+    name="mlcollage",
+    help="Sixteen deep-learning papers: methods to import, studies that re-measure their claims, one-page pictures.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+data_app = typer.Typer(help="Data sources: list, prepare, check.", invoke_without_command=True)
+app.add_typer(data_app, name="data")
+
+out = Console()
+err = Console(stderr=True)
+_STYLES = {"supported": "green", "contradicted": "red", "inconclusive": "yellow", "untested": "dim"}
+
+
+class ScaleName(enum.StrEnum):
+    """Scales, as the command line offers them (the lab's own type is imported only when it is used)."""
+
+    smoke = "smoke"
+    quick = "quick"
+    full = "full"
+    paper = "paper"
+
+
+Slug = Annotated[str, typer.Argument(help="The paper's short name; see `mlcollage list`.")]
+Scale = Annotated[ScaleName, typer.Option(help="How large: quick (minutes, CPU), full (a GPU), paper (original sizes).")]
+StoreOption = Annotated[
+    Path, typer.Option("--store", envvar="MLCOLLAGE_STORE", help="Folder of results; commands may share one.")
+]
+WorkloadOption = Annotated[
+    str | None,
+    typer.Option(
+        "--workload", "-w", help="Your model and data: module:function, .npz, .csv, .parquet, an image folder, or a name."
+    ),
+]
+WorkersOption = Annotated[int | None, typer.Option("--workers", "-j", help="Runs at a time; default one a core.")]
+EngineOption = Annotated[str, typer.Option("--engine", help="Where runs are executed.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+
+
+def main() -> None:
+    """Entry point: errors made on purpose are one sentence, never a traceback."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # --workload module:function finds modules in the current folder
+    try:
+        app()
+    except MLCollageError as error:
+        err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+        sys.exit(error.exit_code)
+
+
+def _version(value: bool) -> None:
+    if value:
+        out.print(f"mlcollage {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Commands share one folder of results; what is finished is never run twice."""
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json_module.dumps(value, indent=1) + "\n")
+
+
+@app.command("list")
+def list_papers(json: Json = False) -> None:
+    """List the sixteen papers, and those of installed plug-ins."""
+    from mlcollage.lab.paper import papers
+
+    rows = list(papers().values())
+    if json:
+        _print_json([_identity(p) for p in rows])
+        return
+    table = Table("month", "paper", "title", "state", box=None, header_style="bold")
+    for p in rows:
+        table.add_row(p.month, p.slug, p.title, "[green]built[/]" if p.built else "[dim]planned[/]")
+    out.print(table)
+
+
+def _identity(p: Any) -> dict[str, Any]:
+    names = ("slug", "title", "month", "venue", "arxiv", "official_code", "built")
+    return {**{n: getattr(p, n) for n in names}, "authors": list(p.authors), "ideas": list(p.ideas)}
+
+
+@app.command()
+def show(slug: Slug, json: Json = False) -> None:
+    """Show a paper: what it is, how to use the method, what is claimed and how each claim is tested."""
+    from mlcollage.lab.paper import find_paper
+
+    paper = find_paper(slug)
+    claims = tuple(paper.module("study").CLAIMS) if paper.built else ()
+    if json:
+        _print_json({**_identity(paper), "usage": paper.usage, "claims": [c.to_dict() for c in claims]})
+        return
+    out.print(f"[bold]{escape(paper.title)}[/]\n{escape(', '.join(paper.authors))}")
+    out.print(f"{paper.venue} · arXiv {paper.arxiv} · {paper.month}\n")
+    if not paper.built:
+        out.print("Planned: the method and the study are not built yet.")
+        return
+    out.print(escape(paper.summary) + "\n")
+    out.print(escape(paper.usage) + "\n", highlight=True)
+    table = Table("claim", "as tested here", "source", "paper", "from scale", box=None, header_style="bold")
+    for c in claims:
+        table.add_row(c.id, escape(c.sentence), escape(c.source), escape(c.paper_value), str(c.from_scale))
+    out.print(table)
+
+
+@contextmanager
+def _progress(study: Study, total: int, done: int) -> Iterator[Callable[[Event], None]]:
+    """A bar with counts and time left; failures are printed as they happen."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("runs"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("[dim]{task.fields[now]}"),
+    )
+    with Progress(*columns, console=err, transient=False) as progress:
+        task = progress.add_task(study.slug, total=total, completed=done, now="")
+
+        def on_event(event: Event) -> None:
+            if event.kind == "failed":
+                progress.console.print(f"[red]failed[/] {escape(str(event.run))}: {escape(event.reason)}")
+            if event.kind in ("done", "failed"):
+                progress.advance(task)
+            elif event.kind == "waiting":
+                progress.update(task, now="waiting for another command")
+            else:
+                progress.update(task, now=f"{event.run.arm} seed {event.run.seed}")
+
+        yield on_event
+        progress.update(task, now="")
+
+
+def _execute(study: Study, store: Store, engine: str, workers: int | None) -> Evidence:
+    from mlcollage.lab.engine import get_engine
+
+    chosen = get_engine(engine, workers=workers)
+    runs = study.runs()
+    todo = [run for run in runs if not store.has(run)]
+    if todo:
+        try:
+            with _progress(study, len(runs), len(runs) - len(todo)) as on_event:
+                chosen.execute(study, todo, store, on_event)
+        except KeyboardInterrupt:
+            kept = sum(store.has(run) for run in runs)
+            err.print(f"stopped; {kept} of {len(runs)} runs are kept. The same command goes on from there.")
+            raise typer.Exit(130) from None
+    return study.evidence(store)
+
+
+def _studies(slugs: Sequence[str], scale: ScaleName, workload: str | None) -> list[Study]:
+    from mlcollage.lab.paper import papers
+    from mlcollage.lab.run import Scale as LabScale
+    from mlcollage.lab.study import Study
+
+    names = [p.slug for p in papers().values() if p.built] if list(slugs) == ["all"] else list(slugs)
+    return [Study(name, LabScale(scale.value), workload) for name in names]
+
+
+def _report_failures(evidences: Sequence[Evidence]) -> None:
+    failed = [f for e in evidences for f in e.failures]
+    if failed:
+        first = "; ".join(f"{f.run}: {f.reason}" for f in failed[:3])
+        more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
+        raise RunFailed(f"{len(failed)} runs failed ({first}{more}); the others are kept, run again to retry.")
+
+
+def _verdict_table(verdicts: Sequence[Verdict], title: str) -> Table:
+    table = Table("claim", "", "paper", "here [95% interval]", "seeds", "p (Holm)", "verdict", box=None, header_style="bold")
+    table.title = title
+    table.title_justify = "left"
+    for v in verdicts:
+        p = "" if v.p_holm is None else f"{v.p_holm:.2g}"
+        word = f"[{_STYLES[v.status.value]}]{v.status.mark} {v.status.value}[/]"
+        cells = (v.claim.id, v.claim.title, v.claim.paper_value, v.effect, str(v.seeds or ""), p)
+        table.add_row(*(escape(c) for c in cells), word)
+    return table
+
+
+def _print_verdicts(study: Study, evidence: Evidence) -> None:
+    verdicts = study.judge(evidence)
+    out.print(_verdict_table(list(verdicts.values()), f"{study.slug} · {study.scale} · {study.workload_name}"))
+    for text in sorted({w for v in verdicts.values() for w in v.warnings}):
+        err.print(f"[yellow]note:[/] {escape(text)}", soft_wrap=True)
+
+
+@app.command()
+def run(
+    slugs: Annotated[list[str], typer.Argument(help="Papers to run, or `all`.")],
+    scale: Scale = ScaleName.quick,
+    workload: WorkloadOption = None,
+    store: StoreOption = Path("results"),
+    engine: EngineOption = "local",
+    workers: WorkersOption = None,
+    json: Json = False,
+) -> None:
+    """Run what is missing of a study, then print its verdicts. Stop it at any time: nothing finished is lost."""
+    from mlcollage.lab.store import Store
+
+    place = Store(store)
+    evidences = []
+    for study in _studies(slugs, scale, workload):
+        evidence = _execute(study, place, engine, workers)
+        evidences.append(evidence)
+        if not json and scale is not ScaleName.smoke and evidence.runs:
+            _print_verdicts(study, evidence)
+    if json:
+        _print_json([_run_summary(e) for e in evidences])
+    _report_failures(evidences)
+
+
+def _run_summary(evidence: Evidence) -> dict[str, Any]:
+    return {
+        "study": evidence.study,
+        "scale": str(evidence.scale),
+        "workload": evidence.workload,
+        "finished": [r.id for r in evidence.runs],
+        "failed": [{"id": f.run.id, "run": f.run.to_dict(), "reason": f.reason} for f in evidence.failures],
+    }
+
+
+@app.command()
+def judge(
+    slug: Slug,
+    scale: Scale = ScaleName.quick,
+    workload: WorkloadOption = None,
+    store: StoreOption = Path("results"),
+    json: Json = False,
+) -> None:
+    """Judge the claims by what has been measured so far."""
+    from mlcollage.lab.store import Store
+
+    (study,) = _studies([slug], scale, workload)
+    evidence = study.evidence(Store(store))
+    if not evidence.runs:
+        raise InvalidInput(f"nothing is measured for {slug} at scale {scale.value}; run `mlcollage run {slug}` first.")
+    if json:
+        _print_json([v.to_dict() for v in study.judge(evidence).values()])
+        return
+    _print_verdicts(study, evidence)
+
+
+@app.command()
+def slide(
+    slug: Slug,
+    scale: Scale = ScaleName.quick,
+    workload: WorkloadOption = None,
+    store: StoreOption = Path("results"),
+    to: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write to; default <store>/slides.")] = None,
+    formats: Annotated[list[str] | None, typer.Option("--format", "-f", help="svg, png, pdf; may be repeated.")] = None,
+    json: Json = False,
+) -> None:
+    """Draw the slide from what has been measured."""
+    from mlcollage.lab.publish import FORMATS, draw_slide
+    from mlcollage.lab.store import Store
+
+    (study,) = _studies([slug], scale, workload)
+    evidence = study.evidence(Store(store))
+    with err.status(f"drawing {slug}"):
+        _, files = draw_slide(study, evidence, study.judge(evidence), to or store / "slides", formats or FORMATS)
+    if json:
+        _print_json({kind: str(path) for kind, path in files.items()})
+        return
+    for path in files.values():
+        out.print(str(path), soft_wrap=True, highlight=False)
+
+
+@app.command()
+def digest(
+    months: Annotated[list[str] | None, typer.Argument(help="Months such as 2021-05; default all.")] = None,
+    scale: Scale = ScaleName.quick,
+    store: StoreOption = Path("results"),
+    to: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write to; default <store>/digest.")] = None,
+    engine: EngineOption = "local",
+    workers: WorkersOption = None,
+    run_missing: Annotated[bool, typer.Option("--run/--no-run", help="Measure what is missing first.")] = True,
+    json: Json = False,
+) -> None:
+    """Run what is missing, draw all slides and write the digest pages; each slide appears as soon as it is done."""
+    from mlcollage.lab.publish import publish_study, write_pages
+    from mlcollage.lab.store import Store
+
+    folder, place = to or store / "digest", Store(store)
+    entries: dict[str, Entry] = {}
+    pages = write_pages(entries, folder)
+    evidences = []
+    for study in _studies(_slugs_of(months), scale, None):
+        evidence = _execute(study, place, engine, workers) if run_missing else study.evidence(place)
+        evidences.append(evidence)
+        if not evidence.runs:
+            continue
+        with err.status(f"drawing {study.slug}"):
+            published = publish_study(study, place, folder)
+            entries[study.slug] = published.entry
+            pages = write_pages(entries, folder)
+        if not json:
+            title = f"{study.slug} · {study.scale}"
+            out.print(_verdict_table(list(published.verdicts.values()), title))
+            out.print(f"slide: {published.files['svg']}\n", soft_wrap=True, highlight=False)
+    if json:
+        _print_json({"pages": [str(p) for p in pages], "slides": {k: str(e.slide_svg) for k, e in entries.items()}})
+    else:
+        out.print(f"open {folder / 'index.html'} in a browser", soft_wrap=True, highlight=False)
+    _report_failures(evidences)
+
+
+def _slugs_of(months: Sequence[str] | None) -> list[str]:
+    from mlcollage.lab.paper import papers
+
+    known = papers().values()
+    all_months = sorted({p.month for p in known})
+    if unknown := sorted(set(months or ()) - set(all_months)):
+        raise InvalidInput(f"there is no month {', '.join(unknown)}; choose among {', '.join(all_months)}.")
+    return [p.slug for p in known if p.built and (not months or p.month in months)]
+
+
+@app.command()
+def bench(
+    slug: Slug,
+    full: Annotated[bool, typer.Option("--full", help="Larger sizes, more repetitions.")] = False,
+    record: Annotated[bool, typer.Option("--record/--no-record", help="Write the rows into benchmarks/RESULTS.md.")] = True,
+    json: Json = False,
+) -> None:
+    """Run ours and our peers side by side and print the ratios."""
+    from mlcollage.lab import bench as lab_bench
+
+    file, function = lab_bench.find_benchmark(slug)
+    with err.status(f"timing {slug} and its peers, a minute or so"):
+        rows = function(quick=not full)
+    if record:
+        lab_bench.record(slug, rows, file.with_name("RESULTS.md"))
+    if json:
+        _print_json({"machine": lab_bench.machine(), "rows": rows})
+        return
+    table = Table("what", "who", "value", "", "ratio", box=None, header_style="bold")
+    for row in rows:
+        ratio = "" if row.get("ratio") is None else f"{row['ratio']:.3g}×"
+        table.add_row(row["what"], row["name"], lab_bench.format_value(row["value"]), row.get("unit", ""), ratio)
+    out.print(table)
+
+
+@app.command()
+def new(
+    slug: Annotated[str, typer.Argument(help="Short name of the paper, e.g. my_paper.")],
+    folder: Annotated[Path, typer.Option("--dir", help="Where to make the package's folder.")] = Path("."),
+) -> None:
+    """Make a plug-in package with a paper's rooms, ready to install, run and test."""
+    from mlcollage.lab.scaffold import create
+
+    made = create(slug, folder)
+    out.print(f"made {made}; next:", highlight=False)
+    out.print(f"  pip install -e {made}\n  mlcollage run {slug} --scale smoke\n  python -m pytest {made}", highlight=False)
+
+
+@data_app.callback()
+def _data(context: typer.Context, json: Json = False) -> None:
+    """List the data sources and say which are there."""
+    if context.invoked_subcommand is not None:
+        return
+    from mlcollage.data.catalogue import catalogue
+
+    rows = catalogue()
+    if json:
+        _print_json(rows)
+        return
+    table = Table("name", "what", "there", box=None, header_style="bold")
+    for row in rows:
+        table.add_row(row["name"], row["what"], "[green]yes[/]" if row["available"] else "[yellow]no[/]")
+    out.print(table)
+
+
+@data_app.command("prepare")
+def data_prepare() -> None:
+    """Find or fetch Fashion-MNIST; says in one line what was found."""
+    from mlcollage.data.fashion_mnist import prepare
+
+    with err.status("looking for Fashion-MNIST"):
+        line = prepare()
+    out.print(line, soft_wrap=True, highlight=False)
+
+
+@data_app.command("check")
+def data_check(
+    spec: Annotated[str, typer.Argument(help="What you would give to --workload.")], json: Json = False
+) -> None:
+    """Load a workload and say what it holds."""
+    from mlcollage.data.workload import describe, load_workload
+
+    facts = describe(load_workload(spec))
+    if json:
+        _print_json(facts)
+        return
+    for key, value in facts.items():
+        out.print(f"[bold]{key}[/]: {escape(str(value))}", highlight=False)
+
+
+@app.command()
+def doctor(store: StoreOption = Path("results"), json: Json = False) -> None:
+    """Say what this machine offers and what is amiss; exits 1 if something must be mended."""
+    from dataclasses import asdict
+
+    from mlcollage.lab.doctor import examine
+
+    with err.status("looking around"):
+        checks = list(examine(store))
+    if json:
+        _print_json([asdict(c) for c in checks])
+    else:
+        marks = {"ok": "[green]✓[/]", "note": "[yellow]○[/]", "problem": "[red]✗[/]"}
+        for c in checks:
+            out.print(f"{marks[c.state]} [bold]{c.name}[/]: {escape(c.detail)}", highlight=False, soft_wrap=True)
+    if any(c.state == "problem" for c in checks):
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    main()

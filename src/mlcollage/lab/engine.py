@@ -1,0 +1,220 @@
+"""Engines execute runs. ``local`` is built in; others need only the :class:`Engine` protocol."""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import connection, forkserver
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from mlcollage.errors import InvalidInput, StoreError, UnknownName
+from mlcollage.lab.run import Run
+from mlcollage.lab.store import Store
+from mlcollage.lab.study import Study
+from mlcollage.lab.worker import EXIT_DISK, EXIT_FAILED, THREAD_VARIABLES
+from mlcollage.lab.worker import main as worker_main
+
+__all__ = ["Engine", "Event", "LocalEngine", "get_engine"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something happened to a run: ``started``, ``done``, ``failed``, or ``waiting`` (another command has it)."""
+
+    kind: Literal["started", "done", "failed", "waiting"]
+    run: Run
+    reason: str = ""
+    seconds: float = 0.0
+
+
+class Engine(Protocol):
+    """Executes runs somewhere: processes here, a Ray cluster, Slurm jobs.
+
+    An engine calls :func:`mlcollage.lab.worker.execute` for each run (or starts something that does), holds the
+    store's lock of a run while it works on it, and writes down failures with ``store.record_failure``.
+    """
+
+    def execute(self, study: Study, runs: Sequence[Run], store: Store, on_event: Callable[[Event], None]) -> None:
+        """Execute the runs; return when each is finished, failed or finished by someone else."""
+        ...
+
+
+def get_engine(name: str, *, workers: int | None = None) -> Engine:
+    """The engine of that name."""
+    if name != "local":
+        raise UnknownName(f"there is no engine {name!r}; available: local.")
+    return LocalEngine(workers=workers)
+
+
+@dataclass
+class _Job:
+    run: Run
+    process: Any
+    lock: ExitStack
+    started: float
+    over_limit: bool = field(default=False)
+
+
+@dataclass
+class LocalEngine:
+    """Each run in its own process with one BLAS thread.
+
+    Processes are forked from a server that has imported torch once, so a run costs milliseconds to start.
+    A run that raises, is killed or takes too much memory is recorded as failed and the others go on.
+
+    Parameters
+    ----------
+    workers
+        Processes at a time; default one a core.
+    memory_share
+        A run is ended when its resident memory passes this share of the memory that was available at the start.
+    """
+
+    workers: int | None = None
+    memory_share: float = 0.8
+    poll_seconds: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise InvalidInput(f"workers={self.workers} must be at least 1.")
+
+    def execute(self, study: Study, runs: Sequence[Run], store: Store, on_event: Callable[[Event], None]) -> None:
+        """Execute the runs (see :class:`Engine`)."""
+        import psutil
+
+        context = _context(study)
+        limit = psutil.virtual_memory().available * self.memory_share
+        workers = self.workers or os.cpu_count() or 1
+        queue = deque(runs)
+        jobs: list[_Job] = []
+        announced: set[Run] = set()
+        try:
+            while queue or jobs:
+                busy = self._start(context, study, queue, jobs, workers, store, on_event, announced)
+                connection.wait([job.process.sentinel for job in jobs], timeout=0.5 if busy else self.poll_seconds)
+                for job in list(jobs):
+                    self._watch_memory(job, limit)
+                    if job.process.exitcode is not None:
+                        jobs.remove(job)
+                        _finish(job, store, on_event, limit)
+        finally:
+            for job in jobs:
+                job.process.kill()
+                job.process.join()
+                job.lock.close()
+
+    def _start(
+        self,
+        context: Any,
+        study: Study,
+        queue: deque[Run],
+        jobs: list[_Job],
+        workers: int,
+        store: Store,
+        on_event: Callable[[Event], None],
+        announced: set[Run],
+    ) -> bool:
+        """Fill free places; returns True if all that is left is being done by another command."""
+        for _ in range(len(queue)):
+            if len(jobs) >= workers:
+                return False
+            run = queue.popleft()
+            lock = ExitStack()
+            if not lock.enter_context(store.claim(run)):
+                queue.append(run)
+                if run not in announced:
+                    announced.add(run)
+                    on_event(Event("waiting", run, "another command is measuring it"))
+                continue
+            if store.has(run):  # finished by another command since we looked
+                lock.close()
+                on_event(Event("done", run))
+                continue
+            arguments = (study.slug, run.to_dict(), study.workload_spec, str(store.root.absolute()), os.getcwd())
+            process = context.Process(target=worker_main, args=arguments, daemon=True)
+            with _one_thread_environment():
+                process.start()
+            jobs.append(_Job(run, process, lock, time.monotonic()))
+            on_event(Event("started", run))
+        return bool(queue) and not jobs
+
+    @staticmethod
+    def _watch_memory(job: _Job, limit: float) -> None:
+        import psutil
+
+        try:
+            used = psutil.Process(job.process.pid).memory_info().rss
+        except psutil.Error:  # it has just ended
+            return
+        if used > limit:
+            job.over_limit = True
+            job.process.kill()
+            job.process.join()
+
+
+def _finish(job: _Job, store: Store, on_event: Callable[[Event], None], limit: float) -> None:
+    seconds = time.monotonic() - job.started
+    code = job.process.exitcode
+    try:
+        if code == EXIT_DISK:
+            raise StoreError(
+                f"the disk of {store.root} is full; free some space and run again: finished runs are kept."
+            )
+        if code == 0 and store.has(job.run):
+            on_event(Event("done", job.run, seconds=seconds))
+            return
+        if code != EXIT_FAILED:
+            store.record_failure(job.run, _why(job, limit))
+        failure = store.failure(job.run)
+        on_event(Event("failed", job.run, failure.reason if failure else "unknown", seconds))
+    finally:
+        job.lock.close()
+
+
+def _why(job: _Job, limit: float) -> str:
+    code = job.process.exitcode
+    if job.over_limit:
+        return f"ended because it took more than {limit / 1e9:.1f} GB of memory; use fewer workers or a smaller scale"
+    if code == -signal.SIGKILL:
+        return "killed (SIGKILL; by a person, or by the system for want of memory)"
+    if code is not None and code < 0:
+        return f"killed by signal {signal.Signals(-code).name}"
+    return f"its process ended with exit code {code} and left no result"
+
+
+def _context(study: Study) -> Any:
+    """Fork from a clean server where there is one: starting a run then costs no imports."""
+    if "forkserver" not in mp.get_all_start_methods():
+        return mp.get_context("spawn")
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["mlcollage.lab.worker", "torch", "sklearn", f"{study.paper.package}.study"])
+    with _one_thread_environment():
+        forkserver.ensure_running()
+    return context
+
+
+@contextmanager
+def _one_thread_environment() -> Iterator[None]:
+    """BLAS libraries read these when they are loaded, so they must be set before a process starts."""
+    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def results_folder(path: Path | str | None) -> Path:
+    """The results folder: the argument, else ``MLCOLLAGE_STORE``, else ``results`` here."""
+    return Path(path or os.environ.get("MLCOLLAGE_STORE") or "results")

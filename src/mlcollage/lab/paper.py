@@ -1,0 +1,149 @@
+"""Which papers there are: built in, planned, and those of installed plug-ins."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mlcollage.errors import InvalidInput, UnknownName
+
+__all__ = ["ENTRY_POINTS", "IDEAS", "Paper", "find_paper", "papers"]
+
+ENTRY_POINTS = "mlcollage.papers"
+IDEAS: Mapping[str, str] = {
+    "causal": "counterfactual causal inference",
+    "bootstrap": "bootstrapping and simulation",
+    "regularise": "over-parameterised models and regularisation",
+    "multilevel": "multilevel models",
+    "compute": "generic computation",
+    "adaptive": "adaptive decision analysis",
+    "robust": "robust inference",
+    "explore": "exploratory data analysis",
+}
+_PACKAGE = "mlcollage.papers"
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Identity of a paper, as its ``paper.toml`` gives it."""
+
+    slug: str
+    title: str
+    authors: tuple[str, ...]
+    month: str
+    venue: str
+    arxiv: str
+    ideas: tuple[str, ...]
+    byline: str = ""
+    official_code: str = ""
+    tagline: str = ""
+    summary: str = ""
+    usage: str = ""
+    package: str | None = None
+
+    @property
+    def built(self) -> bool:
+        """Whether the method and the study exist (a planned paper has only its identity)."""
+        return self.package is not None
+
+    @property
+    def short_authors(self) -> str:
+        """The byline of the slide."""
+        if self.byline:
+            return self.byline
+        return ", ".join(self.authors) if len(self.authors) <= 3 else f"{self.authors[0]} et al."
+
+    def module(self, room: str) -> ModuleType:
+        """Import one room of the paper's folder: ``"study"`` or ``"slide"``."""
+        if self.package is None:
+            raise UnknownName(
+                f"{self.slug} is planned but not built yet, so it has no {room}; `mlcollage list` shows the built ones."
+            )
+        return importlib.import_module(f"{self.package}.{room}")
+
+    @cached_property
+    def origin(self) -> Path | None:
+        """Folder of the paper's package."""
+        spec = find_spec(self.package) if self.package else None
+        return Path(spec.origin).parent if spec and spec.origin else None
+
+
+def _parse(text: str, where: str, package: str | None) -> Paper:
+    try:
+        raw: dict[str, Any] = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidInput(f"{where} is not valid TOML ({error}); correct it.") from error
+    return _build(raw, where, package)
+
+
+def _build(raw: dict[str, Any], where: str, package: str | None) -> Paper:
+    needed = {"slug", "title", "authors", "month", "venue", "arxiv", "ideas"}
+    known = needed | {"byline", "official_code", "tagline", "summary", "usage"}
+    if absent := sorted(needed - set(raw)):
+        raise InvalidInput(f"{where} lacks {', '.join(absent)}; add it (see an existing paper.toml).")
+    if unknown := sorted(set(raw) - known):
+        raise InvalidInput(f"{where} has unknown keys {', '.join(unknown)}; known are: {', '.join(sorted(known))}.")
+    if strange := sorted(set(raw["ideas"]) - set(IDEAS)):
+        raise InvalidInput(f"{where} names unknown ideas {', '.join(strange)}; the eight are: {', '.join(IDEAS)}.")
+    fields = {k: tuple(v) if isinstance(v, list) else v.strip() for k, v in raw.items()}
+    return Paper(**fields, package=package)
+
+
+def papers() -> dict[str, Paper]:
+    """All papers by slug, in the order of months: built in, planned, then plug-ins.
+
+    Reads only ``paper.toml`` files, so it is fast and imports no study. A plug-in is an installed package
+    with an entry point in the group ``mlcollage.papers`` that names its package.
+
+    Raises
+    ------
+    InvalidInput
+        If a ``paper.toml`` is damaged or two papers share a slug.
+    """
+    found: dict[str, Paper] = {}
+    home = Path(__file__).parent.parent / "papers"
+    for file in sorted(home.glob("*/paper.toml")):
+        paper = _parse(file.read_text("utf-8"), str(file), f"{_PACKAGE}.{file.parent.name}")
+        found[paper.slug] = paper
+    planned = home / "planned.toml"
+    for raw in tomllib.loads(planned.read_text("utf-8")).get("paper", []) if planned.exists() else []:
+        paper = _build(raw, str(planned), None)
+        found.setdefault(paper.slug, paper)
+    for entry in sorted(importlib.metadata.entry_points(group=ENTRY_POINTS), key=lambda e: e.name):
+        spec = find_spec(entry.value)
+        if spec is None or spec.origin is None:
+            raise InvalidInput(f"plug-in {entry.name} names package {entry.value!r}, which cannot be found; reinstall it.")
+        file = Path(spec.origin).parent / "paper.toml"
+        if not file.exists():
+            raise InvalidInput(f"plug-in {entry.name} has no paper.toml beside {spec.origin}; add one.")
+        paper = _parse(file.read_text("utf-8"), str(file), entry.value)
+        if paper.slug in found and found[paper.slug].built:
+            raise InvalidInput(f"two papers are called {paper.slug!r}; rename the one in {entry.value}.")
+        found[paper.slug] = paper
+    return dict(sorted(found.items(), key=lambda item: (item[1].month, item[0])))
+
+
+def find_paper(slug: str) -> Paper:
+    """The paper of that slug.
+
+    Raises
+    ------
+    UnknownName
+        With the closest names.
+    """
+    known = papers()
+    if slug not in known:
+        from difflib import get_close_matches
+
+        close = get_close_matches(slug, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "`mlcollage list` shows all."
+        raise UnknownName(f"there is no paper {slug!r}; {hint}")
+    return known[slug]

@@ -1,0 +1,215 @@
+"""Evidence and verdicts become slides and digest pages."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlcollage.collage.content import Chip, ClaimRow, Entry, Slide
+from mlcollage.collage.digest import render_index, render_month
+from mlcollage.collage.slide import render_slide
+from mlcollage.errors import UnknownName
+from mlcollage.lab.claim import Claim, Status, Verdict
+from mlcollage.lab.evidence import Evidence
+from mlcollage.lab.paper import IDEAS, Paper, papers
+from mlcollage.lab.store import Store
+from mlcollage.lab.study import Study
+
+__all__ = ["FORMATS", "Published", "draw_slide", "make_slide", "publish_study", "slide_name", "write_pages"]
+
+FORMATS = ("svg", "png", "pdf")
+_DIRECTIONS = {
+    "greater": "is greater than",
+    "less": "is less than",
+    "within": "equals",
+    "at_most": "is at most",
+    "at_least": "is at least",
+}
+
+
+@dataclass(frozen=True)
+class Published:
+    """What came out of one study: the files of its slide and its entry in a digest."""
+
+    files: Mapping[str, Path]
+    entry: Entry
+    verdicts: Mapping[str, Verdict]
+
+
+def slide_name(study: Study) -> str:
+    """File name without ending: slug, scale and, for the user's own data, the workload."""
+    workload = "" if study.workload_spec is None else "-" + study.workload_name
+    return f"{study.slug}-{study.scale}" + "".join(c if c.isalnum() or c in "-_" else "-" for c in workload)
+
+
+def make_slide(study: Study, evidence: Evidence, verdicts: Mapping[str, Verdict]) -> Slide:
+    """Join the paper's panels to its identity, the verdict strip and the foot.
+
+    Raises
+    ------
+    UnknownName
+        If nothing has been measured.
+    """
+    if not evidence.runs:
+        again = f" --workload {study.workload_spec}" if study.workload_spec else ""
+        raise UnknownName(
+            f"nothing is measured for {study.slug} at scale {study.scale}; "
+            f"run `mlcollage run {study.slug} --scale {study.scale}{again}` first."
+        )
+    paper = study.paper
+    arxiv = f"  ·  arXiv {paper.arxiv}" if paper.arxiv else ""
+    return Slide(
+        slug=paper.slug,
+        title=paper.title,
+        byline=f"{paper.short_authors}  ·  {paper.venue}{arxiv}",
+        month=paper.month,
+        collage=paper.module("slide").collage(evidence, verdicts),
+        chips=[_chip(v) for v in verdicts.values()],
+        foot_left=_foot_left(study, evidence, verdicts),
+        foot_right=_foot_right(evidence),
+    )
+
+
+def _chip(verdict: Verdict) -> Chip:
+    claim = verdict.claim
+    few = f"only {verdict.seeds} seeds" if 0 < verdict.seeds < 5 and claim.test != "exact" else ""
+    ours = verdict.effect or ("not at this scale" if verdict.status is Status.UNTESTED else verdict.reason)
+    return Chip(claim.id, claim.title, claim.paper_value, ours, verdict.status.value, few)  # type: ignore[arg-type]
+
+
+def _foot_left(study: Study, evidence: Evidence, verdicts: Mapping[str, Verdict]) -> str:
+    seeds = sorted({v.seeds for v in verdicts.values() if v.seeds})
+    spread = f"{seeds[0]}–{seeds[-1]}" if len(seeds) > 1 else str(seeds[0] if seeds else evidence.seeds)
+    parts = [f"scale {evidence.scale}", f"{spread} seeds", "bands and bars: 95% intervals"]
+    if study.workload_spec is not None:
+        parts.insert(1, f"workload {study.workload_name}")
+    if evidence.failures:
+        parts.append(f"{len(evidence.failures)} runs failed")
+    if evidence.missing:
+        parts.append(f"{evidence.missing} runs missing")
+    return "  ·  ".join(parts)
+
+
+def _foot_right(evidence: Evidence) -> str:
+    ids = sorted(run.id for run in evidence.runs)
+    date = max((str(i.get("started", ""))[:10] for i in evidence.info), default="")
+    machines = sorted({str(i.get("machine", "")) for i in evidence.info})
+    return "  ·  ".join([f"{len(ids)} runs {ids[0][:6]}…{ids[-1][:6]}", *machines, date])
+
+
+def draw_slide(
+    study: Study,
+    evidence: Evidence,
+    verdicts: Mapping[str, Verdict],
+    folder: Path,
+    formats: Sequence[str] = FORMATS,
+) -> tuple[Slide, dict[str, Path]]:
+    """Render the slide as ``folder/<name>.svg`` and so on; see :func:`slide_name`."""
+    slide = make_slide(study, evidence, verdicts)
+    rendered = render_slide(slide, folder, formats=tuple(formats))
+    name = slide_name(study)
+    return slide, {kind: path.replace(path.with_name(f"{name}.{kind}")) for kind, path in rendered.items()}
+
+
+def publish_study(study: Study, store: Store, folder: Path) -> Published:
+    """Judge what the store holds, render the slide and prepare the digest's entry.
+
+    Writes ``folder/slides/<name>.svg`` (``.png``, ``.pdf``), ``folder/data/<name>.parquet`` (every number) and
+    ``folder/data/<name>-verdicts.json``.
+    """
+    evidence = study.evidence(store)
+    verdicts = study.judge(evidence)
+    slide, files = draw_slide(study, evidence, verdicts, folder / "slides")
+    name = slide_name(study)
+    data = folder / "data"
+    data.mkdir(parents=True, exist_ok=True)
+    evidence.table.to_parquet(data / f"{name}.parquet", index=False)
+    text = json.dumps([v.to_dict() for v in verdicts.values()], indent=1)
+    (data / f"{name}-verdicts.json").write_text(text, "utf-8")
+    links = [
+        ("every number (Parquet)", f"data/{name}.parquet"),
+        ("verdicts (JSON)", f"data/{name}-verdicts.json"),
+        *((f"slide ({kind.upper()})", f"slides/{path.name}") for kind, path in files.items()),
+    ]
+    entry = _entry(study.paper, slide, files["svg"], [_row(v) for v in verdicts.values()], links)
+    return Published(files, entry, verdicts)
+
+
+def _row(verdict: Verdict) -> ClaimRow:
+    claim = verdict.claim
+    p = verdict.p_holm if verdict.p_holm is not None else verdict.p_value
+    return ClaimRow(
+        id=claim.id,
+        sentence=claim.sentence,
+        source=claim.source,
+        paper=claim.paper_value,
+        estimand=_estimand(claim),
+        test=verdict.test or claim.test.replace("_", "-"),
+        smallest_effect=claim.format(claim.margin, signed=False) if claim.margin else "–",
+        ours=verdict.effect or "–",
+        seeds=verdict.seeds,
+        p_value="–" if p is None else ("< 0.001" if p < 0.001 else f"{p:.3f}"),
+        status=verdict.status.value,  # type: ignore[arg-type]
+        reason=verdict.reason,
+        warnings=verdict.warnings,
+    )
+
+
+def _estimand(claim: Claim) -> str:
+    describe = getattr(claim.estimand, "describe", None)
+    what = describe() if describe else claim.estimand.__doc__ or claim.estimand.__name__
+    limit = "" if claim.null == 0 and claim.direction in ("greater", "less") else f" {claim.format(claim.null, signed=False)}"
+    direction = _DIRECTIONS[claim.direction] + (limit or " 0")
+    return f"{str(what).strip().splitlines()[0].rstrip('.')}; {direction}"
+
+
+def _entry(
+    paper: Paper, slide: Slide, svg: Path | None, claims: Sequence[ClaimRow], links: Sequence[tuple[str, str]]
+) -> Entry:
+    panels = [slide.collage.idea, *slide.collage.panels]
+    return Entry(
+        **_identity(paper),
+        state="measured",
+        slide_svg=svg,
+        slide_alt=f"Slide: {paper.title}. " + " ".join(p.alt for p in panels),
+        claims=claims,
+        data_links=links,
+        foot=f"{slide.foot_left}  ·  {slide.foot_right}",
+    )
+
+
+def _identity(paper: Paper) -> dict[str, object]:
+    return {
+        "slug": paper.slug,
+        "title": paper.title,
+        "authors": ", ".join(paper.authors),
+        "venue": paper.venue,
+        "month": paper.month,
+        "arxiv": paper.arxiv,
+        "ideas": [IDEAS[i] for i in paper.ideas],
+        "summary": paper.summary,
+        "usage": paper.usage,
+    }
+
+
+def write_pages(entries: Mapping[str, Entry], folder: Path) -> list[Path]:
+    """Write ``index.html`` and one page a month; papers without an entry are shown as built or planned."""
+    shown = {
+        slug: entries.get(slug) or Entry(**_identity(paper), state="built" if paper.built else "planned")  # type: ignore[arg-type]
+        for slug, paper in papers().items()
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    pages = {f"{month}.html": render_month(month, [e for e in shown.values() if e.month == month]) for month in _months(shown)}
+    pages["index.html"] = render_index(list(shown.values()))
+    for name, html in pages.items():
+        draft = folder / f".{name}.{os.getpid()}"
+        draft.write_text(html, "utf-8")
+        draft.replace(folder / name)
+    return [folder / name for name in pages]
+
+
+def _months(entries: Mapping[str, Entry]) -> list[str]:
+    return sorted({e.month for e in entries.values()})

@@ -1,0 +1,179 @@
+"""A study: what is run and what is claimed, joined to where it runs and where it is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlcollage.errors import InvalidInput
+from mlcollage.lab.claim import Claim, Verdict, fingerprint
+from mlcollage.lab.evidence import Evidence
+from mlcollage.lab.judge import judge
+from mlcollage.lab.measurements import Measurements
+from mlcollage.lab.paper import Paper, find_paper
+from mlcollage.lab.run import Run, Scale
+from mlcollage.lab.store import Store
+
+if TYPE_CHECKING:
+    from mlcollage.data.workload import Workload
+    from mlcollage.lab.engine import Engine, Event
+
+__all__ = ["Study", "run_study"]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A paper's study on one workload at one scale.
+
+    The paper's ``study.py`` gives ``VERSION``, ``CLAIMS``, ``runs(scale, workload)`` and
+    ``measure(run, workload)``; this class adds what every study needs.
+
+    Parameters
+    ----------
+    slug
+        Which paper.
+    scale
+        How large.
+    workload_spec
+        ``None`` for the study's own data, else what :func:`mlcollage.data.workload.load_workload` takes.
+    """
+
+    slug: str
+    scale: Scale = Scale.QUICK
+    workload_spec: str | None = None
+    paper: Paper = field(init=False, compare=False)
+    _cache: dict[str, Any] = field(init=False, compare=False, repr=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scale", Scale(self.scale))
+        object.__setattr__(self, "paper", find_paper(self.slug))
+        self.paper.module("study")
+
+    @property
+    def claims(self) -> tuple[Claim, ...]:
+        """The claims, as registered."""
+        claims = tuple(self.paper.module("study").CLAIMS)
+        ids = [c.id for c in claims]
+        if len(set(ids)) != len(ids):
+            raise InvalidInput(f"study {self.slug} has two claims with one id among {', '.join(ids)}; rename one.")
+        return claims
+
+    @property
+    def version(self) -> int:
+        """Raised by the study's author when ``measure`` changes meaning; results of older versions are not reused."""
+        return int(self.paper.module("study").VERSION)
+
+    @property
+    def workload(self) -> Workload | None:
+        """The user's workload, loaded once, or None."""
+        if self.workload_spec is None:
+            return None
+        if "workload" not in self._cache:
+            from mlcollage.data.workload import load_workload
+
+            self._cache["workload"] = load_workload(self.workload_spec)
+        return self._cache["workload"]  # type: ignore[no-any-return]
+
+    @property
+    def workload_name(self) -> str:
+        """Name and fingerprint of the workload; ``default`` for the study's own data."""
+        workload = self.workload
+        if workload is None:
+            return "default"
+        return f"{workload.name}@{workload.fingerprint[:8]}" if workload.fingerprint else workload.name
+
+    def runs(self) -> list[Run]:
+        """All runs of the study, without duplicates, in the order in which they start."""
+        if "runs" not in self._cache:
+            found: Iterator[Run] = self.paper.module("study").runs(self.scale, self.workload)
+            identity = {
+                "study": self.slug,
+                "scale": self.scale,
+                "workload": self.workload_name,
+                "version": self.version,
+            }
+            unique = dict.fromkeys(dataclasses.replace(run, **identity) for run in found)
+            if not unique:
+                raise InvalidInput(f"study {self.slug} has no runs at scale {self.scale}; choose another scale.")
+            self._cache["runs"] = list(unique)
+        return list(self._cache["runs"])
+
+    def measure(self, run: Run) -> Measurements:
+        """Execute one run here and now, in this process."""
+        result = self.paper.module("study").measure(run, self.workload)
+        if not isinstance(result, Measurements):
+            raise InvalidInput(f"measure() of study {self.slug} returned {type(result).__name__}; it must return Measurements.")
+        if not len(result):
+            raise InvalidInput(f"measure() of study {self.slug} recorded no number for run {run}.")
+        return result
+
+    def evidence(self, store: Store) -> Evidence:
+        """Everything that the store holds for this study, scale and workload."""
+        return store.evidence(self.runs(), study=self.slug, scale=self.scale, workload=self.workload_name)
+
+    def judge(self, evidence: Evidence) -> dict[str, Verdict]:
+        """A verdict for each claim; says so where claims were changed after runs were made."""
+        verdicts = judge(self.claims, evidence)
+        now = fingerprint(self.claims)
+        stale = sum(1 for info in evidence.info if info.get("claims") != now)
+        if not stale:
+            return verdicts
+        note = f"the registered claims were changed after {stale} of {len(evidence.info)} runs were made"
+        return {k: dataclasses.replace(v, warnings=(*v.warnings, note)) for k, v in verdicts.items()}
+
+
+def run_study(
+    slug: str,
+    scale: Scale | str = Scale.QUICK,
+    *,
+    workload: str | None = None,
+    store: Store | Path | str = "results",
+    engine: Engine | str = "local",
+    workers: int | None = None,
+    on_event: Callable[[Event], None] | None = None,
+) -> Evidence:
+    """Run what the store does not hold yet, and return all evidence.
+
+    Parameters
+    ----------
+    slug
+        Which paper.
+    scale
+        ``smoke``, ``quick``, ``full`` or ``paper``.
+    workload
+        None for the study's own data, or your own: ``module:function``, a file, a folder.
+    store
+        Folder of results. Two commands may share one.
+    engine
+        ``"local"`` or an object with the :class:`~mlcollage.lab.engine.Engine` protocol.
+    workers
+        Processes at a time; default one a core.
+    on_event
+        Called in this process as runs start, finish and fail.
+
+    Returns
+    -------
+    Evidence
+        With ``failures`` for runs that failed; the others are unharmed.
+    """
+    from mlcollage.lab.engine import get_engine
+
+    study = Study(slug, Scale(scale), workload)
+    store = store if isinstance(store, Store) else Store(store)
+    chosen = get_engine(engine, workers=workers) if isinstance(engine, str) else engine
+    todo = [run for run in study.runs() if not store.has(run)]
+    if todo:
+        chosen.execute(study, todo, store, on_event or (lambda event: None))
+    return study.evidence(store)
+
+
+def verdict_counts(verdicts: Mapping[str, Verdict] | Sequence[Verdict]) -> dict[str, int]:
+    """How many verdicts of each status."""
+    values = verdicts.values() if isinstance(verdicts, Mapping) else verdicts
+    counts: dict[str, int] = {}
+    for verdict in values:
+        counts[str(verdict.status)] = counts.get(str(verdict.status), 0) + 1
+    return counts

@@ -1,0 +1,132 @@
+"""What happens inside the process of one run, whatever engine started it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import signal
+import sys
+import threading
+import time
+import traceback
+from datetime import UTC, datetime
+from importlib.metadata import version
+from multiprocessing.connection import wait
+from multiprocessing.process import parent_process
+from pathlib import Path
+from typing import Any
+
+from mlcollage import __version__
+from mlcollage.errors import MLCollageError, StoreError
+from mlcollage.lab.claim import fingerprint
+from mlcollage.lab.run import Run
+from mlcollage.lab.store import Store
+from mlcollage.lab.study import Study
+
+__all__ = ["EXIT_DISK", "EXIT_FAILED", "THREAD_VARIABLES", "execute", "main"]
+
+EXIT_FAILED = 3
+EXIT_DISK = 28
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)
+_PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "pandas", "numba")
+
+
+def execute(study: Study, run: Run, store: Store) -> None:
+    """Measure one run and commit it; exceptions pass through."""
+    started = datetime.now(UTC)
+    clock = time.perf_counter()
+    measurements = study.measure(run)
+    info = {
+        "claims": fingerprint(study.claims),
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(time.perf_counter() - clock, 3),
+        "peak_memory_mb": _peak_memory_mb(),
+        "device": _device(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "versions": {"mlcollage": __version__, **{p: version(p) for p in _PACKAGES}},
+    }
+    store.commit(run, measurements, info)
+
+
+def main(slug: str, spec: dict[str, Any], workload: str | None, root: str, folder: str) -> None:
+    """Body of a run's own process: one BLAS thread, gone with its parent, failures written down."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    _die_with_parent()
+    _prefer_this_process_when_memory_runs_out()
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # so that --workload module:function finds modules beside the user
+    run = Run.from_dict(spec)
+    store = Store(root)
+    try:
+        _one_thread()
+        execute(Study(slug, run.scale, workload), run, store)
+    except StoreError as error:
+        if error.errno == errno.ENOSPC:
+            os._exit(EXIT_DISK)
+        store.record_failure(run, str(error))
+        os._exit(EXIT_FAILED)
+    except MLCollageError as error:
+        store.record_failure(run, str(error))
+        os._exit(EXIT_FAILED)
+    except MemoryError:
+        store.record_failure(run, "out of memory", traceback.format_exc())
+        os._exit(EXIT_FAILED)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        store.record_failure(run, reason, traceback.format_exc())
+        os._exit(EXIT_FAILED)
+
+
+def _one_thread() -> None:
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    torch.set_num_threads(1)
+    threadpool_limits(1)
+
+
+def _die_with_parent() -> None:
+    """End this process when the command that wants its result is killed."""
+    parent = parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _prefer_this_process_when_memory_runs_out() -> None:
+    """Ask Linux to end a run, not the command that runs it, when the machine's memory is gone."""
+    file = Path("/proc/self/oom_score_adj")
+    if file.exists() and os.access(file, os.W_OK):
+        file.write_text("1000")
+
+
+def _peak_memory_mb() -> float:
+    if sys.platform == "win32":
+        import psutil
+
+        return round(psutil.Process().memory_info().peak_wset / 1e6, 1)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1e6 if sys.platform == "darwin" else 1e3), 1)
+
+
+def _device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return "cpu"
