@@ -1,0 +1,406 @@
+"""Estimands: which numbers of the evidence a claim is about.
+
+An estimand is a function of the evidence that gives a DataFrame with one row a seed (the index) and one column an
+arm. One column is a level, two are treatment and control, more are the ordered levels of a trend. The classes below
+cover the usual cases; they describe themselves (for the digest, and for the fingerprint that shows a later change of a
+claim) and refuse evidence with several rows where one a seed is expected. A seed that lacks a value is a row with NaN:
+the judge reports it. What else a reader must know stands in ``table.attrs["notes"]``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from mlcollage.errors import InvalidInput, MLCollageError, UnknownName
+from mlcollage.lab.evidence import Evidence
+
+__all__ = ["At", "Difference", "Level", "PerSeed", "Trend"]
+
+At = int | Literal["last", "first", "mean", "max", "min"]
+_SUMMARIES: dict[str, Callable[..., Any]] = {"mean": np.mean, "max": np.max, "min": np.min}
+_RESERVED = {"arm", "seed", "metric", "step", "value", "run"}
+
+
+def _listed(values: Sequence[object], most: int = 4) -> str:
+    text = ", ".join(str(v) for v in values[:most])
+    return text if len(values) <= most else f"{text} and {len(values) - most} more"
+
+
+def _check_where(where: Mapping[str, object]) -> None:
+    for key in where:
+        if key in _RESERVED:
+            raise InvalidInput(f"where={dict(where)} may only name the study's free columns, not {key!r}.")
+
+
+def _check_at(at: object) -> None:
+    if at not in ("last", "first", "mean", "max", "min") and (isinstance(at, bool) or not isinstance(at, int)):
+        raise InvalidInput(f"at={at!r} must be a step (int) or one of 'last', 'first', 'mean', 'max', 'min'.")
+
+
+def _when(at: At, where: Mapping[str, object], log: bool = False) -> str:
+    text = f"at step {at}" if isinstance(at, int) else f"{at} step" if at in ("last", "first") else f"{at} over steps"
+    if where:
+        text += ", where " + ", ".join(f"{k}={v!r}" for k, v in sorted(where.items()))
+    return text + (", logarithms" if log else "")
+
+
+def _one_per_seed(rows: pd.DataFrame, metric: str, name: object, at: At, notes: list[str]) -> pd.Series:
+    """One value a seed from the rows of one arm (or level); ``at`` says which step."""
+    repeated = rows[rows.duplicated(["seed", "step"])]
+    if len(repeated):
+        seed, step = repeated.iloc[0][["seed", "step"]]
+        count = int(((rows["seed"] == seed) & (rows["step"] == step)).sum())
+        free = [c for c in rows.columns if c not in _RESERVED and rows[c].nunique(dropna=False) > 1]
+        hint = f" They differ in {_listed(free)}: fix it with where={{...}}." if free else ""
+        raise InvalidInput(
+            f"metric {metric!r} of {name} has {count} rows for seed {seed} at step {step}, where one was expected."
+            f"{hint} If they are episodes or batches, average them inside the run: the seed is the unit of replication."
+        )
+    if isinstance(at, int):
+        rows = rows[rows["step"] == at]
+        if rows.empty:
+            raise InvalidInput(f"metric {metric!r} of {name} was not measured at step {at}.")
+        return rows.set_index("seed")["value"]
+    by_seed = rows.sort_values("step").groupby("seed")
+    if at in ("last", "first"):
+        picked = by_seed.nth(-1 if at == "last" else 0)
+        steps = picked["step"]
+        if steps.nunique() > 1:
+            notes.append(f"the {at} step of {name} is not the same in all seeds ({steps.min()} to {steps.max()})")
+        return picked.set_index("seed")["value"]
+    # A NaN at any step must show in the summary: pandas would skip it.
+    summary = _SUMMARIES[at]
+    return pd.Series({seed: float(summary(of_seed["value"].to_numpy())) for seed, of_seed in by_seed})
+
+
+def _logarithm(table: pd.DataFrame, metric: str, log: bool) -> pd.DataFrame:
+    if not log:
+        return table
+    if (table <= 0).any().any():
+        raise InvalidInput(f"metric {metric!r} has values <= 0, which have no logarithm; use log=False.")
+    return table.apply(np.log)
+
+
+def _gather(columns: Mapping[Any, pd.Series], notes: list[str]) -> pd.DataFrame:
+    table = pd.DataFrame(dict(columns)).sort_index().astype(np.float64)
+    table.index.name = "seed"
+    table.attrs["notes"] = list(dict.fromkeys(notes))
+    return table
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Treatment minus control, seed by seed: columns ``[treatment, control]``.
+
+    Parameters
+    ----------
+    metric
+        Name of the metric.
+    treatment, control
+        Names of the arms. The same arm twice is allowed if the ``where`` of the two differ.
+    at
+        A step, or ``"last"``, ``"first"`` (each seed's own), ``"mean"`` (area under the curve, for even steps),
+        ``"max"``, ``"min"`` over steps.
+    where
+        Values of free columns for both arms.
+    treatment_where, control_where
+        Further ones for one arm.
+    log
+        Compare logarithms: the effect is then a log ratio.
+
+    Raises
+    ------
+    UnknownName
+        When called, if the metric, an arm or a column is not in the evidence.
+    InvalidInput
+        When called, if a seed has several rows where one is expected.
+
+    Examples
+    --------
+    >>> from mlcollage.lab.run import Scale
+    >>> table = pd.DataFrame({"arm": ["a", "a", "b", "b"], "seed": [0, 1, 0, 1], "metric": "accuracy", "step": 9,
+    ...                       "value": [0.9, 0.8, 0.7, 0.7]})
+    >>> estimand = Difference("accuracy", "a", "b")
+    >>> estimand(Evidence("demo", Scale.QUICK, "digits", table)).to_numpy().tolist()
+    [[0.9, 0.7], [0.8, 0.7]]
+    >>> estimand.describe()
+    'accuracy: a − b, last step'
+    """
+
+    metric: str
+    treatment: str
+    control: str
+    at: At = "last"
+    where: Mapping[str, object] = field(default_factory=dict)
+    treatment_where: Mapping[str, object] = field(default_factory=dict)
+    control_where: Mapping[str, object] = field(default_factory=dict)
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        _check_at(self.at)
+        for where in (self.where, self.treatment_where, self.control_where):
+            _check_where(where)
+        if self._sides()[0] == self._sides()[1]:
+            raise InvalidInput(f"treatment and control are both {self.treatment!r} under the same conditions.")
+
+    def _sides(self) -> list[tuple[str, dict[str, object]]]:
+        return [
+            (self.treatment, {**self.where, **self.treatment_where}),
+            (self.control, {**self.where, **self.control_where}),
+        ]
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Arms the estimand needs."""
+        return (self.treatment, self.control)
+
+    def __call__(self, evidence: Evidence) -> pd.DataFrame:
+        """One row a seed, two columns."""
+        notes: list[str] = []
+        columns: dict[str, pd.Series] = {}
+        for (arm, where), name in zip(self._sides(), self._names(), strict=True):
+            rows = evidence.select(self.metric, arm=arm, **where)
+            columns[name] = _one_per_seed(rows, self.metric, name, self.at, notes)
+        return _logarithm(_gather(columns, notes), self.metric, self.log)
+
+    def _names(self) -> tuple[str, str]:
+        if self.treatment != self.control:
+            return self.treatment, self.control
+        a, b = (
+            ", ".join([self.treatment, *(f"{k}={v}" for k, v in sorted(where.items()))])
+            for where in (self.treatment_where, self.control_where)
+        )
+        return a, b
+
+    def describe(self) -> str:
+        """One line for the digest and the claim's fingerprint."""
+        a, b = (
+            arm + (f" ({', '.join(f'{k}={v!r}' for k, v in sorted(where.items()))})" if where else "")
+            for arm, where in ((self.treatment, self.treatment_where), (self.control, self.control_where))
+        )
+        return f"{self.metric}: {a} − {b}, {_when(self.at, self.where, self.log)}"
+
+    def __hash__(self) -> int:
+        return hash(self.describe())
+
+
+@dataclass(frozen=True)
+class Level:
+    """The value of one arm, seed by seed: one column.
+
+    Parameters
+    ----------
+    metric, at, where, log
+        As in :class:`Difference`.
+    arm
+        Name of the arm.
+
+    Examples
+    --------
+    >>> Level("identity_error", "exact", at="max").describe()
+    'identity_error: exact, max over steps'
+    """
+
+    metric: str
+    arm: str
+    at: At = "last"
+    where: Mapping[str, object] = field(default_factory=dict)
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        _check_at(self.at)
+        _check_where(self.where)
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Arms the estimand needs."""
+        return (self.arm,)
+
+    def __call__(self, evidence: Evidence) -> pd.DataFrame:
+        """One row a seed, one column."""
+        notes: list[str] = []
+        rows = evidence.select(self.metric, arm=self.arm, **self.where)
+        table = _gather({self.arm: _one_per_seed(rows, self.metric, self.arm, self.at, notes)}, notes)
+        return _logarithm(table, self.metric, self.log)
+
+    def describe(self) -> str:
+        """One line for the digest and the claim's fingerprint."""
+        return f"{self.metric}: {self.arm}, {_when(self.at, self.where, self.log)}"
+
+    def __hash__(self) -> int:
+        return hash(self.describe())
+
+
+@dataclass(frozen=True)
+class Trend:
+    """Values along ordered levels, seed by seed: one column a level, in order.
+
+    Parameters
+    ----------
+    metric
+        Name of the metric.
+    over
+        A free column whose values are the levels (or ``"step"``), or the ordered names of arms.
+    arm
+        The arm, if ``over`` is a column; ``None`` if the metric has one arm only.
+    levels
+        Which values of the column, in order; default all, sorted.
+    at, where
+        As in :class:`Difference`; ``at`` is not used over steps.
+
+    Raises
+    ------
+    UnknownName, InvalidInput
+        As in :class:`Difference`.
+
+    Examples
+    --------
+    >>> Trend("accuracy", over="width", arm="gln").describe()
+    'accuracy over width: gln, last step'
+    >>> Trend("accuracy", over=("k2", "k4", "k8")).describe()
+    'accuracy over arms: k2 → k4 → k8, last step'
+    """
+
+    metric: str
+    over: str | Sequence[str]
+    arm: str | None = None
+    levels: Sequence[str | int | float | bool] | None = None
+    at: At = "last"
+    where: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_at(self.at)
+        _check_where(self.where)
+        if isinstance(self.over, str):
+            if self.over in _RESERVED - {"step"}:
+                raise InvalidInput(f"over={self.over!r} must be a free column, 'step', or the ordered names of arms.")
+        else:
+            object.__setattr__(self, "over", tuple(self.over))
+            if self.arm is not None or self.levels is not None:
+                raise InvalidInput("a trend over arms takes neither arm nor levels: over=(...) orders the arms.")
+        if self.levels is not None:
+            object.__setattr__(self, "levels", tuple(self.levels))
+        order = self.levels if isinstance(self.over, str) else self.over
+        if order is not None and (len(order) < 3 or len(set(order)) < len(order)):
+            raise InvalidInput(f"a trend needs at least 3 different ordered levels; got {list(order)}.")
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Arms the estimand needs; empty if it takes the only one there is."""
+        if not isinstance(self.over, str):
+            return tuple(self.over)
+        return () if self.arm is None else (self.arm,)
+
+    def __call__(self, evidence: Evidence) -> pd.DataFrame:
+        """One row a seed, one column a level."""
+        notes: list[str] = []
+        columns: dict[Any, pd.Series] = {}
+        if not isinstance(self.over, str):
+            for arm in self.over:
+                rows = evidence.select(self.metric, arm=arm, **self.where)
+                columns[arm] = _one_per_seed(rows, self.metric, arm, self.at, notes)
+            return _gather(columns, notes)
+        rows = evidence.select(self.metric, arm=self.arm, **self.where)
+        if self.over not in rows.columns:
+            raise UnknownName(
+                f"metric {self.metric!r} has no column {self.over!r}; there are: {_listed(list(rows.columns), 20)}."
+            )
+        if self.arm is None and rows["arm"].nunique() > 1:
+            raise InvalidInput(f"metric {self.metric!r} has the arms {_listed(sorted(set(rows['arm'])))}; name one.")
+        levels = self.levels if self.levels is not None else sorted(rows[self.over].dropna().unique().tolist())
+        for level in levels:
+            of_level = rows[rows[self.over] == level]
+            if of_level.empty:
+                raise InvalidInput(f"metric {self.metric!r} was not measured at {self.over}={level!r}.")
+            at: At = "last" if self.over == "step" else self.at
+            columns[level] = _one_per_seed(of_level, self.metric, f"{self.over}={level}", at, notes)
+        return _gather(columns, notes)
+
+    def describe(self) -> str:
+        """One line for the digest and the claim's fingerprint."""
+        when = _when(self.at, self.where)
+        if not isinstance(self.over, str):
+            return f"{self.metric} over arms: {' → '.join(self.over)}, {when}"
+        order = "" if self.levels is None else f" ({' → '.join(map(str, self.levels))})"
+        return f"{self.metric} over {self.over}{order}: {self.arm or 'the only arm'}, {when}"
+
+    def __hash__(self) -> int:
+        return hash(self.describe())
+
+
+@dataclass(frozen=True)
+class PerSeed:
+    """Any statistic of one seed's measurements.
+
+    Parameters
+    ----------
+    function
+        Takes all rows of one seed (columns ``arm, metric, step, value`` and the free ones) and gives a number, or a
+        mapping of arm to number (two: treatment and control; more: ordered levels).
+    description
+        What it computes, for the digest. A hash of the function's source goes with it into the fingerprint.
+    arms
+        Arms it needs, so that failed runs of others are not held against the claim; empty: all.
+
+    Notes
+    -----
+    A ``LookupError`` (``IndexError``, ``KeyError``, an unknown arm) in some seeds means that they lack something: they
+    become NaN and are reported. In all seeds it is a defect of the function and is raised.
+
+    Examples
+    --------
+    >>> from mlcollage.lab.run import Scale
+    >>> table = pd.DataFrame({"arm": "a", "seed": [0, 0, 1, 1], "metric": "loss", "step": [0, 1, 0, 1],
+    ...                       "value": [2.0, 1.0, 3.0, 1.0]})
+    >>> drop = PerSeed(lambda rows: rows["value"].iloc[0] - rows["value"].iloc[-1], "first loss minus last loss")
+    >>> drop(Evidence("demo", Scale.QUICK, "digits", table))["value"].tolist()
+    [1.0, 2.0]
+    """
+
+    function: Callable[[pd.DataFrame], float | Mapping[str, float]]
+    description: str
+    arms: tuple[str, ...] = ()
+
+    def __call__(self, evidence: Evidence) -> pd.DataFrame:
+        """One row a seed, one column a number that the function gives."""
+        rows: dict[int, Mapping[str, float]] = {}
+        lacking: dict[int, LookupError] = {}
+        for seed in sorted(set(evidence.table["seed"])):
+            try:
+                result = self.function(evidence.table[evidence.table["seed"] == seed])
+            except LookupError as error:
+                lacking[int(seed)] = error
+                continue
+            rows[int(seed)] = result if isinstance(result, Mapping) else {"value": float(result)}
+        if lacking and not rows:
+            raise next(iter(lacking.values()))
+        table = pd.DataFrame.from_dict(rows, orient="index").astype(np.float64)
+        table = table.reindex(sorted({*rows, *lacking}))
+        table.index.name = "seed"
+        table.attrs["notes"] = [
+            f"{self.description} cannot be computed for seed {seed}: {_sentence(error)}"
+            for seed, error in lacking.items()
+        ]
+        return table
+
+    def describe(self) -> str:
+        """The description and a hash of the source, so that a change of either shows."""
+        try:
+            source = inspect.getsource(self.function)
+        except (OSError, TypeError):
+            source = f"{getattr(self.function, '__module__', '')}.{getattr(self.function, '__qualname__', '')}"
+        return f"{self.description} [source {hashlib.sha256(source.encode()).hexdigest()[:8]}]"
+
+    def __hash__(self) -> int:
+        return hash(self.describe())
+
+
+def _sentence(error: Exception) -> str:
+    return str(error) if isinstance(error, MLCollageError) else f"{type(error).__name__}: {error}"
