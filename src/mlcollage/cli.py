@@ -52,14 +52,18 @@ class ScaleName(enum.StrEnum):
 
 
 Slug = Annotated[str, typer.Argument(help="The paper's short name; see `mlcollage list`.")]
-Scale = Annotated[ScaleName, typer.Option(help="How large: quick (minutes, CPU), full (a GPU), paper (original sizes).")]
+Scale = Annotated[
+    ScaleName, typer.Option(help="How large: quick (minutes, CPU), full (a GPU), paper (original sizes).")
+]
 StoreOption = Annotated[
     Path, typer.Option("--store", envvar="MLCOLLAGE_STORE", help="Folder of results; commands may share one.")
 ]
 WorkloadOption = Annotated[
     str | None,
     typer.Option(
-        "--workload", "-w", help="Your model and data: module:function, .npz, .csv, .parquet, an image folder, or a name."
+        "--workload",
+        "-w",
+        help="Your model and data: module:function, .npz, .csv, .parquet, an image folder, or a name.",
     ),
 ]
 WorkersOption = Annotated[int | None, typer.Option("--workers", "-j", help="Runs at a time; default one a core.")]
@@ -86,7 +90,9 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Commands share one folder of results; what is finished is never run twice."""
 
@@ -141,7 +147,14 @@ def show(slug: Slug, json: Json = False) -> None:
 @contextmanager
 def _progress(study: Study, total: int, done: int) -> Iterator[Callable[[Event], None]]:
     """A bar with counts and time left; failures are printed as they happen."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("[bold]{task.description}"),
@@ -205,7 +218,9 @@ def _report_failures(evidences: Sequence[Evidence]) -> None:
 
 
 def _verdict_table(verdicts: Sequence[Verdict], title: str) -> Table:
-    table = Table("claim", "", "paper", "here [95% interval]", "seeds", "p (Holm)", "verdict", box=None, header_style="bold")
+    table = Table(
+        "claim", "", "paper", "here [95% interval]", "seeds", "p (Holm)", "verdict", box=None, header_style="bold"
+    )
     table.title = title
     table.title_justify = "left"
     for v in verdicts:
@@ -357,7 +372,9 @@ def _slugs_of(months: Sequence[str] | None) -> list[str]:
 def bench(
     slug: Slug,
     full: Annotated[bool, typer.Option("--full", help="Larger sizes, more repetitions.")] = False,
-    record: Annotated[bool, typer.Option("--record/--no-record", help="Write the rows into benchmarks/RESULTS.md.")] = True,
+    record: Annotated[
+        bool, typer.Option("--record/--no-record", help="Write the rows into benchmarks/RESULTS.md.")
+    ] = True,
     json: Json = False,
 ) -> None:
     """Run ours and our peers side by side and print the ratios."""
@@ -388,7 +405,9 @@ def new(
 
     made = create(slug, folder)
     out.print(f"made {made}; next:", highlight=False)
-    out.print(f"  pip install -e {made}\n  mlcollage run {slug} --scale smoke\n  python -m pytest {made}", highlight=False)
+    out.print(
+        f"  pip install -e {made}\n  mlcollage run {slug} --scale smoke\n  python -m pytest {made}", highlight=False
+    )
 
 
 @data_app.callback()

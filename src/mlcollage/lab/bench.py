@@ -47,7 +47,9 @@ def machine() -> str:
     model = platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
         model = names[0] if names else model
     return f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}"
 
@@ -58,7 +60,9 @@ def to_markdown(rows: Sequence[Row]) -> str:
     for row in rows:
         ratio = row.get("ratio")
         shown = "" if ratio is None else f"{ratio:.3g}×"
-        lines.append(f"| {row['what']} | {row['name']} | {format_value(row['value'])} {row.get('unit', '')} | {shown} |")
+        lines.append(
+            f"| {row['what']} | {row['name']} | {format_value(row['value'])} {row.get('unit', '')} | {shown} |"
+        )
     return "\n".join(lines)
 
 

@@ -101,11 +101,17 @@ class Claim:
         if not 0 < self.alpha < 1:
             raise InvalidInput(f"claim {self.id}: alpha={self.alpha} must lie between 0 and 1.")
         if self.margin < 0:
-            raise InvalidInput(f"claim {self.id}: margin={self.margin} must not be negative; it is a size, not a direction.")
+            raise InvalidInput(
+                f"claim {self.id}: margin={self.margin} must not be negative; it is a size, not a direction."
+            )
         if self.direction in ("greater", "less", "within") and self.test != "exact" and self.margin == 0:
-            raise InvalidInput(f"claim {self.id}: direction {self.direction!r} needs margin > 0, the smallest effect that matters.")
+            raise InvalidInput(
+                f"claim {self.id}: direction {self.direction!r} needs margin > 0, the smallest effect that matters."
+            )
         if len(self.title) > 28:
-            raise InvalidInput(f"claim {self.id}: title {self.title!r} has {len(self.title)} characters; the verdict strip holds 28.")
+            raise InvalidInput(
+                f"claim {self.id}: title {self.title!r} has {len(self.title)} characters; the verdict strip holds 28."
+            )
 
     def format(self, value: float, *, signed: bool = True) -> str:
         """Print a value of this claim's effect with its unit."""

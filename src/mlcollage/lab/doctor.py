@@ -41,7 +41,9 @@ def examine(store: Path) -> Iterator[Check]:
     yield _results(store)
     yield _fashion_mnist()
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    yield Check("browser", "ok" if browser else "note", browser or "none found; only the tests of the pages need Chromium")
+    yield Check(
+        "browser", "ok" if browser else "note", browser or "none found; only the tests of the pages need Chromium"
+    )
     for package, (extra, use) in _EXTRAS.items():
         try:
             yield Check(package, "ok", version(package))
@@ -73,5 +75,7 @@ def _fashion_mnist() -> Check:
 
     folder = find()
     if folder is None:
-        return Check("fashion_mnist", "note", "not found; `mlcollage data prepare` fetches it, generated data is used without")
+        return Check(
+            "fashion_mnist", "note", "not found; `mlcollage data prepare` fetches it, generated data is used without"
+        )
     return Check("fashion_mnist", "ok", str(folder))

@@ -53,7 +53,9 @@ class Evidence:
     missing: int = 0
     load_array: Callable[[str, str], npt.NDArray[Any]] | None = field(default=None, repr=False)
 
-    def select(self, metric: str | None = None, *, arm: str | Sequence[str] | None = None, **where: object) -> pd.DataFrame:
+    def select(
+        self, metric: str | None = None, *, arm: str | Sequence[str] | None = None, **where: object
+    ) -> pd.DataFrame:
         """Rows of a metric and arm(s) whose other columns equal ``where``.
 
         Raises
@@ -65,7 +67,9 @@ class Evidence:
         if metric is not None:
             t = t[t["metric"] == metric]
             if t.empty:
-                raise UnknownName(f"no metric {metric!r} was measured; there are: {', '.join(sorted(set(self.table['metric'])))}.")
+                raise UnknownName(
+                    f"no metric {metric!r} was measured; there are: {', '.join(sorted(set(self.table['metric'])))}."
+                )
         if arm is not None:
             arms = [arm] if isinstance(arm, str) else list(arm)
             there = sorted(set(t["arm"]))

@@ -120,7 +120,9 @@ def papers() -> dict[str, Paper]:
     for entry in sorted(importlib.metadata.entry_points(group=ENTRY_POINTS), key=lambda e: e.name):
         spec = find_spec(entry.value)
         if spec is None or spec.origin is None:
-            raise InvalidInput(f"plug-in {entry.name} names package {entry.value!r}, which cannot be found; reinstall it.")
+            raise InvalidInput(
+                f"plug-in {entry.name} names package {entry.value!r}, which cannot be found; reinstall it."
+            )
         file = Path(spec.origin).parent / "paper.toml"
         if not file.exists():
             raise InvalidInput(f"plug-in {entry.name} has no paper.toml beside {spec.origin}; add one.")

@@ -161,7 +161,11 @@ def _row(verdict: Verdict) -> ClaimRow:
 def _estimand(claim: Claim) -> str:
     describe = getattr(claim.estimand, "describe", None)
     what = describe() if describe else claim.estimand.__doc__ or claim.estimand.__name__
-    limit = "" if claim.null == 0 and claim.direction in ("greater", "less") else f" {claim.format(claim.null, signed=False)}"
+    limit = (
+        ""
+        if claim.null == 0 and claim.direction in ("greater", "less")
+        else f" {claim.format(claim.null, signed=False)}"
+    )
     direction = _DIRECTIONS[claim.direction] + (limit or " 0")
     return f"{str(what).strip().splitlines()[0].rstrip('.')}; {direction}"
 
@@ -202,7 +206,10 @@ def write_pages(entries: Mapping[str, Entry], folder: Path) -> list[Path]:
         for slug, paper in papers().items()
     }
     folder.mkdir(parents=True, exist_ok=True)
-    pages = {f"{month}.html": render_month(month, [e for e in shown.values() if e.month == month]) for month in _months(shown)}
+    pages = {
+        f"{month}.html": render_month(month, [e for e in shown.values() if e.month == month])
+        for month in _months(shown)
+    }
     pages["index.html"] = render_index(list(shown.values()))
     for name, html in pages.items():
         draft = folder / f".{name}.{os.getpid()}"

@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from mlcollage.errors import InvalidInput
 
-__all__ = ["Run", "Scale", "Scalar"]
+__all__ = ["Run", "Scalar", "Scale"]
 
 Scalar = str | int | float | bool | None
 

@@ -25,7 +25,7 @@ import numpy.typing as npt
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from mlcollage.errors import InvalidInput, StoreError, UnknownName
+from mlcollage.errors import InvalidInput, MLCollageError, StoreError, UnknownName
 from mlcollage.lab.evidence import Evidence, Failure
 from mlcollage.lab.measurements import Measurements
 from mlcollage.lab.run import Run, Scale
@@ -204,9 +204,9 @@ def _explain(root: Path, file: Path | None = None) -> Iterator[None]:
     """Turn the system's errors into sentences that say what to do."""
     try:
         yield
+    except MLCollageError:
+        raise
     except OSError as error:
-        if isinstance(error, StoreError):
-            raise
         raise _as_store_error(error, root, file) from error
     except ValueError as error:
         if file is None:
@@ -218,8 +218,12 @@ def _as_store_error(error: OSError, root: Path, file: Path | None) -> StoreError
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         nearest = next(p for p in (root, *root.absolute().parents) if p.exists())
         free = shutil.disk_usage(nearest).free / 1e6
-        text = f"the disk of {root} is full ({free:.0f} MB free); free some space and run again: finished runs are kept."
+        text = (
+            f"the disk of {root} is full ({free:.0f} MB free); free some space and run again: finished runs are kept."
+        )
         return StoreError(errno.ENOSPC, text)
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-        return StoreError(f"{error.filename or root} cannot be written ({error.strerror}); choose another folder with --store.")
+        return StoreError(
+            f"{error.filename or root} cannot be written ({error.strerror}); choose another folder with --store."
+        )
     return StoreError(f"{file or error.filename or root} cannot be read or written ({error}); delete it and run again.")

@@ -105,7 +105,9 @@ class Study:
         """Execute one run here and now, in this process."""
         result = self.paper.module("study").measure(run, self.workload)
         if not isinstance(result, Measurements):
-            raise InvalidInput(f"measure() of study {self.slug} returned {type(result).__name__}; it must return Measurements.")
+            raise InvalidInput(
+                f"measure() of study {self.slug} returned {type(result).__name__}; it must return Measurements."
+            )
         if not len(result):
             raise InvalidInput(f"measure() of study {self.slug} recorded no number for run {run}.")
         return result

@@ -1,0 +1,48 @@
+# make digest: from nothing to a page with slides. make test: everything the project promises.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help install data digest test lint typecheck docs bench clean
+
+help:
+	@echo "make digest   install, measure what is missing, draw the slides, write results/digest/index.html"
+	@echo "make test     install, then lint, types and tests"
+	@echo "make docs     build the site into site/"
+	@echo "make bench    ours and our peers side by side, into benchmarks/RESULTS.md"
+	@echo "make clean    remove the environment and caches (results/ stays)"
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mlcollage needs Python 3.11 or newer; name one with make PYTHON=python3.x")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+install: $(STAMP)
+
+data: $(STAMP)
+	$(BIN)/mlcollage data prepare
+
+digest: data
+	$(BIN)/mlcollage digest
+
+test: lint typecheck data
+	$(BIN)/python -m pytest -n auto --dist loadfile
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+typecheck: $(STAMP)
+	$(BIN)/mypy
+
+docs: $(STAMP)
+	$(BIN)/mkdocs build --strict
+
+bench: $(STAMP)
+	$(BIN)/mlcollage bench gated_linear_networks
+	$(BIN)/mlcollage bench deep_bootstrap
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis site

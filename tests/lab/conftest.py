@@ -1,0 +1,113 @@
+"""A plug-in paper whose runs succeed, raise, are killed, eat memory or take their time."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+STUDY = '''
+import os
+import signal
+import time
+from pathlib import Path
+
+from mlcollage.errors import InvalidInput
+from mlcollage.lab.claim import Claim
+from mlcollage.lab.estimand import Level
+from mlcollage.lab.measurements import Measurements
+from mlcollage.lab.run import Run
+
+VERSION = 1
+CLAIMS = (
+    Claim("C1", "Two is two", "The value of ok is at least two.", "here", Level("value", "ok"), "at_least", null=1.5),
+    Claim("C2", "Only at full", "Needs a GPU.", "there", Level("value", "ok"), "greater", margin=1, from_scale="full"),
+)
+
+
+def runs(scale, workload):
+    arms = os.environ.get("PROBE_ARMS", "ok").split(",")
+    for seed in range(int(os.environ.get("PROBE_SEEDS", "3"))):
+        for arm in arms:
+            yield Run("probe", arm, seed, {"classes": workload.num_classes if workload else 0})
+
+
+def measure(run, workload):
+    log = os.environ.get("PROBE_LOG")
+    if log:
+        with open(log, "a") as handle:
+            handle.write(f"{run.arm} {run.seed} {os.getpid()}\\n")
+    if run.arm == "raise":
+        raise RuntimeError("the loss is not a number")
+    if run.arm == "refuse":
+        raise InvalidInput("the setting is wrong; use another.")
+    if run.arm == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if run.arm == "leave":
+        os._exit(7)
+    if run.arm == "disk":
+        os._exit(28)
+    if run.arm == "memory":
+        hoard = bytearray(os.urandom(1 << 20)) * 3000
+        time.sleep(30)
+        return hoard
+    if run.arm == "slow":
+        time.sleep(float(os.environ.get("PROBE_SLEEP", "0.2")))
+    measured = Measurements()
+    measured.add("value", 2.0 + 0.01 * run.seed, step=5)
+    measured.add("threads", _threads())
+    measured.array("line", [1.0, 2.0, run.seed])
+    return measured
+
+
+def _threads():
+    import torch
+
+    return torch.get_num_threads()
+'''
+
+SLIDE = """
+from mlcollage.collage.content import Collage, Panel
+
+
+def collage(evidence, verdicts):
+    values = evidence.select("value", arm="ok")["value"]
+
+    def draw(ax):
+        ax.plot(range(len(values)), values)
+
+    panel = Panel("Values", draw, "A line of values.", "one a seed")
+    return Collage("a tagline", Panel("The idea", draw, "A line."), [panel, panel, panel])
+"""
+
+IDENTITY = """
+slug = "probe"
+title = "A probe of the lab"
+authors = ["Nobody"]
+month = "2021-05"
+venue = "Tests"
+arxiv = ""
+ideas = ["explore"]
+"""
+
+
+@pytest.fixture
+def probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Install the plug-in for this test; gives the folder it lies in."""
+    site = tmp_path / "site"
+    package = site / "probe_paper"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "study.py").write_text(STUDY)
+    (package / "slide.py").write_text(SLIDE)
+    (package / "paper.toml").write_text(IDENTITY)
+    info = site / "probe_paper-0.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: probe-paper\nVersion: 0.1\n")
+    (info / "entry_points.txt").write_text("[mlcollage.papers]\nprobe = probe_paper\n")
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    importlib.invalidate_caches()
+    for name in [n for n in sys.modules if n.startswith("probe_paper")]:
+        monkeypatch.delitem(sys.modules, name)
+    return site

@@ -1,0 +1,145 @@
+"""The local engine: one process a run, failures stay with their run, nothing finished is lost or done twice."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mlcollage.errors import InvalidInput, StoreError, UnknownName
+from mlcollage.lab.engine import LocalEngine, get_engine
+from mlcollage.lab.run import Scale
+from mlcollage.lab.store import Store
+from mlcollage.lab.study import Study, run_study
+
+COMMAND = [sys.executable, "-m", "mlcollage.cli", "run", "probe"]
+
+
+def test_each_run_has_its_own_process_and_one_thread(probe, tmp_path, monkeypatch):
+    log = tmp_path / "log"
+    monkeypatch.setenv("PROBE_LOG", str(log))
+    evidence = run_study("probe", "smoke", store=tmp_path / "results")
+    assert evidence.select("value")["value"].tolist() == [2.0, 2.01, 2.02]
+    assert set(evidence.select("threads")["value"]) == {1.0}
+    pids = {line.split()[2] for line in log.read_text().splitlines()}
+    assert len(pids) == 3
+    assert str(os.getpid()) not in pids
+    info = evidence.info[0]
+    assert {"seconds", "peak_memory_mb", "device", "versions", "seed", "settings"} <= set(info)
+    assert info["versions"]["torch"]
+    assert evidence.array(evidence.runs[1], "line").tolist() == [1, 2, evidence.runs[1].seed]
+
+
+def test_a_run_that_fails_takes_no_other_with_it(probe, tmp_path, monkeypatch):
+    monkeypatch.setenv("PROBE_ARMS", "raise,kill,leave,refuse,ok")
+    monkeypatch.setenv("PROBE_SEEDS", "1")
+    events = []
+    evidence = run_study("probe", "smoke", store=tmp_path, on_event=events.append)
+    reasons = {f.run.arm: f.reason for f in evidence.failures}
+    assert reasons["raise"] == "RuntimeError: the loss is not a number"
+    assert "SIGKILL" in reasons["kill"]
+    assert "exit code 7" in reasons["leave"]
+    assert reasons["refuse"] == "the setting is wrong; use another."
+    assert [r.arm for r in evidence.runs] == ["ok"]
+    assert sorted(e.kind for e in events) == ["done", *["failed"] * 4, *["started"] * 5]
+
+
+def test_a_run_that_takes_the_memory_is_ended(probe, tmp_path, monkeypatch):
+    monkeypatch.setenv("PROBE_ARMS", "memory,ok")
+    monkeypatch.setenv("PROBE_SEEDS", "1")
+    share = 1.5e9 / psutil.virtual_memory().available
+    evidence = run_study("probe", "smoke", store=tmp_path, engine=LocalEngine(memory_share=share))
+    assert [r.arm for r in evidence.runs] == ["ok"]
+    assert "of memory" in evidence.failures[0].reason
+
+
+def test_again_runs_only_what_is_missing(probe, tmp_path, monkeypatch):
+    log = tmp_path / "log"
+    monkeypatch.setenv("PROBE_LOG", str(log))
+    run_study("probe", "smoke", store=tmp_path / "results")
+    monkeypatch.setenv("PROBE_SEEDS", "5")
+    evidence = run_study("probe", "smoke", store=tmp_path / "results")
+    assert len(evidence.runs) == 5
+    assert len(log.read_text().splitlines()) == 5
+
+
+def test_a_full_disk_stops_the_engine_with_a_sentence(probe, tmp_path, monkeypatch):
+    monkeypatch.setenv("PROBE_ARMS", "disk")
+    with pytest.raises(StoreError, match="is full; free some space"):
+        run_study("probe", "smoke", store=tmp_path)
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])
+def test_stopped_in_the_middle_nothing_finished_is_lost(probe, tmp_path, monkeypatch, signal_number):
+    monkeypatch.setenv("PROBE_ARMS", "slow")
+    monkeypatch.setenv("PROBE_SEEDS", "6")
+    monkeypatch.setenv("PROBE_SLEEP", "0.6")
+    monkeypatch.setenv("PROBE_LOG", str(tmp_path / "log"))
+    command = [*COMMAND, "--scale", "smoke", "--workers", "2", "--store", str(tmp_path / "results")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    _wait_for(lambda: len(_finished(tmp_path)) >= 2, process)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal_number)
+    _, stderr = process.communicate(timeout=20)
+    if signal_number == signal.SIGINT:
+        assert process.returncode == 130
+        assert "runs are kept" in stderr
+    gone, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive, "a killed command leaves no run behind"
+
+    kept = {file: file.stat().st_mtime_ns for file in _finished(tmp_path)}
+    assert 2 <= len(kept) < 6
+    monkeypatch.setenv("PROBE_SLEEP", "0")
+    evidence = run_study("probe", "smoke", store=tmp_path / "results")
+    assert len(evidence.runs) == 6
+    assert all(file.stat().st_mtime_ns == when for file, when in kept.items())
+
+
+def test_two_commands_on_one_store_share_the_work(probe, tmp_path, monkeypatch):
+    monkeypatch.setenv("PROBE_ARMS", "slow")
+    monkeypatch.setenv("PROBE_SEEDS", "8")
+    monkeypatch.setenv("PROBE_LOG", str(tmp_path / "log"))
+    command = [*COMMAND, "--scale", "smoke", "--workers", "2", "--store", str(tmp_path / "results"), "--json"]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [p.wait(timeout=60) for p in processes] == [0, 0]
+    executed = [line.rsplit(" ", 1)[0] for line in (tmp_path / "log").read_text().splitlines()]
+    assert sorted(executed) == [f"slow {seed}" for seed in range(8)]
+    assert len(_finished(tmp_path)) == 8
+
+
+def test_unknown_engines_and_bad_worker_counts():
+    with pytest.raises(UnknownName, match="available: local"):
+        get_engine("sge")
+    with pytest.raises(InvalidInput, match="at least 1"):
+        LocalEngine(workers=0)
+
+
+def test_claims_changed_after_the_runs_are_reported(probe, tmp_path):
+    store = Store(tmp_path)
+    run_study("probe", "quick", store=store)
+    study = Study("probe", Scale.QUICK)
+    verdicts = study.judge(study.evidence(store))
+    assert verdicts["C1"].status == "supported"
+    assert verdicts["C2"].status == "untested"
+    assert not any("were changed" in w for w in verdicts["C1"].warnings)
+    import probe_paper.study as module
+
+    module.CLAIMS = module.CLAIMS[:1]
+    changed = study.judge(study.evidence(store))
+    assert any("claims were changed after 3 of 3 runs" in w for w in changed["C1"].warnings)
+
+
+def _finished(tmp_path: Path) -> list[Path]:
+    return list((tmp_path / "results").glob("runs/probe/*/run.json"))
+
+
+def _wait_for(condition, process, seconds: float = 40) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end, "the command did not get that far"
+        time.sleep(0.02)

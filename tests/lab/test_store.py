@@ -1,0 +1,163 @@
+"""The store keeps a run whole or not at all."""
+
+import errno
+import json
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet
+import pytest
+
+from mlcollage.errors import InvalidInput, StoreError, UnknownName
+from mlcollage.lab.measurements import Measurements
+from mlcollage.lab.run import Run, Scale
+from mlcollage.lab.store import Store
+
+RUN = Run("demo", "gln", 3, {"lr": 0.1}, Scale.QUICK)
+
+
+def measured() -> Measurements:
+    m = Measurements()
+    m.add("accuracy", 0.9, step=10, task=2)
+    m.add("accuracy", 0.8, step=10, task=2, seed=7, arm="mlp")
+    m.array("image", np.arange(6.0).reshape(2, 3))
+    return m
+
+
+def test_what_is_committed_is_read_back(tmp_path):
+    store = Store(tmp_path)
+    assert not store.has(RUN)
+    store.commit(RUN, measured(), {"seconds": 1.5})
+    assert store.has(RUN)
+    table = store.table(RUN)
+    assert table[["arm", "seed", "metric", "step", "value", "task"]].values.tolist() == [
+        ["gln", 3, "accuracy", 10, 0.9, 2],
+        ["mlp", 7, "accuracy", 10, 0.8, 2],
+    ]
+    np.testing.assert_array_equal(store.array(RUN, "image"), np.arange(6.0).reshape(2, 3))
+    assert store.info(RUN)["seconds"] == 1.5
+    assert Run.from_dict({k: store.info(RUN)[k] for k in RUN.to_dict()}) == RUN
+
+
+def test_any_parquet_tool_reads_the_rows(tmp_path):
+    Store(tmp_path).commit(RUN, measured(), {})
+    (file,) = tmp_path.glob("runs/**/measurements.parquet")
+    columns = pyarrow.parquet.read_table(file).column_names
+    assert columns[:9] == ["study", "arm", "seed", "scale", "workload", "run", "metric", "step", "value"]
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "savez_compressed", full)
+    store = Store(tmp_path)
+    with pytest.raises(StoreError, match=r"is full .* free some space and run again") as caught:
+        store.commit(RUN, measured(), {})
+    assert caught.value.errno == errno.ENOSPC
+    assert not store.has(RUN)
+    assert not list(tmp_path.glob("drafts/*"))
+
+
+def test_a_damaged_result_names_the_folder_to_delete(tmp_path):
+    store = Store(tmp_path)
+    store.commit(RUN, measured(), {})
+    (store.folder(RUN) / "measurements.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(StoreError, match="delete"):
+        store.table(RUN)
+    (store.folder(RUN) / "run.json").write_text("{")
+    with pytest.raises(StoreError, match="delete"):
+        store.info(RUN)
+
+
+def test_pickled_arrays_are_never_loaded(tmp_path):
+    store = Store(tmp_path)
+    store.commit(RUN, measured(), {})
+    np.savez(store.folder(RUN) / "arrays.npz", image=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(StoreError, match="damaged"):
+        store.array(RUN, "image")
+    with pytest.raises(InvalidInput, match="Python objects"):
+        Measurements().array("image", np.array([{"a": 1}], dtype=object))
+
+
+def test_an_unknown_array_lists_what_there_is(tmp_path):
+    store = Store(tmp_path)
+    store.commit(RUN, measured(), {})
+    with pytest.raises(UnknownName, match="there are: image"):
+        store.array(RUN, "picture")
+
+
+def test_only_one_holder_of_a_run_at_a_time(tmp_path):
+    with Store(tmp_path).claim(RUN) as mine, Store(tmp_path).claim(RUN) as theirs:
+        assert mine
+        assert not theirs
+    with Store(tmp_path).claim(RUN) as again:
+        assert again
+
+
+def test_the_second_of_two_results_changes_nothing(tmp_path):
+    store = Store(tmp_path)
+    store.commit(RUN, measured(), {"seconds": 1})
+    store.commit(RUN, measured(), {"seconds": 2})
+    assert store.info(RUN)["seconds"] == 1
+
+
+def test_a_failure_is_forgotten_when_the_run_succeeds(tmp_path):
+    store = Store(tmp_path)
+    store.record_failure(RUN, "out of luck")
+    evidence = store.evidence([RUN], study="demo", scale=Scale.QUICK, workload="default")
+    assert [f.reason for f in evidence.failures] == ["out of luck"]
+    store.commit(RUN, measured(), {})
+    assert store.failure(RUN) is None
+
+
+def test_evidence_counts_what_is_missing_and_selects(tmp_path):
+    store = Store(tmp_path)
+    store.commit(RUN, measured(), {})
+    other = Run("demo", "gln", 4)
+    evidence = store.evidence([RUN, other], study="demo", scale=Scale.QUICK, workload="default")
+    assert (len(evidence.runs), evidence.missing, evidence.seeds) == (1, 1, 2)
+    assert evidence.select("accuracy", arm="mlp", task=2)["value"].tolist() == [0.8]
+    assert evidence.array(RUN, "image").shape == (2, 3)
+    with pytest.raises(UnknownName, match="there are: accuracy"):
+        evidence.select("loss")
+    with pytest.raises(UnknownName, match="there are: gln, mlp"):
+        evidence.select("accuracy", arm="svm")
+
+
+def test_measurements_may_not_shadow_the_identity(tmp_path):
+    m = Measurements()
+    m.add("accuracy", 1.0, workload="mine")
+    with pytest.raises(InvalidInput, match="rename"):
+        Store(tmp_path).commit(RUN, m, {})
+
+
+def test_a_file_in_the_place_of_the_folder(tmp_path):
+    (tmp_path / "results").write_text("")
+    with pytest.raises(StoreError, match="is a file"):
+        Store(tmp_path / "results")
+
+
+def test_run_ids_depend_on_everything_and_on_nothing_else():
+    base = Run("demo", "gln", 3, {"lr": 0.1, "m": 4})
+    assert base.id == Run("demo", "gln", 3, {"m": 4, "lr": 0.1}).id
+    others = [
+        Run("demo2", "gln", 3, base.settings),
+        Run("demo", "mlp", 3, base.settings),
+        Run("demo", "gln", 4, base.settings),
+        Run("demo", "gln", 3, {"lr": 0.1, "m": 5}),
+        Run("demo", "gln", 3, base.settings, Scale.FULL),
+        Run("demo", "gln", 3, base.settings, workload="mine"),
+        Run("demo", "gln", 3, base.settings, version=2),
+    ]
+    assert len({base.id, *(r.id for r in others)}) == 8
+    assert Run.from_dict(json.loads(json.dumps(base.to_dict()))) == base
+    with pytest.raises(InvalidInput, match="not a scalar"):
+        Run("demo", "gln", 0, {"widths": [1, 2]})
+
+
+def test_an_empty_evidence_has_the_columns(tmp_path):
+    evidence = Store(tmp_path).evidence([RUN], study="demo", scale=Scale.QUICK, workload="default")
+    assert isinstance(evidence.table, pd.DataFrame)
+    assert {"arm", "seed", "metric", "step", "value"} <= set(evidence.table)
+    assert evidence.missing == 1
