@@ -4,7 +4,8 @@ An estimand is a function of the evidence that gives a DataFrame with one row a 
 arm. One column is a level, two are treatment and control, more are the ordered levels of a trend. The classes below
 cover the usual cases; they describe themselves (for the digest, and for the fingerprint that shows a later change of a
 claim) and refuse evidence with several rows where one a seed is expected. A seed that lacks a value is a row with NaN:
-the judge reports it. What else a reader must know stands in ``table.attrs["notes"]``.
+the judge reports it. What else a reader must know stands in ``table.attrs["notes"]``; ``attrs["measured"]`` holds the
+seeds of each column, which tells a NaN that was measured from an unpaired arm's own set of seeds.
 """
 
 from __future__ import annotations
@@ -85,13 +86,16 @@ def _logarithm(table: pd.DataFrame, metric: str, log: bool) -> pd.DataFrame:
         return table
     if (table <= 0).any().any():
         raise InvalidInput(f"metric {metric!r} has values <= 0, which have no logarithm; use log=False.")
-    return table.apply(np.log)
+    logarithms = table.apply(np.log)
+    logarithms.attrs = table.attrs
+    return logarithms
 
 
 def _gather(columns: Mapping[Any, pd.Series], notes: list[str]) -> pd.DataFrame:
     table = pd.DataFrame(dict(columns)).sort_index().astype(np.float64)
     table.index.name = "seed"
     table.attrs["notes"] = list(dict.fromkeys(notes))
+    table.attrs["measured"] = {name: tuple(values.index) for name, values in columns.items()}
     return table
 
 

@@ -1,0 +1,497 @@
+"""The judge: what the evidence says of each claim.
+
+Rules, fixed before any data (``docs/how-claims-are-judged.md`` explains them in plain words). The effect is the mean
+over seeds: of the values, of treatment minus control, or of Spearman's correlation of value and level (``trend``).
+
+``greater``, ``less``
+    Supported if the effect lies beyond ``null`` in that direction, significantly. Contradicted if an effect of
+    ``margin`` or more in that direction is ruled out, significantly, or if the effect is there but its interval lies
+    short of the margin: smaller than what matters.
+``within``
+    Supported if the effect lies inside ``null ± margin`` by two one-sided tests, contradicted if significantly outside.
+``at_most``, ``at_least``
+    Supported if the effect lies on the allowed side of the limit ``null``, contradicted if on the other; significantly.
+test ``exact``
+    Supported if every seed satisfies the direction (for ``within``: inside ``null ± margin``; otherwise the margin is
+    not used), contradicted if any violates it. The estimate is the worst value. No p value.
+
+Everything else is ``inconclusive``, with the number of seeds that would give 80 % power at the margin. "Significantly"
+means a one-sided test at the claim's ``alpha`` after Holm's correction over all claims of the study that are due at
+this scale; supports are one family, contradictions another. A claim that is due but cannot be tested counts in its
+family with p = 1, so that failed runs never make the other tests easier. A contradiction takes precedence. The
+interval that vetoes "supported" is the one printed beside it: two-sided, 95 %, not corrected for the number of claims.
+
+Seeds that all agree (zero variance) are tested by exact sign flips (two arms: permutations), never by a t of infinity.
+Below five seeds the verdict says how few they are, below two there is none. What is missing or failed is listed in
+``warnings``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from mlcollage.errors import InvalidInput, MLCollageError
+from mlcollage.lab.claim import Claim, Status, Verdict
+from mlcollage.lab.evidence import Evidence, Failure
+from mlcollage.lab.run import Scale
+from mlcollage.stats._values import Floats, is_constant
+from mlcollage.stats.adaptive import Design, Goal, holm, required_seeds, tost
+from mlcollage.stats.bootstrap import bootstrap_t_interval, bootstrap_t_test, t_interval
+from mlcollage.stats.causal import (
+    page_trend,
+    permutation_test_two_sample,
+    sign_flip_interval,
+    sign_flip_test,
+    t_test,
+)
+
+__all__ = ["judge"]
+
+LEVEL = 0.95
+POWER = 0.8
+FEW = 5
+
+_DIRECTIONS = ("greater", "less", "within", "at_most", "at_least")
+_TESTS = ("t", "bootstrap_t", "sign_flip", "permutation", "trend", "exact")
+
+Samples = tuple[Floats, ...]
+"""One array (values, differences) or two (unpaired treatment and control)."""
+
+
+@dataclass(frozen=True)
+class _Procedure:
+    """A test and the interval that goes with it; both take one sample or two."""
+
+    name: str
+    p: Callable[..., float]
+    interval: Callable[[Samples], tuple[float, float]]
+
+
+def _t_interval(samples: Samples) -> tuple[float, float]:
+    return t_interval(samples[0], LEVEL, y=samples[1] if len(samples) == 2 else None)
+
+
+def _bootstrap_interval(samples: Samples) -> tuple[float, float]:
+    return bootstrap_t_interval(samples[0], LEVEL, y=samples[1] if len(samples) == 2 else None)
+
+
+def _flip_interval(samples: Samples) -> tuple[float, float]:
+    return sign_flip_interval(samples[0], LEVEL)
+
+
+_SIGN_FLIP = _Procedure("exact sign flips", sign_flip_test, _flip_interval)
+_PERMUTATION = _Procedure("permutation of arms", permutation_test_two_sample, _t_interval)
+
+
+def _procedure(test: str, columns: int, unpaired: bool) -> _Procedure:
+    kind = "two-arm " if unpaired else "paired " if columns == 2 else ""
+    return {
+        "t": _Procedure("Welch t" if unpaired else f"{kind}t", t_test, _t_interval),
+        "bootstrap_t": _Procedure(f"{kind}bootstrap-t", bootstrap_t_test, _bootstrap_interval),
+        "sign_flip": _SIGN_FLIP,
+        "permutation": _PERMUTATION,
+    }[test]
+
+
+@dataclass
+class _Finding:
+    """What was found of one claim before the correction over claims."""
+
+    claim: Claim
+    status: Status | None = None
+    reason: str = ""
+    estimate: float | None = None
+    interval: tuple[float, float] | None = None
+    seeds: int = 0
+    p_support: float | None = None
+    p_contradict: float | None = None
+    test: str = ""
+    seeds_needed: int | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def in_family(self) -> bool:
+        """Whether the claim counts in Holm's correction."""
+        return self.status is not Status.UNTESTED and self.claim.test != "exact"
+
+
+def judge(claims: Sequence[Claim], evidence: Evidence) -> dict[str, Verdict]:
+    """Verdicts on all claims of a study, by claim id; the rules are in the module's docstring.
+
+    Pure and deterministic. A claim that the evidence cannot answer (an arm that is absent, a single seed) gets an
+    inconclusive verdict with the reason; it never stops the others.
+
+    Parameters
+    ----------
+    claims
+        All claims of the study: Holm's correction is over these.
+    evidence
+        What was measured.
+
+    Raises
+    ------
+    InvalidInput
+        If the claims themselves are malformed: two with one id, or a test that does not fit the design.
+
+    Examples
+    --------
+    >>> from mlcollage.lab.estimand import Difference
+    >>> claim = Claim("C1", "a beats b", "Arm a is more accurate.", "Fig. 1", Difference("accuracy", "a", "b"),
+    ...               "greater", margin=0.02, factor=100, unit="pts", digits=1)
+    >>> values = {"a": [0.91, 0.94, 0.90, 0.93, 0.92, 0.93], "b": [0.86, 0.90, 0.84, 0.89, 0.85, 0.88]}
+    >>> table = pd.DataFrame([{"arm": arm, "seed": seed, "metric": "accuracy", "step": 0, "value": v}
+    ...                       for arm, column in values.items() for seed, v in enumerate(column)])
+    >>> verdict = judge([claim], Evidence("demo", Scale.QUICK, "digits", table))["C1"]
+    >>> verdict.status.value, verdict.effect, verdict.test
+    ('supported', '+5.2 pts [3.9, 6.4]', 'paired t')
+    """
+    _check_claims(claims)
+    findings = [_examine(claim, evidence) for claim in claims]
+    family = [f for f in findings if f.in_family]
+    support = holm([1.0 if f.p_support is None else f.p_support for f in family])
+    contradict = holm([1.0 if f.p_contradict is None else f.p_contradict for f in family])
+    adjusted = {f.claim.id: (float(s), float(c)) for f, s, c in zip(family, support, contradict, strict=True)}
+    verdicts = {}
+    for f in findings:
+        p_holm = None
+        if f.status is None:
+            p_holm, p_contradict = adjusted[f.claim.id]
+            f.status, f.reason = _decide(f, p_holm, p_contradict)
+        verdicts[f.claim.id] = Verdict(
+            claim=f.claim,
+            status=f.status,
+            scale=Scale(evidence.scale),
+            workload=evidence.workload,
+            estimate=f.estimate,
+            interval=f.interval,
+            level=LEVEL,
+            seeds=f.seeds,
+            p_value=f.p_support,
+            p_holm=p_holm,
+            test=f.test,
+            seeds_needed=f.seeds_needed,
+            reason=f.reason,
+            warnings=tuple(f.warnings),
+        )
+    return verdicts
+
+
+def _check_claims(claims: Sequence[Claim]) -> None:
+    seen: set[str] = set()
+    for c in claims:
+        if c.id in seen:
+            raise InvalidInput(f"two claims have the id {c.id!r}; ids must differ.")
+        seen.add(c.id)
+        if c.direction not in _DIRECTIONS:
+            raise InvalidInput(f"claim {c.id}: direction {c.direction!r} must be one of {', '.join(_DIRECTIONS)}.")
+        if c.test not in _TESTS:
+            raise InvalidInput(f"claim {c.id}: test {c.test!r} must be one of {', '.join(_TESTS)}.")
+        if c.test == "permutation" and c.paired:
+            raise InvalidInput(f"claim {c.id}: test 'permutation' is unpaired; set paired=False or use 'sign_flip'.")
+        if c.test in ("sign_flip", "trend") and not c.paired:
+            raise InvalidInput(f"claim {c.id}: test {c.test!r} needs seeds that pair the arms; paired is False.")
+        if c.test == "trend" and (c.direction not in ("greater", "less") or c.null != 0 or c.margin >= 1):
+            raise InvalidInput(
+                f"claim {c.id}: a trend has direction 'greater' or 'less', null=0 and a margin below 1 "
+                "(its effect is a rank correlation)."
+            )
+
+
+def _examine(claim: Claim, evidence: Evidence) -> _Finding:
+    """Estimate and raw p values, or the reason why there are none."""
+    found = _Finding(claim)
+    scale = Scale(evidence.scale)
+    if scale is Scale.SMOKE or scale.rank < Scale(claim.from_scale).rank:
+        found.status, found.reason = Status.UNTESTED, "not tested at this scale"
+        return found
+    failures = _relevant(evidence, claim)
+    if failures:
+        found.warnings.append(_failure_text(failures))
+    if evidence.missing:
+        found.warnings.append(f"{evidence.missing} run{_s(evidence.missing)} of the study not finished yet")
+    try:
+        if evidence.table.empty:
+            raise InvalidInput("nothing was measured.")
+        table = _table_of(claim, evidence)
+        found.warnings += table.attrs.get("notes", [])
+        {"exact": _exact, "trend": _trend}.get(claim.test, _mean)(found, table)
+    except MLCollageError as error:
+        found.status, found.reason = Status.INCONCLUSIVE, str(error)
+    return found
+
+
+def _table_of(claim: Claim, evidence: Evidence) -> pd.DataFrame:
+    table = claim.estimand(evidence)
+    if not isinstance(table, pd.DataFrame):
+        raise TypeError(f"the estimand of claim {claim.id} gave {type(table).__name__}, not a DataFrame.")
+    if table.index.has_duplicates:
+        seeds = table.index[table.index.duplicated()].unique()
+        raise InvalidInput(
+            f"several rows for seed {_listed(seeds)}: one row a seed was expected. If they are episodes or batches, "
+            "average them inside the run: the seed is the unit of replication."
+        )
+    if table.empty:
+        raise InvalidInput("the estimand gave no values.")
+    attrs = table.attrs
+    table = table.astype(np.float64)
+    table.attrs = attrs
+    return table
+
+
+def _relevant(evidence: Evidence, claim: Claim) -> list[Failure]:
+    """Failed runs that could have fed the claim: of its arms, or of an arm name that no row carries (replicas)."""
+    arms = getattr(claim.estimand, "arms", ())
+    if not arms:
+        return list(evidence.failures)
+    measured = set(evidence.table["arm"]) if len(evidence.table) else set()
+    return [f for f in evidence.failures if f.run.arm in arms or f.run.arm not in measured]
+
+
+def _failure_text(failures: Sequence[Failure]) -> str:
+    listed = "; ".join(f"{f.run.arm} seed {f.run.seed}: {f.reason}" for f in failures)
+    return f"{len(failures)} run{_s(len(failures))} failed ({listed})"
+
+
+def _s(count: int) -> str:
+    return "" if count == 1 else "s"
+
+
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(str(v) for v in values)
+
+
+def _complete(found: _Finding, table: pd.DataFrame) -> pd.DataFrame:
+    """Rows that are finite in every column; the others are named in the warnings."""
+    finite = pd.DataFrame(np.isfinite(table.to_numpy()), index=table.index, columns=table.columns)
+    lost = [
+        f"seed {seed} ({_listed(c for c in table.columns if not finite.at[seed, c])})"
+        for seed in table.index[~finite.all(axis=1)]
+    ]
+    if lost:
+        found.warnings.append(f"left out for want of a finite value: {_listed(lost)}")
+    return table[finite.all(axis=1)]
+
+
+def _measured(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """The column's own seeds: an unpaired arm need not have those of the other."""
+    seeds = table.attrs.get("measured", {}).get(column)
+    return table[[column]] if seeds is None else table.loc[list(seeds), [column]]
+
+
+def _exact(found: _Finding, table: pd.DataFrame) -> None:
+    """Every seed must satisfy the claim; the estimate is the worst of them."""
+    claim = found.claim
+    values = _effects(claim, table).to_numpy()
+    known = values[~np.isnan(values)]
+    found.seeds, found.test = len(known), "every seed"
+    if len(known) < len(values):
+        missing = _listed(table.index[np.isnan(values)])
+        found.warnings.append(f"no value for seed {missing}")
+    if not len(known):
+        raise InvalidInput("no seed has a value.")
+    found.estimate = float(known[np.argmax(_badness(claim, known))])
+    satisfied = {
+        "greater": known > claim.null,
+        "less": known < claim.null,
+        "within": np.abs(known - claim.null) <= claim.margin,
+        "at_most": known <= claim.null,
+        "at_least": known >= claim.null,
+    }[claim.direction]
+    bad = int((~satisfied).sum())
+    if bad:
+        found.status = Status.CONTRADICTED
+        found.reason = f"{bad} of {len(known)} seed{_s(len(known))} violate{'s' if bad == 1 else ''} it"
+    elif len(known) < len(values):
+        found.status = Status.INCONCLUSIVE
+        found.reason = f"all {len(known)} values satisfy it, but {len(values) - len(known)} are missing"
+    else:
+        found.status = Status.SUPPORTED
+        found.reason = f"every seed satisfies it ({len(known)})"
+
+
+def _badness(claim: Claim, values: Floats) -> Floats:
+    """How unfavourable each value is to the claim."""
+    if claim.direction == "within":
+        return np.abs(values - claim.null)
+    return values if claim.direction in ("less", "at_most") else -values
+
+
+def _effects(claim: Claim, table: pd.DataFrame) -> pd.Series:
+    """One effect a seed: the value itself, or treatment minus control."""
+    if table.shape[1] > 2:
+        raise InvalidInput(
+            f"the estimand gives {table.shape[1]} columns; test {claim.test!r} takes one (values) or two "
+            "(treatment, control)."
+        )
+    return table.iloc[:, 0] if table.shape[1] == 1 else table.iloc[:, 0] - table.iloc[:, 1]
+
+
+def _enough(found: _Finding, n: int) -> None:
+    found.seeds = n
+    if n < 2:
+        raise InvalidInput(f"{n or 'no'} seed{_s(n)} with all values: variance not identifiable.")
+    if n < FEW:
+        found.warnings.append(f"only {n} seeds")
+
+
+def _mean(found: _Finding, table: pd.DataFrame) -> None:
+    """Estimate, interval and p values of a mean or of a difference of means."""
+    claim = found.claim
+    columns = table.shape[1]
+    effects = _effects(claim, table)
+    unpaired = columns == 2 and not claim.paired
+    samples: Samples
+    if unpaired:
+        samples = tuple(_complete(found, _measured(table, c))[c].to_numpy() for c in table.columns)
+        _enough(found, min(len(s) for s in samples))
+        found.estimate = float(samples[0].mean() - samples[1].mean())
+    elif claim.test == "permutation":
+        raise InvalidInput("test 'permutation' compares two arms; the estimand gives one column.")
+    else:
+        kept = _complete(found, table)
+        samples = (effects[kept.index].to_numpy(),)
+        _enough(found, len(kept))
+        found.estimate = float(samples[0].mean())
+    procedure = _procedure(claim.test, columns, unpaired)
+    raw = table.to_numpy()
+    magnitude = float(np.abs(raw[np.isfinite(raw)]).max())
+    degenerate = all(is_constant(s, magnitude) for s in samples)
+    if degenerate:
+        procedure = _PERMUTATION if unpaired else _SIGN_FLIP
+        found.warnings.append(f"no variation over seeds: p value from {procedure.name}, no interval")
+    else:
+        ends = procedure.interval(samples)
+        if np.isfinite(ends).all():
+            found.interval = ends
+        else:
+            found.warnings.append(f"no {LEVEL:.0%} interval from {procedure.name}: too few different values")
+    found.test = f"{procedure.name}, two one-sided" if claim.direction == "within" else procedure.name
+    found.p_support, found.p_contradict = _p_values(claim, samples, procedure.p)
+    if not degenerate:
+        found.seeds_needed = _needed(claim, samples)
+    lost = len(table) - len(samples[0])
+    if not unpaired and lost:
+        worst = samples[0][np.argmax(_badness(claim, samples[0]))]
+        p = _p_values(claim, (np.concatenate([samples[0], np.full(lost, worst)]),), sign_flip_test)[0]
+        found.warnings.append(f"with each seed left out counted at the worst value seen, p = {_p(p)} (sign flips)")
+
+
+def _p_values(claim: Claim, samples: Samples, p: Callable[..., float]) -> tuple[float, float]:
+    """Raw one-sided p values of "supported" and of "contradicted"."""
+    null, margin = claim.null, claim.margin
+    if claim.direction == "within":
+        inside = tost(*samples, low=null - margin, high=null + margin, test=p)
+        above = p(*samples, null=null + margin, alternative="greater")
+        below = p(*samples, null=null - margin, alternative="less")
+        return inside, min(1.0, 2 * min(above, below))
+    if claim.direction in ("at_most", "at_least"):
+        low, high = (p(*samples, null=null, alternative=a) for a in ("less", "greater"))
+        return (low, high) if claim.direction == "at_most" else (high, low)
+    if claim.direction == "greater":
+        return p(*samples, null=null, alternative="greater"), p(*samples, null=null + margin, alternative="less")
+    return p(*samples, null=null, alternative="less"), p(*samples, null=null - margin, alternative="greater")
+
+
+def _trend(found: _Finding, table: pd.DataFrame) -> None:
+    """Page's test for support; a t test of the seeds' rank correlations against the margin for contradiction."""
+    claim = found.claim
+    if table.shape[1] < 3:
+        raise InvalidInput(f"the estimand gives {table.shape[1]} columns; a trend needs at least 3 ordered levels.")
+    kept = _complete(found, table)
+    _enough(found, len(kept))
+    rising = claim.direction == "greater"
+    page = page_trend(kept.to_numpy(), "greater" if rising else "less")
+    rho = page.correlations
+    found.estimate, found.test, found.p_support = float(rho.mean()), "Page trend", page.p_value
+    against: Callable[..., float] = t_test
+    if is_constant(rho, 1.0):
+        against = sign_flip_test
+        found.warnings.append(
+            "every seed has the same rank correlation: no interval, and sign flips against the margin"
+        )
+    else:
+        low, high = t_interval(rho, LEVEL)
+        found.interval = (max(low, -1.0), min(high, 1.0))
+        found.seeds_needed = _needed(claim, (rho,))
+    sign = 1 if rising else -1
+    found.p_contradict = against(sign * rho, null=claim.margin, alternative="less")
+
+
+def _needed(claim: Claim, samples: Samples) -> int | None:
+    """Seeds (in each arm) for 80 % power at the margin with the observed standard deviation, by the t test."""
+    if claim.margin == 0:
+        return None
+    goal: Goal = "equivalence" if claim.direction == "within" else "difference"
+    sd = float(np.sqrt(np.mean([s.var(ddof=1) for s in samples])))
+    design: Design = "unpaired" if len(samples) == 2 else "one_sample"
+    try:
+        n = required_seeds(claim.margin, sd, alpha=claim.alpha, power=POWER, design=design, goal=goal)
+    except InvalidInput:  # more than a thousand million
+        return None
+    if claim.test == "sign_flip":  # the smallest p value is 2^-n
+        n = max(n, int(np.ceil(-np.log2(claim.alpha))))
+    return n
+
+
+def _decide(f: _Finding, p_support: float, p_contradict: float) -> tuple[Status, str]:
+    """Status and reason from Holm-adjusted p values."""
+    claim = f.claim
+    shown = p_support <= claim.alpha
+    if p_contradict <= claim.alpha:
+        return Status.CONTRADICTED, _contradiction(f, shown) + f" (p = {_p(p_contradict)} after Holm)"
+    if shown and _short_of_margin(f):
+        return Status.CONTRADICTED, _contradiction(f, shown) + f" (p = {_p(p_support)} after Holm; see the interval)"
+    if shown:
+        return Status.SUPPORTED, f"{_support(claim)} (p = {_p(p_support)} after Holm)"
+    reason = f"{f.seeds} seeds neither show it nor rule it out (p = {_p(p_support)} after Holm)"
+    if f.seeds_needed is not None:
+        reason += f"; {POWER:.0%} power for {_size(claim)} takes about {f.seeds_needed}, other claims not counted"
+    return Status.INCONCLUSIVE, reason
+
+
+def _short_of_margin(f: _Finding) -> bool:
+    """Whether the printed interval shows the effect to be smaller than what matters."""
+    c = f.claim
+    if f.interval is None or c.direction not in ("greater", "less"):
+        return False
+    low, high = f.interval
+    return high < c.null + c.margin if c.direction == "greater" else low > c.null - c.margin
+
+
+def _size(claim: Claim) -> str:
+    return claim.format(claim.margin, signed=False)
+
+
+def _support(claim: Claim) -> str:
+    limit = claim.format(claim.null, signed=False)
+    if claim.test == "trend":
+        return "rises along the levels" if claim.direction == "greater" else "falls along the levels"
+    return {
+        "greater": f"above {limit}",
+        "less": f"below {limit}",
+        "within": f"within {_size(claim)} of {limit}",
+        "at_most": f"below {limit}",
+        "at_least": f"above {limit}",
+    }[claim.direction]
+
+
+def _contradiction(f: _Finding, shown: bool) -> str:
+    claim = f.claim
+    if claim.direction in ("greater", "less"):
+        if shown:
+            return f"there is an effect, but smaller than what matters, {_size(claim)}"
+        return f"an effect of {_size(claim)} or more is ruled out"
+    limit = claim.format(claim.null, signed=False)
+    return {
+        "within": f"more than {_size(claim)} from {limit}",
+        "at_most": f"above {limit}",
+        "at_least": f"below {limit}",
+    }[claim.direction]
+
+
+def _p(p: float) -> str:
+    return f"{p:.2g}" if p >= 0.001 else f"{p:.0e}"
