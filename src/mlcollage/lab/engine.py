@@ -137,7 +137,7 @@ class LocalEngine:
                 lock.close()
                 on_event(Event("done", run))
                 continue
-            arguments = (study.slug, run.to_dict(), study.workload_spec, str(store.root.absolute()), os.getcwd())
+            arguments = (study.slug, run.to_dict(), study.workload_spec, str(store.root.absolute()), dict(os.environ))
             process = context.Process(target=worker_main, args=arguments, daemon=True)
             with _one_thread_environment():
                 process.start()

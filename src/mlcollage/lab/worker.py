@@ -56,10 +56,13 @@ def execute(study: Study, run: Run, store: Store) -> None:
     store.commit(run, measurements, info)
 
 
-def main(slug: str, spec: dict[str, Any], workload: str | None, root: str, folder: str) -> None:
+def main(slug: str, spec: dict[str, Any], workload: str | None, root: str, environment: dict[str, str]) -> None:
     """Body of a run's own process: one BLAS thread, gone with its parent, failures written down."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     _die_with_parent()
+    # The process was forked from a server that may be older than the parent's present environment.
+    os.environ.update({**environment, **dict.fromkeys(THREAD_VARIABLES, "1")})
+    folder = os.getcwd()
     _prefer_this_process_when_memory_runs_out()
     if folder not in sys.path:
         sys.path.insert(0, folder)  # so that --workload module:function finds modules beside the user
