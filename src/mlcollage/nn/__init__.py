@@ -1,0 +1,1 @@
+"""Networks that return their intermediate activations by name: MLP, convolutional network, ResNet, ViT."""

@@ -1,0 +1,1 @@
+"""Training: one loop, many networks at once (``replicas``), learning-rate schedules."""

@@ -1,0 +1,94 @@
+"""A small convolutional network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from mlcollage.errors import InvalidInput
+from mlcollage.nn._parts import as_image_shape, as_size, as_sizes, check_input, keep, make_activation
+from mlcollage.nn.norm import TLU, image_norm
+
+__all__ = ["ConvNet"]
+
+
+class ConvNet(nn.Module):
+    """A few 3x3 convolutions, each with normalisation and ReLU, then global average pooling and a linear map.
+
+    Parameters
+    ----------
+    in_shape
+        (channels, height, width) of one image.
+    num_classes
+        Number of logits.
+    widths
+        Channels of each convolution.
+    norm
+        ``"batch"``, ``"group"``, ``"frn"`` (whose nonlinearity is the :class:`~mlcollage.nn.norm.TLU`) or None.
+    strides
+        Stride of each convolution; by default 1 for the first and 2 for every other.
+
+    Raises
+    ------
+    InvalidInput
+        For a shape that is not (channels, height, width), sizes that are not positive whole numbers, and inputs of
+        another shape.
+    UnknownName
+        For an unknown norm.
+
+    Notes
+    -----
+    Activations, in order of execution: ``conv1``, ``norm1`` (if there is one), ``relu1`` (``tlu1`` with FRN), ...,
+    ``pool``, ``logits``. All but the last are also the names of the modules that made them.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = ConvNet((1, 16, 16), 10, widths=(8, 16), norm="group")
+    >>> logits, acts = model(torch.zeros(4, 1, 16, 16), activations=True)
+    >>> list(acts)
+    ['conv1', 'norm1', 'relu1', 'conv2', 'norm2', 'relu2', 'pool', 'logits']
+    >>> tuple(acts["relu2"].shape)
+    (4, 16, 8, 8)
+    """
+
+    def __init__(
+        self,
+        in_shape: tuple[int, int, int],
+        num_classes: int,
+        widths: Sequence[int] = (16, 32, 64),
+        *,
+        norm: str | None = "batch",
+        strides: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_shape = as_image_shape(in_shape)
+        self.num_classes = as_size(num_classes, "num_classes")
+        widths = as_sizes(widths, "widths")
+        strides = (1,) + (2,) * (len(widths) - 1) if strides is None else as_sizes(strides, "strides")
+        if len(strides) != len(widths):
+            raise InvalidInput(f"strides={strides} must hold one number for each of the {len(widths)} widths {widths}.")
+        self.depth = len(widths)
+        self.nonlinearity = "tlu" if norm == "frn" else "relu"
+        channels = self.in_shape[0]
+        for i, (width, stride) in enumerate(zip(widths, strides, strict=True), start=1):
+            # A normalisation's own shift makes the bias of the convolution redundant.
+            self.add_module(f"conv{i}", nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=norm is None))
+            layer = image_norm(norm, width)
+            if norm is not None:
+                self.add_module(f"norm{i}", layer)
+            self.add_module(f"{self.nonlinearity}{i}", TLU(width) if norm == "frn" else make_activation("relu"))
+            channels = width
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head = nn.Linear(channels, self.num_classes)
+
+    def forward(self, x: Tensor, activations: bool = False) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """Logits (batch, classes) of x (batch, *in_shape); with ``activations=True`` also the activations by name."""
+        check_input(x, self.in_shape)
+        record: dict[str, Tensor] | None = {} if activations else None
+        for name, layer in self.named_children():
+            if name != "head":
+                x = keep(record, name, layer(x))
+        logits = keep(record, "logits", self.head(x))
+        return logits if record is None else (logits, record)

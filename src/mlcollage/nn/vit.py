@@ -1,0 +1,234 @@
+"""A small vision transformer (Dosovitskiy et al. 2021, arXiv:2010.11929, section 3.1)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mlcollage.errors import InvalidInput
+from mlcollage.nn._parts import as_image_shape, as_size, as_sizes, check_input, keep
+
+__all__ = ["ViT"]
+
+
+class _Patches(nn.Module):
+    """Cut an image into patches and map each linearly; a stride-p convolution written as one matrix product."""
+
+    def __init__(self, in_shape: tuple[int, int, int], patch: tuple[int, int], dim: int) -> None:
+        super().__init__()
+        self.patch = patch
+        self.linear = nn.Linear(in_shape[0] * patch[0] * patch[1], dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        (b, c, h, w), (p, q) = x.shape, self.patch
+        x = x.reshape(b, c, h // p, p, w // q, q).permute(0, 2, 4, 1, 3, 5)
+        return self.linear(x.reshape(b, (h // p) * (w // q), c * p * q))
+
+
+class _Attention(nn.Module):
+    """Multi-head self-attention: softmax(q k^T / sqrt(d)) v."""
+
+    def __init__(self, dim: int, heads: int, dropout: float, fused: bool) -> None:
+        super().__init__()
+        self.heads, self.dropout, self.fused = heads, dropout, fused
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, record: dict[str, Tensor] | None = None, name: str = "") -> Tensor:
+        b, t, d = x.shape
+        qkv = self.qkv(x).reshape(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv[0], qkv[1], qkv[2]
+        if self.fused and record is None:
+            p = self.dropout if self.training else 0.0
+            h = F.scaled_dot_product_attention(q, k, v, dropout_p=p)
+        else:
+            a = (q @ k.transpose(-2, -1) / math.sqrt(d // self.heads)).softmax(-1)
+            a = keep(record, f"{name}.weights", a)
+            h = F.dropout(a, self.dropout, self.training).to(v.dtype) @ v
+        return self.proj(h.transpose(1, 2).reshape(b, t, d))
+
+
+class _Mlp(nn.Module):
+    """Linear, GELU, linear."""
+
+    def __init__(self, dim: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(dim, hidden)
+        self.gelu = nn.GELU()
+        self.drop = nn.Dropout(dropout)
+        self.linear2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor, record: dict[str, Tensor] | None = None, name: str = "") -> Tensor:
+        h = keep(record, f"{name}.gelu", self.gelu(self.linear1(x)))
+        return self.linear2(self.drop(h))
+
+
+class _Block(nn.Module):
+    """Pre-norm transformer block: x + attn(ln1(x)), then x + mlp(ln2(x))."""
+
+    def __init__(self, dim: int, heads: int, hidden: int, dropout: float, drop_path: float, fused: bool) -> None:
+        super().__init__()
+        self.ln1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = _Attention(dim, heads, dropout, fused)
+        self.ln2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = _Mlp(dim, hidden, dropout)
+        self.drop = nn.Dropout(dropout)
+        self.drop_path = drop_path
+
+    def _residual(self, x: Tensor, branch: Tensor) -> Tensor:
+        branch = self.drop(branch)
+        if self.training and self.drop_path > 0:
+            # Stochastic depth: the whole branch of a sample is dropped, the others are scaled up to keep the mean.
+            branch = branch * F.dropout(torch.ones_like(branch[:, :1, :1]), self.drop_path)
+        return x + branch
+
+    def forward(self, x: Tensor, record: dict[str, Tensor] | None = None, name: str = "") -> Tensor:
+        h = keep(record, f"{name}.ln1", self.ln1(x))
+        h = keep(record, f"{name}.attn", self.attn(h, record, f"{name}.attn"))
+        x = keep(record, f"{name}.add1", self._residual(x, h))
+        h = keep(record, f"{name}.ln2", self.ln2(x))
+        h = keep(record, f"{name}.mlp", self.mlp(h, record, f"{name}.mlp"))
+        return keep(record, f"{name}.add2", self._residual(x, h))
+
+
+class ViT(nn.Module):
+    """Vision transformer: patches, learned position embedding, pre-norm blocks, class token or mean pooling.
+
+    Weights start from a normal distribution of standard deviation 0.02 cut at two standard deviations, biases from
+    zero (as ViT and its successors do); LayerNorm has the reference's epsilon of 1e-6.
+
+    Parameters
+    ----------
+    in_shape
+        (channels, height, width) of one image. A series of length n is an image of shape (channels, 1, n).
+    num_classes
+        Number of logits.
+    patch_size
+        Side of a patch, or (height, width); it must divide the image.
+    dim
+        Width of a token; a multiple of ``heads``.
+    depth
+        Number of blocks.
+    heads
+        Attention heads in each block.
+    mlp_ratio
+        Hidden units of each block's MLP over ``dim``.
+    pool
+        ``"token"``: the logits are read from a class token, the first; ``"mean"``: from the mean of all patch
+        tokens, without a class token.
+    dropout
+        Probability of dropout on embeddings, attention weights, MLP units and branch outputs.
+    stochastic_depth
+        Probability of dropping a branch for a sample in the last block; it grows linearly from 0 in the first.
+    fused
+        Use torch's fused attention kernel. It saves memory and, with many tokens, time, but has no second derivative
+        and no fast path through ``torch.vmap`` on a CPU. Not used when activations are asked for.
+
+    Raises
+    ------
+    InvalidInput
+        For an image that the patches do not tile, a width that the heads do not divide, sizes that are not positive
+        whole numbers, probabilities outside [0, 1), and inputs of another shape.
+
+    Notes
+    -----
+    Activations, in order of execution: ``patches`` (batch, patches, dim), ``embed`` (with class token and position);
+    for each block ``block1.ln1``, ``block1.attn.weights`` (batch, heads, tokens, tokens), ``block1.attn``,
+    ``block1.add1``, ``block1.ln2``, ``block1.mlp.gelu``, ``block1.mlp``, ``block1.add2`` (the residual stream after
+    the block); ``norm``, ``pool``, ``logits``. Where a name is a module's path, the value is that module's output;
+    every value is the one that the logits were computed from, so gradients with respect to it are right.
+
+    Examples
+    --------
+    >>> model = ViT((1, 28, 28), 10, patch_size=7, dim=32, depth=2)
+    >>> logits, acts = model(torch.zeros(4, 1, 28, 28), activations=True)
+    >>> tuple(logits.shape), tuple(acts["block2.attn.weights"].shape), tuple(acts["block1.add2"].shape)
+    ((4, 10), (4, 4, 17, 17), (4, 17, 32))
+    """
+
+    def __init__(
+        self,
+        in_shape: tuple[int, int, int],
+        num_classes: int,
+        *,
+        patch_size: int | tuple[int, int] = 4,
+        dim: int = 64,
+        depth: int = 4,
+        heads: int = 4,
+        mlp_ratio: float = 2.0,
+        pool: str = "token",
+        dropout: float = 0.0,
+        stochastic_depth: float = 0.0,
+        fused: bool = False,
+    ) -> None:
+        super().__init__()
+        self.in_shape = as_image_shape(in_shape)
+        self.num_classes = as_size(num_classes, "num_classes")
+        self.patch_size = _patch_size(patch_size, self.in_shape)
+        self.grid = (self.in_shape[1] // self.patch_size[0], self.in_shape[2] // self.patch_size[1])
+        dim, self.depth, heads = as_size(dim, "dim"), as_size(depth, "depth"), as_size(heads, "heads")
+        if dim % heads:
+            raise InvalidInput(f"dim={dim} is not a multiple of heads={heads}; each head gets dim / heads numbers.")
+        if pool not in ("token", "mean"):
+            raise InvalidInput(f"pool must be 'token' or 'mean', not {pool!r}.")
+        for name, p in (("dropout", dropout), ("stochastic_depth", stochastic_depth)):
+            if not 0 <= p < 1:
+                raise InvalidInput(f"{name} must be a probability in [0, 1), not {p!r}.")
+        hidden = as_size(round(mlp_ratio * dim), "mlp_ratio * dim")
+
+        self.patches = _Patches(self.in_shape, self.patch_size, dim)
+        self.token = nn.Parameter(torch.zeros(1, 1, dim)) if pool == "token" else None
+        tokens = self.grid[0] * self.grid[1] + (pool == "token")
+        self.position = nn.Parameter(torch.zeros(1, tokens, dim))
+        self.drop = nn.Dropout(dropout)
+        for i in range(self.depth):
+            path = stochastic_depth * i / max(1, self.depth - 1)
+            self.add_module(f"block{i + 1}", _Block(dim, heads, hidden, dropout, path, fused))
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.head = nn.Linear(dim, self.num_classes)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                _trunc_normal(module.weight)
+                nn.init.zeros_(module.bias)
+        _trunc_normal(self.position)
+        if self.token is not None:
+            _trunc_normal(self.token)
+
+    def forward(self, x: Tensor, activations: bool = False) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """Logits (batch, classes) of x (batch, *in_shape); with ``activations=True`` also the activations by name."""
+        check_input(x, self.in_shape)
+        record: dict[str, Tensor] | None = {} if activations else None
+        x = keep(record, "patches", self.patches(x))
+        if self.token is not None:
+            x = torch.cat([self.token.expand(x.shape[0], -1, -1).to(x.dtype), x], 1)
+        x = keep(record, "embed", self.drop(x + self.position))
+        for i in range(1, self.depth + 1):
+            x = self.get_submodule(f"block{i}")(x, record, f"block{i}")
+        x = keep(record, "norm", self.norm(x))
+        x = keep(record, "pool", x.mean(1) if self.token is None else x[:, 0])
+        logits = keep(record, "logits", self.head(x))
+        return logits if record is None else (logits, record)
+
+
+def _trunc_normal(tensor: Tensor, std: float = 0.02) -> None:
+    nn.init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std)
+
+
+def _patch_size(patch_size: int | tuple[int, int], in_shape: tuple[int, int, int]) -> tuple[int, int]:
+    sides = as_sizes(patch_size if isinstance(patch_size, tuple | list) else (patch_size, patch_size), "patch_size")
+    if len(sides) != 2:
+        raise InvalidInput(f"patch_size must be one side or (height, width), not {patch_size!r}.")
+    for side, size, what in zip(sides, in_shape[1:], ("height", "width"), strict=True):
+        if size % side:
+            fits = [d for d in range(1, size + 1) if size % d == 0]
+            raise InvalidInput(
+                f"patches of {what} {side} do not tile an image of {what} {size}; choose one of "
+                f"{', '.join(map(str, fits))}, or pad or resize the images."
+            )
+    return sides[0], sides[1]

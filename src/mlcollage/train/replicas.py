@@ -1,0 +1,462 @@
+"""R networks trained as one stacked model: many seeds, or settings, at little more than the cost of one.
+
+Small networks leave a processor idle: each step is a row of small operations whose overhead costs more than their
+arithmetic. :class:`Replicas` stacks the parameters of R networks along a new first dimension and runs all of them
+with ``torch.func.vmap``, so that R small matrix products become one batched product. Every replica computes what it
+would compute alone, to rounding.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+
+from mlcollage.errors import InvalidInput
+from mlcollage.nn.init import build, seeded
+
+__all__ = ["Replicas", "stackable"]
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+InDims = tuple[int | None, int | None]
+
+
+def stackable(model: nn.Module) -> str | None:
+    """Why copies of a model cannot be trained as one stacked model, in one sentence; None if nothing speaks against it.
+
+    Looks at the modules only. What a ``forward`` does in plain Python (``.item()``, branches on values, indexing with
+    masks) shows when it runs; :meth:`Replicas.step` then says so.
+
+    Parameters
+    ----------
+    model
+        Any network.
+
+    Examples
+    --------
+    >>> stackable(nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8))) is None
+    True
+    >>> print(stackable(nn.LSTM(3, 8)))
+    it uses LSTM, which torch.vmap cannot run; train the seeds one after the other, or in processes.
+    """
+    for name, module in model.named_modules():
+        where = f"its layer {name!r}" if name else "it"
+        if isinstance(module, nn.RNNBase):
+            return (
+                f"{where} uses {type(module).__name__}, which torch.vmap cannot run; "
+                "train the seeds one after the other, or in processes."
+            )
+        if isinstance(module, nn.SyncBatchNorm):
+            return f"{where} is a SyncBatchNorm, which spans processes; use BatchNorm2d or group norm."
+        if (
+            isinstance(module, nn.modules.batchnorm._NormBase)
+            and module.track_running_stats
+            and module.momentum is None
+        ):
+            return (
+                f"{where} is a batch norm with momentum=None, whose cumulative average torch.vmap cannot run; "
+                "give it a momentum such as 0.1, or use group norm."
+            )
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
+            return f"{where} is an embedding with sparse gradients; make it with sparse=False."
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if nn.parameter.is_lazy(tensor):
+            return f"its parameter {name!r} is lazy; run one batch through the model in model_fn before returning it."
+    if not any(p.requires_grad for p in model.parameters()):
+        return "it has no trainable parameter."
+    return None
+
+
+class Replicas:
+    r"""R networks of one architecture, trained together.
+
+    With stacked parameters :math:`\theta = (\theta_1, \dots, \theta_R)` and the sum
+    :math:`L(\theta) = \sum_r L_r(\theta_r)`, one backward pass gives every replica its own gradient, since
+    :math:`\nabla_{\theta_r} L = \nabla L_r`. Optimisers that work element by element (SGD with momentum and weight
+    decay, Adam, AdamW, RMSprop, ...) then update the stack as they would update each network. A learning rate for
+    each replica is exact for every optimiser whose update is proportional to it: the step is taken with the largest
+    rate :math:`\eta_\max` and each replica goes the share :math:`\eta_r / \eta_\max` of it,
+    :math:`\theta_r \leftarrow \theta_r + (\eta_r / \eta_\max) \, (\theta_r^+ - \theta_r)`. Both properties are tried
+    out on a tiny problem when the object is made, and an optimiser that lacks them is refused.
+
+    Parameters
+    ----------
+    model_fn
+        Makes a fresh network; called once for each seed, always giving the same architecture.
+    seeds
+        One for each replica; replica r starts as ``build(model_fn, seeds[r])`` does.
+    optimizer
+        A ``torch.optim`` class, or a function from the list of stacked parameters (each with a first dimension of
+        R) to an optimiser.
+    lr
+        One learning rate for all, or one for each replica. Needed with a class; with a function None keeps its own.
+    device
+        Where to train; by default where ``model_fn`` puts the network.
+    **optimizer_kwargs
+        Handed to ``optimizer``, e.g. ``momentum=0.9``.
+
+    Attributes
+    ----------
+    size : int
+        R.
+    parameters, buffers : dict of str to Tensor
+        The stacked state, each (R, ...).
+    optimizer : torch.optim.Optimizer
+        Over ``parameters``.
+    steps_done : int
+        Updates so far.
+
+    Raises
+    ------
+    InvalidInput
+        If the network cannot be stacked (see :func:`stackable`), the optimiser does not work element by element, or
+        there is not one learning rate for each seed.
+
+    Notes
+    -----
+    *Memory.* R times the parameters, gradients, optimiser state and activations of one network, and one more copy of
+    the parameters during a step with different learning rates. If it does not fit, train the seeds in groups: the
+    result is the same.
+
+    *Speed.* MLPs and transformers gain most, on CPU as on GPU. Convolutions become grouped convolutions, which gain
+    on a GPU and nothing on a CPU.
+
+    *Batch norm* works: each replica has its own running statistics. *Dropout* draws different noise for each replica
+    (seeded by the seeds and the step), hence not the noise that a network trained alone would draw.
+
+    *Divergence.* The losses of a replica that diverges become NaN; the others are not touched by it.
+
+    Examples
+    --------
+    >>> from mlcollage.nn.mlp import MLP
+    >>> x = torch.randn(64, 5, generator=torch.Generator().manual_seed(0))
+    >>> y = (x[:, 0] > 0).long()
+    >>> replicas = Replicas(lambda: MLP((5,), 2, (16,)), seeds=[0, 1, 2], lr=[0.5, 0.05, 0.0], momentum=0.9)
+    >>> losses = torch.stack([replicas.step(x, y) for _ in range(20)])
+    >>> [bool(b) for b in losses[-1] < 0.2 * losses[0]]
+    [True, False, False]
+    >>> tuple(replicas.predict(x).shape), type(replicas.module(0)).__name__
+    ((3, 64, 2), 'MLP')
+    """
+
+    def __init__(
+        self,
+        model_fn: Callable[[], nn.Module],
+        seeds: Sequence[int],
+        *,
+        optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD,
+        lr: float | Sequence[float] | None = None,
+        device: torch.device | str | None = None,
+        **optimizer_kwargs: Any,
+    ) -> None:
+        self.seeds = tuple(int(s) for s in seeds)
+        if not self.seeds:
+            raise InvalidInput("Replicas needs at least one seed, such as seeds=range(8).")
+        models = [build(model_fn, seed).to(device) for seed in self.seeds]
+        reason = stackable(models[0])
+        if reason is not None:
+            raise InvalidInput(f"{type(models[0]).__name__} cannot be trained as one stacked model: {reason}")
+        _check_same_architecture(models)
+        stacked, buffers = stack_module_state(models)
+        self.parameters: dict[str, Tensor] = dict(stacked)
+        self.buffers: dict[str, Tensor] = dict(buffers)
+        self.steps_done = 0
+        self._model = models[0]  # its own weights are never read: functional_call puts the stacked ones in
+        self._device = next(iter(self.parameters.values())).device
+        trainable = [p for p in self.parameters.values() if p.requires_grad]
+        make, ratios = _optimizer_factory(optimizer, lr, len(self.seeds), optimizer_kwargs)
+        _check_elementwise(make, ratios)
+        self.optimizer = make(trainable)
+        self._ratios = None if ratios is None else ratios.to(self._device)
+        self._trainable = trainable
+        self._base_rates = [float(g["lr"]) for g in self.optimizer.param_groups]
+
+    @property
+    def size(self) -> int:
+        """Number of replicas R."""
+        return len(self.seeds)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __repr__(self) -> str:
+        return f"Replicas({type(self._model).__name__}, seeds={self.seeds}, {type(self.optimizer).__name__})"
+
+    def step(
+        self,
+        x: Tensor,
+        y: Tensor,
+        *,
+        loss: Loss = F.cross_entropy,
+        lr_factor: float = 1.0,
+        clip_norm: float | None = None,
+        autocast: torch.dtype | None = None,
+        in_dims: InDims | None = None,
+    ) -> Tensor:
+        """One update of every replica, in training mode.
+
+        Parameters
+        ----------
+        x
+            Inputs (b, ...) that all replicas share, or (R, b, ...), a batch for each.
+        y
+            Targets (b, ...) or (R, b, ...).
+        loss
+            From one replica's output and targets to a scalar.
+        lr_factor
+            Factor on the learning rates in this step: a schedule's value.
+        clip_norm
+            Scale each replica's gradient down to this Euclidean norm if it is longer.
+        autocast
+            ``torch.bfloat16`` runs model and loss under ``torch.autocast``.
+        in_dims
+            Says for x and y whether they are shared (None) or one for each replica (0), as in ``torch.vmap``. Only
+            needed where the shapes do not tell: integer labels (b,) or (R, b) do.
+
+        Returns
+        -------
+        Tensor
+            Losses before the update, (R,), detached.
+
+        Raises
+        ------
+        InvalidInput
+            For shapes that do not fit, a loss that is not a scalar, or a model or loss that ``torch.vmap`` cannot run.
+        """
+        if not (math.isfinite(lr_factor) and lr_factor >= 0):
+            raise InvalidInput(f"lr_factor must be finite and at least 0, not {lr_factor!r}.")
+        x, y = x.to(self._device, non_blocking=True), y.to(self._device, non_blocking=True)
+        in_dims = _infer_dims(x, y, self.size) if in_dims is None else _check_dims(x, y, self.size, in_dims)
+
+        def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+            return loss(functional_call(self._model, (parameters, buffers), (x,)), y)
+
+        self._model.train()
+        with torch.autocast(self._device.type, dtype=autocast, enabled=autocast is not None):
+            losses = self._vmapped(one, (*in_dims,), x, y)
+        if losses.ndim != 1:
+            raise InvalidInput(f"the loss of one replica must be one number, but has shape {tuple(losses.shape[1:])}.")
+        self.optimizer.zero_grad(set_to_none=True)
+        losses.sum().backward()
+        if clip_norm is not None:
+            self._clip(clip_norm)
+        self._update(lr_factor)
+        self.steps_done += 1
+        return losses.detach()
+
+    def predict(
+        self, x: Tensor, *, batch_size: int = 1024, activations: bool = False, in_dim: int | None = None
+    ) -> Any:
+        """Outputs of every replica in evaluation mode, without gradients.
+
+        Parameters
+        ----------
+        x
+            Inputs (n, ...) that all replicas share, or (R, n, ...) with ``in_dim=0``.
+        batch_size
+            Samples at once.
+        activations
+            Also return the intermediate activations, for models whose ``forward`` offers them.
+        in_dim
+            None if the replicas share x, 0 if x holds a set for each.
+
+        Returns
+        -------
+        Tensor
+            (R, n, classes); with ``activations=True`` a pair of it and a dict of activations, each (R, n, ...).
+        """
+        if in_dim == 0 and len(x) != self.size:
+            raise InvalidInput(f"x holds inputs for {len(x)} replicas, but there are {self.size}.")
+        samples = 1 if in_dim == 0 else 0
+        if x.ndim <= samples or x.shape[samples] == 0 or batch_size < 1:
+            raise InvalidInput(f"predict needs at least one sample and batch_size >= 1, not x of {tuple(x.shape)}.")
+
+        def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Any:
+            extra = {"activations": True} if activations else {}
+            return functional_call(self._model, (parameters, buffers), (x,), extra)
+
+        self._model.eval()
+        with torch.no_grad():
+            parts = [
+                self._vmapped(one, (in_dim,), part.to(self._device, non_blocking=True))
+                for part in x.split(batch_size, samples)
+            ]
+        if not activations:
+            return torch.cat(parts, 1)
+        names = parts[0][1]
+        return torch.cat([p[0] for p in parts], 1), {n: torch.cat([p[1][n] for p in parts], 1) for n in names}
+
+    def module(self, r: int) -> nn.Module:
+        """A copy of replica r as an ordinary network, in evaluation mode, sharing nothing with the stack."""
+        if not -self.size <= r < self.size:
+            raise InvalidInput(f"replica {r} does not exist; there are {self.size}, counted from 0.")
+        model = copy.deepcopy(self._model)
+        model.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+                tensor.copy_((self.parameters if name in self.parameters else self.buffers)[name][r])
+        return model.eval()
+
+    def _vmapped(self, one: Callable[..., Any], dims: tuple[int | None, ...], *args: Tensor) -> Any:
+        """Run ``one`` for every replica; noise is different for each and depends on the seeds and the step only."""
+        try:
+            with seeded(self.steps_done, *self.seeds):
+                return vmap(one, in_dims=(0, 0, *dims), randomness="different")(self.parameters, self.buffers, *args)
+        except RuntimeError as error:
+            if "vmap" not in str(error):
+                raise
+            reason = str(error).strip().splitlines()[0]
+            raise InvalidInput(
+                f"torch.vmap cannot run this {type(self._model).__name__} or its loss ({reason}); "
+                "rewrite that operation, or train the seeds one after the other with mlcollage.train.loop.steps."
+            ) from error
+
+    def _clip(self, clip_norm: float) -> None:
+        """What ``clip_grad_norm_`` does, for each replica by itself."""
+        if not clip_norm > 0:
+            raise InvalidInput(f"clip_norm must be a positive number or None, not {clip_norm!r}.")
+        grads = [p.grad for p in self._trainable if p.grad is not None]
+        norm = torch.stack([g.flatten(1).norm(dim=1) for g in grads]).norm(dim=0)
+        scale = (clip_norm / (norm + 1e-6)).clamp(max=1.0)
+        for g in grads:
+            g.mul_(_along(scale, g))
+
+    @torch.no_grad()
+    def _update(self, lr_factor: float) -> None:
+        for group, rate in zip(self.optimizer.param_groups, self._base_rates, strict=True):
+            group["lr"] = rate * lr_factor
+        if self._ratios is None:
+            self.optimizer.step()
+        else:
+            _scaled_step(self.optimizer, self._trainable, self._ratios)
+
+
+@torch.no_grad()
+def _scaled_step(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], ratios: Tensor) -> None:
+    """Step with the largest rate, then go back to each replica's share of the way."""
+    before = [p.clone() for p in parameters]
+    optimizer.step()
+    for p, old in zip(parameters, before, strict=True):
+        p.copy_(torch.lerp(old, p, _along(ratios, p).to(p.dtype)))
+
+
+def _along(values: Tensor, like: Tensor) -> Tensor:
+    """(R,) as (R, 1, ..., 1), to be broadcast against ``like`` (R, ...)."""
+    return values.view(-1, *(1,) * (like.ndim - 1))
+
+
+def _optimizer_factory(
+    optimizer: Callable[..., torch.optim.Optimizer],
+    lr: float | Sequence[float] | None,
+    size: int,
+    kwargs: dict[str, Any],
+) -> tuple[Callable[[list[Tensor]], torch.optim.Optimizer], Tensor | None]:
+    """A function that makes the optimiser at the largest rate, and each replica's share of it (None: all the same)."""
+    rates = _rates(lr, size)
+    largest = None if rates is None else max(rates)
+
+    def make(parameters: list[Tensor]) -> torch.optim.Optimizer:
+        if isinstance(optimizer, type):
+            return optimizer(parameters, lr=largest, **kwargs)
+        made = optimizer(parameters, **kwargs)
+        for group in made.param_groups:
+            group["lr"] = group["lr"] if largest is None else largest
+        return made
+
+    if isinstance(optimizer, type) and rates is None:
+        raise InvalidInput(f"lr is missing: give one learning rate, or one for each of the {size} replicas.")
+    if rates is None or largest == 0 or len(set(rates)) == 1:
+        return make, None
+    return make, torch.tensor([r / max(rates) for r in rates], dtype=torch.float64)
+
+
+def _rates(lr: float | Sequence[float] | None, size: int) -> list[float] | None:
+    if lr is None:
+        return None
+    rates = [float(r) for r in lr] if isinstance(lr, Iterable) else [float(lr)] * size
+    if len(rates) != size:
+        raise InvalidInput(f"lr holds {len(rates)} learning rates for {size} replicas; give one, or one for each.")
+    if not all(math.isfinite(r) and r >= 0 for r in rates):
+        raise InvalidInput(f"learning rates must be finite and at least 0, not {rates}.")
+    return rates
+
+
+def _check_elementwise(make: Callable[[list[Tensor]], torch.optim.Optimizer], ratios: Tensor | None) -> None:
+    """Three steps on two tiny replicas, stacked and apart: an optimiser that mixes elements gives itself away."""
+    g = torch.Generator().manual_seed(0)
+    start = torch.randn(2, 3, 4, generator=g, dtype=torch.float64)
+    grads = torch.randn(3, 2, 3, 4, generator=g, dtype=torch.float64)
+    shares = torch.tensor([1.0, 1.0 if ratios is None else 0.5], dtype=torch.float64)
+
+    def run(parameter: Tensor, grads: Tensor, share: Tensor | None, rate: float = 1.0) -> Tensor:
+        parameter = parameter.clone().requires_grad_()
+        optimizer = make([parameter])
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"] * rate
+        for grad in grads:
+            parameter.grad = grad.clone()
+            if share is None:
+                optimizer.step()
+            else:
+                _scaled_step(optimizer, [parameter], share)
+        return parameter.detach()
+
+    try:
+        together = run(start, grads, None if ratios is None else shares)
+        apart = [run(start[r], grads[:, r], None, float(shares[r])) for r in range(2)]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidInput(
+            f"the optimiser cannot be used on stacked parameters ({error}); use one that works element by element, "
+            "such as SGD, Adam or AdamW."
+        ) from error
+    if not torch.allclose(together, torch.stack(apart), rtol=1e-9, atol=1e-12):
+        raise InvalidInput(
+            "the optimiser does not work element by element"
+            + ("" if ratios is None else ", or its update is not proportional to the learning rate")
+            + ", so that stacked training would differ from separate training; use SGD, Adam, AdamW or RMSprop."
+        )
+
+
+def _check_same_architecture(models: Sequence[nn.Module]) -> None:
+    def signature(model: nn.Module) -> dict[str, tuple[object, ...]]:
+        state = (*model.named_parameters(), *model.named_buffers())
+        return {name: (tuple(t.shape), t.dtype, t.requires_grad) for name, t in state}
+
+    first = signature(models[0])
+    for model in models[1:]:
+        if type(model) is not type(models[0]) or signature(model) != first:
+            raise InvalidInput("model_fn must return the same architecture for every seed, but the parameters differ.")
+
+
+def _infer_dims(x: Tensor, y: Tensor, size: int) -> InDims:
+    """Shared or per replica, from labels (b,) or (R, b) and the leading sizes of x."""
+    if y.is_floating_point() or y.is_complex() or y.ndim not in (1, 2):
+        raise InvalidInput(
+            f"whether targets of shape {tuple(y.shape)} and type {y.dtype} are shared cannot be told; pass in_dims, "
+            "e.g. (None, None) if all replicas share x and y, (0, 0) if each has its own."
+        )
+    y_dim = None if y.ndim == 1 else 0
+    b = y.shape[-1]
+    own, shared = x.shape[:2] == (size, b), x.shape[:1] == (b,)
+    if not (own or shared):
+        raise InvalidInput(
+            f"x of shape {tuple(x.shape)} does not fit targets of shape {tuple(y.shape)}; expected ({b}, ...) shared, "
+            f"or ({size}, {b}, ...) with a batch for each replica."
+        )
+    x_dim = y_dim if own and shared else (0 if own else None)
+    return _check_dims(x, y, size, (x_dim, y_dim))
+
+
+def _check_dims(x: Tensor, y: Tensor, size: int, in_dims: InDims) -> InDims:
+    for name, tensor, dim in (("x", x, in_dims[0]), ("y", y, in_dims[1])):
+        if dim not in (None, 0):
+            raise InvalidInput(f"in_dims must hold None (shared) or 0 (one for each replica), not {in_dims}.")
+        if dim == 0 and tensor.shape[:1] != (size,):
+            raise InvalidInput(f"{name} of shape {tuple(tensor.shape)} must begin with the {size} replicas.")
+    return in_dims

@@ -1,0 +1,128 @@
+"""Learning-rate schedules: functions from the 0-based step to a factor on the base learning rate.
+
+A schedule is a plain function without state, so that two runs that share one can be compared at every step, and a
+run can be resumed at any step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from mlcollage.errors import InvalidInput
+
+__all__ = ["Schedule", "constant", "cosine", "linear", "step_decay"]
+
+Schedule = Callable[[int], float]
+
+
+def constant(warmup: int = 0) -> Schedule:
+    """Factor 1 throughout, after a linear warm-up if one is asked for.
+
+    Examples
+    --------
+    >>> [constant(warmup=2)(t) for t in range(4)]
+    [0.5, 1.0, 1.0, 1.0]
+    """
+    warmup = _count(warmup, "warmup", 0)
+    return lambda step: _warm(step, warmup)
+
+
+def cosine(total: int, final: float = 0.0, warmup: int = 0, every: int = 1) -> Schedule:
+    r"""Half a cosine from 1 down to ``final`` (Loshchilov and Hutter 2017, arXiv:1608.03983, equation 5).
+
+    .. math::
+
+        f(t) = f_\mathrm{final} + \tfrac12 (1 - f_\mathrm{final})
+        \left(1 + \cos\left(\pi \frac{t - w}{T - w}\right)\right), \qquad w \le t \le T
+
+    Before it, a linear warm-up :math:`f(t) = (t + 1) / w` for :math:`t < w`; after it, ``final``.
+
+    Parameters
+    ----------
+    total
+        Steps T of the whole run, warm-up included.
+    final
+        Factor from step ``total`` on. The last of T updates is step T - 1, just above it, as in
+        ``torch.optim.lr_scheduler.CosineAnnealingLR``.
+    warmup
+        Steps w of linear warm-up.
+    every
+        Hold the factor for this many steps at a time, as schedules that advance once an epoch do.
+
+    Examples
+    --------
+    >>> f = cosine(4)
+    >>> [round(f(t), 3) for t in range(6)]
+    [1.0, 0.854, 0.5, 0.146, 0.0, 0.0]
+    """
+    total, warmup, every = _lengths(total, warmup, every)
+    return _ramp(total, final, warmup, every, lambda u: 0.5 * (1 + math.cos(math.pi * u)))
+
+
+def linear(total: int, final: float = 0.0, warmup: int = 0, every: int = 1) -> Schedule:
+    """A straight line from 1 down to ``final`` at step ``total``, after a linear warm-up; arguments as :func:`cosine`.
+
+    Examples
+    --------
+    >>> f = linear(6, warmup=2)
+    >>> [f(t) for t in range(7)]
+    [0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
+    """
+    total, warmup, every = _lengths(total, warmup, every)
+    return _ramp(total, final, warmup, every, lambda u: 1 - u)
+
+
+def step_decay(milestones: Sequence[int], factor: float = 0.1) -> Schedule:
+    """Multiply by ``factor`` at each milestone, as ``torch.optim.lr_scheduler.MultiStepLR`` does.
+
+    Parameters
+    ----------
+    milestones
+        Steps at which the rate changes, in any order; the update of that step has the new rate already.
+    factor
+        What the rate is multiplied by.
+
+    Examples
+    --------
+    >>> [round(step_decay([2, 3], 0.1)(t), 3) for t in range(5)]
+    [1.0, 1.0, 0.1, 0.01, 0.01]
+    """
+    if isinstance(milestones, int):
+        raise InvalidInput(f"milestones must be a list of steps such as [{milestones}], not one number.")
+    steps = [_count(m, "each milestone", 0) for m in milestones]
+    if not (math.isfinite(factor) and factor >= 0):
+        raise InvalidInput(f"factor must be a finite number of at least 0, not {factor!r}.")
+    return lambda step: float(factor ** sum(step >= m for m in steps))
+
+
+def _ramp(total: int, final: float, warmup: int, every: int, shape: Callable[[float], float]) -> Schedule:
+    if not (math.isfinite(final) and final >= 0):
+        raise InvalidInput(f"final must be a finite factor of at least 0, not {final!r}.")
+
+    def factor(step: int) -> float:
+        step = step // every * every
+        if step < warmup:
+            return _warm(step, warmup)
+        if step >= total:
+            return float(final)
+        return final + (1 - final) * shape((step - warmup) / (total - warmup))
+
+    return factor
+
+
+def _warm(step: int, warmup: int) -> float:
+    return min(1.0, (step + 1) / warmup) if warmup else 1.0
+
+
+def _lengths(total: int, warmup: int, every: int) -> tuple[int, int, int]:
+    total, warmup, every = _count(total, "total", 1), _count(warmup, "warmup", 0), _count(every, "every", 1)
+    if warmup >= total:
+        raise InvalidInput(f"warmup={warmup} must be shorter than the whole run of total={total} steps.")
+    return total, warmup, every
+
+
+def _count(value: int, what: str, least: int) -> int:
+    if isinstance(value, bool) or value != int(value) or value < least:
+        raise InvalidInput(f"{what} must be a whole number of steps of at least {least}, not {value!r}.")
+    return int(value)
