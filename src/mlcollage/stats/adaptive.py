@@ -11,7 +11,6 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 from scipy import stats as sps
-from statsmodels.stats.multitest import multipletests
 
 from mlcollage.errors import InvalidInput
 from mlcollage.stats._values import Floats
@@ -195,8 +194,9 @@ def holm(p_values: Sequence[float] | Floats) -> Floats:
     [0.03, 0.06, 0.06]
     """
     p = np.asarray(p_values, dtype=np.float64)
-    if p.size == 0:
-        return p
     if not ((p >= 0) & (p <= 1)).all():
         raise InvalidInput(f"p values must lie in [0, 1]; got {p.tolist()}.")
-    return np.asarray(multipletests(p, method="holm")[1], dtype=np.float64)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate((p.size - np.arange(p.size)) * p[order]))
+    return adjusted
