@@ -1,0 +1,24 @@
+"""Seeds derived from seeds: every random choice of the framework has a key of its own."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+__all__ = ["derive", "generator", "permutation"]
+
+
+def derive(*key: int) -> int:
+    """A 63-bit seed for a key of non-negative integers; different keys give unrelated seeds."""
+    state = np.random.SeedSequence([int(k) for k in key]).generate_state(2, np.uint32)
+    return (int(state[0]) << 31) ^ int(state[1])
+
+
+def generator(*key: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator seeded by the key."""
+    return torch.Generator(device=device).manual_seed(derive(*key))
+
+
+def permutation(n: int, *key: int) -> torch.Tensor:
+    """A random order of 0 ... n-1 that depends on the key only (drawn on the CPU, the same for every device)."""
+    return torch.randperm(n, generator=generator(*key))
