@@ -1,0 +1,127 @@
+r"""From features to what a network reads: base predictions :math:`p_0` as logits, and side information :math:`z`.
+
+Side information is always the online-standardised sample :math:`s = (x - \bar x) / (\hat\sigma_x + 1)` with Welford's
+running mean and deviation, the sample included (the official MNIST example). Base predictions are
+:math:`\sigma(s)`, or the sample rescaled to [0, 1], or the probabilities of any model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlcollage.errors import InvalidInput
+
+from .kernels import active
+from .network import logit
+
+__all__ = ["BasePredictor", "Inputs", "check_base_predictor"]
+
+Array = NDArray[Any]
+BasePredictor = str | Callable[[Array], Array] | Any
+
+
+def check_base_predictor(predictor: BasePredictor) -> None:
+    """Refuse what is neither a known name, nor callable, nor a fitted estimator with ``predict_proba``."""
+    if isinstance(predictor, str):
+        if predictor not in ("standardize", "minmax"):
+            raise InvalidInput(
+                "base_predictor must be 'standardize', 'minmax', a callable X -> probabilities, or a fitted estimator "
+                f"with predict_proba; got {predictor!r}."
+            )
+        return
+    if hasattr(predictor, "predict_proba"):
+        from sklearn.exceptions import NotFittedError
+        from sklearn.utils.validation import check_is_fitted
+
+        try:
+            check_is_fitted(predictor)
+        except NotFittedError as error:
+            raise InvalidInput(
+                f"base_predictor {type(predictor).__name__} is not fitted: fit it on data of its own first, and wrap it "
+                "in sklearn.frozen.FrozenEstimator so that it stays fitted when this estimator is cloned."
+            ) from error
+    elif not callable(predictor):
+        raise InvalidInput(
+            "base_predictor must be 'standardize', 'minmax', a callable X -> probabilities, or a fitted estimator with "
+            f"predict_proba; got {type(predictor).__name__}."
+        )
+
+
+class Inputs:
+    """Online standardisation and base predictions, with their running state.
+
+    Parameters
+    ----------
+    n_features : int
+        Width of a sample.
+    predictor : str, callable or estimator
+        See :func:`check_base_predictor`.
+    bias, limit : float
+        Logit of the layers' bias, and largest logit of a base prediction.
+    dtype : numpy dtype
+        Of the arrays made.
+    """
+
+    def __init__(self, n_features: int, predictor: BasePredictor, bias: float, limit: float, dtype: Any) -> None:
+        check_base_predictor(predictor)
+        self.predictor, self.bias, self.limit, self.dtype = predictor, bias, limit, np.dtype(dtype)
+        self.moments = np.zeros((2, n_features))
+        self.seen = np.zeros(1)
+        self.n_base: int | None = n_features if isinstance(predictor, str) else None
+
+    def __call__(self, x: Array, *, learn: bool) -> tuple[Array, Array]:
+        """``base (n, 1 + n_base)`` and ``side (n, n_features)``; with ``learn`` the running moments take the samples in."""
+        n, d = x.shape
+        base, side = np.empty((n, d + 1), self.dtype), np.empty((n, d), self.dtype)
+        x = np.ascontiguousarray(x, np.float64)
+        active().standardize(x, self.moments, self.seen, learn, self.limit, self.bias, base, side)
+        if isinstance(self.predictor, str) and self.predictor == "standardize":
+            return base, side
+        p = self._probabilities(x)
+        base = np.empty((n, p.shape[1] + 1), self.dtype)
+        base[:, 0] = self.bias
+        with np.errstate(divide="ignore"):
+            base[:, 1:] = np.clip(logit(p), -self.limit, self.limit)
+        return base, side
+
+    def _probabilities(self, x: Array) -> Array:
+        if isinstance(self.predictor, str):
+            low = x.min(axis=1, keepdims=True)
+            span = x.max(axis=1, keepdims=True) - low
+            return np.where(span > 0, (x - low) / np.where(span > 0, span, 1), 0.5)
+        call = getattr(self.predictor, "predict_proba", self.predictor)
+        p = np.asarray(call(x), np.float64)
+        p = p[:, None] if p.ndim == 1 else p
+        if p.ndim != 2 or len(p) != len(x):
+            raise InvalidInput(
+                f"base_predictor returned shape {p.shape} for {len(x)} samples; expected ({len(x)}, n_predictions)."
+            )
+        if self.n_base is None:
+            self.n_base = p.shape[1]
+        if p.shape[1] != self.n_base:
+            raise InvalidInput(
+                f"base_predictor returned {p.shape[1]} predictions a sample, but {self.n_base} at the first call."
+            )
+        if not np.isfinite(p).all() or p.min() < 0 or p.max() > 1:
+            raise InvalidInput("base_predictor returned values outside [0, 1]; it must return probabilities.")
+        return p
+
+    def probe(self, x: Array) -> int:
+        """Number of base predictions, found by trying one sample if it is not known yet."""
+        if self.n_base is None:
+            self._probabilities(np.ascontiguousarray(x[:1], np.float64))
+        assert self.n_base is not None
+        return self.n_base
+
+    def state(self) -> dict[str, Array]:
+        """The running moments."""
+        return {"inputs.moments": self.moments, "inputs.seen": self.seen, "inputs.n_base": np.array(self.n_base)}
+
+    def restore(self, arrays: Mapping[str, Array]) -> None:
+        """Set the running moments to a saved :meth:`state`."""
+        self.moments, self.seen = arrays["inputs.moments"].copy(), arrays["inputs.seen"].copy()
+        self.n_base = int(arrays["inputs.n_base"])

@@ -1,0 +1,161 @@
+"""The online loops, compiled: one pass over a chunk for one head, with everything fused and nothing allocated.
+
+Every function has one specialisation per floating-point type (all weights of a head lie in one flat array, so the
+number of layers is data and not part of the type), is cached on disk where the installation or the user's cache folder
+can be written, and releases the interpreter lock. :mod:`.kernels_numpy` holds the same functions without a compiler.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numba
+import numpy as np
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# No nnan/ninf: infinities of exp() at the far tails are meant, and they divide to exact zeros.
+_FAST = {"reassoc", "contract", "nsz", "arcp"}
+_HASH = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _compile(**options: Any) -> Callable[[Function], Function]:
+    """``numba.njit`` that is cached where any cache folder can be written, and plainly compiled where none can."""
+
+    def decorate(function: Function) -> Function:
+        try:
+            return numba.njit(nogil=True, error_model="numpy", cache=True, **options)(function)
+        except RuntimeError:  # "no locator available": a read-only installation and no user cache
+            return numba.njit(nogil=True, error_model="numpy", **options)(function)
+
+    return decorate
+
+
+@_compile()
+def standardize(x, moments, seen, learn, limit, bias, base, side):  # type: ignore[no-untyped-def]
+    """Welford's online mean and variance; ``side = (x - mean) / (std + 1)``, ``base = [bias, clip(side)]``."""
+    n, d = x.shape
+    count = seen[0]
+    for i in range(n):
+        if learn:
+            count += 1.0
+            inverse = 1.0 / count
+            for j in range(d):
+                delta = x[i, j] - moments[0, j]
+                mean = moments[0, j] + delta * inverse
+                moments[0, j] = mean
+                moments[1, j] += delta * (x[i, j] - mean)
+        inverse = 1.0 / max(count, 1.0)
+        base[i, 0] = bias
+        for j in range(d):
+            value = (x[i, j] - moments[0, j]) / (math.sqrt(moments[1, j] * inverse) + 1.0)
+            side[i, j] = value
+            base[i, j + 1] = min(max(value, -limit), limit)
+    seen[0] = count
+
+
+@_compile()
+def pack(projected, column, side, norms, planes, offsets, slack, first, bits, contexts):  # type: ignore[no-untyped-def]
+    """Bits of the half-spaces, packed to one integer a neuron.
+
+    ``projected`` comes from a matrix product whose rounding depends on its shape and on the number of threads. Where a
+    projection is closer to its threshold than that rounding can be, it is computed again in a fixed order in float64,
+    so that a bit depends on the sample and on the hyperplane alone.
+    """
+    n, neurons = contexts.shape
+    d = side.shape[1]
+    for i in range(n):
+        for k in range(neurons):
+            index = 0
+            for j in range(bits):
+                h = column + k * bits + j
+                margin = projected[i, h] - offsets[h]
+                if abs(margin) <= slack * (norms[i] + abs(offsets[h])):
+                    exact = 0.0
+                    for c in range(d):
+                        exact += np.float64(planes[h, c]) * np.float64(side[i, c])
+                    inside = exact > offsets[h]
+                else:
+                    inside = margin > 0
+                if inside:
+                    index |= 1 << j
+            contexts[i, k] = first[k] + index
+
+
+@_compile()
+def find_rows(contexts, start, bits, slots, keys, row_start, used, fans, layer, weights, initial, allocate, rows):  # type: ignore[no-untyped-def]
+    """Row of every context from an open-addressing table; a context seen for the first time is given a row.
+
+    Stops before the first sample for which the arrays might be too small and returns its number, so that the caller
+    grows them and calls again. Contexts never seen are sent to the untrained row of their layer when not allocating.
+    """
+    n, neurons = contexts.shape
+    mask = np.uint64(slots.shape[0] - 1)
+    widest = 0
+    for l in range(fans.shape[0]):
+        widest = max(widest, fans[l])
+    for i in range(start, n):
+        if allocate and (
+            used[0] + neurons > keys.shape[0]
+            or 2 * (used[0] + neurons) > slots.shape[0]
+            or used[1] + neurons * widest > weights.shape[0]
+        ):
+            return i
+        for k in range(neurons):
+            key = (np.int64(k) << bits) | np.int64(contexts[i, k])
+            place = ((np.uint64(key) * _HASH) >> np.uint64(20)) & mask
+            while slots[place] >= 0 and keys[slots[place]] != key:
+                place = (place + np.uint64(1)) & mask
+            row = slots[place]
+            if row < 0:
+                row = layer[k]
+                if allocate:
+                    row = used[0]
+                    slots[place] = row
+                    keys[row] = key
+                    row_start[row] = used[1]
+                    for c in range(fans[layer[k]]):
+                        weights[used[1] + c] = initial[layer[k]]
+                    used[0] += 1
+                    used[1] += fans[layer[k]]
+            rows[i, k] = row
+    return n
+
+
+@_compile(fastmath=_FAST)
+def run_bernoulli(
+    base, fan, targets, rates, rows, row_start, weights, counts, sizes, constants, official, learn, buffers, logits
+):  # type: ignore[no-untyped-def]
+    """One head, one sample after the other: dot, sigmoid and update of each selected row in one visit.
+
+    The update of a neuron touches its own row only and reads the layer's inputs, so doing it at once leaves the
+    forward pass with the weights from before the step in every layer.
+    """
+    bias, limit, bound, one, zero = constants[0], constants[1], constants[2], constants[3], constants[4]
+    for i in range(base.shape[0]):
+        values = base[i, :fan]
+        width = fan
+        neuron = 0
+        for l in range(sizes.shape[0]):
+            out = buffers[l & 1]
+            out[0] = bias
+            for k in range(sizes[l]):
+                r = rows[i, neuron]
+                row = weights[row_start[r] : row_start[r] + width]
+                a = zero
+                for c in range(width):
+                    a += row[c] * values[c]
+                logits[i, neuron] = a
+                out[k + 1] = min(max(a, -limit), limit)
+                if learn:
+                    counts[r] += 1
+                    step = rates[i] * (one / (one + math.exp(-a)) - targets[i])
+                    if official and abs(a) > limit:
+                        step = zero
+                    for c in range(width):
+                        row[c] = min(max(row[c] - step * values[c], -bound), bound)
+                neuron += 1
+            width = sizes[l] + 1
+            values = out[:width]
