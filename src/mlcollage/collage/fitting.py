@@ -1,0 +1,137 @@
+"""Puts axes into a box so that their ticks, labels and direct labels stay inside it too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.transforms import Bbox
+
+from mlcollage.collage.theme import spread_labels
+
+__all__ = ["Box", "fit_axes"]
+
+ROUNDS = 4  # ticks change with the size of the axes, so measuring is repeated
+BETWEEN = 16.0  # pixels between neighbouring axes, after their labels
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle in slide pixels, y downwards."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    @property
+    def width(self) -> float:
+        """From left to right."""
+        return self.right - self.left
+
+    @property
+    def height(self) -> float:
+        """From top to bottom."""
+        return self.bottom - self.top
+
+    def fraction(self, width: float, height: float) -> tuple[float, float, float, float]:
+        """Left, bottom, width, height as fractions of a slide, as matplotlib wants them."""
+        return self.left / width, 1 - self.bottom / height, self.width / width, self.height / height
+
+
+def fit_axes(axes: Sequence[Axes], box: Box) -> None:
+    """Set the positions of all axes of a panel so that everything they draw fills the box and stays in it.
+
+    Axes of one plain grid (``subplots``, ``add_gridspec``) keep their rows, columns and ratios, and get the margins
+    that their labels need. Axes placed in another way are moved and scaled together.
+    """
+    if not axes:
+        return
+    root = axes[0].get_figure(root=True)
+    assert root is not None
+    height = float(root.bbox.height)
+    room = Bbox([[box.left, height - box.bottom], [box.right, height - box.top]])
+    specs = [ax.get_subplotspec() for ax in axes]
+    one_grid = all(s is not None and s is s.get_topmost_subplotspec() for s in specs) and (
+        len({id(s.get_gridspec()) for s in specs if s is not None}) == 1
+    )
+    for _ in range(ROUNDS):
+        for ax in axes:
+            spread_labels(ax)
+        if one_grid or len(axes) == 1:
+            _fit_grid(axes, room)
+        else:
+            _fit_together(axes, room)
+    for ax in axes:
+        spread_labels(ax)
+
+
+def _extents(ax: Axes) -> tuple[Bbox, Bbox]:
+    """The data area and everything drawn, in pixels."""
+    renderer = ax.get_figure(root=True).canvas.get_renderer()  # type: ignore[union-attr]
+    ax.apply_aspect()
+    inner = Bbox(ax.bbox.get_points())
+    outer = ax.get_tightbbox(renderer)
+    return inner, inner if outer is None else Bbox.union([inner, outer])
+
+
+def _place(ax: Axes, pixels: Bbox) -> None:
+    parent = ax.get_figure(root=False)
+    assert parent is not None
+    ax.set_position(Bbox(parent.transSubfigure.inverted().transform(pixels.get_points())))
+
+
+def _fit_grid(axes: Sequence[Axes], room: Bbox) -> None:
+    """Rows and columns as in the axes' grid; each line between them as wide as its labels need."""
+    spec = axes[0].get_subplotspec()
+    if spec is None or len(axes) == 1:
+        rows, columns, heights, widths = 1, 1, np.ones(1), np.ones(1)
+        cells = [(0, 1, 0, 1)] * len(axes)
+    else:
+        grid = spec.get_gridspec()
+        rows, columns = grid.nrows, grid.ncols
+        heights, widths = np.asarray(grid.get_height_ratios(), float), np.asarray(grid.get_width_ratios(), float)
+        every = [ax.get_subplotspec() for ax in axes]
+        cells = [(s.rowspan.start, s.rowspan.stop, s.colspan.start, s.colspan.stop) for s in every if s is not None]
+    left, right, top, bottom = np.zeros(columns), np.zeros(columns), np.zeros(rows), np.zeros(rows)
+    for ax, (r0, r1, c0, c1) in zip(axes, cells, strict=True):
+        inner, outer = _extents(ax)
+        left[c0] = max(left[c0], inner.x0 - outer.x0)
+        right[c1 - 1] = max(right[c1 - 1], outer.x1 - inner.x1)
+        top[r0] = max(top[r0], outer.y1 - inner.y1)
+        bottom[r1 - 1] = max(bottom[r1 - 1], inner.y0 - outer.y0)
+    x0, x1 = _tracks(room.x0, room.width, left, right, widths)
+    y0, y1 = _tracks(0.0, room.height, top, bottom, heights)
+    for ax, (r0, r1, c0, c1) in zip(axes, cells, strict=True):
+        _place(ax, Bbox([[x0[c0], room.y1 - y1[r1 - 1]], [x1[c1 - 1], room.y1 - y0[r0]]]))
+
+
+def _tracks(
+    start: float, total: float, before: np.ndarray, after: np.ndarray, ratios: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Starts and ends of the columns (or rows) once the margins are taken off and the rest is shared by the ratios."""
+    free = max(total - before.sum() - after.sum() - BETWEEN * (len(ratios) - 1), 0.1 * total)
+    sizes = free * ratios / ratios.sum()
+    begins = start + np.cumsum(before) + np.concatenate([[0.0], np.cumsum((sizes + after + BETWEEN)[:-1])])
+    return begins, begins + sizes
+
+
+def _fit_together(axes: Sequence[Axes], room: Bbox) -> None:
+    """Move and scale all positions with one linear map, so that the union of what is drawn fills the room."""
+    extents = [_extents(ax) for ax in axes]
+    inner, outer = Bbox.union([i for i, _ in extents]), Bbox.union([o for _, o in extents])
+    target = Bbox(
+        [
+            [room.x0 + inner.x0 - outer.x0, room.y0 + inner.y0 - outer.y0],
+            [room.x1 - (outer.x1 - inner.x1), room.y1 - (outer.y1 - inner.y1)],
+        ]
+    )
+    scale = np.maximum(target.size, 1.0) / np.maximum(inner.size, 1.0)
+    for ax in axes:
+        parent = ax.get_figure(root=False)
+        assert parent is not None
+        now = parent.transSubfigure.transform(ax.get_position(original=True).get_points())
+        moved = target.min + (now - inner.min) * scale
+        _place(ax, Bbox(np.clip(moved, room.min, room.max)))

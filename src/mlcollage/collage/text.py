@@ -1,0 +1,101 @@
+"""Text that fits: measured with the renderer, wrapped at words, set smaller only down to the smallest size allowed."""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass
+
+import matplotlib as mpl
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from mlcollage.collage import theme
+
+__all__ = ["Fitted", "fit", "width", "wrap"]
+
+_PIECES = re.compile(r"(?:\$[^$]*\$|[^\s$])+")  # a formula is never broken
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Lines of text and the size, in points, at which they fit; ``cut`` when the end had to be left out."""
+
+    lines: tuple[str, ...]
+    size: float
+    cut: bool = False
+
+    @property
+    def text(self) -> str:
+        """The lines in one string."""
+        return "\n".join(self.lines)
+
+
+def width(figure: Figure, text: str, size: float, weight: str = "normal", slant: str = "normal") -> float:
+    """Width of one line in pixels, in the style that is in force."""
+    return _width(text, round(size, 3), weight, slant, figure.dpi, tuple(mpl.rcParams["font.family"]))
+
+
+@functools.lru_cache(maxsize=4096)
+def _width(text: str, size: float, weight: str, slant: str, dpi: float, family: tuple[str, ...]) -> float:
+    figure = Figure(dpi=dpi)
+    artist = Text(0, 0, text, fontsize=size, fontweight=weight, fontstyle=slant, fontfamily=list(family))
+    artist.set_figure(figure)
+    return float(artist.get_window_extent(FigureCanvasAgg(figure).get_renderer()).width)
+
+
+def wrap(
+    figure: Figure, text: str, room: float, size: float, weight: str = "normal", slant: str = "normal"
+) -> list[str]:
+    """Break at spaces so that each line is at most ``room`` pixels wide; a single word may stay wider.
+
+    A newline in the text is kept as a break.
+    """
+    lines: list[str] = []
+    for paragraph in text.split("\n"):
+        line = ""
+        for word in _PIECES.findall(paragraph):
+            longer = f"{line} {word}" if line else word
+            if line and width(figure, longer, size, weight, slant) > room:
+                lines.append(line)
+                line = word
+            else:
+                line = longer
+        lines.append(line)
+    return [line for line in lines if line]
+
+
+def fit(
+    figure: Figure,
+    text: str,
+    room: float,
+    size: float,
+    *,
+    lines: int = 1,
+    smallest: float = theme.MIN_SIZE,
+    weight: str = "normal",
+    slant: str = "normal",
+) -> Fitted:
+    """Largest setting of the text, not above ``size``, that takes at most ``lines`` lines of ``room`` pixels.
+
+    Shrinks in steps of half a point. Where even the smallest size is too large, the last line ends in an ellipsis;
+    the whole text is in the slide's text alternative and in the digest.
+    """
+    now = size
+    while True:
+        set_lines = wrap(figure, text, room, now, weight, slant)
+        widest = max((width(figure, line, now, weight, slant) for line in set_lines), default=0.0)
+        if len(set_lines) <= lines and widest <= room:
+            return Fitted(tuple(set_lines), now)
+        if now <= smallest:
+            break
+        now = max(smallest, now - 0.5)
+    kept = set_lines[:lines]
+    lost = len(set_lines) > lines
+    for i, line in enumerate(kept):
+        tail = "…" if (lost and i == len(kept) - 1) or width(figure, line, now, weight, slant) > room else ""
+        while tail and line and width(figure, line + tail, now, weight, slant) > room:
+            line = line[:-1].rstrip(" ,;:·")
+        kept[i] = line + tail
+    return Fitted(tuple(kept), now, cut=True)

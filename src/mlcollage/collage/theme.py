@@ -1,0 +1,518 @@
+"""Type, palette and spacing of the slides, and the few drawing idioms that every panel uses.
+
+Everything here works on Figure and Axes objects; matplotlib's global state is touched only inside
+:func:`style`, which puts it back. Sizes are points on a slide of 16 by 9 inches: 12.6 points are
+17.5 pixels of 1600, or 10.5 pixels of 960, and nothing on a slide is set smaller.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+from cycler import cycler
+from matplotlib import font_manager
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
+from matplotlib.text import Annotation
+from matplotlib.ticker import MaxNLocator
+
+from mlcollage.errors import InvalidInput
+
+__all__ = [
+    "FAMILY",
+    "MIN_SIZE",
+    "PALETTE",
+    "arm_colours",
+    "band",
+    "contrast",
+    "dots_with_interval",
+    "heatmap",
+    "ink",
+    "label_line_end",
+    "lollipops",
+    "reference_line",
+    "sequential",
+    "spread_labels",
+    "style",
+    "tidy",
+    "tint",
+]
+
+FONTS = Path(__file__).parent / "fonts"
+FAMILY = "MLCollage Sans"
+FALLBACK = "DejaVu Sans"  # bundled with matplotlib; has the signs that Inter lacks
+
+PAPER = "#FBFAF6"  # the slide's ground
+CARD = "#FFFFFF"
+WASH = "#F4F2EB"  # a quiet field inside a card, e.g. behind an equation
+RULE = "#E1DED4"  # card borders
+LINE = "#98A1AA"  # axes
+GRID = "#ECEAE3"
+INK = "#17212B"
+MUTED = "#535E69"
+BAND = "#18232E"  # the title band
+BAND_MUTED = "#B9C4CE"
+
+MIN_SIZE = 12.6
+SMALL = 12.6
+BODY = 13.3
+PANEL_TITLE = 15.2
+SLIDE_TITLE = 27.5
+
+# Okabe and Ito's colours (https://jfly.uni-koeln.de/color/), told apart with every common kind of colour vision;
+# their yellow is left out because it does not show on white.
+PALETTE: Mapping[str, str] = {
+    "blue": "#0072B2",
+    "vermillion": "#D55E00",
+    "green": "#009E73",
+    "purple": "#CC79A7",
+    "orange": "#E69F00",
+    "sky": "#56B4E9",
+    "black": "#2B3641",
+}
+GREYS = ("#7C8791", "#A5AEB6", "#5E6973", "#C0C7CD")
+
+STATUS_COLOURS: Mapping[str, str] = {
+    "supported": "#0B7A4B",
+    "contradicted": "#B5390A",
+    "inconclusive": "#866200",
+    "untested": "#626D78",
+}
+STATUS_MARKS: Mapping[str, str] = {"supported": "✓", "contradicted": "✗", "inconclusive": "≈", "untested": "○"}
+STATUS_WORDS: Mapping[str, str] = {
+    "supported": "supported",
+    "contradicted": "contradicted",
+    "inconclusive": "inconclusive",
+    "untested": "not tested",
+}
+
+_RC: dict[str, Any] = {
+    "font.family": [FAMILY, FALLBACK],
+    "font.size": SMALL,
+    "mathtext.fontset": "stix",
+    "text.color": INK,
+    "text.hinting": "none",
+    "axes.edgecolor": LINE,
+    "axes.facecolor": "none",
+    "axes.linewidth": 1.0,
+    "axes.labelcolor": MUTED,
+    "axes.labelsize": SMALL,
+    "axes.labelpad": 4.0,
+    "axes.titlesize": BODY,
+    "axes.titleweight": "semibold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.prop_cycle": cycler(color=list(PALETTE.values())),
+    "axes.xmargin": 0.03,
+    "axes.formatter.useoffset": False,
+    "grid.color": GRID,
+    "grid.linewidth": 1.0,
+    "xtick.color": LINE,
+    "ytick.color": LINE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "xtick.labelsize": SMALL,
+    "ytick.labelsize": SMALL,
+    "xtick.major.size": 3.5,
+    "ytick.major.size": 3.5,
+    "xtick.minor.size": 0.0,
+    "ytick.minor.size": 0.0,
+    "lines.linewidth": 2.5,
+    "lines.markersize": 6.0,
+    "lines.solid_capstyle": "round",
+    "lines.dash_capstyle": "round",
+    "patch.linewidth": 0.0,
+    "legend.fontsize": SMALL,
+    "legend.frameon": False,
+    "image.interpolation": "nearest",
+    "figure.dpi": 100.0,
+    "figure.facecolor": PAPER,
+    "savefig.dpi": "figure",
+    "savefig.facecolor": "auto",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "mlcollage",
+    "pdf.fonttype": 42,
+}
+_NOT_LOOKS = (
+    "backend",
+    "interactive",
+    "toolbar",
+    "webagg",
+    "keymap",
+    "animation",
+    "date",
+    "tk.",
+    "macosx",
+    "docstring",
+)
+
+
+@functools.cache
+def _register_fonts() -> None:
+    for path in sorted(FONTS.glob("*.ttf")):
+        font_manager.fontManager.addfont(path)
+
+
+class _NoFallbackWeight(logging.Filter):
+    """Drops the note that the fallback face has no semibold; its bold is what we want there."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "Failed to find font weight" not in record.getMessage()
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Within it, matplotlib draws in the collage's style; the user's ``rcParams`` are put back after.
+
+    The style starts from matplotlib's own defaults, so a user's ``matplotlibrc`` does not change a slide.
+
+    Examples
+    --------
+    >>> import matplotlib as mpl
+    >>> before = mpl.rcParams["font.family"]
+    >>> with style():
+    ...     mpl.rcParams["font.family"]
+    ['MLCollage Sans', 'DejaVu Sans']
+    >>> mpl.rcParams["font.family"] == before
+    True
+    """
+    _register_fonts()
+    looks: dict[Any, Any] = {k: v for k, v in mpl.rcParamsDefault.items() if not k.startswith(_NOT_LOOKS)}
+    log, quiet = logging.getLogger("matplotlib.font_manager"), _NoFallbackWeight()
+    log.addFilter(quiet)
+    try:
+        with mpl.rc_context(looks | _RC):
+            yield
+    finally:
+        log.removeFilter(quiet)
+
+
+# --- colour -----------------------------------------------------------------------------------------------------------
+
+
+def arm_colours(names: Sequence[str], *, muted: Sequence[str] = ()) -> dict[str, str]:
+    """Colours of a study's arms: call it once a slide and hand the result to every panel.
+
+    Parameters
+    ----------
+    names
+        The arms in order of importance; the n-th gets the palette's n-th colour. At most seven.
+    muted
+        Arms that are context only (peers, chance, earlier variants): greys. At most four.
+
+    Raises
+    ------
+    InvalidInput
+        If there are more arms than colours that can be told apart, or an arm is named twice.
+
+    Examples
+    --------
+    >>> arm_colours(["gln", "mlp"], muted=["chance"])
+    {'gln': '#0072B2', 'mlp': '#D55E00', 'chance': '#7C8791'}
+    """
+    every = [*names, *muted]
+    if len(set(every)) != len(every):
+        raise InvalidInput(f"arms {every} name one arm twice; give each arm once so that it has one colour.")
+    if len(names) > len(PALETTE) or len(muted) > len(GREYS):
+        raise InvalidInput(
+            f"{len(names)} arms and {len(muted)} muted arms cannot be told apart by colour; "
+            f"use at most {len(PALETTE)} and {len(GREYS)}, or draw some in panels of their own."
+        )
+    return dict(zip(names, PALETTE.values(), strict=False)) | dict(zip(muted, GREYS, strict=False))
+
+
+def _luminance(colour: str) -> float:
+    c = np.asarray(to_rgb(colour))
+    linear = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
+    return float(linear @ (0.2126, 0.7152, 0.0722))
+
+
+def contrast(a: str, b: str = CARD) -> float:
+    """WCAG contrast ratio of two colours, from 1 to 21.
+
+    Examples
+    --------
+    >>> round(contrast("#000000", "#FFFFFF"), 1)
+    21.0
+    """
+    lo, hi = sorted((_luminance(a), _luminance(b)))
+    return (hi + 0.05) / (lo + 0.05)
+
+
+def ink(colour: str, ground: str = CARD) -> str:
+    """The colour, darkened until text in it can be read on the ground (contrast at least 4.5).
+
+    Examples
+    --------
+    >>> contrast(ink(PALETTE["orange"])) >= 4.5
+    True
+    """
+    rgb = np.asarray(to_rgb(colour))
+    for keep in np.linspace(1.0, 0.0, 41):
+        dark = to_hex(tuple(rgb * keep))
+        if contrast(dark, ground) >= 4.5:
+            return dark
+    return INK
+
+
+def tint(colour: str, strength: float = 0.18) -> str:
+    """The colour mixed with white; opaque, so that it prints and overlaps well."""
+    return to_hex(tuple(1 - strength * (1 - np.asarray(to_rgb(colour)))))
+
+
+def sequential(colour: str = PALETTE["blue"]) -> LinearSegmentedColormap:
+    """Colour map from near white through the colour to a dark shade of it."""
+    dark = to_hex(tuple(np.asarray(to_rgb(colour)) * 0.62))
+    return LinearSegmentedColormap.from_list("collage", [tint(colour, 0.07), tint(colour, 0.55), colour, dark])
+
+
+# --- axes -------------------------------------------------------------------------------------------------------------
+
+
+def tidy(ax: Axes, *, grid: str = "", ticks: int = 5) -> Axes:
+    """Light axes: no top and right spines, few ticks, a faint grid on ``grid`` (``"x"``, ``"y"``, ``"both"``)."""
+    ax.spines[["top", "right"]].set_visible(False)
+    if grid:
+        ax.grid(axis=grid)  # type: ignore[arg-type]
+        ax.tick_params(axis=grid, length=0)  # type: ignore[arg-type]
+    for axis, scale in ((ax.xaxis, ax.get_xscale()), (ax.yaxis, ax.get_yscale())):
+        if scale == "linear":
+            axis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10]))
+    return ax
+
+
+def band(
+    ax: Axes, x: npt.ArrayLike, lo: npt.ArrayLike, hi: npt.ArrayLike, colour: str, *, strength: float = 0.17
+) -> None:
+    """Interval around a line, between ``lo`` and ``hi`` over ``x``, all of shape (n,)."""
+    ax.fill_between(
+        np.asarray(x), np.asarray(lo), np.asarray(hi), color=colour, alpha=strength, linewidth=0, zorder=1.5
+    )
+
+
+def dots_with_interval(
+    ax: Axes,
+    positions: npt.ArrayLike,
+    estimates: npt.ArrayLike,
+    lo: npt.ArrayLike,
+    hi: npt.ArrayLike,
+    colour: str,
+    *,
+    seeds: Sequence[npt.ArrayLike] = (),
+    horizontal: bool = False,
+    hollow: bool = False,
+) -> None:
+    """Estimates as dots on their intervals, with the single seeds beside them where given.
+
+    Parameters
+    ----------
+    positions, estimates, lo, hi
+        Shape (n,): where on the other axis, the estimate, and the two ends of its interval.
+    seeds
+        n arrays of single values, drawn small and pale, spread by their order.
+    horizontal
+        Values along x (positions along y).
+    hollow
+        White dots with a coloured edge, e.g. for a second group of the same arm.
+    """
+    p, m, a, b = (np.atleast_1d(np.asarray(v, dtype=float)) for v in (positions, estimates, lo, hi))
+    if not p.shape == m.shape == a.shape == b.shape:
+        raise InvalidInput(
+            f"positions, estimates, lo and hi have shapes {p.shape}, {m.shape}, {a.shape}, {b.shape}; they must agree."
+        )
+    step = float(np.min(np.diff(np.sort(p)))) if len(p) > 1 else 1.0
+    for where, values in zip(p, seeds, strict=False):
+        v = np.asarray(values, dtype=float).ravel()
+        side = where + 0.11 * step * np.linspace(-1, 1, len(v)) if len(v) > 1 else np.full(len(v), where)
+        xy = (v, side) if horizontal else (side, v)
+        ax.plot(*xy, "o", color=colour, alpha=0.35, markersize=4.5, markeredgewidth=0, zorder=2)
+    draw_interval = ax.hlines if horizontal else ax.vlines
+    draw_interval(p, a, b, colors=colour, linewidth=2.6, zorder=2.5, capstyle="round")
+    face = CARD if hollow else colour
+    ax.plot(
+        *((m, p) if horizontal else (p, m)),
+        "o",
+        color=colour,
+        markerfacecolor=face,
+        markersize=8,
+        zorder=3,
+        markeredgewidth=2,
+    )
+
+
+def lollipops(
+    ax: Axes,
+    names: Sequence[str],
+    values: Sequence[float],
+    colours: Sequence[str] | str,
+    *,
+    text: Sequence[str] | str = "{:,.3g}",
+    log: bool = False,
+) -> None:
+    """Named values as dots on thin lines, the first on top, each with its number; the value axis is left out."""
+    v = np.asarray(values, dtype=float)
+    if log and not np.all(v > 0):
+        raise InvalidInput("a logarithmic scale needs positive values; leave log=False or drop the others.")
+    y = np.arange(len(v))[::-1]
+    shades = [colours] * len(v) if isinstance(colours, str) else list(colours)
+    words = [text.format(value) for value in v] if isinstance(text, str) else list(text)
+    left = float(v.min()) / 3 if log else min(0.0, float(v.min()))
+    if log:
+        ax.set_xscale("log")
+    ax.hlines(y, left, v, colors=RULE, linewidth=2.2, zorder=1)
+    for value, row, shade, word in zip(v, y, shades, words, strict=True):
+        ax.plot([value], [row], "o", color=shade, markersize=10, zorder=3, clip_on=False)
+        ax.annotate(
+            word, (value, row), (10, 0), textcoords="offset points", va="center", color=ink(shade), weight="semibold"
+        )
+    ax.set_yticks(y, names)
+    ax.set_ylim(-0.6, len(v) - 0.4)
+    ax.set_xlim(left=left)
+    ax.tick_params(axis="y", length=0)
+    ax.spines[["left", "bottom"]].set_visible(False)
+    ax.xaxis.set_visible(False)
+
+
+def heatmap(
+    ax: Axes,
+    matrix: npt.ArrayLike,
+    colour: str = PALETTE["blue"],
+    *,
+    text: str = "",
+    limits: tuple[float, float] | None = None,
+    labels: tuple[Sequence[str], Sequence[str]] | None = None,
+) -> None:
+    """Matrix of shape (rows, columns) as coloured cells with white gaps; missing (NaN) cells stay empty.
+
+    Parameters
+    ----------
+    text
+        A format such as ``"{:.0f}"`` prints each value in its cell, light or dark, whichever reads better.
+    limits
+        Values at the two ends of the colour map; by default those of the matrix.
+    labels
+        Names of the rows and of the columns.
+    """
+    m = np.asarray(matrix, dtype=float)
+    if m.ndim != 2:
+        raise InvalidInput(f"a heat map needs a matrix of shape (rows, columns), not an array of shape {m.shape}.")
+    lo, hi = limits or (float(np.nanmin(m)), float(np.nanmax(m)))
+    colours = sequential(colour)
+    ax.imshow(np.ma.masked_invalid(m), cmap=colours, vmin=lo, vmax=hi, aspect="auto")
+    rows, columns = m.shape
+    if max(rows, columns) <= 24:  # gaps between finer cells would hide them
+        ax.hlines(np.arange(rows + 1) - 0.5, -0.5, columns - 0.5, colors=CARD, linewidth=1.8)
+        ax.vlines(np.arange(columns + 1) - 0.5, -0.5, rows - 0.5, colors=CARD, linewidth=1.8)
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    if labels is not None:
+        ax.set_yticks(range(rows), labels[0])
+        ax.set_xticks(range(columns), labels[1])
+    if text:
+        for (i, j), value in np.ndenumerate(m):
+            if np.isfinite(value):
+                ground = to_hex(colours((value - lo) / ((hi - lo) or 1.0)))
+                shade = CARD if contrast(CARD, ground) >= contrast(INK, ground) else INK
+                ax.text(j, i, text.format(value), ha="center", va="center", color=shade)
+
+
+def reference_line(ax: Axes, y: float, text: str, colour: str = GREYS[2], *, vertical: bool = False) -> None:
+    """Dashed line at a value that others are compared with, named at its end."""
+    if vertical:
+        ax.axvline(y, color=colour, linewidth=1.6, linestyle=(0, (4, 3)), zorder=1.2)
+        ax.annotate(
+            text,
+            (y, 1),
+            (0, 3),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            color=ink(colour),
+        )
+        return
+    ax.axhline(y, color=colour, linewidth=1.6, linestyle=(0, (4, 3)), zorder=1.2)
+    label = ax.annotate(
+        text,
+        (1, y),
+        (8, 0),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        va="center",
+        color=ink(colour),
+    )
+    label.set_gid("line-end")
+
+
+# --- direct labels ----------------------------------------------------------------------------------------------------
+
+
+def label_line_end(ax: Axes, x: float, y: float, text: str, colour: str, *, weight: str = "semibold") -> Annotation:
+    """Name a line at its right end; labels of the same axes are kept apart when the slide is laid out.
+
+    Outside a slide, call :func:`spread_labels` once the figure's size and the axis limits are final.
+    """
+    label = ax.annotate(
+        text,
+        (x, y),
+        (8, 0),
+        textcoords="offset points",
+        va="center",
+        ha="left",
+        color=ink(colour),
+        weight=weight,
+        annotation_clip=False,
+    )
+    label.set_gid("line-end")
+    return label
+
+
+def spread_labels(ax: Axes, gap: float = 1.0) -> None:
+    """Move the line-end labels of an axes up or down by as little as keeps them ``gap`` points apart."""
+    labels = [t for t in ax.texts if isinstance(t, Annotation) and t.get_gid() == "line-end"]
+    if len(labels) < 2:
+        return
+    renderer, scale = ax.figure.canvas.get_renderer(), ax.figure.dpi / 72  # type: ignore[attr-defined]
+    for label in labels:
+        label.xyann = (label.xyann[0], 0.0)
+    boxes = [t.get_window_extent(renderer) for t in labels]
+    groups: list[list[int]] = []
+    for i in sorted(range(len(labels)), key=lambda i: boxes[i].x0):  # only labels that share a column can collide
+        mine = next(
+            (g for g in groups if any(boxes[i].x0 < boxes[j].x1 and boxes[j].x0 < boxes[i].x1 for j in g)), None
+        )
+        if mine is None:
+            groups.append([i])
+        else:
+            mine.append(i)
+    for group in groups:
+        group.sort(key=lambda i: boxes[i].y0 + boxes[i].y1)
+        centres = np.array([(boxes[i].y0 + boxes[i].y1) / 2 for i in group])
+        heights = np.array([boxes[i].height * 0.86 + gap * scale for i in group])  # line boxes are taller than letters
+        for i, shift in zip(group, _apart(centres, heights) - centres, strict=True):
+            labels[i].xyann = (labels[i].xyann[0], shift / scale)
+
+
+def _apart(centres: npt.NDArray[np.float64], heights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Least-squares positions, in the given order, at least half the sum of two neighbours' heights apart.
+
+    With the needed distances taken off, this is isotonic regression: pool neighbours that violate the order.
+    """
+    offsets = np.concatenate([[0.0], np.cumsum((heights[1:] + heights[:-1]) / 2)])
+    pools: list[list[float]] = []  # mean, size
+    for value in centres - offsets:
+        pools.append([float(value), 1.0])
+        while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
+            (m1, n1), (m2, n2) = pools[-2:]
+            pools[-2:] = [[(m1 * n1 + m2 * n2) / (n1 + n2), n1 + n2]]
+    return np.repeat([p[0] for p in pools], [int(p[1]) for p in pools]) + offsets
