@@ -7,13 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
+from mlcollage.collage.text import wrap
 from mlcollage.collage.theme import spread_labels
 
 __all__ = ["Box", "fit_axes"]
 
 ROUNDS = 4  # ticks change with the size of the axes, so measuring is repeated
+LABEL_SHARE = 0.37  # of a panel's width, for labels at the ends of lines
 BETWEEN = 16.0  # pixels between neighbouring axes, after their labels
 
 
@@ -57,6 +60,9 @@ def fit_axes(axes: Sequence[Axes], box: Box) -> None:
     one_grid = all(s is not None and s is s.get_topmost_subplotspec() for s in specs) and (
         len({id(s.get_gridspec()) for s in specs if s is not None}) == 1
     )
+    columns = max((s.get_gridspec().ncols for s in specs if s is not None), default=1) if one_grid else 1
+    for ax in axes:
+        _break_labels(root, ax, LABEL_SHARE * box.width / columns)
     for _ in range(ROUNDS):
         for ax in axes:
             spread_labels(ax)
@@ -66,6 +72,15 @@ def fit_axes(axes: Sequence[Axes], box: Box) -> None:
             _fit_together(axes, room)
     for ax in axes:
         spread_labels(ax)
+
+
+def _break_labels(root: Figure, ax: Axes, room: float) -> None:
+    """Wrap line-end labels that would leave too little of a narrow panel to the lines."""
+    for label in ax.texts:
+        if label.get_gid() == "line-end":
+            size, weight = float(label.get_fontsize()), str(label.get_fontweight())
+            label.set_text("\n".join(wrap(root, label.get_text(), room, size, weight)))
+            label.set_linespacing(1.1)
 
 
 def _extents(ax: Axes) -> tuple[Bbox, Bbox]:

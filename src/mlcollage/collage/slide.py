@@ -355,7 +355,7 @@ def _draw_row(figure: Figure, row: Sequence[Chip], shared: Sequence[Chip], colum
     texts = [_chip_lines(figure, chip, across - CHIP_PAD) for chip in row]
     most = max((len(lines) for lines in texts), default=2)
     if shared:
-        texts.append(_shared_lines(figure, shared, last - CHIP_PAD, max(most - 1, 2)))
+        texts.append(_shared_lines(figure, shared, last - CHIP_PAD, max(most, 2)))
         most = max(most, len(texts[-1]))
     height = most * LINE + 16
     for i, lines in enumerate(texts):

@@ -15,7 +15,7 @@ from mlcollage.collage import theme
 
 __all__ = ["Fitted", "fit", "width", "wrap"]
 
-_PIECES = re.compile(r"(?:\$[^$]*\$|[^\s$])+")  # a formula is never broken
+_PIECES = re.compile(r"(?:\$[^$]*\$|[^ \n$]|\$)+?(?= |\n|$)")  # a formula or a no-break space is never broken
 
 
 @dataclass(frozen=True)
