@@ -301,8 +301,8 @@ class GlyphWorld:
 
     def _check(self) -> None:
         """Refuse settings that give no image, or not the one that was meant."""
-        for name, low, high in (("size", 16, 64), ("num_classes", 2, 64), ("clutter", 0, 16), ("occluders", 0, 4)):
-            _require(name, getattr(self, name), low, high, whole=True)
+        for name, least, most in (("size", 16, 64), ("num_classes", 2, 64), ("clutter", 0, 16), ("occluders", 0, 4)):
+            _require(name, getattr(self, name), least, most, whole=True)
         if self.channels not in (1, 3):
             raise InvalidInput(f"channels must be 1 (grey) or 3 (RGB); got {self.channels!r}.")
         for name, high in (

@@ -21,7 +21,7 @@ class DataWorld(Protocol):
     shape: tuple[int, ...]
 
     def batch(self, step: int, batch_size: int, *, split: str = "stream") -> tuple[Tensor, Tensor]:
-        """Samples ``step * batch_size ... (step + 1) * batch_size - 1`` of a split: inputs ``(b, *shape)``, labels ``(b,)``."""
+        """Inputs ``(b, *shape)`` and labels ``(b,)``: samples ``step * b ... (step + 1) * b - 1`` of a split."""
         ...
 
     def fixed(self, n: int, *, seed: int = 0, split: str = "train") -> TensorDataset:
