@@ -1,4 +1,4 @@
-"""Gated Linear Networks (Veness et al., AAAI 2021): online learners without back-propagation, as estimators and modules.
+"""Gated Linear Networks (Veness et al., AAAI 2021): online learning without back-propagation.
 
 =====================  =============================================================================================
 :class:`GLNClassifier`  scikit-learn classifier: one pass, one sample at a time, one network a class

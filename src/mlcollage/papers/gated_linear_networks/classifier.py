@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Self, TypedDict, Unpack
 
 import numpy as np
-from joblib import effective_n_jobs
+from joblib import effective_n_jobs  # type: ignore[import-untyped]
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
@@ -37,10 +37,10 @@ class StepOptions(TypedDict, total=False):
 
 def check_rate(rate: LearningRate, initial: float) -> None:
     """Refuse learning rates that are not > 0."""
-    named = isinstance(rate, str)
-    if named and rate not in ("paper", "official"):
-        raise InvalidInput(f"learning_rate must be 'paper', 'official', a float > 0 or a callable; got {rate!r}.")
-    if not named and not callable(rate) and not (np.isfinite(rate) and rate > 0):
+    if isinstance(rate, str):
+        if rate not in ("paper", "official"):
+            raise InvalidInput(f"learning_rate must be 'paper', 'official', a float > 0 or a callable; got {rate!r}.")
+    elif not callable(rate) and not (np.isfinite(rate) and rate > 0):
         raise InvalidInput(f"learning_rate must be > 0; got {rate!r}.")
     if not (np.isfinite(initial) and initial > 0):
         raise InvalidInput(f"learning_rate_init must be > 0; got {initial!r}.")
@@ -81,6 +81,9 @@ class GLNClassifier(ClassifierMixin, BaseEstimator):
         Base predictions: ``sigmoid`` of the online-standardised features; features rescaled to [0, 1] within each
         sample; ``callable(X) -> (n, k)`` probabilities; or ``estimator.predict_proba``. Side information is the
         online-standardised sample in all cases.
+    std_offset : float, default 0
+        Added to the running standard deviation when standardising; the official MNIST example has 1 for pixels from 0
+        to 255. With 0, results do not depend on the features' units.
     weight_init : {"mean", "zeros"}, default "mean"
         Weights start at 1/fan-in or at 0.
     aggregator : {"last", "mean"}, default "last"
@@ -145,6 +148,7 @@ class GLNClassifier(ClassifierMixin, BaseEstimator):
         context_bias_scale: float = 0.05,
         layer_bias: float = 0.731,
         base_predictor: BasePredictor = "standardize",
+        std_offset: float = 0.0,
         weight_init: str = "mean",
         aggregator: str = "last",
         gradient: str = "paper",
@@ -164,6 +168,7 @@ class GLNClassifier(ClassifierMixin, BaseEstimator):
         self.context_bias_scale = context_bias_scale
         self.layer_bias = layer_bias
         self.base_predictor = base_predictor
+        self.std_offset = std_offset
         self.weight_init = weight_init
         self.aggregator = aggregator
         self.gradient = gradient
@@ -176,7 +181,7 @@ class GLNClassifier(ClassifierMixin, BaseEstimator):
 
     # ------------------------------------------------------------------ learning
 
-    def fit(self, X: ArrayLike, y: ArrayLike, **options: Unpack[StepOptions]) -> Self:
+    def fit(self, X: Any, y: Any, **options: Unpack[StepOptions]) -> Self:
         """Forget everything and learn from the samples in their order.
 
         Parameters
@@ -283,8 +288,8 @@ class GLNClassifier(ClassifierMixin, BaseEstimator):
         unknown = ~np.isin(new, self.classes_)
         if unknown.any() and not grow:
             raise InvalidInput(
-                f"Label {new[unknown][0]!r} is not in classes {self.classes_.tolist()}: pass classes= at the first call, "
-                "or grow=True to add a network for it."
+                f"Label {new[unknown][0]!r} is not in classes {self.classes_.tolist()}: pass classes= at the first "
+                "call, or grow=True to add a network for it."
             )
         cuts = sorted(zip(where[unknown].tolist(), new[unknown], strict=True), key=lambda cut: cut[0])
         starts = [0, *(at for at, _ in cuts)]
@@ -338,7 +343,9 @@ class GLNClassifier(ClassifierMixin, BaseEstimator):
             dtype=self.dtype,
             seed=seed,
         )
-        self._inputs_ = Inputs(n_features, self.base_predictor, network.bias, network.limit, network.dtype)
+        self._inputs_ = Inputs(
+            n_features, self.base_predictor, self.std_offset, network.bias, network.limit, network.dtype
+        )
         network.n_inputs = self._inputs_.probe(X) if X is not None else int(n_base or 0)
         self.network_ = network
 
@@ -376,7 +383,7 @@ class GLNClassifier(ClassifierMixin, BaseEstimator):
 
     # ------------------------------------------------------------------ prediction
 
-    def _blocks(self, X: ArrayLike, compute: Callable[[Array, Array], Array]) -> Array:
+    def _blocks(self, X: Any, compute: Callable[[Array, Array], Array]) -> Array:
         check_is_fitted(self, "network_")
         X = validate_data(self, X, reset=False, dtype=(np.float64, np.float32))
         return np.concatenate(
@@ -388,9 +395,12 @@ class GLNClassifier(ClassifierMixin, BaseEstimator):
         return self._blocks(X, lambda base, side: self.network_.predict(base, side, n_jobs=jobs)[:, self._head_])
 
     def decision_function(self, X: ArrayLike) -> Array:
-        """Logit of each class's network, ``(n, n_classes)``; for two classes the difference, ``(n,)``."""
+        """Logit of each class's network, ``(n, n_classes)``; for two classes the log-odds of their ratio, ``(n,)``."""
         raw = self._logits(X)
-        return raw[:, 1] - raw[:, 0] if raw.shape[1] == 2 else raw
+        if raw.shape[1] != 2:
+            return raw
+        log_q = _log_sigmoid(raw)
+        return log_q[:, 1] - log_q[:, 0]
 
     def predict_proba(self, X: ArrayLike) -> Array:
         """Class probabilities ``(n, n_classes)``: the networks' outputs divided by their sum."""
@@ -398,7 +408,8 @@ class GLNClassifier(ClassifierMixin, BaseEstimator):
 
     def predict(self, X: ArrayLike) -> Array:
         """Label of the class whose network gives the largest output, ``(n,)``."""
-        return self.classes_[self._logits(X).argmax(axis=1)]
+        best = self._logits(X).argmax(axis=1)
+        return self.classes_[best]
 
     # ------------------------------------------------------------------ looking inside
 
@@ -414,14 +425,13 @@ class GLNClassifier(ClassifierMixin, BaseEstimator):
         return self._blocks(X, lambda b, s: self.network_.saliency(b, s, clipped=clipped)[:, self._head_])
 
     def base_logits(self, X: ArrayLike) -> Array:
-        """What the first layer reads, ``(n, 1 + d)``: the bias logit, then the clipped logits of the base predictions."""
+        """What the first layer reads, ``(n, 1 + d)``: the bias logit, then the base predictions' clipped logits."""
         return self._blocks(X, lambda base, side: base)
 
     def clip_active(self, X: ArrayLike) -> Array:
         """Whether any neuron below the read-out is clipped, ``(n, n_classes)`` bool."""
-        network = self.network_ if hasattr(self, "network_") else None
         raw = self._blocks(X, lambda b, s: self.network_.neuron_logits(b, s)[:, self._head_])
-        assert network is not None
+        network = self.network_
         inner = raw[:, :, : network.neurons - int(network.sizes[-1])]
         return (np.abs(inner) > network.constants[1]).any(axis=2)
 
@@ -483,6 +493,10 @@ def _only_weight(options: Any) -> ArrayLike | None:
 
 def _ratio(raw: Array) -> Array:
     """Outputs divided by their sum, computed from log-probabilities so that tiny outputs keep their order."""
-    log_q = -np.logaddexp(0.0, -raw.astype(np.float64))
+    log_q = _log_sigmoid(raw)
     q = np.exp(log_q - log_q.max(axis=1, keepdims=True))
     return q / q.sum(axis=1, keepdims=True)
+
+
+def _log_sigmoid(raw: Array) -> Array:
+    return -np.logaddexp(0.0, -raw.astype(np.float64))

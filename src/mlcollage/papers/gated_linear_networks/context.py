@@ -11,7 +11,7 @@ Gates do not depend on weights, so all contexts of a chunk of the stream come fr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from mlcollage.errors import InvalidInput
 
 from .kernels import active
 
-__all__ = ["DENSE_LIMIT", "MAX_CONTEXT_DIM", "Contexts", "RowTable", "draw_hyperplanes", "pack_bits"]
+__all__ = ["DENSE_LIMIT", "MAX_CONTEXT_DIM", "Contexts", "RowTable", "draw_hyperplanes", "pack_bits", "writable"]
 
 Array = NDArray[Any]
 MAX_CONTEXT_DIM = 30
@@ -77,6 +77,14 @@ def _smallest(m: int) -> type[np.unsignedinteger]:
     return np.uint8 if m <= 8 else np.uint16 if m <= 16 else np.uint32
 
 
+def writable(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The same attributes with read-only arrays copied: unpickled from a memory map, they could not be learned on."""
+    return {
+        name: np.array(value) if isinstance(value, np.ndarray) and not value.flags.writeable else value
+        for name, value in state.items()
+    }
+
+
 class Contexts:
     """Context indices of many heads at once, from one matrix product a chunk.
 
@@ -112,6 +120,9 @@ class Contexts:
         self.normals = np.concatenate([self.normals, normals]) if self.normals.size else normals
         self.offsets = np.concatenate([self.offsets, offsets.astype(self.dtype)])
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(writable(state))
+
     def gates(self, side: Array, heads: Sequence[int]) -> Callable[[int, Array], Array]:
         """Project on the hyperplanes of the given heads at once; the function returned packs the bits of one of them.
 
@@ -124,21 +135,21 @@ class Contexts:
             index = np.concatenate([np.arange(h * width, (h + 1) * width) for h in heads])
             normals, offsets = normals[index], offsets[index]
         projected = side @ normals.T
-        norms = np.sqrt(np.einsum("ij,ij->i", side, side))
         # Twice the classical bound D u |v||z| on the error of a dot product of length D, for the unit vectors v.
-        slack = self.dtype.type(2 * (side.shape[1] + 2) * np.finfo(self.dtype).eps)
+        norms = np.sqrt(np.square(side) @ np.ones(side.shape[1], self.dtype)) + np.abs(offsets).max(initial=0)
+        tolerances = (norms * (2 * (side.shape[1] + 2) * np.finfo(self.dtype).eps)).astype(self.dtype)
 
         def pack(position: int, first: Array) -> Array:
             contexts = np.empty((len(side), self.neurons), np.int32)
             column = position * width
-            active().pack(projected, column, side, norms, normals, offsets, slack, first, self.context_dim, contexts)
+            active().pack(projected, column, side, tolerances, normals, offsets, first, self.context_dim, contexts)
             return contexts
 
         return pack
 
 
 class RowTable:
-    """Weight rows of one head: dense (every context has its row) or lazy (a row is made when its context is first seen).
+    """Weight rows of one head: dense (every context has a row) or lazy (a row is made when its context is first seen).
 
     Both are the same to the learning loop, which reads the row number of each neuron's active context, the place where
     that row starts in one flat array, and its visit count. A lazy table holds at most one row for each neuron and
@@ -185,6 +196,9 @@ class RowTable:
             self.row_start = np.cumsum(fan) - fan
             self.counts = np.zeros(rows.sum(), np.int64)
             self.weights = np.repeat(self.initial, rows * fans)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(writable(state))
 
     def rows(self, contexts: Array, *, allocate: bool) -> Array:
         """Row numbers ``(n, neurons)`` int32; contexts never seen get their layer's untrained row unless allocating."""

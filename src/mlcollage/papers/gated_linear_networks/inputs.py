@@ -1,7 +1,8 @@
 r"""From features to what a network reads: base predictions :math:`p_0` as logits, and side information :math:`z`.
 
-Side information is always the online-standardised sample :math:`s = (x - \bar x) / (\hat\sigma_x + 1)` with Welford's
-running mean and deviation, the sample included (the official MNIST example). Base predictions are
+Side information is always the online-standardised sample :math:`s = (x - \bar x) / (\hat\sigma_x + o)` with Welford's
+running mean and deviation, the sample included. The official MNIST example has the offset :math:`o = 1` on pixels
+from 0 to 255; with the default :math:`o = 0` results do not depend on the features' units. Base predictions are
 :math:`\sigma(s)`, or the sample rescaled to [0, 1], or the probabilities of any model.
 """
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from mlcollage.errors import InvalidInput
 
+from .context import writable
 from .kernels import active
 from .network import logit
 
@@ -41,8 +43,8 @@ def check_base_predictor(predictor: BasePredictor) -> None:
             check_is_fitted(predictor)
         except NotFittedError as error:
             raise InvalidInput(
-                f"base_predictor {type(predictor).__name__} is not fitted: fit it on data of its own first, and wrap it "
-                "in sklearn.frozen.FrozenEstimator so that it stays fitted when this estimator is cloned."
+                f"base_predictor {type(predictor).__name__} is not fitted: fit it on data of its own first, and wrap "
+                "it in sklearn.frozen.FrozenEstimator so that it stays fitted when this estimator is cloned."
             ) from error
     elif not callable(predictor):
         raise InvalidInput(
@@ -60,25 +62,32 @@ class Inputs:
         Width of a sample.
     predictor : str, callable or estimator
         See :func:`check_base_predictor`.
+    offset : float
+        Added to the standard deviation; where both are 0 the feature is 0.
     bias, limit : float
         Logit of the layers' bias, and largest logit of a base prediction.
     dtype : numpy dtype
         Of the arrays made.
     """
 
-    def __init__(self, n_features: int, predictor: BasePredictor, bias: float, limit: float, dtype: Any) -> None:
+    def __init__(
+        self, n_features: int, predictor: BasePredictor, offset: float, bias: float, limit: float, dtype: Any
+    ) -> None:
         check_base_predictor(predictor)
+        if not (np.isfinite(offset) and offset >= 0):
+            raise InvalidInput(f"std_offset must be >= 0; got {offset!r}.")
+        self.offset = float(offset)
         self.predictor, self.bias, self.limit, self.dtype = predictor, bias, limit, np.dtype(dtype)
         self.moments = np.zeros((2, n_features))
         self.seen = np.zeros(1)
         self.n_base: int | None = n_features if isinstance(predictor, str) else None
 
     def __call__(self, x: Array, *, learn: bool) -> tuple[Array, Array]:
-        """``base (n, 1 + n_base)`` and ``side (n, n_features)``; with ``learn`` the running moments take the samples in."""
+        """``base (n, 1 + n_base)`` and ``side (n, n_features)``; ``learn`` updates the running moments."""
         n, d = x.shape
         base, side = np.empty((n, d + 1), self.dtype), np.empty((n, d), self.dtype)
-        x = np.ascontiguousarray(x, np.float64)
-        active().standardize(x, self.moments, self.seen, learn, self.limit, self.bias, base, side)
+        x = np.require(x, np.float64, ["C", "W"])  # a read-only array would be a type of its own to the compiler
+        active().standardize(x, self.moments, self.seen, learn, self.offset, self.limit, self.bias, base, side)
         if isinstance(self.predictor, str) and self.predictor == "standardize":
             return base, side
         p = self._probabilities(x)
@@ -116,6 +125,9 @@ class Inputs:
             self._probabilities(np.ascontiguousarray(x[:1], np.float64))
         assert self.n_base is not None
         return self.n_base
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(writable(state))
 
     def state(self) -> dict[str, Array]:
         """The running moments."""

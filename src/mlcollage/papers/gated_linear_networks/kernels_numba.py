@@ -34,8 +34,8 @@ def _compile(**options: Any) -> Callable[[Function], Function]:
 
 
 @_compile()
-def standardize(x, moments, seen, learn, limit, bias, base, side):  # type: ignore[no-untyped-def]
-    """Welford's online mean and variance; ``side = (x - mean) / (std + 1)``, ``base = [bias, clip(side)]``."""
+def standardize(x, moments, seen, learn, offset, limit, bias, base, side):  # type: ignore[no-untyped-def]
+    """Welford's mean and variance; ``side = (x - mean) / (std + offset)`` (0 over 0 is 0), ``base = [bias, clip]``."""
     n, d = x.shape
     count = seen[0]
     for i in range(n):
@@ -50,14 +50,15 @@ def standardize(x, moments, seen, learn, limit, bias, base, side):  # type: igno
         inverse = 1.0 / max(count, 1.0)
         base[i, 0] = bias
         for j in range(d):
-            value = (x[i, j] - moments[0, j]) / (math.sqrt(moments[1, j] * inverse) + 1.0)
+            scale = math.sqrt(moments[1, j] * inverse) + offset
+            value = (x[i, j] - moments[0, j]) / scale if scale > 0.0 else 0.0
             side[i, j] = value
             base[i, j + 1] = min(max(value, -limit), limit)
     seen[0] = count
 
 
 @_compile()
-def pack(projected, column, side, norms, planes, offsets, slack, first, bits, contexts):  # type: ignore[no-untyped-def]
+def pack(projected, column, side, tolerances, planes, offsets, first, bits, contexts):  # type: ignore[no-untyped-def]
     """Bits of the half-spaces, packed to one integer a neuron.
 
     ``projected`` comes from a matrix product whose rounding depends on its shape and on the number of threads. Where a
@@ -65,23 +66,32 @@ def pack(projected, column, side, norms, planes, offsets, slack, first, bits, co
     so that a bit depends on the sample and on the hyperplane alone.
     """
     n, neurons = contexts.shape
-    d = side.shape[1]
+    width = neurons * bits
+    codes = np.empty(width, np.int32)
+    power = np.empty(width, np.int32)
+    for h in range(width):
+        power[h] = 1 << (h % max(bits, 1))
+    threshold = offsets[column : column + width]
     for i in range(n):
-        for k in range(neurons):
-            index = 0
-            for j in range(bits):
-                h = column + k * bits + j
-                margin = projected[i, h] - offsets[h]
-                if abs(margin) <= slack * (norms[i] + abs(offsets[h])):
+        margins = projected[i, column : column + width]
+        tolerance = tolerances[i]
+        near = 0
+        for h in range(width):  # two plain loops, which vectorise
+            margin = margins[h] - threshold[h]
+            codes[h] = power[h] if margin > 0 else 0
+            near += 1 if abs(margin) <= tolerance else 0
+        if near:
+            for h in range(width):
+                if abs(margins[h] - threshold[h]) <= tolerance:
                     exact = 0.0
-                    for c in range(d):
-                        exact += np.float64(planes[h, c]) * np.float64(side[i, c])
-                    inside = exact > offsets[h]
-                else:
-                    inside = margin > 0
-                if inside:
-                    index |= 1 << j
-            contexts[i, k] = first[k] + index
+                    for c in range(side.shape[1]):
+                        exact += np.float64(planes[column + h, c]) * np.float64(side[i, c])
+                    codes[h] = power[h] if exact > threshold[h] else 0
+        for k in range(neurons):
+            index = first[k]
+            for j in range(bits):
+                index += codes[k * bits + j]
+            contexts[i, k] = index
 
 
 @_compile()
@@ -94,8 +104,8 @@ def find_rows(contexts, start, bits, slots, keys, row_start, used, fans, layer, 
     n, neurons = contexts.shape
     mask = np.uint64(slots.shape[0] - 1)
     widest = 0
-    for l in range(fans.shape[0]):
-        widest = max(widest, fans[l])
+    for fan in fans:
+        widest = max(widest, fan)
     for i in range(start, n):
         if allocate and (
             used[0] + neurons > keys.shape[0]
@@ -125,9 +135,9 @@ def find_rows(contexts, start, bits, slots, keys, row_start, used, fans, layer, 
 
 
 @_compile(fastmath=_FAST)
-def run_bernoulli(
+def run_bernoulli(  # type: ignore[no-untyped-def]
     base, fan, targets, rates, rows, row_start, weights, counts, sizes, constants, official, learn, buffers, logits
-):  # type: ignore[no-untyped-def]
+):
     """One head, one sample after the other: dot, sigmoid and update of each selected row in one visit.
 
     The update of a neuron touches its own row only and reads the layer's inputs, so doing it at once leaves the
@@ -138,10 +148,10 @@ def run_bernoulli(
         values = base[i, :fan]
         width = fan
         neuron = 0
-        for l in range(sizes.shape[0]):
-            out = buffers[l & 1]
+        for layer in range(sizes.shape[0]):
+            out = buffers[layer & 1]
             out[0] = bias
-            for k in range(sizes[l]):
+            for k in range(sizes[layer]):
                 r = rows[i, neuron]
                 row = weights[row_start[r] : row_start[r] + width]
                 a = zero
@@ -157,5 +167,5 @@ def run_bernoulli(
                     for c in range(width):
                         row[c] = min(max(row[c] - step * values[c], -bound), bound)
                 neuron += 1
-            width = sizes[l] + 1
+            width = sizes[layer] + 1
             values = out[:width]

@@ -1,4 +1,4 @@
-"""The loops of :mod:`.kernels_numba` in numpy alone: the same functions and results (to rounding), many times slower."""
+"""The loops of :mod:`.kernels_numba` in numpy alone: the same functions and results (to rounding), but slower."""
 
 from __future__ import annotations
 
@@ -11,9 +11,17 @@ Array = NDArray[Any]
 
 
 def standardize(
-    x: Array, moments: Array, seen: Array, learn: bool, limit: float, bias: float, base: Array, side: Array
+    x: Array,
+    moments: Array,
+    seen: Array,
+    learn: bool,
+    offset: float,
+    limit: float,
+    bias: float,
+    base: Array,
+    side: Array,
 ) -> None:
-    """Welford's online mean and variance; ``side = (x - mean) / (std + 1)``, ``base = [bias, clip(side)]``."""
+    """Welford's mean and variance; ``side = (x - mean) / (std + offset)`` (0 over 0 is 0), ``base = [bias, clip]``."""
     base[:, 0] = bias
     for i, sample in enumerate(x):
         if learn:
@@ -21,7 +29,8 @@ def standardize(
             delta = sample - moments[0]
             moments[0] += delta * (1.0 / seen[0])
             moments[1] += delta * (sample - moments[0])
-        side[i] = (sample - moments[0]) / (np.sqrt(moments[1] * (1.0 / max(seen[0], 1.0))) + 1.0)
+        scale = np.sqrt(moments[1] * (1.0 / max(seen[0], 1.0))) + offset
+        side[i] = np.where(scale > 0, sample - moments[0], 0) / np.where(scale > 0, scale, 1)
     np.clip(side, -limit, limit, out=base[:, 1:])
 
 
@@ -29,10 +38,9 @@ def pack(
     projected: Array,
     column: int,
     side: Array,
-    norms: Array,
+    tolerances: Array,
     planes: Array,
     offsets: Array,
-    slack: float,
     first: Array,
     bits: int,
     contexts: Array,
@@ -42,7 +50,7 @@ def pack(
     threshold = offsets[columns]
     margin = projected[:, columns] - threshold
     inside = margin > 0
-    near = np.abs(margin) <= slack * (norms[:, None] + np.abs(threshold))
+    near = np.abs(margin) <= tolerances[:, None]
     for i, h in zip(*np.nonzero(near), strict=True):
         exact = np.cumsum(planes[column + h].astype(np.float64) * side[i].astype(np.float64))
         inside[i, h] = (exact[-1] if exact.size else 0.0) > threshold[h]

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from mlcollage.errors import InvalidInput
 
-from .context import DENSE_LIMIT, MAX_CONTEXT_DIM, Contexts, RowTable, draw_hyperplanes, pack_bits
+from .context import DENSE_LIMIT, MAX_CONTEXT_DIM, Contexts, RowTable, draw_hyperplanes, pack_bits, writable
 from .kernels import active
 
 __all__ = ["GatedNetwork", "LearningRate", "logit", "sigmoid", "step_sizes"]
@@ -147,6 +147,9 @@ class GatedNetwork:
         self.heads: list[RowTable] = []
         self.steps: list[int] = []
         self._lazy: bool | None = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(writable(state))
 
     # ------------------------------------------------------------------ heads
 
@@ -462,7 +465,7 @@ def _check_settings(
         raise InvalidInput(f"Layer sizes must be integers >= 1, at least one of them; got {tuple(sizes)}.")
     if isinstance(context_dim, bool) or int(context_dim) != context_dim or not 0 <= context_dim <= MAX_CONTEXT_DIM:
         raise InvalidInput(
-            f"context_dim must be an integer from 0 to {MAX_CONTEXT_DIM} (hyperplanes of a neuron); got {context_dim!r}."
+            f"context_dim must be an integer from 0 to {MAX_CONTEXT_DIM} (hyperplanes a neuron); got {context_dim!r}."
         )
     if not 0 < eps < 0.5:
         raise InvalidInput(f"eps must lie strictly between 0 and 0.5; got {eps!r}.")

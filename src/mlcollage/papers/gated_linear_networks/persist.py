@@ -30,7 +30,8 @@ def save_arrays(
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:
-            np.savez(file, header=np.array(json.dumps(header)), **dict(arrays))
+            contents: dict[str, Any] = {"header": np.array(json.dumps(header)), **arrays}
+            np.savez(file, **contents)
             file.flush()
             os.fsync(file.fileno())
         part.replace(target)
@@ -73,8 +74,8 @@ def load_arrays(
     missing = [name for name, value in params.items() if value == _NOT_SAVED and name != "random_state"]
     if missing:
         raise InvalidInput(
-            f"{', '.join(missing)} was an object when {source.name} was saved, which a file without pickle cannot hold: "
-            f"pass it again, load(path, {missing[0]}=...)."
+            f"{', '.join(missing)} was an object when {source.name} was saved, which a file without pickle cannot "
+            f"hold: pass it again, load(path, {missing[0]}=...)."
         )
     return {name: None if value == _NOT_SAVED else _tupled(value) for name, value in params.items()}, arrays
 
