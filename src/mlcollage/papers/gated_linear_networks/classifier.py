@@ -20,7 +20,7 @@ from .inputs import BasePredictor, Inputs
 from .network import GatedNetwork, LearningRate, sigmoid
 from .persist import load_arrays, pack_labels, save_arrays, unpack_labels
 
-__all__ = ["GLNClassifier", "StepOptions", "check_rate"]
+__all__ = ["GLNClassifier", "StepOptions", "check_rate", "only_weight"]
 
 Array = NDArray[Any]
 _BLOCK = 4096  # samples whose inputs are held at once
@@ -202,7 +202,7 @@ class GLNClassifier(ClassifierMixin, BaseEstimator):
         InvalidInput
             A setting or an array that cannot be used.
         """
-        weight = _only_weight(options)
+        weight = only_weight(options)
         if self.n_passes < 1:
             raise InvalidInput(f"n_passes must be >= 1; got {self.n_passes!r}.")
         X, y = validate_data(self, X, y, dtype=(np.float64, np.float32))
@@ -484,7 +484,8 @@ class GLNClassifier(ClassifierMixin, BaseEstimator):
         return model
 
 
-def _only_weight(options: Any) -> ArrayLike | None:
+def only_weight(options: Any) -> ArrayLike | None:
+    """The only option of ``fit``; others are refused as Python refuses unknown keywords."""
     unknown = sorted(set(options) - {"sample_weight"})
     if unknown:
         raise TypeError(f"fit() got an unexpected keyword argument {unknown[0]!r}; it takes sample_weight.")

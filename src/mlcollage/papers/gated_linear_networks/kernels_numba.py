@@ -169,3 +169,81 @@ def run_bernoulli(  # type: ignore[no-untyped-def]
                 neuron += 1
             width = sizes[layer] + 1
             values = out[:width]
+
+
+@_compile()
+def running_moments(y, moments, seen, scaled, before):  # type: ignore[no-untyped-def]
+    """Standardise a stream of targets by Welford's moments; ``before`` gets mean and deviation from before each one."""
+    for i in range(y.shape[0]):
+        deviation = math.sqrt(moments[1, 0] / max(seen[0], 1.0))
+        before[0, i] = moments[0, 0]
+        before[1, i] = deviation if deviation > 0.0 else 1.0
+        seen[0] += 1.0
+        delta = y[i] - moments[0, 0]
+        moments[0, 0] += delta / seen[0]
+        moments[1, 0] += delta * (y[i] - moments[0, 0])
+        deviation = math.sqrt(moments[1, 0] / seen[0])
+        scaled[i] = (y[i] - moments[0, 0]) / deviation if deviation > 0.0 else 0.0
+
+
+@_compile(fastmath=_FAST)
+def run_gaussian(  # type: ignore[no-untyped-def]
+    base, targets, rates, rows, row_start, weights, counts, sizes, constants, official, learn, buffers, out
+):
+    """One pass of the Gaussian network; ``out[i]`` gets the mean and the precision of every neuron."""
+    low, high, bound, one, zero = constants[0], constants[1], constants[2], constants[3], constants[4]
+    longest = constants[5]
+    half = one / (one + one)
+    for i in range(base.shape[0]):
+        width = base.shape[1]
+        for c in range(width):
+            buffers[0, 0, c] = base[i, c]
+            buffers[0, 1, c] = one
+        neuron = 0
+        for layer in range(sizes.shape[0]):
+            mean, precision = buffers[layer & 1, 0, :width], buffers[layer & 1, 1, :width]
+            following = buffers[(layer + 1) & 1]
+            for c in range(3):
+                following[0, c] = base[i, c]
+                following[1, c] = one
+            square = zero
+            weighted = zero
+            moment = zero
+            for c in range(width):
+                squared = precision[c] * precision[c]
+                square += squared
+                weighted += squared * mean[c]
+                moment += squared * mean[c] * mean[c]
+            for k in range(sizes[layer]):
+                r = rows[i, neuron]
+                row = weights[row_start[r] : row_start[r] + width]
+                tau = zero
+                total = zero
+                for c in range(width):
+                    tau += row[c] * precision[c]
+                    total += row[c] * precision[c] * mean[c]
+                inside = min(max(tau, low), high)
+                shift = (tau - inside) / square
+                mu = (total - shift * weighted) / inside
+                out[i, 0, neuron] = mu
+                out[i, 1, neuron] = inside
+                following[0, k + 3] = mu
+                following[1, k + 3] = inside
+                if learn:
+                    counts[r] += 1
+                    error = targets[i] - mu
+                    common = half * error * error - half / inside
+                    along = zero
+                    if official and shift != zero:
+                        for c in range(width):
+                            along += precision[c] * precision[c] * (common - error * (mean[c] - mu))
+                        along /= square
+                    spread = max(moment - (mu + mu) * weighted + mu * mu * square, zero)
+                    information = (spread + square * (one / inside + error * error)) / inside
+                    step = min(rates[i], longest / information)
+                    kept = zero if official else shift
+                    for c in range(width):
+                        slope = common - error * (mean[c] - mu) - along
+                        row[c] = min(max(row[c] - precision[c] * (kept + step * slope), -bound), bound)
+                neuron += 1
+            width = sizes[layer] + 3

@@ -137,3 +137,63 @@ def run_bernoulli(
                     step = np.where(np.abs(a) > limit, 0, step)
                 weights[where] = np.clip(chosen - step[:, None] * values, -bound, bound)
             values = np.concatenate([[bias], np.clip(a, -limit, limit)]).astype(base.dtype)
+
+
+def running_moments(y: Array, moments: Array, seen: Array, scaled: Array, before: Array) -> None:
+    """Standardise a stream of targets by Welford's moments; ``before`` gets mean and deviation from before each one."""
+    for i, value in enumerate(y):
+        before[:, i] = moments[0, 0], np.sqrt(moments[1, 0] / max(seen[0], 1.0)) or 1.0
+        seen[0] += 1.0
+        delta = value - moments[0, 0]
+        moments[0, 0] += delta / seen[0]
+        moments[1, 0] += delta * (value - moments[0, 0])
+        deviation = np.sqrt(moments[1, 0] / seen[0])
+        scaled[i] = (value - moments[0, 0]) / deviation if deviation > 0 else 0.0
+
+
+def run_gaussian(
+    base: Array,
+    targets: Array,
+    rates: Array,
+    rows: Array,
+    row_start: Array,
+    weights: Array,
+    counts: Array,
+    sizes: Array,
+    constants: Array,
+    official: bool,
+    learn: bool,
+    buffers: Array,
+    out: Array,
+) -> None:
+    """One pass of the Gaussian network, all neurons of a layer at once; ``buffers`` is not used."""
+    low, high, bound, _, _, longest = constants
+    ends = np.cumsum(sizes)
+    for i in range(len(base)):
+        mean, precision = base[i], np.ones_like(base[i])
+        for end, size in zip(ends, sizes, strict=True):
+            mine = slice(end - size, end)
+            selected = rows[i, mine]
+            where = row_start[selected][:, None] + np.arange(len(mean))
+            chosen = weights[where]
+            tau = chosen @ precision
+            inside = np.clip(tau, low, high)
+            shift = (tau - inside) / (precision @ precision)
+            projected = chosen - shift[:, None] * precision
+            mu = projected @ (precision * mean) / inside
+            out[i, 0, mine], out[i, 1, mine] = mu, inside
+            if learn:
+                counts[selected] += 1
+                error = (targets[i] - mu)[:, None]
+                squared = precision**2
+                spread = np.sum(squared * (mean - mu[:, None]) ** 2, axis=1)
+                information = (spread + squared.sum() * (1 / inside + error[:, 0] ** 2)) / inside
+                step = np.minimum(rates[i], longest / information)[:, None]
+                slope = precision * (0.5 * error**2 - 0.5 / inside[:, None] - error * (mean - mu[:, None]))
+                if official:
+                    along = (slope @ precision / (precision @ precision))[:, None] * precision
+                    slope -= np.where(shift[:, None] != 0, along, 0)
+                start = chosen if official else projected
+                weights[where] = np.clip(start - step * slope, -bound, bound)
+            mean = np.concatenate([base[i, :3], mu])
+            precision = np.concatenate([np.ones(3, base.dtype), inside])
