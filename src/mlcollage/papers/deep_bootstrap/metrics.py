@@ -31,7 +31,8 @@ def _check(logits: Tensor, target: Tensor, name: str) -> Tensor:
         labels = target.expand(logits.shape[:-1])
     except RuntimeError:
         raise InvalidInput(
-            f"{name}: logits {tuple(logits.shape)} need labels of shape {tuple(logits.shape[:-1])}, got {tuple(target.shape)}."
+            f"{name}: logits {tuple(logits.shape)} need labels of shape {tuple(logits.shape[:-1])}, got "
+            f"{tuple(target.shape)}."
         ) from None
     if labels.numel() and (int(target.min()) < 0 or int(target.max()) >= logits.shape[-1]):
         raise InvalidInput(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -106,7 +106,8 @@ class BootstrapResult:
         n
             Sample size.
         rule
-            ``"train_error"`` (train error <= 0.01), ``"train_loss"`` (train loss < 0.01) or ``"budget"`` (the last step).
+            ``"train_error"`` (train error <= 0.01), ``"train_loss"`` (train loss < 0.01) or
+            ``"budget"`` (the last step).
         seed
             One repetition; None (default) applies the rule to the train curve averaged over the seeds.
         threshold
@@ -136,7 +137,7 @@ class BootstrapResult:
         return int(reached[0]) if len(reached) else None
 
     def stopping_times(self, rule: Rule | None = None) -> pd.DataFrame:
-        """T(n) of each n, seed and rule (all three by default): ``n, seed, rule, T`` (missing if not reached), ``status``."""
+        """T(n) of each n, seed and rule (default: all three): ``n, seed, rule, T``, ``status``."""
         rows = []
         for name in RULES if rule is None else (rule,):
             if rule is None and name == "train_error" and self.curves["error"].isna().all():
@@ -181,11 +182,11 @@ class BootstrapResult:
         """
         all_gaps = self.gaps(metric)
         rows = []
-        for (n, seed), group in all_gaps.groupby(["n", "seed"]):
-            t, status = self._time(int(n), int(seed), at, rule, group["step"])
+        for n, seed, group in _lanes(all_gaps):
+            t, status = self._time(n, seed, at, rule, group["step"])
             until = group if t is None else group[group["step"] <= t]
             if at == "max":
-                row = until.loc[until["gap"].idxmax()]
+                row = until.iloc[int(until["gap"].to_numpy().argmax())]
             elif t is None:
                 row = pd.Series({"step": None, "real": math.nan, "ideal": math.nan, "gap": math.nan})
             else:
@@ -202,11 +203,12 @@ class BootstrapResult:
         test = self.select("real")[[*keys, metric]].rename(columns={metric: "test"})
         both = self.select("real", "train")[[*keys, metric]].rename(columns={metric: "train"}).merge(test, on=keys)
         rows = []
-        for (n, seed), group in both.groupby(["n", "seed"]):
+        for n, seed, group in _lanes(both):
             difference = group.set_index("step")["test"] - group.set_index("step")["train"]
-            t, status = self._time(int(n), int(seed), at, rule, group["step"])
+            t, status = self._time(n, seed, at, rule, group["step"])
             if at == "max":
-                t = int((difference if t is None else difference[difference.index <= t]).idxmax())
+                before = difference if t is None else difference[difference.index <= t]
+                t = int(before.index[int(before.to_numpy().argmax())])
             row = {
                 "n": n,
                 "seed": seed,
@@ -296,7 +298,8 @@ class BootstrapResult:
             raise UnknownName(f"metric {metric!r} is not known; there are: {', '.join(METRICS)}.")
         if self.curves[metric].isna().all():
             raise InvalidInput(
-                f"this run has no {metric}: it was trained with loss={self.settings.get('loss')!r}, whose outputs are not "
+                f"this run has no {metric}: it was trained with loss={self.settings.get('loss')!r}, whose "
+                "outputs are not "
                 f"{'class probabilities' if metric == 'soft_error' else 'classes'}; use another metric."
             )
 
@@ -430,11 +433,18 @@ class BootstrapResult:
         return list(zip(self.n, _cycle(len(self.n)), strict=True))
 
 
+def _lanes(table: pd.DataFrame) -> Iterator[tuple[int, int, pd.DataFrame]]:
+    """The rows of each n and seed."""
+    for key, group in table.groupby(["n", "seed"]):
+        n, seed = cast(tuple[float, int], key)
+        yield int(n), int(seed), group
+
+
 def _status(t: int | None) -> str:
     return "not converged" if t is None else "converged"
 
 
-def _typed(rows: Sequence[Mapping[str, Any]], columns: list[str]) -> pd.DataFrame:
+def _typed(rows: Sequence[Mapping[Any, Any]], columns: list[str]) -> pd.DataFrame:
     table = pd.DataFrame(list(rows), columns=columns)
     return table.astype({"n": "float64", "seed": "int64", "step": "Int64"})
 

@@ -123,7 +123,7 @@ class FiniteAsIdeal:
         return view
 
     def batch(self, step: int, batch_size: int, *, split: str = "stream") -> tuple[Tensor, Tensor]:
-        """Samples ``step * batch_size ... (step + 1) * batch_size - 1`` of the stream (or of ``"train"``, ``"test"``)."""
+        """Samples ``step * batch_size ... (step + 1) * batch_size - 1`` of the stream (or another split)."""
         start, stop = step * batch_size, (step + 1) * batch_size
         if split != "stream":
             gather, index = self._part(split, stop, 0)
@@ -161,7 +161,8 @@ class FiniteAsIdeal:
         text = f"the finite Ideal World is exhausted: sample {stop} of {self.stream_size} was asked for"
         if self.past_one_pass == "raise":
             raise InvalidInput(
-                f"{text}; use fewer steps, a smaller batch or more data, or past_one_pass='warn' to reuse samples and count."
+                f"{text}; use fewer steps, a smaller batch or more data, or past_one_pass='warn' to reuse "
+                "samples and count."
             )
         if self._view not in self._warned:
             self._warned.add(self._view)
@@ -316,7 +317,8 @@ class NpzParts(Dataset[tuple[Tensor, Tensor]]):
         for file, images, label in zip(files, self._images, labels, strict=True):
             if images.ndim != 4 or images.dtype != np.uint8 or images.shape[1:] != self._images[0].shape[1:]:
                 raise InvalidInput(
-                    f"{Path(file).name}: {x!r} is {images.dtype} {images.shape}; images must be uint8 (N, height, width, channels), "
+                    f"{Path(file).name}: {x!r} is {images.dtype} {images.shape}; images must be uint8 (N, "
+                    "height, width, channels), "
                     "the same size in all parts."
                 )
             if len(images) != len(label) or label.dtype.kind not in "iu":
@@ -387,7 +389,8 @@ def cifar5m(
     found = {int(m[1]): f for f in Path(folder).glob("*.npz") if (m := re.fullmatch(r"cifar5m_part(\d+)\.npz", f.name))}
     if len(found) < 2:
         raise MissingFile(
-            f"{folder} holds {len(found)} of the files cifar5m_part0.npz ... cifar5m_part5.npz; at least two parts are needed "
+            f"{folder} holds {len(found)} of the files cifar5m_part0.npz ... cifar5m_part5.npz; at least two "
+            "parts are needed "
             "(the last one is the test set)."
         )
     files = [found[k] for k in sorted(found)]

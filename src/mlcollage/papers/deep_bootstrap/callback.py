@@ -1,0 +1,303 @@
+"""The Ideal World beside a training loop that exists already: plain, Lightning and Hugging Face."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from mlcollage.data.world import DataWorld
+from mlcollage.errors import InvalidInput, MissingDependency
+from mlcollage.nn.init import seeded
+from mlcollage.papers.deep_bootstrap._training import (
+    Loss,
+    Stream,
+    check_labels,
+    check_outputs,
+    log_steps,
+    loss_function,
+    measure,
+)
+from mlcollage.papers.deep_bootstrap.result import COLUMNS, BootstrapResult
+from mlcollage.train.loop import evaluating
+
+__all__ = ["BootstrapCallback", "lightning_callback", "transformers_callback"]
+
+Forward = Callable[[nn.Module, Tensor], Tensor]
+
+
+def _forward(model: nn.Module, x: Tensor) -> Tensor:
+    out = model(x)
+    return getattr(out, "logits", out)
+
+
+class BootstrapCallback:
+    """Trains an ideal twin beside a loop of yours, which is the Real World, and measures both.
+
+    The twin starts as a copy of your network. Whenever your optimiser has made an update, the twin makes one with an
+    optimiser of the same kind and the settings (learning rate, momentum, ...) that yours just used, on a fresh batch of
+    the world. So the schedule is the same by construction. Your run is not changed: its random numbers, weights and
+    modes are left as they are. It costs about one more training step a step.
+
+    Parameters
+    ----------
+    world
+        Where fresh samples come from; the distribution that your training set was drawn from.
+    n
+        Size of your training set.
+    batch_size
+        Samples of an update, as in your loop.
+    steps
+        Updates that your loop will make; evaluations are spaced logarithmically up to it.
+    train
+        Your training inputs and labels (or a fixed part of them) for the train metrics and T(n); None leaves them out.
+    loss
+        As in :class:`DeepBootstrap`; what your loop minimises.
+    clip_norm
+        Norm that your loop clips gradients to; None (default) if it does not.
+    evaluations
+        Number of evaluations, 24 by default, besides the start.
+    test_size
+        Samples of the test block.
+    seed
+        Names the repetition and its section of the world's stream.
+    forward
+        How a network is called: ``forward(model, x)`` gives logits. Default: ``model(x)``, or its ``.logits``.
+
+    Examples
+    --------
+    >>> from mlcollage.data.glyphs import GlyphWorld
+    >>> from mlcollage.nn.mlp import MLP
+    >>> from mlcollage.train.loop import epochs
+    >>> world = GlyphWorld.preset("easy16")
+    >>> x, y = world.fixed(256).tensors
+    >>> model = MLP(world.shape, 10, widths=(16,))
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> callback = BootstrapCallback(world, n=256, batch_size=32, steps=20, train=(x, y), test_size=100)
+    >>> callback.start(model, optimizer)
+    >>> for step, (xb, yb) in zip(range(1, 21), epochs(x, y, 32, generator=0)):
+    ...     optimizer.zero_grad()
+    ...     torch.nn.functional.cross_entropy(model(xb), yb).backward()
+    ...     _ = optimizer.step()
+    ...     callback.on_step(step, model)
+    >>> callback.result().gap("error", at="end")["step"].tolist()
+    [20]
+    """
+
+    def __init__(
+        self,
+        world: DataWorld,
+        *,
+        n: int,
+        batch_size: int,
+        steps: int,
+        train: tuple[Tensor, Tensor] | None = None,
+        loss: str | Loss = "cross_entropy",
+        clip_norm: float | None = None,
+        evaluations: int = 24,
+        test_size: int = 2000,
+        seed: int = 0,
+        forward: Forward = _forward,
+    ) -> None:
+        for name, value in (("n", n), ("batch_size", batch_size), ("steps", steps), ("test_size", test_size)):
+            if value < 1:
+                raise InvalidInput(f"{name}={value!r} must be a positive integer.")
+        self.world, self.n, self.batch_size, self.steps, self.seed = world, n, batch_size, steps, seed
+        self.loss, self.clip_norm, self.forward = loss, clip_norm, forward
+        self._loss = loss_function(loss, world.num_classes)
+        self._grid = set(log_steps(steps, evaluations))
+        x, y = world.fixed(test_size, split="test").tensors
+        self._blocks = {"test": (x, y)}
+        if train is not None:
+            self._blocks["train"] = train
+        for _, labels in self._blocks.values():
+            check_labels(labels, world.num_classes)
+        self._rows: list[dict[str, Any]] = []
+        self._pending: list[list[dict[str, Any]]] = []  # settings of the updates that the twin has still to make
+        self._done = 0
+        self._twin: nn.Module | None = None
+        self._handle: Any = None
+
+    def start(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Copy the network and its optimiser; call it before the first update."""
+        self.stop()
+        optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps the real one
+        self._twin = copy.deepcopy(model)
+        device = next(model.parameters()).device
+        self._blocks = {k: (x.to(device), y.to(device)) for k, (x, y) in self._blocks.items()}
+        self._stream = Stream(self.world, self.seed, self.batch_size, self.steps, device)
+        self._optimizer = _twin_optimizer(optimizer, model, self._twin)
+        self._rows, self._pending, self._done = [], [], 0
+        self._handle = optimizer.register_step_pre_hook(self._note)
+        x = self._blocks["test"][0][:2]
+        with evaluating(model), torch.no_grad():
+            check_outputs(self.forward(model, x), len(x), self.world.num_classes, model)
+        self._evaluate(0, model)
+
+    def on_step(self, step: int, model: nn.Module) -> None:
+        """Bring the twin up to your network and evaluate both if it is time; call it after each update.
+
+        Parameters
+        ----------
+        step
+            Updates made so far, 1 after the first.
+        model
+            Your network.
+        """
+        if self._twin is None:
+            raise InvalidInput("on_step was called before start(model, optimizer), which copies the network.")
+        if not self._pending and not self._done:
+            raise InvalidInput(
+                "no update of the optimiser given to start() was seen; give start() the one that trains the model."
+            )
+        for settings in self._pending:
+            self._update(settings)
+        self._pending.clear()
+        if step in self._grid:
+            self._evaluate(step, model)
+
+    def result(self) -> BootstrapResult:
+        """What has been measured so far."""
+        curves = pd.DataFrame(self._rows, columns=list(COLUMNS))
+        settings = {"n": [self.n], "seeds": [self.seed], "steps": self.steps, "batch_size": self.batch_size}
+        loss = self.loss if isinstance(self.loss, str) else getattr(self.loss, "__name__", type(self.loss).__name__)
+        return BootstrapResult(curves, {**settings, "loss": loss, "world": type(self.world).__name__})
+
+    def stop(self) -> None:
+        """Let go of your optimiser; called by the adapters at the end of training."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def _note(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        # Read when the update happens: whether a scheduler steps before or after on_step does not matter.
+        keep = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+        self._pending.append([{k: v.clone() if isinstance(v, Tensor) else v for k, v in g.items()} for g in keep])
+
+    def _update(self, settings: list[dict[str, Any]]) -> None:
+        assert self._twin is not None
+        for group, new in zip(self._optimizer.param_groups, settings, strict=True):
+            group.update(new)
+        x, y = self._stream.batch(self._done)
+        self._twin.train()
+        with torch.enable_grad(), seeded(self.seed, self._done):
+            loss = self._loss(self.forward(self._twin, x), y)
+        if not bool(loss.isfinite()):
+            raise InvalidInput(
+                f"the Ideal World's loss became {float(loss)} at step {self._done + 1}; lower the learning rate."
+            )
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self._twin.parameters(), self.clip_norm)
+        self._optimizer.step()
+        self._done += 1
+
+    def _evaluate(self, step: int, model: nn.Module) -> None:
+        assert self._twin is not None
+        for world, net, n in (("real", model, float(self.n)), ("ideal", self._twin, math.inf)):
+            for split, (x, y) in self._blocks.items():
+                if world == "ideal" and split == "train":
+                    continue
+                with evaluating(net), torch.no_grad():
+                    outputs = torch.cat([self.forward(net, part) for part in x.split(1024)])
+                values = measure(outputs, y, self.loss, self.world.num_classes)
+                self._rows.append({"world": world, "n": n, "seed": self.seed, "step": step, "split": split, **values})
+
+
+def _twin_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, twin: nn.Module) -> torch.optim.Optimizer:
+    """An optimiser of the same class, settings and state over the twin's parameters."""
+    pair = {id(a): b for a, b in zip(model.parameters(), twin.parameters(), strict=True)}
+    if any(id(p) not in pair for g in optimizer.param_groups for p in g["params"]):
+        raise InvalidInput(
+            "the optimiser holds parameters that are not the model's; give start() the model that it trains."
+        )
+    groups = [{**g, "params": [pair[id(p)] for p in g["params"]]} for g in optimizer.param_groups]
+    try:
+        made: torch.optim.Optimizer = type(optimizer)(groups)  # type: ignore[call-arg]
+    except TypeError as reason:
+        raise InvalidInput(
+            f"a second {type(optimizer).__name__} could not be made from its groups alone ({reason}); use a "
+            "torch.optim one."
+        ) from reason
+    made.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    return made
+
+
+def lightning_callback(callback: BootstrapCallback) -> Any:
+    """The callback as a Lightning ``Callback``: ``Trainer(callbacks=[lightning_callback(callback)])``.
+
+    The Lightning module's ``forward`` must give logits (or pass ``forward``), and it must have one optimiser.
+
+    Raises
+    ------
+    MissingDependency
+        If ``lightning`` is not installed.
+    """
+    try:
+        from lightning.pytorch import Callback
+    except ImportError:
+        raise MissingDependency("lightning_callback needs Lightning; install it with: pip install lightning.") from None
+
+    class LightningBootstrap(Callback):
+        """Ideal twin of a Lightning module."""
+
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            if len(trainer.optimizers) != 1:
+                raise InvalidInput(
+                    f"the module has {len(trainer.optimizers)} optimisers; the Ideal World's twin needs exactly one."
+                )
+            self._last = trainer.global_step
+            # The twin must not drag a copy of trainer and data loaders along.
+            attached, pl_module._trainer = pl_module._trainer, None
+            try:
+                callback.start(pl_module, trainer.optimizers[0])
+            finally:
+                pl_module._trainer = attached
+
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any, **kwargs: Any) -> None:
+            if trainer.global_step > self._last:  # not while gradients are accumulated
+                self._last = trainer.global_step
+                callback.on_step(trainer.global_step, pl_module)
+
+        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+            callback.stop()
+
+    return LightningBootstrap()
+
+
+def transformers_callback(callback: BootstrapCallback) -> Any:
+    """The callback as a Hugging Face ``TrainerCallback``: ``Trainer(callbacks=[transformers_callback(callback)])``.
+
+    Models that take keyword arguments need ``forward=lambda model, x: model(pixel_values=x).logits`` or the like.
+
+    Raises
+    ------
+    MissingDependency
+        If ``transformers`` is not installed.
+    """
+    try:
+        from transformers import TrainerCallback
+    except ImportError:
+        raise MissingDependency(
+            "transformers_callback needs Transformers; install it with pip install transformers accelerate."
+        ) from None
+
+    class TransformersBootstrap(TrainerCallback):
+        """Ideal twin of the model of a Hugging Face ``Trainer``."""
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            callback.start(kwargs["model"], kwargs["optimizer"])
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            callback.on_step(state.global_step, kwargs["model"])
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            callback.stop()
+
+    return TransformersBootstrap()
