@@ -61,8 +61,8 @@ class GLNBandit:
     seed : int, default 0
         Draws the hyperplanes, and breaks ties.
     **settings
-        ``eps``, ``weight_clip``, ``context_bias_scale``, ``layer_bias``, ``weight_init``, ``gradient``, ``tables``: as in
-        :class:`GatedNetwork`.
+        ``eps``, ``weight_clip``, ``context_bias_scale``, ``layer_bias``, ``weight_init``, ``gradient``, ``tables``: as
+        in :class:`GatedNetwork`.
 
     References
     ----------
@@ -133,9 +133,7 @@ class GLNBandit:
             **settings,
         )
         self.network.add_heads(n_actions * self.nodes)
-        self._inputs = Inputs(
-            n_features, "standardize", 0.0, self.network.bias, self.network.limit, self.network.dtype
-        )
+        self._inputs = Inputs(n_features, "standardize", 0.0, self.network.bias, self.network.limit, self.network.dtype)
         self._rng = np.random.default_rng(seed)
         self.t = 0
 

@@ -38,8 +38,10 @@ class StepOptions(TypedDict, total=False):
 def check_rate(rate: LearningRate, initial: float) -> None:
     """Refuse learning rates that are not > 0."""
     if isinstance(rate, str):
-        if rate not in ("paper", "official"):
-            raise InvalidInput(f"learning_rate must be 'paper', 'official', a float > 0 or a callable; got {rate!r}.")
+        if rate not in ("paper", "official", "sqrt"):
+            raise InvalidInput(
+                f"learning_rate must be 'paper', 'official', 'sqrt', a float > 0 or a callable; got {rate!r}."
+            )
     elif not callable(rate) and not (np.isfinite(rate) and rate > 0):
         raise InvalidInput(f"learning_rate must be > 0; got {rate!r}.")
     if not (np.isfinite(initial) and initial > 0):
@@ -64,9 +66,9 @@ class GLNClassifier(ClassifierMixin, BaseEstimator):
         Neurons in each layer; with ``aggregator="last"`` one output neuron is added.
     context_dim : int, default 4
         Hyperplanes of a neuron, ``m``: 2**m weight rows each. 0 is plain online logistic mixing.
-    learning_rate : "paper", "official", float or callable, default "paper"
-        ``min(learning_rate_init, 100 / t)``; ``min(learning_rate_init, 1 / (1 + 0.1 t))``; a constant; or a function
-        of the step ``t = 1, 2, ...``. Each class counts its own steps.
+    learning_rate : "paper", "official", "sqrt", float or callable, default "paper"
+        ``min(learning_rate_init, 100 / t)``; ``min(learning_rate_init, 1 / (1 + 0.1 t))``; ``learning_rate_init /
+        sqrt(t)``; a constant; or a function of the step ``t = 1, 2, ...``. Each class counts its own steps.
     learning_rate_init : float, default 0.01
         Largest rate of the named schedules.
     eps : float, default 0.01

@@ -38,10 +38,10 @@ class GLNDensity(DensityMixin, BaseEstimator):
         Neurons in each layer below the output neuron, for every coordinate.
     context_dim : int, default 4
         Hyperplanes of a neuron.
-    learning_rate : "paper", "official", float or callable, default "paper"
+    learning_rate : "sqrt", "paper", "official", float or callable, default "sqrt"
         As in :class:`GLNClassifier`.
-    learning_rate_init : float, default 0.02
-        Largest rate of the named schedules.
+    learning_rate_init : float, optional
+        Largest rate of the named schedules; 3.2 / d by default, since the inputs' squared norm grows with d.
     eps : float, default 0.01
         Clip between layers.
     min_probability : float, default 0.0001
@@ -72,8 +72,8 @@ class GLNDensity(DensityMixin, BaseEstimator):
         hidden_layer_sizes: Sequence[int] = (16, 16),
         context_dim: int = 4,
         *,
-        learning_rate: LearningRate = "paper",
-        learning_rate_init: float = 0.02,
+        learning_rate: LearningRate = "sqrt",
+        learning_rate_init: float | None = None,
         eps: float = 0.01,
         min_probability: float = 1e-4,
         weight_clip: float = 200.0,
@@ -169,7 +169,7 @@ class GLNDensity(DensityMixin, BaseEstimator):
         return base, side
 
     def _begin(self) -> None:
-        check_rate(self.learning_rate, self.learning_rate_init)
+        check_rate(self.learning_rate, self._rate())
         if not 0 < self.min_probability < 0.5:
             raise InvalidInput(f"min_probability must lie strictly between 0 and 0.5; got {self.min_probability!r}.")
         d = self.n_features_in_
@@ -192,6 +192,9 @@ class GLNDensity(DensityMixin, BaseEstimator):
         self.network_.add_heads(d)
         self.t_ = 0
 
+    def _rate(self) -> float:
+        return 3.2 / self.n_features_in_ if self.learning_rate_init is None else self.learning_rate_init
+
     def _learn(self, X: Array, *, begin: bool) -> Array:
         if begin:
             self._begin()
@@ -202,7 +205,7 @@ class GLNDensity(DensityMixin, BaseEstimator):
                 *self._inputs(block),
                 block,
                 rate=self.learning_rate,
-                initial_rate=self.learning_rate_init,
+                initial_rate=self._rate(),
                 n_jobs=effective_n_jobs(self.n_jobs),
             )
             scores[start : start + _BLOCK] = self._log_likelihood(raw, block)

@@ -29,7 +29,7 @@ from .kernels import active
 __all__ = ["GatedNetwork", "LearningRate", "logit", "sigmoid", "step_sizes"]
 
 Array = NDArray[Any]
-LearningRate = float | Literal["paper", "official"] | Callable[[int], float]
+LearningRate = float | Literal["paper", "official", "sqrt"] | Callable[[int], float]
 _CHUNK_ELEMENTS = 1 << 20  # projections held at once: 4 MB in float32, so that they stay in cache
 _MAX_CHUNK = 512
 
@@ -49,24 +49,26 @@ def step_sizes(rate: LearningRate, first: int, count: int, *, initial: float = 0
 
     Parameters
     ----------
-    rate : "paper", "official", float or callable
-        ``"paper"``: ``min(initial, 100 / t)``; ``"official"``: ``min(initial, 1 / (1 + 0.1 t))``; a constant; or a
-        function of the step ``t = 1, 2, ...``.
+    rate : "paper", "official", "sqrt", float or callable
+        ``"paper"``: ``min(initial, 100 / t)``; ``"official"``: ``min(initial, 1 / (1 + 0.1 t))``; ``"sqrt"``:
+        ``initial / sqrt(t)``, the decay of the regret bound; a constant; or a function of the step ``t = 1, 2, ...``.
     first, count : int
         The steps.
     initial : float, default 0.01
-        Largest rate of the two named schedules.
+        Largest rate of the named schedules.
 
     Examples
     --------
     >>> step_sizes("paper", 10_000, 3)
-    array([0.01     , 0.009999 , 0.009998...])
+    array([0.01    , 0.009999, 0.009998])
     """
     t = np.arange(first, first + count, dtype=np.float64)
     if rate == "paper":
         return np.minimum(initial, 100.0 / t)
     if rate == "official":
         return np.minimum(initial, 1.0 / (1.0 + 0.1 * t))
+    if rate == "sqrt":
+        return initial / np.sqrt(t)
     if callable(rate):
         sizes = np.array([float(rate(int(step))) for step in t], np.float64)
         if not np.isfinite(sizes).all() or (sizes < 0).any():

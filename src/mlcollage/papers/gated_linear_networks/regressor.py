@@ -41,12 +41,12 @@ class GLNRegressor(RegressorMixin, BaseEstimator):
         Neurons in each layer below the output neuron.
     context_dim : int, default 4
         Hyperplanes of a neuron.
-    learning_rate : "paper", "official", float or callable, default 0.01
+    learning_rate : "paper", "official", float or callable, default 0.02
         As in :class:`GLNClassifier`.
     learning_rate_init : float, default 0.01
         Largest rate of the named schedules.
     min_variance, max_variance : float, default 0.05 and 10
-        Bounds of the variance of every neuron, in units of the variance of the target (the official code has 1e5 above).
+        Bounds of the variance of every neuron, in units of the target's variance (the official code has 1e5 above).
     weight_clip : float, default 1000
         Box of the weights.
     step_limit : float or None, default 1
@@ -99,7 +99,7 @@ class GLNRegressor(RegressorMixin, BaseEstimator):
         hidden_layer_sizes: Sequence[int] = (50, 25),
         context_dim: int = 4,
         *,
-        learning_rate: LearningRate = 0.01,
+        learning_rate: LearningRate = 0.02,
         learning_rate_init: float = 0.01,
         min_variance: float = 0.05,
         max_variance: float = 10.0,
