@@ -48,6 +48,10 @@ def test_required_seeds_are_the_fewest_that_reach_the_power(effect, rho, alpha, 
     assert n == 2 or power(effect, 1.0, n - 1, rho, alpha=alpha, goal=goal) < 0.8
 
 
+def test_required_seeds_of_tiny_effects_take_no_search():
+    assert required_seeds(1e-3, 1.0, design="one_sample") == pytest.approx(2.4865**2 * 1e6, rel=1e-3)
+
+
 def test_required_seeds_deliver_the_power_in_simulation():
     """2,000 paired studies with correlated arms: power 0.8 within 3 binomial standard errors (0.027)."""
     sd, rho, effect = 2.0, 0.6, 1.0

@@ -95,7 +95,7 @@ def _gather(columns: Mapping[Any, pd.Series], notes: list[str]) -> pd.DataFrame:
     table = pd.DataFrame(dict(columns)).sort_index().astype(np.float64)
     table.index.name = "seed"
     table.attrs["notes"] = list(dict.fromkeys(notes))
-    table.attrs["measured"] = {name: tuple(values.index) for name, values in columns.items()}
+    table.attrs["measured"] = {name: tuple(sorted(values.index)) for name, values in columns.items()}
     return table
 
 
