@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
 from mlcollage.collage.text import wrap
@@ -17,6 +20,7 @@ __all__ = ["Box", "fit_axes"]
 
 ROUNDS = 4  # ticks change with the size of the axes, so measuring is repeated
 LABEL_SHARE = 0.37  # of a panel's width, for labels at the ends of lines
+TOUCH = {"x": 6.0, "y": -3.0}  # pixels between tick labels; line boxes are taller than the digits in them
 BETWEEN = 16.0  # pixels between neighbouring axes, after their labels
 
 
@@ -60,9 +64,10 @@ def fit_axes(axes: Sequence[Axes], box: Box) -> None:
     one_grid = all(s is not None and s is s.get_topmost_subplotspec() for s in specs) and (
         len({id(s.get_gridspec()) for s in specs if s is not None}) == 1
     )
-    columns = max((s.get_gridspec().ncols for s in specs if s is not None), default=1) if one_grid else 1
+    grids = [s.get_gridspec() for s in specs if s is not None] if one_grid else []
+    across, down = max((g.ncols for g in grids), default=1), max((g.nrows for g in grids), default=1)
     for ax in axes:
-        _break_labels(root, ax, LABEL_SHARE * box.width / columns)
+        _break_labels(root, ax, box.width / across, box.height / down)
     for _ in range(ROUNDS):
         for ax in axes:
             spread_labels(ax)
@@ -70,17 +75,35 @@ def fit_axes(axes: Sequence[Axes], box: Box) -> None:
             _fit_grid(axes, room)
         else:
             _fit_together(axes, room)
+        for ax in axes:
+            _thin_ticks(ax)
     for ax in axes:
         spread_labels(ax)
 
 
-def _break_labels(root: Figure, ax: Axes, room: float) -> None:
-    """Wrap line-end labels that would leave too little of a narrow panel to the lines."""
-    for label in ax.texts:
-        if label.get_gid() == "line-end":
-            size, weight = float(label.get_fontsize()), str(label.get_fontweight())
-            label.set_text("\n".join(wrap(root, label.get_text(), room, size, weight)))
-            label.set_linespacing(1.1)
+def _break_labels(root: Figure, ax: Axes, across: float, down: float) -> None:
+    """Wrap the names of axes to the panel, and line-end labels that would leave too little of it to the lines."""
+    rooms: list[tuple[Text, float]] = [(ax.xaxis.label, across), (ax.yaxis.label, 0.8 * down)]
+    rooms += [(label, LABEL_SHARE * across) for label in ax.texts if label.get_gid() == "line-end"]
+    for label, room in rooms:
+        size, weight = float(label.get_fontsize()), str(label.get_fontweight())
+        label.set_text("\n".join(wrap(root, label.get_text(), room, size, weight)))
+        label.set_linespacing(1.1)
+
+
+def _thin_ticks(ax: Axes) -> None:
+    """Fewer ticks while their labels touch; ticks that were set one by one are left as they are."""
+    renderer = ax.get_figure(root=True).canvas.get_renderer()  # type: ignore[union-attr]
+    for axis, way in ((ax.xaxis, "x"), (ax.yaxis, "y")):
+        locator = axis.get_major_locator()
+        if not isinstance(locator, MaxNLocator) or not axis.get_visible() or not ax.axison:
+            continue
+        for count in (5, 4, 3, 2):
+            boxes = [t.get_window_extent(renderer) for t in axis.get_ticklabels() if t.get_visible() and t.get_text()]
+            ends = sorted((getattr(b, f"{way}0"), getattr(b, f"{way}1")) for b in boxes if b.width > 0)
+            if all(b[0] - a[1] > TOUCH[way] for a, b in itertools.pairwise(ends)):
+                break
+            locator.set_params(nbins=count)
 
 
 def _extents(ax: Axes) -> tuple[Bbox, Bbox]:

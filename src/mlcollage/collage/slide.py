@@ -30,7 +30,7 @@ __all__ = ["build_figure", "check_layout", "describe", "render_slide"]
 
 WIDTH, HEIGHT = 1600, 900
 MARGIN, GAP, PAD = 30.0, 16.0, 18.0
-STRIP_GAP, CHIP_PAD = 12.0, 29.0
+STRIP_GAP, STRIP_MOST, CHIP_PAD = 12.0, 215.0, 29.0
 LINE = 24.0  # from one line of small text to the next
 FORMATS = ("svg", "png", "pdf")
 
@@ -337,40 +337,55 @@ def _draw_strip(figure: Figure, chips: Sequence[Chip], below: float) -> float:
         return 4.0
     count = -(-cells // 6)
     columns = -(-cells // count)
-    y = below
-    for start in reversed(range(0, cells, columns)):
-        row = single[start : start + columns]
-        y -= _draw_row(figure, row, shared if start + columns >= cells else [], columns, y) + STRIP_GAP
-    return below - y + GAP - STRIP_GAP
+    rows = []
+    for compact in (False, True):
+        rows = [
+            _plan_row(
+                figure, single[start : start + columns], shared if start + columns >= cells else [], columns, compact
+            )
+            for start in range(0, cells, columns)
+        ]
+        total = sum(height for height, _ in rows) + STRIP_GAP * (len(rows) - 1)
+        if total <= STRIP_MOST:
+            break
+    y = below - total
+    for height, planned in rows:
+        for name, status, lines, left, wide in planned:
+            _draw_chip(figure, name, status, lines, Box(left, y, left + wide, y + height))
+        y += height + STRIP_GAP
+    return total + GAP
 
 
-def _draw_row(figure: Figure, row: Sequence[Chip], shared: Sequence[Chip], columns: int, below: float) -> float:
-    """Draw one row of chips and return its height; the shared card fills what the others leave."""
+PlannedChip = tuple[str, StatusName, Sequence[ChipLine], float, float]  # name, status, lines, left, width
+
+
+def _plan_row(
+    figure: Figure, row: Sequence[Chip], shared: Sequence[Chip], columns: int, compact: bool
+) -> tuple[float, list[PlannedChip]]:
+    """Height and chips of one row; the card of the untested claims, if it is there, fills what the others leave."""
     across = (WIDTH - 2 * MARGIN - STRIP_GAP * (columns - 1)) / columns
+    last = 0.0
     if shared:
         last = WIDTH - 2 * MARGIN - len(row) * (across + STRIP_GAP)
         if row and last < 1.4 * across and len(shared) > 2:  # a list needs more room than a number
             last = 1.4 * across
             across = (WIDTH - 2 * MARGIN - last) / len(row) - STRIP_GAP
-    texts = [_chip_lines(figure, chip, across - CHIP_PAD) for chip in row]
-    most = max((len(lines) for lines in texts), default=2)
+    planned: list[PlannedChip] = []
+    for i, chip in enumerate(row):
+        lines = _chip_lines(figure, chip, across - CHIP_PAD, compact)
+        planned.append((chip.id, chip.status, lines, MARGIN + i * (across + STRIP_GAP), across))
+    most = max((len(lines) for _, _, lines, _, _ in planned), default=2)
     if shared:
-        texts.append(_shared_lines(figure, shared, last - CHIP_PAD, max(most, 2)))
-        most = max(most, len(texts[-1]))
-    height = most * LINE + 16
-    for i, lines in enumerate(texts):
-        left = MARGIN + i * (across + STRIP_GAP)
-        wide = across if i < len(row) else last
-        name = row[i].id if i < len(row) else "rest"
-        status = row[i].status if i < len(row) else "untested"
-        _draw_chip(figure, name, status, lines, Box(left, below - height, left + wide, below))
-    return height
+        lines = _shared_lines(figure, shared, last - CHIP_PAD, max(most - compact, 2))
+        planned.append(("rest", "untested", lines, MARGIN + len(row) * (across + STRIP_GAP), last))
+        most = max(most, len(lines))
+    return most * LINE + 16, planned
 
 
-def _chip_lines(figure: Figure, chip: Chip, room: float) -> list[ChipLine]:
-    """The lines of one chip: id and title, our value, the verdict and the paper's value."""
+def _chip_lines(figure: Figure, chip: Chip, room: float, compact: bool) -> list[ChipLine]:
+    """The lines of one chip: id and title, our value, the verdict and the paper's value; ``compact`` takes three."""
     size = theme.SMALL
-    title = fit(figure, f"{chip.id} {chip.title}", room, 13.2, lines=2, weight="semibold")
+    title = fit(figure, f"{chip.id} {chip.title}", room, 13.2, lines=1 if compact else 2, weight="semibold")
     quiet = chip.status == "untested"
     looks = {"fontsize": title.size, "weight": "semibold", "color": theme.MUTED if quiet else theme.INK}
     lines: list[ChipLine] = [[(line, "left", looks)] for line in title.lines]
@@ -381,8 +396,11 @@ def _chip_lines(figure: Figure, chip: Chip, room: float) -> list[ChipLine]:
     aside = chip.note if quiet and chip.note else (f"paper: {chip.paper}" if chip.paper else chip.note)
     if aside:
         looks = {"fontsize": size, "color": theme.MUTED}
-        if width(figure, aside, size) <= room - width(figure, verdict[0][0], size, "semibold") - 10:
+        left_over = room - width(figure, verdict[0][0], size, "semibold") - 10
+        if width(figure, aside, size) <= left_over:
             verdict.append((aside, "right", looks))
+        elif compact:
+            verdict.append((fit(figure, aside, left_over, size).text, "right", looks))
         else:
             lines.append([(fit(figure, aside, room, size).text, "left", looks)])
     return [*lines, verdict]
@@ -390,7 +408,7 @@ def _chip_lines(figure: Figure, chip: Chip, room: float) -> list[ChipLine]:
 
 def _shared_lines(figure: Figure, chips: Sequence[Chip], room: float, most: int) -> list[ChipLine]:
     """The claims that were not tested, in one card: their titles if these fit into ``most`` lines, else their ids."""
-    titles = " · ".join(f"{c.id}\u00a0{c.title}" for c in chips)
+    titles = "\u00a0· ".join(f"{c.id}\u00a0{c.title}" for c in chips)
     listed = fit(figure, titles, room, theme.SMALL, lines=most)
     if listed.cut:
         listed = fit(figure, ", ".join(c.id for c in chips), room, theme.SMALL, lines=most)

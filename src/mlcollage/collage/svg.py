@@ -18,7 +18,9 @@ from fontTools.subset import Options, Subsetter
 from fontTools.ttLib import TTFont
 from matplotlib import font_manager
 
-__all__ = ["finish"]
+from mlcollage.collage.theme import register_fonts
+
+__all__ = ["Face", "finish", "font_face"]
 
 _TEXT = re.compile(r'<(?:text|tspan)\b[^>]*?style="([^"]*font-family:[^"]*)"[^>]*>([^<]*)<')
 _OPEN = re.compile(r"<svg\b[^>]*>")
@@ -44,7 +46,7 @@ def finish(svg: str, title: str, description: str) -> str:
         The same picture, complete in itself. The same input gives the same output, byte for byte.
     """
     svg = _EMPTY_TURN.sub("", _PROLOGUE.sub("", svg, count=1))
-    rules = "".join(_rule(face, "".join(sorted(characters))) for face, characters in sorted(_faces(svg).items()))
+    rules = "".join(font_face(face, "".join(sorted(characters))) for face, characters in sorted(_faces(svg).items()))
     head = (
         f"\n <title>{escape(title, quote=False)}</title>\n <desc>{escape(description, quote=False)}</desc>"
         f'\n <style type="text/css">text{{white-space:pre}}{rules}</style>'
@@ -86,12 +88,17 @@ def _characters(path: str, index: int) -> frozenset[int]:
 
 
 @functools.lru_cache(maxsize=256)
-def _rule(face: Face, characters: str) -> str:
+def font_face(face: Face, characters: str) -> str:
+    """A CSS ``@font-face`` rule with the font inside, cut down to the characters that it has of those given."""
+    register_fonts()
     family, slant, weight = face
     path, index = _locate(*face)
     font = TTFont(path, fontNumber=index, recalcTimestamp=False)
     options = Options(
-        layout_features=["kern", "mark", "mkmk", "ccmp"], hinting=False, desubroutinize=True, notdef_outline=True
+        layout_features=["kern", "mark", "mkmk", "ccmp", "tnum"],
+        hinting=False,
+        desubroutinize=True,
+        notdef_outline=True,
     )
     options.drop_tables += ["FFTM", "PfEd"]  # FontForge's own notes in DejaVu
     subsetter = Subsetter(options)

@@ -39,6 +39,7 @@ __all__ = [
     "label_line_end",
     "lollipops",
     "reference_line",
+    "register_fonts",
     "sequential",
     "spread_labels",
     "style",
@@ -158,7 +159,8 @@ _NOT_LOOKS = (
 
 
 @functools.cache
-def _register_fonts() -> None:
+def register_fonts() -> None:
+    """Make the shipped faces known to matplotlib, under their own family name; done once."""
     for path in sorted(FONTS.glob("*.ttf")):
         font_manager.fontManager.addfont(path)
 
@@ -186,7 +188,7 @@ def style() -> Iterator[None]:
     >>> mpl.rcParams["font.family"] == before
     True
     """
-    _register_fonts()
+    register_fonts()
     looks: dict[Any, Any] = {k: v for k, v in mpl.rcParamsDefault.items() if not k.startswith(_NOT_LOOKS)}
     log, quiet = logging.getLogger("matplotlib.font_manager"), _NoFallbackWeight()
     log.addFilter(quiet)

@@ -1,0 +1,275 @@
+"""The digest pages: one self-contained HTML file a month, and an index of all papers.
+
+A page is one file: pictures, type, style and script are inside it, and a content security policy keeps it from
+loading anything else. Without a script everything is shown; the script adds full screen, copying and filters.
+"""
+
+from __future__ import annotations
+
+import base64
+import calendar
+import functools
+import html
+import io
+import keyword
+import re
+import tokenize
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from mlcollage.collage import theme
+from mlcollage.collage.content import Entry
+from mlcollage.collage.svg import font_face
+from mlcollage.errors import InvalidInput, MissingFile
+
+__all__ = ["IDEAS", "render_index", "render_month"]
+
+HERE = Path(__file__).parent
+IDEAS: Mapping[str, str] = {
+    "causal": "causal inference",
+    "bootstrap": "bootstrap and simulation",
+    "regularise": "regularisation",
+    "multilevel": "multilevel models",
+    "compute": "generic computation",
+    "adaptive": "adaptive decisions",
+    "robust": "robust inference",
+    "explore": "exploratory analysis",
+}
+STATES = {"measured": "measured", "built": "built, not measured here yet", "planned": "not built yet"}
+ORDER = ("supported", "contradicted", "inconclusive", "untested")
+NUMBERS = {1: "One", 2: "Two", 3: "Three", 4: "Four", 5: "Five", 6: "Six", 8: "Eight", 12: "Twelve", 16: "Sixteen"}
+THUMBNAIL = (720, 405)
+
+
+@dataclass(frozen=True)
+class _View:
+    """An entry and what the templates derive from it."""
+
+    entry: Entry
+    slide: str
+    thumbnail: str
+    tally: Sequence[tuple[str, int]]
+    code: Markup
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.entry, name)
+
+    @property
+    def paragraphs(self) -> list[str]:
+        return [p.strip() for p in re.split(r"\n\s*\n", self.entry.summary) if p.strip()]
+
+    @property
+    def found(self) -> list[str]:
+        """Verdicts that occur, for the filter; ``none`` when there are none yet."""
+        return [status for status, _ in self.tally] or ["none"]
+
+
+def render_month(month: str, entries: Sequence[Entry], *, index_page: str | None = "index.html") -> str:
+    """The page of one month.
+
+    Parameters
+    ----------
+    month
+        Such as ``"2021-05"``.
+    entries
+        The papers, in the order of the page; those of other months are left out.
+    index_page
+        Where the index is, seen from this page; ``None`` leaves the link out.
+
+    Returns
+    -------
+    str
+        A complete HTML document. The same entries give the same text.
+
+    Raises
+    ------
+    InvalidInput
+        For a month that is not written YYYY-MM or has no paper, or a link that a page must not hold.
+    MissingFile
+        For a slide that is not there.
+
+    Examples
+    --------
+    >>> entry = Entry("demo", "A Title", "A. Author", "Venue", "2021-05", "1910.01526", ["causal"], "planned")
+    >>> page = render_month("2021-05", [entry])
+    >>> "A Title" in page, "not built yet" in page, "<script src" in page
+    (True, True, False)
+    """
+    name = _month_name(month)
+    chosen = [_view(e) for e in entries if e.month == month]
+    if not chosen:
+        there = ", ".join(sorted({e.month for e in entries})) or "none"
+        raise InvalidInput(f"no paper belongs to the month {month}; the months given are: {there}.")
+    return _render(
+        "month.html.j2",
+        title=f"ML collage {month}",
+        description=f"{name}: " + ", ".join(v.title for v in chosen),
+        month_name=name,
+        count_word=NUMBERS.get(len(chosen), str(len(chosen))),
+        entries=chosen,
+        index_page=index_page,
+    )
+
+
+def render_index(entries: Sequence[Entry], *, month_page: str | None = "{month}.html") -> str:
+    """The page of all papers, with filters by month, idea and verdict.
+
+    Parameters
+    ----------
+    entries
+        All papers, those not built yet included; they are shown by month, in the given order.
+    month_page
+        Where the page of a month is, seen from the index; ``None`` leaves these links out.
+
+    Examples
+    --------
+    >>> entry = Entry("demo", "A Title", "A. Author", "Venue", "2021-05", "1910.01526", ["causal"], "planned")
+    >>> 'href="2021-05.html#demo"' in render_index([entry])
+    True
+    """
+    if not entries:
+        raise InvalidInput("an index needs at least one paper; the list is empty.")
+    views = [_view(e, slide=False) for e in entries]
+    months = sorted({v.month for v in views})
+    totals: Counter[str] = Counter(row.status for v in views for row in v.claims)
+    found = [s for s in (*ORDER, "none") if any(s in v.found for v in views)]
+    words: dict[str, str] = {s: f"{theme.STATUS_MARKS[s]} {theme.STATUS_WORDS[s]}" for s in ORDER}
+    used = {idea for v in views for idea in v.ideas}
+    ideas = [i for i in IDEAS if i in used] + sorted(used - set(IDEAS))
+    return _render(
+        "index.html.j2",
+        title="ML collage",
+        description=f"{len(views)} deep-learning papers, their methods, claims and measurements",
+        count_word=NUMBERS.get(len(views), str(len(views))),
+        entries=views,
+        measured=sum(v.state == "measured" for v in views),
+        totals=[(s, totals[s]) for s in ORDER if totals[s]],
+        months=[(m, _month_name(m), [v for v in views if v.month == m]) for m in months],
+        month_pages={} if month_page is None else {m: month_page.format(month=m) for m in months},
+        filters=[
+            ("month", "Month", [(m, m) for m in months]),
+            ("idea", "Idea", [(i, IDEAS.get(i, i)) for i in ideas]),
+            ("verdict", "Verdict", [(s, words.get(s, "no verdict yet")) for s in found]),
+        ],
+    )
+
+
+def _month_name(month: str) -> str:
+    if not re.fullmatch(r"\d{4}-(0[1-9]|1[0-2])", month):
+        raise InvalidInput(f"month {month!r} is not written as a year and a month, such as '2021-05'.")
+    return f"{calendar.month_name[int(month[5:])]} {month[:4]}"
+
+
+# --- one paper --------------------------------------------------------------------------------------------------------
+
+
+def _view(entry: Entry, *, slide: bool = True) -> _View:
+    for label, target in entry.data_links:
+        scheme = re.match(r"\s*([A-Za-z][A-Za-z0-9+.-]*):", target)
+        if scheme and scheme.group(1).lower() not in ("http", "https"):
+            raise InvalidInput(
+                f"the link {label!r} of {entry.slug} goes to {target!r}; use a relative path, http or https."
+            )
+    counts: Counter[str] = Counter(row.status for row in entry.claims)
+    tally = [(status, counts[status]) for status in ORDER if counts[status]]
+    picture = thumbnail = ""
+    if entry.slide_svg is not None:
+        if not entry.slide_svg.is_file():
+            raise MissingFile(f"the slide of {entry.slug} is not at {entry.slide_svg}; render it before the page.")
+        thumbnail = _thumbnail(entry.slide_svg)
+        picture = _data_uri(entry.slide_svg.read_bytes(), "image/svg+xml") if slide else ""
+    return _View(entry, picture, thumbnail, tally, _highlight(entry.usage))
+
+
+def _data_uri(content: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _thumbnail(svg: Path) -> str:
+    """A small picture from the PNG beside the SVG; without one the SVG itself, which is several times larger."""
+    png = svg.with_suffix(".png")
+    if not png.is_file():
+        return _data_uri(svg.read_bytes(), "image/svg+xml")
+    file = io.BytesIO()
+    with Image.open(png) as picture:
+        picture.convert("RGB").resize(THUMBNAIL, Image.Resampling.LANCZOS).save(file, "WEBP", quality=82, method=6)
+    return _data_uri(file.getvalue(), "image/webp")
+
+
+def _highlight(code: str) -> Markup:
+    """Python source with its keywords, strings, numbers and comments marked; other text as it is."""
+    source = code.strip("\n")
+    try:
+        tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
+    except (tokenize.TokenError, SyntaxError):
+        return Markup(html.escape(source))
+    starts = [0]
+    for line in source.splitlines(keepends=True):
+        starts.append(starts[-1] + len(line))
+    kinds = {tokenize.STRING: "str", tokenize.NUMBER: "num", tokenize.COMMENT: "com"}
+    out, done = [], 0
+    for token in tokens:
+        kind = "kw" if token.type == tokenize.NAME and keyword.iskeyword(token.string) else kinds.get(token.type)
+        if kind is None:
+            continue
+        begin, end = starts[token.start[0] - 1] + token.start[1], starts[token.end[0] - 1] + token.end[1]
+        out += [html.escape(source[done:begin]), f'<span class="{kind}">{html.escape(source[begin:end])}</span>']
+        done = end
+    return Markup("".join(out) + html.escape(source[done:]))
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _environment() -> Environment:
+    loader = FileSystemLoader(HERE / "templates")
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+
+
+@functools.cache
+def _css() -> str:
+    css = (HERE / "assets" / "page.css").read_text("utf-8")
+    dark = (HERE / "assets" / "dark.css").read_text("utf-8")
+    rules = (
+        f'@media screen and (prefers-color-scheme: dark) {{ :root:not([data-theme="light"]) {{\n{dark}}} }}\n'
+        f'@media screen {{ :root[data-theme="dark"] {{\n{dark}}} }}'
+    )
+    return css.replace("/*dark*/", rules)
+
+
+def _icon() -> str:
+    tiles = "".join(
+        f'<rect x="{1 + 8 * (i % 2)}" y="{1 + 8 * (i // 2)}" width="6" height="6" fill="{theme.PALETTE[name]}"/>'
+        for i, name in enumerate(("sky", "orange", "green", "purple"))
+    )
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16">{tiles}</svg>'
+    return base64.b64encode(svg.encode()).decode()
+
+
+def _render(template: str, **fields: Any) -> str:
+    page = (
+        _environment()
+        .get_template(template)
+        .render(
+            css=Markup(_css()),
+            js=Markup((HERE / "assets" / "page.js").read_text("utf-8")),
+            icon=_icon(),
+            marks=theme.STATUS_MARKS,
+            words=theme.STATUS_WORDS,
+            idea_names=IDEAS,
+            states=STATES,
+            **fields,
+        )
+    )
+    characters = "".join(sorted(set(html.unescape(re.sub(r"data:[^\"']*", "", page))) | set("0123456789")))
+    faces = [("normal", 400), ("italic", 400), ("normal", 600), ("normal", 700)]
+    fonts = "".join(font_face((theme.FAMILY, slant, weight), characters) for slant, weight in faces)
+    return page.replace("/*fonts*/", fonts, 1)
