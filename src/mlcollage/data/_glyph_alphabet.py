@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from mlcollage.errors import InvalidInput
 
-__all__ = ["MAX_SEGMENTS", "MAX_VERTICES", "Alphabet", "make_alphabet", "raster"]
+__all__ = ["MAX_SEGMENTS", "MAX_VERTICES", "Alphabet", "ink_centre", "make_alphabet", "raster"]
 
 MAX_SEGMENTS = 5
 MAX_VERTICES = 2 * MAX_SEGMENTS
@@ -27,7 +27,7 @@ class Alphabet:
     Attributes
     ----------
     vertices
-        ``(k, 10, 2)``, centred on the centre of mass of the strokes and scaled to ``max |x| = 1``.
+        ``(k, 10, 2)``, centred on the centre of mass of the ink and scaled to ``max |x| = 1``.
     segments
         ``(k, 5, 2)`` vertex numbers of both ends; the last segment fills unused places.
     lengths
@@ -42,18 +42,34 @@ class Alphabet:
     likeness: float
 
 
+def _squared_distance(vertices: Array, segments: NDArray[np.int64], pixels: Array) -> Array:
+    """Squared distance of each of ``(n, 2)`` pixels from the nearest stroke: ``(n,)``."""
+    ends = vertices[segments]
+    start, step = ends[:, 0], ends[:, 1] - ends[:, 0]
+    there = pixels[:, None] - start
+    along = np.clip((there * step).sum(-1) / (step**2).sum(-1), 0.0, 1.0)
+    return ((there - along[..., None] * step) ** 2).sum(-1).min(axis=1)
+
+
+def _grid(n: int, reach: float) -> Array:
+    line = np.linspace(-reach, reach, n)
+    return np.stack(np.meshgrid(line, line), axis=-1).reshape(-1, 2)
+
+
 def raster(vertices: Array, segments: NDArray[np.int64], *, turn: float = 0.0) -> Array:
     """Blurred 9 x 9 picture of a skeleton turned by ``turn`` radians, as a unit vector of mean 0."""
     cos, sin = np.cos(turn), np.sin(turn)
-    ends = (vertices @ np.array([[cos, sin], [-sin, cos]]))[segments]
-    line = np.linspace(-1.0, 1.0, 9)
-    pixels = np.stack(np.meshgrid(line, line), axis=-1).reshape(-1, 1, 2)
-    start, step = ends[:, 0], ends[:, 1] - ends[:, 0]
-    along = np.clip(((pixels - start) * step).sum(-1) / (step**2).sum(-1), 0.0, 1.0)
-    squared = ((pixels - start - along[..., None] * step) ** 2).sum(-1).min(axis=1)
+    squared = _squared_distance(vertices @ np.array([[cos, sin], [-sin, cos]]), segments, _grid(9, 1.0))
     ink = np.exp(-squared / (2 * 0.25**2))
     ink -= ink.mean()
     return ink / np.linalg.norm(ink)
+
+
+def ink_centre(vertices: Array, segments: NDArray[np.int64]) -> Array:
+    """Centre of mass of the drawn strokes (half-width 0.12); where strokes cross, ink counts once."""
+    pixels = _grid(41, 1.2 * float(np.abs(vertices).max()))
+    drawn = _squared_distance(vertices, segments, pixels) < (0.12 * np.abs(vertices).max()) ** 2
+    return pixels[drawn].mean(axis=0)
 
 
 def _walk(rng: np.random.Generator) -> tuple[Array, NDArray[np.int64]]:
@@ -73,9 +89,7 @@ def _walk(rng: np.random.Generator) -> tuple[Array, NDArray[np.int64]]:
         segments.append((len(points) - 2, len(points) - 1))
     where = lattice[points].astype(np.float64)
     pairs = np.array(segments, dtype=np.int64)
-    ends = where[pairs]
-    length = np.linalg.norm(ends[:, 1] - ends[:, 0], axis=-1)
-    where -= (ends.mean(axis=1) * length[:, None]).sum(0) / length.sum()
+    where -= where[pairs].mean(axis=(0, 1))
     return where / np.abs(where).max(), pairs
 
 
@@ -104,11 +118,11 @@ def make_alphabet(num_classes: int, *, seed: int, rotation: float = 0.0) -> Alph
     bound, dropped, likeness = _LIKENESS, 0, -1.0
     while len(kept) < num_classes:
         vertices, segments = _walk(rng)
-        nearest = -1.0
-        for turn in turns if pictures else ():
-            nearest = max(nearest, float((np.array(pictures) @ raster(vertices, segments, turn=float(turn))).max()))
-            if nearest > bound:
-                break
+        nearest = _likeness(vertices, segments, pictures, turns[len(turns) // 2 :][:1], bound)
+        if nearest <= bound:  # the slow part, for the few that may stay: no class is told by where its ink is
+            vertices = vertices - ink_centre(vertices, segments)
+            vertices /= np.abs(vertices).max()
+            nearest = _likeness(vertices, segments, pictures, turns, bound)
         if nearest > bound:
             dropped += 1
             if dropped == _PATIENCE:
@@ -118,6 +132,16 @@ def make_alphabet(num_classes: int, *, seed: int, rotation: float = 0.0) -> Alph
         pictures.append(raster(vertices, segments))
         likeness, dropped = max(likeness, nearest), 0
     return _pack(kept, likeness)
+
+
+def _likeness(vertices: Array, segments: NDArray[np.int64], pictures: list[Array], turns: Array, bound: float) -> float:
+    """Largest correlation with the classes so far, in any of the turns; stops at the first above ``bound``."""
+    nearest = -1.0
+    for turn in turns if pictures else ():
+        nearest = max(nearest, float((np.array(pictures) @ raster(vertices, segments, turn=float(turn))).max()))
+        if nearest > bound:
+            break
+    return nearest
 
 
 def _pack(kept: list[tuple[Array, NDArray[np.int64]]], likeness: float) -> Alphabet:
