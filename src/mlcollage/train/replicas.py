@@ -1,7 +1,7 @@
 """R networks trained as one stacked model: many seeds, or settings, at little more than the cost of one.
 
-Small networks leave a processor idle: each step is a row of small operations whose overhead costs more than their
-arithmetic. :class:`Replicas` stacks the parameters of R networks along a new first dimension and runs all of them
+Small networks leave a processor idle: each step is a row of small operations that cost more to start than to compute.
+:class:`Replicas` stacks the parameters of R networks along a new first dimension and runs all of them
 with ``torch.func.vmap``, so that R small matrix products become one batched product. Every replica computes what it
 would compute alone, to rounding.
 """
@@ -124,8 +124,10 @@ class Replicas:
     the parameters during a step with different learning rates. If it does not fit, train the seeds in groups: the
     result is the same.
 
-    *Speed.* MLPs and transformers gain most, on CPU as on GPU. Convolutions become grouped convolutions, which gain
-    on a GPU and nothing on a CPU.
+    *Speed.* The gain is in what does not depend on size: calls, kernel launches, threads that wait for each other.
+    Expect it for small layers and batches, on several threads, and most of all on a GPU; one thread that is busy with
+    large matrix products gains nothing. Convolutions become grouped convolutions, which on a CPU are no faster than
+    one network after the other and often slower: use processes there.
 
     *Batch norm* works: each replica has its own running statistics. *Dropout* draws different noise for each replica
     (seeded by the seeds and the step), hence not the noise that a network trained alone would draw.
