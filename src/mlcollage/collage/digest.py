@@ -45,6 +45,10 @@ IDEAS: Mapping[str, str] = {
 STATES = {"measured": "measured", "built": "built, not measured here yet", "planned": "not built yet"}
 ORDER = ("supported", "contradicted", "inconclusive", "untested")
 NUMBERS = {1: "One", 2: "Two", 3: "Three", 4: "Four", 5: "Five", 6: "Six", 8: "Eight", 12: "Twelve", 16: "Sixteen"}
+# Characters that most pages have between them, so that the pages of one digest can share their fonts.
+USUAL = frozenset(map(chr, (*range(0x20, 0x7F), *range(0xA0, 0x100), *range(0x3B1, 0x3CA)))) | frozenset(
+    "–—‘’“”…←→−≈≠≤≥∑∞△○✓✗ΔΣΩĆćČčĞğŁłŃńŐőŘřŚśŞşŠšŽž"
+)
 THUMBNAIL = (720, 405)
 
 
@@ -269,7 +273,7 @@ def _render(template: str, **fields: Any) -> str:
             **fields,
         )
     )
-    characters = "".join(sorted(set(html.unescape(re.sub(r"data:[^\"']*", "", page))) | set("0123456789")))
+    characters = "".join(sorted(set(html.unescape(re.sub(r"data:[^\"']*", "", page))) | USUAL))
     faces = [("normal", 400), ("italic", 400), ("normal", 600), ("normal", 700)]
     fonts = "".join(font_face((theme.FAMILY, slant, weight), characters) for slant, weight in faces)
     return page.replace("/*fonts*/", fonts, 1)

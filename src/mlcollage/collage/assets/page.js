@@ -24,13 +24,14 @@
   const full = document.getElementById("full");
   if (full) {
     const zooms = all(".zoom");
-    const picture = full.querySelector("img");
+    const picture = new Image(1600, 900);
     let at = 0;
     const show = (i) => {
       at = (i + zooms.length) % zooms.length;
       const source = zooms[at].querySelector("img");
       picture.src = source.src;
       picture.alt = source.alt;
+      full.prepend(picture);
     };
     zooms.forEach((zoom, i) => zoom.addEventListener("click", () => { show(i); full.showModal(); }));
     full.addEventListener("keydown", (event) => {
