@@ -49,7 +49,6 @@ def lines(ax):
     ax.set_xticks(x)
     ax.set_xlabel("tasks learned so far (permuted digits)")
     theme.tidy(ax, grid="y", ticks=4)
-    ax.set_xticks(x)
 
 
 def dose(ax):

@@ -16,6 +16,7 @@ from PIL import Image, ImageFilter
 
 from mlcollage.collage import theme
 from mlcollage.collage.content import Chip, Panel
+from mlcollage.collage.diagram import Diagram
 from mlcollage.collage.slide import build_figure, check_layout, describe, render_slide
 from mlcollage.collage.text import fit, wrap
 from mlcollage.errors import InvalidInput
@@ -84,6 +85,15 @@ def test_check_layout_finds_what_is_wrong():
         figure = build_figure(slide)
         figure.axes[1].annotate("outside", (0, 0), (-200, 0), textcoords="offset points")
         assert any("'outside'" in p and "runs out" in p for p in check_layout(figure))
+
+
+def test_check_layout_finds_words_that_were_cut():
+    def crowded(ax):
+        Diagram(ax).box(220, 100, 90, 40, "far too many words for so small a box")
+
+    slide = demo.slide()
+    slide = replace(slide, collage=replace(slide.collage, idea=Panel("The idea", crowded, "a box")))
+    assert any("was cut to fit" in p for p in problems(slide))
 
 
 def test_direct_labels_and_ticks_lie_in_their_cards():

@@ -21,7 +21,7 @@ def check_layout(fig: Figure) -> list[str]:
     """Sentences about what is wrong with the layout of a slide; an empty list when all is well.
 
     Checked for every visible text, tick labels included: it lies in the figure and in its own card, it overlaps no
-    other text, and it is not smaller than :data:`mlcollage.collage.theme.MIN_SIZE`. Call it within
+    other text, was not cut (in the idea and the panels), and it is not smaller than :data:`mlcollage.collage.theme.MIN_SIZE`. Call it within
     :func:`mlcollage.collage.theme.style` on the figure from ``build_figure``.
     """
     renderer = fig.canvas.get_renderer()  # type: ignore[attr-defined]
@@ -41,6 +41,8 @@ def check_layout(fig: Figure) -> list[str]:
         size = float(text.get_fontsize())
         if size < MIN_SIZE - 0.05:
             found.append(f"{name} is set in {size:.1f} points; the smallest size is {MIN_SIZE}.")
+        if owner.startswith(("idea", "panel")) and text.get_text().endswith("…"):
+            found.append(f"{name} was cut to fit; make it shorter or its place larger.")
         placed.append((text, owner, box))
     for i, (one, _, a) in enumerate(placed):
         for other, _, b in placed[i + 1 :]:

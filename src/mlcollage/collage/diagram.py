@@ -333,6 +333,7 @@ class Diagram:
             linewidth=width,
             linestyle=(0, (3, 2)) if dashed else "-",
             joinstyle="miter",
+            clip_on=False,  # a bent arrow may leave the canvas; the slide then makes room for it
             zorder=2.5,
         )
         self.ax.add_patch(patch)

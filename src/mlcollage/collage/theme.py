@@ -22,7 +22,7 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
 from matplotlib.text import Annotation
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from mlcollage.errors import InvalidInput
 
@@ -282,13 +282,16 @@ def sequential(colour: str = PALETTE["blue"]) -> LinearSegmentedColormap:
 
 
 def tidy(ax: Axes, *, grid: str = "", ticks: int = 5) -> Axes:
-    """Light axes: no top and right spines, few ticks, a faint grid on ``grid`` (``"x"``, ``"y"``, ``"both"``)."""
+    """Light axes: no top and right spines, few ticks, a faint grid on ``grid`` (``"x"``, ``"y"``, ``"both"``).
+
+    Ticks that were set one by one are left as they are.
+    """
     ax.spines[["top", "right"]].set_visible(False)
     if grid:
         ax.grid(axis=grid)  # type: ignore[arg-type]
         ax.tick_params(axis=grid, length=0)  # type: ignore[arg-type]
     for axis, scale in ((ax.xaxis, ax.get_xscale()), (ax.yaxis, ax.get_yscale())):
-        if scale == "linear":
+        if scale == "linear" and not isinstance(axis.get_major_locator(), FixedLocator):
             axis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10]))
     return ax
 
