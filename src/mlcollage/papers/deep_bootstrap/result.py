@@ -145,7 +145,15 @@ class BootstrapResult:
             for n in self.n:
                 for seed in self.seeds:
                     t = self.stopping_time(n, name, seed=seed)  # type: ignore[arg-type]
-                    rows.append({"n": n, "seed": seed, "rule": name, "T": t, "status": _status(t)})
+                    rows.append(
+                        {
+                            "n": n,
+                            "seed": seed,
+                            "rule": name,
+                            "T": t,
+                            "status": "budget" if name == "budget" else _status(t),
+                        }
+                    )
         table = pd.DataFrame(rows, columns=["n", "seed", "rule", "T", "status"])
         return table.astype({"T": "Int64"})
 
@@ -307,7 +315,7 @@ class BootstrapResult:
         """The step that ``at`` means for one n and seed, and whether it had converged by then."""
         t = self.stopping_time(n, rule, seed=seed) if at in ("T", "max") else None
         if at in ("T", "max"):
-            return t, _status(t)
+            return t, "budget" if rule == "budget" else _status(t)
         if at == "end":
             return int(steps.max()), "end"
         if isinstance(at, str) or at not in set(steps):
@@ -471,15 +479,6 @@ def _band(ax: Axes, rows: pd.DataFrame, column: str, colour: str, label: str) ->
     ax.plot(mean.index, mean, color=colour, label=label)
     if (count > 1).any():
         ax.fill_between(mean.index, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
-    ax.annotate(
-        label,
-        (mean.index[-1], mean.iloc[-1]),
-        (4, 0),
-        textcoords="offset points",
-        color=colour,
-        va="center",
-        fontsize="small",
-    )
     return mean.index.to_numpy(), mean.to_numpy()
 
 
@@ -488,3 +487,17 @@ def _finish(ax: Axes, result: BootstrapResult, ylabel: str) -> None:
     ax.set_xscale("symlog", linthresh=max(float(first), 1.0), linscale=0.5)
     ax.set(xlabel="step", ylabel=ylabel)
     ax.spines[["top", "right"]].set_visible(False)
+    _label_ends(ax)
+
+
+def _label_ends(ax: Axes) -> None:
+    """Names beside the ends of their lines, pushed apart where they would overlap."""
+    named = [line for line in ax.lines if not str(line.get_label()).startswith("_")]
+    low, high = ax.get_ylim()
+    floor = -math.inf
+    for line in sorted(named, key=lambda e: float(np.asarray(e.get_ydata())[-1])):
+        x, y = (float(np.asarray(v)[-1]) for v in line.get_data())
+        floor = max(y, floor + 0.055 * (high - low))
+        colour = str(line.get_color())
+        where = {"textcoords": ax.get_yaxis_transform(), "va": "center", "fontsize": "small"}
+        ax.annotate(str(line.get_label()), (x, y), (1.02, floor), color=colour, **where)  # type: ignore[arg-type]
