@@ -21,8 +21,9 @@ def check_layout(fig: Figure) -> list[str]:
     """Sentences about what is wrong with the layout of a slide; an empty list when all is well.
 
     Checked for every visible text, tick labels included: it lies in the figure and in its own card, it overlaps no
-    other text, was not cut (in the idea and the panels), and it is not smaller than :data:`mlcollage.collage.theme.MIN_SIZE`. Call it within
-    :func:`mlcollage.collage.theme.style` on the figure from ``build_figure``.
+    other text, was not cut (in the idea and the panels), and is not set smaller than
+    :data:`mlcollage.collage.theme.MIN_SIZE`. Call it within :func:`mlcollage.collage.theme.style` on the figure from
+    ``build_figure``.
     """
     renderer = fig.canvas.get_renderer()  # type: ignore[attr-defined]
     fig.draw_without_rendering()
