@@ -41,7 +41,7 @@ class GLNBandit:
         Neurons in each layer below the output neuron, for every network.
     context_dim : int, default 4
         Hyperplanes of a neuron.
-    exploration : float, default 0.1
+    exploration : float, default 0.05
         ``C``, in units of the reward range.
     aggregation : float, default -0.5
         Exponent :math:`\rho` of the power mean over neurons; 1 is the mean, large negative values tend to the minimum.
@@ -90,7 +90,7 @@ class GLNBandit:
         *,
         hidden_layer_sizes: Sequence[int] = (16, 16),
         context_dim: int = 4,
-        exploration: float = 0.1,
+        exploration: float = 0.05,
         aggregation: float = -0.5,
         prior_count: float = 1.0,
         reward_range: tuple[float, float] = (0.0, 1.0),

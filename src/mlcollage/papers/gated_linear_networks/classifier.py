@@ -20,7 +20,7 @@ from .inputs import BasePredictor, Inputs
 from .network import GatedNetwork, LearningRate, sigmoid
 from .persist import load_arrays, pack_labels, save_arrays, unpack_labels
 
-__all__ = ["GLNClassifier", "StepOptions", "check_rate", "only_weight"]
+__all__ = ["GLNClassifier", "StepOptions", "check_rate", "only_weight", "step_factors"]
 
 Array = NDArray[Any]
 _BLOCK = 4096  # samples whose inputs are held at once
@@ -209,7 +209,7 @@ class GLNClassifier(ClassifierMixin, BaseEstimator):
             raise InvalidInput(f"n_passes must be >= 1; got {self.n_passes!r}.")
         X, y = validate_data(self, X, y, dtype=(np.float64, np.float32))
         check_classification_targets(y)
-        factors = self._factors(weight, X)
+        factors = step_factors(weight, X)
         kept = slice(None) if factors is None else factors > 0
         classes, codes = np.unique(y[kept], return_inverse=True)
         rng = self._begin(X, classes)
@@ -280,7 +280,7 @@ class GLNClassifier(ClassifierMixin, BaseEstimator):
             )
         X, y = validate_data(self, X, y, reset=first, dtype=(np.float64, np.float32))
         check_classification_targets(y)
-        factors = self._factors(weight, X)
+        factors = step_factors(weight, X)
         order = np.arange(len(X)) if factors is None else np.flatnonzero(factors > 0)
         if first:
             self._begin(X, np.unique(np.asarray(classes)) if classes is not None else y[:0])
@@ -306,14 +306,6 @@ class GLNClassifier(ClassifierMixin, BaseEstimator):
         if len(order) < len(X):
             raise InvalidInput("progressive_predict takes weights > 0: a sample of weight 0 is left out of the stream.")
         return _ratio(pieces[-1])
-
-    def _factors(self, weight: ArrayLike | None, X: Array) -> Array | None:
-        if weight is None:
-            return None
-        factors = _check_sample_weight(weight, X, dtype=np.float64, ensure_non_negative=True)
-        if not (factors > 0).any():
-            raise InvalidInput("All sample weights are zero; at least one sample must have a weight > 0.")
-        return factors
 
     def _begin(self, X: Array, classes: Array) -> np.random.RandomState:
         """Draw the seed and build networks for the classes."""
@@ -492,6 +484,15 @@ def only_weight(options: Any) -> ArrayLike | None:
     if unknown:
         raise TypeError(f"fit() got an unexpected keyword argument {unknown[0]!r}; it takes sample_weight.")
     return options.get("sample_weight")
+
+
+def step_factors(weight: ArrayLike | None, X: Array) -> Array | None:
+    """Sample weights as factors on the step sizes, checked."""
+    if weight is None:
+        return None
+    if not np.asarray(weight, np.float64).any():
+        raise InvalidInput("All sample weights are zero; at least one sample must have a weight > 0.")
+    return np.asarray(_check_sample_weight(weight, X, dtype=np.float64, ensure_non_negative=True))
 
 
 def _ratio(raw: Array) -> Array:

@@ -135,9 +135,9 @@ class Contexts:
             index = np.concatenate([np.arange(h * width, (h + 1) * width) for h in heads])
             normals, offsets = normals[index], offsets[index]
         projected = side @ normals.T
-        # Twice the classical bound D u |v||z| on the error of a dot product of length D, for the unit vectors v.
+        # Twice the classical bound D u |v||z| (eps = 2 u) on the error of a dot product; the v have length one.
         norms = np.sqrt(np.square(side) @ np.ones(side.shape[1], self.dtype)) + np.abs(offsets).max(initial=0)
-        tolerances = (norms * (2 * (side.shape[1] + 2) * np.finfo(self.dtype).eps)).astype(self.dtype)
+        tolerances = (norms * ((side.shape[1] + 4) * np.finfo(self.dtype).eps)).astype(self.dtype)
 
         def pack(position: int, first: Array) -> Array:
             contexts = np.empty((len(side), self.neurons), np.int32)
@@ -227,10 +227,10 @@ class RowTable:
             self._grow()
 
     def _grow(self) -> None:
-        capacity = 2 * len(self.keys)
+        rows, capacity = len(self.keys), 2 * len(self.keys)
         for name, fill in (("keys", -1), ("row_start", 0), ("counts", 0)):
             larger = np.full(capacity, fill, np.int64)
-            larger[: len(self.keys)] = getattr(self, name)
+            larger[:rows] = getattr(self, name)
             setattr(self, name, larger)
         weights = np.empty(capacity * int(self.fans.max()), self.weights.dtype)
         weights[: self.used[1]] = self.weights[: self.used[1]]
@@ -240,12 +240,7 @@ class RowTable:
     def _hash(self) -> None:
         """Build the open-addressing table again from the keys in order of first sight."""
         self.slots = np.full(1 << int(4 * len(self.keys) - 1).bit_length(), -1, np.int32)
-        mask = len(self.slots) - 1
-        for row in range(len(self.sizes), int(self.used[0])):
-            place = (((int(self.keys[row]) * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF) >> 20) & mask
-            while self.slots[place] >= 0:
-                place = (place + 1) & mask
-            self.slots[place] = row
+        active().hash_rows(self.keys, len(self.sizes), int(self.used[0]), self.slots)
 
     def dense(self, layer: int) -> Array:
         """Weights of one layer as ``(K_l, 2**m, fan)``: a view of a dense table; a lazy one is filled in."""

@@ -95,6 +95,17 @@ def pack(projected, column, side, tolerances, planes, offsets, first, bits, cont
 
 
 @_compile()
+def hash_rows(keys, start, stop, slots):  # type: ignore[no-untyped-def]
+    """Enter rows ``start .. stop - 1`` into an empty open-addressing table."""
+    mask = np.uint64(slots.shape[0] - 1)
+    for row in range(start, stop):
+        place = ((np.uint64(keys[row]) * _HASH) >> np.uint64(20)) & mask
+        while slots[place] >= 0:
+            place = (place + np.uint64(1)) & mask
+        slots[place] = row
+
+
+@_compile()
 def find_rows(contexts, start, bits, slots, keys, row_start, used, fans, layer, weights, initial, allocate, rows):  # type: ignore[no-untyped-def]
     """Row of every context from an open-addressing table; a context seen for the first time is given a row.
 

@@ -58,6 +58,16 @@ def pack(
     contexts[:] = first + inside.reshape(len(contexts), -1, bits) @ powers
 
 
+def hash_rows(keys: Array, start: int, stop: int, slots: Array) -> None:
+    """Enter rows ``start .. stop - 1`` into an empty open-addressing table."""
+    mask = len(slots) - 1
+    for row in range(start, stop):
+        place = (((int(keys[row]) * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF) >> 20) & mask
+        while slots[place] >= 0:
+            place = (place + 1) & mask
+        slots[place] = row
+
+
 def find_rows(
     contexts: Array,
     start: int,

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from mlcollage.errors import InvalidInput
 
-from .classifier import StepOptions, check_rate, only_weight
+from .classifier import StepOptions, check_rate, only_weight, step_factors
 from .gaussian import GaussianNetwork
 from .inputs import Inputs
 from .kernels import active
@@ -141,7 +141,7 @@ class GLNRegressor(RegressorMixin, BaseEstimator):
         if self.n_passes < 1:
             raise InvalidInput(f"n_passes must be >= 1; got {self.n_passes!r}.")
         X, y = validate_data(self, X, y, dtype=(np.float64, np.float32), y_numeric=True)
-        factors = self._factors(weight, X)
+        factors = step_factors(weight, X)
         rng = self._begin()
         order = np.arange(len(X)) if factors is None else np.flatnonzero(factors > 0)
         for _ in range(self.n_passes):
@@ -163,18 +163,10 @@ class GLNRegressor(RegressorMixin, BaseEstimator):
     def _partial(self, X: Any, y: Any, weight: ArrayLike | None) -> tuple[Array, Array]:
         first = not hasattr(self, "network_")
         X, y = validate_data(self, X, y, reset=first, dtype=(np.float64, np.float32), y_numeric=True)
-        factors = self._factors(weight, X)
+        factors = step_factors(weight, X)
         if first:
             self._begin()
         return self._learn(X, y, factors, np.arange(len(X)) if factors is None else np.flatnonzero(factors > 0))
-
-    def _factors(self, weight: ArrayLike | None, X: Array) -> Array | None:
-        if weight is None:
-            return None
-        factors = _check_sample_weight(weight, X, dtype=np.float64, ensure_non_negative=True)
-        if not (factors > 0).any():
-            raise InvalidInput("All sample weights are zero; at least one sample must have a weight > 0.")
-        return factors
 
     def _begin(self) -> np.random.RandomState:
         check_rate(self.learning_rate, self.learning_rate_init)

@@ -28,8 +28,8 @@ class RiverGLN(base.Classifier):
     """Gated linear network for river: ``learn_one(x, y)``, ``predict_proba_one(x)``, any features, any classes.
 
     A feature is standardised by the running mean and deviation of the samples that had it; a sample that lacks it
-    counts as having its mean. Features that are strings are one-hot (``name=value``). A feature not met before widens the
-    network, and a class not met before adds one, from that sample on.
+    counts as having its mean. Features that are strings are one-hot (``name=value``). A feature not met before widens
+    the network, and a class not met before adds one, from that sample on.
 
     Parameters
     ----------
@@ -87,6 +87,7 @@ class RiverGLN(base.Classifier):
         self.seed = seed
         self.classes: list[Hashable] = []
         self._columns: dict[Hashable, int] = {}
+        self._choices: dict[Hashable, dict[str, None]] = {}  # string feature -> its columns
         self._moments = np.zeros((3, 0))  # how often seen, mean, sum of squared deviations
         self._network: GatedNetwork | None = None
 
@@ -109,7 +110,9 @@ class RiverGLN(base.Classifier):
         InvalidInput
             A feature that is neither a finite number nor a string.
         """
-        values = _numbers(x)
+        values = self._numbers(x)
+        for name in (name for name, value in x.items() if isinstance(value, str)):
+            self._choices.setdefault(name, {})[f"{name}={x[name]}"] = None
         self._widen(values)
         columns = np.array([self._columns[name] for name in values], np.int64)
         row = np.fromiter(values.values(), np.float64, len(values))
@@ -129,7 +132,7 @@ class RiverGLN(base.Classifier):
         """Probability of each label seen so far; an empty dict before the first."""
         if self._network is None or not self.classes:
             return {}
-        raw = self._network.predict(*self._inputs(_numbers(x)))[0].astype(np.float64)
+        raw = self._network.predict(*self._inputs(self._numbers(x)))[0].astype(np.float64)
         log_q = -np.logaddexp(0.0, -raw)
         q = np.exp(log_q - log_q.max())
         return dict(zip(self.classes, (q / q.sum()).tolist(), strict=True))
@@ -156,6 +159,23 @@ class RiverGLN(base.Classifier):
         self._moments = np.concatenate([self._moments, np.zeros((3, len(new)))], axis=1)
         self._network.widen(len(new))
 
+    def _numbers(self, x: Mapping[Hashable, Any]) -> dict[Hashable, float]:
+        """Numbers as they are; a string as 1 for its value and 0 for the other values met under that name."""
+        values: dict[Hashable, float] = {}
+        for name, value in x.items():
+            if isinstance(value, str):
+                values |= dict.fromkeys(self._choices.get(name, ()), 0.0)
+                values[f"{name}={value}"] = 1.0
+                continue
+            try:
+                number = float(value)
+            except (TypeError, ValueError):
+                number = math.nan
+            if not math.isfinite(number):
+                raise InvalidInput(f"Feature {name!r} must be a finite number, a bool or a string; got {value!r}.")
+            values[name] = number
+        return values
+
     def _inputs(self, values: Mapping[Hashable, float]) -> tuple[Array, Array]:
         network = self._network
         assert network is not None
@@ -171,20 +191,3 @@ class RiverGLN(base.Classifier):
         base[0, 0] = network.bias
         np.clip(side, -network.limit, network.limit, out=base[:, 1:])
         return base, side
-
-
-def _numbers(x: Mapping[Hashable, Any]) -> dict[Hashable, float]:
-    """Numbers as they are, strings one-hot."""
-    values: dict[Hashable, float] = {}
-    for name, value in x.items():
-        if isinstance(value, str):
-            values[f"{name}={value}"] = 1.0
-            continue
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            number = math.nan
-        if not math.isfinite(number):
-            raise InvalidInput(f"Feature {name!r} must be a finite number, a bool or a string; got {value!r}.")
-        values[name] = number
-    return values

@@ -1,0 +1,304 @@
+"""The classifier as scikit-learn, streams, disks and careless users see it."""
+
+import json
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.datasets import load_digits, make_classification
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression, SGDClassifier
+from sklearn.model_selection import cross_val_score
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import check_estimator
+
+from mlcollage.errors import InvalidInput, MissingFile
+from mlcollage.papers.gated_linear_networks import GLNClassifier, GLNRegressor, kernels, kernels_numpy
+
+SMALL = {"hidden_layer_sizes": (6, 4), "context_dim": 3, "random_state": 0}
+
+
+@pytest.mark.parametrize("estimator", [GLNClassifier(), GLNRegressor()])
+def test_scikit_learns_own_checks(estimator):
+    results = check_estimator(estimator, on_skip=None, on_fail=None)
+    assert len(results) > 45
+    assert [(r["check_name"], str(r["exception"])) for r in results if r["status"] == "failed"] == []
+
+
+@pytest.fixture(scope="module")
+def digits():
+    X, y = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(X))
+    return X[order] / 16, y[order]
+
+
+def same(one, other, X):
+    return all(np.array_equal(getattr(one, f)(X), getattr(other, f)(X)) for f in ("predict_proba", "context_counts"))
+
+
+def test_one_pass_beats_one_pass_of_a_linear_model_on_digits(digits):
+    X, y = digits
+    ours = GLNClassifier(learning_rate=0.03, random_state=0).fit(X[:1257], y[:1257])
+    scaler = StandardScaler().fit(X[:1257])
+    linear = SGDClassifier(loss="log_loss", max_iter=1, tol=None, random_state=0)
+    linear.fit(scaler.transform(X[:1257]), y[:1257])
+    assert ours.score(X[1257:], y[1257:]) > 0.94
+    assert ours.score(X[1257:], y[1257:]) > linear.score(scaler.transform(X[1257:]), y[1257:]) + 0.01
+
+
+@pytest.mark.parametrize("tables", ["dense", "lazy"])
+def test_chunks_equal_one_fit_bit_for_bit(digits, tables):
+    X, y = digits
+    model = {"tables": tables, **SMALL}
+    whole = GLNClassifier(**model).fit(X[:600], y[:600])
+    parts = GLNClassifier(**model)
+    for start, stop in ((0, 1), (1, 3), (3, 290), (290, 600)):
+        parts.partial_fit(X[start:stop], y[start:stop], classes=range(10))
+    assert same(whole, parts, X[600:])
+    assert whole.t_ == parts.t_ == 600
+
+
+def test_threads_do_not_change_results(digits):
+    X, y = digits
+    one, many = (GLNClassifier(n_jobs=jobs, **SMALL).fit(X[:500], y[:500]) for jobs in (1, 4))
+    assert same(one, many, X[500:])
+
+
+@pytest.mark.parametrize("labels", [np.arange(10), np.array(list("abcdefghij")), np.array(list("abcdefghij"), object)])
+@pytest.mark.parametrize("tables", ["dense", "lazy"])
+def test_a_saved_stream_continues_bit_for_bit(digits, tmp_path, labels, tables):
+    X, y = digits[0], labels[digits[1]]
+    model = {"tables": tables, **SMALL}
+    whole = GLNClassifier(**model).fit(X[:400], y[:400])
+    half = GLNClassifier(**model).partial_fit(X[:200], y[:200], classes=np.unique(y))
+    half.save(tmp_path / "half.npz")
+    resumed = GLNClassifier.load(tmp_path / "half.npz")
+    assert resumed.classes_.dtype == half.classes_.dtype
+    resumed.partial_fit(X[200:400], y[200:400])
+    assert same(whole, resumed, X[400:])
+    assert np.array_equal(whole.predict(X), resumed.predict(X))
+    with np.load(tmp_path / "half.npz", allow_pickle=False) as file:
+        assert json.loads(str(file["header"]))["params"]["context_dim"] == 3
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path, digits):
+    with pytest.raises(MissingFile, match="no file"):
+        GLNClassifier.load(tmp_path / "none.npz")
+    (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04 not really")
+    with pytest.raises(InvalidInput, match="damaged"):
+        GLNClassifier.load(tmp_path / "bad.npz")
+    X, y = digits
+    GLNClassifier(**SMALL).fit(X[:50], y[:50]).save(tmp_path / "c.npz")
+    with pytest.raises(InvalidInput, match="GLNRegressor"):
+        GLNRegressor.load(tmp_path / "c.npz")
+    whole = (tmp_path / "c.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InvalidInput, match="damaged"):
+        GLNClassifier.load(tmp_path / "cut.npz")
+    assert [p.name for p in tmp_path.glob(".*")] == []
+
+
+def test_objects_among_the_parameters_are_passed_again(tmp_path, digits):
+    X, y = digits
+    model = GLNClassifier(learning_rate=half_rate, **SMALL).fit(X[:50], y[:50])
+    model.save(tmp_path / "m.npz")
+    with pytest.raises(InvalidInput, match="learning_rate"):
+        GLNClassifier.load(tmp_path / "m.npz")
+    again = GLNClassifier.load(tmp_path / "m.npz", learning_rate=half_rate)
+    assert np.array_equal(again.predict_proba(X), model.predict_proba(X))
+
+
+def half_rate(t):
+    return 0.5 / t
+
+
+def test_progressive_predictions_are_those_from_before_each_sample(digits):
+    X, y = digits
+    model = GLNClassifier(**SMALL)
+    progressive = model.progressive_predict(X[:40], y[:40])
+    other = GLNClassifier(**SMALL)
+    for i in range(40):
+        one = other.progressive_predict(X[i : i + 1], y[i : i + 1], classes=np.unique(y[:40]) if i == 0 else None)
+        assert np.array_equal(progressive[i : i + 1], one)
+    np.testing.assert_allclose(progressive.sum(axis=1), 1)
+    np.testing.assert_allclose(progressive[0], 1 / 10, atol=0.06)
+    assert same(model, other, X[:50])
+
+
+def test_a_class_may_appear_mid_stream_and_the_cut_of_the_stream_does_not_matter(digits):
+    X, y = digits
+    order = np.concatenate([np.flatnonzero(y != 7)[:300], np.arange(300, 800)])
+    X, y = X[order], np.array([f"digit {k}" for k in y[order]])
+    grown = GLNClassifier(**SMALL).partial_fit(X, y, grow=True)
+    pieces = GLNClassifier(**SMALL)
+    for start in range(0, len(X), 90):
+        pieces.partial_fit(X[start : start + 90], y[start : start + 90], grow=True)
+    assert grown.classes_.tolist() == sorted(set(y))
+    assert same(grown, pieces, X)
+    assert grown.score(X[-300:], y[-300:]) > 0.8
+    late = grown._head_[list(grown.classes_).index("digit 7")]
+    assert grown.network_.steps[late] == len(X) - int(np.argmax(y == "digit 7"))
+
+
+def test_labels_that_were_not_announced_are_refused(digits):
+    X, y = digits
+    with pytest.raises(InvalidInput, match="classes="):
+        GLNClassifier().partial_fit(X[:5], y[:5])
+    model = GLNClassifier(**SMALL).partial_fit(X[:5], np.array([0, 1, 0, 1, 0]), classes=[0, 1])
+    with pytest.raises(InvalidInput, match=r"Label .*7.* not in classes \[0, 1\].*grow=True"):
+        model.partial_fit(X[:1], [7])
+    model.partial_fit(X[:2], [7, 0], classes=[0, 1, 7])
+    assert model.classes_.tolist() == [0, 1, 7]
+
+
+def test_weights_scale_the_step_and_zero_leaves_out(digits):
+    X, y = digits
+    weight = np.ones(300)
+    assert same(
+        GLNClassifier(**SMALL).fit(X[:300], y[:300]),
+        GLNClassifier(**SMALL).fit(X[:300], y[:300], sample_weight=weight),
+        X,
+    )
+    doubled = GLNClassifier(learning_rate=0.01, **SMALL).fit(X[:300], y[:300], sample_weight=2 * weight)
+    assert same(doubled, GLNClassifier(learning_rate=0.02, **SMALL).fit(X[:300], y[:300]), X)
+    weight[::3] = 0
+    kept = weight > 0
+    left_out = GLNClassifier(**SMALL).fit(X[:300], y[:300], sample_weight=weight)
+    assert same(left_out, GLNClassifier(**SMALL).fit(X[:300][kept], y[:300][kept]), X)
+    with pytest.raises(ValueError, match=r"[Nn]egative"):
+        GLNClassifier().fit(X[:3], y[:3], sample_weight=[-1, 1, 1])
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        GLNClassifier().fit(X[:3], y[:3], weights=[1, 1, 1])
+
+
+def test_units_of_the_features_do_not_matter(digits):
+    X, y = digits
+    factor = 2.0 ** np.random.default_rng(0).integers(-6, 7, X.shape[1])
+    one = GLNClassifier(**SMALL).fit(X[:400], y[:400])
+    other = GLNClassifier(**SMALL).fit(X[:400] * factor, y[:400])
+    assert np.array_equal(one.predict_proba(X), other.predict_proba(X * factor))
+
+
+def test_any_models_probabilities_are_base_predictions(digits):
+    X, y = digits
+    linear = LogisticRegression(max_iter=500).fit(X[:300], y[:300])
+    stacked = GLNClassifier(base_predictor=FrozenEstimator(linear), **SMALL)
+    assert clone(stacked).fit(X[300:900], y[300:900]).score(X[900:], y[900:]) > 0.85
+    called = GLNClassifier(base_predictor=linear.predict_proba, **SMALL).fit(X[300:900], y[300:900])
+    assert np.array_equal(called.predict(X), stacked.fit(X[300:900], y[300:900]).predict(X))
+    assert called.saliency(X[:2]).shape == (2, 10, 11)
+    rescaled = GLNClassifier(base_predictor="minmax", **SMALL).fit(X[:900], y[:900])
+    low, high = X[:4].min(axis=1, keepdims=True), X[:4].max(axis=1, keepdims=True)
+    p = np.clip((X[:4] - low) / (high - low), 0.01, 0.99)
+    np.testing.assert_allclose(rescaled.base_logits(X[:4])[:, 1:], np.log(p / (1 - p)), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("predictor", "message"),
+    [
+        ("raw", "base_predictor"),
+        (3, "base_predictor"),
+        (LogisticRegression(), "not fitted"),
+        (lambda X: X * 0 + 2, "outside"),
+        (lambda X: np.full(X.shape, np.nan), "outside"),
+        (lambda X: np.full((3, 3, 3), 0.5), "shape"),
+    ],
+)
+def test_base_predictors_that_do_not_predict_are_refused(digits, predictor, message):
+    with pytest.raises(InvalidInput, match=message):
+        GLNClassifier(base_predictor=predictor, **SMALL).fit(*(a[:20] for a in digits))
+
+
+def test_base_predictors_that_change_their_width_are_refused(digits):
+    X, y = digits
+    model = GLNClassifier(base_predictor=lambda Z: np.full((len(Z), 2 if len(Z) < 10 else 3), 0.5), **SMALL)
+    with pytest.raises(InvalidInput, match="3 predictions a sample, but 2"):
+        model.fit(X[:20], y[:20])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learning_rate": 0}, "learning_rate"),
+        ({"learning_rate": -1.0}, "learning_rate"),
+        ({"learning_rate": float("nan")}, "learning_rate"),
+        ({"learning_rate": "adam"}, "learning_rate"),
+        ({"learning_rate_init": 0}, "learning_rate_init"),
+        ({"eps": 0.6}, "eps"),
+        ({"context_dim": -2}, "context_dim"),
+        ({"hidden_layer_sizes": (), "aggregator": "mean"}, "Layer sizes"),
+        ({"hidden_layer_sizes": (0,)}, "Layer sizes"),
+        ({"n_passes": 0}, "n_passes"),
+        ({"std_offset": -1}, "std_offset"),
+        ({"dtype": "int8"}, "dtype"),
+        ({"aggregator": "vote"}, "aggregator"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_named(digits, settings, message):
+    with pytest.raises(InvalidInput, match=message):
+        GLNClassifier(**settings).fit(*(a[:20] for a in digits))
+
+
+def test_no_hidden_layer_many_passes_shuffling_and_other_types_of_input(digits):
+    X, y = digits
+    assert GLNClassifier(hidden_layer_sizes=(), context_dim=0, random_state=0).fit(X, y).score(X, y) > 0.8
+    once = GLNClassifier(**SMALL).fit(X[:500], y[:500]).score(X[:500], y[:500])
+    often = GLNClassifier(n_passes=5, shuffle=True, **SMALL).fit(X[:500], y[:500])
+    assert often.t_ == 2500
+    assert often.score(X[:500], y[:500]) > once
+    mean = GLNClassifier(aggregator="mean", dtype="float64", **SMALL).fit(X[:900], y[:900])
+    assert mean.score(X[900:], y[900:]) > 0.8
+    for kind in (bool, np.int64, object):
+        assert GLNClassifier(**SMALL).fit((X[:100] > 0.5).astype(kind), y[:100]).predict_proba(X[:3] > 0.5).shape == (
+            3,
+            10,
+        )
+
+
+def test_constant_columns_and_single_classes_do_no_harm(digits):
+    X, y = digits
+    X = np.hstack([X, np.ones((len(X), 3))])
+    model = GLNClassifier(**SMALL).fit(X[:400], y[:400])
+    X[:, -1] = 50.0
+    assert np.isfinite(model.predict_proba(X)).all()
+    one = GLNClassifier(**SMALL).fit(X[:10], ["only"] * 10)
+    assert set(one.predict(X[:5])) == {"only"}
+    assert np.array_equal(one.predict_proba(X[:5]), np.ones((5, 1)))
+
+
+def test_looking_inside(digits):
+    X, y = digits
+    model = GLNClassifier(dtype="float64", **SMALL).fit(X[:700], y[:700])
+    layers = model.layer_predictions(X[:9])
+    assert [p.shape for p in layers] == [(9, 10, 6), (9, 10, 4), (9, 10, 1)]
+    assert all(p.min() >= 0.01 - 1e-12 and p.max() <= 0.99 + 1e-12 for p in layers)
+    saliency, base, out = model.saliency(X), model.base_logits(X), model.decision_function(X)
+    residual = np.abs(np.einsum("nkd,nd->nk", saliency, base) - out)
+    free = ~model.clip_active(X)
+    assert free.any()
+    assert residual[free].max() < 1e-10
+    assert np.abs(np.einsum("nkd,nd->nk", model.saliency(X, clipped="constant"), base) - out).max() < 1e-10
+    assert model.context_counts(X[:9]).shape == (9, 10, 11)
+    assert model.context_counts(X[:700]).mean() > model.context_counts(30 * X[:700] - 15).mean()
+    with pytest.raises(InvalidInput, match="clipped"):
+        model.saliency(X, clipped="yes")
+
+
+def test_probabilities_are_the_ratio_of_the_networks_outputs():
+    X, y = make_classification(300, n_classes=3, n_informative=5, random_state=0)
+    model = GLNClassifier(dtype="float64", **SMALL).fit(X, y)
+    q = 1 / (1 + np.exp(-model.decision_function(X)))
+    np.testing.assert_allclose(model.predict_proba(X), q / q.sum(axis=1, keepdims=True), atol=1e-12)
+    binary = GLNClassifier(dtype="float64", **SMALL).fit(X, y > 0)
+    p = binary.predict_proba(X)
+    np.testing.assert_allclose(binary.decision_function(X), np.log(p[:, 1] / p[:, 0]), atol=1e-10)
+    assert np.array_equal(binary.predict(X), binary.decision_function(X) > 0)
+
+
+def test_works_in_cross_validation_and_on_the_numpy_loops(monkeypatch, digits):
+    X, y = digits
+    scores = cross_val_score(GLNClassifier(learning_rate=0.03, **SMALL), X[:600], y[:600], cv=3)
+    monkeypatch.setattr(kernels, "_ACTIVE", kernels_numpy)
+    slow = cross_val_score(GLNClassifier(learning_rate=0.03, **SMALL), X[:600], y[:600], cv=3)
+    np.testing.assert_allclose(scores, slow, atol=0.02)
+    assert scores.min() > 0.75

@@ -1,0 +1,68 @@
+"""The river adapter: river's own checks, dicts of any features, classes at any time."""
+
+import pickle
+
+import numpy as np
+import pytest
+from river import checks, datasets
+
+from mlcollage.errors import InvalidInput
+from mlcollage.papers.gated_linear_networks.river import RiverGLN
+
+CHECKS = list(checks.yield_checks(RiverGLN()))
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=[f"{i}-{c.__name__}" for i, c in enumerate(CHECKS)])
+def test_rivers_own_checks(check):
+    check(RiverGLN())
+
+
+def test_learns_phishing_in_one_pass():
+    model, hits = RiverGLN(), []
+    for x, y in datasets.Phishing():
+        hits.append(model.predict_one(x) == y)
+        model.learn_one(x, y)
+    assert np.mean(hits[250:]) > 0.85
+
+
+def test_before_the_first_sample_and_after_new_classes():
+    model = RiverGLN()
+    assert model.predict_proba_one({"a": 1.0}) == {}
+    assert model.predict_one({"a": 1.0}) is None
+    model.learn_one({"a": 1.0}, "x")
+    assert model.predict_proba_one({"a": 2.0}) == {"x": 1.0}
+    model.learn_one({"a": 2.0, "colour": "red", "flag": True}, "y")
+    assert set(model.predict_proba_one({"colour": "blue", "unknown": 3})) == {"x", "y"}
+    assert "colour=red" in model._columns
+
+
+def test_strings_are_one_hot_and_missing_features_count_as_their_mean():
+    rng = np.random.default_rng(0)
+    model, hits = RiverGLN(), []
+    for _ in range(400):
+        colour = rng.choice(["red", "green", "blue"])
+        x = {"colour": str(colour), "noise": rng.normal()} | ({"more": rng.normal()} if rng.random() < 0.5 else {})
+        hits.append(model.predict_one(x) == (colour == "red"))
+        model.learn_one(x, bool(colour == "red"))
+    assert np.mean(hits[-150:]) > 0.9
+
+
+def test_a_pickled_model_continues_as_the_original():
+    data = list(datasets.Phishing().take(300))
+    model = RiverGLN()
+    for x, y in data[:150]:
+        model.learn_one(x, y)
+    copy = pickle.loads(pickle.dumps(model))  # noqa: S301 - river's own way of saving; nothing comes from disk
+    for x, y in data[150:]:
+        assert model.predict_proba_one(x) == copy.predict_proba_one(x)
+        model.learn_one(x, y)
+        copy.learn_one(x, y)
+
+
+def test_bad_features_are_named():
+    with pytest.raises(InvalidInput, match="'a'"):
+        RiverGLN().learn_one({"a": float("nan")}, 1)
+    with pytest.raises(InvalidInput, match="'b'"):
+        RiverGLN().learn_one({"b": None}, 1)
+    with pytest.raises(InvalidInput, match="learning_rate"):
+        RiverGLN(learning_rate=0)
