@@ -189,7 +189,8 @@ class BootstrapCallback:
             loss = self._loss(self.forward(self._twin, x), y)
         if not bool(loss.isfinite()):
             raise InvalidInput(
-                f"the Ideal World's loss became {float(loss.detach())} at step {self._done + 1}; lower the learning rate."
+                f"the Ideal World's loss became {float(loss.detach())} at step {self._done + 1}; "
+                "lower the learning rate."
             )
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
