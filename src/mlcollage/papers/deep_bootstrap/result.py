@@ -487,6 +487,10 @@ def _finish(ax: Axes, result: BootstrapResult, ylabel: str) -> None:
     ax.set_xscale("symlog", linthresh=max(float(first), 1.0), linscale=0.5)
     ax.set(xlabel="step", ylabel=ylabel)
     ax.spines[["top", "right"]].set_visible(False)
+    # The lines set the frame: the interval of two seeds can be many times as wide as all there is to see.
+    ends = [float(f(np.asarray(line.get_ydata(), dtype=float))) for line in ax.lines for f in (np.nanmin, np.nanmax)]
+    pad = 0.06 * ((max(ends) - min(ends)) or 1.0)
+    ax.set_ylim(min(ends) - pad, max(ends) + pad)
     _label_ends(ax)
 
 
