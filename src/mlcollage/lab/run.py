@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from mlcollage.errors import InvalidInput
+from mlcollage.errors import InvalidInput, UnknownName
 
 __all__ = ["Run", "Scalar", "Scale"]
 
@@ -98,6 +98,24 @@ class Run:
     def from_dict(cls, spec: Mapping[str, object]) -> Run:
         """Inverse of :meth:`to_dict`."""
         return cls(**spec)  # type: ignore[arg-type]
+
+    def integer(self, name: str) -> int:
+        """A setting as an int."""
+        return int(self._setting(name))
+
+    def real(self, name: str) -> float:
+        """A setting as a float."""
+        return float(self._setting(name))
+
+    def text(self, name: str) -> str:
+        """A setting as text."""
+        return str(self._setting(name))
+
+    def _setting(self, name: str) -> str | int | float:
+        value = self.settings.get(name)
+        if value is None:
+            raise UnknownName(f"run {self} has no setting {name!r}; it has: {', '.join(self.settings) or 'none'}.")
+        return value
 
     @property
     def id(self) -> str:

@@ -46,13 +46,13 @@ def classification_data(run: Run, workload: Workload | None) -> Split:
         X, y, X_test, y_test = load_digits_split(seed=run.seed)
     if X.min() >= 0 and X.max() <= 1:
         X, X_test = X * _PIXELS, X_test * _PIXELS
-    order = rng.permutation(len(X))[: int(run.settings["train"])]  # type: ignore[arg-type]
-    keep = rng.permutation(len(X_test))[: int(run.settings["test"])]  # type: ignore[arg-type]
+    order = rng.permutation(len(X))[: run.integer("train")]
+    keep = rng.permutation(len(X_test))[: run.integer("test")]
     return X[order], y[order], X_test[keep], y_test[keep]
 
 
 def _hidden(run: Run) -> tuple[int, ...]:
-    return tuple(int(width) for width in str(run.settings["hidden"]).split("-"))
+    return tuple(int(width) for width in run.text("hidden").split("-"))
 
 
 class _Scaled:
@@ -112,7 +112,8 @@ def stream(run: Run, workload: Workload | None) -> Measurements:
     classes = int(max(y.max(), y_test.max())) + 1
     make = _maker(run, run.arm, X, classes)
     cut, early = int(0.8 * len(X)), len(X) // 5
-    held_out, on_the_way = [], []
+    held_out: list[float] = []
+    on_the_way: list[float] = []
     for setting in grid(run.arm):
         learner = make(setting)
         seen = _right(learner.learn(X[:cut], y[:cut]), y[:cut])
@@ -152,14 +153,11 @@ def _look_inside(
     precise = _Gated(X, classes, run.seed, best, **options)
     precise.learn(X, y)
     gln = precise.model
-    free = ~gln.clip_active(X_test)
+    free: Array = ~gln.clip_active(X_test)
     exact = np.einsum("nkd,nd->nk", gln.saliency(X_test), gln.base_logits(X_test))
-    free = free if free.shape[1] == exact.shape[1] else np.repeat(free, exact.shape[1], axis=1)
     logits = gln.decision_function(X_test)
-    logits = np.stack([-logits, logits], axis=1) if logits.ndim == 1 else logits
-    comparable = exact if exact.shape == logits.shape and classes > 2 else None
-    if comparable is None:  # two classes: decision_function is the difference of the two heads
-        exact, logits, free = exact[:, 1] - exact[:, 0], logits[:, 1], free.all(axis=1)
+    if logits.ndim == 1:  # two classes: the difference of the two networks
+        exact, free = exact[:, 1] - exact[:, 0], np.asarray(free.all(axis=1))
     residual = np.abs(exact - logits)
     m.add("linearity_share", float(free.mean()))
     if free.any():
@@ -191,7 +189,7 @@ def forget(run: Run, workload: Workload | None) -> Measurements:
     """Permuted tasks one after the other, one pass each; every task is tested after every task."""
     X, y, X_test, y_test = classification_data(run, workload)
     classes = int(max(y.max(), y_test.max())) + 1
-    tasks = int(run.settings["tasks"])  # type: ignore[arg-type]
+    tasks = run.integer("tasks")
     rng = np.random.default_rng([run.seed, 2])
     orders = [np.arange(X.shape[1]), *(rng.permutation(X.shape[1]) for _ in range(tasks - 1))]
     if run.arm == "mlp":
@@ -226,10 +224,10 @@ def _sequence(
 def capacity(run: Run, workload: Workload | None) -> Measurements:
     """How many random labels of noise a network of each size can learn, in several passes."""
     rng = np.random.default_rng([run.seed, 3])
-    n, d, classes, passes = (int(run.settings[k]) for k in ("samples", "inputs", "classes", "passes"))  # type: ignore[arg-type]
+    n, d, classes, passes = (run.integer(k) for k in ("samples", "inputs", "classes", "passes"))
     X, y = rng.uniform(0, _PIXELS, (n, d)), rng.integers(classes, size=n)
     m = Measurements()
-    for size in (int(s) for s in str(run.settings["sizes"]).split("-")):
+    for size in (int(s) for s in run.text("sizes").split("-")):
         if run.arm == "gln":
             settings = [{"context_dim": 1, "learning_rate": lr} for lr in (0.01, 0.03, 0.1, 0.3)]
             learners: list[Learner] = [_Gated(X, classes, run.seed, s, hidden_layer_sizes=(size,)) for s in settings]
@@ -249,7 +247,7 @@ def regret(run: Run, workload: Workload | None) -> Measurements:
     """A single gated neuron against the best fixed weights a context, found in hindsight by convex optimisation."""
     X, y, *_ = classification_data(run, workload)
     rng = np.random.default_rng([run.seed, 4])
-    horizon = int(run.settings["horizon"])  # type: ignore[arg-type]
+    horizon = run.integer("horizon")
     draw = rng.integers(len(X), size=horizon)
     side = ((X - X.mean(axis=0)) / (X.std(axis=0) + 1.0))[draw]
     target = (y[draw] % 2).astype(float)  # odd against even
@@ -357,7 +355,7 @@ def _regression_sets(run: Run) -> dict[str, Split]:
     from sklearn.model_selection import train_test_split
 
     rng = np.random.default_rng([run.seed, 5])
-    n = int(run.settings["train"])  # type: ignore[arg-type]
+    n = run.integer("train")
     x = rng.uniform(-3, 3, (n, 1))
     sets = {
         "diabetes": load_diabetes(return_X_y=True),
@@ -377,7 +375,7 @@ def bandit(run: Run, workload: Workload | None) -> Measurements:
     n_actions = int(y.max()) + 1
     X = np.column_stack([(X - X.mean(axis=0)) / (X.std(axis=0) + 1.0), np.ones(len(X))])
     rng = np.random.default_rng([run.seed, 6])
-    tuning, horizon = int(run.settings["tuning"]), int(run.settings["horizon"])  # type: ignore[arg-type]
+    tuning, horizon = run.integer("tuning"), run.integer("horizon")
     rehearsal, play = rng.integers(len(X), size=tuning), rng.integers(len(X), size=horizon)
     choices = _BANDIT_CONSTANTS[run.arm]
     lost = [_play(run, constant, X[rehearsal], y[rehearsal], n_actions)[-1] for constant in choices]
@@ -428,7 +426,7 @@ def tables(run: Run, workload: Workload | None) -> Measurements:
         X, y = load(return_X_y=True)
         split = train_test_split(X, y, test_size=0.3, random_state=run.seed, stratify=y)
         if run.settings.get("limit"):
-            split = [part[: int(run.settings["limit"])] for part in split]  # type: ignore[arg-type]
+            split = [part[: run.integer("limit")] for part in split]
         X, X_test, y, y_test = split
         if run.arm == "gln":
             make = _maker(run, "gln", X, int(y.max()) + 1, std_offset=0.0)
@@ -470,7 +468,7 @@ def surface(run: Run, workload: Workload | None) -> Measurements:
     """Two half-moons in the plane: what the neurons of each layer predict after one pass."""
     from sklearn.datasets import make_moons
 
-    X, y = make_moons(int(run.settings["train"]), noise=0.15, random_state=run.seed)  # type: ignore[call-overload]
+    X, y = make_moons(run.integer("train"), noise=0.15, random_state=run.seed)
     X = (X - X.mean(axis=0)) / X.std(axis=0)
     model = GLNClassifier((16, 8), context_dim=4, learning_rate=0.03, context_bias_scale=1.0, random_state=run.seed)
     model.fit(X, y)
