@@ -145,9 +145,8 @@ def load(
                 f"{where} does not hold Fashion-MNIST: its {part} images are {images.shape}, its labels "
                 f"{labels.shape} up to {labels.max()}; expected (n, 28, 28) and (n,) up to 9."
             )
-        images = images[:limit].reshape(-1, 784).astype(np.float32)
-        images /= 255
-        parts += [images, labels[:limit].astype(np.int64)]
+        pixels = np.divide(images[:limit].reshape(-1, 784), 255, dtype=np.float32)
+        parts += [pixels, labels[:limit].astype(np.int64)]
     return parts[0], parts[1], parts[2], parts[3]
 
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import parse_qsl
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
-__all__ = ["Workload"]
+from mlcollage.errors import InvalidInput, MissingFile, UnknownName
+
+__all__ = ["Workload", "arrays", "describe", "load_workload"]
 
 
 @dataclass(frozen=True)
@@ -30,9 +38,197 @@ class Workload:
         Changes when the user's file changes, so that old results are not taken for new ones.
     """
 
-    train: Dataset[tuple[Tensor, Tensor]]
-    test: Dataset[tuple[Tensor, Tensor]]
+    train: Dataset[Any]
+    test: Dataset[Any]
     num_classes: int
     model: Callable[[], nn.Module] | None = None
     name: str = "workload"
     fingerprint: str = ""
+
+
+def load_workload(spec: str) -> Workload:
+    """Load what ``--workload`` names.
+
+    Parameters
+    ----------
+    spec
+        One of the following; options follow a ``?``, several are joined by ``&``.
+
+        ``digits``, ``fashion_mnist``, ``mnist1d``, ``breast_cancer``, ``wine``, ``iris``
+            Built in.
+        ``glyphs``, ``glyphs:easy16``
+            :class:`~mlcollage.data.glyphs.GlyphWorld`; ``n`` and ``test`` say how many images, and every setting that
+            is a number or a word is an option: ``glyphs:easy16?n=2000&test=500&label_noise=0.2``.
+        ``module:function``, ``file.py:function``
+            A function of yours without arguments that returns a :class:`Workload`.
+        ``file.npz``
+            Arrays ``X``, ``y`` and, if there is a test set, ``X_test``, ``y_test`` (also ``x_train``,
+            ``train_images``, ...). Images are ``(n, h, w)``, ``(n, h, w, c)`` or ``(n, c, h, w)``; whole-number pixels
+            are divided by 255.
+        ``table.csv``, ``table.parquet``
+            The label is the last column, or ``?target=name``. A column ``split`` of ``train`` and ``test``, or
+            ``?test=other.csv``, gives the split. Numbers are standardised by the training rows (``?scale=none`` keeps
+            them), words are one-hot encoded.
+        a folder of images
+            ``train/cat/1.png`` and ``test/cat/2.png``, or ``cat/1.png``. ``?size=32`` cuts and resizes to squares,
+            ``?channels=1`` or ``3`` converts. Images are decoded when they are asked for.
+        ``hf:name``, ``hf:name:configuration``, ``hf:folder``
+            A data set of the Hugging Face hub, or one saved to a folder (``save_to_disk``, Parquet files); needs the
+            extra ``hub``. ``?label=column``, ``?image=column``, ``?size=32``.
+
+        Data without a test set are split 80 : 20 at random, always the same way, with the classes in proportion; the
+        name says so. Labels of any kind become 0, 1, ...; ``train.classes`` keeps what they were called.
+
+    Raises
+    ------
+    UnknownName, MissingFile, InvalidInput, MissingDependency
+        One sentence that says what is wrong with the name, the file or what is in it.
+
+    Examples
+    --------
+    >>> workload = load_workload("glyphs:easy16?n=100&test=50")
+    >>> len(workload.train), workload.test[0][0].shape, workload.num_classes
+    (100, torch.Size([1, 16, 16]), 10)
+    """
+    from mlcollage.data import _bundled, _files, _images, _user_code
+
+    if not isinstance(spec, str) or not spec.strip():
+        raise InvalidInput(f"a workload is named by a string such as 'digits' or 'module:function'; got {spec!r}.")
+    name, options = _options(spec.strip())
+    path = Path(name).expanduser()
+    if name.startswith("hf:"):
+        from mlcollage.data import _hub
+
+        return _hub.load(name.removeprefix("hf:"), options)
+    if _bundled.knows(name):
+        return _bundled.load(name, options)
+    if path.is_dir():
+        return _images.load(path, options)
+    if path.suffix.lower() in (".npz", ".csv", ".parquet"):
+        if not path.is_file():
+            raise MissingFile(f"there is no file {name}; it was taken from --workload.")
+        return _files.load(path, options)
+    if ":" in name:
+        return _user_code.load(name, options)
+    if path.exists():
+        raise InvalidInput(f"{name} is neither .npz, .csv nor .parquet nor a folder of images.")
+    raise UnknownName(
+        f"there is no workload {name!r}; expected {', '.join(_bundled.NAMES)}, module:function, a folder of images, an "
+        ".npz, .csv or .parquet file, or hf:name."
+    )
+
+
+def _options(spec: str) -> tuple[str, dict[str, str]]:
+    name, mark, query = spec.partition("?")
+    if not mark:
+        return name, {}
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True)
+    except ValueError:
+        raise InvalidInput(f"options are written ?key=value&key=value; got ?{query} in {spec!r}.") from None
+    return name, dict(pairs)
+
+
+def arrays(dataset: Dataset[Any], limit: int | None = None) -> tuple[NDArray, NDArray]:
+    """Return a dataset as arrays: inputs float32 ``(n, ...)`` and labels int64 ``(n,)``.
+
+    Parameters
+    ----------
+    dataset
+        Map-style dataset of ``(input, label)``.
+    limit
+        Only the first so many samples.
+
+    Raises
+    ------
+    InvalidInput
+        If there is no sample, inputs differ in shape or hold NaN or infinity, or labels are not integers from 0.
+
+    Examples
+    --------
+    >>> X, y = arrays(load_workload("iris").train, limit=100)
+    >>> X.shape, X.dtype, y.dtype
+    ((100, 4), dtype('float32'), dtype('int64'))
+    """
+    n = len(cast(Sized, dataset))
+    n = n if limit is None else min(n, limit)
+    if n < 1:
+        raise InvalidInput(
+            f"the dataset has {len(cast(Sized, dataset))} samples and limit is {limit}; nothing is left."
+        )
+    if isinstance(dataset, TensorDataset):
+        x, y = (tensor[:n] for tensor in dataset.tensors)
+    elif hasattr(dataset, "__getitems__"):
+        parts = [_stack(dataset.__getitems__(list(range(i, min(i + 1024, n)))), i) for i in range(0, n, 1024)]
+        x, y = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+    else:
+        x, y = _stack([dataset[i] for i in range(n)], 0)
+    X, labels = x.detach().cpu().numpy().astype(np.float32), y.detach().cpu().numpy()
+    if not np.isfinite(X).all():
+        raise InvalidInput(f"{int((~np.isfinite(X)).sum())} input values are NaN or infinite; clean the data first.")
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+        raise InvalidInput(f"labels must be integers from 0, one a sample; got {labels.dtype} of shape {labels.shape}.")
+    return X, labels.astype(np.int64)
+
+
+def _stack(samples: list[Any], first: int) -> tuple[Tensor, Tensor]:
+    shape = None
+    for number, sample in enumerate(samples, start=first):
+        if not isinstance(sample, tuple | list) or len(sample) != 2:
+            raise InvalidInput(f"sample {number} is {type(sample).__name__}; expected a pair (input, label).")
+        here = tuple(np.shape(sample[0]))
+        shape = shape or here
+        if here != shape:
+            raise InvalidInput(f"sample {number} has shape {here}, the first one {shape}; all must be alike.")
+    return torch.stack([torch.as_tensor(x) for x, _ in samples]), torch.tensor([int(y) for _, y in samples])
+
+
+def describe(workload: Workload) -> dict[str, Any]:
+    """What a workload holds, in plain values; builds the model once and tries it on two samples.
+
+    Raises
+    ------
+    InvalidInput
+        If the model does not map a batch to ``num_classes`` logits.
+
+    Examples
+    --------
+    >>> describe(load_workload("wine"))["train"]
+    133
+    """
+    facts: dict[str, Any] = {
+        "name": workload.name,
+        "train": len(cast(Sized, workload.train)),
+        "test": len(cast(Sized, workload.test)),
+        "shape": list(workload.train[0][0].shape),
+        "num_classes": workload.num_classes,
+        "classes": [str(name) for name in getattr(workload.train, "classes", range(workload.num_classes))],
+        "model": "the study's own" if workload.model is None else _try_model(workload),
+        "fingerprint": workload.fingerprint,
+    }
+    return facts
+
+
+def _try_model(workload: Workload) -> str:
+    x = torch.stack([workload.train[i][0] for i in (0, len(cast(Sized, workload.train)) - 1)])
+    with torch.random.fork_rng(devices=[]):
+        try:
+            model = cast(Callable[[], nn.Module], workload.model)()
+        except Exception as error:
+            raise InvalidInput(f"the workload's model() failed with {type(error).__name__}: {error}.") from error
+    if not isinstance(model, nn.Module):
+        raise InvalidInput(f"the workload's model() must return a torch.nn.Module; got {type(model).__name__}.")
+    try:
+        with torch.no_grad():
+            logits = model.eval()(x)
+    except Exception as error:
+        raise InvalidInput(
+            f"the workload's model fails on inputs {tuple(x.shape)}: {type(error).__name__}: {error}."
+        ) from error
+    if getattr(logits, "shape", None) != (2, workload.num_classes):
+        raise InvalidInput(
+            f"the workload's model maps {tuple(x.shape)} to {tuple(getattr(logits, 'shape', ()))}; expected "
+            f"(2, {workload.num_classes}), one logit a class."
+        )
+    parameters = sum(p.numel() for p in model.parameters())
+    return f"{type(model).__name__}, {parameters:,} parameters"

@@ -1,0 +1,132 @@
+"""Workloads that a function of the user's returns."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from mlcollage.data._labelled import check_options, file_hash
+from mlcollage.data.workload import Workload
+from mlcollage.errors import InvalidInput, MissingFile, UnknownName
+
+__all__ = ["load"]
+
+
+def load(spec: str, options: Mapping[str, str]) -> Workload:
+    """Call ``module:function`` or ``file.py:function`` and check what it returns."""
+    check_options(options, (), f"the workload {spec}")
+    where, _, name = spec.rpartition(":")
+    module = _file_module(where) if where.endswith(".py") else _module(where)
+    function = _function(module, where, name)
+    workload = function()
+    if not isinstance(workload, Workload):
+        raise InvalidInput(
+            f"{spec} must return a mlcollage.data.workload.Workload; it returned {type(workload).__name__}."
+        )
+    _check(workload, spec)
+    source = getattr(module, "__file__", None)
+    return replace(
+        workload,
+        name=spec if workload.name == "workload" else workload.name,
+        fingerprint=workload.fingerprint or (file_hash(Path(source)) if source else ""),
+    )
+
+
+def _module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and (name == error.name or name.startswith(f"{error.name}.")):
+            raise UnknownName(
+                f"there is no module {error.name!r}; run from the folder it is in, or install it, or name the file: "
+                "path/to/file.py:function."
+            ) from error
+        raise InvalidInput(f"the module {name} needs {error.name!r}, which is not installed.") from error
+    except (TypeError, ValueError) as error:  # an empty or relative name
+        raise UnknownName(f"{name!r} is not the name of a module; expected module:function.") from error
+
+
+def _file_module(where: str) -> ModuleType:
+    path = Path(where).expanduser()
+    if not path.is_file():
+        raise MissingFile(f"there is no file {where}; it was taken from --workload.")
+    name = f"mlcollage_user_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None  # a .py file always has one, with a loader
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickling look it up
+    spec.loader.exec_module(module)
+    return module
+
+
+def _function(module: ModuleType, where: str, name: str) -> Callable[[], Any]:
+    function: Any = module
+    for part in name.split("."):
+        if not hasattr(function, part):
+            offered = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
+            ours = [key for key in offered if getattr(getattr(module, key), "__module__", "") == module.__name__]
+            raise UnknownName(f"{where} has no function {name!r}; it has {', '.join(ours) or 'none'}.")
+        function = getattr(function, part)
+    if not callable(function):
+        raise InvalidInput(f"{where}:{name} is {type(function).__name__}, not a function that returns a Workload.")
+    needed = [
+        parameter.name
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    if needed:
+        raise InvalidInput(f"{where}:{name} must be callable without arguments; it needs {', '.join(needed)}.")
+    return function
+
+
+def _check(workload: Workload, spec: str) -> None:
+    """Look at the first and last samples: most mistakes are in every sample."""
+    if not isinstance(workload.num_classes, int) or workload.num_classes < 2:
+        raise InvalidInput(f"{spec}: num_classes must be an int of at least 2; got {workload.num_classes!r}.")
+    if workload.model is not None and not callable(workload.model):
+        raise InvalidInput(f"{spec}: model must be a function that returns a module; got {workload.model!r}.")
+    if isinstance(workload.model, torch.nn.Module):
+        raise InvalidInput(f"{spec}: model must make a fresh module, e.g. lambda: Net(); it is a module itself.")
+    shapes = {}
+    for part in ("train", "test"):
+        dataset: Any = getattr(workload, part)
+        if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+            raise InvalidInput(
+                f"{spec}: {part} must be a map-style dataset with __getitem__ and __len__; got "
+                f"{type(dataset).__name__}."
+            )
+        if len(dataset) == 0:
+            raise InvalidInput(f"{spec}: {part} is empty.")
+        for index in (0, len(dataset) - 1):
+            shapes[part] = _check_sample(dataset[index], workload.num_classes, f"{spec}: {part}[{index}]")
+    if shapes["train"] != shapes["test"]:
+        raise InvalidInput(f"{spec}: inputs are {shapes['train']} in train and {shapes['test']} in test.")
+
+
+def _check_sample(sample: Any, classes: int, where: str) -> tuple[int, ...]:
+    if not isinstance(sample, tuple | list) or len(sample) != 2:
+        raise InvalidInput(f"{where} is {type(sample).__name__}; expected a pair (input, label).")
+    x, y = sample
+    if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+        kind = f"a tensor of {x.dtype}" if isinstance(x, torch.Tensor) else type(x).__name__
+        raise InvalidInput(f"{where}: the input is {kind}; expected a float tensor, images scaled to [0, 1].")
+    if not bool(torch.isfinite(x).all()):
+        raise InvalidInput(f"{where}: the input holds NaN or infinity.")
+    whole = isinstance(y, int | np.integer) or (
+        isinstance(y, torch.Tensor) and y.numel() == 1 and not y.is_floating_point()
+    )
+    if not whole or not 0 <= int(y) < classes:
+        raise InvalidInput(f"{where}: the label is {y!r}; expected an integer from 0 to {classes - 1}.")
+    return tuple(x.shape)
