@@ -228,6 +228,7 @@ def test_base_predictors_that_change_their_width_are_refused(digits):
         ({"context_dim": -2}, "context_dim"),
         ({"hidden_layer_sizes": (), "aggregator": "mean"}, "Layer sizes"),
         ({"hidden_layer_sizes": (0,)}, "Layer sizes"),
+        ({"hidden_layer_sizes": 50}, "Layer sizes"),
         ({"n_passes": 0}, "n_passes"),
         ({"std_offset": -1}, "std_offset"),
         ({"dtype": "int8"}, "dtype"),

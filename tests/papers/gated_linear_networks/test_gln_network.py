@@ -305,8 +305,25 @@ def test_mean_log_loss_falls_with_depth_on_a_learnable_stream():
         ({"dtype": "float16"}, "dtype"),
         ({"sizes": (4, 2)}, "one neuron"),
         ({"sizes": (0, 1)}, "Layer sizes"),
+        ({"sizes": (2.5, 1)}, "Layer sizes"),
+        ({"context_dim": 2.0}, "context_dim"),
     ],
 )
 def test_settings_that_cannot_be_used_are_named(settings, message):
     with pytest.raises(InvalidInput, match=message):
         build(**settings)
+
+
+def test_arrays_of_the_wrong_shape_never_reach_the_loops():
+    base, side, targets = stream(n=4)
+    net = build()
+    for call in (
+        lambda: net.learn(base[:, 1:], side, targets),
+        lambda: net.learn(base, side[:, 1:], targets),
+        lambda: net.learn(base, side, targets[:, :1]),
+        lambda: net.predict(base[:3], side),
+        lambda: net.neuron_logits(base, side[0]),
+        lambda: net.visit_counts(side[:, :2]),
+    ):
+        with pytest.raises(InvalidInput, match="shape"):
+            call()

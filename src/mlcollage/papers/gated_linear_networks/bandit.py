@@ -12,7 +12,7 @@ from mlcollage.errors import InvalidInput
 
 from .classifier import check_rate
 from .inputs import Inputs
-from .network import GatedNetwork, LearningRate, sigmoid
+from .network import GatedNetwork, LearningRate, hidden_sizes, sigmoid
 
 __all__ = ["GLNBandit"]
 
@@ -124,7 +124,7 @@ class GLNBandit:
         self.learning_rate, self.learning_rate_init = learning_rate, learning_rate_init
         self.nodes = max(1, 2**tree_depth - 1)
         self.network = GatedNetwork(
-            (*(int(k) for k in hidden_layer_sizes), 1),
+            (*hidden_sizes(hidden_layer_sizes), 1),
             n_features,
             n_features,
             context_dim=context_dim,

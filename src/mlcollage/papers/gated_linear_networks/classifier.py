@@ -17,7 +17,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from mlcollage.errors import InvalidInput
 
 from .inputs import BasePredictor, Inputs
-from .network import GatedNetwork, LearningRate, sigmoid
+from .network import GatedNetwork, LearningRate, hidden_sizes, sigmoid
 from .persist import load_arrays, pack_labels, save_arrays, unpack_labels
 
 __all__ = ["GLNClassifier", "StepOptions", "check_rate", "only_weight", "step_factors"]
@@ -319,7 +319,7 @@ class GLNClassifier(ClassifierMixin, BaseEstimator):
         return rng
 
     def _build(self, seed: int, n_features: int, X: Array | None, n_base: int | None = None) -> None:
-        hidden = tuple(int(k) for k in self.hidden_layer_sizes)
+        hidden = hidden_sizes(self.hidden_layer_sizes)
         self._seed_ = seed
         network = GatedNetwork(
             (*hidden, 1) if self.aggregator == "last" else hidden,

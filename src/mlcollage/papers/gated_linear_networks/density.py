@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from mlcollage.errors import InvalidInput
 
 from .classifier import check_rate
-from .network import GatedNetwork, LearningRate, sigmoid
+from .network import GatedNetwork, LearningRate, hidden_sizes, sigmoid
 
 __all__ = ["GLNDensity"]
 
@@ -174,7 +174,7 @@ class GLNDensity(DensityMixin, BaseEstimator):
             raise InvalidInput(f"min_probability must lie strictly between 0 and 0.5; got {self.min_probability!r}.")
         d = self.n_features_in_
         self.network_ = GatedNetwork(
-            (*(int(k) for k in self.hidden_layer_sizes), 1),
+            (*hidden_sizes(self.hidden_layer_sizes), 1),
             d,
             d,
             context_dim=self.context_dim,

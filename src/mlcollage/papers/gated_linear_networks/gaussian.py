@@ -78,11 +78,19 @@ class GaussianNetwork(GatedNetwork):
         if step_limit is not None and not step_limit > 0:
             raise InvalidInput(f"step_limit must be > 0, or None for none; got {step_limit!r}.")
         super().__init__(sizes, n_inputs, side_dim, weight_clip=weight_clip, **settings)
-        self.constants = np.array([1 / max_variance, 1 / min_variance, weight_clip, 1, 0, np.inf if step_limit is None else step_limit], self.dtype)
+        self.constants = np.array(
+            [1 / max_variance, 1 / min_variance, weight_clip, 1, 0, np.inf if step_limit is None else step_limit],
+            self.dtype,
+        )
 
     def fans(self, head: int) -> Array:
         """Inputs of a neuron in each layer, with the three bias Gaussians."""
         return np.concatenate([[self.n_inputs], self.sizes[:-1]]).astype(np.int64) + len(self.bias_means)
+
+    @property
+    def base_width(self) -> int:
+        """Columns of ``base``: the bias means and the base means."""
+        return self.n_inputs + len(self.bias_means)
 
     def run(
         self,
@@ -98,6 +106,7 @@ class GaussianNetwork(GatedNetwork):
 
         ``base`` is ``(n, 3 + d)``: the three bias means, then the means of the base Gaussians, all of variance 1.
         """
+        base, side = self._check(base, side)
         out = np.empty((len(base), 2, self.neurons), self.dtype)
         learn = targets is not None
         table = self.heads[0]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mlcollage.errors import InvalidInput
 
-from .network import GatedNetwork
+from .network import GatedNetwork, hidden_sizes
 
 __all__ = ["GLN"]
 
@@ -78,7 +78,7 @@ class GLN(nn.Module):
             raise InvalidInput(f"n_inputs and num_classes must be >= 1; got {n_inputs} and {num_classes}.")
         side_dim = n_inputs if side_dim is None else side_dim
         core = GatedNetwork(  # checks the settings and draws the hyperplanes
-            (*(int(k) for k in hidden_layer_sizes), 1),
+            (*hidden_sizes(hidden_layer_sizes), 1),
             n_inputs,
             side_dim,
             context_dim=context_dim,

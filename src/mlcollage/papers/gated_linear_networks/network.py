@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -26,7 +27,7 @@ from mlcollage.errors import InvalidInput
 from .context import DENSE_LIMIT, MAX_CONTEXT_DIM, Contexts, RowTable, draw_hyperplanes, pack_bits, writable
 from .kernels import active
 
-__all__ = ["GatedNetwork", "LearningRate", "logit", "sigmoid", "step_sizes"]
+__all__ = ["GatedNetwork", "LearningRate", "hidden_sizes", "logit", "sigmoid", "step_sizes"]
 
 Array = NDArray[Any]
 LearningRate = float | Literal["paper", "official", "sqrt"] | Callable[[int], float]
@@ -42,6 +43,28 @@ def logit(p: Any) -> Any:
 def sigmoid(a: Array) -> Array:
     """``1 / (1 + exp(-a))`` without overflow."""
     return np.where(a >= 0, 1, np.exp(-np.abs(a))) / (1 + np.exp(-np.abs(a)))
+
+
+def hidden_sizes(value: Any) -> tuple[int, ...]:
+    """Hidden layer sizes as integers.
+
+    Raises
+    ------
+    InvalidInput
+        What is given is not a sequence of integers >= 1.
+
+    Examples
+    --------
+    >>> hidden_sizes([16, 8])
+    (16, 8)
+    """
+    try:
+        sizes = tuple(value)
+    except TypeError:
+        sizes = (value, None)
+    if not all(isinstance(k, Integral) and not isinstance(k, bool) and k >= 1 for k in sizes):
+        raise InvalidInput(f"Layer sizes must be a sequence of integers >= 1, such as (50, 25); got {value!r}.")
+    return tuple(int(k) for k in sizes)
 
 
 def step_sizes(rate: LearningRate, first: int, count: int, *, initial: float = 0.01) -> Array:
@@ -256,6 +279,9 @@ class GatedNetwork:
             Logits predicted before each sample was learned.
         """
         chosen = list(range(len(self.heads))) if heads is None else list(heads)
+        base, side = self._check(base, side)
+        if targets.shape != (len(base), len(chosen)):
+            raise InvalidInput(f"targets must have shape ({len(base)}, {len(chosen)}); got {targets.shape}.")
         raw = np.empty((len(base), len(chosen)), self.dtype)
         with _pool(min(n_jobs, len(chosen))) as each:
             for part in self.chunks(len(base)):
@@ -280,6 +306,7 @@ class GatedNetwork:
     def neuron_logits(self, base: Array, side: Array, *, heads: Sequence[int] | None = None, n_jobs: int = 1) -> Array:
         """Raw logit of every neuron, ``(n, heads, neurons)``, layers one after the other."""
         chosen = list(range(len(self.heads))) if heads is None else list(heads)
+        base, side = self._check(base, side)
         out = np.empty((len(base), len(chosen), self.neurons), self.dtype)
         with _pool(min(n_jobs, len(chosen))) as each:
             for part in self.chunks(len(base)):
@@ -290,12 +317,33 @@ class GatedNetwork:
     def predict(self, base: Array, side: Array, *, heads: Sequence[int] | None = None, n_jobs: int = 1) -> Array:
         """Logits of the heads, ``(n, heads)``."""
         chosen = list(range(len(self.heads))) if heads is None else list(heads)
+        base, side = self._check(base, side)
         out = np.empty((len(base), len(chosen)), self.dtype)
         with _pool(min(n_jobs, len(chosen))) as each:
             for part in self.chunks(len(base)):
                 for column, neurons in enumerate(self._run(base[part], side[part], chosen, each)):
                     out[part, column] = self._read(neurons)
         return out
+
+    def _check(self, base: Array | None, side: Array) -> tuple[Array, Array]:
+        """Arrays as the compiled loops need them: their widths are trusted there."""
+        if side.ndim != 2 or side.shape[1] != self.side_dim:
+            raise InvalidInput(f"Side information must have shape (n, {self.side_dim}); got {side.shape}.")
+        side = np.ascontiguousarray(side, self.dtype)
+        if base is None:
+            return side, side
+        width = self.base_width
+        if base.shape != (len(side), width):
+            raise InvalidInput(
+                f"Base logits must have shape ({len(side)}, {width}), the bias first, as the side information has "
+                f"{len(side)} samples; got {base.shape}."
+            )
+        return np.ascontiguousarray(base, self.dtype), side
+
+    @property
+    def base_width(self) -> int:
+        """Columns of ``base``: the constant inputs and the base predictions."""
+        return self.n_inputs + 1
 
     def _read(self, neurons: Array) -> Array:
         return neurons[:, -1] if self.readout == "last" else neurons[:, -int(self.sizes[-1]) :].mean(axis=1)
@@ -346,6 +394,7 @@ class GatedNetwork:
         out = np.empty(
             (len(side), len(self.heads), self.neurons), pack_bits(np.empty((0, self.context_dim), bool)).dtype
         )
+        _, side = self._check(None, side)
         zero = np.zeros(self.neurons, np.int32)
         for part in self.chunks(len(side)):
             pack = self.contexts.gates(side[part], range(len(self.heads)))
@@ -356,6 +405,7 @@ class GatedNetwork:
     def visit_counts(self, side: Array, *, heads: Sequence[int] | None = None) -> Array:
         """How often each neuron's active context was learned from, ``(n, heads, neurons)`` int64."""
         chosen = list(range(len(self.heads))) if heads is None else list(heads)
+        _, side = self._check(None, side)
         out = np.empty((len(side), len(chosen), self.neurons), np.int64)
         for part in self.chunks(len(side)):
             pack = self.contexts.gates(side[part], chosen)
@@ -372,6 +422,7 @@ class GatedNetwork:
         ``clipped="constant"`` a clipped neuron counts as the constant that it is, which reproduces the output
         everywhere. The bias has the same logit in every layer, so all its paths are summed in the first column.
         """
+        base, side = self._check(base, side)
         out = np.empty((len(base), len(self.heads), self.n_inputs + 1), self.dtype)
         for part in self.chunks(len(base)):
             pack = self.contexts.gates(side[part], range(len(self.heads)))
@@ -463,9 +514,13 @@ def _check_settings(
     tables: str,
     dtype: Any,
 ) -> None:
-    if not sizes or any(int(k) != k or k < 1 for k in sizes):
-        raise InvalidInput(f"Layer sizes must be integers >= 1, at least one of them; got {tuple(sizes)}.")
-    if isinstance(context_dim, bool) or int(context_dim) != context_dim or not 0 <= context_dim <= MAX_CONTEXT_DIM:
+    if not hidden_sizes(sizes):
+        raise InvalidInput("Layer sizes must name at least one layer; got none.")
+    if (
+        isinstance(context_dim, bool)
+        or not isinstance(context_dim, Integral)
+        or not 0 <= context_dim <= MAX_CONTEXT_DIM
+    ):
         raise InvalidInput(
             f"context_dim must be an integer from 0 to {MAX_CONTEXT_DIM} (hyperplanes a neuron); got {context_dim!r}."
         )

@@ -18,7 +18,7 @@ from .classifier import StepOptions, check_rate, only_weight, step_factors
 from .gaussian import GaussianNetwork
 from .inputs import Inputs
 from .kernels import active
-from .network import LearningRate
+from .network import LearningRate, hidden_sizes
 from .persist import load_arrays, save_arrays
 
 __all__ = ["GLNRegressor"]
@@ -180,7 +180,7 @@ class GLNRegressor(RegressorMixin, BaseEstimator):
     def _build(self, seed: int, n_features: int) -> None:
         self._seed_ = seed
         self.network_ = GaussianNetwork(
-            (*(int(k) for k in self.hidden_layer_sizes), 1),
+            (*hidden_sizes(self.hidden_layer_sizes), 1),
             n_features,
             n_features,
             context_dim=self.context_dim,
