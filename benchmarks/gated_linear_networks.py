@@ -2,9 +2,9 @@
 
 ``mlcollage bench gated_linear_networks`` prints the table. All learn online, one sample at a time, from the same
 stream: ours, river's logistic regression (one-vs-rest on standardised features), and a straightforward numpy network of
-the same layers (16-16-1, four hyperplanes, ten classes). One core unless a row says otherwise; ``fit`` is timed whole. The ratio
-is to the row called baseline. Last come the bytes of first-layer weights that ``fit`` reads and writes in a second,
-beside a STREAM-like triad on arrays of the same size.
+the same layers (16-16-1, four hyperplanes, ten classes). One core unless a row says otherwise; ``fit`` is timed whole.
+The ratio is to the row called baseline. Last come the bytes of first-layer weights that ``fit`` reads and writes in a
+second, beside a STREAM-like triad on arrays of the same size.
 """
 
 from __future__ import annotations
@@ -121,8 +121,7 @@ def _compare(what: str, data: Split, quick: bool) -> list[Row]:
     stream, labels = np.ascontiguousarray(X[index]), y[index]
     speed = {}
     for jobs in sorted({1, os.cpu_count() or 1}):
-        with threadpool_limits(jobs):
-            seconds = _best(lambda jobs=jobs: GLNClassifier(n_jobs=jobs, **settings).fit(stream, labels), 3)
+        seconds = _best(lambda jobs=jobs: GLNClassifier(n_jobs=jobs, **settings).fit(stream, labels), 3)
         speed[jobs] = many / seconds
         name = f"GLNClassifier, {jobs} thread{'s' if jobs > 1 else ''}"
         rows.append(_row(name, f"{what}: fit of {many} samples", speed[jobs], "samples/s", speed[jobs] / base))

@@ -123,26 +123,31 @@ class Contexts:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(writable(state))
 
-    def gates(self, side: Array, heads: Sequence[int]) -> Callable[[int, Array], Array]:
-        """Project on the hyperplanes of the given heads at once; the function returned packs the bits of one of them.
+    def gates(self, side: Array, heads: Sequence[int], *, together: bool = True) -> Callable[[int, Array], Array]:
+        """Project on the hyperplanes of the given heads; the function returned packs the bits of one of them.
 
         It takes the position in ``heads`` and the number to add to each neuron's index (``(neurons,)``, int32), and
-        returns ``(n, neurons)`` int32.
+        returns ``(n, neurons)`` int32. With ``together`` there is one matrix product for all heads, here; without, one
+        a head, when the function is called (so that threads share the work).
         """
         width = self.per_head
         normals, offsets = self.normals, self.offsets
-        if list(heads) != list(range(len(offsets) // width if width else len(heads))):
+        if together and list(heads) != list(range(len(offsets) // width if width else len(heads))):
             index = np.concatenate([np.arange(h * width, (h + 1) * width) for h in heads])
             normals, offsets = normals[index], offsets[index]
-        projected = side @ normals.T
+        everything = side @ normals.T if together else None
         # Twice the classical bound D u |v||z| (eps = 2 u) on the error of a dot product; the v have length one.
         norms = np.sqrt(np.square(side) @ np.ones(side.shape[1], self.dtype)) + np.abs(offsets).max(initial=0)
         tolerances = (norms * ((side.shape[1] + 4) * np.finfo(self.dtype).eps)).astype(self.dtype)
 
         def pack(position: int, first: Array) -> Array:
             contexts = np.empty((len(side), self.neurons), np.int32)
-            column = position * width
-            active().pack(projected, column, side, tolerances, normals, offsets, first, self.context_dim, contexts)
+            column, planes, thresholds, projected = position * width, normals, offsets, everything
+            if projected is None:
+                mine = slice(heads[position] * width, (heads[position] + 1) * width)
+                column, planes, thresholds = 0, normals[mine], offsets[mine]
+                projected = side @ planes.T
+            active().pack(projected, column, side, tolerances, planes, thresholds, first, self.context_dim, contexts)
             return contexts
 
         return pack

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -62,7 +61,7 @@ def hidden_sizes(value: Any) -> tuple[int, ...]:
         sizes = tuple(value)
     except TypeError:
         sizes = (value, None)
-    if not all(isinstance(k, Integral) and not isinstance(k, bool) and k >= 1 for k in sizes):
+    if not all(_whole(k) and k >= 1 for k in sizes):
         raise InvalidInput(f"Layer sizes must be a sequence of integers >= 1, such as (50, 25); got {value!r}.")
     return tuple(int(k) for k in sizes)
 
@@ -358,7 +357,7 @@ class GatedNetwork:
         rates: Sequence[Array] | None = None,
     ) -> list[Array]:
         kernels = active()
-        pack = self.contexts.gates(side, chosen)
+        pack = self.contexts.gates(side, chosen, together=each is map)
         nothing = np.empty(0, self.dtype)
         widest = int(self.sizes.max()) + 1
 
@@ -496,6 +495,10 @@ def _pool(workers: int) -> Iterator[Callable[..., Any]]:
         yield pool.map
 
 
+def _whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
 def _available_memory() -> int:
     import psutil
 
@@ -516,11 +519,7 @@ def _check_settings(
 ) -> None:
     if not hidden_sizes(sizes):
         raise InvalidInput("Layer sizes must name at least one layer; got none.")
-    if (
-        isinstance(context_dim, bool)
-        or not isinstance(context_dim, Integral)
-        or not 0 <= context_dim <= MAX_CONTEXT_DIM
-    ):
+    if not _whole(context_dim) or not 0 <= context_dim <= MAX_CONTEXT_DIM:
         raise InvalidInput(
             f"context_dim must be an integer from 0 to {MAX_CONTEXT_DIM} (hyperplanes a neuron); got {context_dim!r}."
         )
