@@ -84,6 +84,27 @@ class Evidence:
             raise UnknownName(f"no row of {metric!r} ({arm!r}) has {where}.")
         return t
 
+    def across_seeds(
+        self, metric: str, *, over: str = "step", arm: str | None = None, level: float = 0.95, **where: object
+    ) -> pd.DataFrame:
+        """Mean over seeds and its Student t interval at each value of a column, for a curve with a band.
+
+        Returns
+        -------
+        DataFrame
+            Index: the sorted values of ``over``; columns ``mean, lo, hi, seeds``. With one seed the interval is the
+            value itself.
+        """
+        from mlcollage.stats.bootstrap import t_interval
+
+        rows = self.select(metric, arm=arm, **where)
+        found = {}
+        for key, values in rows.groupby(over)["value"]:
+            x = values.to_numpy(dtype=float)
+            lo, hi = t_interval(x, level) if len(x) > 1 and np.ptp(x) > 0 else (float(x.mean()),) * 2
+            found[key] = {"mean": float(x.mean()), "lo": lo, "hi": hi, "seeds": len(x)}
+        return pd.DataFrame.from_dict(found, orient="index").sort_index()
+
     def array(self, run: Run | str, name: str) -> npt.NDArray[Any]:
         """A named array that a run stored."""
         if self.load_array is None:

@@ -33,18 +33,6 @@ from .worlds import FiniteAsIdeal, cifar5m
 __all__ = ["ARCHITECTURES", "linear_regression", "train_worlds"]
 
 
-class _Standardise(nn.Module):
-    """Pixels with mean 0 and deviation 1 over a block of the stream; fixed numbers, the same in all worlds."""
-
-    def __init__(self, mean: float, std: float) -> None:
-        super().__init__()
-        self.mean, self.std = mean, std
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Standardised inputs."""
-        return (x - self.mean) / self.std
-
-
 @dataclass(frozen=True)
 class Architecture:
     """A network and how it is trained: the procedure F of the paper, one for all worlds."""
@@ -129,18 +117,25 @@ def _model_fn(run: Run, world: DataWorld, workload: Workload | None) -> Callable
         assert workload.model is not None
         return workload.model
     architecture = ARCHITECTURES[run.text("architecture")]
-    x, _ = world.fixed(min(1000, run.integer("test_size")), split="test").tensors
-    mean, std = float(x.mean()), float(x.std())
     pretrained = _pretrained(run, world, architecture) if run.settings.get("pretrain_steps") else None
 
     def make() -> nn.Module:
         network = architecture.make(world.shape, world.num_classes)
         if pretrained is not None:
-            head = {k for k in network.state_dict() if k.startswith(("head", "logits"))}
-            network.load_state_dict({k: v for k, v in pretrained.items() if k not in head}, strict=False)
-        return nn.Sequential(_Standardise(mean, std), network)
+            body = {k: v for k, v in pretrained.items() if not k.startswith("head")}
+            network.load_state_dict(body, strict=False)
+        return network
 
     return make
+
+
+def _standardise(run: Run, world: DataWorld) -> Callable[[Tensor], Tensor] | None:
+    """Mean 0 and deviation 1 over the test block; a user's own model gets the inputs as they are."""
+    if run.settings["architecture"] == "user":
+        return None
+    x, _ = world.fixed(min(1000, run.integer("test_size")), split="test").tensors
+    mean, std = float(x.mean()), float(x.std())
+    return lambda batch: (batch - mean) / std
 
 
 def _pretrained(run: Run, world: DataWorld, architecture: Architecture) -> dict[str, Tensor]:
@@ -148,10 +143,11 @@ def _pretrained(run: Run, world: DataWorld, architecture: Architecture) -> dict[
     from mlcollage.nn.init import build
     from mlcollage.train.loop import steps
 
-    other = GlyphWorld.preset(run.text("data"), alphabet_seed=1)
+    other, transform = GlyphWorld.preset(run.text("data"), alphabet_seed=1), _standardise(run, world)
+    assert transform is not None
     network = build(lambda: architecture.make(world.shape, world.num_classes), run.seed)
     total, batch = run.integer("pretrain_steps"), run.integer("batch_size")
-    stream = (other.batch(t, batch) for t in range(total))
+    stream = ((transform(x), y) for x, y in (other.batch(t, batch) for t in range(total)))
     for _ in steps(
         network, stream, architecture.optimizer(network.parameters()), schedule=cosine(total), max_steps=total
     ):
@@ -174,6 +170,7 @@ def train_worlds(run: Run, workload: Workload | None) -> Measurements:
         optimizer_fn=known.optimizer,
         schedule=cosine(steps, warmup=min(known.warmup, steps // 4)),
         loss=str(s.get("loss") or "cross_entropy"),
+        transform=_standardise(run, world),
         augment=AUGMENTATIONS[run.text("augment")] if s.get("augment") else None,
         eval_at=run.integer("evaluations"),
         seeds=[run.seed],

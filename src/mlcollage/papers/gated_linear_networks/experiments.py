@@ -460,7 +460,7 @@ def _batch_model(run: Run) -> Any:
         return GridSearchCV(make_pipeline(StandardScaler(), SVC()), {"svc__C": [1.0, 10.0]}, cv=3)
     if run.arm == "boosting":
         return HistGradientBoostingClassifier(max_iter=60, random_state=run.seed)
-    mlp = MLPClassifier((64,), max_iter=500, random_state=run.seed)
+    mlp = MLPClassifier((64,), max_iter=1000, random_state=run.seed)
     return make_pipeline(StandardScaler(), mlp)
 
 

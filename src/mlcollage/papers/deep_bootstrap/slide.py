@@ -1,0 +1,264 @@
+"""How the evidence on the Deep Bootstrap framework is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import SubFigure
+
+from mlcollage.collage import theme
+from mlcollage.collage.content import Collage, Panel
+from mlcollage.collage.diagram import Diagram
+from mlcollage.errors import UnknownName
+from mlcollage.lab.claim import Verdict
+from mlcollage.lab.evidence import Evidence
+
+from .study import FITTED, SWEEP
+
+IDEAL = theme.PALETTE["green"]
+REAL = theme.PALETTE["blue"]
+CLASSICAL = theme.PALETTE["orange"]
+FAMILIES = {"mlp": "MLP", "cnn": "CNN", "resnet": "ResNet", "vit": "ViT", "user": "your model"}
+
+
+def collage(evidence: Evidence, verdicts: Mapping[str, Verdict]) -> Collage:
+    """The idea, and the panels for which there is evidence (a user's workload has one network or two)."""
+    arms = set(evidence.table["arm"])
+    main = next((arm for arm in (*SWEEP, *FITTED) if arm in arms), None)
+    if main is None:
+        raise UnknownName(f"no network of this slide was measured; there are: {', '.join(sorted(arms))}.")
+    panels = [_curves(evidence, main), _scatter(evidence), _by_n(evidence, main)]
+    if "cnn_shift" in arms:
+        panels.append(_augmentations(evidence))
+    if "least_squares" in arms:
+        panels.append(_limits(evidence))
+    if sheets := [
+        run for run in evidence.find_runs(seed=0) if run.arm == "mlp128" and run.settings["data"] != "workload"
+    ]:
+        panels.append(_examples(evidence, sheets[0].id))
+    return Collage("good online learners are good offline generalizers", _IDEA, panels)
+
+
+def _draw_idea(ax: Axes) -> None:
+    d = Diagram(ax, 440, 440)
+    d.note(110, 12, "Real World", colour=REAL, weight="semibold", fontsize=theme.BODY)
+    d.note(330, 12, "Ideal World", colour=IDEAL, weight="semibold", fontsize=theme.BODY)
+    sample = d.box(110, 62, 150, 58, "n samples, drawn once", colour=REAL)
+    fresh = d.box(330, 62, 150, 58, "every batch is fresh", colour=IDEAL)
+    left = d.box(110, 158, 150, 52, "network $f_t$", colour=REAL, filled=True)
+    right = d.box(330, 158, 150, 52, "its twin", colour=IDEAL, filled=True)
+    d.arrow(sample, left, "many epochs", colour=REAL)
+    d.arrow(fresh, right, "one pass", colour=IDEAL)
+    d.arrow(left, right, both=True, dashed=True, colour=theme.MUTED)
+    d.note(220, 204, "same start, same steps, same schedule", room=420)
+    d.field(220, 336, 440, 196)
+    d.equation(220, 266, r"\mathrm{TestError}(f_t) \; =", size=19)
+    d.equation(220, 308, r"\mathrm{TestError}(f_t^{\,\mathrm{ideal}})\; +\; \varepsilon(n, t)", size=21)
+    d.note(128, 352, "how fast it\nlearns online", colour=IDEAL, weight="semibold")
+    d.note(322, 352, "the bootstrap\nerror", colour=REAL, weight="semibold")
+    d.note(220, 408, "The paper: the second term stays small until the train set is fitted.", room=400)
+
+
+_IDEA = Panel(
+    "The idea",
+    _draw_idea,
+    "Two worlds train the same network by the same steps: the Real World reuses n samples for many epochs, the Ideal "
+    "World draws every batch fresh. Test error is the ideal test error plus the bootstrap error.",
+    "A network on fixed data has a twin that never sees a sample twice.",
+)
+
+
+def _label(arm: str) -> str:
+    for prefix, name in FAMILIES.items():
+        if arm.startswith(prefix):
+            rest = arm.removeprefix(prefix).replace("_", " ").strip()
+            return f"{name} {rest}".strip()
+    return arm
+
+
+def _curves(evidence: Evidence, main: str) -> Panel:
+    ideal = evidence.across_seeds("soft_error", arm=main, world="ideal", split="test")
+    sizes = sorted(int(n) for n in evidence.select("final_gap", arm=main)["n"].unique())
+    shown = [sizes[0], sizes[-1]] if len(sizes) > 2 else sizes
+    shades = dict(zip(shown, (theme.PALETTE["vermillion"], REAL), strict=False))
+
+    def draw(ax: Axes) -> None:
+        for n, colour in shades.items():
+            test, train = (
+                evidence.across_seeds("soft_error", arm=main, world="real", split=split, n=n).drop(0, errors="ignore")
+                for split in ("test", "train")
+            )
+            theme.band(ax, test.index, test["lo"], test["hi"], colour)
+            ax.plot(test.index, test["mean"], color=colour)
+            ax.plot(train.index, train["mean"], color=colour, linestyle=(0, (3, 2)), linewidth=1.6)
+            theme.label_line_end(ax, test.index[-1], test["mean"].iloc[-1], f"n={n:,}", colour)
+            stop = evidence.select("stop_train_error", arm=main, n=n)["value"]
+            if stop.notna().all():
+                t = float(stop.median())
+                ax.plot([t], [np.interp(t, test.index, test["mean"])], "o", color=colour, markersize=8)
+        curve = ideal.drop(0, errors="ignore")
+        theme.band(ax, curve.index, curve["lo"], curve["hi"], IDEAL)
+        ax.plot(curve.index, curve["mean"], color=IDEAL)
+        theme.label_line_end(ax, curve.index[-1], curve["mean"].iloc[-1], "ideal", IDEAL)
+        ax.set_xscale("log")
+        ax.set_xlabel("steps; dashed: on the train set; dot: T")
+        theme.tidy(ax, grid="y", ticks=4)
+
+    finals = {n: evidence.across_seeds("final_real", over="n", arm=main)["mean"][n] for n in shown}
+    alt = (
+        f"Test soft-error of {_label(main)} over steps: ideal ends at {ideal['mean'].iloc[-1]:.3f}, "
+        + ", ".join(f"real with n={n} at {v:.3f}" for n, v in finals.items())
+        + "."
+    )
+    return Panel("Real follows ideal, then parts", draw, alt, f"soft-error of {_label(main)}")
+
+
+def _scatter(evidence: Evidence) -> Panel:
+    finals = {}
+    for arm in sorted(set(evidence.select("final_real")["arm"])):
+        pair = [evidence.select(name, arm=arm) for name in ("final_ideal", "final_real")]
+        finals[arm] = [t.pivot(index="seed", columns="n", values="value") for t in pair]
+    largest = max(float(t[0].columns.max()) for t in finals.values())
+    colours = dict(zip(FAMILIES, theme.PALETTE.values(), strict=False))
+
+    def draw(ax: Axes) -> None:
+        top = max(float(np.nanmax(t.to_numpy())) for pair in finals.values() for t in pair) * 1.08
+        ax.plot([0, top], [0, top], color=theme.GREYS[0], linewidth=1.4, zorder=1)
+        named = set()
+        for arm, (ideal, real) in finals.items():
+            family = next((f for f in FAMILIES if arm.startswith(f)), "mlp")
+            for n in real.columns:
+                full = float(str(n)) == largest
+                face = colours[family] if full else theme.CARD
+                x, y = ideal[n].mean(), real[n].mean()
+                ax.plot([x], [y], "o", color=colours[family], markerfacecolor=face, markersize=8, markeredgewidth=1.8)
+                if full and family not in named:
+                    named.add(family)
+        for i, family in enumerate(f for f in FAMILIES if f in named):
+            ax.text(
+                0.04,
+                0.95 - 0.115 * i,
+                FAMILIES[family],
+                transform=ax.transAxes,
+                color=theme.ink(colours[family]),
+                weight="semibold",
+                va="top",
+            )
+        ax.set_xlim(0, top)
+        ax.set_ylim(0, top)
+        ax.set_xlabel("ideal")
+        ax.set_ylabel("real")
+        theme.tidy(ax, ticks=4)
+
+    rho = _spearman(finals, largest)
+    alt = f"Final soft-error in the two worlds for {len(finals)} networks, with the diagonal; rank correlation {rho}."
+    return Panel("One ranking in both worlds", draw, alt, f"final soft-error; filled: n={largest:,.0f}, open: fewer")
+
+
+def _spearman(finals: Mapping[str, list[pd.DataFrame]], n: float) -> str:
+    x, y = (pd.Series([pair[k][n].mean() for pair in finals.values() if n in pair[k]]) for k in (0, 1))
+    return f"{x.corr(y, method='spearman'):.2f}" if len(x) > 2 else "not defined"
+
+
+def _by_n(evidence: Evidence, main: str) -> Panel:
+    gap = evidence.across_seeds("final_gap", over="n", arm=main)
+    classical = _classical(evidence, main)
+
+    def draw(ax: Axes) -> None:
+        x = np.arange(len(gap))
+        rows = [evidence.select("final_gap", arm=main, n=n)["value"].to_numpy() for n in gap.index]
+        theme.dots_with_interval(ax, x, gap["mean"], gap["lo"], gap["hi"], REAL, seeds=rows)
+        ax.plot(x, gap["mean"], color=REAL, linewidth=1.6)
+        ax.plot(x, classical, "-s", color=CLASSICAL, linewidth=1.6)
+        theme.label_line_end(ax, x[-1], gap["mean"].iloc[-1], "bootstrap error", REAL)
+        theme.label_line_end(ax, x[-1], classical.iloc[-1], "test − train", CLASSICAL)
+        ax.axhline(0, color=theme.GREYS[1], linewidth=1)
+        ax.set_xticks(x, [f"{n:,.0f}" for n in gap.index])
+        ax.set_xlabel("samples n")
+        theme.tidy(ax, grid="y", ticks=4)
+
+    values = ", ".join(f"n={n:.0f}: {m:.3f}" for n, m in gap["mean"].items())
+    return Panel(
+        "The gap shrinks with n", draw, f"Final bootstrap error by n: {values}.", f"{_label(main)}, at the end"
+    )
+
+
+def _classical(evidence: Evidence, main: str) -> pd.Series:
+    real, train = (evidence.across_seeds(name, over="n", arm=main)["mean"] for name in ("final_real", "final_train"))
+    return real - train
+
+
+def _augmentations(evidence: Evidence) -> Panel:
+    names = {"cnn_shift": "shift ±2", "cnn_occlude": "occlude"}
+    smallest = min(int(n) for n in evidence.select("final_real", arm="cnn")["n"].unique())
+    measures = {"final_train": ("fit", CLASSICAL), "final_ideal": ("ideal", IDEAL), "final_real": ("real", REAL)}
+    there = [arm for arm in names if arm in set(evidence.table["arm"])]
+    effects = {(arm, metric): _added(evidence, metric, arm, smallest) for arm in there for metric in measures}
+
+    def draw(ax: Axes) -> None:
+        arms = list(dict.fromkeys(arm for arm, _ in effects))
+        for j, (metric, (_, colour)) in enumerate(measures.items()):
+            values = [effects[arm, metric] for arm in arms]
+            place = [i + 0.24 * (j - 1) for i in range(len(arms))]
+            ends = [_interval(v) for v in values]
+            theme.dots_with_interval(
+                ax, place, [v.mean() for v in values], [e[0] for e in ends], [e[1] for e in ends], colour
+            )
+            theme.label_line_end(ax, place[-1] + 0.3, float(values[-1].mean()), measures[metric][0], colour)
+        ax.axhline(0, color=theme.GREYS[1], linewidth=1)
+        ax.set_xticks(range(len(arms)), [names[a] for a in arms])
+        ax.set_xlim(-0.6, len(arms) - 0.35)
+        theme.tidy(ax, grid="y", ticks=4)
+
+    parts = [f"{names[arm]} {measures[metric][0]} {v.mean():+.3f}" for (arm, metric), v in effects.items()]
+    alt = f"Added soft-error, CNN: {'; '.join(parts)}."
+    return Panel("What augmentation changes", draw, alt, f"added soft-error, CNN, n={smallest:,}")
+
+
+def _added(evidence: Evidence, metric: str, arm: str, n: int) -> pd.Series:
+    with_it, without = (evidence.select(metric, arm=a, n=n).set_index("seed")["value"] for a in (arm, "cnn"))
+    return (with_it - without).dropna()
+
+
+def _interval(values: pd.Series) -> tuple[float, float]:
+    from mlcollage.stats.bootstrap import t_interval
+
+    x = values.to_numpy(dtype=float)
+    return t_interval(x, 0.95) if len(x) > 1 and np.ptp(x) > 0 else (float(x.mean()), float(x.mean()))
+
+
+def _limits(evidence: Evidence) -> Panel:
+    real, ideal = (
+        evidence.across_seeds("regression_error", arm="least_squares", world=world) for world in ("real", "ideal")
+    )
+
+    def draw(ax: Axes) -> None:
+        for c, name, colour in ((real, "real", REAL), (ideal, "ideal", IDEAL)):
+            theme.band(ax, c.index, c["lo"], c["hi"], colour)
+            ax.plot(c.index, c["mean"], color=colour)
+            theme.label_line_end(ax, c.index[-1], c["mean"].iloc[-1], name, colour)
+        ax.set_xscale("log")
+        ax.set_ylim(bottom=0)
+        ax.set_xlabel("steps")
+        theme.tidy(ax, grid="y", ticks=4)
+
+    alt = f"Least squares: real test error ends at {real['mean'].iloc[-1]:.2f}, ideal at {ideal['mean'].iloc[-1]:.2f}."
+    return Panel("Where it fails: convex, d > n", draw, alt, "least squares, d=200, n=50, test error")
+
+
+def _examples(evidence: Evidence, run: str) -> Panel:
+    sheet = evidence.array(run, "examples")[:, :3]
+    classes, copies = sheet.shape[:2]
+
+    def draw(part: SubFigure) -> None:
+        axes = part.subplots(copies, classes, squeeze=False, gridspec_kw={"wspace": 0.08, "hspace": 0.08})
+        for i in range(copies):
+            for j in range(classes):
+                axes[i, j].imshow(np.moveaxis(sheet[j, i], 0, -1).squeeze(), cmap="gray", vmin=0, vmax=1)
+                axes[i, j].set_axis_off()
+
+    alt = f"{copies} example images of each of {classes} glyph classes."
+    return Panel("The world: endless glyphs", draw, alt, "one column a class", own_axes=True)

@@ -1,0 +1,185 @@
+"""How the evidence on Gated Linear Networks is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import SubFigure
+
+from mlcollage.collage import theme
+from mlcollage.collage.content import Collage, Panel
+from mlcollage.collage.diagram import Diagram
+from mlcollage.lab.claim import Verdict
+from mlcollage.lab.evidence import Evidence
+
+from .study import FORGET_ARMS
+
+COLOURS = theme.arm_colours(["gln", "mlp", "linear"])
+DIVERGING = LinearSegmentedColormap.from_list("for_against", [COLOURS["mlp"], "#FFFFFF", COLOURS["gln"]])
+
+
+def collage(evidence: Evidence, verdicts: Mapping[str, Verdict]) -> Collage:
+    """The idea, and the panels for which there is evidence (a user's workload has no half-moons)."""
+    panels = [_progress(evidence), _keeps(evidence), _dose(evidence)]
+    if evidence.find_runs(experiment="surface"):
+        panels.append(_surfaces(evidence))
+    panels.append(_saliency(evidence, wide=len(panels) == 4))
+    return Collage("learns online, without backpropagation, and forgets little", _IDEA, panels)
+
+
+def _draw_idea(ax: Axes) -> None:
+    d = Diagram(ax, 440, 440)
+    blue, red = COLOURS["gln"], COLOURS["mlp"]
+    plane = d.halfspaces(82, 74, 150, 132, [[1.0, 0.45], [-0.5, 1.0]], [0.1, -0.15])
+    d.circle(104, 60, 6, colour=red)
+    d.note(124, 52, "$z$", colour=theme.INK, fontsize=16)
+    d.note(82, 158, "half-spaces of the input $z$")
+    values = np.array([[3, 1, 4, 1, 5], [2, 6, 5, 3, 5], [8, 9, 7, 9, 3], [4, 9, 6, 2, 7]])
+    weights = d.tensor(318, 88, values, cell=25, highlight=[3], colour=blue)
+    d.note(318, 20, "weights, one row a region")
+    d.arrow(plane.right, (252, 124), curve=0.2)
+    q = d.circle(318, 222, 26, "$q$", colour=blue, size=18)
+    d.arrow(weights.bottom, q.top, "$w_{c(z)}$")
+    for y in (186, 210, 234, 258):
+        d.line(d.circle(158, y, 8, colour="#9DB2C2"), q)
+    d.note(76, 222, "predictions\n$p_i$ of the\nlayer below")
+    d.arrow(q, (376, 222))
+    d.note(406, 222, "next\nlayer")
+    d.field(220, 360, 440, 150)
+    d.equation(220, 318, r"q = \sigma(w_{c(z)} \cdot \mathrm{logit}(p))", size=20)
+    d.equation(220, 362, r"w_{c(z)} \leftarrow \mathrm{clip}(w_{c(z)} - \eta\,(q - x)\,\mathrm{logit}(p))", size=17)
+    d.note(220, 408, "a convex problem in every neuron; no gradient crosses layers")
+
+
+_IDEA = Panel(
+    "The idea",
+    _draw_idea,
+    "Lines cut the input plane into regions; the region of z picks one row of weights, which mixes the predictions of "
+    "the layer below into the neuron's own prediction q. Only that row is updated.",
+    "Every neuron predicts the label. Half-spaces of the input pick the weights it mixes with; only those learn.",
+)
+
+
+def _progress(evidence: Evidence) -> Panel:
+    names = {"gln": "GLN", "linear": "linear", "mlp": "MLP"}
+    curves = {arm: evidence.across_seeds("progressive_accuracy", arm=arm) for arm in names}
+
+    def draw(ax: Axes) -> None:
+        for arm, c in curves.items():
+            theme.band(ax, c.index, c["lo"], c["hi"], COLOURS[arm])
+            ax.plot(c.index, c["mean"], color=COLOURS[arm])
+            theme.label_line_end(ax, c.index[-1], c["mean"].iloc[-1], names[arm], COLOURS[arm])
+        ax.set_xlabel("samples seen, each once")
+        theme.tidy(ax, grid="y", ticks=4)
+
+    first, last = curves["gln"]["mean"].iloc[0], curves["gln"]["mean"].iloc[-1]
+    mlp = curves["mlp"]["mean"]
+    alt = (
+        f"Accuracy on the coming samples rises from {first:.2f} to {last:.2f} for the GLN, "
+        f"from {mlp.iloc[0]:.2f} to {mlp.iloc[-1]:.2f} for the MLP."
+    )
+    return Panel("Strong in a single pass", draw, alt, "accuracy on the samples to come")
+
+
+def _keeps(evidence: Evidence) -> Panel:
+    names = {"gln_m8": "GLN, 8", "gln_m2": "GLN, 2", "mlp": "MLP"}
+    curves = {arm: evidence.across_seeds("task_accuracy", over="after", arm=arm, task=1) for arm in names}
+
+    def draw(ax: Axes) -> None:
+        for arm, c in curves.items():
+            colour = COLOURS["mlp" if arm == "mlp" else "gln"]
+            theme.band(ax, c.index, c["lo"], c["hi"], colour)
+            style = "--o" if arm == "gln_m2" else "-o"
+            ax.plot(c.index, c["mean"], style, color=colour)
+            theme.label_line_end(ax, c.index[-1], c["mean"].iloc[-1], names[arm], colour)
+        ax.set_xticks(curves["mlp"].index)
+        ax.set_xlabel("permuted tasks learned so far")
+        theme.tidy(ax, grid="y", ticks=4)
+
+    ends = ", ".join(f"{names[arm]} {c['mean'].iloc[0]:.2f} to {c['mean'].iloc[-1]:.2f}" for arm, c in curves.items())
+    return Panel("It keeps what it learned", draw, f"Accuracy on task 1, first to last: {ends}.", "accuracy on task 1")
+
+
+def _dose(evidence: Evidence) -> Panel:
+    sizes = [int(arm.removeprefix("gln_m")) for arm in FORGET_ARMS]
+    by_arm = [evidence.select("average_accuracy", arm=arm)["value"].to_numpy() for arm in FORGET_ARMS]
+    summary = [evidence.across_seeds("average_accuracy", arm=arm).iloc[0] for arm in FORGET_ARMS]
+    mlp = evidence.across_seeds("average_accuracy", arm="mlp").iloc[0]
+
+    def draw(ax: Axes) -> None:
+        mean, lo, hi = ([s[k] for s in summary] for k in ("mean", "lo", "hi"))
+        theme.dots_with_interval(ax, range(len(sizes)), mean, lo, hi, COLOURS["gln"], seeds=by_arm)
+        theme.reference_line(ax, mlp["mean"], "MLP", COLOURS["mlp"])
+        ax.set_xticks(range(len(sizes)), [str(m) for m in sizes])
+        ax.set_xlim(-0.5, len(sizes) - 0.5)
+        ax.set_xlabel("half-spaces a neuron")
+        theme.tidy(ax, grid="y", ticks=4)
+
+    values = ", ".join(f"{m}: {s['mean']:.2f}" for m, s in zip(sizes, summary, strict=True))
+    alt = f"Mean accuracy over all tasks by half-spaces a neuron: {values}; MLP {mlp['mean']:.2f}."
+    return Panel("More half-spaces, less forgetting", draw, alt, "accuracy over all tasks at the end")
+
+
+def _surfaces(evidence: Evidence) -> Panel:
+    (run,) = evidence.find_runs(experiment="surface")[:1]
+    layers = [evidence.array(run, f"layer{i}") for i in range(1, len(evidence.select("surface_layer")) + 1)]
+    points, labels = evidence.array(run, "points"), evidence.array(run, "labels")
+
+    def draw(part: SubFigure) -> None:
+        axes = np.atleast_1d(part.subplots(1, len(layers)))
+        for i, (ax, p) in enumerate(zip(axes, layers, strict=True), start=1):
+            ax.imshow(p, origin="lower", extent=(-2.5, 2.5, -2.5, 2.5), cmap=DIVERGING, vmin=0, vmax=1)
+            ax.contour(np.linspace(-2.5, 2.5, len(p)), np.linspace(-2.5, 2.5, len(p)), p, [0.5], colors=theme.INK)
+            for c, colour in ((0, COLOURS["mlp"]), (1, COLOURS["gln"])):
+                chosen = points[labels == c][:60]
+                ax.plot(*chosen.T, "o", color=colour, markersize=2.6, markeredgewidth=0)
+            ax.set_title("output" if i == len(layers) else f"layer {i}", loc="center")
+            ax.set_xticks([])
+            ax.set_yticks([])
+            ax.spines[:].set_visible(False)
+
+    alt = f"Two half-moons: the mean prediction of the neurons of each of {len(layers)} layers sharpens with depth."
+    return Panel(
+        "Every neuron predicts; depth sharpens", draw, alt, "mean prediction of a layer, one pass", own_axes=True
+    )
+
+
+def _picture(features: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Features as an image if their number allows it (grey or three planes), else as one row."""
+    for planes in (1, 3):
+        side = round((len(features) / planes) ** 0.5)
+        if side > 1 and planes * side * side == len(features):
+            return features.reshape(planes, side, side).mean(axis=0)
+    return features[None]
+
+
+def _saliency(evidence: Evidence, *, wide: bool) -> Panel:
+    run = next(r for r in evidence.find_runs(arm="gln", seed=0, experiment="stream"))
+    inputs, spoke = evidence.array(run, "saliency_input"), evidence.array(run, "saliency")
+    labels = evidence.array(run, "saliency_label")
+    count = min(len(labels), 5 if wide else 3)
+    worst = evidence.select("linearity_residual", arm="gln")["value"].max()
+
+    def draw(part: SubFigure) -> None:
+        axes = part.subplots(2, count, squeeze=False)
+        for j in range(count):
+            axes[0, j].imshow(_picture(inputs[j]), cmap="gray_r", aspect="auto" if inputs[j].size < 9 else "equal")
+            picture = _picture(spoke[j])
+            limit = float(np.abs(picture).max()) or 1.0
+            axes[1, j].imshow(picture, cmap=DIVERGING, vmin=-limit, vmax=limit)
+            axes[0, j].set_title(f"class {labels[j]}", loc="center")
+        for ax in axes.ravel():
+            ax.set_xticks([])
+            ax.set_yticks([])
+            ax.spines[:].set_visible(False)
+
+    alt = (
+        f"For {count} test samples: the input, and what each feature added to the logit of the right class. "
+        f"The products of matrices reproduce the outputs to {worst:.0e}."
+    )
+    subtitle = f"blue spoke for the class, orange against; exact to {worst:.0e} where no clip is active"
+    return Panel("Each prediction can be read off", draw, alt, subtitle, own_axes=True, wide=wide)
