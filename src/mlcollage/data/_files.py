@@ -137,14 +137,12 @@ def read_table(path: Path) -> pd.DataFrame:
 
 def from_table(table: pd.DataFrame, test: pd.DataFrame | None, options: Mapping[str, str], where: str) -> Workload:
     """Make a workload of tables; its name is the note on the split."""
-    target = options.get("target", str(table.columns[-1]) if len(table.columns) else "")
     if options.get("scale", "standard") not in ("standard", "none"):
         raise InvalidInput(f"option scale must be standard or none; got {options['scale']!r}.")
-    if test is None and "split" in table and target != "split" and set(table["split"].unique()) == {"train", "test"}:
-        table, test = table[table["split"] == "train"], table[table["split"] == "test"]
-        table, test = table.drop(columns="split"), test.drop(columns="split")
-        if target not in table:
-            target = str(table.columns[-1])
+    marked = "split" in table and options.get("target") != "split" and set(table["split"]) == {"train", "test"}
+    if test is None and marked:
+        table, test = (table[table["split"] == part].drop(columns="split") for part in ("train", "test"))
+    target = options.get("target", str(table.columns[-1]) if len(table.columns) else "")
     for part in (table, test):
         if part is not None and target not in part:
             raise InvalidInput(
