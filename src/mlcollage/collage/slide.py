@@ -30,7 +30,7 @@ __all__ = ["build_figure", "check_layout", "describe", "render_slide"]
 
 WIDTH, HEIGHT = 1600, 900
 MARGIN, GAP, PAD = 30.0, 16.0, 18.0
-STRIP_GAP, STRIP_MOST, CHIP_PAD = 12.0, 215.0, 29.0
+STRIP_GAP, STRIP_MOST, CHIP_PAD, MOST_CELLS = 12.0, 200.0, 29.0, 10
 LINE = 24.0  # from one line of small text to the next
 FORMATS = ("svg", "png", "pdf")
 
@@ -325,60 +325,72 @@ ChipLine = list[tuple[str, str, dict[str, Any]]]  # text, "left" or "right", loo
 def _draw_strip(figure: Figure, chips: Sequence[Chip], below: float) -> float:
     """Draw the chips so that they end at ``below``; return the height that they and their gaps take.
 
-    Tested claims come first. Up to six chips stand in one row. When there are more, two or more claims that were not
-    tested share one card: they have no numbers to show.
+    Tested claims come first, up to six in a row and ten cells in all. When there are more than six, the claims that
+    were not tested share one cell; when that is not enough, so do the last of the supported ones. A contradicted or
+    inconclusive claim always has a cell of its own.
     """
-    tested = [c for c in chips if c.status != "untested"]
-    rest = [c for c in chips if c.status == "untested"]
-    shared = rest if len(chips) > 6 and len(rest) > 1 else []
-    single = tested if shared else [*tested, *rest]
-    cells = len(single) + bool(shared)
+    cells = _gather(chips)
     if not cells:
         return 4.0
-    count = -(-cells // 6)
-    columns = -(-cells // count)
-    rows = []
+    rows = -(-len(cells) // 6)
+    columns = -(-len(cells) // rows)
+    planned: list[tuple[float, list[PlannedChip]]] = []
     for compact in (False, True):
-        rows = [
-            _plan_row(
-                figure, single[start : start + columns], shared if start + columns >= cells else [], columns, compact
-            )
-            for start in range(0, cells, columns)
+        planned = [
+            _plan_row(figure, cells[start : start + columns], columns, compact)
+            for start in range(0, len(cells), columns)
         ]
-        total = sum(height for height, _ in rows) + STRIP_GAP * (len(rows) - 1)
+        total = sum(height for height, _ in planned) + STRIP_GAP * (len(planned) - 1)
         if total <= STRIP_MOST:
             break
     y = below - total
-    for height, planned in rows:
-        for name, status, lines, left, wide in planned:
+    for height, row in planned:
+        for name, status, lines, left, wide in row:
             _draw_chip(figure, name, status, lines, Box(left, y, left + wide, y + height))
         y += height + STRIP_GAP
     return total + GAP
 
 
 PlannedChip = tuple[str, StatusName, Sequence[ChipLine], float, float]  # name, status, lines, left, width
+Cell = list[Chip]  # one claim, or several of one status
 
 
-def _plan_row(
-    figure: Figure, row: Sequence[Chip], shared: Sequence[Chip], columns: int, compact: bool
-) -> tuple[float, list[PlannedChip]]:
-    """Height and chips of one row; the card of the untested claims, if it is there, fills what the others leave."""
+def _gather(chips: Sequence[Chip]) -> list[Cell]:
+    tested = [c for c in chips if c.status != "untested"]
+    rest = [c for c in chips if c.status == "untested"]
+    single = [*tested, *rest]
+    groups: list[Cell] = []
+    if len(chips) > 6 and len(rest) > 1:
+        single, groups = tested, [rest]
+    surplus = len(single) + len(groups) - MOST_CELLS
+    if surplus > 0:
+        together = [c for c in single if c.status == "supported"][-(surplus + 1) :]
+        if len(together) > 1:
+            single = [c for c in single if c not in together]
+            groups.insert(0, together)
+    return [[c] for c in single] + groups
+
+
+def _plan_row(figure: Figure, row: Sequence[Cell], columns: int, compact: bool) -> tuple[float, list[PlannedChip]]:
+    """Height and cells of one row; its last cell fills what the others leave."""
     across = (WIDTH - 2 * MARGIN - STRIP_GAP * (columns - 1)) / columns
-    last = 0.0
-    if shared:
-        last = WIDTH - 2 * MARGIN - len(row) * (across + STRIP_GAP)
-        if row and last < 1.4 * across and len(shared) > 2:  # a list needs more room than a number
-            last = 1.4 * across
-            across = (WIDTH - 2 * MARGIN - last) / len(row) - STRIP_GAP
+    last = WIDTH - 2 * MARGIN - (len(row) - 1) * (across + STRIP_GAP)
+    if len(row[-1]) == 1:
+        last = across
+    elif len(row) > 1 and last < 1.4 * across and len(row[-1]) > 2:  # a list needs more room than a number
+        last = 1.4 * across
+        across = (WIDTH - 2 * MARGIN - last) / (len(row) - 1) - STRIP_GAP
     planned: list[PlannedChip] = []
-    for i, chip in enumerate(row):
-        lines = _chip_lines(figure, chip, across - CHIP_PAD, compact)
-        planned.append((chip.id, chip.status, lines, MARGIN + i * (across + STRIP_GAP), across))
-    most = max((len(lines) for _, _, lines, _, _ in planned), default=2)
-    if shared:
-        lines = _shared_lines(figure, shared, last - CHIP_PAD, max(most - compact, 2))
-        planned.append(("rest", "untested", lines, MARGIN + len(row) * (across + STRIP_GAP), last))
+    most = 2
+    for i, cell in sorted(enumerate(row), key=lambda item: len(item[1])):  # lists take the height of the others
+        wide = last if i == len(row) - 1 else across
+        if len(cell) == 1:
+            lines = _chip_lines(figure, cell[0], wide - CHIP_PAD, compact)
+        else:
+            lines = _shared_lines(figure, cell, wide - CHIP_PAD, max(most - compact, 2))
         most = max(most, len(lines))
+        name = cell[0].id if len(cell) == 1 else f"all-{cell[0].status}"
+        planned.append((name, cell[0].status, lines, MARGIN + i * (across + STRIP_GAP), wide))
     return most * LINE + 16, planned
 
 
@@ -407,13 +419,13 @@ def _chip_lines(figure: Figure, chip: Chip, room: float, compact: bool) -> list[
 
 
 def _shared_lines(figure: Figure, chips: Sequence[Chip], room: float, most: int) -> list[ChipLine]:
-    """The claims that were not tested, in one card: their titles if these fit into ``most`` lines, else their ids."""
+    """Claims of one status in one card: their titles if these fit into ``most`` lines, else their ids."""
     titles = "\u00a0· ".join(f"{c.id}\u00a0{c.title}" for c in chips)
     listed = fit(figure, titles, room, theme.SMALL, lines=most)
     if listed.cut:
         listed = fit(figure, ", ".join(c.id for c in chips), room, theme.SMALL, lines=most)
     looks = {"fontsize": theme.SMALL, "color": theme.MUTED}
-    verdict = _verdict("untested")
+    verdict = _verdict(chips[0].status)
     note = chips[0].note if len({c.note for c in chips}) == 1 else ""
     if width(figure, note, theme.SMALL) <= room - width(figure, verdict[0][0], theme.SMALL, "semibold") - 10:
         verdict.append((note, "right", looks))

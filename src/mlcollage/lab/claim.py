@@ -172,7 +172,7 @@ class Verdict:
         """Estimate and interval as text, e.g. ``+6.1 pts [4.8, 7.4]``."""
         if self.estimate is None:
             return ""
-        text = self.claim.format(self.estimate)
+        text = self.claim.format(self.estimate, signed=self.claim.direction in ("greater", "less", "within"))
         if self.interval is not None:
             lo, hi = (f"{v * self.claim.factor:.{self.claim.digits}f}".replace("-", "−") for v in self.interval)
             text += f" [{lo}, {hi}]"

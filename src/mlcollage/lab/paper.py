@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import tomllib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -18,16 +17,7 @@ from mlcollage.errors import InvalidInput, UnknownName
 __all__ = ["ENTRY_POINTS", "IDEAS", "Paper", "find_paper", "papers"]
 
 ENTRY_POINTS = "mlcollage.papers"
-IDEAS: Mapping[str, str] = {
-    "causal": "counterfactual causal inference",
-    "bootstrap": "bootstrapping and simulation",
-    "regularise": "over-parameterised models and regularisation",
-    "multilevel": "multilevel models",
-    "compute": "generic computation",
-    "adaptive": "adaptive decision analysis",
-    "robust": "robust inference",
-    "explore": "exploratory data analysis",
-}
+IDEAS = ("causal", "bootstrap", "regularise", "multilevel", "compute", "adaptive", "robust", "explore")
 _PACKAGE = "mlcollage.papers"
 
 
@@ -93,7 +83,7 @@ def _build(raw: dict[str, Any], where: str, package: str | None) -> Paper:
         raise InvalidInput(f"{where} has unknown keys {', '.join(unknown)}; known are: {', '.join(sorted(known))}.")
     if strange := sorted(set(raw["ideas"]) - set(IDEAS)):
         raise InvalidInput(f"{where} names unknown ideas {', '.join(strange)}; the eight are: {', '.join(IDEAS)}.")
-    fields = {k: tuple(v) if isinstance(v, list) else v.strip() for k, v in raw.items()}
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v.strip() for k, v in raw.items()}
     return Paper(**fields, package=package)
 
 

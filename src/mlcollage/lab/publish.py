@@ -7,14 +7,15 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mlcollage.collage.content import Chip, ClaimRow, Entry, Slide
 from mlcollage.collage.digest import render_index, render_month
-from mlcollage.collage.slide import render_slide
+from mlcollage.collage.slide import describe, render_slide
 from mlcollage.errors import UnknownName
 from mlcollage.lab.claim import Claim, Status, Verdict
 from mlcollage.lab.evidence import Evidence
-from mlcollage.lab.paper import IDEAS, Paper, papers
+from mlcollage.lab.paper import Paper, papers
 from mlcollage.lab.store import Store
 from mlcollage.lab.study import Study
 
@@ -77,7 +78,7 @@ def _chip(verdict: Verdict) -> Chip:
     claim = verdict.claim
     few = f"only {verdict.seeds} seeds" if 0 < verdict.seeds < 5 and claim.test != "exact" else ""
     ours = verdict.effect or ("not at this scale" if verdict.status is Status.UNTESTED else verdict.reason)
-    return Chip(claim.id, claim.title, claim.paper_value, ours, verdict.status.value, few)  # type: ignore[arg-type]
+    return Chip(claim.id, claim.title, claim.paper_value, ours, verdict.status.value, few)
 
 
 def _foot_left(study: Study, evidence: Evidence, verdicts: Mapping[str, Verdict]) -> str:
@@ -152,7 +153,7 @@ def _row(verdict: Verdict) -> ClaimRow:
         ours=verdict.effect or "–",
         seeds=verdict.seeds,
         p_value="–" if p is None else ("< 0.001" if p < 0.001 else f"{p:.3f}"),
-        status=verdict.status.value,  # type: ignore[arg-type]
+        status=verdict.status.value,
         reason=verdict.reason,
         warnings=verdict.warnings,
     )
@@ -173,19 +174,18 @@ def _estimand(claim: Claim) -> str:
 def _entry(
     paper: Paper, slide: Slide, svg: Path | None, claims: Sequence[ClaimRow], links: Sequence[tuple[str, str]]
 ) -> Entry:
-    panels = [slide.collage.idea, *slide.collage.panels]
     return Entry(
         **_identity(paper),
         state="measured",
         slide_svg=svg,
-        slide_alt=f"Slide: {paper.title}. " + " ".join(p.alt for p in panels),
+        slide_alt=describe(slide),
         claims=claims,
         data_links=links,
         foot=f"{slide.foot_left}  ·  {slide.foot_right}",
     )
 
 
-def _identity(paper: Paper) -> dict[str, object]:
+def _identity(paper: Paper) -> dict[str, Any]:
     return {
         "slug": paper.slug,
         "title": paper.title,
@@ -193,7 +193,7 @@ def _identity(paper: Paper) -> dict[str, object]:
         "venue": paper.venue,
         "month": paper.month,
         "arxiv": paper.arxiv,
-        "ideas": [IDEAS[i] for i in paper.ideas],
+        "ideas": paper.ideas,
         "summary": paper.summary,
         "usage": paper.usage,
     }
@@ -202,7 +202,7 @@ def _identity(paper: Paper) -> dict[str, object]:
 def write_pages(entries: Mapping[str, Entry], folder: Path) -> list[Path]:
     """Write ``index.html`` and one page a month; papers without an entry are shown as built or planned."""
     shown = {
-        slug: entries.get(slug) or Entry(**_identity(paper), state="built" if paper.built else "planned")  # type: ignore[arg-type]
+        slug: entries.get(slug) or Entry(**_identity(paper), state="built" if paper.built else "planned")
         for slug, paper in papers().items()
     }
     folder.mkdir(parents=True, exist_ok=True)

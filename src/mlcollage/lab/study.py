@@ -75,7 +75,7 @@ class Study:
             from mlcollage.data.workload import load_workload
 
             self._cache["workload"] = load_workload(self.workload_spec)
-        return self._cache["workload"]  # type: ignore[no-any-return]
+        return self._cache["workload"]
 
     @property
     def workload_name(self) -> str:
@@ -89,7 +89,7 @@ class Study:
         """All runs of the study, without duplicates, in the order in which they start."""
         if "runs" not in self._cache:
             found: Iterator[Run] = self.paper.module("study").runs(self.scale, self.workload)
-            identity = {
+            identity: dict[str, Any] = {
                 "study": self.slug,
                 "scale": self.scale,
                 "workload": self.workload_name,

@@ -206,6 +206,7 @@ def forget(run: Run, workload: Workload | None) -> Measurements:
     for after, row in enumerate(accuracy, start=1):
         for task, value in enumerate(row[:after], start=1):
             m.add("task_accuracy", value, task=task, after=after)
+        m.add("mean_task_accuracy", float(np.mean(row[:after])), after=after)
     m.add("average_accuracy", float(np.mean(accuracy[-1])))
     m.add("retention", accuracy[-1][0])
     return m

@@ -87,7 +87,7 @@ def _progress(evidence: Evidence) -> Panel:
 
 def _keeps(evidence: Evidence) -> Panel:
     names = {"gln_m8": "GLN, 8", "gln_m2": "GLN, 2", "mlp": "MLP"}
-    curves = {arm: evidence.across_seeds("task_accuracy", over="after", arm=arm, task=1) for arm in names}
+    curves = {arm: evidence.across_seeds("mean_task_accuracy", over="after", arm=arm) for arm in names}
 
     def draw(ax: Axes) -> None:
         for arm, c in curves.items():
@@ -101,7 +101,8 @@ def _keeps(evidence: Evidence) -> Panel:
         theme.tidy(ax, grid="y", ticks=4)
 
     ends = ", ".join(f"{names[arm]} {c['mean'].iloc[0]:.2f} to {c['mean'].iloc[-1]:.2f}" for arm, c in curves.items())
-    return Panel("It keeps what it learned", draw, f"Accuracy on task 1, first to last: {ends}.", "accuracy on task 1")
+    alt = f"Mean accuracy over the tasks learned so far, first to last: {ends}."
+    return Panel("It keeps what it learned", draw, alt, "accuracy over the tasks so far")
 
 
 def _dose(evidence: Evidence) -> Panel:
