@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mlcollage import __version__
-from mlcollage.errors import MLCollageError, StoreError
+from mlcollage.errors import InvalidInput, MLCollageError, StoreError
 from mlcollage.lab.claim import fingerprint
 from mlcollage.lab.run import Run
 from mlcollage.lab.store import Store
@@ -39,7 +39,18 @@ _PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "pandas", "numba")
 
 
 def execute(study: Study, run: Run, store: Store) -> None:
-    """Measure one run and commit it; exceptions pass through."""
+    """Measure one run and commit it; exceptions pass through.
+
+    Raises
+    ------
+    InvalidInput
+        If the workload is no longer the one that the run was made for.
+    """
+    if study.workload_name != run.workload:
+        raise InvalidInput(
+            f"the workload {study.workload_spec} is now {study.workload_name}, no longer {run.workload}: its file was "
+            "changed after the command began; run the command again."
+        )
     started = datetime.now(UTC)
     clock = time.perf_counter()
     measurements = study.measure(run)
@@ -59,6 +70,7 @@ def execute(study: Study, run: Run, store: Store) -> None:
 def main(slug: str, spec: dict[str, Any], workload: str | None, root: str, environment: dict[str, str]) -> None:
     """Body of a run's own process: one BLAS thread, gone with its parent, failures written down."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    os.dup2(2, 1)  # what a study or a user's model prints must not end up between the command's JSON
     _die_with_parent()
     # The process was forked from a server that may be older than the parent's present environment.
     os.environ.update({**environment, **dict.fromkeys(THREAD_VARIABLES, "1")})
