@@ -12,6 +12,7 @@ from typing import Any
 
 import mlcollage
 from mlcollage.errors import InvalidInput, MissingFile
+from mlcollage.lab.paper import find_paper
 
 __all__ = ["find_benchmark", "machine", "record", "to_markdown"]
 
@@ -25,12 +26,15 @@ def find_benchmark(slug: str) -> tuple[Path, Callable[..., list[Row]]]:
 
     Raises
     ------
+    UnknownName
+        If there is no such paper.
     MissingFile
         If there is none: benchmarks are part of the source, not of the installed package.
     """
     roots = [Path.cwd(), Path(mlcollage.__file__).parents[2]]
     file = next((f for root in roots if (f := root / "benchmarks" / f"{slug}.py").exists()), None)
     if file is None:
+        find_paper(slug)  # a slip of the pen gets the nearest name
         raise MissingFile(f"there is no benchmarks/{slug}.py here; run the command in a checkout of the source.")
     spec = importlib.util.spec_from_file_location(f"benchmark_{slug}", file)
     assert spec is not None

@@ -54,13 +54,15 @@ def examine(store: Path) -> Iterator[Check]:
 def _torch() -> Check:
     try:
         import torch
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # OSError: a shared library that cannot be loaded
         return Check("torch", "problem", f"cannot be imported ({error}); install it with -c constraints.txt")
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return Check("torch", "ok", f"{torch.__version__}, {', '.join(devices) or 'cpu'}")
 
 
 def _results(store: Path) -> Check:
+    if store.exists() and not store.is_dir():
+        return Check("results", "problem", f"{store} is a file; choose a folder with --store")
     nearest = next(p for p in (store.absolute(), *store.absolute().parents) if p.exists())
     free = shutil.disk_usage(nearest).free / 1e9
     if not os.access(nearest, os.W_OK):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import re
 import tomllib
 from dataclasses import dataclass
 from functools import cached_property
@@ -81,6 +82,13 @@ def _build(raw: dict[str, Any], where: str, package: str | None) -> Paper:
         raise InvalidInput(f"{where} lacks {', '.join(absent)}; add it (see an existing paper.toml).")
     if unknown := sorted(set(raw) - known):
         raise InvalidInput(f"{where} has unknown keys {', '.join(unknown)}; known are: {', '.join(sorted(known))}.")
+    for key, value in raw.items():
+        kind = list if key in ("authors", "ideas") else str
+        if not isinstance(value, kind) or (kind is list and not all(isinstance(v, str) for v in value)):
+            wanted = "a list of strings" if kind is list else "a string"
+            raise InvalidInput(f"{key} in {where} must be {wanted}; it is {value!r}.")
+    if not re.fullmatch(r"\d{4}-\d{2}", raw["month"]):
+        raise InvalidInput(f"month in {where} must be written like 2021-05; it is {raw['month']!r}.")
     if strange := sorted(set(raw["ideas"]) - set(IDEAS)):
         raise InvalidInput(f"{where} names unknown ideas {', '.join(strange)}; the eight are: {', '.join(IDEAS)}.")
     fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v.strip() for k, v in raw.items()}
@@ -108,7 +116,10 @@ def papers() -> dict[str, Paper]:
         paper = _build(raw, str(planned), None)
         found.setdefault(paper.slug, paper)
     for entry in sorted(importlib.metadata.entry_points(group=ENTRY_POINTS), key=lambda e: e.name):
-        spec = find_spec(entry.value)
+        try:
+            spec = find_spec(entry.module)
+        except ModuleNotFoundError:  # the package that it lies in is gone
+            spec = None
         if spec is None or spec.origin is None:
             raise InvalidInput(
                 f"plug-in {entry.name} names package {entry.value!r}, which cannot be found; reinstall it."
@@ -116,7 +127,7 @@ def papers() -> dict[str, Paper]:
         file = Path(spec.origin).parent / "paper.toml"
         if not file.exists():
             raise InvalidInput(f"plug-in {entry.name} has no paper.toml beside {spec.origin}; add one.")
-        paper = _parse(file.read_text("utf-8"), str(file), entry.value)
+        paper = _parse(file.read_text("utf-8"), str(file), entry.module)
         if paper.slug in found and found[paper.slug].built:
             raise InvalidInput(f"two papers are called {paper.slug!r}; rename the one in {entry.value}.")
         found[paper.slug] = paper

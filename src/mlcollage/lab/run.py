@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -73,6 +74,10 @@ class Run:
     version: int = 1
 
     def __post_init__(self) -> None:
+        try:
+            object.__setattr__(self, "seed", operator.index(self.seed))
+        except TypeError:
+            raise InvalidInput(f"seed {self.seed!r} of run {self.study}/{self.arm} must be a whole number.") from None
         for key, value in self.settings.items():
             if not isinstance(key, str) or not isinstance(value, str | int | float | bool | None):
                 raise InvalidInput(

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from mlcollage.errors import InvalidInput, MLCollageError, StoreError, UnknownName
 from mlcollage.lab.evidence import Evidence, Failure
@@ -66,20 +66,21 @@ class Store:
         """Hold the run's lock; gives False if another process holds it."""
         lock = self._lock(run)
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            yield False
-            return
-        try:
-            yield True
+            yield lock is not None
         finally:
-            lock.release()
+            if lock is not None:
+                lock.release()
 
-    def _lock(self, run: Run) -> FileLock:
+    def _lock(self, run: Run) -> BaseFileLock | None:
         folder = self.root / "locks"
         with _explain(self.root):
             folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(folder / f"{run.id}.lock")
+            lock = FileLock(folder / f"{run.id}.lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:  # an OSError too
+                return None
+        return lock
 
     def commit(self, run: Run, measurements: Measurements, info: Mapping[str, Any]) -> None:
         """Write a finished run: all of it or nothing.
@@ -104,6 +105,8 @@ class Store:
                 for file in draft.iterdir():
                     _flush_to_disk(file)
                 target.parent.mkdir(parents=True, exist_ok=True)
+                if target.exists() and not self.has(run):
+                    shutil.rmtree(target)  # someone deleted run.json: the rest would be in the way for ever
                 try:
                     draft.rename(target)
                 except OSError as error:
@@ -112,7 +115,8 @@ class Store:
                         raise
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-        self._failure(run).unlink(missing_ok=True)
+        with _explain(self.root):
+            self._failure(run).unlink(missing_ok=True)
 
     def record_failure(self, run: Run, reason: str, detail: str = "") -> None:
         """Note why a run failed; it is tried again by the next command and forgotten when it succeeds."""
@@ -187,7 +191,7 @@ def _write_table(file: Path, run: Run, rows: pd.DataFrame) -> None:
 
 
 def _flush_to_disk(file: Path) -> None:
-    with file.open("rb") as handle:
+    with file.open("r+b") as handle:  # Windows flushes only what is open for writing
         os.fsync(handle.fileno())
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlcollage.errors import InvalidInput
-from mlcollage.lab.claim import Claim, Verdict, fingerprint
+from mlcollage.errors import InvalidInput, MLCollageError
+from mlcollage.lab.claim import Claim, Status, Verdict, fingerprint
 from mlcollage.lab.evidence import Evidence
 from mlcollage.lab.judge import judge
 from mlcollage.lab.measurements import Measurements
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from mlcollage.lab.engine import Engine, Event
 
 __all__ = ["Study", "run_study"]
+
+_MOST_RUNS = 100_000
 
 
 @dataclass(frozen=True)
@@ -95,9 +98,14 @@ class Study:
                 "workload": self.workload_name,
                 "version": self.version,
             }
-            unique = dict.fromkeys(dataclasses.replace(run, **identity) for run in found)
+            unique = dict.fromkeys(dataclasses.replace(run, **identity) for run in islice(found, _MOST_RUNS + 1))
             if not unique:
                 raise InvalidInput(f"study {self.slug} has no runs at scale {self.scale}; choose another scale.")
+            if len(unique) > _MOST_RUNS:
+                raise InvalidInput(
+                    f"runs() of study {self.slug} gives more than {_MOST_RUNS:,} runs; let one run train several seeds "
+                    "or settings."
+                )
             self._cache["runs"] = list(unique)
         return list(self._cache["runs"])
 
@@ -117,14 +125,41 @@ class Study:
         return store.evidence(self.runs(), study=self.slug, scale=self.scale, workload=self.workload_name)
 
     def judge(self, evidence: Evidence) -> dict[str, Verdict]:
-        """A verdict for each claim; says so where claims were changed after runs were made."""
-        verdicts = judge(self.claims, evidence)
+        """A verdict for each claim; says so where claims were changed after runs were made.
+
+        On a user's workload a study may leave experiments out. Claims about these are ``untested``, "not part of this
+        workload", and do not count in Holm's correction.
+        """
+        outside = {c.id: c for c in self.claims if self._is_outside(c, evidence)}
+        judged = judge([c for c in self.claims if c.id not in outside], evidence)
+        untested = {
+            c.id: Verdict(c, Status.UNTESTED, self.scale, evidence.workload, reason="not part of this workload")
+            for c in outside.values()
+        }
+        verdicts = {c.id: (judged | untested)[c.id] for c in self.claims}
         now = fingerprint(self.claims)
         stale = sum(1 for info in evidence.info if info.get("claims") != now)
         if not stale:
             return verdicts
         note = f"the registered claims were changed after {stale} of {len(evidence.info)} runs were made"
         return {k: dataclasses.replace(v, warnings=(*v.warnings, note)) for k, v in verdicts.items()}
+
+    def _is_outside(self, claim: Claim, evidence: Evidence) -> bool:
+        """Whether the claim is about something that the user's workload does not include.
+
+        That is so if every run has finished and the claim's estimand still finds no such metric, arm or column
+        (a ``LookupError``). While runs are missing or failed, one cannot know.
+        """
+        due = self.scale is not Scale.SMOKE and self.scale.rank >= Scale(claim.from_scale).rank
+        if self.workload_spec is None or not due or evidence.missing or evidence.failures or not evidence.runs:
+            return False
+        try:
+            claim.estimand(evidence)
+        except LookupError:
+            return True
+        except MLCollageError:  # the judge says what is wrong
+            return False
+        return False
 
 
 def run_study(
@@ -170,12 +205,3 @@ def run_study(
     if todo:
         chosen.execute(study, todo, store, on_event or (lambda event: None))
     return study.evidence(store)
-
-
-def verdict_counts(verdicts: Mapping[str, Verdict] | Sequence[Verdict]) -> dict[str, int]:
-    """How many verdicts of each status."""
-    values = verdicts.values() if isinstance(verdicts, Mapping) else verdicts
-    counts: dict[str, int] = {}
-    for verdict in values:
-        counts[str(verdict.status)] = counts.get(str(verdict.status), 0) + 1
-    return counts
