@@ -99,6 +99,14 @@ def test_noise_is_inconclusive_and_says_how_many_seeds_it_takes():
     assert "other claims not counted" in verdict.reason
 
 
+def test_an_effect_that_is_there_but_looks_smaller_than_the_margin_is_not_called_supported():
+    many = [claim(), *(claim(id=f"C{k}", estimand=Level("absent", "a")) for k in range(2, 12))]
+    verdict = judge(many, evidence(**pair(0.8, scale=0.46)))["C1"]
+    assert verdict.interval[1] < 1
+    assert verdict.status is Status.INCONCLUSIVE
+    assert "not settled" in verdict.reason
+
+
 def test_a_real_effect_smaller_than_the_margin_is_contradicted_and_says_so():
     verdict = one(claim(), evidence(**pair(0.5, scale=0.5)))
     assert verdict.status is Status.CONTRADICTED

@@ -21,6 +21,7 @@ __all__ = ["Box", "fit_axes"]
 ROUNDS = 4  # ticks change with the size of the axes, so measuring is repeated
 LABEL_SHARE = 0.37  # of a panel's width, for labels at the ends of lines
 TOUCH = {"x": 6.0, "y": -3.0}  # pixels between tick labels; line boxes are taller than the digits in them
+SMALLEST, SMALLEST_DRAWING = 0.1, 0.5  # share of a panel that axes and drawings keep, whatever their labels need
 BETWEEN = 16.0  # pixels between neighbouring axes, after their labels
 
 
@@ -140,17 +141,18 @@ def _fit_grid(axes: Sequence[Axes], room: Bbox) -> None:
         right[c1 - 1] = max(right[c1 - 1], outer.x1 - inner.x1)
         top[r0] = max(top[r0], outer.y1 - inner.y1)
         bottom[r1 - 1] = max(bottom[r1 - 1], inner.y0 - outer.y0)
-    x0, x1 = _tracks(room.x0, room.width, left, right, widths)
-    y0, y1 = _tracks(0.0, room.height, top, bottom, heights)
+    least = SMALLEST if any(ax.axison for ax in axes) else SMALLEST_DRAWING
+    x0, x1 = _tracks(room.x0, room.width, left, right, widths, least)
+    y0, y1 = _tracks(0.0, room.height, top, bottom, heights, least)
     for ax, (r0, r1, c0, c1) in zip(axes, cells, strict=True):
         _place(ax, Bbox([[x0[c0], room.y1 - y1[r1 - 1]], [x1[c1 - 1], room.y1 - y0[r0]]]))
 
 
 def _tracks(
-    start: float, total: float, before: np.ndarray, after: np.ndarray, ratios: np.ndarray
+    start: float, total: float, before: np.ndarray, after: np.ndarray, ratios: np.ndarray, least: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Starts and ends of the columns (or rows) once the margins are taken off and the rest is shared by the ratios."""
-    free = max(total - before.sum() - after.sum() - BETWEEN * (len(ratios) - 1), 0.1 * total)
+    free = max(total - before.sum() - after.sum() - BETWEEN * (len(ratios) - 1), least * total)
     sizes = free * ratios / ratios.sum()
     begins = start + np.cumsum(before) + np.concatenate([[0.0], np.cumsum((sizes + after + BETWEEN)[:-1])])
     return begins, begins + sizes

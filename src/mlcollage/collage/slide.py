@@ -374,12 +374,7 @@ def _gather(chips: Sequence[Chip]) -> list[Cell]:
 def _plan_row(figure: Figure, row: Sequence[Cell], columns: int, compact: bool) -> tuple[float, list[PlannedChip]]:
     """Height and cells of one row; its last cell fills what the others leave."""
     across = (WIDTH - 2 * MARGIN - STRIP_GAP * (columns - 1)) / columns
-    last = WIDTH - 2 * MARGIN - (len(row) - 1) * (across + STRIP_GAP)
-    if len(row[-1]) == 1:
-        last = across
-    elif len(row) > 1 and last < 1.4 * across and len(row[-1]) > 2:  # a list needs more room than a number
-        last = 1.4 * across
-        across = (WIDTH - 2 * MARGIN - last) / (len(row) - 1) - STRIP_GAP
+    last = across if len(row[-1]) == 1 else WIDTH - 2 * MARGIN - (len(row) - 1) * (across + STRIP_GAP)
     planned: list[PlannedChip] = []
     most = 2
     for i, cell in sorted(enumerate(row), key=lambda item: len(item[1])):  # lists take the height of the others

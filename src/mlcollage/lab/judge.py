@@ -4,9 +4,8 @@ Rules, fixed before any data (``docs/how-claims-are-judged.md`` explains them in
 over seeds: of the values, of treatment minus control, or of Spearman's correlation of value and level (``trend``).
 
 ``greater``, ``less``
-    Supported if the effect lies beyond ``null`` in that direction, significantly. Contradicted if an effect of
-    ``margin`` or more in that direction is ruled out, significantly, or if the effect is there but its interval lies
-    short of the margin: smaller than what matters.
+    Supported if the effect lies beyond ``null`` in that direction, significantly, unless its interval lies short of
+    the margin. Contradicted if an effect of ``margin`` or more in that direction is ruled out, significantly.
 ``within``
     Supported if the effect lies inside ``null ± margin`` by two one-sided tests, contradicted if significantly outside.
 ``at_most``, ``at_least``
@@ -221,6 +220,11 @@ def _examine(claim: Claim, evidence: Evidence) -> _Finding:
         {"exact": _exact, "trend": _trend}.get(claim.test, _mean)(found, table)
     except MLCollageError as error:
         found.status, found.reason = Status.INCONCLUSIVE, str(error)
+    except LookupError as error:
+        if not (evidence.missing or evidence.failures):
+            raise  # everything is there, so the estimand is wrong
+        found.status = Status.INCONCLUSIVE
+        found.reason = f"cannot be computed from the runs that finished ({type(error).__name__}: {error})"
     return found
 
 
@@ -444,7 +448,8 @@ def _decide(f: _Finding, p_support: float, p_contradict: float) -> tuple[Status,
     if p_contradict <= claim.alpha:
         return Status.CONTRADICTED, _contradiction(f, shown) + f" (p = {_p(p_contradict)} after Holm)"
     if shown and _short_of_margin(f):
-        return Status.CONTRADICTED, _contradiction(f, shown) + f" (p = {_p(p_support)} after Holm; see the interval)"
+        reason = f"{_support(claim)} (p = {_p(p_support)} after Holm), but by its interval short of {_size(claim)}"
+        return Status.INCONCLUSIVE, f"{reason}; whether it is that small is not settled"
     if shown:
         return Status.SUPPORTED, f"{_support(claim)} (p = {_p(p_support)} after Holm)"
     reason = f"{f.seeds} seeds neither show it nor rule it out (p = {_p(p_support)} after Holm)"

@@ -32,27 +32,27 @@ def collage(evidence: Evidence, verdicts: Mapping[str, Verdict]) -> Collage:
 
 
 def _draw_idea(ax: Axes) -> None:
-    d = Diagram(ax, 440, 440)
+    d = Diagram(ax, 400, 400)
     blue, red = COLOURS["gln"], COLOURS["mlp"]
-    plane = d.halfspaces(82, 74, 150, 132, [[1.0, 0.45], [-0.5, 1.0]], [0.1, -0.15])
-    d.circle(104, 60, 6, colour=red)
-    d.note(124, 52, "$z$", colour=theme.INK, fontsize=16)
-    d.note(82, 158, "half-spaces of the input $z$")
+    plane = d.halfspaces(68, 68, 132, 120, [[1.0, 0.45], [-0.5, 1.0]], [0.1, -0.15])
+    d.circle(88, 56, 6, colour=red)
+    d.note(106, 50, "$z$", colour=theme.INK, fontsize=16)
+    d.note(68, 146, "input $z$")
     values = np.array([[3, 1, 4, 1, 5], [2, 6, 5, 3, 5], [8, 9, 7, 9, 3], [4, 9, 6, 2, 7]])
-    weights = d.tensor(318, 88, values, cell=25, highlight=[3], colour=blue)
-    d.note(318, 20, "weights, one row a region")
-    d.arrow(plane.right, (252, 124), curve=0.2)
-    q = d.circle(318, 222, 26, "$q$", colour=blue, size=18)
+    weights = d.tensor(290, 66, values, cell=25, highlight=[3], colour=blue)
+    d.note(290, 2, "weights, one row a region")
+    d.arrow(plane.right, (224, 102), curve=0.2)
+    q = d.circle(290, 196, 25, "$q$", colour=blue, size=18)
     d.arrow(weights.bottom, q.top, "$w_{c(z)}$")
-    for y in (186, 210, 234, 258):
-        d.line(d.circle(158, y, 8, colour="#9DB2C2"), q)
-    d.note(76, 222, "predictions\n$p_i$ of the\nlayer below")
-    d.arrow(q, (376, 222))
-    d.note(406, 222, "next\nlayer")
-    d.field(220, 360, 440, 150)
-    d.equation(220, 318, r"q = \sigma(w_{c(z)} \cdot \mathrm{logit}(p))", size=20)
-    d.equation(220, 362, r"w_{c(z)} \leftarrow \mathrm{clip}(w_{c(z)} - \eta\,(q - x)\,\mathrm{logit}(p))", size=17)
-    d.note(220, 408, "a convex problem in every neuron; no gradient crosses layers")
+    for y in (166, 187, 208, 229):
+        d.line(d.circle(150, y, 8, colour="#9DB2C2"), q)
+    d.note(66, 206, "predictions $p_i$\nof the layer\nbelow")
+    d.arrow(q, (346, 196))
+    d.note(374, 196, "next\nlayer")
+    d.field(200, 326, 400, 140)
+    d.equation(200, 288, r"q = \sigma(w_{c(z)} \cdot \mathrm{logit}(p))", size=20)
+    d.equation(200, 330, r"w_{c(z)} \leftarrow \mathrm{clip}(w_{c(z)} - \eta\,(q - x)\,\mathrm{logit}(p))", room=380)
+    d.note(200, 370, "convex in every neuron; local", room=380)
 
 
 _IDEA = Panel(
@@ -73,7 +73,8 @@ def _progress(evidence: Evidence) -> Panel:
             theme.band(ax, c.index, c["lo"], c["hi"], COLOURS[arm])
             ax.plot(c.index, c["mean"], color=COLOURS[arm])
             theme.label_line_end(ax, c.index[-1], c["mean"].iloc[-1], names[arm], COLOURS[arm])
-        ax.set_xlabel("samples seen, each once")
+        ax.set_xscale("log")
+        ax.set_xlabel("samples seen, each once (log)")
         theme.tidy(ax, grid="y", ticks=4)
 
     first, last = curves["gln"]["mean"].iloc[0], curves["gln"]["mean"].iloc[-1]
@@ -122,7 +123,7 @@ def _dose(evidence: Evidence) -> Panel:
 
     values = ", ".join(f"{m}: {s['mean']:.2f}" for m, s in zip(sizes, summary, strict=True))
     alt = f"Mean accuracy over all tasks by half-spaces a neuron: {values}; MLP {mlp['mean']:.2f}."
-    return Panel("More half-spaces, less forgetting", draw, alt, "accuracy over all tasks at the end")
+    return Panel("More half-spaces keep more", draw, alt, "accuracy over all tasks at the end")
 
 
 def _surfaces(evidence: Evidence) -> Panel:
@@ -137,16 +138,14 @@ def _surfaces(evidence: Evidence) -> Panel:
             ax.contour(np.linspace(-2.5, 2.5, len(p)), np.linspace(-2.5, 2.5, len(p)), p, [0.5], colors=theme.INK)
             for c, colour in ((0, COLOURS["mlp"]), (1, COLOURS["gln"])):
                 chosen = points[labels == c][:60]
-                ax.plot(*chosen.T, "o", color=colour, markersize=2.6, markeredgewidth=0)
+                ax.plot(*chosen.T, "o", color=colour, markersize=3.2, markeredgewidth=0.5, markeredgecolor="white")
             ax.set_title("output" if i == len(layers) else f"layer {i}", loc="center")
             ax.set_xticks([])
             ax.set_yticks([])
             ax.spines[:].set_visible(False)
 
     alt = f"Two half-moons: the mean prediction of the neurons of each of {len(layers)} layers sharpens with depth."
-    return Panel(
-        "Every neuron predicts; depth sharpens", draw, alt, "mean prediction of a layer, one pass", own_axes=True
-    )
+    return Panel("Every layer predicts", draw, alt, "mean of a layer, after one pass", own_axes=True)
 
 
 def _picture(features: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

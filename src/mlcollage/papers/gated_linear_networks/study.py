@@ -26,7 +26,7 @@ CLAIMS = (
         sentence="After a single online pass, a GLN is more accurate on test data than an MLP trained by "
         "backpropagation one sample at a time, both tuned over eight settings.",
         source="one-pass MNIST",
-        paper_value="98% on MNIST",
+        paper_value="98%",
         estimand=Difference("accuracy", "gln", "mlp"),
         direction="greater",
         margin=0.02,
