@@ -19,7 +19,7 @@ __all__ = ["FIELD", "NOISE_GROUP", "draw_block", "pixel_noise"]
 FIELD = 5
 """Nodes of the background field in each direction."""
 
-NOISE_GROUP = 16
+NOISE_GROUP = 8
 """Images that share one generator of pixel noise: small, so that a single image is cheap to get."""
 
 _EXTENT = 0.8  # half-width of a glyph at scale 1; the frame is [-1, 1] x [-1, 1]
@@ -66,7 +66,7 @@ def draw_block(world: GlyphWorld, split: str, seed: int, block: int) -> Latents:
 
 
 def pixel_noise(world: GlyphWorld, split: str, seed: int, group: int) -> Tensor:
-    """Gaussian noise of images ``16 * group ...``: ``(16, channels, size, size)``."""
+    """Gaussian noise of images ``8 * group ...``: ``(8, channels, size, size)``."""
     rng = generator("glyphs-noise", world.seed, split, seed, group)
     return torch.randn(NOISE_GROUP, world.channels, world.size, world.size, generator=rng).mul_(world.noise)
 

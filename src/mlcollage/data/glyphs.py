@@ -124,6 +124,7 @@ class GlyphWorld:
     image of one is an image of another. Images come in blocks of 1024 with one generator per block, seeded by
     SHA-256 of (seed, split, set, block). Rendering uses only operations that IEEE 754 defines to the last bit, so an
     image is the same bits in any batch, worker or thread count.
+    Settings are not to be changed afterwards; ``dataclasses.replace(world, noise=0.0)`` makes another world.
 
     Examples
     --------
@@ -273,7 +274,8 @@ class GlyphWorld:
         for number in numbers.unique().tolist():
             block = self._blocks.get((split, seed, number), lambda n=number: draw_block(self, split, seed, n))  # type: ignore[misc]
             rows = (numbers == number).nonzero()[:, 0]
-            parts.append({key: value[where[rows] % BLOCK] for key, value in block.items()})
+            places = where[rows] % BLOCK
+            parts.append({key: value.index_select(0, places) for key, value in block.items()})
             order.append(rows)
         if len(parts) == 1:
             return parts[0]
@@ -281,7 +283,7 @@ class GlyphWorld:
         return {key: torch.cat([part[key] for part in parts])[back] for key in parts[0]}
 
     def _noise(self, where: Tensor, split: str, seed: int) -> Tensor:
-        """Pixel noise of the images ``where``: every group of 16 that they fall into is drawn once."""
+        """Pixel noise of the images ``where``: every group that they fall into is drawn once."""
         out = torch.empty(len(where), *self.shape)
         if self.noise == 0:
             return out.zero_()
