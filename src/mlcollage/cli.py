@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import json as json_module
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mlcollage import __version__
-from mlcollage.errors import InvalidInput, MLCollageError, RunFailed
+from mlcollage.errors import InvalidInput, MLCollageError, RunFailed, UnknownName
 
 if TYPE_CHECKING:
     from mlcollage.collage.content import Entry
@@ -72,14 +73,37 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 
 def main() -> None:
-    """Entry point: errors made on purpose are one sentence, never a traceback."""
+    """Entry point: errors made on purpose, and the system's, are one sentence, never a traceback."""
     if "" not in sys.path:
         sys.path.insert(0, "")  # --workload module:function finds modules in the current folder
     try:
         app()
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except MLCollageError as error:
-        err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+        _print_error(str(error))
         sys.exit(error.exit_code)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _print_error(f"{where}{error.strerror or error}; choose another file or folder.")
+        sys.exit(MLCollageError.exit_code)
+
+
+def _print_error(sentence: str) -> None:
+    err.print(f"[bold red]error:[/] {escape(sentence)}", soft_wrap=True)
+
+
+def _print_table(table: Table) -> None:
+    """Fit the terminal; in a pipe a row is a line, however long, so that grep and cut work."""
+    piped = not out.is_terminal and "COLUMNS" not in os.environ
+    (Console(width=10_000) if piped else out).print(table)
+
+
+def _print_lines(*lines: object) -> None:
+    """Text as it is: paths and code are neither wrapped nor read as markup."""
+    for line in lines:
+        out.print(str(line), soft_wrap=True, highlight=False, markup=False)
 
 
 def _version(value: bool) -> None:
@@ -112,8 +136,8 @@ def list_papers(json: Json = False) -> None:
         return
     table = Table("month", "paper", "title", "state", box=None, header_style="bold")
     for p in rows:
-        table.add_row(p.month, p.slug, p.title, "[green]built[/]" if p.built else "[dim]planned[/]")
-    out.print(table)
+        table.add_row(p.month, p.slug, escape(p.title), "[green]built[/]" if p.built else "[dim]planned[/]")
+    _print_table(table)
 
 
 def _identity(p: Any) -> dict[str, Any]:
@@ -132,16 +156,17 @@ def show(slug: Slug, json: Json = False) -> None:
         _print_json({**_identity(paper), "usage": paper.usage, "claims": [c.to_dict() for c in claims]})
         return
     out.print(f"[bold]{escape(paper.title)}[/]\n{escape(', '.join(paper.authors))}")
-    out.print(f"{paper.venue} · arXiv {paper.arxiv} · {paper.month}\n")
+    out.print(escape(" · ".join(x for x in (paper.venue, paper.arxiv and f"arXiv {paper.arxiv}", paper.month) if x)))
+    out.print()
     if not paper.built:
         out.print("Planned: the method and the study are not built yet.")
         return
     out.print(escape(paper.summary) + "\n")
-    out.print(escape(paper.usage) + "\n", highlight=True)
+    _print_lines(paper.usage, "")
     table = Table("claim", "as tested here", "source", "paper", "from scale", box=None, header_style="bold")
     for c in claims:
         table.add_row(c.id, escape(c.sentence), escape(c.source), escape(c.paper_value), str(c.from_scale))
-    out.print(table)
+    _print_table(table)
 
 
 @contextmanager
@@ -205,7 +230,7 @@ def _studies(slugs: Sequence[str], scale: ScaleName, workload: str | None) -> li
     from mlcollage.lab.run import Scale as LabScale
     from mlcollage.lab.study import Study
 
-    names = [p.slug for p in papers().values() if p.built] if list(slugs) == ["all"] else list(slugs)
+    names = [p.slug for p in papers().values() if p.built] if list(slugs) == ["all"] else dict.fromkeys(slugs)
     return [Study(name, LabScale(scale.value), workload) for name in names]
 
 
@@ -221,7 +246,7 @@ def _verdict_table(verdicts: Sequence[Verdict], title: str) -> Table:
     table = Table(
         "claim", "", "paper", "here [95% interval]", "seeds", "p (Holm)", "verdict", box=None, header_style="bold"
     )
-    table.title = title
+    table.title = escape(title)
     table.title_justify = "left"
     for v in verdicts:
         p = "" if v.p_holm is None else f"{v.p_holm:.2g}"
@@ -233,7 +258,7 @@ def _verdict_table(verdicts: Sequence[Verdict], title: str) -> Table:
 
 def _print_verdicts(study: Study, evidence: Evidence) -> None:
     verdicts = study.judge(evidence)
-    out.print(_verdict_table(list(verdicts.values()), f"{study.slug} · {study.scale} · {study.workload_name}"))
+    _print_table(_verdict_table(list(verdicts.values()), f"{study.slug} · {study.scale} · {study.workload_name}"))
     for text in sorted({w for v in verdicts.values() for w in v.warnings}):
         err.print(f"[yellow]note:[/] {escape(text)}", soft_wrap=True)
 
@@ -287,7 +312,8 @@ def judge(
     (study,) = _studies([slug], scale, workload)
     evidence = study.evidence(Store(store))
     if not evidence.runs:
-        raise InvalidInput(f"nothing is measured for {slug} at scale {scale.value}; run `mlcollage run {slug}` first.")
+        again = f"mlcollage run {slug} --scale {scale.value}" + (f" --workload {workload}" if workload else "")
+        raise InvalidInput(f"nothing is measured for {slug} at scale {scale.value}; run `{again}` first.")
     if json:
         _print_json([v.to_dict() for v in study.judge(evidence).values()])
         return
@@ -315,8 +341,7 @@ def slide(
     if json:
         _print_json({kind: str(path) for kind, path in files.items()})
         return
-    for path in files.values():
-        out.print(str(path), soft_wrap=True, highlight=False)
+    _print_lines(*files.values())
 
 
 @app.command()
@@ -337,25 +362,30 @@ def digest(
     folder, place = to or store / "digest", Store(store)
     entries: dict[str, Entry] = {}
     pages = write_pages(entries, folder)
-    evidences = []
+    evidences, not_drawn = [], []
     for study in _studies(_slugs_of(months), scale, None):
         evidence = _execute(study, place, engine, workers) if run_missing else study.evidence(place)
         evidences.append(evidence)
         if not evidence.runs:
             continue
-        with err.status(f"drawing {study.slug}"):
-            published = publish_study(study, place, folder)
-            entries[study.slug] = published.entry
-            pages = write_pages(entries, folder)
+        try:
+            with err.status(f"drawing {study.slug}"):
+                published = publish_study(study, place, folder)
+        except UnknownName as error:  # what the slide needs is among the runs that failed or are missing
+            not_drawn.append(f"{study.slug}: {error}")
+            continue
+        entries[study.slug] = published.entry
+        pages = write_pages(entries, folder)
         if not json:
-            title = f"{study.slug} · {study.scale}"
-            out.print(_verdict_table(list(published.verdicts.values()), title))
-            out.print(f"slide: {published.files['svg']}\n", soft_wrap=True, highlight=False)
+            _print_table(_verdict_table(list(published.verdicts.values()), f"{study.slug} · {study.scale}"))
+            _print_lines(f"slide: {published.files['svg']}", "")
     if json:
         _print_json({"pages": [str(p) for p in pages], "slides": {k: str(e.slide_svg) for k, e in entries.items()}})
     else:
-        out.print(f"open {folder / 'index.html'} in a browser", soft_wrap=True, highlight=False)
+        _print_lines(f"open {folder / 'index.html'} in a browser")
     _report_failures(evidences)
+    if not_drawn:
+        raise RunFailed(f"{len(not_drawn)} slides could not be drawn ({'; '.join(not_drawn)}); the others are there.")
 
 
 def _slugs_of(months: Sequence[str] | None) -> list[str]:
@@ -391,8 +421,9 @@ def bench(
     table = Table("what", "who", "value", "", "ratio", box=None, header_style="bold")
     for row in rows:
         ratio = "" if row.get("ratio") is None else f"{row['ratio']:.3g}×"
-        table.add_row(row["what"], row["name"], lab_bench.format_value(row["value"]), row.get("unit", ""), ratio)
-    out.print(table)
+        cells = (row["what"], row["name"], lab_bench.format_value(row["value"]), row.get("unit", ""), ratio)
+        table.add_row(*(escape(c) for c in cells))
+    _print_table(table)
 
 
 @app.command()
@@ -404,9 +435,11 @@ def new(
     from mlcollage.lab.scaffold import create
 
     made = create(slug, folder)
-    out.print(f"made {made}; next:", highlight=False)
-    out.print(
-        f"  pip install -e {made}\n  mlcollage run {slug} --scale smoke\n  python -m pytest {made}", highlight=False
+    _print_lines(
+        f"made {made}; next:",
+        f"  pip install -e {made}",
+        f"  mlcollage run {slug} --scale smoke",
+        f"  python -m pytest {made}",
     )
 
 
@@ -424,7 +457,7 @@ def _data(context: typer.Context, json: Json = False) -> None:
     table = Table("name", "what", "there", box=None, header_style="bold")
     for row in rows:
         table.add_row(row["name"], row["what"], "[green]yes[/]" if row["available"] else "[yellow]no[/]")
-    out.print(table)
+    _print_table(table)
 
 
 @data_app.command("prepare")
@@ -434,7 +467,7 @@ def data_prepare() -> None:
 
     with err.status("looking for Fashion-MNIST"):
         line = prepare()
-    out.print(line, soft_wrap=True, highlight=False)
+    _print_lines(line)
 
 
 @data_app.command("check")
@@ -449,7 +482,7 @@ def data_check(
         _print_json(facts)
         return
     for key, value in facts.items():
-        out.print(f"[bold]{key}[/]: {escape(str(value))}", highlight=False)
+        out.print(f"[bold]{key}[/]: {escape(str(value))}", highlight=False, soft_wrap=True)
 
 
 @app.command()
