@@ -39,27 +39,27 @@ def collage(evidence: Evidence, verdicts: Mapping[str, Verdict]) -> Collage:
         run for run in evidence.find_runs(seed=0) if run.arm == "mlp128" and run.settings["data"] != "workload"
     ]:
         panels.append(_examples(evidence, sheets[0].id))
-    return Collage("good online learners are good offline generalizers", _IDEA, panels)
+    return Collage("to generalise offline is to learn fast online", _IDEA, panels)
 
 
 def _draw_idea(ax: Axes) -> None:
-    d = Diagram(ax, 440, 440)
-    d.note(110, 12, "Real World", colour=REAL, weight="semibold", fontsize=theme.BODY)
-    d.note(330, 12, "Ideal World", colour=IDEAL, weight="semibold", fontsize=theme.BODY)
-    sample = d.box(110, 62, 150, 58, "n samples, drawn once", colour=REAL)
-    fresh = d.box(330, 62, 150, 58, "every batch is fresh", colour=IDEAL)
-    left = d.box(110, 158, 150, 52, "network $f_t$", colour=REAL, filled=True)
-    right = d.box(330, 158, 150, 52, "its twin", colour=IDEAL, filled=True)
+    d = Diagram(ax, 400, 400)
+    d.note(100, 8, "Real World", colour=REAL, weight="semibold", fontsize=theme.BODY)
+    d.note(300, 8, "Ideal World", colour=IDEAL, weight="semibold", fontsize=theme.BODY)
+    sample = d.box(100, 48, 150, 46, "n samples", colour=REAL)
+    fresh = d.box(300, 48, 150, 46, "fresh samples", colour=IDEAL)
+    left = d.box(100, 142, 150, 46, "network $f_t$", colour=REAL, filled=True)
+    right = d.box(300, 142, 150, 46, "its twin", colour=IDEAL, filled=True)
     d.arrow(sample, left, "many epochs", colour=REAL)
     d.arrow(fresh, right, "one pass", colour=IDEAL)
     d.arrow(left, right, both=True, dashed=True, colour=theme.MUTED)
-    d.note(220, 204, "same start, same steps, same schedule", room=420)
-    d.field(220, 336, 440, 196)
-    d.equation(220, 266, r"\mathrm{TestError}(f_t) \; =", size=19)
-    d.equation(220, 308, r"\mathrm{TestError}(f_t^{\,\mathrm{ideal}})\; +\; \varepsilon(n, t)", size=21)
-    d.note(128, 352, "how fast it\nlearns online", colour=IDEAL, weight="semibold")
-    d.note(322, 352, "the bootstrap\nerror", colour=REAL, weight="semibold")
-    d.note(220, 408, "The paper: the second term stays small until the train set is fitted.", room=400)
+    d.note(200, 188, "same start, same steps, same schedule")
+    d.field(200, 306, 400, 188)
+    d.equation(200, 238, r"\mathrm{TestError}(f_t) \; =", size=18)
+    d.equation(200, 278, r"\mathrm{TestError}(f_t^{\,\mathrm{ideal}})\; +\; \varepsilon(n, t)", size=20)
+    d.note(128, 316, "online learning", colour=IDEAL, weight="semibold")
+    d.note(302, 316, "bootstrap error", colour=REAL, weight="semibold")
+    d.note(200, 366, "The claim: the second term stays\nsmall until the train set is fitted.")
 
 
 _IDEA = Panel(
@@ -104,7 +104,7 @@ def _curves(evidence: Evidence, main: str) -> Panel:
         ax.plot(curve.index, curve["mean"], color=IDEAL)
         theme.label_line_end(ax, curve.index[-1], curve["mean"].iloc[-1], "ideal", IDEAL)
         ax.set_xscale("log")
-        ax.set_xlabel("steps; dashed: on the train set; dot: T")
+        ax.set_xlabel("steps; dashed: train set; dot: T")
         theme.tidy(ax, grid="y", ticks=4)
 
     finals = {n: evidence.across_seeds("final_real", over="n", arm=main)["mean"][n] for n in shown}
@@ -137,15 +137,16 @@ def _scatter(evidence: Evidence) -> Panel:
                 ax.plot([x], [y], "o", color=colours[family], markerfacecolor=face, markersize=8, markeredgewidth=1.8)
                 if full and family not in named:
                     named.add(family)
-        for i, family in enumerate(f for f in FAMILIES if f in named):
+        for i, family in enumerate(f for f in reversed(FAMILIES) if f in named):
             ax.text(
-                0.04,
-                0.95 - 0.115 * i,
+                0.98,
+                0.05 + 0.135 * i,
                 FAMILIES[family],
                 transform=ax.transAxes,
                 color=theme.ink(colours[family]),
                 weight="semibold",
-                va="top",
+                ha="right",
+                va="bottom",
             )
         ax.set_xlim(0, top)
         ax.set_ylim(0, top)
@@ -155,7 +156,7 @@ def _scatter(evidence: Evidence) -> Panel:
 
     rho = _spearman(finals, largest)
     alt = f"Final soft-error in the two worlds for {len(finals)} networks, with the diagonal; rank correlation {rho}."
-    return Panel("One ranking in both worlds", draw, alt, f"final soft-error; filled: n={largest:,.0f}, open: fewer")
+    return Panel("One ranking in both worlds", draw, alt, f"final soft-error; filled: n={largest:,.0f}")
 
 
 def _spearman(finals: Mapping[str, list[pd.DataFrame]], n: float) -> str:
@@ -173,8 +174,8 @@ def _by_n(evidence: Evidence, main: str) -> Panel:
         theme.dots_with_interval(ax, x, gap["mean"], gap["lo"], gap["hi"], REAL, seeds=rows)
         ax.plot(x, gap["mean"], color=REAL, linewidth=1.6)
         ax.plot(x, classical, "-s", color=CLASSICAL, linewidth=1.6)
-        theme.label_line_end(ax, x[-1], gap["mean"].iloc[-1], "bootstrap error", REAL)
-        theme.label_line_end(ax, x[-1], classical.iloc[-1], "test − train", CLASSICAL)
+        theme.label_line_end(ax, x[-1], gap["mean"].iloc[-1], "bootstrap", REAL)
+        theme.label_line_end(ax, x[-1], classical.iloc[-1], "classical", CLASSICAL)
         ax.axhline(0, color=theme.GREYS[1], linewidth=1)
         ax.set_xticks(x, [f"{n:,.0f}" for n in gap.index])
         ax.set_xlabel("samples n")
@@ -182,7 +183,10 @@ def _by_n(evidence: Evidence, main: str) -> Panel:
 
     values = ", ".join(f"n={n:.0f}: {m:.3f}" for n, m in gap["mean"].items())
     return Panel(
-        "The gap shrinks with n", draw, f"Final bootstrap error by n: {values}.", f"{_label(main)}, at the end"
+        "The gap shrinks with n",
+        draw,
+        f"Final bootstrap error by n: {values}.",
+        "bootstrap error; classical gap: test − train",
     )
 
 
@@ -207,7 +211,7 @@ def _augmentations(evidence: Evidence) -> Panel:
             theme.dots_with_interval(
                 ax, place, [v.mean() for v in values], [e[0] for e in ends], [e[1] for e in ends], colour
             )
-            theme.label_line_end(ax, place[-1] + 0.3, float(values[-1].mean()), measures[metric][0], colour)
+            theme.label_line_end(ax, place[-1] + 0.06, float(values[-1].mean()), measures[metric][0], colour)
         ax.axhline(0, color=theme.GREYS[1], linewidth=1)
         ax.set_xticks(range(len(arms)), [names[a] for a in arms])
         ax.set_xlim(-0.6, len(arms) - 0.35)
@@ -250,7 +254,7 @@ def _limits(evidence: Evidence) -> Panel:
 
 
 def _examples(evidence: Evidence, run: str) -> Panel:
-    sheet = evidence.array(run, "examples")[:, :3]
+    sheet = evidence.array(run, "examples")[:6]
     classes, copies = sheet.shape[:2]
 
     def draw(part: SubFigure) -> None:
