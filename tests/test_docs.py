@@ -1,0 +1,184 @@
+"""The README and the pages: their code runs, their links lead somewhere, their commands exist, the site builds."""
+
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from mlcollage.cli import app
+from mlcollage.lab.paper import papers
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    return [body for language, body in FENCE.findall(page.read_text("utf-8")) if language.strip() in languages]
+
+
+def without_code(page: Path) -> str:
+    return re.sub(r"`[^`\n]*`", "", FENCE.sub("", page.read_text("utf-8")))
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=name)
+def test_the_code_of_a_page_runs_from_top_to_bottom(page, tmp_path):
+    text = "\n".join(blocks(page, "python"))
+    (tmp_path / "page.py").write_text(text, "utf-8")
+    done = subprocess.run(
+        [sys.executable, "page.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, f"{name(page)}:\n{done.stderr}"
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ +(.+)$", FENCE.sub("", page.read_text("utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.replace("`", "").lower()).strip().replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_and_pictures_lead_somewhere(page):
+    missing = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_code(page)):
+        if target.startswith(("https://", "http://", "mailto:")):
+            continue
+        file, _, anchor = target.partition("#")
+        there = (page.parent / file) if file else page
+        if not there.exists() or (anchor and there.suffix == ".md" and anchor not in anchors(there)):
+            missing.append(target)
+    assert not missing, f"{name(page)} links to what is not there: {missing}"
+
+
+def commands(page: Path) -> list[tuple[str, bool]]:
+    """Each ``mlcollage ...`` of a page, and whether it stands whole in a console block."""
+    lines = "\n".join(blocks(page, "console", "bash", "sh", "shell")).splitlines()
+    whole = [line.removeprefix("$ ") for line in lines if re.match(r"(\$ )?mlcollage( |$)", line)]
+    text = FENCE.sub("", page.read_text("utf-8"))
+    mentioned = re.findall(r"`(mlcollage(?: [^`\n]*)?)`", text)
+    return [(line, True) for line in whole] + [(line, False) for line in mentioned]
+
+
+def complaint(line: str, *, whole: bool) -> str | None:
+    """What the command line's own parser says against a command, without executing it."""
+    words = [word for word in shlex.split(line, comments=True)[1:] if word != "..."]
+    command = get_command(app)
+    while words and (commands := getattr(command, "commands", None)) and not words[0].startswith("-"):
+        if words[0] not in commands:
+            return f"there is no command {words[0]!r}"
+        command, words = commands[words[0]], words[1:]
+    options = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    if hasattr(command, "commands"):
+        unknown = set(words) - options - {"--help"}
+        return f"unknown: {unknown}" if unknown else None
+    try:
+        command.make_context("mlcollage", list(words))
+    except Exception as error:
+        if not whole and type(error).__name__ == "MissingParameter":
+            return None
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=name)
+def test_commands_exist_with_the_options_that_are_shown(page):
+    wrong = {line: why for line, whole in commands(page) if (why := complaint(line, whole=whole))}
+    assert not wrong
+
+
+def test_the_check_of_commands_notices_what_is_wrong():
+    assert complaint("mlcollage frobnicate", whole=False)
+    assert complaint("mlcollage run", whole=True)
+    assert complaint("mlcollage run all --sideways", whole=False)
+    assert complaint("mlcollage run all --scale enormous", whole=True)
+    assert complaint("mlcollage data --sideways", whole=True)
+    assert complaint("mlcollage run", whole=False) is None
+
+
+def leaves(command, path=()):
+    """Every command that does something, with its words."""
+    for word, inner in getattr(command, "commands", {}).items():
+        yield from leaves(inner, (*path, word))
+    yield path, command
+
+
+def test_every_command_and_option_is_on_its_page():
+    text = (ROOT / "docs" / "command-line.md").read_text("utf-8")
+    for path, command in leaves(get_command(app)):
+        words = " ".join(("mlcollage", *path))
+        assert words in text, f"{words} is not documented"
+        for parameter in command.params:
+            for option in (*parameter.opts, *parameter.secondary_opts):
+                assert not option.startswith("-") or f"{option}" in text, f"{words} {option} is not documented"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/papers/index.md"])
+def test_the_tables_of_papers_say_what_is_built(page):
+    rows = [line for line in (ROOT / page).read_text("utf-8").splitlines() if line.startswith("| 2021-")]
+    expected = [p for p in papers().values() if p.package is None or p.package.startswith("mlcollage.")]
+    assert len(rows) == len(expected) == 16
+    for row, paper in zip(rows, expected, strict=True):
+        assert paper.month in row
+        assert paper.title in row
+        assert f"https://arxiv.org/abs/{paper.arxiv}" in row
+        assert ("**built**" if paper.built else "planned") in row
+        assert (f"{paper.slug}.md" in row) == paper.built
+
+
+@pytest.mark.parametrize("slug", [s for s, p in papers().items() if (p.package or "").startswith("mlcollage.")])
+def test_a_papers_page_lists_its_claims_and_public_names(slug):
+    paper = papers()[slug]
+    text = (ROOT / "docs" / "papers" / f"{slug}.md").read_text("utf-8")
+    assert f"https://arxiv.org/abs/{paper.arxiv}" in text
+    shown = re.findall(r"^\| (C\w+) \| ([^|]+?) \|", text, re.MULTILINE)
+    assert shown == [(claim.id, claim.title) for claim in paper.module("study").CLAIMS]
+    public = __import__(str(paper.package), fromlist=["__all__"]).__all__
+    assert not [n for n in public if f"`{n}" not in text and f".{n}" not in text and n not in text]
+
+
+def test_the_navigation_holds_every_page_once():
+    text = (ROOT / "mkdocs.yml").read_text("utf-8")
+    listed = re.findall(r"^ +- (?:[^:\n]+: )?(\S+\.md)$", text, re.MULTILINE)
+    there = [str(p.relative_to(ROOT / "docs")) for p in PAGES if p.is_relative_to(ROOT / "docs")]
+    assert sorted(listed) == sorted(there)
+
+
+def test_the_changelog_knows_the_present_version():
+    import mlcollage
+
+    assert f"## {mlcollage.__version__}" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
+def test_the_extras_named_in_the_pages_exist():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    named = {e for page in PAGES for e in re.findall(r"mlcollage\[(\w+)\]|'\.\[(\w+)\]'", page.read_text("utf-8"))}
+    assert {a or b for a, b in named} <= set(extras)
+
+
+def test_the_site_builds_strictly_and_asks_nothing_of_the_network(tmp_path):
+    site = tmp_path / "site"
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(site)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    loads = re.compile(r"<(?:script|img|iframe|source)\b[^>]*\bsrc=[\"']?(?:https?:)?//[^>]*>", re.IGNORECASE)
+    links = re.compile(r"<link\b(?![^>]*rel=[\"']?canonical)[^>]*href=[\"']?(?:https?:)?//[^>]*>", re.IGNORECASE)
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > 15
+    for page in pages:
+        text = page.read_text("utf-8")
+        assert not loads.findall(text) + links.findall(text), f"{page.name} loads from the network"
+        assert ".. math::" not in text
+        assert not re.search(r":(class|func|meth|math|mod):<code>|:(class|func|meth|math|mod):`", text), page.name
