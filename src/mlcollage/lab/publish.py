@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,15 +161,12 @@ def _row(verdict: Verdict) -> ClaimRow:
 
 
 def _estimand(claim: Claim) -> str:
+    """What is compared with what limit, in one line; the hash of the source, part of the fingerprint, is left out."""
     describe = getattr(claim.estimand, "describe", None)
-    what = describe() if describe else claim.estimand.__doc__ or claim.estimand.__name__
-    limit = (
-        ""
-        if claim.null == 0 and claim.direction in ("greater", "less")
-        else f" {claim.format(claim.null, signed=False)}"
-    )
-    direction = _DIRECTIONS[claim.direction] + (limit or " 0")
-    return f"{str(what).strip().splitlines()[0].rstrip('.')}; {direction}"
+    what = str(describe() if describe else claim.estimand.__doc__ or claim.estimand.__name__).strip()
+    what = re.sub(r" \[source \w+\]", "", what.splitlines()[0]).rstrip(".")
+    limit = "0" if claim.null == 0 else claim.format(claim.null, signed=False)
+    return f"{what}; {_DIRECTIONS[claim.direction]} {limit}"
 
 
 def _entry(

@@ -331,7 +331,8 @@ def runs(scale: Scale, workload: Workload | None) -> Iterator[Run]:
     if s["data"] == "cifar5m":
         del extra["mlp128_noise"]
     for arm, own in extra.items():
-        arms[arm] = {"n": s["n"], "steps": s["steps"], **own}
+        sizes = s["n"].split("-")[0] if "augment" in own else s["n"]
+        arms[arm] = {"n": sizes, "steps": s["steps"], **own}
     for arm, own in arms.items():
         for seed in range(s["seeds"]):
             yield Run(SLUG, arm, seed, {**common, **own})
