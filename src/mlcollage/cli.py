@@ -94,6 +94,14 @@ def _print_error(sentence: str) -> None:
     err.print(f"[bold red]error:[/] {escape(sentence)}", soft_wrap=True)
 
 
+def _table(*headers: str, wrapped: Sequence[str], title: str = "") -> Table:
+    """A table in which only some columns may be wrapped: names, numbers and verdicts stay whole."""
+    table = Table(box=None, header_style="bold", title=escape(title) or None, title_justify="left")
+    for header in headers:
+        table.add_column(header, no_wrap=header not in wrapped, overflow="fold")
+    return table
+
+
 def _print_table(table: Table) -> None:
     """Fit the terminal; in a pipe a row is a line, however long, so that grep and cut work."""
     piped = not out.is_terminal and "COLUMNS" not in os.environ
@@ -134,7 +142,7 @@ def list_papers(json: Json = False) -> None:
     if json:
         _print_json([_identity(p) for p in rows])
         return
-    table = Table("month", "paper", "title", "state", box=None, header_style="bold")
+    table = _table("month", "paper", "title", "state", wrapped=["title"])
     for p in rows:
         table.add_row(p.month, p.slug, escape(p.title), "[green]built[/]" if p.built else "[dim]planned[/]")
     _print_table(table)
@@ -163,7 +171,9 @@ def show(slug: Slug, json: Json = False) -> None:
         return
     out.print(escape(paper.summary) + "\n")
     _print_lines(paper.usage, "")
-    table = Table("claim", "as tested here", "source", "paper", "from scale", box=None, header_style="bold")
+    table = _table(
+        "claim", "as tested here", "source", "paper", "from scale", wrapped=["as tested here", "source", "paper"]
+    )
     for c in claims:
         table.add_row(c.id, escape(c.sentence), escape(c.source), escape(c.paper_value), str(c.from_scale))
     _print_table(table)
@@ -243,11 +253,8 @@ def _report_failures(evidences: Sequence[Evidence]) -> None:
 
 
 def _verdict_table(verdicts: Sequence[Verdict], title: str) -> Table:
-    table = Table(
-        "claim", "", "paper", "here [95% interval]", "seeds", "p (Holm)", "verdict", box=None, header_style="bold"
-    )
-    table.title = escape(title)
-    table.title_justify = "left"
+    headers = ("claim", "", "paper", "here [95% interval]", "seeds", "p (Holm)", "verdict")
+    table = _table(*headers, wrapped=["", "paper", "here [95% interval]"], title=title)
     for v in verdicts:
         p = "" if v.p_holm is None else f"{v.p_holm:.2g}"
         word = f"[{_STYLES[v.status.value]}]{v.status.mark} {v.status.value}[/]"
@@ -418,7 +425,7 @@ def bench(
     if json:
         _print_json({"machine": lab_bench.machine(), "rows": rows})
         return
-    table = Table("what", "who", "value", "", "ratio", box=None, header_style="bold")
+    table = _table("what", "who", "value", "", "ratio", wrapped=["what", "who"])
     for row in rows:
         ratio = "" if row.get("ratio") is None else f"{row['ratio']:.3g}×"
         cells = (row["what"], row["name"], lab_bench.format_value(row["value"]), row.get("unit", ""), ratio)
@@ -454,7 +461,7 @@ def _data(context: typer.Context, json: Json = False) -> None:
     if json:
         _print_json(rows)
         return
-    table = Table("name", "what", "there", box=None, header_style="bold")
+    table = _table("name", "what", "there", wrapped=["what"])
     for row in rows:
         table.add_row(row["name"], row["what"], "[green]yes[/]" if row["available"] else "[yellow]no[/]")
     _print_table(table)

@@ -1,12 +1,17 @@
-"""A plug-in paper whose runs succeed, raise, are killed, eat memory or take their time."""
+"""A plug-in paper whose runs succeed, raise, are killed or eat memory; and the studies at smoke scale."""
 
 import importlib
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-STUDY = '''
+from mlcollage.lab.store import Store
+from mlcollage.lab.study import run_study
+
+STUDY = """
 import os
 import signal
 import time
@@ -51,6 +56,8 @@ def measure(run, workload):
         hoard = bytearray(os.urandom(1 << 20)) * 3000
         time.sleep(30)
         return hoard
+    if run.arm == "noisy":
+        print("something that a library prints")
     if run.arm == "slow":
         time.sleep(float(os.environ.get("PROBE_SLEEP", "0.2")))
     measured = Measurements()
@@ -64,7 +71,7 @@ def _threads():
     import torch
 
     return torch.get_num_threads()
-'''
+"""
 
 SLIDE = """
 from mlcollage.collage.content import Collage, Panel
@@ -111,3 +118,18 @@ def probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in [n for n in sys.modules if n.startswith("probe_paper")]:
         monkeypatch.delitem(sys.modules, name)
     return site
+
+
+@pytest.fixture(scope="session")
+def smoke_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Store]:
+    """``smoke_store("gated_linear_networks", ...)``: a store with these studies' runs at smoke scale, made once."""
+    base = tmp_path_factory.getbasetemp()
+    # Processes of pytest-xdist share one store, as any commands may.
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "smoke-results"
+
+    def store_of(*slugs: str) -> Store:
+        for slug in slugs:
+            run_study(slug, "smoke", store=folder)
+        return Store(folder)
+
+    return store_of
