@@ -280,7 +280,7 @@ _SMOKE: Mapping[str, Any] = {
     "seeds": 2,
     "steps": 24,
     "batch_size": 16,
-    "n": "64-128",
+    "n": "64-256",
     "sweep": "32-64-128-256",
     "evaluations": 4,
     "test_size": 100,
