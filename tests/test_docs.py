@@ -1,5 +1,7 @@
 """The README and the pages: their code runs, their links lead somewhere, their commands exist, the site builds."""
 
+import importlib
+import os
 import re
 import shlex
 import subprocess
@@ -34,8 +36,9 @@ def without_code(page: Path) -> str:
 def test_the_code_of_a_page_runs_from_top_to_bottom(page, tmp_path):
     text = "\n".join(blocks(page, "python"))
     (tmp_path / "page.py").write_text(text, "utf-8")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # small networks, and a machine that others use too
     done = subprocess.run(
-        [sys.executable, "page.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "page.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, f"{name(page)}:\n{done.stderr}"
 
@@ -122,9 +125,10 @@ def test_every_command_and_option_is_on_its_page():
 
 @pytest.mark.parametrize("page", ["README.md", "docs/papers/index.md"])
 def test_the_tables_of_papers_say_what_is_built(page):
-    rows = [line for line in (ROOT / page).read_text("utf-8").splitlines() if line.startswith("| 2021-")]
+    rows = [line for line in (ROOT / page).read_text("utf-8").splitlines() if re.match(r"\| 20\d\d-\d\d ", line)]
     expected = [p for p in papers().values() if p.package is None or p.package.startswith("mlcollage.")]
-    assert len(rows) == len(expected) == 16
+    assert len(expected) >= 16
+    assert len(rows) == len(expected), "a row a paper, in the order of `mlcollage list`"
     for row, paper in zip(rows, expected, strict=True):
         assert paper.month in row
         assert paper.title in row
@@ -136,12 +140,14 @@ def test_the_tables_of_papers_say_what_is_built(page):
 @pytest.mark.parametrize("slug", [s for s, p in papers().items() if (p.package or "").startswith("mlcollage.")])
 def test_a_papers_page_lists_its_claims_and_public_names(slug):
     paper = papers()[slug]
-    text = (ROOT / "docs" / "papers" / f"{slug}.md").read_text("utf-8")
+    page = ROOT / "docs" / "papers" / f"{slug}.md"
+    assert page.exists(), "a built paper needs a page"
+    text = page.read_text("utf-8")
     assert f"https://arxiv.org/abs/{paper.arxiv}" in text
     shown = re.findall(r"^\| (C\w+) \| ([^|]+?) \|", text, re.MULTILINE)
     assert shown == [(claim.id, claim.title) for claim in paper.module("study").CLAIMS]
-    public = __import__(str(paper.package), fromlist=["__all__"]).__all__
-    assert not [n for n in public if f"`{n}" not in text and f".{n}" not in text and n not in text]
+    public = importlib.import_module(str(paper.package)).__all__
+    assert not [n for n in public if not re.search(rf"\b{n}\b", text)]
 
 
 def test_the_navigation_holds_every_page_once():
@@ -166,7 +172,7 @@ def test_the_extras_named_in_the_pages_exist():
 def test_the_site_builds_strictly_and_asks_nothing_of_the_network(tmp_path):
     site = tmp_path / "site"
     done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(site)],
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(site)],
         cwd=ROOT,
         capture_output=True,
         text=True,
