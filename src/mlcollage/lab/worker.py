@@ -52,12 +52,13 @@ def execute(study: Study, run: Run, store: Store) -> None:
             "changed after the command began; run the command again."
         )
     started = datetime.now(UTC)
-    clock = time.perf_counter()
+    clock, processor = time.perf_counter(), time.process_time()
     measurements = study.measure(run)
     info = {
         "claims": fingerprint(study.claims),
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - clock, 3),
+        "cpu_seconds": round(time.process_time() - processor, 3),
         "peak_memory_mb": _peak_memory_mb(),
         "device": _device(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
