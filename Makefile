@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BROWSER := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 
 .PHONY: help install data digest test lint typecheck docs bench clean
 
@@ -28,7 +29,8 @@ digest: data
 	$(BIN)/mlcollage digest
 
 test: lint typecheck data
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(if $(BROWSER),,@echo "No Chromium or Chrome here: the tests that load the pages in a browser are left out.")
+	$(if $(BROWSER),,MLCOLLAGE_NO_BROWSER=1) $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
