@@ -127,13 +127,14 @@ class Study:
     def judge(self, evidence: Evidence) -> dict[str, Verdict]:
         """A verdict for each claim; says so where claims were changed after runs were made.
 
-        On a user's workload a study may leave experiments out. Claims about these are ``untested``, "not part of this
-        workload", and do not count in Holm's correction.
+        A study may leave experiments out on a user's workload, or where the original data do not allow them. Claims
+        about these are ``untested``, "not part of this workload", and do not count in Holm's correction.
         """
         outside = {c.id: c for c in self.claims if self._is_outside(c, evidence)}
         judged = judge([c for c in self.claims if c.id not in outside], evidence)
+        where = "this workload" if self.workload_spec else "the study at this scale"
         untested = {
-            c.id: Verdict(c, Status.UNTESTED, self.scale, evidence.workload, reason="not part of this workload")
+            c.id: Verdict(c, Status.UNTESTED, Scale(evidence.scale), evidence.workload, reason=f"not part of {where}")
             for c in outside.values()
         }
         verdicts = {c.id: (judged | untested)[c.id] for c in self.claims}
@@ -145,13 +146,17 @@ class Study:
         return {k: dataclasses.replace(v, warnings=(*v.warnings, note)) for k, v in verdicts.items()}
 
     def _is_outside(self, claim: Claim, evidence: Evidence) -> bool:
-        """Whether the claim is about something that the user's workload does not include.
+        """Whether the claim is about something that is not measured on this workload.
 
-        That is so if every run has finished and the claim's estimand still finds no such metric, arm or column
-        (a ``LookupError``). While runs are missing or failed, one cannot know.
+        That is so if every run has finished and the claim's estimand still finds no such metric, arm or column (a
+        ``LookupError``): on a user's workload, or if arms that it names were not run. Otherwise the estimand is wrong,
+        and the judge says so; and while runs are missing or failed, one cannot know.
         """
         due = self.scale is not Scale.SMOKE and self.scale.rank >= Scale(claim.from_scale).rank
-        if self.workload_spec is None or not due or evidence.missing or evidence.failures or not evidence.runs:
+        if not due or evidence.missing or evidence.failures or not evidence.runs:
+            return False
+        named = set(getattr(claim.estimand, "arms", ()))
+        if self.workload_spec is None and named <= set(evidence.table["arm"]):
             return False
         try:
             claim.estimand(evidence)

@@ -280,8 +280,8 @@ _SMOKE: Mapping[str, Any] = {
     "seeds": 2,
     "steps": 24,
     "batch_size": 16,
-    "n": "64-256",
-    "sweep": "32-64-128-256",
+    "n": "32-128",
+    "sweep": "16-32-64-128",
     "evaluations": 4,
     "test_size": 100,
 }
