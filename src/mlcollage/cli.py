@@ -68,7 +68,7 @@ WorkloadOption = Annotated[
     ),
 ]
 WorkersOption = Annotated[int | None, typer.Option("--workers", "-j", help="Runs at a time; default one a core.")]
-EngineOption = Annotated[str, typer.Option("--engine", help="Where runs are executed.")]
+EngineOption = Annotated[str, typer.Option("--engine", help="Where runs are executed; `local` so far.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 
@@ -288,7 +288,13 @@ def run(
     for study in _studies(slugs, scale, workload):
         evidence = _execute(study, place, engine, workers)
         evidences.append(evidence)
-        if not json and scale is not ScaleName.smoke and evidence.runs:
+        if json or not evidence.runs:
+            continue
+        if scale is ScaleName.smoke:
+            out.print(
+                f"{study.slug}: {len(evidence.runs)} runs finished; scale smoke gives no verdicts", highlight=False
+            )
+        else:
             _print_verdicts(study, evidence)
     if json:
         _print_json([_run_summary(e) for e in evidences])
@@ -319,6 +325,7 @@ def judge(
     (study,) = _studies([slug], scale, workload)
     evidence = study.evidence(Store(store))
     if not evidence.runs:
+        _report_failures([evidence])
         again = f"mlcollage run {slug} --scale {scale.value}" + (f" --workload {workload}" if workload else "")
         raise InvalidInput(f"nothing is measured for {slug} at scale {scale.value}; run `{again}` first.")
     if json:

@@ -46,7 +46,7 @@ def test_names_that_cannot_be_used(slug, tmp_path):
 
 def test_taken_names_and_folders(tmp_path):
     with pytest.raises(InvalidInput, match="already"):
-        create("barlow_twins", tmp_path)
+        create("deep_bootstrap", tmp_path)
     (tmp_path / "my-paper").mkdir()
     with pytest.raises(InvalidInput, match="exists already"):
         create("my_paper", tmp_path)

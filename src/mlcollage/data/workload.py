@@ -204,7 +204,7 @@ def describe(workload: Workload) -> dict[str, Any]:
         "num_classes": workload.num_classes,
         "classes": [str(name) for name in getattr(workload.train, "classes", range(workload.num_classes))],
         "model": "the study's own" if workload.model is None else _try_model(workload),
-        "fingerprint": workload.fingerprint,
+        "fingerprint": workload.fingerprint or "none (built in)",
     }
     return facts
 

@@ -36,7 +36,7 @@ def create(slug: str, parent: Path) -> Path:
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", slug) or keyword.iskeyword(slug):
         raise InvalidInput(f"{slug!r} cannot be a paper's name; use lower-case letters, digits and '_', e.g. my_paper.")
-    if slug in papers():
+    if slug in papers() and papers()[slug].built:
         raise InvalidInput(f"there is a paper {slug!r} already; choose another name.")
     folder = parent / slug.replace("_", "-")
     if folder.exists():
