@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mlcollage.lab.store import Store
@@ -133,3 +134,52 @@ def smoke_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Store
         return Store(folder)
 
     return store_of
+
+
+USER_MODULE = '''
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from mlcollage.data.workload import Workload
+
+
+class Own(nn.Module):
+    """A network that no study has: its width shows in the tests."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 7), nn.ReLU(), nn.Linear(7, 3))
+
+    def forward(self, x):
+        return self.body(x)
+
+
+def make():
+    generator = torch.Generator().manual_seed(5)
+    x = torch.rand(600, 1, 8, 8, generator=generator)
+    y = (3 * x.mean(dim=(1, 2, 3)).sub(0.45).div(0.1).clamp(0, 0.999)).long()
+    return Workload(TensorDataset(x[:500], y[:500]), TensorDataset(x[500:], y[500:]), 3, Own, name="brightness")
+'''
+
+
+@pytest.fixture
+def user_workloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What a user may bring: a function with a model of its own, images in an .npz file, a CSV table."""
+    folder = tmp_path / "user"
+    folder.mkdir()
+    (folder / "users_own_workloads.py").write_text(USER_MODULE)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, "users_own_workloads", raising=False)
+    rng = np.random.default_rng(0)
+    y = np.arange(400) % 4
+    images = (rng.integers(0, 120, (400, 8, 8)) + 40 * y[:, None, None]).clip(0, 255).astype(np.uint8)
+    np.savez(folder / "images.npz", X=images[:300], y=y[:300], X_test=images[300:], y_test=y[300:])
+    columns = rng.normal(size=(400, 5)) + y[:, None] * np.eye(5)[0]
+    rows = [",".join(map(str, row)) + f",kind{label}" for row, label in zip(columns.round(4), y, strict=True)]
+    (folder / "table.csv").write_text("\n".join(["a,b,c,d,e,label", *rows]))
+    return {
+        "function": "users_own_workloads:make",
+        "npz": str(folder / "images.npz"),
+        "csv": str(folder / "table.csv"),
+    }
