@@ -186,7 +186,7 @@ def _by_n(evidence: Evidence, main: str) -> Panel:
         "The gap shrinks with n",
         draw,
         f"Final bootstrap error by n: {values}.",
-        "bootstrap error; classical gap: test − train",
+        "at the end; classical: test − train",
     )
 
 
