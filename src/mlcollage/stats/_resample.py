@@ -1,0 +1,170 @@
+"""Which values enter a resample, as counts, and what a statistic makes of them."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from mlcollage.errors import InvalidInput
+from mlcollage.stats._values import Floats
+
+__all__ = ["CHUNK", "Evaluator", "Plan", "Statistic", "codes"]
+
+Statistic = Callable[..., npt.ArrayLike]
+CHUNK = 2**20  # numbers held at once for a statistic that needs the values themselves
+
+
+def codes(labels: npt.ArrayLike, n: int, name: str) -> npt.NDArray[np.int64]:
+    """Labels, one a value, as integers from 0."""
+    given = np.asarray(labels)
+    if given.shape != (n,):
+        raise InvalidInput(f"{name} has shape {given.shape}; one label for each of the {n} values was expected.")
+    return np.unique(given, return_inverse=True)[1].astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is resampled: ``row_unit`` (n,) names the unit of each value, ``stratum`` (units,) that of each unit.
+
+    ``inner`` (n,), if not None, names units within units.
+    """
+
+    row_unit: npt.NDArray[np.int64]
+    stratum: npt.NDArray[np.int64]
+    inner: npt.NDArray[np.int64] | None = None
+
+    @staticmethod
+    def of(n: int, unit: object, strata: npt.ArrayLike | None) -> Plan:
+        """Read labels."""
+        inner = None
+        if isinstance(unit, tuple):
+            if len(unit) != 2:
+                raise InvalidInput(f"unit is a tuple of {len(unit)}; a pair (outer, inner) of labels was expected.")
+            row_unit, within = codes(unit[0], n, "the outer unit"), codes(unit[1], n, "the inner unit")
+            inner = np.unique(np.stack([row_unit, within]), axis=1, return_inverse=True)[1].reshape(n)
+        else:
+            row_unit = np.arange(n) if unit is None else codes(unit, n, "unit")  # type: ignore[arg-type]
+        first = np.unique(row_unit, return_index=True)[1]
+        if strata is None:
+            return Plan(row_unit, np.zeros(len(first), dtype=np.int64), inner)
+        stratum = codes(strata, n, "strata")
+        if (stratum != stratum[first][row_unit]).any():
+            raise InvalidInput("a unit has values in two strata; strata must be made of whole units.")
+        return Plan(row_unit, stratum[first], inner)
+
+    @property
+    def n_units(self) -> int:
+        """Units resampled."""
+        return len(self.stratum)
+
+    def check(self, method: str, least: int) -> None:
+        """Refuse too few units, warn of few."""
+        smallest = int(np.bincount(self.stratum).min())
+        if smallest < least:
+            where = "there are" if (self.stratum == 0).all() else "a stratum has"
+            raise InvalidInput(f"{where} {smallest} unit(s) to resample; {method!r} needs at least {least}.")
+        if method in ("bayes", "bootstrap-t") and self.inner is not None:
+            raise InvalidInput(f"method {method!r} does not resample within units; pass the outer labels only.")
+        if method != "bootstrap-t" and self.n_units < 5:
+            warnings.warn(
+                f"{self.n_units} units: a {method} bootstrap interval covers about 80 % at nominal 95 % with so few; "
+                "use t_interval.",
+                stacklevel=3,
+            )
+
+    def draws(self, n_boot: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+        """For each slot a unit of its stratum, shape ``(n_boot, units)``."""
+        sizes = np.bincount(self.stratum)
+        order = np.argsort(self.stratum, kind="stable")
+        starts = (np.cumsum(sizes) - sizes)[self.stratum]
+        return order[starts + rng.integers(0, sizes[self.stratum], (n_boot, self.n_units))]
+
+    def tally(self, draws: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """How often each unit was drawn, shape ``(n_boot, units)``."""
+        shifted = draws + self.n_units * np.arange(len(draws))[:, None]
+        return np.bincount(shifted.ravel(), minlength=len(draws) * self.n_units).reshape(len(draws), self.n_units)
+
+    def counts(self, n_boot: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+        """How often each value enters each resample, shape ``(n_boot, n)``."""
+        tally = self.tally(self.draws(n_boot, rng))
+        if self.inner is None:
+            return tally[:, self.row_unit]
+        counts = np.zeros((n_boot, len(self.row_unit)), dtype=np.int64)
+        for unit in range(self.n_units):
+            rows = np.flatnonzero(self.row_unit == unit)
+            names, of_row = np.unique(self.inner[rows], return_inverse=True)
+            m = len(names)  # a unit drawn c times is resampled c times: c independent tables of m draws add up
+            counts[:, rows] = rng.multinomial(tally[:, unit] * m, np.full(m, 1 / m))[:, of_row]
+        return counts
+
+    def dirichlet(self, n_boot: int, rng: np.random.Generator) -> Floats:
+        """Bayesian bootstrap weights of the values, mean 1 within each stratum, shape ``(n_boot, n)``."""
+        weights = rng.standard_exponential((n_boot, self.n_units))
+        members = np.eye(self.stratum.max() + 1)[self.stratum]
+        weights *= (members.sum(axis=0) / (weights @ members))[:, self.stratum]
+        return weights[:, self.row_unit]
+
+    def jackknife(self) -> npt.NDArray[np.int64]:
+        """Counts that leave out one unit each, shape ``(units, n)``."""
+        return (self.row_unit != np.arange(self.n_units)[:, None]).astype(np.int64)
+
+
+class Evaluator:
+    """A statistic of resamples that are given as counts, shape ``(resamples, n)``."""
+
+    def __init__(self, x: Floats, stat: Statistic | str) -> None:
+        if stat != "mean" and not callable(stat):
+            raise InvalidInput(f"stat {stat!r} is neither 'mean' nor a function of the values.")
+        self.x, self.stat = x, stat
+        self.is_mean = stat == "mean" or stat is np.mean
+        self.vectorised = not self.is_mean and _takes(stat, "axis")
+
+    def __call__(self, counts: npt.NDArray[np.int64]) -> Floats:
+        if self.is_mean:
+            return (counts @ self.x) / counts.sum(axis=1)
+        values = np.empty(len(counts))
+        step = max(1, CHUNK // counts.shape[1])
+        for start in range(0, len(counts), step):
+            part = counts[start : start + step]
+            values[start : start + step] = self._part(part)
+        if not np.isfinite(values).all():
+            raise InvalidInput(
+                f"stat is not finite on {np.count_nonzero(~np.isfinite(values))} resample(s), in which values repeat; "
+                "use one that is defined there."
+            )
+        return values
+
+    def _part(self, counts: npt.NDArray[np.int64]) -> Floats:
+        sizes = counts.sum(axis=1)
+        rows = np.repeat(np.tile(self.x, len(counts)), counts.ravel())
+        stat = self.stat
+        assert callable(stat)
+        if self.vectorised and (sizes == sizes[0]).all():
+            out = np.asarray(stat(rows.reshape(len(counts), sizes[0]), axis=1), dtype=np.float64)
+        else:
+            out = np.array([stat(r) for r in np.split(rows, np.cumsum(sizes)[:-1])], dtype=np.float64)
+        if out.shape != (len(counts),):
+            raise InvalidInput(f"stat returned shape {out.shape[1:]} for a vector of values; one number was expected.")
+        return out
+
+    def weighted(self, weights: Floats) -> Floats:
+        """The statistic under weights of the values, one row each."""
+        if self.is_mean:
+            return (weights @ self.x) / weights.sum(axis=1)
+        if not _takes(self.stat, "weights"):
+            raise InvalidInput("method 'bayes' weights the units: stat must be 'mean' or take the keyword 'weights'.")
+        stat = self.stat
+        assert callable(stat)
+        return np.array([stat(self.x, weights=w) for w in weights], dtype=np.float64)
+
+
+def _takes(stat: object, keyword: str) -> bool:
+    try:
+        return keyword in inspect.signature(stat).parameters  # type: ignore[arg-type]
+    except (TypeError, ValueError):  # a builtin without a signature
+        return False
