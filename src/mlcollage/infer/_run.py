@@ -1,0 +1,182 @@
+"""The loop that HMC and NUTS share: find a step size, warm up, draw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mlcollage.errors import InvalidInput
+from mlcollage.infer.adaptation import DualAveraging, RunningVariance, mass_windows
+from mlcollage.infer.density import LogDensity, State
+from mlcollage.infer.samples import Info, Samples
+
+DIVERGENCE = 1000.0  # energy error beyond which a trajectory has left the level set, as in Stan
+
+Mass = Literal["diagonal"] | Tensor | None
+Progress = Callable[[int, int], None]
+# (state, step size (groups,), mass (groups, dim) or None, iteration, whether in warm-up) to the next state
+Transition = Callable[[State, Tensor, Tensor | None, int, bool], tuple[State, Info]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The settings of a run that do not depend on the kernel."""
+
+    draws: int
+    warmup: int
+    thin: int
+    step_size: float | Tensor | None
+    target_accept: float
+    mass: Mass
+    pooled: bool
+    progress: Progress | None
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("draws", self.draws, 1), ("warmup", self.warmup, 0), ("thin", self.thin, 1)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise InvalidInput(f"{name}={value!r} must be an integer of at least {least}.")
+        if not 0 < self.target_accept < 1:
+            raise InvalidInput(f"target_accept={self.target_accept} must lie between 0 and 1, e.g. 0.8.")
+        if isinstance(self.mass, str) and self.mass != "diagonal":
+            raise InvalidInput(f"mass={self.mass!r} is unknown; use 'diagonal' (learned), None (identity) or a tensor.")
+        if self.step_size is None and self.warmup < 10:
+            raise InvalidInput(
+                f"warmup={self.warmup} is too short to adapt a step size; give at least 10 iterations, or step_size."
+            )
+
+
+def kinetic(momentum: Tensor, mass: Tensor | None) -> Tensor:
+    """Kinetic energy p' M^-1 p / 2 of each chain in float64, (chains,)."""
+    p = momentum.double()
+    return 0.5 * (p.square() if mass is None else p.square() / mass).sum(dim=1)
+
+
+def draw_momentum(position: Tensor, mass: Tensor | None, generator: torch.Generator) -> Tensor:
+    """Momentum p ~ N(0, M), (chains, dim)."""
+    p = torch.randn(position.shape, dtype=position.dtype, device=position.device, generator=generator)
+    return p if mass is None else p * mass.sqrt()
+
+
+def check_mass(mass: Tensor | None, position: Tensor) -> Tensor | None:
+    """A diagonal as (groups, dim), on the chains' device."""
+    if mass is None:
+        return None
+    dim = position.shape[1]
+    mass = torch.as_tensor(mass, dtype=position.dtype, device=position.device)
+    if mass.shape not in ((dim,), (1, dim), position.shape):
+        raise InvalidInput(f"mass has shape {tuple(mass.shape)}; the diagonal, shape ({dim},), is needed.")
+    if not bool((mass > 0).all() and mass.isfinite().all()):
+        raise InvalidInput("mass must be positive and finite in every dimension.")
+    return mass.reshape(-1, dim)
+
+
+def check_step_size(step_size: float | Tensor, position: Tensor) -> Tensor:
+    """A step size as (groups,), on the chains' device."""
+    step = torch.as_tensor(step_size, dtype=position.dtype, device=position.device).reshape(-1)
+    if len(step) not in (1, len(position)) or not bool((step > 0).all() and step.isfinite().all()):
+        raise InvalidInput(f"step_size={step_size} must be positive and finite: one number, or one a chain.")
+    return step
+
+
+def first_step_size(
+    density: LogDensity, state: State, mass: Tensor | None, guess: Tensor, pooled: bool, generator: torch.Generator
+) -> Tensor:
+    """A step size, (groups,), at which one leapfrog step is accepted about 80 % of the time.
+
+    Doubled or halved from ``guess`` until acceptance crosses .8 (Hoffman and Gelman 2014, algorithm 4), with one draw
+    of the momentum for all tries.
+    """
+    p0 = draw_momentum(state.position, mass, generator)
+    before = state.log_prob.double() - kinetic(p0, mass)
+
+    def accept(step: Tensor) -> Tensor:
+        eps = step[:, None]
+        half = p0 + 0.5 * eps * state.gradient
+        q = state.position + eps * (half if mass is None else half / mass)
+        value, gradient = density(q)
+        after = value.double() - kinetic(half + 0.5 * eps * gradient, mass)
+        chance = (after - before).nan_to_num(nan=-torch.inf, posinf=-torch.inf).clamp(max=0).exp()
+        return chance.mean(dim=0, keepdim=True) if pooled else chance
+
+    step, done = guess, torch.zeros_like(guess, dtype=torch.bool)
+    rising = accept(step) > 0.8
+    for _ in range(100):
+        trial = torch.where(done, step, torch.where(rising, 2 * step, step / 2))
+        high = accept(trial) > 0.8
+        step = torch.where(done | (rising & ~high), step, trial)
+        done |= rising != high
+        if bool(done.all()):
+            return step
+    raise InvalidInput(
+        "no step size fits: one leapfrog step is accepted at every size (the density is flat or improper), or at none "
+        "(log_prob and its gradient do not belong together); check log_prob, or give step_size."
+    )
+
+
+def warm_up(
+    density: LogDensity, state: State, transition: Transition, plan: Plan, generator: torch.Generator
+) -> tuple[State, Tensor, Tensor | None]:
+    """Run warm-up: the state after it, the step size (groups,) and the mass (groups, dim) to draw with."""
+    learn_mass = isinstance(plan.mass, str)
+    mass = None if isinstance(plan.mass, str) else check_mass(plan.mass, state.position)
+    if plan.step_size is not None:
+        rule, step = None, check_step_size(plan.step_size, state.position)
+    else:
+        guess = state.log_prob.new_ones(1 if plan.pooled else len(state.position), dtype=torch.float64)
+        step = first_step_size(density, state, mass, guess, plan.pooled, generator)
+        rule = DualAveraging(step, plan.target_accept)
+    windows, running = mass_windows(plan.warmup) if learn_mass else [], RunningVariance(plan.pooled)
+    for i in range(plan.warmup):
+        state, info = transition(state, step, mass, i, True)
+        if rule is not None:
+            rule.update(info.accept.mean(dim=0, keepdim=True) if plan.pooled else info.accept)
+            step = rule.step_size
+        if windows and i in windows[0]:
+            running.update(state.position)
+            if i == windows[0][-1]:
+                mass, running, windows = running.mass(), RunningVariance(plan.pooled), windows[1:]
+                if rule is not None:
+                    step = first_step_size(density, state, mass, step, plan.pooled, generator)
+                    rule = DualAveraging(step, plan.target_accept)
+        if plan.progress:
+            plan.progress(i + 1, plan.warmup + plan.draws * plan.thin)
+    return state, step if rule is None else rule.averaged, mass
+
+
+def run(
+    density: LogDensity,
+    state: State,
+    transition: Transition,
+    plan: Plan,
+    store: Callable[[Tensor], Tensor] | None,
+    generator: torch.Generator,
+) -> Samples:
+    """Warm up, then draw with what was learned held fixed."""
+    state, step, mass = warm_up(density, state, transition, plan, generator)
+    total, at = plan.warmup + plan.draws * plan.thin, plan.warmup
+    kept: list[Tensor] = []
+    stats: list[tuple[Tensor, ...]] = []
+    for _ in range(plan.draws):
+        infos = []
+        for _ in range(plan.thin):
+            state, info = transition(state, step, mass, at, False)
+            infos.append(info)
+            at += 1
+            if plan.progress:
+                plan.progress(at, total)
+        kept.append(state.position if store is None else store(state.position))
+        stats.append(
+            (
+                state.log_prob * density.temperature,
+                torch.stack([i.accept for i in infos]).mean(dim=0),
+                infos[-1].energy,
+                torch.stack([i.diverging for i in infos]).any(dim=0),
+                torch.stack([i.steps for i in infos]).sum(dim=0),
+            )
+        )
+    log_prob, accept, energy, diverging, steps = (torch.stack(column, dim=1) for column in zip(*stats, strict=True))
+    return Samples(torch.stack(kept, dim=1), log_prob, accept, energy, diverging, steps, step, mass, state)

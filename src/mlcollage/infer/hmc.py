@@ -1,0 +1,413 @@
+r"""Hamiltonian Monte Carlo with chains as the leading dimension: one batched computation for all of them.
+
+With momentum :math:`p \sim N(0, M)` and :math:`H(q, p) = -\log \pi(q)/T + \tfrac12 p^\top M^{-1} p`, an iteration
+takes L leapfrog steps
+
+.. math::
+    p \leftarrow p + \tfrac{\epsilon}{2} \nabla \log \pi(q)/T, \quad
+    q \leftarrow q + \epsilon M^{-1} p, \quad
+    p \leftarrow p + \tfrac{\epsilon}{2} \nabla \log \pi(q)/T
+
+and accepts where they end with probability :math:`\min(1, e^{-\Delta H})`; a rejected step repeats the old state.
+Neighbouring half-kicks are merged, so an iteration costs L gradients. R. M. Neal, "MCMC using Hamiltonian dynamics",
+2011; P. Izmailov et al., "What Are Bayesian Neural Network Posteriors Really Like?", ICML 2021, section 3.
+
+:func:`sample` does a whole run. :func:`build` (or :func:`init` and :func:`update`) gives one iteration over explicit
+state, to drive step by step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mlcollage.errors import InvalidInput
+from mlcollage.infer._run import (
+    DIVERGENCE,
+    Mass,
+    Plan,
+    Progress,
+    check_mass,
+    check_step_size,
+    draw_momentum,
+    kinetic,
+    run,
+)
+from mlcollage.infer.density import Generator, LogDensity, LogProb, State, start, torch_generator
+from mlcollage.infer.samples import Info, Samples
+
+__all__ = ["Kernel", "build", "init", "leapfrog", "prior_period", "sample", "update"]
+
+Steps = int | tuple[int, int]
+_MOST_STEPS = 1_000_000
+
+
+class Kernel(NamedTuple):
+    """One iteration of a sampler over explicit state.
+
+    Attributes
+    ----------
+    init
+        ``init(position) -> State``, with the checks of a run's start.
+    update
+        ``update(state, generator) -> (State, Info)``.
+    """
+
+    init: Callable[[Tensor], State]
+    update: Callable[[State, torch.Generator], tuple[State, Info]]
+
+
+def prior_period(scale: float, temperature: float = 1.0) -> float:
+    r"""Length of a trajectory that forgets where it began, if the prior rules: a quarter of its period.
+
+    .. math:: \tau = \tfrac{\pi}{2} \, s \, \sqrt T
+
+    For the density :math:`N(0, s^2 I)` and unit mass a trajectory of this length ends at an independent draw.
+    Izmailov et al. 2021, section 3.
+
+    Parameters
+    ----------
+    scale
+        Standard deviation :math:`s > 0` of an isotropic Gaussian prior.
+    temperature
+        :math:`T > 0`.
+
+    Examples
+    --------
+    >>> round(prior_period((1 / 5) ** 0.5), 4)
+    0.7025
+    """
+    if not (scale > 0 and temperature > 0):
+        raise InvalidInput(f"scale={scale} and temperature={temperature} must be positive.")
+    return math.pi / 2 * scale * math.sqrt(temperature)
+
+
+def init(position: Tensor, log_prob: LogProb | LogDensity) -> State:
+    """The state at ``position`` (chains, dim), checked: right shapes, finite log-density and gradient.
+
+    Raises
+    ------
+    InvalidInput
+        Naming the chains that start where the density or its gradient is not finite.
+    """
+    return start(_density(log_prob), position)
+
+
+def leapfrog(
+    state: State,
+    momentum: Tensor,
+    log_prob: LogProb | LogDensity,
+    *,
+    step_size: float | Tensor,
+    steps: int,
+    mass: Tensor | None = None,
+) -> tuple[State, Tensor]:
+    """L leapfrog steps: where all chains end, and with what momentum.
+
+    Reversible (negate the momentum, go again, be back) and volume preserving; the energy error is of order
+    ``step_size ** 2``.
+
+    Parameters
+    ----------
+    state
+        Where to begin.
+    momentum
+        (chains, dim).
+    log_prob
+        See :mod:`mlcollage.infer.density`.
+    step_size
+        One number, or one a chain, (chains,).
+    steps
+        L, at least 1.
+    mass
+        Diagonal, (dim,) or (groups, dim); None for the identity.
+
+    Examples
+    --------
+    >>> density = LogDensity(lambda x: -0.5 * x.square().sum(dim=1))
+    >>> begin = init(torch.tensor([[1.0]], dtype=torch.float64), density)
+    >>> end, p = leapfrog(begin, torch.zeros(1, 1, dtype=torch.float64), density, step_size=0.01, steps=157)
+    >>> round(float(end.position), 2), round(float(p), 2)  # a quarter turn
+    (0.0, -1.0)
+    """
+    density = _density(log_prob)
+    eps = torch.as_tensor(step_size, dtype=state.position.dtype, device=state.position.device).reshape(-1, 1)
+    drift = eps if mass is None else eps / mass
+    q, value, gradient = state.position, state.log_prob, state.gradient
+    p = torch.addcmul(momentum, eps, gradient, value=0.5)
+    for step in range(steps):
+        q = torch.addcmul(q, drift, p)
+        value, gradient = density(q)
+        p = torch.addcmul(p, eps, gradient, value=1.0 if step < steps - 1 else 0.5)
+    return State(q, value, gradient), p
+
+
+def update(
+    state: State,
+    log_prob: LogProb | LogDensity,
+    *,
+    step_size: float | Tensor,
+    steps: int,
+    mass: Tensor | None = None,
+    metropolis: bool = True,
+    generator: torch.Generator,
+) -> tuple[State, Info]:
+    r"""One iteration of all chains: fresh momentum, L leapfrog steps, Metropolis test.
+
+    The energy difference is taken in float64 and the kinetic part element by element,
+    :math:`\tfrac12 \sum (p' - p)(p' + p) / M`, so that it keeps its digits where the energies themselves are large.
+
+    Parameters
+    ----------
+    state
+        From :func:`init` or the update before.
+    log_prob
+        The same function as the state was made with.
+    step_size
+        One number, or one a chain.
+    steps
+        L.
+    mass
+        Diagonal, (dim,) or (groups, dim); None for the identity.
+    metropolis
+        If False, every proposal of finite energy is accepted (the paper's burn-in; biased).
+    generator
+        On the chains' device.
+
+    Returns
+    -------
+    State, Info
+        Where a chain rejected, its state is the old one.
+    """
+    p0 = draw_momentum(state.position, mass, generator)
+    end, p1 = leapfrog(state, p0, log_prob, step_size=step_size, steps=steps, mass=mass)
+    return _accept(state, p0, end, p1, mass, steps, metropolis, generator)
+
+
+def _accept(
+    old: State,
+    p0: Tensor,
+    new: State,
+    p1: Tensor,
+    mass: Tensor | None,
+    steps: int,
+    metropolis: bool,
+    generator: torch.Generator,
+) -> tuple[State, Info]:
+    change = (p1.double() - p0.double()) * (p1.double() + p0.double())
+    change = 0.5 * (change if mass is None else change / mass).sum(dim=1)
+    error = (change - (new.log_prob.double() - old.log_prob.double())).nan_to_num(nan=math.inf, neginf=math.inf)
+    accept = (-error).clamp(max=0).exp()
+    chance = torch.rand(accept.shape, dtype=accept.dtype, device=accept.device, generator=generator)
+    accepted = chance < accept if metropolis else error.isfinite()
+    before = kinetic(p0, mass) - old.log_prob.double()
+    state = State(
+        torch.where(accepted[:, None], new.position, old.position),
+        torch.where(accepted, new.log_prob, old.log_prob),
+        torch.where(accepted[:, None], new.gradient, old.gradient),
+    )
+    info = Info(
+        accept=accept,
+        accepted=accepted,
+        energy=torch.where(accepted, before + error, before),
+        error=error,
+        diverging=error > DIVERGENCE,
+        steps=torch.full_like(accepted, steps, dtype=torch.int64),
+    )
+    return state, info
+
+
+def build(
+    log_prob: LogProb,
+    *,
+    step_size: float | Tensor,
+    steps: int,
+    mass: Tensor | None = None,
+    temperature: float = 1.0,
+    metropolis: bool = True,
+) -> Kernel:
+    """HMC with fixed settings, as a pair of functions over explicit state.
+
+    Parameters
+    ----------
+    log_prob, step_size, steps, mass, metropolis
+        See :func:`update`.
+    temperature
+        Samples ``log_prob / temperature``.
+
+    Examples
+    --------
+    >>> kernel = build(lambda x: -0.5 * x.square().sum(dim=1), step_size=0.5, steps=5)
+    >>> state, generator = kernel.init(torch.zeros(8, 3)), torch.Generator().manual_seed(0)
+    >>> for _ in range(10):
+    ...     state, info = kernel.update(state, generator)
+    >>> state.position.shape, bool(info.accept.mean() > 0.8)
+    (torch.Size([8, 3]), True)
+    """
+    density = LogDensity(log_prob, temperature)
+    low, high = _steps_range(steps)
+    if low != high:
+        raise InvalidInput("build takes one number of steps; draw it anew for each call of update to jitter it.")
+
+    def start_at(position: Tensor) -> State:
+        state = start(density, position)
+        check_step_size(step_size, state.position)
+        check_mass(mass, state.position)
+        return state
+
+    def advance(state: State, generator: torch.Generator) -> tuple[State, Info]:
+        return update(
+            state, density, step_size=step_size, steps=low, mass=mass, metropolis=metropolis, generator=generator
+        )
+
+    return Kernel(start_at, advance)
+
+
+def sample(
+    log_prob: LogProb,
+    init: Tensor,
+    *,
+    draws: int = 1000,
+    warmup: int = 500,
+    steps: Steps | None = None,
+    trajectory: float | None = None,
+    jitter: float = 0.0,
+    step_size: float | Tensor | None = None,
+    target_accept: float = 0.8,
+    mass: Mass = "diagonal",
+    temperature: float = 1.0,
+    metropolis_burn_in: bool = True,
+    pooled: bool = True,
+    thin: int = 1,
+    store: Callable[[Tensor], Tensor] | None = None,
+    generator: Generator = 0,
+    progress: Progress | None = None,
+) -> Samples:
+    r"""Warm up, then draw from a density with as many chains as ``init`` has rows.
+
+    Parameters
+    ----------
+    log_prob
+        Positions (chains, dim) to log-densities (chains,), or to a pair with the gradient; see
+        :mod:`mlcollage.infer.density`.
+    init
+        Where the chains start, (chains, dim); float64 unless there is reason.
+    draws, warmup
+        Kept draws of each chain, and iterations before them.
+    steps
+        Leapfrog steps: a number, or (least, most) for a uniform draw each iteration, shared by all chains. By
+        default (3, 9): with an adapted step size and mass, about one standard deviation's quarter period up to a
+        whole one. Jitter avoids the resonances of a fixed length.
+    trajectory
+        Instead of ``steps``, the length :math:`\tau = \epsilon L`; takes :math:`L = \lceil \tau / \epsilon \rceil`.
+        See :func:`prior_period` for the rule of Izmailov et al. Lengths are in units of :math:`\sqrt M`, so combine
+        it with ``mass=None`` for that rule.
+    jitter
+        Relative width of a uniform jitter of the step size, in [0, 1); drawn for each chain and iteration.
+    step_size
+        One number, or one a chain, kept throughout; None adapts it to ``target_accept`` by dual averaging during
+        warm-up and then holds it fixed.
+    target_accept
+        Acceptance that adaptation aims at.
+    mass
+        ``"diagonal"`` learns one over the variance in doubling windows of warm-up; None is the identity; a tensor
+        (dim,) is used as it is.
+    temperature
+        Samples ``log_prob / temperature``.
+    metropolis_burn_in
+        If False, warm-up accepts every proposal of finite energy, as Izmailov et al. do to leave the initialisation.
+    pooled
+        True: all chains sample one density, and step size and mass are learned from all of them. False: each chain
+        has a density of its own (e.g. its own simulated data set) and learns for itself.
+    thin
+        Iterations a kept draw.
+    store
+        What to keep of a position, e.g. predictions: (chains, dim) to (chains, ...). By default the position.
+    generator
+        A torch.Generator on the chains' device, or a seed. The same seed gives the same draws.
+    progress
+        Called as ``progress(iterations done, iterations in all)``.
+
+    Returns
+    -------
+    Samples
+
+    Raises
+    ------
+    InvalidInput
+        For shapes, starts or settings that cannot work.
+
+    Examples
+    --------
+    Two correlated Gaussians of very different scale:
+
+    >>> covariance = torch.tensor([[1.0, 0.9], [0.9, 1.0]], dtype=torch.float64) * torch.tensor([[1.0, 10], [10, 100]])
+    >>> precision = torch.linalg.inv(covariance)
+    >>> samples = sample(lambda x: -0.5 * ((x @ precision) * x).sum(dim=1), torch.zeros(32, 2, dtype=torch.float64),
+    ...                  draws=200, warmup=200, generator=1)
+    >>> samples.draws.shape
+    torch.Size([32, 200, 2])
+    >>> torch.cov(samples.draws.reshape(-1, 2).T).round().tolist()
+    [[1.0, 9.0], [9.0, 99.0]]
+    """
+    density = LogDensity(log_prob, temperature)
+    plan = Plan(draws, warmup, thin, step_size, target_accept, mass, pooled, progress)
+    if not 0 <= jitter < 1:
+        raise InvalidInput(f"jitter={jitter} must lie in [0, 1): a share of the step size.")
+    state = start(density, init)
+    rng = torch_generator(generator, state.position.device)
+    count = _counts(steps, trajectory, warmup + draws * thin, pooled, rng)
+
+    def transition(state: State, step: Tensor, mass: Tensor | None, at: int, warming: bool) -> tuple[State, Info]:
+        n = count(at, step)
+        if jitter:
+            noise = torch.rand(len(state.position), dtype=step.dtype, device=step.device, generator=rng)
+            step = step * (1 + jitter * (2 * noise - 1))
+        metropolis = metropolis_burn_in or not warming
+        return update(state, density, step_size=step, steps=n, mass=mass, metropolis=metropolis, generator=rng)
+
+    return run(density, state, transition, plan, store, rng)
+
+
+def _density(log_prob: LogProb | LogDensity) -> LogDensity:
+    return log_prob if isinstance(log_prob, LogDensity) else LogDensity(log_prob)
+
+
+def _steps_range(steps: Steps) -> tuple[int, int]:
+    pair = steps if isinstance(steps, tuple) else (steps, steps)
+    if len(pair) != 2 or any(isinstance(n, bool) or not isinstance(n, int) for n in pair):
+        raise InvalidInput(f"steps={steps!r} must be an integer or a pair (least, most) of integers.")
+    if not 1 <= pair[0] <= pair[1] <= _MOST_STEPS:
+        raise InvalidInput(f"steps={steps!r} must satisfy 1 <= least <= most <= {_MOST_STEPS:,}.")
+    return pair
+
+
+def _counts(
+    steps: Steps | None, trajectory: float | None, iterations: int, pooled: bool, generator: torch.Generator
+) -> Callable[[int, Tensor], int]:
+    """Number of leapfrog steps at an iteration, given the step size."""
+    if steps is not None and trajectory is not None:
+        raise InvalidInput("give either steps or trajectory: the one follows from the other by the step size.")
+    if trajectory is None:
+        low, high = _steps_range((3, 9) if steps is None else steps)
+        drawn = torch.randint(low, high + 1, (iterations,), generator=generator, device=generator.device).tolist()
+        return lambda at, step: drawn[at]
+    if not 0 < trajectory < math.inf:
+        raise InvalidInput(f"trajectory={trajectory} must be a positive length.")
+    if not pooled:
+        raise InvalidInput("trajectory needs pooled=True, since all chains take the same number of steps; give steps.")
+
+    def by_length(at: int, step: Tensor) -> int:
+        n = math.ceil(trajectory / float(step.max()) - 1e-9)
+        if n > _MOST_STEPS:
+            raise InvalidInput(
+                f"a trajectory of {trajectory} takes {n:,} steps of {float(step.max()):.3g}; shorten it, or check the "
+                "scale of the parameters."
+            )
+        return max(n, 1)
+
+    return by_length

@@ -1,0 +1,147 @@
+"""What a sampler returns: the draws, and how the sampler fared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from mlcollage.errors import InvalidInput
+from mlcollage.infer.density import State
+from mlcollage.infer.export import to_arviz
+
+__all__ = ["Info", "Samples"]
+
+Part = int | slice | Sequence[int] | Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Info:
+    """How one iteration went, a value a chain.
+
+    Attributes
+    ----------
+    accept : Tensor
+        (chains,), acceptance probability; for NUTS its mean over the trajectory. Zero where the energy was not finite.
+    accepted : Tensor
+        (chains,) bool, whether the chain moved.
+    energy : Tensor
+        (chains,), Hamiltonian of the state that was kept.
+    error : Tensor
+        (chains,), energy error of the trajectory, proposed minus starting Hamiltonian; for NUTS the largest.
+    diverging : Tensor
+        (chains,) bool, whether the error passed 1000 or was not finite.
+    steps : Tensor
+        (chains,), leapfrog steps taken.
+    """
+
+    accept: Tensor
+    accepted: Tensor
+    energy: Tensor
+    error: Tensor
+    diverging: Tensor
+    steps: Tensor
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Draws of several chains, with what diagnostics need.
+
+    Attributes
+    ----------
+    draws : Tensor
+        (chains, draws, dim), or (chains, draws, ...) of what ``store`` made of each position.
+    log_prob : Tensor
+        (chains, draws), log-density at each draw, untempered.
+    accept : Tensor
+        (chains, draws), acceptance probability of the iteration.
+    energy : Tensor
+        (chains, draws), Hamiltonian, of the tempered density.
+    diverging : Tensor
+        (chains, draws) bool; with thinning, whether any iteration since the draw before diverged.
+    steps : Tensor
+        (chains, draws), leapfrog steps since the draw before.
+    step_size : Tensor
+        (groups,): one, or one a chain.
+    mass : Tensor or None
+        (groups, dim), the diagonal; None for the identity.
+    state : State
+        Where the chains stand at the end; ``state.position`` continues them as ``init``.
+    """
+
+    draws: Tensor
+    log_prob: Tensor
+    accept: Tensor
+    energy: Tensor
+    diverging: Tensor
+    steps: Tensor
+    step_size: Tensor
+    mass: Tensor | None
+    state: State
+
+    @property
+    def divergences(self) -> int:
+        """Number of draws with a divergence, over all chains."""
+        return int(self.diverging.sum())
+
+    @property
+    def accept_rate(self) -> Tensor:
+        """Mean acceptance probability of each chain, (chains,)."""
+        return self.accept.mean(dim=1)
+
+    def to_arviz(self, names: Sequence[str] | Mapping[str, Part] | None = None) -> Any:
+        """The draws as ArviZ data, with ``sample_stats``.
+
+        Parameters
+        ----------
+        names
+            A name for each dimension; or for each variable its dimensions (an index, a slice, a list of them) or a
+            function of ``draws`` (for transformed parameters); or None for one variable ``x``.
+
+        Returns
+        -------
+        arviz.InferenceData or xarray.DataTree
+            See :func:`mlcollage.infer.export.to_arviz`.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from mlcollage.infer import hmc
+        >>> samples = hmc.sample(lambda x: -0.5 * x.square().sum(1), torch.zeros(4, 2), draws=50, warmup=50)
+        >>> data = samples.to_arviz({"mu": 0, "tau": lambda draws: draws[..., 1].exp()})
+        >>> sorted(data.posterior.data_vars)
+        ['mu', 'tau']
+        """
+        stats = {
+            "lp": self.log_prob,
+            "acceptance_rate": self.accept,
+            "energy": self.energy,
+            "diverging": self.diverging,
+            "n_steps": self.steps,
+            "step_size": self.step_size[:, None].expand(self.accept.shape),
+        }
+        return to_arviz(
+            {
+                "posterior": {name: _array(part) for name, part in self._parts(names).items()},
+                "sample_stats": {name: _array(value) for name, value in stats.items()},
+            }
+        )
+
+    def _parts(self, names: Sequence[str] | Mapping[str, Part] | None) -> dict[str, Tensor]:
+        if names is None:
+            return {"x": self.draws}
+        if isinstance(names, Mapping):
+            return {name: part(self.draws) if callable(part) else self.draws[..., part] for name, part in names.items()}
+        if self.draws.ndim != 3 or len(names) != self.draws.shape[2] or isinstance(names, str):
+            raise InvalidInput(
+                f"{len(names)} names for draws of shape {tuple(self.draws.shape)}; give one a dimension, or a mapping "
+                "from name to dimensions."
+            )
+        return {name: self.draws[..., i] for i, name in enumerate(names)}
+
+
+def _array(value: Tensor) -> np.ndarray:
+    return value.detach().cpu().numpy()
