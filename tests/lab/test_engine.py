@@ -88,7 +88,7 @@ def test_stopped_in_the_middle_nothing_finished_is_lost(probe, tmp_path, monkeyp
     if signal_number == signal.SIGINT:
         assert process.returncode == 130
         assert "runs are kept" in stderr
-    gone, alive = psutil.wait_procs(children, timeout=10)
+    _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive, "a killed command leaves no run behind"
 
     kept = {file: file.stat().st_mtime_ns for file in _finished(tmp_path)}
@@ -109,6 +109,51 @@ def test_two_commands_on_one_store_share_the_work(probe, tmp_path, monkeypatch):
     executed = [line.rsplit(" ", 1)[0] for line in (tmp_path / "log").read_text().splitlines()]
     assert sorted(executed) == [f"slow {seed}" for seed in range(8)]
     assert len(_finished(tmp_path)) == 8
+
+
+SCRIPT = """
+from mlcollage.lab.study import run_study
+
+print("the script runs")
+evidence = run_study("probe", "smoke", store="results", workers=2)
+print(len(evidence.runs), [f.reason for f in evidence.failures])
+"""
+
+
+@pytest.mark.parametrize("way", ["file", "stdin", "-c"])
+def test_a_plain_script_needs_no_main_guard(probe, tmp_path, way):
+    """multiprocessing would import the script again in every run; runs do not need it."""
+    (tmp_path / "mine.py").write_text(SCRIPT)
+    words = {"file": ["mine.py"], "stdin": ["-"], "-c": ["-c", SCRIPT]}[way]
+    done = subprocess.run(
+        [sys.executable, *words], input=SCRIPT, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=100
+    )
+    assert done.stdout.splitlines() == ["the script runs", "3 []"], done.stderr
+
+
+def test_where_there_is_no_fork_processes_are_spawned(probe, tmp_path, monkeypatch):
+    """As on Windows: no fork server, no SIGKILL."""
+    monkeypatch.setattr("multiprocessing.get_all_start_methods", lambda: ["spawn"])
+    monkeypatch.setenv("PROBE_ARMS", "ok,raise,leave")
+    monkeypatch.setenv("PROBE_SEEDS", "1")
+    monkeypatch.delattr(signal, "SIGKILL")
+    evidence = run_study("probe", "smoke", store=tmp_path / "results", workers=2)
+    assert [r.arm for r in evidence.runs] == ["ok"]
+    reasons = {f.run.arm: f.reason for f in evidence.failures}
+    assert reasons["raise"] == "RuntimeError: the loss is not a number"
+    assert "exit code 7" in reasons["leave"]
+
+
+def test_the_fork_server_has_imported_what_every_run_needs(probe, tmp_path):
+    """Measured as what a run finds already imported: a second study finds it too."""
+    source = probe / "probe_paper" / "study.py"
+    text = source.read_text().replace(
+        '"threads", _threads()',
+        '"preloaded", {"torch._dynamo", "numba", "scipy.optimize"} <= set(__import__("sys").modules)',
+    )
+    source.write_text(text)
+    evidence = run_study("probe", "smoke", store=tmp_path / "results")
+    assert set(evidence.select("preloaded")["value"]) == {1.0}
 
 
 def test_unknown_engines_and_bad_worker_counts():

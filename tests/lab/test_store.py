@@ -161,3 +161,28 @@ def test_an_empty_evidence_has_the_columns(tmp_path):
     assert isinstance(evidence.table, pd.DataFrame)
     assert {"arm", "seed", "metric", "step", "value"} <= set(evidence.table)
     assert evidence.missing == 1
+
+
+def test_what_a_deleted_run_json_leaves_behind_is_no_obstacle(tmp_path):
+    store = Store(tmp_path)
+    store.commit(RUN, measured(), {"seconds": 1})
+    (store.folder(RUN) / "run.json").unlink()
+    assert not store.has(RUN)
+    store.commit(RUN, measured(), {"seconds": 2})
+    assert store.info(RUN)["seconds"] == 2
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch, code):
+    def refuse(*args, **kwargs):
+        raise OSError(code, "no", str(tmp_path / "locks"))
+
+    store = Store(tmp_path)
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    with pytest.raises(StoreError, match=r"cannot be written .* choose another folder"), store.claim(RUN):
+        pass
+    monkeypatch.setattr("pathlib.Path.mkdir", refuse)
+    with pytest.raises(StoreError, match="choose another folder with --store"):
+        store.commit(RUN, measured(), {})
+    with pytest.raises(StoreError, match="choose another folder with --store"):
+        store.record_failure(RUN, "why")

@@ -25,7 +25,8 @@ from mlcollage.lab.worker import main as worker_main
 __all__ = ["Engine", "Event", "LocalEngine", "get_engine"]
 
 # Imported once, before runs are forked: two seconds each run would otherwise spend. torch imports _dynamo with the
-# first optimiser. Their import starts no thread and does not touch a GPU, so that forking afterwards is safe.
+# first optimiser. Their import starts no thread and does not touch a GPU, so that forking afterwards is safe. Studies
+# are not among them: the server outlives an edit of a study in a notebook, and would go on with the old one.
 _PRELOADED = ("mlcollage.lab.worker", "torch", "torch._dynamo", "numba", "scipy.optimize", "scipy.stats", "sklearn.svm")
 
 
@@ -94,7 +95,7 @@ class LocalEngine:
         """Execute the runs (see :class:`Engine`)."""
         import psutil
 
-        context = _context(study)
+        context = _context()
         limit = psutil.virtual_memory().available * self.memory_share
         workers = self.workers or os.cpu_count() or 1
         queue = deque(runs)
@@ -194,12 +195,12 @@ def _why(job: _Job, limit: float) -> str:
     return f"its process ended with exit code {code} and left no result"
 
 
-def _context(study: Study) -> Any:
+def _context() -> Any:
     """Fork from a clean server where there is one: starting a run then costs no imports."""
     if "forkserver" not in mp.get_all_start_methods():
         return mp.get_context("spawn")
     context = mp.get_context("forkserver")
-    context.set_forkserver_preload([*_PRELOADED, f"{study.paper.package}.study"])
+    context.set_forkserver_preload(list(_PRELOADED))
     with _one_thread_environment():
         forkserver.ensure_running()
     return context

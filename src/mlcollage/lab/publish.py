@@ -77,9 +77,11 @@ def make_slide(study: Study, evidence: Evidence, verdicts: Mapping[str, Verdict]
 
 def _chip(verdict: Verdict) -> Chip:
     claim = verdict.claim
-    few = f"only {verdict.seeds} seeds" if 0 < verdict.seeds < 5 and claim.test != "exact" else ""
-    ours = verdict.effect or ("not at this scale" if verdict.status is Status.UNTESTED else verdict.reason)
-    return Chip(claim.id, claim.title, claim.paper_value, ours, verdict.status.value, few)
+    note = f"only {verdict.seeds} seeds" if 0 < verdict.seeds < 5 and claim.test != "exact" else ""
+    if verdict.status is Status.UNTESTED:
+        note = "not in this workload" if "workload" in verdict.reason else "not at this scale"
+    ours = verdict.effect or note or verdict.reason
+    return Chip(claim.id, claim.title, claim.paper_value, ours, verdict.status.value, note)
 
 
 def _foot_left(study: Study, evidence: Evidence, verdicts: Mapping[str, Verdict]) -> str:
