@@ -1,0 +1,268 @@
+r"""Have the chains mixed, and what are their means worth: R-hat, effective sample size, energy.
+
+Stored draws go to ArviZ. :class:`Streaming` computes split R-hat, effective sample size and means while draws pass
+by, in memory that does not depend on their number: for parameters or predictions too large to store.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from importlib import import_module
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mlcollage.errors import InvalidInput
+
+__all__ = ["Streaming", "bfmi", "ess", "rhat"]
+
+Floats = npt.NDArray[np.float64]
+
+
+def _stored(draws: Tensor | npt.ArrayLike) -> Floats:
+    x = np.asarray(draws.detach().cpu() if isinstance(draws, Tensor) else draws, dtype=np.float64)
+    if x.ndim < 2 or x.shape[1] < 4:
+        raise InvalidInput(f"draws have shape {x.shape}; (chains, draws, ...) with at least 4 draws is needed.")
+    if not np.isfinite(x).all():
+        raise InvalidInput("draws are not all finite; find the divergences before diagnosing the rest.")
+    return x
+
+
+def _by_arviz(function: str, draws: Floats, method: str) -> Floats:
+    arviz: Any = import_module("arviz")
+    if not hasattr(arviz, "InferenceData"):  # 1.x works on arrays
+        arrays = import_module("arviz_stats.base").array_stats
+        return np.asarray(getattr(arrays, function)(draws, chain_axis=0, draw_axis=1, method=method))
+    xarray: Any = import_module("xarray")
+    dims = ("chain", "draw", *(f"dim{i}" for i in range(draws.ndim - 2)))
+    data = xarray.Dataset({"x": (dims, draws)})
+    return getattr(arviz, function)(data, method=method)["x"].to_numpy()
+
+
+def rhat(draws: Tensor | npt.ArrayLike, method: Literal["rank", "split", "folded"] = "rank") -> Floats:
+    """Potential scale reduction, rank-normalised and split by default; below 1.01 where chains agree.
+
+    A. Vehtari et al., "Rank-normalization, folding, and localization", Bayesian Analysis 2021; computed by ArviZ.
+
+    Parameters
+    ----------
+    draws
+        (chains, draws, ...). One chain is compared with itself, half against half, with a warning.
+    method
+        As in ``arviz.rhat``.
+
+    Returns
+    -------
+    ndarray
+        One value a quantity, the shape of ``draws`` after the first two dimensions.
+
+    Examples
+    --------
+    >>> x = np.random.default_rng(0).normal(size=(4, 500, 2)) + [[[0, 0]], [[0, 0]], [[0, 0]], [[0, 3]]]
+    >>> rhat(x).round(1).tolist()
+    [1.0, 1.5]
+    """
+    x = _stored(draws)
+    if len(x) == 1:
+        warnings.warn("R-hat of one chain compares only its halves; run several chains from different starts.")
+        half = x.shape[1] // 2
+        x = np.concatenate([x[:, :half], x[:, x.shape[1] - half :]])
+    return _by_arviz("rhat", x, method)
+
+
+def ess(draws: Tensor | npt.ArrayLike, method: Literal["bulk", "tail", "mean"] = "bulk") -> Floats:
+    """Effective sample size: independent draws that would give means (``"tail"``: 5 % and 95 % quantiles) as good.
+
+    Vehtari et al. 2021; computed by ArviZ. Want at least 100 a chain.
+
+    Parameters
+    ----------
+    draws
+        (chains, draws, ...).
+    method
+        As in ``arviz.ess``.
+
+    Examples
+    --------
+    >>> x = np.random.default_rng(0).normal(size=(4, 500))
+    >>> bool(1700 < ess(x) < 2300)
+    True
+    """
+    return _by_arviz("ess", _stored(draws), method)
+
+
+def bfmi(energy: Tensor | npt.ArrayLike) -> Floats:
+    r"""Bayesian fraction of missing information of each chain, (chains,).
+
+    .. math:: \frac{\sum_t (E_t - E_{t-1})^2}{\sum_t (E_t - \bar E)^2}
+
+    Below .3, fresh momenta move the energy too little to reach the tails; M. Betancourt, "Diagnosing Suboptimal
+    Cotangent Disintegrations", 2016.
+
+    Parameters
+    ----------
+    energy
+        (chains, draws), from ``Samples.energy``.
+
+    Examples
+    --------
+    >>> bfmi(np.random.default_rng(0).normal(size=(1, 2000))).round(1).tolist()  # independent energies
+    [2.0]
+    """
+    e = _stored(energy)
+    if e.ndim != 2:
+        raise InvalidInput(f"energy has shape {e.shape}; (chains, draws) is needed.")
+    return np.asarray((np.diff(e, axis=1) ** 2).mean(axis=1) / e.var(axis=1))
+
+
+Moments = tuple[int, Tensor, Tensor]  # count, mean, sum of squared deviations
+
+
+def _combine(a: Moments, b: Moments) -> Moments:
+    """Moments of two stretches of each chain (Chan's formula)."""
+    n = a[0] + b[0]
+    delta = b[1] - a[1]
+    return n, a[1] + delta * (b[0] / n), a[2] + b[2] + delta.square() * (a[0] * b[0] / n)
+
+
+class Streaming:
+    r"""Means, split R-hat and effective sample size of draws that are not kept.
+
+    Draws of each chain are summed up in batches of equal length :math:`b`; when there are ``batches`` of them,
+    neighbours are merged and :math:`b` doubles. With :math:`K` whole batches of :math:`C` chains, their means
+    :math:`\bar y_{ck}` and the pooled variance :math:`\widehat V` of Gelman and Rubin,
+
+    .. math::
+        \hat\sigma^2 = \frac{b}{CK - 1} \sum_{ck} (\bar y_{ck} - \bar y)^2, \qquad
+        \mathrm{ESS} = \frac{C K b \, \widehat V}{\hat\sigma^2}, \qquad
+        \mathrm{MCSE} = \sqrt{\hat\sigma^2 / (C K b)}.
+
+    The batch-means estimate is good once a batch is some ten autocorrelation times long. R-hat is that of the first
+    against the second half of the batches in every chain: exactly ArviZ's ``"split"`` as long as no draw is left over.
+    J. M. Flegal and G. L. Jones, "Batch means and spectral variance estimators in MCMC", Annals of Statistics 2010.
+
+    Parameters
+    ----------
+    batches
+        Most batches kept of a chain, an even number of at least 8; memory is twice that many draws.
+
+    Examples
+    --------
+    >>> stream, generator = Streaming(), torch.Generator().manual_seed(0)
+    >>> for _ in range(1024):
+    ...     stream.update(torch.randn(8, 3, dtype=torch.float64, generator=generator))  # 8 chains, 3 quantities
+    >>> bool((stream.rhat() < 1.01).all()), stream.mean().shape
+    (True, torch.Size([3]))
+    >>> bool(((stream.ess() > 5000) & (stream.ess() < 13000)).all())
+    True
+    """
+
+    def __init__(self, batches: int = 16):
+        if isinstance(batches, bool) or not isinstance(batches, int) or batches < 8 or batches % 2:
+            raise InvalidInput(f"batches={batches!r} must be an even integer of at least 8.")
+        self.batches = batches
+        self.count = 0
+        self.width = 1
+        self._whole: list[Moments] = []
+        self._open: Moments | None = None
+
+    def update(self, value: Tensor | npt.ArrayLike) -> None:
+        """Take in one draw of every chain, (chains, ...)."""
+        x = torch.as_tensor(value).detach().double()
+        known = self._open or (self._whole[0] if self._whole else None)
+        if x.ndim < 1 or (known is not None and x.shape != known[1].shape):
+            wanted = "(chains, ...)" if known is None else tuple(known[1].shape)
+            raise InvalidInput(f"a draw has shape {tuple(x.shape)}; {wanted} is needed.")
+        new = (1, x.clone(), torch.zeros_like(x))
+        self._open = new if self._open is None else _combine(self._open, new)
+        self.count += 1
+        if self._open[0] == self.width:
+            self._whole.append(self._open)
+            self._open = None
+        if len(self._whole) == self.batches:
+            self._whole = [_combine(a, b) for a, b in zip(self._whole[::2], self._whole[1::2], strict=True)]
+            self.width *= 2
+
+    def merge(self, other: Streaming) -> Streaming:
+        """The chains of both side by side, e.g. of two processes that took the same number of draws.
+
+        Parameters
+        ----------
+        other
+            With the same ``batches`` and number of draws.
+        """
+        if (self.batches, self.count) != (other.batches, other.count):
+            raise InvalidInput(
+                f"only chains of equal length and batches go together; here {self.count} draws in at most "
+                f"{self.batches} batches, there {other.count} in at most {other.batches}."
+            )
+
+        def beside(a: Moments, b: Moments) -> Moments:
+            return a[0], torch.cat([a[1], b[1]]), torch.cat([a[2], b[2]])
+
+        both = Streaming(self.batches)
+        both.count, both.width = self.count, self.width
+        both._whole = [beside(a, b) for a, b in zip(self._whole, other._whole, strict=True)]
+        both._open = None if self._open is None or other._open is None else beside(self._open, other._open)
+        return both
+
+    def _all(self) -> Moments:
+        parts = [*self._whole, *([] if self._open is None else [self._open])]
+        if not parts:
+            raise InvalidInput("no draw was taken in yet.")
+        total = parts[0]
+        for part in parts[1:]:
+            total = _combine(total, part)
+        return total
+
+    def mean(self) -> Tensor:
+        """Mean over all draws of all chains: for predictions, the Bayesian model average."""
+        return self._all()[1].mean(dim=0)
+
+    def variance(self) -> Tensor:
+        """Unbiased variance over all draws of all chains."""
+        n, mean, m2 = self._all()
+        spread = n * (mean - mean.mean(dim=0)).square().sum(dim=0)
+        return (m2.sum(dim=0) + spread) / (n * len(mean) - 1)
+
+    def _halves(self) -> Moments:
+        """Moments of the two halves of each chain, stacked as 2C chains."""
+        half = len(self._whole) // 2
+        if half < 2:
+            raise InvalidInput(f"{self.count} draws a chain are too few; at least 4 are needed.")
+        first, second = self._whole[0], self._whole[-half]
+        for a, b in zip(self._whole[1:half], self._whole[len(self._whole) - half + 1 :], strict=True):
+            first, second = _combine(first, a), _combine(second, b)
+        return first[0], torch.cat([first[1], second[1]]), torch.cat([first[2], second[2]])
+
+    def _pooled(self) -> tuple[Tensor, Tensor]:
+        """Variance within half chains, and with what is between them."""
+        n, mean, m2 = self._halves()
+        within = (m2 / (n - 1)).mean(dim=0)
+        return within, (n - 1) / n * within + mean.var(dim=0)
+
+    def rhat(self) -> Tensor:
+        """Split R-hat of each quantity; NaN where nothing varies."""
+        within, pooled = self._pooled()
+        return (pooled / within).sqrt()
+
+    def _asymptotic(self) -> tuple[Tensor, int]:
+        """Batch-means variance of the chain, and the draws behind it."""
+        means = torch.stack([m for _, m, _ in self._whole])
+        flat = means.reshape(-1, *means.shape[2:])
+        return self.width * flat.var(dim=0), len(flat) * self.width
+
+    def ess(self) -> Tensor:
+        """Effective sample size for the mean of each quantity; NaN where nothing varies."""
+        pooled, (asymptotic, n) = self._pooled()[1], self._asymptotic()
+        return (n * pooled / asymptotic).clamp(max=n * max(math.log10(n), 1.0))
+
+    def mcse(self) -> Tensor:
+        """Monte-Carlo standard error of :meth:`mean`."""
+        self._halves()
+        asymptotic, n = self._asymptotic()
+        return (asymptotic / n).sqrt()

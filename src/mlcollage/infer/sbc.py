@@ -1,0 +1,130 @@
+r"""Simulation-based calibration: does a sampler, with its model, give the posterior it claims to give?
+
+Draw :math:`\theta_i \sim p(\theta)`, data :math:`y_i \sim p(y \mid \theta_i)`, and L posterior draws
+:math:`\theta_{i1}, \dots, \theta_{iL}`. If all is right, the rank of each :math:`f(\theta_i, y_i)` among
+:math:`f(\theta_{i1}, y_i), \dots` is uniform on 0..L, for every quantity f. S. Talts et al., "Validating Bayesian
+Inference Algorithms with Simulation-Based Calibration", 2018; M. Modrák et al., "Simulation-Based Calibration Checking
+for Bayesian Computation: The Choice of Test Quantities Shapes Sensitivity", Bayesian Analysis 2023.
+
+All simulated data sets are fitted as one batch: a chain of :func:`mlcollage.infer.hmc.sample` each, with
+``pooled=False``, so that hundreds of fits take seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mlcollage.errors import InvalidInput
+from mlcollage.infer.density import Generator, torch_generator
+from mlcollage.infer.samples import Samples
+
+__all__ = ["sbc"]
+
+Quantity = Callable[[Tensor, Any], Tensor]
+
+
+def sbc(
+    prior: Callable[[int, torch.Generator], Tensor],
+    simulate: Callable[[Tensor, torch.Generator], Any],
+    fit: Callable[[Any, int, torch.Generator], Tensor | Samples],
+    quantities: Mapping[str, Quantity],
+    n_sims: int = 600,
+    n_ranks: int = 99,
+    rng: Generator = 0,
+) -> dict[str, npt.NDArray[np.int64]]:
+    r"""Ranks of true quantities among their posterior draws.
+
+    .. math:: r_i = \#\{l : f(\theta_{il}, y_i) < f(\theta_i, y_i)\}, \quad \text{ties broken at random.}
+
+    Parameters
+    ----------
+    prior
+        ``prior(n_sims, generator)``: true parameters, (n_sims, dim).
+    simulate
+        ``simulate(theta, generator)``: a data set for each row, in any form that ``fit`` and ``quantities`` take.
+    fit
+        ``fit(data, n_ranks, generator)``: posterior draws (n_sims, draws, dim) for each data set, or
+        :class:`~mlcollage.infer.samples.Samples`, in the coordinates of ``prior``. They should be nearly independent
+        (thin them in the sampler); more than ``n_ranks`` draws are thinned evenly.
+    quantities
+        Name to ``f(theta, data)``: (n_sims, dim) and the data to (n_sims,). Rank every parameter, and the
+        log-likelihood: a wrong prior or a missing Jacobian often leaves single parameters uniform.
+    n_sims, n_ranks
+        Simulated data sets, and L, the draws that are ranked; L + 1 with many divisors makes binning easy.
+    rng
+        A torch.Generator, or a seed.
+
+    Returns
+    -------
+    dict of str to ndarray
+        For each quantity its ranks, (n_sims,), integers from 0 to ``n_ranks``.
+
+    Raises
+    ------
+    InvalidInput
+        If prior, fit or a quantity returns another shape than promised, too few draws, or values that are not finite.
+
+    Examples
+    --------
+    A normal mean with prior N(0, 1) and one observation; its posterior is N(y/2, 1/2).
+
+    >>> def fit(y, draws, generator):
+    ...     return y[:, None] / 2 + 0.5**0.5 * torch.randn(len(y), draws, 1, generator=generator)
+    >>> ranks = sbc(
+    ...     prior=lambda n, generator: torch.randn(n, 1, generator=generator),
+    ...     simulate=lambda theta, generator: theta + torch.randn(theta.shape, generator=generator),
+    ...     fit=fit,
+    ...     quantities={"mu": lambda theta, y: theta[:, 0]},
+    ...     n_sims=500,
+    ... )
+    >>> bool(abs(ranks["mu"].mean() - 49.5) < 5)
+    True
+    """
+    for name, value in (("n_sims", n_sims), ("n_ranks", n_ranks)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InvalidInput(f"{name}={value!r} must be a positive integer.")
+    if not quantities:
+        raise InvalidInput("quantities is empty; name at least one function of (theta, data) to rank.")
+    generator = torch_generator(rng, rng.device if isinstance(rng, torch.Generator) else torch.device("cpu"))
+    theta = prior(n_sims, generator)
+    if theta.ndim != 2 or len(theta) != n_sims:
+        raise InvalidInput(f"prior returned shape {tuple(theta.shape)}; ({n_sims}, dim) is needed.")
+    data = simulate(theta, generator)
+    fitted = fit(data, n_ranks, generator)
+    draws = fitted.draws if isinstance(fitted, Samples) else fitted
+    if draws.ndim != 3 or (len(draws), draws.shape[2]) != theta.shape or draws.shape[1] < n_ranks:
+        raise InvalidInput(
+            f"fit returned draws of shape {tuple(draws.shape)}; ({n_sims}, at least {n_ranks}, {theta.shape[1]}) is "
+            "needed."
+        )
+    every = draws.shape[1] // n_ranks
+    draws = draws[:, every - 1 : every * n_ranks : every]
+    return {name: _ranks(name, f, theta, draws, data, generator) for name, f in quantities.items()}
+
+
+def _ranks(
+    name: str, quantity: Quantity, theta: Tensor, draws: Tensor, data: Any, generator: torch.Generator
+) -> npt.NDArray[np.int64]:
+    truth = _value(name, quantity, theta, data)
+    below, ties = torch.zeros_like(truth, dtype=torch.int64), torch.zeros_like(truth, dtype=torch.int64)
+    for i in range(draws.shape[1]):
+        value = _value(name, quantity, draws[:, i], data)
+        below += value < truth
+        ties += value == truth
+    share = torch.rand(truth.shape, dtype=torch.float64, device=truth.device, generator=generator)
+    return (below + (share * (ties + 1)).long()).cpu().numpy()
+
+
+def _value(name: str, quantity: Quantity, theta: Tensor, data: Any) -> Tensor:
+    value = quantity(theta, data)
+    if value.shape != (len(theta),):
+        raise InvalidInput(f"quantity {name!r} returned shape {tuple(value.shape)}; ({len(theta)},) is needed.")
+    if not bool(value.isfinite().all()):
+        raise InvalidInput(f"quantity {name!r} is not finite for some draw; it cannot be ranked.")
+    return value
