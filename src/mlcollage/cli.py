@@ -247,7 +247,7 @@ def _studies(slugs: Sequence[str], scale: ScaleName, workload: str | None) -> li
 def _report_failures(evidences: Sequence[Evidence]) -> None:
     failed = [f for e in evidences for f in e.failures]
     if failed:
-        first = "; ".join(f"{f.run}: {f.reason}" for f in failed[:3])
+        first = "; ".join(f"{f.run}: {f.reason.rstrip('.')}" for f in failed[:3])
         more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
         raise RunFailed(f"{len(failed)} runs failed ({first}{more}); the others are kept, run again to retry.")
 
