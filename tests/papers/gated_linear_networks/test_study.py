@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from mlcollage.data.workload import Workload
 from mlcollage.errors import InvalidInput
 from mlcollage.lab.publish import draw_slide
 from mlcollage.lab.run import Run, Scale
@@ -98,9 +99,21 @@ def test_a_users_workload_from_end_to_end(user_workloads, tmp_path, kind):
     outside = {k for k, v in verdicts.items() if v.reason == "not part of this workload"}
     assert outside == {"C4", "C7", "C8", "C9", "C10", "C11"}
     assert all(verdicts[k].estimate is not None for k in ("C1", "C1b", "C2", "C3", "C3b", "C6"))
+    assert verdicts["C5"].status == "supported"
     own = Study(SLUG, Scale.SMOKE, spec)
     slide, _ = draw_slide(own, evidence, own.judge(evidence), tmp_path, ["svg"])
     assert own.workload_name in slide.foot_left
+
+
+def test_the_read_out_is_linear_for_two_classes_too():
+    rng = np.random.default_rng(0)
+    X = torch.from_numpy(rng.normal(size=(300, 4)).astype(np.float32))
+    data = torch.utils.data.TensorDataset(X, (X[:, 0] > 0).long())
+    workload = Workload(data, data, 2)
+    run = next(r for r in study.runs(Scale.SMOKE, workload) if r.arm == "gln")
+    table = study.measure(run, workload).table.set_index("metric")["value"]
+    assert table["linearity_residual"] < 1e-10
+    assert table["linearity_share"] > 0.5
 
 
 def test_data_of_a_run_is_seeded_cut_and_in_natural_units():

@@ -156,10 +156,7 @@ def _look_inside(
     gln = precise.model
     free: Array = ~gln.clip_active(X_test)
     exact = np.einsum("nkd,nd->nk", gln.saliency(X_test), gln.base_logits(X_test))
-    logits = gln.decision_function(X_test)
-    if logits.ndim == 1:  # two classes: the difference of the two networks
-        exact, free = exact[:, 1] - exact[:, 0], np.asarray(free.all(axis=1))
-    residual = np.abs(exact - logits)
+    residual = np.abs(exact - gln._logits(X_test))  # of two classes, decision_function is the log-odds of their ratio
     m.add("linearity_share", float(free.mean()))
     if free.any():
         m.add("linearity_residual", float(residual[free].max()))
