@@ -116,7 +116,7 @@ def bfmi(energy: Tensor | npt.ArrayLike) -> Floats:
     e = _stored(energy)
     if e.ndim != 2:
         raise InvalidInput(f"energy has shape {e.shape}; (chains, draws) is needed.")
-    return np.asarray((np.diff(e, axis=1) ** 2).mean(axis=1) / e.var(axis=1))
+    return np.asarray((np.diff(e, axis=1) ** 2).sum(axis=1) / (e.var(axis=1) * e.shape[1]))
 
 
 Moments = tuple[int, Tensor, Tensor]  # count, mean, sum of squared deviations
@@ -141,7 +141,8 @@ class Streaming:
         \mathrm{ESS} = \frac{C K b \, \widehat V}{\hat\sigma^2}, \qquad
         \mathrm{MCSE} = \sqrt{\hat\sigma^2 / (C K b)}.
 
-    The batch-means estimate is good once a batch is some ten autocorrelation times long. R-hat is that of the first
+    The batch-means estimate is good once a batch is some ten autocorrelation times long, and says something only where
+    R-hat is near 1: chains that disagree still count as up to CK effective draws. R-hat is that of the first
     against the second half of the batches in every chain: exactly ArviZ's ``"split"`` as long as no draw is left over.
     J. M. Flegal and G. L. Jones, "Batch means and spectral variance estimators in MCMC", Annals of Statistics 2010.
 

@@ -4,10 +4,11 @@ Multinomial sampling along the trajectory, biased progressive sampling between d
 criterion: with :math:`\rho = \sum p` over a stretch of the trajectory, the stretch has turned when
 
 .. math::
-    p_-^\top M^{-1} \tilde\rho \le 0 \quad \text{or} \quad p_+^\top M^{-1} \tilde\rho \le 0, \qquad
-    \tilde\rho = \rho - \tfrac12 (p_- + p_+),
+    p_-^\top M^{-1} \rho \le 0 \quad \text{or} \quad p_+^\top M^{-1} \rho \le 0,
 
-checked for the whole and for every balanced sub-stretch. M. Betancourt, "A Conceptual Introduction to Hamiltonian
+checked for the whole and for every balanced sub-stretch, and, as in Stan since 2019, for each half together with the
+first point of the other: without that, a stretch of a whole period passes where its halves just end too soon.
+M. Betancourt, "A Conceptual Introduction to Hamiltonian
 Monte Carlo", 2017, appendix A; M. D. Hoffman and A. Gelman, JMLR 2014. The trees are built without recursion, with one
 stored checkpoint a level (D. Phan et al., "Composable Effects for Flexible and Accelerated Probabilistic
 Programming in NumPyro", 2019), so that all chains take each leapfrog step in one call.
@@ -67,10 +68,13 @@ def _select(mask: Tensor, a: State, b: State) -> State:
     )
 
 
-def _turning(left: Tensor, right: Tensor, rho: Tensor, mass: Tensor | None) -> Tensor:
-    velocity = rho - 0.5 * (left + right)
-    velocity = velocity if mass is None else velocity / mass
-    return ((left * velocity).sum(dim=1) <= 0) | ((right * velocity).sum(dim=1) <= 0)
+@dataclass(frozen=True)
+class _Checkpoint:
+    """An even leaf: its momentum, that of the leaf before, and the sum of momenta before it."""
+
+    momentum: Tensor
+    before: Tensor
+    rho: Tensor
 
 
 def _checkpoints(leaf: int) -> tuple[int, int]:
@@ -107,47 +111,74 @@ class _Trajectory:
         z = self.zero
         return torch.rand(z.shape, dtype=z.dtype, device=z.device, generator=self.generator)
 
+    def turning(self, a: Tensor, b: Tensor, rho: Tensor) -> Tensor:
+        """Whether a stretch with momenta ``a`` and ``b`` at its ends, summing to ``rho``, has turned."""
+        velocity = rho if self.mass is None else rho / self.mass
+        return ((a * velocity).sum(dim=1) <= 0) | ((b * velocity).sum(dim=1) <= 0)
+
+    def joined(self, ends: tuple[Tensor, Tensor], middle: tuple[Tensor, Tensor], rho: tuple[Tensor, Tensor]) -> Tensor:
+        """Whether two neighbouring stretches have turned together, or one of them with the first point of the other."""
+        (a, b), (last, first), (rho_a, rho_b) = ends, middle, rho
+        return (
+            self.turning(a, b, rho_a + rho_b)
+            | self.turning(a, first, rho_a + first)
+            | self.turning(last, b, last + rho_b)
+        )
+
     def double(self, depth: int) -> None:
-        """Extend the active chains, each in a direction of its own, by as many steps as they have taken, plus one."""
+        """Extend the active chains, each in a direction of its own, by as many points as they have."""
         forward = self.chance() < 0.5
-        edge = self.right.where(forward, self.left)
+        near, far = self.right.where(forward, self.left), self.left.where(forward, self.right)
         step = torch.where(forward, 1.0, -1.0).to(self.step_size) * self.step_size
-        edge, branch, whole = self._branch(edge, step, depth)
+        edge, first, branch, whole = self._branch(near, step, depth)
         self.right = edge.where(whole & forward, self.right)
         self.left = edge.where(whole & ~forward, self.left)
         tree = self.tree
         take = whole & (self.chance().log() < branch.weight - tree.weight)
+        turned = self.joined((far.momentum, edge.momentum), (near.momentum, first), (tree.rho, branch.rho))
         rho = _rows(whole, tree.rho + branch.rho, tree.rho)
         weight = torch.where(whole, torch.logaddexp(tree.weight, branch.weight), tree.weight)
         self.tree = _Tree(branch.proposal.where(take, tree.proposal), weight, rho)
-        self.active = whole & ~_turning(self.left.momentum, self.right.momentum, rho, self.mass)
+        self.active = whole & ~turned
 
-    def _branch(self, edge: _Phase, step: Tensor, depth: int) -> tuple[_Phase, _Tree, Tensor]:
-        """Up to ``2 ** depth`` steps from ``edge``; the last point, the stretch, and for which chains it is whole."""
-        p = edge.momentum
-        tree = _Tree(edge, torch.full_like(self.zero, -math.inf), torch.zeros_like(p))
-        momenta, sums = [p] * (depth + 1), [p] * (depth + 1)
+    def _branch(self, edge: _Phase, step: Tensor, depth: int) -> tuple[_Phase, Tensor, _Tree, Tensor]:
+        """Up to ``2 ** depth`` steps from ``edge``: last point, first momentum, stretch, and which chains got there."""
+        first = edge.momentum
+        tree = _Tree(edge, torch.full_like(self.zero, -math.inf), torch.zeros_like(first))
+        stored: dict[int, _Checkpoint] = {}
         going = self.active.clone()
         for leaf in range(2**depth):
-            state, p = leapfrog(edge.state, edge.momentum, self.density, step_size=step, steps=1, mass=self.mass)
+            before = edge.momentum
+            state, p = leapfrog(edge.state, before, self.density, step_size=step, steps=1, mass=self.mass)
             edge = _Phase(state, p).where(going, edge)
+            first = first if leaf else edge.momentum
             weight = (self.log_weight(edge) - self.zero).nan_to_num(nan=-math.inf, posinf=-math.inf)
             self._count(going, weight)
             going = going & (weight > -DIVERGENCE)
             total = torch.logaddexp(tree.weight, weight)
             take = going & (self.chance().log() < weight - total)
-            rho = _rows(going, tree.rho + edge.momentum, tree.rho)
-            tree = _Tree(edge.where(take, tree.proposal), torch.where(going, total, tree.weight), rho)
             least, most = _checkpoints(leaf)
             if leaf % 2 == 0:
-                momenta[most], sums[most] = edge.momentum, rho
-            else:
-                for level in range(least, most + 1):
-                    inner = rho - sums[level] + momenta[level]
-                    going = going & ~_turning(momenta[level], edge.momentum, inner, self.mass)
+                stored[most] = _Checkpoint(edge.momentum, before, tree.rho)
+            rho = _rows(going, tree.rho + edge.momentum, tree.rho)
+            if leaf % 2:
+                going = going & ~self._turned(stored, least, most, _Checkpoint(edge.momentum, before, tree.rho), rho)
+            tree = _Tree(edge.where(take, tree.proposal), torch.where(going, total, tree.weight), rho)
             if not bool(going.any()):
                 break
-        return edge, tree, going
+        return edge, first, tree, going
+
+    def _turned(self, stored: dict[int, _Checkpoint], least: int, most: int, here: _Checkpoint, rho: Tensor) -> Tensor:
+        """Whether any balanced stretch that ends at this odd leaf has turned; its second half begins a level up."""
+        turned = torch.zeros_like(self.active)
+        for level in range(least, most + 1):
+            begin, second = stored[level], here if level == most else stored[level + 1]
+            turned = turned | self.joined(
+                (begin.momentum, here.momentum),
+                (second.before, second.momentum),
+                (second.rho - begin.rho, rho - second.rho),
+            )
+        return turned
 
     def _count(self, going: Tensor, weight: Tensor) -> None:
         self.steps += going

@@ -1,0 +1,358 @@
+"""HMC: exact where the answer is known, honest about rejections, one computation for all chains."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats as sps
+
+from mlcollage.errors import InvalidInput
+from mlcollage.infer import hmc
+from mlcollage.infer.density import LogDensity
+from mlcollage.infer.diagnostics import ess, rhat
+
+
+def normal(x):
+    return -0.5 * x.square().sum(dim=1)
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def spread(chains, dim, seed=1, scale=1.0):
+    return scale * torch.randn(chains, dim, dtype=torch.float64, generator=rng(seed))
+
+
+def distance_in_mcse(draws, known):
+    """How many Monte-Carlo standard errors means and standard deviations are off."""
+    x = known.quantities(draws)
+    mean = (x.mean((0, 1)).numpy() - known.mean) / (known.sd / np.sqrt(ess(x, "mean")))
+    # the squared deviation has its own standard error
+    square = (x - torch.from_numpy(known.mean)).square()
+    error = square.std((0, 1)).numpy() / np.sqrt(ess(square, "mean"))
+    return np.abs(mean), np.abs((square.mean((0, 1)).numpy() - known.sd**2) / error)
+
+
+def test_a_conjugate_posterior_is_met_in_mean_and_variance(regression):
+    samples = hmc.sample(regression.log_prob, spread(32, 3), draws=400, warmup=200, generator=3)
+    mean, variance = distance_in_mcse(samples.draws, regression)
+    assert mean.max() < 3.5
+    assert variance.max() < 3.5
+    assert rhat(samples.draws).max() < 1.01
+    learned = 1 / samples.mass[0].numpy()
+    assert np.allclose(learned, regression.sd**2 * 400 / 405 + 1e-3 / 81, rtol=0.3)
+
+
+def test_eight_schools_agrees_with_quadrature(eight_schools):
+    samples = hmc.sample(eight_schools.log_prob, spread(64, 10, scale=0.5), draws=500, warmup=300, generator=4)
+    mean, variance = distance_in_mcse(samples.draws, eight_schools)
+    assert mean.max() < 3.5
+    assert variance[0] < 3.5
+    assert variance[2:].max() < 3.5  # tau's fourth moment is not finite
+    assert rhat(eight_schools.quantities(samples.draws)).max() < 1.01
+    assert ess(samples.draws).min() > 5000
+
+
+def test_leapfrog_is_reversible(eight_schools):
+    density = LogDensity(eight_schools.log_prob)
+    begin = hmc.init(spread(16, 10), density)
+    p0 = spread(16, 10, seed=2)
+    end, p = hmc.leapfrog(begin, p0, density, step_size=0.1, steps=20)
+    back, p = hmc.leapfrog(end, -p, density, step_size=0.1, steps=20)
+    assert not torch.allclose(end.position, begin.position, atol=0.1)
+    assert torch.allclose(back.position, begin.position, atol=1e-9)
+    assert torch.allclose(-p, p0, atol=1e-9)
+
+
+def test_leapfrog_preserves_volume():
+    def quartic(x):
+        return -0.25 * x.pow(4).sum(1) - 0.5 * (x[:, 0] * x[:, 1]).square(), torch.stack(
+            [-(x[:, 0] ** 3) - x[:, 0] * x[:, 1] ** 2, -(x[:, 1] ** 3) - x[:, 1] * x[:, 0] ** 2], 1
+        )
+
+    def flow(z):
+        end, p = hmc.leapfrog(hmc.init(z[None, :2], quartic), z[None, 2:], quartic, step_size=0.3, steps=4)
+        return torch.cat([end.position[0], p[0]])
+
+    z, h = torch.tensor([0.7, -0.4, 0.5, 1.1], dtype=torch.float64), 1e-5
+    jacobian = torch.stack([(flow(z + h * e) - flow(z - h * e)) / (2 * h) for e in torch.eye(4).double()], dim=1)
+    assert float(torch.linalg.det(jacobian)) == pytest.approx(1, abs=1e-7)
+    assert not torch.allclose(jacobian, torch.eye(4).double(), atol=0.1)
+
+
+def test_energy_error_is_of_second_order(eight_schools):
+    density = LogDensity(eight_schools.log_prob)
+    begin, p0 = hmc.init(spread(64, 10, scale=0.5), density), spread(64, 10, seed=2)
+
+    def error(eps):
+        end, p = hmc.leapfrog(begin, p0, density, step_size=eps, steps=round(0.8 / eps))
+        return (0.5 * (p**2 - p0**2).sum(1) - end.log_prob + begin.log_prob).abs().mean()
+
+    ratios = [float(error(eps) / error(eps / 2)) for eps in (0.1, 0.05, 0.025)]
+    assert ratios == pytest.approx([4, 4, 4], rel=0.1)
+    assert ratios[2] == pytest.approx(4, rel=0.02)
+
+
+@pytest.mark.parametrize("metropolis", [True, False])
+def test_leapfrog_without_metropolis_has_the_bias_that_theory_says(metropolis):
+    """On N(0, 1) leapfrog conserves q^2 (1 - eps^2/4) + p^2, so unadjusted draws have variance 1 / (1 - eps^2/4)."""
+    kernel = hmc.build(normal, step_size=1.0, steps=2, metropolis=metropolis)
+    state, generator = kernel.init(spread(20_000, 1)), rng(5)
+    total = 0.0
+    for i in range(60):
+        state, info = kernel.update(state, generator)
+        total += float(state.position.var()) if i >= 20 else 0.0
+    assert total / 40 == pytest.approx(1.0 if metropolis else 4 / 3, abs=0.02)
+    assert bool(info.accepted.all()) != metropolis
+
+
+def test_the_target_is_invariant_under_an_update():
+    """Chains that begin as exact draws stay exact draws, at a step size with many rejections."""
+    scale = torch.tensor([0.5, 2.0], dtype=torch.float64)
+    kernel = hmc.build(lambda x: -0.5 * (x / scale).square().sum(1), step_size=0.9, steps=3)
+    state, generator = kernel.init(spread(20_000, 2) * scale), rng(6)
+    for _ in range(3):
+        state, info = kernel.update(state, generator)
+    assert 0.5 < info.accept.mean() < 0.95
+    for i in range(2):
+        assert sps.kstest((state.position[:, i] / scale[i]).numpy(), "norm").pvalue > 0.01
+
+
+def test_a_rejected_step_repeats_the_old_state():
+    kernel = hmc.build(normal, step_size=1.2, steps=3)
+    state, generator = kernel.init(spread(500, 20)), rng()
+    new, info = kernel.update(state, generator)
+    stay = ~info.accepted
+    assert 0 < stay.sum() < 500
+    assert torch.equal(new.position[stay], state.position[stay])
+    assert torch.equal(new.log_prob[stay], state.log_prob[stay])
+    assert torch.equal(new.gradient[stay], state.gradient[stay])
+    assert (new.position[info.accepted] != state.position[info.accepted]).all()
+    fresh = kernel.init(new.position)
+    assert torch.allclose(fresh.log_prob, new.log_prob)
+    assert torch.allclose(fresh.gradient, new.gradient)
+
+
+def test_rejected_draws_are_kept_as_draws():
+    samples = hmc.sample(normal, spread(50, 20), draws=40, warmup=0, step_size=1.2, steps=3, mass=None)
+    repeated = (samples.draws[:, 1:] == samples.draws[:, :-1]).all(dim=2)
+    assert samples.draws.shape == (50, 40, 20)
+    assert 0.05 < repeated.double().mean() < 0.95
+    assert torch.equal(samples.log_prob, normal(samples.draws.reshape(-1, 20)).reshape(50, 40))
+
+
+def test_a_step_into_no_density_is_rejected_even_without_metropolis():
+    def half_line(x):
+        return torch.where(x[:, 0] > 0, -x[:, 0], torch.full_like(x[:, 0], float("nan")))
+
+    kernel = hmc.build(half_line, step_size=1.0, steps=3, metropolis=False)
+    state, generator = kernel.init(spread(200, 1).abs()), rng()
+    new, info = kernel.update(state, generator)
+    assert bool((new.position > 0).all())
+    assert bool(info.diverging.any())
+    assert torch.equal(info.diverging, ~info.accepted)
+    assert bool((info.accept[info.diverging] == 0).all())
+
+
+def test_by_hand_and_by_autograd_give_the_same_chains(eight_schools):
+    def by_autograd(x):
+        return eight_schools.log_prob(x)[0]
+
+    settings = {"draws": 20, "warmup": 0, "step_size": 0.3, "mass": None, "generator": 7}
+    a = hmc.sample(eight_schools.log_prob, spread(8, 10), **settings)
+    b = hmc.sample(by_autograd, spread(8, 10), **settings)
+    assert torch.allclose(a.draws, b.draws, atol=1e-9)
+    assert torch.equal(a.steps, b.steps)
+
+
+def test_chains_are_one_batch_and_do_not_see_each_other():
+    calls = []
+
+    def counted(x):
+        calls.append(x.shape)
+        return normal(x)
+
+    kernel = hmc.build(counted, step_size=0.3, steps=5)
+    state = kernel.init(spread(100, 2))
+    calls.clear()
+    kernel.update(state, rng())
+    assert calls == [(100, 2)] * 5  # a gradient a step, whatever the number of chains
+
+
+def test_temperature_widens_by_its_root():
+    for temperature in (0.1, 4.0):
+        samples = hmc.sample(normal, spread(64, 2), draws=300, warmup=100, temperature=temperature, generator=1)
+        assert float(samples.draws.var()) == pytest.approx(temperature, rel=0.05)
+        assert float(samples.log_prob.mean()) == pytest.approx(-temperature, rel=0.05)  # untempered
+
+
+def test_a_quarter_of_the_priors_period_forgets_the_start():
+    scale = 0.3
+    length = hmc.prior_period(scale)
+    samples = hmc.sample(
+        lambda x: normal(x / scale),
+        spread(64, 5, scale=scale),
+        draws=200,
+        warmup=0,
+        trajectory=length,
+        step_size=0.02,
+        mass=None,
+    )
+    assert int(samples.steps[0, 0]) == math.ceil(length / 0.02)
+    x = samples.draws - samples.draws.mean((0, 1))
+    assert abs(float((x[:, 1:] * x[:, :-1]).mean() / x.square().mean())) < 0.03
+    tempered = hmc.prior_period(scale, 0.25)
+    assert tempered == pytest.approx(length / 2)
+
+
+@pytest.mark.parametrize("target", [0.65, 0.8, 0.95])
+def test_adaptation_meets_the_acceptance_asked_for(target, eight_schools):
+    samples = hmc.sample(
+        eight_schools.log_prob, spread(32, 10, scale=0.5), draws=150, warmup=300, target_accept=target, generator=2
+    )
+    assert float(samples.accept.mean()) == pytest.approx(target, abs=0.1)
+    assert samples.step_size.shape == (1,)
+
+
+def test_unpooled_chains_learn_each_for_their_own_density():
+    scale = torch.logspace(-3, 3, 60, dtype=torch.float64)[:, None]
+    settings = {"draws": 300, "warmup": 300, "pooled": False, "generator": 3}
+    plain = hmc.sample(lambda x: normal(x / scale), spread(60, 4) * scale, mass=None, **settings)
+    relative = plain.step_size / scale[:, 0]
+    assert relative.max() / relative.min() < 2.5
+    assert torch.allclose(plain.draws.std((1, 2)) / scale[:, 0], torch.ones(60).double(), atol=0.2)
+    learned = hmc.sample(lambda x: normal(x / scale[30:]), spread(30, 4) * scale[30:], **settings)
+    assert (learned.mass * scale[30:].square()).log().abs().max() < 0.7
+    assert torch.allclose(learned.draws.std((1, 2)) / scale[30:, 0], torch.ones(30).double(), atol=0.2)
+
+
+def test_burn_in_without_metropolis_moves_where_metropolis_would_stay():
+    """At this step size most proposals are refused, but none of them runs away: the leapfrog is stable up to 2."""
+    settings = {"draws": 1, "warmup": 1, "step_size": 1.8, "steps": 2, "mass": None}
+    start = spread(200, 20)
+    adjusted = hmc.sample(normal, start, **settings)
+    free = hmc.sample(normal, start, metropolis_burn_in=False, **settings)
+    assert (adjusted.draws[:, 0] == start).all(1).double().mean() > 0.5
+    assert not bool((free.draws[:, 0] == start).all(1).any())
+
+
+def test_same_seed_same_numbers_and_the_global_generator_is_left_alone():
+    before = torch.get_rng_state()
+    a, b, c = (hmc.sample(normal, spread(4, 2), draws=10, warmup=20, jitter=0.3, generator=s) for s in (1, 1, 2))
+    assert torch.equal(a.draws, b.draws)
+    assert not torch.equal(a.draws, c.draws)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_energies_keep_their_digits_in_float32():
+    """Positions in float32, a log-density of size 1e8 in float64: the error is that of the small part."""
+
+    def large(x):
+        return 1e8 + normal(x).double()
+
+    kernel = hmc.build(large, step_size=0.05, steps=10)
+    _, info = kernel.update(kernel.init(spread(200, 50).float()), rng())
+    assert info.error.abs().max() < 0.05
+    assert info.accept.min() > 0.9
+
+
+def test_thinning_store_and_progress():
+    seen = []
+    samples = hmc.sample(
+        normal,
+        spread(6, 3),
+        draws=5,
+        warmup=20,
+        thin=4,
+        steps=2,
+        store=lambda x: x.square().sum(1),
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert samples.draws.shape == (6, 5)
+    assert torch.equal(samples.steps, torch.full((6, 5), 8))
+    assert torch.allclose(samples.draws, -2 * samples.log_prob)
+    assert seen == [(i, 40) for i in range(1, 41)]
+    assert samples.accept_rate.shape == (6,)
+
+
+def test_a_run_continues_where_it_ended():
+    first = hmc.sample(normal, spread(4, 2), draws=5, warmup=50)
+    more = hmc.sample(
+        normal, first.state.position, draws=5, warmup=0, step_size=first.step_size, mass=first.mass, generator=1
+    )
+    assert torch.equal(more.step_size, first.step_size.double())
+    assert torch.equal(more.mass, first.mass)
+
+
+def test_steps_are_jittered_within_their_range():
+    samples = hmc.sample(normal, spread(3, 2), draws=200, warmup=0, step_size=0.1, steps=(2, 5), mass=None)
+    assert set(samples.steps.flatten().tolist()) == {2, 3, 4, 5}
+    assert (samples.steps == samples.steps[:1]).all()
+
+
+def test_divergences_are_counted():
+    samples = hmc.sample(
+        lambda x: -1e4 * x.square().sum(1), spread(5, 1), draws=10, warmup=0, step_size=1.0, steps=5, mass=None
+    )
+    assert samples.divergences == 50
+    assert bool((samples.accept == 0).all())
+
+
+def nan_at_two(x):
+    return torch.where(x[:, 0] > 1.5, float("nan"), normal(x))
+
+
+START = torch.zeros(3, 2, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("log_prob", "init", "settings", "says"),
+    [
+        (normal, torch.zeros(3), {}, r"init has shape \(3,\); \(chains, dim\)"),
+        (normal, torch.zeros(0, 2), {}, "at least one"),
+        (normal, torch.zeros(3, 2, dtype=torch.int64), {}, "float64 or float32"),
+        (normal, torch.zeros(3, 2, dtype=torch.float16), {}, "lose their digits"),
+        (normal, torch.tensor([[0.0], [float("inf")]]), {}, "init is not finite in chain 1 "),
+        (nan_at_two, torch.tensor([[0.0], [2.0], [3.0]]), {}, r"log_prob is not finite at the start of chains 1, 2"),
+        (lambda x: x.log().sum(1), START - 1, {}, "transform constrained"),
+        (lambda x: normal(x).sum(), START, {}, r"returned shape \(\) for positions \(3, 2\)"),
+        (lambda x: -x.square(), START, {}, r"returned shape \(3, 2\)"),
+        (lambda x: 1.0, START, {}, "returned float"),
+        (lambda x: torch.zeros(3), START, {}, "does not depend on the position"),
+        (lambda x: (normal(x), x[:, 0]), START, {}, r"gradient of shape \(3,\)"),
+        (lambda x: 0 * x.sum(1), START, {}, "flat or improper"),
+        (5, START, {}, "log_prob is int"),
+        (normal, START, {"temperature": 0.0}, "temperature=0.0"),
+        (normal, START, {"draws": 0}, "draws=0"),
+        (normal, START, {"warmup": -1}, "warmup=-1"),
+        (normal, START, {"warmup": 5}, "too short to adapt"),
+        (normal, START, {"thin": 1.5}, "thin=1.5"),
+        (normal, START, {"target_accept": 1.0}, "target_accept"),
+        (normal, START, {"steps": 0}, "steps=0"),
+        (normal, START, {"steps": (5, 3)}, "least <= most"),
+        (normal, START, {"steps": 2.5}, "must be an integer"),
+        (normal, START, {"steps": 3, "trajectory": 1.0}, "either steps or trajectory"),
+        (normal, START, {"trajectory": -1.0}, "positive length"),
+        (normal, START, {"trajectory": 1.0, "pooled": False}, "give steps"),
+        (normal, START, {"trajectory": 1.0, "step_size": 1e-9}, "shorten it"),
+        (normal, START, {"jitter": 1.0}, "jitter"),
+        (normal, START, {"step_size": -0.1}, "step_size=-0.1"),
+        (normal, START, {"step_size": torch.ones(2)}, "one a chain"),
+        (normal, START, {"mass": "dense"}, "mass='dense'"),
+        (normal, START, {"mass": torch.ones(3)}, r"mass has shape \(3,\)"),
+        (normal, START, {"mass": -torch.ones(2)}, "positive and finite"),
+        (normal, START, {"generator": "0"}, "generator is str"),
+    ],
+)
+def test_bad_input_gets_one_sentence(log_prob, init, settings, says):
+    with pytest.raises(InvalidInput, match=says):
+        hmc.sample(log_prob, init, **{"draws": 2, "warmup": 20, **settings})
+
+
+def test_build_and_prior_period_refuse_what_cannot_be():
+    with pytest.raises(InvalidInput, match="one number of steps"):
+        hmc.build(normal, step_size=0.1, steps=(2, 3))
+    with pytest.raises(InvalidInput, match="must be positive"):
+        hmc.prior_period(-1.0)
