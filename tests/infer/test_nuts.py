@@ -157,7 +157,7 @@ def test_trajectories_end_where_brute_force_says(step_size, monkeypatch):
     scale, mass = torch.tensor([0.3, 1.0, 2.0], dtype=torch.float64), torch.tensor([4.0, 1.0, 0.5], dtype=torch.float64)
 
     def log_prob(x):
-        return normal(x / scale) - 0.1 * x.pow(4).sum(1)
+        return normal(x / scale) - 0.01 * x.pow(4).sum(1)
 
     state, generator = hmc.init(spread(60, 3) * scale, log_prob), torch.Generator()
     _, info = nuts.update(
