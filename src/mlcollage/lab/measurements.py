@@ -29,8 +29,8 @@ class Measurements:
     >>> m.add("accuracy", 0.93, step=100, task=1)
     >>> m.add("accuracy", 0.95, step=200, task=1, seed=3)
     >>> m.array("weights", np.zeros((2, 3)))
-    >>> m.table[["metric", "step", "value", "task"]].iloc[0].tolist()
-    ['accuracy', 100, 0.93, 1]
+    >>> m.table["value"].tolist(), m.table["task"].tolist()
+    ([0.93, 0.95], [1, 1])
     """
 
     def __init__(self) -> None:
