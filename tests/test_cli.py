@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from mlcollage import cli
 from mlcollage.lab import engine
@@ -116,6 +117,7 @@ def test_list_in_a_pipe_is_one_whole_line_a_paper(mlcollage):
 @pytest.mark.parametrize("columns", ["80", "60"])
 def test_a_narrow_terminal_loses_no_name(mlcollage, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setattr(cli, "out", Console(width=int(columns)))
     shown = mlcollage("list").out
     assert "…" not in shown
     assert max(len(line) for line in shown.splitlines()) <= int(columns)
