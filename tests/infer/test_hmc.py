@@ -11,6 +11,7 @@ from mlcollage.errors import InvalidInput
 from mlcollage.infer import hmc
 from mlcollage.infer.density import LogDensity
 from mlcollage.infer.diagnostics import ess, rhat
+from mlcollage.stats.regularise import HorseshoePrior
 
 
 def normal(x):
@@ -53,6 +54,24 @@ def test_eight_schools_agrees_with_quadrature(eight_schools):
     assert variance[2:].max() < 3.5  # tau's fourth moment is not finite
     assert rhat(eight_schools.quantities(samples.draws)).max() < 1.01
     assert ess(samples.draws).min() > 5000
+
+
+def test_a_horseshoe_keeps_large_effects_and_shrinks_the_rest():
+    x = spread(60, 8, seed=3)
+    beta = torch.tensor([3.0, -2.0, 0, 0, 0, 0, 0, 0], dtype=torch.float64)
+    y = x @ beta + torch.randn(60, dtype=torch.float64, generator=rng(4))
+    prior = HorseshoePrior(dim=8, scale=0.1, slab=5.0)
+
+    def log_prob(theta):
+        return prior.log_prob(theta) - 0.5 * (y - prior.coefficients(theta) @ x.T).square().sum(1)
+
+    start = prior.sample(32, generator=rng(5)).clamp(-2, 2).double()
+    samples = hmc.sample(log_prob, start, draws=200, warmup=300, steps=(5, 15), target_accept=0.9)
+    coefficients = prior.coefficients(samples.draws.reshape(-1, 17)).reshape(32, 200, 8)
+    assert rhat(coefficients).max() < 1.1  # heavy tails: slow, but mixing
+    mean, least_squares = coefficients.mean((0, 1)), torch.linalg.lstsq(x, y[:, None]).solution[:, 0]
+    assert torch.allclose(mean[:2], beta[:2], atol=0.4)
+    assert bool((mean[2:].abs() < 0.6 * least_squares[2:].abs() + 0.02).all())
 
 
 def test_leapfrog_is_reversible(eight_schools):

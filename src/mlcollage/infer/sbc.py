@@ -7,7 +7,8 @@ Inference Algorithms with Simulation-Based Calibration", 2018; M. Modrák et al.
 for Bayesian Computation: The Choice of Test Quantities Shapes Sensitivity", Bayesian Analysis 2023.
 
 All simulated data sets are fitted as one batch: a chain of :func:`mlcollage.infer.hmc.sample` each, with
-``pooled=False``, so that hundreds of fits take seconds.
+``pooled=False``, so that hundreds of fits take seconds. :func:`mlcollage.stats.simulation.sbc_uniformity` judges the
+ranks.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import Tensor
 from mlcollage.errors import InvalidInput
 from mlcollage.infer.density import Generator, torch_generator
 from mlcollage.infer.samples import Samples
+from mlcollage.stats.simulation import sbc_ranks
 
 __all__ = ["sbc"]
 
@@ -35,7 +37,7 @@ def sbc(
     fit: Callable[[Any, int, torch.Generator], Tensor | Samples],
     quantities: Mapping[str, Quantity],
     n_sims: int = 600,
-    n_ranks: int = 99,
+    n_ranks: int = 100,
     rng: Generator = 0,
 ) -> dict[str, npt.NDArray[np.int64]]:
     r"""Ranks of true quantities among their posterior draws.
@@ -49,21 +51,22 @@ def sbc(
     simulate
         ``simulate(theta, generator)``: a data set for each row, in any form that ``fit`` and ``quantities`` take.
     fit
-        ``fit(data, n_ranks, generator)``: posterior draws (n_sims, draws, dim) for each data set, or
+        ``fit(data, L, generator)``: posterior draws (n_sims, draws, dim) for each data set, or
         :class:`~mlcollage.infer.samples.Samples`, in the coordinates of ``prior``. They should be nearly independent
-        (thin them in the sampler); more than ``n_ranks`` draws are thinned evenly.
+        (thin them in the sampler); more than L draws are thinned evenly.
     quantities
         Name to ``f(theta, data)``: (n_sims, dim) and the data to (n_sims,). Rank every parameter, and the
         log-likelihood: a wrong prior or a missing Jacobian often leaves single parameters uniform.
     n_sims, n_ranks
-        Simulated data sets, and L, the draws that are ranked; L + 1 with many divisors makes binning easy.
+        Simulated data sets, and possible ranks, L + 1: the truth is ranked among L = ``n_ranks - 1`` draws. A number
+        with many divisors bins well.
     rng
         A torch.Generator, or a seed.
 
     Returns
     -------
     dict of str to ndarray
-        For each quantity its ranks, (n_sims,), integers from 0 to ``n_ranks``.
+        For each quantity its ranks, (n_sims,), integers from 0 to ``n_ranks - 1``.
 
     Raises
     ------
@@ -86,9 +89,9 @@ def sbc(
     >>> bool(abs(ranks["mu"].mean() - 49.5) < 5)
     True
     """
-    for name, value in (("n_sims", n_sims), ("n_ranks", n_ranks)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InvalidInput(f"{name}={value!r} must be a positive integer.")
+    for name, value, least in (("n_sims", n_sims, 1), ("n_ranks", n_ranks, 2)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise InvalidInput(f"{name}={value!r} must be an integer of at least {least}.")
     if not quantities:
         raise InvalidInput("quantities is empty; name at least one function of (theta, data) to rank.")
     generator = torch_generator(rng, rng.device if isinstance(rng, torch.Generator) else torch.device("cpu"))
@@ -96,15 +99,16 @@ def sbc(
     if theta.ndim != 2 or len(theta) != n_sims:
         raise InvalidInput(f"prior returned shape {tuple(theta.shape)}; ({n_sims}, dim) is needed.")
     data = simulate(theta, generator)
-    fitted = fit(data, n_ranks, generator)
+    kept = n_ranks - 1
+    fitted = fit(data, kept, generator)
     draws = fitted.draws if isinstance(fitted, Samples) else fitted
-    if draws.ndim != 3 or (len(draws), draws.shape[2]) != theta.shape or draws.shape[1] < n_ranks:
+    if draws.ndim != 3 or (len(draws), draws.shape[2]) != theta.shape or draws.shape[1] < kept:
         raise InvalidInput(
-            f"fit returned draws of shape {tuple(draws.shape)}; ({n_sims}, at least {n_ranks}, {theta.shape[1]}) is "
+            f"fit returned draws of shape {tuple(draws.shape)}; ({n_sims}, at least {kept}, {theta.shape[1]}) is "
             "needed."
         )
-    every = draws.shape[1] // n_ranks
-    draws = draws[:, every - 1 : every * n_ranks : every]
+    every = draws.shape[1] // kept
+    draws = draws[:, every - 1 : every * kept : every]
     return {name: _ranks(name, f, theta, draws, data, generator) for name, f in quantities.items()}
 
 
@@ -112,13 +116,9 @@ def _ranks(
     name: str, quantity: Quantity, theta: Tensor, draws: Tensor, data: Any, generator: torch.Generator
 ) -> npt.NDArray[np.int64]:
     truth = _value(name, quantity, theta, data)
-    below, ties = torch.zeros_like(truth, dtype=torch.int64), torch.zeros_like(truth, dtype=torch.int64)
-    for i in range(draws.shape[1]):
-        value = _value(name, quantity, draws[:, i], data)
-        below += value < truth
-        ties += value == truth
-    share = torch.rand(truth.shape, dtype=torch.float64, device=truth.device, generator=generator)
-    return (below + (share * (ties + 1)).long()).cpu().numpy()
+    values = torch.stack([_value(name, quantity, draws[:, i], data) for i in range(draws.shape[1])], dim=1)
+    for_ties = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    return sbc_ranks(truth.cpu().numpy(), values.cpu().numpy(), rng=for_ties)[:, 0]
 
 
 def _value(name: str, quantity: Quantity, theta: Tensor, data: Any) -> Tensor:
