@@ -132,10 +132,7 @@ class RunningVariance:
         return self._m2 / (self.count - 1)
 
     def mass(self) -> Tensor:
-        r"""Diagonal mass: one over the variance, shrunk towards a small one as Stan does, (groups, dim).
-
-        .. math:: M^{-1} = \frac{n}{n + 5} \widehat{\mathrm{Var}} + \frac{5}{n + 5} 10^{-3}.
-        """
+        """Diagonal mass, (groups, dim): one over ``(n * variance + 5 * 1e-3) / (n + 5)``, shrunk as in Stan."""
         n = self.count
         return (n + 5) / (n * self.variance + 5e-3)
 
