@@ -211,6 +211,12 @@ def test_multiverse_runs_every_combination():
     assert set(result.table.columns) == {"trim", "log", "verdict", "estimate", "reason"}
 
 
+def test_options_without_names_are_told_apart():
+    result = multiverse(lambda f: f(2) > 3, {"f": [lambda v: v, lambda v: v * v]})
+    assert result.table["f"].tolist() == ["<lambda> 1", "<lambda> 2"]
+    assert result.influence == {"f": 1.0}
+
+
 def test_multiverse_does_not_hide_bugs():
     with pytest.raises(ZeroDivisionError):
         multiverse(lambda a: 1 / a, {"a": [0]})
@@ -229,6 +235,7 @@ def test_nothing_matters_when_all_agree():
         (lambda: iqm([1.0, np.nan]), "what a failed run counts as"),
         (lambda: huber([]), "empty"),
         (lambda: huber([1.0, 2.0], c=0), "c=0"),
+        (lambda: tukey_biweight([-10.0, -9.0, 9.0, 10.0], c=0.5), "c=0.5"),
         (lambda: trimmed_mean([1.0], 0.5), "cut=0.5"),
         (lambda: median_of_means([1.0, 2.0], 3), "blocks=3"),
         (lambda: hodges_lehmann([[1.0, 2.0]]), "one value a seed"),

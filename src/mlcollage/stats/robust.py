@@ -152,6 +152,8 @@ def tukey_biweight(x: npt.ArrayLike, c: float = 4.685) -> float:
     >>> round(tukey_biweight([1.0, 2.0, 3.0, 4.0, 100.0]), 2)
     2.5
     """
+    if not c >= 1:  # below 0.67 the values next to the median may all be left out
+        raise InvalidInput(f"c={c} must be at least 1; larger is closer to the mean.")
     return _location(x, lambda u: np.clip(1 - (u / c) ** 2, 0, None) ** 2, c)
 
 
@@ -374,9 +376,10 @@ def multiverse(verdict: Callable[..., Any], choices: Mapping[str, Sequence[Any]]
     reserved = {"verdict", "reason"} & set(choices)
     if reserved:
         raise InvalidInput(f"a choice may not be called {reserved.pop()!r}: that is a column of the result.")
+    labels = {name: _labels(options) for name, options in choices.items()}
     rows = []
-    for options in itertools.product(*choices.values()):
-        chosen = dict(zip(choices, options, strict=True))
+    for picks in itertools.product(*(range(len(options)) for options in choices.values())):
+        chosen = {name: choices[name][i] for name, i in zip(choices, picks, strict=True)}
         try:
             found = verdict(**chosen)
         except MLCollageError as error:
@@ -385,5 +388,11 @@ def multiverse(verdict: Callable[..., Any], choices: Mapping[str, Sequence[Any]]
         if "verdict" not in row or set(row) & set(choices):
             raise InvalidInput("the verdict function must return a verdict, or a mapping with 'verdict' and new names.")
         row["verdict"] = str(getattr(row["verdict"], "value", row["verdict"]))
-        rows.append({**{k: getattr(v, "__name__", v) for k, v in chosen.items()}, **row})
+        rows.append({**{name: labels[name][i] for name, i in zip(choices, picks, strict=True)}, **row})
     return Multiverse(pd.DataFrame(rows), tuple(choices))
+
+
+def _labels(options: Sequence[Any]) -> list[Any]:
+    """Options as they stand in the table: functions by name, numbered where names repeat (lambdas)."""
+    names = [getattr(option, "__name__", option) for option in options]
+    return [f"{n} {i + 1}" if isinstance(n, str) and names.count(n) > 1 else n for i, n in enumerate(names)]
