@@ -158,11 +158,12 @@ def test_before_there_is_anything_to_say_the_interval_is_the_whole_line():
         (lambda: ConfidenceSequence("t", low=0, high=1), "take none"),
         (lambda: ConfidenceSequence("bounded", low=1, high=0), "low < high"),
         (lambda: ConfidenceSequence("t", tuned_for=0), "at least 1"),
+        (lambda: ConfidenceSequence("t").load_state_dict(ConfidenceSequence("t", 0.1).state_dict()), "settings"),
         (lambda: ConfidenceSequence("t").update(np.nan), "not finite"),
         (lambda: ConfidenceSequence("bounded", **UNIT).update(93.0), "percent or fraction"),
         (
             lambda: ConfidenceSequence("t").load_state_dict(ConfidenceSequence("bounded", **UNIT).state_dict()),
-            "of kind",
+            "settings",
         ),
     ],
 )

@@ -167,7 +167,8 @@ class ConfidenceSequence:
         """Continue where :meth:`state_dict` was taken, by a sequence with the same settings."""
         if state.get("settings") != self._settings():
             raise InvalidInput(
-                f"the state is of a sequence with the settings {state.get('settings')}; here they are {self._settings()}."
+                f"the state is of a sequence with the settings {state.get('settings')}; this one has "
+                f"{self._settings()}."
             )
         if not {"n", *_STATE[self.kind]} <= set(state):
             raise InvalidInput("the state lacks entries; pass what state_dict returned, whole.")
