@@ -23,11 +23,14 @@ class DualAveraging:
     With :math:`\bar H_t` the running mean of :math:`\delta - \alpha_t`,
 
     .. math::
-        \bar H_t &= \Big(1 - \tfrac{1}{t + t_0}\Big) \bar H_{t-1} + \tfrac{1}{t + t_0} (\delta - \alpha_t), \\
-        \log \epsilon_t &= \mu - \tfrac{\sqrt t}{\gamma} \bar H_t, \qquad
-        \log \bar\epsilon_t = t^{-\kappa} \log \epsilon_t + (1 - t^{-\kappa}) \log \bar\epsilon_{t-1},
+        \bar H_t = \Big(1 - \frac{1}{t + t_0}\Big) \bar H_{t-1} + \frac{1}{t + t_0} (\delta - \alpha_t)
 
-    :math:`\mu = \log 10\epsilon_0`. M. D. Hoffman and A. Gelman, "The No-U-Turn Sampler", JMLR 2014, section 3.2.1.
+        \log \epsilon_t = \mu - \frac{\sqrt t}{\gamma} \bar H_t
+
+        \log \bar\epsilon_t = t^{-\kappa} \log \epsilon_t + (1 - t^{-\kappa}) \log \bar\epsilon_{t-1}
+
+    with :math:`\mu = \log 10\epsilon_0`. M. D. Hoffman and A. Gelman, "The No-U-Turn Sampler", JMLR 2014,
+    section 3.2.1.
 
     Parameters
     ----------

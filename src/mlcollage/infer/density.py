@@ -51,7 +51,7 @@ class State:
 class LogDensity:
     r"""A user's ``log_prob`` as a function to value and gradient, both divided by the temperature.
 
-    .. math:: x \mapsto \Big(\tfrac1T \log p(x),\; \tfrac1T \nabla \log p(x)\Big).
+    .. math:: x \mapsto \Big(\frac{1}{T} \log p(x),\; \frac{1}{T} \nabla \log p(x)\Big)
 
     Parameters
     ----------

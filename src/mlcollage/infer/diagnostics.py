@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mlcollage.errors import InvalidInput
+from mlcollage.infer.export import is_before_1
 
 __all__ = ["Streaming", "bfmi", "ess", "rhat"]
 
@@ -32,15 +33,15 @@ def _stored(draws: Tensor | npt.ArrayLike) -> Floats:
     return x
 
 
-def _by_arviz(function: str, draws: Floats, method: str) -> Floats:
+def _by_arviz(function: str, draws: Floats, **options: Any) -> Floats:
     arviz: Any = import_module("arviz")
-    if not hasattr(arviz, "InferenceData"):  # 1.x works on arrays
+    if not is_before_1(arviz):
         arrays = import_module("arviz_stats.base").array_stats
-        return np.asarray(getattr(arrays, function)(draws, chain_axis=0, draw_axis=1, method=method))
+        return np.asarray(getattr(arrays, function)(draws, chain_axis=0, draw_axis=1, **options))
     xarray: Any = import_module("xarray")
     dims = ("chain", "draw", *(f"dim{i}" for i in range(draws.ndim - 2)))
     data = xarray.Dataset({"x": (dims, draws)})
-    return getattr(arviz, function)(data, method=method)["x"].to_numpy()
+    return getattr(arviz, function)(data, **options)["x"].to_numpy()
 
 
 def rhat(draws: Tensor | npt.ArrayLike, method: Literal["rank", "split", "folded"] = "rank") -> Floats:
@@ -71,7 +72,7 @@ def rhat(draws: Tensor | npt.ArrayLike, method: Literal["rank", "split", "folded
         warnings.warn("R-hat of one chain compares only its halves; run several chains from different starts.")
         half = x.shape[1] // 2
         x = np.concatenate([x[:, :half], x[:, x.shape[1] - half :]])
-    return _by_arviz("rhat", x, method)
+    return _by_arviz("rhat", x, method=method)
 
 
 def ess(draws: Tensor | npt.ArrayLike, method: Literal["bulk", "tail", "mean"] = "bulk") -> Floats:
@@ -92,7 +93,8 @@ def ess(draws: Tensor | npt.ArrayLike, method: Literal["bulk", "tail", "mean"] =
     >>> bool(1700 < ess(x) < 2300)
     True
     """
-    return _by_arviz("ess", _stored(draws), method)
+    tails = {"prob": (0.05, 0.95)} if method == "tail" else {}
+    return _by_arviz("ess", _stored(draws), method=method, **tails)
 
 
 def bfmi(energy: Tensor | npt.ArrayLike) -> Floats:

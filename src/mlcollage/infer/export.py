@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ def to_arviz(groups: Mapping[str, Mapping[str, npt.ArrayLike]]) -> Any:
     >>> data.posterior["mu"].shape
     (4, 100)
     """
-    arviz: Any = import_module("arviz")  # its two interfaces cannot both be typed
+    arviz: Any = import_module("arviz")  # the two interfaces cannot both be typed
 
     arrays = {group: {name: np.asarray(a) for name, a in variables.items()} for group, variables in groups.items()}
     for group, variables in arrays.items():
@@ -48,6 +49,11 @@ def to_arviz(groups: Mapping[str, Mapping[str, npt.ArrayLike]]) -> Any:
         if any(a.ndim < 2 for a in variables.values()) or len(leading) > 1:
             shapes = ", ".join(f"{name} {a.shape}" for name, a in variables.items())
             raise InvalidInput(f"the arrays of {group} must begin with the same (chains, draws); they are {shapes}.")
-    if hasattr(arviz, "InferenceData"):  # 0.x: a keyword a group
-        return arviz.from_dict(**arrays)
-    return arviz.from_dict(arrays)  # 1.x: one nested mapping
+    if is_before_1(arviz):
+        return arviz.from_dict(**arrays)  # a keyword a group
+    return arviz.from_dict(arrays)  # one nested mapping
+
+
+def is_before_1(arviz: ModuleType) -> bool:
+    """Whether this ArviZ has data of its own; from 1.0 the name is only a signpost to xarray's."""
+    return "InferenceData" in vars(arviz)

@@ -1,12 +1,12 @@
 r"""Hamiltonian Monte Carlo with chains as the leading dimension: one batched computation for all of them.
 
-With momentum :math:`p \sim N(0, M)` and :math:`H(q, p) = -\log \pi(q)/T + \tfrac12 p^\top M^{-1} p`, an iteration
+With momentum :math:`p \sim N(0, M)` and :math:`H(q, p) = -\log \pi(q)/T + \frac{1}{2} p^\top M^{-1} p`, an iteration
 takes L leapfrog steps
 
 .. math::
-    p \leftarrow p + \tfrac{\epsilon}{2} \nabla \log \pi(q)/T, \quad
+    p \leftarrow p + \frac{\epsilon}{2} \nabla \log \pi(q)/T, \quad
     q \leftarrow q + \epsilon M^{-1} p, \quad
-    p \leftarrow p + \tfrac{\epsilon}{2} \nabla \log \pi(q)/T
+    p \leftarrow p + \frac{\epsilon}{2} \nabla \log \pi(q)/T
 
 and accepts where they end with probability :math:`\min(1, e^{-\Delta H})`; a rejected step repeats the old state.
 Neighbouring half-kicks are merged, so an iteration costs L gradients. R. M. Neal, "MCMC using Hamiltonian dynamics",
@@ -64,7 +64,7 @@ class Kernel(NamedTuple):
 def prior_period(scale: float, temperature: float = 1.0) -> float:
     r"""Length of a trajectory that forgets where it began, if the prior rules: a quarter of its period.
 
-    .. math:: \tau = \tfrac{\pi}{2} \, s \, \sqrt T
+    .. math:: \tau = \frac{\pi}{2} \, s \, \sqrt T
 
     For the density :math:`N(0, s^2 I)` and unit mass a trajectory of this length ends at an independent draw.
     Izmailov et al. 2021, section 3.
@@ -159,7 +159,7 @@ def update(
     r"""One iteration of all chains: fresh momentum, L leapfrog steps, Metropolis test.
 
     The energy difference is taken in float64 and the kinetic part element by element,
-    :math:`\tfrac12 \sum (p' - p)(p' + p) / M`, so that it keeps its digits where the energies themselves are large.
+    :math:`\frac{1}{2} \sum (p' - p)(p' + p) / M`, so that it keeps its digits where the energies themselves are large.
 
     Parameters
     ----------
