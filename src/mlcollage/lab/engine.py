@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from multiprocessing import connection, forkserver
+from multiprocessing import connection, forkserver, resource_tracker
 from types import ModuleType
 from typing import Any, Literal, Protocol
 
@@ -201,9 +201,23 @@ def _context() -> Any:
         return mp.get_context("spawn")
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(list(_PRELOADED))
-    with _one_thread_environment():
+    with _one_thread_environment(), _interrupts_held():
         forkserver.ensure_running()
     return context
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C reaches every process of a terminal; one that is started meanwhile never sees it, the parent does after.
+
+    The server would otherwise print a traceback if it is interrupted during its imports.
+    """
+    resource_tracker.ensure_running()  # the server needs it, and starting it would let interrupts through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
