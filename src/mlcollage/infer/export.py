@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from importlib import import_module
 from types import ModuleType
@@ -49,9 +50,11 @@ def to_arviz(groups: Mapping[str, Mapping[str, npt.ArrayLike]]) -> Any:
         if any(a.ndim < 2 for a in variables.values()) or len(leading) > 1:
             shapes = ", ".join(f"{name} {a.shape}" for name, a in variables.items())
             raise InvalidInput(f"the arrays of {group} must begin with the same (chains, draws); they are {shapes}.")
-    if is_before_1(arviz):
-        return arviz.from_dict(**arrays)  # a keyword a group
-    return arviz.from_dict(arrays)  # one nested mapping
+    with warnings.catch_warnings():  # batches often have more chains than draws; the dimensions were checked above
+        warnings.filterwarnings("ignore", "More chains|Found chain", UserWarning)
+        if is_before_1(arviz):
+            return arviz.from_dict(**arrays)  # a keyword a group
+        return arviz.from_dict(arrays)  # one nested mapping
 
 
 def is_before_1(arviz: ModuleType) -> bool:
