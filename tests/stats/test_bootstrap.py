@@ -258,6 +258,14 @@ def test_ten_thousand_resamples_of_a_hundred_tasks_take_a_tenth_of_a_second():
     assert min(seconds) < 0.1
 
 
+@pytest.mark.parametrize("method", ["bootstrap-t", "percentile", "bayes"])
+def test_many_values_are_resampled_in_blocks(method):
+    """100,000 values, 300 resamples: all counts at once would take 240 MB; the error is that of the mean."""
+    x = skewed(100_000)
+    ci = bootstrap_ci(x, method=method, n_boot=300)
+    assert ci.high - ci.low == pytest.approx(3.92 * x.std() / np.sqrt(len(x)), rel=0.2)
+
+
 def test_wild_bootstrap_uses_the_errors_of_statsmodels():
     rng = np.random.default_rng(7)
     cluster = np.repeat(np.arange(14), 5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +13,17 @@ import numpy.typing as npt
 from mlcollage.errors import InvalidInput
 from mlcollage.stats._values import Floats
 
-__all__ = ["CHUNK", "Evaluator", "Plan", "Statistic", "codes"]
+__all__ = ["CHUNK", "Evaluator", "Plan", "Statistic", "blocks", "codes"]
 
 Statistic = Callable[..., npt.ArrayLike]
 CHUNK = 2**20  # numbers held at once for a statistic that needs the values themselves
+
+
+def blocks(n_boot: int, width: int) -> Iterator[int]:
+    """Sizes of blocks of resamples, small enough to hold a count of each value."""
+    step = max(1, 4 * CHUNK // width)
+    for start in range(0, n_boot, step):
+        yield min(step, n_boot - start)
 
 
 def codes(labels: npt.ArrayLike, n: int, name: str) -> npt.NDArray[np.int64]:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from scipy import stats as sps
 
 from mlcollage.errors import InvalidInput
-from mlcollage.stats._resample import CHUNK, Evaluator, Plan, Statistic, codes
+from mlcollage.stats._resample import CHUNK, Evaluator, Plan, Statistic, blocks, codes
 from mlcollage.stats._values import Floats, is_constant, sample
 from mlcollage.stats.causal import Alternative
 
@@ -365,10 +365,14 @@ def bootstrap_ci(
     if method == "bootstrap-t":
         low, high, se = _studentised(evaluate, plan, estimate, n_boot, tail, generator)
     else:
-        if method == "bayes":
-            theta = evaluate.weighted(plan.dirichlet(n_boot, generator))
-        else:
-            theta = evaluate(plan.counts(n_boot, generator))
+        theta = np.concatenate(
+            [
+                evaluate.weighted(plan.dirichlet(b, generator))
+                if method == "bayes"
+                else evaluate(plan.counts(b, generator))
+                for b in blocks(n_boot, len(values))
+            ]
+        )
         se = float(theta.std(ddof=1)) if n_boot > 1 else 0.0
         ends = _bca_levels(theta, estimate, evaluate(plan.jackknife()), plan, tail) if method == "bca" else None
         low, high = np.quantile(theta, [tail, 1 - tail] if ends is None else ends)
@@ -396,15 +400,12 @@ def _bca_levels(theta: Floats, estimate: float, jack: Floats, plan: Plan, tail: 
 def _studentised(
     evaluate: Evaluator, plan: Plan, estimate: float, n_boot: int, tail: float, rng: np.random.Generator
 ) -> tuple[float, float, float]:
-    draws = plan.draws(n_boot, rng)
-    tally = plan.tally(draws)
-    theta = evaluate(tally[:, plan.row_unit])
+    parts = [_with_variance(evaluate, plan, b, rng) for b in blocks(n_boot, len(plan.row_unit))]
+    theta, variances = (np.concatenate(part) for part in zip(*parts, strict=True))
     spread = float(theta.std(ddof=1)) if n_boot > 1 else 0.0
+    variance = spread**2
     if evaluate.is_mean:
-        variances = _ratio_variance(tally, evaluate.x, plan, theta)
-        variance = _ratio_variance(np.ones((1, plan.n_units)), evaluate.x, plan, np.array([estimate]))[0]
-    else:
-        variances, variance = _nested_variance(evaluate, plan, draws, rng), spread**2
+        variance = float(_ratio_variance(np.ones((1, plan.n_units)), evaluate.x, plan, np.array([estimate]))[0])
     if variance <= 0:
         raise InvalidInput("the statistic does not vary over resamples, so there is no error to studentise by.")
     variances = np.where(variances <= 1e-12 * variance, 0.0, variances)
@@ -412,6 +413,16 @@ def _studentised(
         roots = (theta - estimate) / np.sqrt(variances)
     low, high = np.quantile(np.where(np.isnan(roots), 0.0, roots), [tail, 1 - tail], method="inverted_cdf")
     return estimate - float(high) * float(np.sqrt(variance)), estimate - float(low) * float(np.sqrt(variance)), spread
+
+
+def _with_variance(evaluate: Evaluator, plan: Plan, n_boot: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
+    """The statistic of resamples, and the variance of each as estimated from that resample."""
+    draws = plan.draws(n_boot, rng)
+    tally = plan.tally(draws)
+    theta = evaluate(tally[:, plan.row_unit])
+    if evaluate.is_mean:
+        return theta, _ratio_variance(tally, evaluate.x, plan, theta)
+    return theta, _nested_variance(evaluate, plan, draws, rng)
 
 
 def _ratio_variance(tally: npt.NDArray, x: Floats, plan: Plan, theta: Floats) -> Floats:

@@ -33,7 +33,7 @@ from mlcollage.stats._values import Floats, sample
 
 __all__ = ["EffectPosterior", "PartialPooling"]
 
-TauPrior = Literal["half-normal", "half-Cauchy", "half-cauchy"]
+TauPrior = Literal["half-normal", "half-cauchy"]
 _NODES = 2001  # of the final grid of log tau; halving it moves the moments of eight schools by less than 1e-9
 _KEEP = 60.0  # nats below the mode at which the grid ends
 _INNER = 129  # nodes of the grids inside the Gibbs sampler; the density is linear between them
@@ -144,7 +144,7 @@ class PartialPooling:
             if not (np.isfinite(value) and value > 0):
                 raise InvalidInput(f"{name}={value} must be positive and finite, in units of the effects.")
         options = (
-            ("tau_prior", self.tau_prior.lower(), ("half-normal", "half-cauchy")),
+            ("tau_prior", self.tau_prior, ("half-normal", "half-cauchy")),
             ("noise", self.noise, ("known", "pooled")),
             ("dist", self.dist, ("normal", "t")),
         )
@@ -257,7 +257,7 @@ class PartialPooling:
                 )
 
     def _log_prior(self, tau: Floats) -> Floats:
-        if self.tau_prior.lower() == "half-cauchy":
+        if self.tau_prior == "half-cauchy":
             return -np.log1p((tau / self.tau_scale) ** 2)
         return -0.5 * (tau / self.tau_scale) ** 2
 
