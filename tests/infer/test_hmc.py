@@ -10,7 +10,7 @@ from scipy import stats as sps
 from mlcollage.errors import InvalidInput
 from mlcollage.infer import hmc
 from mlcollage.infer.density import LogDensity
-from mlcollage.infer.diagnostics import ess, rhat
+from mlcollage.infer.diagnostics import Streaming, ess, rhat
 from mlcollage.stats.regularise import HorseshoePrior
 
 
@@ -251,7 +251,8 @@ def test_burn_in_without_metropolis_moves_where_metropolis_would_stay():
     """At this step size most proposals are refused, but none of them runs away: the leapfrog is stable up to 2."""
     settings = {"draws": 1, "warmup": 1, "step_size": 1.8, "steps": 2, "mass": None}
     start = spread(200, 20)
-    adjusted = hmc.sample(normal, start, **settings)
+    with pytest.warns(UserWarning, match="hardly moved"):
+        adjusted = hmc.sample(normal, start, **settings)
     free = hmc.sample(normal, start, metropolis_burn_in=False, **settings)
     assert (adjusted.draws[:, 0] == start).all(1).double().mean() > 0.5
     assert not bool((free.draws[:, 0] == start).all(1).any())
@@ -296,6 +297,16 @@ def test_thinning_store_and_progress():
     assert samples.accept_rate.shape == (6,)
 
 
+def test_draws_can_be_streamed_instead_of_stored():
+    stream, settings = Streaming(), {"draws": 64, "warmup": 50, "generator": 3}
+    samples = hmc.sample(normal, spread(6, 3), store=stream.update, **settings)
+    stored = hmc.sample(normal, spread(6, 3), **settings)
+    assert samples.draws.shape == (6, 0)
+    assert torch.equal(samples.log_prob, stored.log_prob)
+    assert torch.allclose(stream.mean(), stored.draws.mean((0, 1)))
+    assert stream.rhat().numpy() == pytest.approx(rhat(stored.draws, "split"))
+
+
 def test_a_run_continues_where_it_ended():
     first = hmc.sample(normal, spread(4, 2), draws=5, warmup=50)
     more = hmc.sample(
@@ -312,9 +323,10 @@ def test_steps_are_jittered_within_their_range():
 
 
 def test_divergences_are_counted():
-    samples = hmc.sample(
-        lambda x: -1e4 * x.square().sum(1), spread(5, 1), draws=10, warmup=0, step_size=1.0, steps=5, mass=None
-    )
+    with pytest.warns(UserWarning, match=r"only 0.0% of the proposals were accepted, at step size 1"):
+        samples = hmc.sample(
+            lambda x: -1e4 * x.square().sum(1), spread(5, 1), draws=10, warmup=0, step_size=1.0, steps=5, mass=None
+        )
     assert samples.divergences == 50
     assert bool((samples.accept == 0).all())
 

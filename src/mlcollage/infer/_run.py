@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -14,10 +15,12 @@ from mlcollage.infer.adaptation import DualAveraging, RunningVariance, mass_wind
 from mlcollage.infer.density import LogDensity, State
 from mlcollage.infer.samples import Info, Samples
 
+_STUCK = 0.05  # mean acceptance below which a run deserves a word
 DIVERGENCE = 1000.0  # energy error beyond which a trajectory has left the level set, as in Stan
 
 Mass = Literal["diagonal"] | Tensor | None
 Progress = Callable[[int, int], None]
+Store = Callable[[Tensor], Tensor | None]
 # (state, step size (groups,), mass (groups, dim) or None, iteration, whether in warm-up) to the next state
 Transition = Callable[[State, Tensor, Tensor | None, int, bool], tuple[State, Info]]
 
@@ -152,7 +155,7 @@ def run(
     state: State,
     transition: Transition,
     plan: Plan,
-    store: Callable[[Tensor], Tensor] | None,
+    store: Store | None,
     generator: torch.Generator,
 ) -> Samples:
     """Warm up, then draw with what was learned held fixed."""
@@ -168,7 +171,9 @@ def run(
             at += 1
             if plan.progress:
                 plan.progress(at, total)
-        kept.append(state.position if store is None else store(state.position))
+        value = state.position if store is None else store(state.position)
+        if value is not None:
+            kept.append(value)
         stats.append(
             (
                 state.log_prob * density.temperature,
@@ -179,4 +184,10 @@ def run(
             )
         )
     log_prob, accept, energy, diverging, steps = (torch.stack(column, dim=1) for column in zip(*stats, strict=True))
-    return Samples(torch.stack(kept, dim=1), log_prob, accept, energy, diverging, steps, step, mass, state)
+    if (rate := float(accept.mean())) < _STUCK:
+        warnings.warn(
+            f"only {rate:.1%} of the proposals were accepted, at step size {float(step.mean()):.3g}: the chains hardly "
+            "moved; give a smaller step_size, or None to adapt it."
+        )
+    draws = torch.stack(kept, dim=1) if kept else state.position.new_empty((len(state.position), 0))
+    return Samples(draws, log_prob, accept, energy, diverging, steps, step, mass, state)

@@ -31,6 +31,7 @@ from mlcollage.infer._run import (
     Mass,
     Plan,
     Progress,
+    Store,
     check_mass,
     check_step_size,
     draw_momentum,
@@ -283,7 +284,7 @@ def sample(
     metropolis_burn_in: bool = True,
     pooled: bool = True,
     thin: int = 1,
-    store: Callable[[Tensor], Tensor] | None = None,
+    store: Store | None = None,
     generator: Generator = 0,
     progress: Progress | None = None,
 ) -> Samples:
@@ -326,7 +327,9 @@ def sample(
     thin
         Iterations a kept draw.
     store
-        What to keep of a position, e.g. predictions: (chains, dim) to (chains, ...). By default the position.
+        What to keep of a position, e.g. predictions: (chains, dim) to (chains, ...). By default the position. A
+        function that returns None keeps nothing: ``store=stream.update`` feeds a
+        :class:`~mlcollage.infer.diagnostics.Streaming` instead.
     generator
         A torch.Generator on the chains' device, or a seed. The same seed gives the same draws.
     progress

@@ -20,14 +20,13 @@ jittered number of steps does more with a gradient; NUTS is for single problems 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mlcollage.errors import InvalidInput
-from mlcollage.infer._run import DIVERGENCE, Mass, Plan, Progress, draw_momentum, kinetic, run
+from mlcollage.infer._run import DIVERGENCE, Mass, Plan, Progress, Store, draw_momentum, kinetic, run
 from mlcollage.infer.density import Generator, LogDensity, LogProb, State, start, torch_generator
 from mlcollage.infer.hmc import leapfrog
 from mlcollage.infer.samples import Info, Samples
@@ -258,7 +257,7 @@ def sample(
     temperature: float = 1.0,
     pooled: bool = True,
     thin: int = 1,
-    store: Callable[[Tensor], Tensor] | None = None,
+    store: Store | None = None,
     generator: Generator = 0,
     progress: Progress | None = None,
 ) -> Samples:

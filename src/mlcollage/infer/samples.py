@@ -53,7 +53,8 @@ class Samples:
     Attributes
     ----------
     draws : Tensor
-        (chains, draws, dim), or (chains, draws, ...) of what ``store`` made of each position.
+        (chains, draws, dim), or (chains, draws, ...) of what ``store`` made of each position; (chains, 0) if it kept
+        nothing.
     log_prob : Tensor
         (chains, draws), log-density at each draw, untempered.
     accept : Tensor
