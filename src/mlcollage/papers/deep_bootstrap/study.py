@@ -344,7 +344,7 @@ def runs(scale: Scale, workload: Workload | None) -> Iterator[Run]:
 def _on_workload(scale: Scale, workload: Workload) -> Iterator[Run]:
     s = _SETTINGS[scale]
     size = len(workload.train)  # type: ignore[arg-type]
-    batch = min(int(s["batch_size"]), max(1, size // 40))
+    batch = min(int(s["batch_size"]), max(2, size // 40))  # BatchNorm needs two samples
     steps = min(int(s["steps"]), size // batch)
     sizes = sorted({max(batch, steps * batch // k) for k in (32, 16, 8, 4)})
     arms = ["user"] if workload.model is not None else ["mlp128"]

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import SubFigure
+from matplotlib.ticker import NullLocator
 
 from mlcollage.collage import theme
 from mlcollage.collage.content import Collage, Panel
@@ -70,10 +71,13 @@ def _progress(evidence: Evidence) -> Panel:
 
     def draw(ax: Axes) -> None:
         for arm, c in curves.items():
-            theme.band(ax, c.index, c["lo"], c["hi"], COLOURS[arm])
+            theme.band(ax, c.index, c["lo"].clip(0, 1), c["hi"].clip(0, 1), COLOURS[arm])
             ax.plot(c.index, c["mean"], color=COLOURS[arm])
             theme.label_line_end(ax, c.index[-1], c["mean"].iloc[-1], names[arm], COLOURS[arm])
+        seen = curves["gln"].index
         ax.set_xscale("log")
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.set_xticks([seen[0], seen[len(seen) // 3], seen[-1]], [f"{seen[i]:,}" for i in (0, len(seen) // 3, -1)])
         ax.set_xlabel("samples seen, each once (log)")
         theme.tidy(ax, grid="y", ticks=4)
 
@@ -93,7 +97,7 @@ def _keeps(evidence: Evidence) -> Panel:
     def draw(ax: Axes) -> None:
         for arm, c in curves.items():
             colour = COLOURS["mlp" if arm == "mlp" else "gln"]
-            theme.band(ax, c.index, c["lo"], c["hi"], colour)
+            theme.band(ax, c.index, c["lo"].clip(0, 1), c["hi"].clip(0, 1), colour)
             style = "--o" if arm == "gln_m2" else "-o"
             ax.plot(c.index, c["mean"], style, color=colour)
             theme.label_line_end(ax, c.index[-1], c["mean"].iloc[-1], names[arm], colour)
@@ -152,7 +156,7 @@ def _picture(features: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Features as an image if their number allows it (grey or three planes), else as one row."""
     for planes in (1, 3):
         side = round((len(features) / planes) ** 0.5)
-        if side > 1 and planes * side * side == len(features):
+        if side > 4 and planes * side * side == len(features):
             return features.reshape(planes, side, side).mean(axis=0)
     return features[None]
 
