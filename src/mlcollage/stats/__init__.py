@@ -1,1 +1,15 @@
-"""The statistical ideas as tools, one module an idea: causal contrasts, the bootstrap, adaptive decisions."""
+"""The eight statistical ideas as tools.
+
+==================  ================================================================================================
+causal              ``causal`` (paired designs, randomisation tests), ``causal_effects`` (adjustment, weighting, AIPW),
+                    ``sensitivity`` (placebo, E-value, Rosenbaum bounds)
+bootstrap           ``bootstrap`` (all intervals), ``simulation`` (calibration, predictive checks)
+regularisation      ``regularise`` (degrees of freedom, double descent, horseshoe, PSIS-LOO)
+multilevel          ``multilevel`` (partial pooling)
+adaptive            ``adaptive`` (power, several claims), ``bandits``, ``sequential`` (anytime-valid intervals)
+robust              ``robust`` (locations, scales, improvement, multiverse)
+exploration         ``explore`` (forest, slope, ECDF, bands, critical difference, lineup)
+==================  ================================================================================================
+
+The eighth, generic computation, is :mod:`mlcollage.infer`.
+"""
