@@ -8,7 +8,7 @@ import torch
 from scipy import stats as sps
 
 from mlcollage.errors import InvalidInput
-from mlcollage.infer import hmc
+from mlcollage.infer import hmc, nuts
 from mlcollage.infer.density import LogDensity
 from mlcollage.infer.diagnostics import Streaming, ess, rhat
 from mlcollage.stats.regularise import HorseshoePrior
@@ -387,3 +387,16 @@ def test_build_and_prior_period_refuse_what_cannot_be():
         hmc.build(normal, step_size=0.1, steps=(2, 3))
     with pytest.raises(InvalidInput, match="must be positive"):
         hmc.prior_period(-1.0)
+
+
+@pytest.mark.parametrize("sampler", [hmc, nuts])
+@pytest.mark.parametrize(
+    ("init", "dtype"),
+    [(torch.zeros(6, 2), torch.float32), (np.zeros((6, 2)), torch.float64), ([[0.0, 1.0]] * 6, torch.float64)],
+    ids=["float32", "array", "list"],
+)
+def test_starts_of_any_kind_keep_or_get_a_precision(sampler, init, dtype):
+    samples = sampler.sample(normal, init, draws=150, warmup=80)
+    assert samples.draws.dtype == samples.state.position.dtype == dtype
+    assert samples.accept.dtype == samples.energy.dtype == torch.float64
+    assert float(samples.draws.std()) == pytest.approx(1, abs=0.12)

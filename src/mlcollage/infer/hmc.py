@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -270,7 +270,7 @@ def build(
 
 def sample(
     log_prob: LogProb,
-    init: Tensor,
+    init: Tensor | Any,
     *,
     draws: int = 1000,
     warmup: int = 500,
@@ -296,7 +296,7 @@ def sample(
         Positions (chains, dim) to log-densities (chains,), or to a pair with the gradient; see
         :mod:`mlcollage.infer.density`.
     init
-        Where the chains start, (chains, dim); float64 unless there is reason.
+        Where the chains start, (chains, dim): a tensor of float64 (or float32), or an array, which becomes float64.
     draws, warmup
         Kept draws of each chain, and iterations before them.
     steps

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -246,7 +247,7 @@ def update(
 
 def sample(
     log_prob: LogProb,
-    init: Tensor,
+    init: Tensor | Any,
     *,
     draws: int = 1000,
     warmup: int = 500,
