@@ -1,0 +1,192 @@
+r"""SWAG: a Gaussian around the average of the weights that training passes through.
+
+From weights :math:`w_1, \dots, w_n` met late in training, say once an epoch at a constant learning rate,
+
+.. math::
+    \bar w = \frac{1}{n} \sum_i w_i, \qquad
+    \Sigma_{diag} = \mathrm{diag}\Big(\frac{1}{n} \sum_i w_i^2 - \bar w^2\Big), \qquad
+    D = [\, w_i - \bar w_i \,]_{\text{last } K}
+
+with :math:`\bar w_i` the running mean including :math:`w_i`, and a draw is
+
+.. math:: w = \bar w + \frac{1}{\sqrt 2} \Sigma_{diag}^{1/2} z_1 + \frac{1}{\sqrt{2 (K - 1)}} D z_2, \qquad
+    z_1 \sim N(0, I_P), \; z_2 \sim N(0, I_K).
+
+W. J. Maddox, T. Garipov, P. Izmailov, D. Vetrov and A. G. Wilson, "A Simple Baseline for Bayesian Uncertainty in Deep
+Learning", NeurIPS 2019, section 3, algorithm 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+import torch
+from torch import Tensor, nn
+
+from mlcollage.errors import InvalidInput
+from mlcollage.infer.density import Generator, torch_generator
+
+__all__ = ["SWAG"]
+
+
+class SWAG:
+    r"""Running moments of a module's parameters, and draws from the Gaussian they make.
+
+    Moments are kept by Welford's recursion, which does not subtract large squares from each other; memory is
+    (2 + K) times the parameters.
+
+    **Batch normalisation**: running statistics are no parameters. A draw carries those of the model seen last, which
+    fit another network; load the draw and pass training data through it,
+    ``torch.optim.swa_utils.update_bn(loader, model)``, before predicting. Networks without batch statistics need no
+    such pass.
+
+    Parameters
+    ----------
+    model
+        Whose parameters will be followed; it is only read for their names and shapes, not counted.
+    rank
+        K, deviations kept for the low-rank part: at least 2; or 0 for SWAG-Diagonal, which draws
+        from :math:`N(\bar w, \Sigma_{diag})`, not halved.
+
+    Attributes
+    ----------
+    count : int
+        n, models seen.
+    mean, variance : Tensor
+        (P,), over all parameters in the order of ``model.parameters()``.
+    deviations : Tensor
+        (at most K, P), rows of :math:`D^\top`, the oldest first.
+
+    Raises
+    ------
+    InvalidInput
+        For models without parameters or with half-precision ones, and a rank of 1 or below 0.
+
+    Examples
+    --------
+    >>> model = torch.nn.Linear(3, 1)
+    >>> optimizer, swag = torch.optim.SGD(model.parameters(), lr=0.1), SWAG(model, rank=5)
+    >>> rng = torch.Generator().manual_seed(0)
+    >>> for epoch in range(10):
+    ...     x = torch.randn(16, 3, generator=rng)
+    ...     optimizer.zero_grad()
+    ...     (model(x) - x.sum(1, keepdim=True)).square().mean().backward()
+    ...     optimizer.step()
+    ...     swag.update(model)
+    >>> model.load_state_dict(swag.sample(rng))
+    <All keys matched successfully>
+    >>> swag.count, swag.mean.shape, swag.deviations.shape
+    (10, torch.Size([4]), torch.Size([5, 4]))
+    """
+
+    def __init__(self, model: nn.Module, rank: int = 20):
+        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0 or rank == 1:
+            raise InvalidInput(f"rank={rank!r} must be 0 (the diagonal alone) or at least 2, since K - 1 divides.")
+        parameters = dict(model.named_parameters())
+        if not parameters:
+            raise InvalidInput("the model has no parameters; create lazy ones by one forward pass first.")
+        for name, p in parameters.items():
+            if p.dtype not in (torch.float32, torch.float64):
+                raise InvalidInput(f"parameter {name} is {p.dtype}; float32 or float64 is needed for its moments.")
+        self.rank = rank
+        self.count = 0
+        self._shapes = {name: p.shape for name, p in parameters.items()}
+        first = next(iter(parameters.values()))
+        size = sum(p.numel() for p in parameters.values())
+        self.mean = torch.zeros(size, dtype=first.dtype, device=first.device)
+        self._squares = torch.zeros_like(self.mean)  # sum of squared deviations from the mean
+        self._last: deque[Tensor] = deque(maxlen=rank)
+        self._state: dict[str, Tensor] = {}
+        self._tied: dict[str, str] = {}
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance of each parameter over the models seen, (P,), divided by n; zero before any."""
+        return self._squares / max(self.count, 1)
+
+    @property
+    def deviations(self) -> Tensor:
+        """The deviations kept, (at most K, P)."""
+        return torch.stack(list(self._last)) if self._last else self.mean.new_empty((0, len(self.mean)))
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Count the model's parameters in, as they are now.
+
+        Raises
+        ------
+        InvalidInput
+            If names or shapes are not those of the first model, or a parameter is not finite.
+        """
+        parameters = dict(model.named_parameters())
+        if {name: p.shape for name, p in parameters.items()} != self._shapes:
+            raise InvalidInput("the model's parameters have other names or shapes than those SWAG was made for.")
+        w = torch.cat([p.detach().reshape(-1).to(self.mean) for p in parameters.values()])
+        if not bool(w.isfinite().all()):
+            bad = next(name for name, p in parameters.items() if not bool(p.isfinite().all()))
+            raise InvalidInput(f"parameter {bad} is not finite; training has diverged, and no average mends that.")
+        self.count += 1
+        before = w - self.mean
+        self.mean += before / self.count
+        after = w - self.mean
+        self._squares.addcmul_(before, after)
+        self._last.append(after)
+        names = {id(p): name for name, p in parameters.items()}
+        shared = model.named_parameters(remove_duplicate=False)
+        self._tied = {name: names[id(p)] for name, p in shared}  # a state dict lists tied parameters under each name
+        self._state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    def average(self) -> dict[str, Tensor]:
+        """State dict of the mean: stochastic weight averaging (P. Izmailov et al., UAI 2018)."""
+        self._needs(1)
+        return self._as_state(self.mean)
+
+    @torch.no_grad()
+    def sample(self, generator: Generator = 0, *, scale: float = 1.0) -> dict[str, Tensor]:
+        r"""A draw, as a state dict for ``model.load_state_dict``.
+
+        Parameters
+        ----------
+        generator
+            A torch.Generator on the parameters' device, or a seed. Pass the same generator on for further draws.
+        scale
+            Factor of the covariance; 0 gives the mean. The low-rank part has as many columns as models were
+            seen, up to K.
+
+        Returns
+        -------
+        dict
+            Parameters, and buffers as in the model seen last (see the note on batch normalisation).
+
+        Raises
+        ------
+        InvalidInput
+            Before two models were seen, or for a negative scale.
+        """
+        self._needs(2)
+        if not 0 <= scale < math.inf:
+            raise InvalidInput(f"scale={scale!r} must be zero or a positive number.")
+        rng = torch_generator(generator, self.mean.device)
+
+        def normal(size: int) -> Tensor:
+            return torch.randn(size, dtype=self.mean.dtype, device=self.mean.device, generator=rng)
+
+        offset = self.variance.sqrt() * normal(len(self.mean))
+        if self.rank:
+            d = self.deviations
+            offset += d.T @ normal(len(d)) / math.sqrt(len(d) - 1)
+            offset *= math.sqrt(0.5)
+        return self._as_state(self.mean + math.sqrt(scale) * offset)
+
+    def _needs(self, models: int) -> None:
+        if self.count < models:
+            raise InvalidInput(f"SWAG has seen {self.count} of at least {models} models; call update during training.")
+
+    def _as_state(self, w: Tensor) -> dict[str, Tensor]:
+        pieces = w.split([shape.numel() for shape in self._shapes.values()])
+        parts = {name: p.reshape(s) for (name, s), p in zip(self._shapes.items(), pieces, strict=True)}
+        state = {name: value.clone() for name, value in self._state.items()}
+        for name, owner in self._tied.items():
+            state[name] = parts[owner].to(state[name], copy=True)
+        return state
