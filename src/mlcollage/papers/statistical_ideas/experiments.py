@@ -133,7 +133,6 @@ def paired(run: Run, workload: Workload | None) -> Measurements:
     pair = paired_difference(accuracy["weight_decay"], accuracy["none"])
     m = Measurements()
     m.add("pair_correlation", pair.correlation, arm="weight_decay")
-    m.add("pair_worth", pair.equivalent_seeds / pair.n, arm="weight_decay")
     for arm, values in accuracy.items():
         m.add("accuracy", values.mean(), arm=arm)
         m.array(f"accuracy_{arm}", values)
