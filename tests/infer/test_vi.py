@@ -65,6 +65,17 @@ def test_conjugate_linear_regression_by_autograd_and_by_hand(regression):
     assert torch.allclose(fits[0].sd, fits[1].sd)
 
 
+def test_a_density_of_one_position_is_batched_by_vmap():
+    def one(x):
+        return -0.5 * ((x - 1) ** 2).sum() / 4
+
+    start = torch.zeros(2, dtype=torch.float64)
+    alone = vi.fit(torch.func.vmap(one), start, steps=50)
+    batched = vi.fit(lambda x: -0.5 * ((x - 1) ** 2).sum(1) / 4, start, steps=50)
+    assert torch.allclose(alone.mean, batched.mean)
+    assert torch.allclose(alone.sd, batched.sd)
+
+
 def test_gradients_are_those_of_the_elbo():
     """Against autograd through the reparameterised estimate with the same noise."""
 
