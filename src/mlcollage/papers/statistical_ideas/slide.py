@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
+from matplotlib.text import Annotation
 
 from mlcollage.collage import theme
 from mlcollage.collage.content import Collage, Panel
@@ -166,6 +167,9 @@ def _schools(evidence: Evidence) -> Panel:
     def draw(ax: Axes) -> None:
         intervals = np.stack([estimate - 1.96 * se, estimate + 1.96 * se], axis=1)
         forest(ax, list("ABCDEFGH"), estimate, intervals, shrunken=shrunken, color=GREY, shrunken_color=BLUE)
+        for note in ax.texts:
+            if isinstance(note, Annotation) and note.arrow_patch is not None:
+                note.arrow_patch.set_linewidth(1.4)  # the slides' style draws patches without an edge
         ax.set_yticks([])
         ax.spines["left"].set_visible(False)
         theme.tidy(ax, ticks=5)
