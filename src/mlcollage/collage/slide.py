@@ -419,6 +419,8 @@ def _shared_lines(figure: Figure, chips: Sequence[Chip], room: float, most: int)
     listed = fit(figure, titles, room, theme.SMALL, lines=most)
     if listed.cut:
         listed = fit(figure, ", ".join(c.id for c in chips), room, theme.SMALL, lines=most)
+    if listed.cut:
+        listed = fit(figure, f"{len(chips)} more, {chips[0].id} to {chips[-1].id}", room, theme.SMALL, lines=most)
     looks = {"fontsize": theme.SMALL, "color": theme.MUTED}
     verdict = _verdict(chips[0].status)
     note = chips[0].note if len({c.note for c in chips}) == 1 else ""
