@@ -15,6 +15,7 @@ from mlcollage.collage.diagram import Diagram
 from mlcollage.errors import UnknownName
 from mlcollage.lab.claim import Verdict
 from mlcollage.lab.evidence import Evidence
+from mlcollage.lab.headlines import with_headlines
 
 from .study import FITTED, SWEEP
 
@@ -39,7 +40,16 @@ def collage(evidence: Evidence, verdicts: Mapping[str, Verdict]) -> Collage:
         run for run in evidence.find_runs(seed=0) if run.arm == "mlp128" and run.settings["data"] != "workload"
     ]:
         panels.append(_examples(evidence, sheets[0].id))
-    return Collage("to generalise offline is to learn fast online", _IDEA, panels)
+    tagline = "to generalise offline is to learn fast online"
+    return Collage(tagline, _IDEA, with_headlines(panels, verdicts, _MESSAGES))
+
+
+_MESSAGES = {
+    "Real and ideal, step by step": ("C1", "Real follows ideal, then parts"),
+    "Networks in both worlds": ("C2", "One ranking in both worlds"),
+    "The gap by sample size": ("C3b", "The gap shrinks with n"),
+    "Convex, d > n": ("C8b", "Where it fails: convex, d > n"),
+}
 
 
 def _draw_idea(ax: Axes) -> None:
@@ -113,7 +123,7 @@ def _curves(evidence: Evidence, main: str) -> Panel:
         + ", ".join(f"real with n={n} at {v:.3f}" for n, v in finals.items())
         + "."
     )
-    return Panel("Real follows ideal, then parts", draw, alt, f"soft-error of {_label(main)}")
+    return Panel("Real and ideal, step by step", draw, alt, f"soft-error of {_label(main)}")
 
 
 def _scatter(evidence: Evidence) -> Panel:
@@ -156,7 +166,7 @@ def _scatter(evidence: Evidence) -> Panel:
 
     rho = _spearman(finals, largest)
     alt = f"Final soft-error in the two worlds for {len(finals)} networks, with the diagonal; rank correlation {rho}."
-    return Panel("One ranking in both worlds", draw, alt, f"final soft-error; filled: n={largest:,.0f}")
+    return Panel("Networks in both worlds", draw, alt, f"final soft-error; filled: n={largest:,.0f}")
 
 
 def _spearman(finals: Mapping[str, list[pd.DataFrame]], n: float) -> str:
@@ -183,7 +193,7 @@ def _by_n(evidence: Evidence, main: str) -> Panel:
 
     values = ", ".join(f"n={n:.0f}: {m:.3f}" for n, m in gap["mean"].items())
     return Panel(
-        "The gap shrinks with n",
+        "The gap by sample size",
         draw,
         f"Final bootstrap error by n: {values}.",
         "at the end; classical: test − train",
@@ -250,7 +260,7 @@ def _limits(evidence: Evidence) -> Panel:
         theme.tidy(ax, grid="y", ticks=4)
 
     alt = f"Least squares: real test error ends at {real['mean'].iloc[-1]:.2f}, ideal at {ideal['mean'].iloc[-1]:.2f}."
-    return Panel("Where it fails: convex, d > n", draw, alt, "least squares, d=200, n=50, test error")
+    return Panel("Convex, d > n", draw, alt, "least squares, d=200, n=50, test error")
 
 
 def _examples(evidence: Evidence, run: str) -> Panel:

@@ -16,6 +16,7 @@ from mlcollage.collage.content import Collage, Panel
 from mlcollage.collage.diagram import Diagram
 from mlcollage.lab.claim import Verdict
 from mlcollage.lab.evidence import Evidence
+from mlcollage.lab.headlines import with_headlines
 
 from .study import FORGET_ARMS
 
@@ -29,7 +30,16 @@ def collage(evidence: Evidence, verdicts: Mapping[str, Verdict]) -> Collage:
     if evidence.find_runs(experiment="surface"):
         panels.append(_surfaces(evidence))
     panels.append(_saliency(evidence, wide=len(panels) == 4))
-    return Collage("learns online, without backpropagation, and forgets little", _IDEA, panels)
+    tagline = "learns online, without backpropagation, and forgets little"
+    return Collage(tagline, _IDEA, with_headlines(panels, verdicts, _MESSAGES))
+
+
+_MESSAGES = {
+    "A single pass": ("C2", "Strong in a single pass"),
+    "Tasks one after the other": ("C3", "It keeps what it learned"),
+    "Half-spaces and forgetting": ("C3b", "More half-spaces keep more"),
+    "What spoke for the class": ("C5", "Each prediction can be read off"),
+}
 
 
 def _draw_idea(ax: Axes) -> None:
@@ -87,7 +97,7 @@ def _progress(evidence: Evidence) -> Panel:
         f"Accuracy on the coming samples rises from {first:.2f} to {last:.2f} for the GLN, "
         f"from {mlp.iloc[0]:.2f} to {mlp.iloc[-1]:.2f} for the MLP."
     )
-    return Panel("Strong in a single pass", draw, alt, "accuracy on the samples to come")
+    return Panel("A single pass", draw, alt, "accuracy on the samples to come")
 
 
 def _keeps(evidence: Evidence) -> Panel:
@@ -107,7 +117,7 @@ def _keeps(evidence: Evidence) -> Panel:
 
     ends = ", ".join(f"{names[arm]} {c['mean'].iloc[0]:.2f} to {c['mean'].iloc[-1]:.2f}" for arm, c in curves.items())
     alt = f"Mean accuracy over the tasks learned so far, first to last: {ends}."
-    return Panel("It keeps what it learned", draw, alt, "accuracy over the tasks so far")
+    return Panel("Tasks one after the other", draw, alt, "accuracy over the tasks so far")
 
 
 def _dose(evidence: Evidence) -> Panel:
@@ -127,7 +137,7 @@ def _dose(evidence: Evidence) -> Panel:
 
     values = ", ".join(f"{m}: {s['mean']:.2f}" for m, s in zip(sizes, summary, strict=True))
     alt = f"Mean accuracy over all tasks by half-spaces a neuron: {values}; MLP {mlp['mean']:.2f}."
-    return Panel("More half-spaces keep more", draw, alt, "accuracy over all tasks at the end")
+    return Panel("Half-spaces and forgetting", draw, alt, "accuracy over all tasks at the end")
 
 
 def _surfaces(evidence: Evidence) -> Panel:
@@ -186,4 +196,4 @@ def _saliency(evidence: Evidence, *, wide: bool) -> Panel:
         f"The products of matrices reproduce the outputs to {worst:.0e}."
     )
     subtitle = f"blue spoke for the class, orange against; exact to {worst:.0e} where no clip is active"
-    return Panel("Each prediction can be read off", draw, alt, subtitle, own_axes=True, wide=wide)
+    return Panel("What spoke for the class", draw, alt, subtitle, own_axes=True, wide=wide)
