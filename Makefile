@@ -18,6 +18,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mlcollage needs Python 3.11 or newer; name one with make PYTHON=python3.x")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev]'
+	@# BackPACK and laplace-torch ask for torchvision, whose wheel may be built for another torch than ours; a broken one
+	@# takes others with it (transformers imports it when it is there), and nothing here needs it.
+	$(BIN)/python -c 'import torchvision' 2>/dev/null || $(BIN)/python -m pip uninstall -q -y torchvision
 	touch $@
 
 install: $(STAMP)
