@@ -1,0 +1,1 @@
+"""Instruments that look at any network or at what it predicts."""
