@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -32,7 +33,9 @@ class Study:
     """A paper's study on one workload at one scale.
 
     The paper's ``study.py`` gives ``VERSION``, ``CLAIMS``, ``runs(scale, workload)`` and
-    ``measure(run, workload)``; this class adds what every study needs.
+    ``measure(run, workload)``; this class adds what every study needs. If it also gives ``SEEDS`` (how many seeds,
+    0, 1, ..., are registered at each scale) and ``runs`` takes a third argument ``seeds``, a range of further seeds,
+    then more seeds can be asked of it (:mod:`mlcollage.lab.settle`).
 
     Parameters
     ----------
@@ -91,23 +94,57 @@ class Study:
     def runs(self) -> list[Run]:
         """All runs of the study, without duplicates, in the order in which they start."""
         if "runs" not in self._cache:
-            found: Iterator[Run] = self.paper.module("study").runs(self.scale, self.workload)
-            identity: dict[str, Any] = {
-                "study": self.slug,
-                "scale": self.scale,
-                "workload": self.workload_name,
-                "version": self.version,
-            }
-            unique = dict.fromkeys(dataclasses.replace(run, **identity) for run in islice(found, _MOST_RUNS + 1))
-            if not unique:
+            found = self._collect()
+            if not found:
                 raise InvalidInput(f"study {self.slug} has no runs at scale {self.scale}; choose another scale.")
-            if len(unique) > _MOST_RUNS:
-                raise InvalidInput(
-                    f"runs() of study {self.slug} gives more than {_MOST_RUNS:,} runs; let one run train several seeds "
-                    "or settings."
-                )
-            self._cache["runs"] = list(unique)
+            self._cache["runs"] = found
         return list(self._cache["runs"])
+
+    @property
+    def seeds(self) -> int | None:
+        """How many seeds are registered at this scale; None if the study cannot be asked for further ones."""
+        module = self.paper.module("study")
+        if not hasattr(module, "SEEDS") or "seeds" not in inspect.signature(module.runs).parameters:
+            return None
+        return int(module.SEEDS[self.scale])
+
+    def more_runs(self, seeds: range) -> list[Run]:
+        """The runs of seeds beyond the registered ones.
+
+        Raises
+        ------
+        InvalidInput
+            If the study gives no further seeds, or repeats a registered run when asked for them.
+        """
+        if self.seeds is None:
+            raise InvalidInput(
+                f"study {self.slug} cannot add seeds: its study.py needs SEEDS, the number of registered seeds of each "
+                "scale, and runs(scale, workload, seeds=None), which yields the runs of any range of seeds."
+            )
+        found = self._collect(seeds)
+        if repeated := set(found) & set(self.runs()):
+            raise InvalidInput(
+                f"runs() of study {self.slug} repeats {min(map(str, repeated))} when asked for seeds {seeds.start} to "
+                f"{seeds.stop - 1}; it must yield runs of those seeds only."
+            )
+        return found
+
+    def _collect(self, seeds: range | None = None) -> list[Run]:
+        identity: dict[str, Any] = {
+            "study": self.slug,
+            "scale": self.scale,
+            "workload": self.workload_name,
+            "version": self.version,
+        }
+        asked = {} if seeds is None else {"seeds": seeds}
+        found: Iterator[Run] = self.paper.module("study").runs(self.scale, self.workload, **asked)
+        unique = dict.fromkeys(dataclasses.replace(run, **identity) for run in islice(found, _MOST_RUNS + 1))
+        if len(unique) > _MOST_RUNS:
+            raise InvalidInput(
+                f"runs() of study {self.slug} gives more than {_MOST_RUNS:,} runs; let one run train several seeds "
+                "or settings."
+            )
+        return list(unique)
 
     def measure(self, run: Run) -> Measurements:
         """Execute one run here and now, in this process."""

@@ -297,6 +297,7 @@ _FULL: Mapping[str, Any] = {
 }
 _PAPER: Mapping[str, Any] = {**_FULL, "data": "cifar5m", "steps": 39_000, "seeds": 10, "test_size": 10_000}
 _SETTINGS = {Scale.SMOKE: _SMOKE, Scale.QUICK: _QUICK, Scale.FULL: _FULL, Scale.PAPER: _PAPER}
+SEEDS = {scale: int(settings["seeds"]) for scale, settings in _SETTINGS.items()}
 _STEPS_SHARE = {"resnet": 0.5, "vit": 0.75}  # the dearest networks get fewer steps: they are not run to convergence
 _EXTRA: Mapping[str, Mapping[str, Any]] = {
     "cnn_shift": {"architecture": "cnn", "augment": "shift"},
@@ -309,15 +310,16 @@ _FROM_FULL: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def runs(scale: Scale, workload: Workload | None) -> Iterator[Run]:
+def runs(scale: Scale, workload: Workload | None, seeds: range | None = None) -> Iterator[Run]:
     """One run a network and seed (it trains both worlds and all n), the dearest first.
 
     A user's workload is taken as a large finite set: each stream makes one pass over its training data. With a model
     of its own only that model is trained (SGD with momentum 0.9 and learning rate 0.1), else an MLP and, for images,
     a convolutional network.
     """
+    seeds = seeds or range(SEEDS[scale])
     if workload is not None:
-        yield from _on_workload(scale, workload)
+        yield from _on_workload(scale, workload, seeds)
         return
     s = _SETTINGS[scale]
     common = {k: s[k] for k in ("data", "batch_size", "evaluations", "test_size")}
@@ -334,14 +336,14 @@ def runs(scale: Scale, workload: Workload | None) -> Iterator[Run]:
         sizes = s["n"].split("-")[0] if "augment" in own else s["n"]
         arms[arm] = {"n": sizes, "steps": s["steps"], **own}
     for arm, own in arms.items():
-        for seed in range(s["seeds"]):
+        for seed in seeds:
             yield Run(SLUG, arm, seed, {**common, **own})
-    for seed in range(s["seeds"]):
+    for seed in seeds:
         steps = 50 if scale is Scale.SMOKE else 2000
         yield Run(SLUG, "least_squares", seed, {"dimension": 200, "n_samples": 50, "steps": steps, "lr": 0.05})
 
 
-def _on_workload(scale: Scale, workload: Workload) -> Iterator[Run]:
+def _on_workload(scale: Scale, workload: Workload, seeds: range) -> Iterator[Run]:
     s = _SETTINGS[scale]
     size = len(workload.train)  # type: ignore[arg-type]
     batch = min(int(s["batch_size"]), max(2, size // 40))  # BatchNorm needs two samples
@@ -351,7 +353,7 @@ def _on_workload(scale: Scale, workload: Workload) -> Iterator[Run]:
     if workload.model is None and len(workload.train[0][0].shape) == 3:
         arms.append("cnn")
     for arm in arms:
-        for seed in range(s["seeds"]):
+        for seed in seeds:
             yield Run(
                 SLUG,
                 arm,

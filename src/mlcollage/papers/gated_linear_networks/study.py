@@ -211,6 +211,7 @@ _FULL: Mapping[str, Any] = {
     "forget": {"data": "fashion_mnist", "train": 20_000, "test": 2000, "hidden": "50-25", "tasks": 8},
 }
 _SETTINGS = {Scale.SMOKE: _SMOKE, Scale.QUICK: _QUICK, Scale.FULL: _FULL, Scale.PAPER: _FULL}
+SEEDS = {scale: int(settings["seeds"]) for scale, settings in _SETTINGS.items()}
 _ARMS: Mapping[str, tuple[str, ...]] = {
     "forget": ("gln_m8", "gln_m4", "gln_m2", "gln_m1", "mlp"),
     "stream": ("gln", "mlp", "linear"),
@@ -225,7 +226,7 @@ _ARMS: Mapping[str, tuple[str, ...]] = {
 _ON_THE_USERS_DATA = ("stream", "forget")
 
 
-def runs(scale: Scale, workload: Workload | None) -> Iterator[Run]:
+def runs(scale: Scale, workload: Workload | None, seeds: range | None = None) -> Iterator[Run]:
     """One run an experiment, arm and seed, the longest first.
 
     On a user's workload (classification data), the stream and the forgetting experiments are run; the other
@@ -236,7 +237,9 @@ def runs(scale: Scale, workload: Workload | None) -> Iterator[Run]:
         if workload is not None and experiment not in _ON_THE_USERS_DATA:
             continue
         for arm in arms:
-            for seed in range(1 if experiment == "surface" else settings["seeds"]):
+            # The decision surface is a picture: it is drawn once, and never by further seeds.
+            surface = range(1 if seeds is None else 0)
+            for seed in surface if experiment == "surface" else seeds or range(SEEDS[scale]):
                 own = settings[experiment] if workload is None else {**settings[experiment], "data": "workload"}
                 yield Run(SLUG, arm, seed, {"experiment": experiment, **own})
 

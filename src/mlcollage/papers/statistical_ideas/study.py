@@ -443,22 +443,22 @@ _FULL: Mapping[str, Any] = {
     "judging": {"studies": 250},
 }
 _SETTINGS = {Scale.SMOKE: _SMOKE, Scale.QUICK: _QUICK, Scale.FULL: _FULL, Scale.PAPER: _FULL}
-_BLOCKS = {Scale.SMOKE: 2, Scale.QUICK: 10, Scale.FULL: 40, Scale.PAPER: 40}
+SEEDS = {Scale.SMOKE: 2, Scale.QUICK: 10, Scale.FULL: 40, Scale.PAPER: 40}
 _PER_RUN = 5  # blocks measured in one run, which pays for the imports once
 
 
-def runs(scale: Scale, workload: Workload | None) -> Iterator[Run]:
+def runs(scale: Scale, workload: Workload | None, seeds: range | None = None) -> Iterator[Run]:
     """One run an experiment and five blocks, whose seeds follow the run's; rows name what is compared as arms.
 
     On a user's workload (classification data) only the paired seeds are run: what a pairing is worth depends on the
     data. The other experiments need a known truth.
     """
-    blocks = _BLOCKS[scale]
+    blocks = seeds or range(SEEDS[scale])
     for experiment, settings in _SETTINGS[scale].items():
         if workload is not None and experiment != "paired":
             continue
-        for first in range(0, blocks, _PER_RUN):
-            count = min(_PER_RUN, blocks - first)
+        for first in blocks[::_PER_RUN]:
+            count = min(_PER_RUN, blocks.stop - first)
             yield Run(SLUG, experiment, first, {"experiment": experiment, "blocks": count, **settings})
 
 
