@@ -101,6 +101,9 @@ def good():
 
 
 def wrong_type(): return data(3), data(3)
+def dictionary(): return {"train": data(30), "test": data(15), "num_classes": 3, "model": lambda: nn.Linear(2, 3)}
+def strange(): return {**dictionary(), "modle": None}
+class Own: train, test, num_classes = data(30), data(15), 3
 def needs(path): return None
 def iterable(): return Workload(iter([]), data(3), 3)
 def empty(): return Workload(data(30), TensorDataset(torch.zeros(0, 2), torch.zeros(0)), 3)
@@ -149,7 +152,11 @@ def test_a_function_of_the_users_is_found_by_module_or_file(code):
     [
         ("absent", "has no function 'absent'; it has data, good"),
         ("CONSTANT", "is int, not a function"),
-        ("wrong_type", "must return a mlcollage.data.workload.Workload; it returned tuple"),
+        (
+            "wrong_type",
+            "as a mlcollage.data.workload.Workload, .* the tuple it returned lacks train, test, num_classes",
+        ),
+        ("strange", "the dict it returned has modle too"),
         ("needs", "callable without arguments; it needs path"),
         ("iterable", "train must be a map-style dataset"),
         ("empty", "test is empty"),
@@ -180,6 +187,32 @@ def test_mistakes_in_the_users_function_get_one_sentence(code, name, message):
 def test_a_model_that_does_not_fit_the_data_is_found_by_the_check(code, name, message):
     with pytest.raises(InvalidInput, match=message):
         describe(load_workload(f"my_workloads:{name}"))
+
+
+def test_a_dictionary_or_any_object_with_the_names_will_do(code):
+    workload = load_workload("my_workloads:dictionary")
+    assert describe(workload)["model"] == "Linear, 9 parameters"
+    assert len(load_workload("my_workloads:Own").train) == 30
+
+
+def test_the_fingerprint_covers_the_users_own_files_that_are_imported(tmp_path, monkeypatch):
+    package = tmp_path / "lab_of_mine"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "nets.py").write_text("from . import parts\n")
+    (package / "parts.py").write_text("WIDTH = 3\n")
+    (package / "unrelated.py").write_text("x = 1\n")
+    (package / "loads.py").write_text("from .nets import parts\nimport lab_of_mine.nets as n\n" + CODE)
+    monkeypatch.syspath_prepend(tmp_path)
+    before = load_workload("lab_of_mine.loads:good").fingerprint
+    (package / "unrelated.py").write_text("x = 2\n")
+    assert load_workload("lab_of_mine.loads:good").fingerprint == before
+    (package / "parts.py").write_text("WIDTH = 4\n")
+    assert load_workload("lab_of_mine.loads:good").fingerprint != before
+    import sys
+
+    for name in [name for name in sys.modules if name.startswith("lab_of_mine")]:
+        del sys.modules[name]
 
 
 def test_a_module_that_needs_another_package_says_which(code):

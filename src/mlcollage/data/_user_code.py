@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,18 +29,67 @@ def load(spec: str, options: Mapping[str, str]) -> Workload:
     where, _, name = spec.rpartition(":")
     module = _file_module(where) if where.endswith(".py") else _module(where)
     function = _function(module, where, name)
-    workload = function()
-    if not isinstance(workload, Workload):
-        raise InvalidInput(
-            f"{spec} must return a mlcollage.data.workload.Workload; it returned {type(workload).__name__}."
-        )
+    workload = _as_workload(function(), spec)
     _check(workload, spec)
-    source = getattr(module, "__file__", None)
+    sources = _sources(module)
     return replace(
         workload,
         name=spec if workload.name == "workload" else workload.name,
-        fingerprint=workload.fingerprint or (file_hash(Path(source)) if source else ""),
+        fingerprint=workload.fingerprint or (file_hash(*sources) if sources else ""),
     )
+
+
+def _as_workload(given: Any, spec: str) -> Workload:
+    """What the function returned, as a Workload: that, or a dictionary or any object with the same names."""
+    if isinstance(given, Workload):
+        return given
+    known = [field.name for field in fields(Workload)]
+    parts = dict(given) if isinstance(given, Mapping) else {k: getattr(given, k) for k in known if hasattr(given, k)}
+    unknown = sorted(set(map(str, parts)) - set(known))
+    missing = [name for name in ("train", "test", "num_classes") if name not in parts]
+    if unknown or missing:
+        wrong = f"lacks {', '.join(missing)}" if missing else f"has {', '.join(unknown)} too"
+        raise InvalidInput(
+            f"{spec} must return train, test, num_classes and perhaps model, as a mlcollage.data.workload.Workload, a "
+            f"dictionary or an object with these names; the {type(given).__name__} it returned {wrong}."
+        )
+    return Workload(**parts)
+
+
+def _sources(module: ModuleType) -> list[Path]:
+    """The module's file and the user's own files that it imports, directly or by way of others."""
+    file = getattr(module, "__file__", None)
+    if file is None:
+        return []
+    own = Path(file).resolve()
+    root = own.parent
+    while (root / "__init__.py").exists():
+        root = root.parent
+    found, waiting = {own}, [own]
+    while waiting:
+        new = _imports(waiting.pop(), root) - found
+        found |= new
+        waiting += new
+    return [own, *sorted(found - {own})]
+
+
+def _imports(file: Path, root: Path) -> set[Path]:
+    """Files below ``root`` that a file's import statements name."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except SyntaxError:  # not Python after all, e.g. an extension module
+        return set()
+    package = file.relative_to(root).parts[:-1]
+    names: list[tuple[str, ...]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [tuple(alias.name.split(".")) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            base += tuple(node.module.split(".")) if node.module else ()
+            names += [(*base, alias.name) for alias in node.names]
+    below = {root.joinpath(*name[:k]) for name in names for k in range(1, len(name) + 1)}
+    return {f for place in below for f in (place.with_suffix(".py"), place / "__init__.py") if f.is_file()}
 
 
 def _module(name: str) -> ModuleType:

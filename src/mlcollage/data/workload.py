@@ -60,7 +60,8 @@ def load_workload(spec: str) -> Workload:
             :class:`~mlcollage.data.glyphs.GlyphWorld`; ``n`` and ``test`` say how many images, and every setting that
             is a number or a word is an option: ``glyphs:easy16?n=2000&test=500&label_noise=0.2``.
         ``module:function``, ``file.py:function``
-            A function of yours without arguments that returns a :class:`Workload`.
+            A function of yours without arguments that returns a :class:`Workload`, or a dictionary (or any object)
+            with ``train``, ``test``, ``num_classes`` and, if you like, ``model``.
         ``file.npz``
             Arrays ``X``, ``y`` and, if there is a test set, ``X_test``, ``y_test`` (also ``x_train``,
             ``train_images``, ...). Images are ``(n, h, w)``, ``(n, h, w, c)`` or ``(n, c, h, w)``; whole-number pixels
