@@ -1,0 +1,427 @@
+"""What is run and what is claimed of Bayesian neural-network posteriors (Izmailov et al., ICML 2021).
+
+Claims, margins, grids and seeds were written before the runs with the study's seeds. A seed is a split of the data,
+with initialisations and chains of its own. The Hamiltonian Monte Carlo sampler is not tuned on the data (prior
+variance, trajectory and temperature are the paper's rules); every rival is, on validation samples that are in neither
+the training nor the test set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pandas as pd
+
+from mlcollage.data.workload import Workload
+from mlcollage.lab.claim import Claim
+from mlcollage.lab.estimand import Difference, Level, PerSeed, Trend
+from mlcollage.lab.measurements import Measurements
+from mlcollage.lab.run import Run, Scale
+
+VERSION = 1
+SLUG = "bnn_posteriors"
+METHODS = ("hmc", "ensemble", "csghmc", "sghmc", "sgld", "mfvi", "sgd")
+TEMPERATURES = (0.1, 0.3, 1.0, 3.0)
+FRACTIONS = (0.0625, 0.25, 1.0)
+VARIANCES = (0.03, 0.1, 0.3)
+NOISES = (0.0, 1.0, 2.0, 4.0)
+SHIFT = 2.0  # of NOISES, where the claims on shift are tested
+
+
+def _value(rows: pd.DataFrame, metric: str, arm: str, **where: object) -> float:
+    found = rows[(rows["metric"] == metric) & (rows["arm"] == arm)]
+    for key, value in where.items():
+        found = found[found[key] == value]
+    if len(found) != 1:
+        raise LookupError(f"{len(found)} values of {metric} of {arm}")
+    return float(found["value"].iloc[0])
+
+
+def median_rhat(rows: pd.DataFrame) -> Mapping[str, float]:
+    """Medians of split-R-hat over test predictions and over weights."""
+    return {space: _value(rows, "rhat_median", "hmc", space=space) for space in ("function", "weight")}
+
+
+def cooling_gain(rows: pd.DataFrame) -> Mapping[str, float]:
+    """Accuracy at T = 0.1 minus accuracy at T = 1, with augmentation and without."""
+    return {
+        arm: _value(rows, "accuracy", arm, temperature=0.1) - _value(rows, "accuracy", arm, temperature=1.0)
+        for arm in ("augmented", "plain")
+    }
+
+
+def cooling_gain_by_norm(rows: pd.DataFrame) -> Mapping[str, float]:
+    """Accuracy at T = 0.1 minus accuracy at T = 1 with augmentation: batch norm, and filter response norm."""
+    return {
+        arm: _value(rows, "accuracy", arm, temperature=0.1) - _value(rows, "accuracy", arm, temperature=1.0)
+        for arm in ("augmented_batchnorm", "augmented")
+    }
+
+
+def spread_over_priors(rows: pd.DataFrame) -> Mapping[str, float]:
+    """Largest minus smallest accuracy over the prior variances: HMC, and the optimum under the same priors."""
+    spreads = {}
+    for arm in ("prior_hmc", "prior_map"):
+        values = [_value(rows, "accuracy", arm, variance=v, family="gaussian") for v in VARIANCES]
+        spreads[arm] = max(values) - min(values)
+    return spreads
+
+
+def drop_under_shift(rows: pd.DataFrame) -> Mapping[str, float]:
+    """Accuracy lost to noise on inputs that were constant in training."""
+    return {
+        arm: _value(rows, "accuracy", arm, noise=0.0) - _value(rows, "accuracy", arm, noise=SHIFT)
+        for arm in ("shift_hmc", "shift_map")
+    }
+
+
+CLAIMS = (
+    Claim(
+        id="C1",
+        title="BMA beats one solution",
+        sentence="Averaging over HMC's posterior samples is more accurate than one optimum whose weight decay was "
+        "tuned.",
+        source="accuracy tables",
+        estimand=Difference("accuracy", "hmc", "sgd"),
+        direction="greater",
+        margin=0.01,
+        factor=100,
+        unit="pts",
+        digits=1,
+    ),
+    Claim(
+        id="C1b",
+        title="BMA beats deep ensembles",
+        sentence="It is more accurate than a deep ensemble whose weight decay was tuned.",
+        source="accuracy tables",
+        estimand=Difference("accuracy", "hmc", "ensemble"),
+        direction="greater",
+        margin=0.01,
+        factor=100,
+        unit="pts",
+        digits=1,
+    ),
+    Claim(
+        id="C1c",
+        title="and explains labels better",
+        sentence="Its negative log-likelihood per test sample is lower than that of one tuned optimum.",
+        source="log-likelihood tables",
+        estimand=Difference("nll", "hmc", "sgd"),
+        direction="less",
+        margin=0.02,
+        unit="nats",
+        digits=3,
+    ),
+    Claim(
+        id="C2",
+        title="Functions mix, weights less",
+        sentence="The median split-R-hat of test predictions is smaller than that of weights.",
+        source="mixing of HMC",
+        estimand=PerSeed(median_rhat, "median split-R-hat, predictions minus weights", ("hmc",)),
+        direction="less",
+        margin=0.005,
+        digits=3,
+    ),
+    Claim(
+        id="C2b",
+        title="Most predictions mix",
+        sentence="Split-R-hat is below 1.1 for at least 90% of the test predictions.",
+        source="mixing of HMC",
+        estimand=Level("rhat_share", "hmc", where={"space": "function"}),
+        direction="at_least",
+        null=0.9,
+        factor=100,
+        unit="%",
+        digits=1,
+    ),
+    Claim(
+        id="C3",
+        title="One long chain does as well",
+        sentence="With equal numbers of gradients, one long chain is as close to an independent reference in total "
+        "variation as many short ones.",
+        source="many chains against one",
+        estimand=Difference("tv", "long_chain", "hmc"),
+        direction="within",
+        margin=0.02,
+        digits=3,
+    ),
+    Claim(
+        id="C4",
+        title="Long trajectories pay",
+        sentence="Effective samples of the predictions per gradient rise with the trajectory's length, up to a "
+        "quarter period of the prior.",
+        source="trajectory length",
+        estimand=Trend("ess_per_gradient", over="fraction", arm="trajectory"),
+        direction="greater",
+        margin=0.5,
+        test="trend",
+        unit="rho",
+    ),
+    Claim(
+        id="C4b",
+        title="also in likelihood",
+        sentence="With equal numbers of gradients, the test negative log-likelihood falls with the trajectory's "
+        "length.",
+        source="trajectory length",
+        estimand=Trend("nll", over="fraction", arm="trajectory"),
+        direction="less",
+        margin=0.5,
+        test="trend",
+        unit="rho",
+    ),
+    Claim(
+        id="C5",
+        title="No cold posterior needed",
+        sentence="Without augmentation, accuracy at T = 1 is at most one point below that of the temperature with the "
+        "best validation accuracy.",
+        source="cold posteriors",
+        estimand=Difference("accuracy", "tempered", "tempered_best", treatment_where={"temperature": 1.0}),
+        direction="at_least",
+        null=-0.01,
+        factor=100,
+        unit="pts",
+        digits=1,
+    ),
+    Claim(
+        id="C5b",
+        title="Augmentation brings it back",
+        sentence="Cooling to T = 0.1 gains more accuracy with random shifts in each minibatch than without them.",
+        source="cold posteriors, augmentation",
+        estimand=PerSeed(cooling_gain, "accuracy gained by T = 0.1, with − without shifts", ("augmented", "plain")),
+        direction="greater",
+        margin=0.01,
+        factor=100,
+        unit="pts",
+        digits=1,
+    ),
+    Claim(
+        id="C5c",
+        title="Batch norm does too",
+        sentence="With augmentation, cooling to T = 0.1 gains more accuracy with batch norm than with filter response "
+        "norm.",
+        source="cold posteriors, batch norm",
+        estimand=PerSeed(
+            cooling_gain_by_norm,
+            "accuracy gained by T = 0.1 with shifts, batch norm − filter response norm",
+            ("augmented_batchnorm", "augmented"),
+        ),
+        direction="greater",
+        margin=0.01,
+        factor=100,
+        unit="pts",
+        digits=1,
+        from_scale=Scale.FULL,
+    ),
+    Claim(
+        id="C6",
+        title="Robust to the prior's scale",
+        sentence="Over a tenfold range of prior variances, the accuracy of HMC varies less than that of the optimum "
+        "under the same priors.",
+        source="priors",
+        estimand=PerSeed(spread_over_priors, "range of accuracy over priors", ("prior_hmc", "prior_map")),
+        direction="less",
+        margin=0.02,
+        factor=100,
+        unit="pts",
+        digits=1,
+    ),
+    Claim(
+        id="C6b",
+        title="and to its family",
+        sentence="A logistic prior of the same variance gives the same accuracy within two points.",
+        source="priors",
+        estimand=Difference(
+            "accuracy",
+            "prior_hmc",
+            "prior_hmc",
+            where={"variance": 0.1},
+            treatment_where={"family": "logistic"},
+            control_where={"family": "gaussian"},
+        ),
+        direction="within",
+        margin=0.02,
+        factor=100,
+        unit="pts",
+        digits=1,
+    ),
+    Claim(
+        id="C7",
+        title="BMA breaks under shift",
+        sentence="Noise at test time on inputs that were constant in training costs HMC more accuracy than the "
+        "optimum.",
+        source="covariate shift",
+        estimand=PerSeed(drop_under_shift, "accuracy lost to noise, HMC − optimum", ("shift_hmc", "shift_map")),
+        direction="greater",
+        margin=0.05,
+        factor=100,
+        unit="pts",
+        digits=1,
+    ),
+    Claim(
+        id="C7b",
+        title="The prior is all it knows",
+        sentence="The posterior variance of weights on constant inputs equals the prior's within a tenth.",
+        source="arXiv 2106.11905",
+        estimand=Level("dead_variance_ratio", "shift_hmc"),
+        direction="within",
+        null=1.0,
+        margin=0.1,
+        digits=3,
+    ),
+    Claim(
+        id="C7c",
+        title="An EmpCov prior mends it",
+        sentence="With a first-layer prior of the inputs' covariance, HMC keeps more of its accuracy under that noise.",
+        source="arXiv 2106.11905",
+        estimand=Difference("accuracy", "shift_empcov", "shift_hmc", where={"noise": SHIFT}),
+        direction="greater",
+        margin=0.05,
+        factor=100,
+        unit="pts",
+        digits=1,
+    ),
+    Claim(
+        id="C8",
+        title="Ensembles closer than VI",
+        sentence="The predictions of a deep ensemble are closer to HMC's in total variation than those of mean-field "
+        "variational inference.",
+        source="distance to HMC",
+        estimand=Difference("tv", "ensemble", "mfvi"),
+        direction="less",
+        margin=0.02,
+        digits=3,
+    ),
+    Claim(
+        id="C8b",
+        title="and as close as SGLD",
+        sentence="They are as close to HMC's in total variation as those of stochastic-gradient Langevin dynamics.",
+        source="distance to HMC",
+        estimand=Difference("tv", "ensemble", "sgld"),
+        direction="within",
+        margin=0.05,
+        digits=3,
+    ),
+    Claim(
+        id="C9",
+        title="HMC spots the unknown",
+        sentence="Predictive entropy tells other data from test data better with HMC than with a tuned deep ensemble.",
+        source="out-of-distribution detection",
+        estimand=Difference("auroc_ood", "hmc", "ensemble"),
+        direction="greater",
+        margin=0.02,
+        digits=3,
+    ),
+    Claim(
+        id="C9b",
+        title="better than one optimum",
+        sentence="It does so better than one tuned optimum.",
+        source="out-of-distribution detection",
+        estimand=Difference("auroc_ood", "hmc", "sgd"),
+        direction="greater",
+        margin=0.02,
+        digits=3,
+    ),
+    Claim(
+        id="C9c",
+        title="HMC is less sure of itself",
+        sentence="Mean confidence minus accuracy on the test set is lower for HMC than for one tuned optimum.",
+        source="calibration",
+        estimand=Difference("overconfidence", "hmc", "sgd"),
+        direction="less",
+        margin=0.02,
+        factor=100,
+        unit="pts",
+        digits=1,
+    ),
+)
+
+_QUICK: Mapping[str, Any] = {
+    "seeds": 6,
+    "data": "digits",
+    "network": "mlp",
+    "train": 200,
+    "validation": 200,
+    "test": 1000,
+    "variance": 0.1,
+    "step_size": 0.007,
+    "chains": 4,
+    "burn_in": 10,
+    "draws": 30,
+    "members": 10,
+    "epochs": 300,
+    "sg_epochs": 400,
+}
+_SMOKE: Mapping[str, Any] = {
+    **_QUICK,
+    "seeds": 2,
+    "train": 40,
+    "validation": 40,
+    "test": 60,
+    "step_size": 0.03,
+    "chains": 2,
+    "burn_in": 2,
+    "draws": 4,
+    "members": 2,
+    "epochs": 6,
+    "sg_epochs": 4,
+}
+_FULL: Mapping[str, Any] = {
+    **_QUICK,
+    "seeds": 5,
+    "data": "fashion_mnist",
+    "network": "resnet",
+    "train": 10_000,
+    "validation": 5000,
+    "test": 10_000,
+    "variance": 0.2,
+    "step_size": 2e-4,
+    "chains": 8,
+    "burn_in": 20,
+    "draws": 80,
+    "members": 20,
+    "epochs": 60,
+    "sg_epochs": 200,
+}
+_PAPER: Mapping[str, Any] = {
+    **_FULL,
+    "seeds": 3,
+    "data": "cifar10",
+    "train": 40_960,
+    "validation": 9040,
+    "step_size": 1e-5,
+    "chains": 3,
+    "burn_in": 50,
+    "draws": 240,
+    "members": 50,
+    "epochs": 500,
+    "sg_epochs": 10_000,
+}
+_SETTINGS = {Scale.SMOKE: _SMOKE, Scale.QUICK: _QUICK, Scale.FULL: _FULL, Scale.PAPER: _PAPER}
+PARTS = ("methods", "trajectory", "temperature", "shift", "prior", "augmentation")
+
+
+def runs(scale: Scale, workload: Workload | None) -> Iterator[Run]:
+    """One run a part of the study and seed; the dearest parts start first.
+
+    On a user's workload the networks are the user's, or the study's MLP; at most as many samples are used as the
+    scale says, and step sizes are adapted instead of given.
+    """
+    s = dict(_SETTINGS[scale])
+    seeds = s.pop("seeds")
+    if workload is not None:
+        sizes = len(workload.train), len(workload.test)  # type: ignore[arg-type]
+        held = min(int(s["validation"]), sizes[0] // 3)
+        s |= {"data": "workload", "network": "user" if workload.model is not None else "mlp"}
+        s |= {"validation": held, "train": min(int(s["train"]), sizes[0] - held), "test": min(int(s["test"]), sizes[1])}
+        s |= {"step_size": 0.0}
+    for part in PARTS:
+        for seed in range(seeds):
+            yield Run(SLUG, part, seed, s)
+
+
+def measure(run: Run, workload: Workload | None) -> Measurements:
+    """Sample, train and compare for one part and seed."""
+    from . import experiments
+
+    return experiments.measure(run, workload)
