@@ -337,7 +337,6 @@ CLAIMS = (
 )
 
 _QUICK: Mapping[str, Any] = {
-    "seeds": 6,
     "data": "digits",
     "network": "mlp",
     "train": 200,
@@ -354,7 +353,6 @@ _QUICK: Mapping[str, Any] = {
 }
 _SMOKE: Mapping[str, Any] = {
     **_QUICK,
-    "seeds": 2,
     "train": 40,
     "validation": 40,
     "test": 60,
@@ -368,7 +366,6 @@ _SMOKE: Mapping[str, Any] = {
 }
 _FULL: Mapping[str, Any] = {
     **_QUICK,
-    "seeds": 5,
     "data": "fashion_mnist",
     "network": "resnet",
     "train": 10_000,
@@ -385,7 +382,6 @@ _FULL: Mapping[str, Any] = {
 }
 _PAPER: Mapping[str, Any] = {
     **_FULL,
-    "seeds": 3,
     "data": "cifar10",
     "train": 40_960,
     "validation": 9040,
@@ -398,17 +394,17 @@ _PAPER: Mapping[str, Any] = {
     "sg_epochs": 10_000,
 }
 _SETTINGS = {Scale.SMOKE: _SMOKE, Scale.QUICK: _QUICK, Scale.FULL: _FULL, Scale.PAPER: _PAPER}
+SEEDS = {Scale.SMOKE: 2, Scale.QUICK: 6, Scale.FULL: 5, Scale.PAPER: 3}
 PARTS = ("methods", "trajectory", "temperature", "shift", "prior", "augmentation")
 
 
-def runs(scale: Scale, workload: Workload | None) -> Iterator[Run]:
-    """One run a part of the study and seed; the dearest parts start first.
+def runs(scale: Scale, workload: Workload | None, seeds: range | None = None) -> Iterator[Run]:
+    """One run a part of the study and seed; the dearest parts start first. Without ``seeds``, the registered ones.
 
     On a user's workload the networks are the user's, or the study's MLP; at most as many samples are used as the
     scale says, and step sizes are adapted instead of given.
     """
     s = dict(_SETTINGS[scale])
-    seeds = s.pop("seeds")
     if workload is not None:
         sizes = len(workload.train), len(workload.test)  # type: ignore[arg-type]
         held = min(int(s["validation"]), sizes[0] // 3)
@@ -416,7 +412,7 @@ def runs(scale: Scale, workload: Workload | None) -> Iterator[Run]:
         s |= {"validation": held, "train": min(int(s["train"]), sizes[0] - held), "test": min(int(s["test"]), sizes[1])}
         s |= {"step_size": 0.0}
     for part in PARTS:
-        for seed in range(seeds):
+        for seed in seeds or range(SEEDS[scale]):
             yield Run(SLUG, part, seed, s)
 
 
