@@ -1,0 +1,159 @@
+"""A CNN-LSTM for sequences of words (Izmailov et al. 2021, arXiv:2104.14421, section 4: IMDB)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from mlcollage.errors import InvalidInput
+from mlcollage.nn._parts import as_size, check_input, keep, make_activation
+
+__all__ = ["CNNLSTM"]
+
+
+class _LSTM(nn.Module):
+    r"""One layer of LSTM with one bias, over (batch, time, inputs); returns all its states (batch, time, hidden).
+
+    .. math::
+        (i, g, f, o) = W_x x_t + W_h h_{t-1} + b, \quad
+        c_t = \sigma(f + 1) \, c_{t-1} + \sigma(i) \tanh(g), \quad
+        h_t = \sigma(o) \tanh(c_t)
+
+    ``nn.LSTM`` has two biases that only ever act as their sum, so a prior on each would be another prior on the sum;
+    and neither a second derivative on a GPU nor a fast path through ``torch.vmap``. These plain operations have both.
+    """
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__()
+        self.hidden = hidden
+        self.weight_x = nn.Parameter(torch.empty(4 * hidden, inputs))
+        self.weight_h = nn.Parameter(torch.empty(4 * hidden, hidden))
+        self.bias = nn.Parameter(torch.zeros(4 * hidden))
+
+    def forward(self, x: Tensor) -> Tensor:
+        driven = nn.functional.linear(x, self.weight_x, self.bias)  # of all times in one product
+        # from a product, so that states are batched under vmap and have the type autocast gives them
+        h = c = torch.zeros_like(driven[:, 0, : self.hidden])
+        states = []
+        for t in range(x.shape[1]):
+            gates = driven[:, t] + nn.functional.linear(h, self.weight_h)
+            i, g, f, o = gates.chunk(4, dim=-1)
+            c = (f + 1).sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * c.tanh()
+            states.append(h)
+        return torch.stack(states, dim=1)
+
+
+class CNNLSTM(nn.Module):
+    """Embedding, a convolution over time, max-pooling, an LSTM, and a linear map of its last state.
+
+    With the default sizes it is the network of the paper's IMDB experiments, 2,700,098 parameters. As in the authors'
+    code, the LSTM has one bias and adds 1 to its forget gate, embeddings start from a normal distribution of standard
+    deviation 1, other weights from one of 1 / sqrt(inputs) (both cut at two standard deviations), biases from zero.
+
+    Parameters
+    ----------
+    vocabulary
+        Number of different tokens; inputs are integers below it.
+    num_classes
+        Number of logits.
+    length
+        Tokens of one sample; shorter texts are padded.
+    embedding
+        Width of an embedding.
+    filters, kernel_size
+        Channels and width of the convolution, which is not padded.
+    pool
+        Window and stride of the max-pooling; 1 for none.
+    hidden
+        Width of the LSTM's state.
+    activation
+        After the convolution: ``"relu"``, or e.g. ``"silu"``, which with ``pool=1`` makes the log-density smooth.
+
+    Raises
+    ------
+    InvalidInput
+        For sizes that are not positive whole numbers or leave no time step, and inputs that are not whole numbers or
+        of another length.
+    UnknownName
+        For an unknown activation.
+
+    Notes
+    -----
+    Activations, in order of execution: ``embedding`` (batch, length, embedding), ``conv`` (batch, filters, steps),
+    ``relu`` (named after the nonlinearity), ``pool``, ``lstm`` (batch, steps, hidden), ``last`` (batch, hidden),
+    ``logits``. Where a name is a module's path, the value is that module's output.
+
+    Examples
+    --------
+    >>> model = CNNLSTM(50, 2, length=20, embedding=8, filters=6, hidden=5)
+    >>> logits, acts = model(torch.zeros(3, 20, dtype=torch.long), activations=True)
+    >>> list(acts)
+    ['embedding', 'conv', 'relu', 'pool', 'lstm', 'last', 'logits']
+    >>> tuple(acts["conv"].shape), tuple(acts["pool"].shape), tuple(acts["lstm"].shape)
+    ((3, 6, 16), (3, 6, 4), (3, 4, 5))
+    """
+
+    def __init__(
+        self,
+        vocabulary: int = 20_000,
+        num_classes: int = 2,
+        length: int = 100,
+        *,
+        embedding: int = 128,
+        filters: int = 64,
+        kernel_size: int = 5,
+        pool: int = 4,
+        hidden: int = 128,
+        activation: str = "relu",
+    ) -> None:
+        super().__init__()
+        self.vocabulary, self.num_classes = as_size(vocabulary, "vocabulary"), as_size(num_classes, "num_classes")
+        self.in_shape = (as_size(length, "length"),)
+        embedding, filters = as_size(embedding, "embedding"), as_size(filters, "filters")
+        kernel_size, pool, hidden = (
+            as_size(kernel_size, "kernel_size"),
+            as_size(pool, "pool"),
+            as_size(hidden, "hidden"),
+        )
+        if (length - kernel_size + 1) // pool < 1:
+            raise InvalidInput(
+                f"length={length} leaves no step after a convolution of width {kernel_size} and pooling by {pool}; "
+                f"give at least {kernel_size - 1 + pool} tokens."
+            )
+        self.embedding = nn.Embedding(self.vocabulary, embedding)
+        self.conv = nn.Conv1d(embedding, filters, kernel_size)
+        self.activation = activation
+        self.add_module(activation, make_activation(activation))
+        self.pool = nn.MaxPool1d(pool)
+        self.lstm = _LSTM(filters, hidden)
+        self.head = nn.Linear(hidden, self.num_classes)
+        _cut_normal(self.embedding.weight, 1.0)
+        _cut_normal(self.conv.weight, 1 / math.sqrt(embedding * kernel_size))
+        for weight in (self.lstm.weight_x, self.lstm.weight_h):
+            _cut_normal(weight, 1 / math.sqrt(filters + hidden))
+        _cut_normal(self.head.weight, 1 / math.sqrt(hidden))
+        for layer in (self.conv, self.head):
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor, activations: bool = False) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """Logits (batch, classes) of tokens x (batch, length); with ``activations=True`` also activations by name."""
+        check_input(x, self.in_shape)
+        if x.dtype not in (torch.int64, torch.int32):
+            raise InvalidInput(f"the input is {x.dtype}; tokens are whole numbers: give int64 (or int32).")
+        record: dict[str, Tensor] | None = {} if activations else None
+        h = keep(record, "embedding", self.embedding(x))
+        h = keep(record, "conv", self.conv(h.mT))
+        h = keep(record, self.activation, self.get_submodule(self.activation)(h))
+        h = keep(record, "pool", self.pool(h))
+        h = keep(record, "lstm", self.lstm(h.mT))
+        h = keep(record, "last", h[:, -1])
+        logits = keep(record, "logits", self.head(h))
+        return logits if record is None else (logits, record)
+
+
+def _cut_normal(tensor: Tensor, std: float) -> None:
+    nn.init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std)
