@@ -1,0 +1,191 @@
+"""Mean response of every unit to every class, over data that come in batches, on one process or many."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlcollage.errors import InvalidInput
+from mlcollage.measure.representation import as_samples, resolve_unit_axis
+
+__all__ = ["ClassMeans"]
+
+
+class ClassMeans:
+    r"""Streaming class-conditional means of units.
+
+    .. math:: \mu_{cu} = \frac{\sum_n w_{nc}\, a_{nu}}{\sum_n w_{nc}}, \qquad
+              w_{nc} = \mathbb{1}[y_n = c] \text{ or the soft target of sample } n
+
+    Sums are float64 whatever the activations' type, so the order and size of batches do not matter. States are added
+    with :meth:`merge`; :meth:`sync` adds those of all processes.
+
+    Parameters
+    ----------
+    num_classes
+        C. Any discrete concept will do: classes, depth bins, segments.
+    device
+        Where the sums live; by default where the first activations are.
+    ignore_index
+        Label of samples or pixels to leave out, as in ``torch.nn.CrossEntropyLoss``.
+
+    Attributes
+    ----------
+    sums
+        (C, U) float64, or None before the first update.
+    counts
+        (C,) float64: samples of each class, or sums of soft targets.
+
+    Examples
+    --------
+    >>> means = ClassMeans(2)
+    >>> means.update(torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 5.0]]), torch.tensor([0, 0, 1]))
+    >>> means.compute()
+    tensor([[2., 0.],
+            [0., 5.]], dtype=torch.float64)
+    """
+
+    def __init__(self, num_classes: int, *, device: torch.device | str | None = None, ignore_index: int = -100) -> None:
+        if isinstance(num_classes, bool) or int(num_classes) != num_classes or num_classes < 1:
+            raise InvalidInput(f"num_classes={num_classes!r} must be a whole number of at least 1.")
+        self.num_classes, self.ignore_index = int(num_classes), int(ignore_index)
+        self._device = None if device is None else torch.device(device)
+        self.sums: Tensor | None = None
+        self.counts = torch.zeros(self.num_classes, dtype=torch.float64, device=self._device)
+
+    def update(self, acts: Tensor, targets: Tensor, *, unit_axis: int | None = None) -> None:
+        """Add a batch.
+
+        Parameters
+        ----------
+        acts
+            (N, U), feature maps (N, U, H, W) or tokens (N, T, U), of any float type.
+        targets
+            Integer labels (N,): feature maps are averaged over space first. Labels per position (N, H, W) or (N, T):
+            each position counts as a sample. Soft targets (N, C), or (N, C, H, W) and (N, T, C) per position, in a
+            float type: they weigh.
+        unit_axis
+            As in :func:`~mlcollage.measure.representation.as_samples`.
+
+        Raises
+        ------
+        InvalidInput
+            For targets out of range, shapes that do not fit, and activations that are not finite.
+        """
+        rows, weights = _match(acts.detach(), targets, self.num_classes, unit_axis)
+        rows = rows.cpu() if rows.device.type == "mps" else rows  # it has no float64
+        if not bool(rows.isfinite().all()):
+            raise InvalidInput(f"{int((~rows.isfinite()).sum())} activations are NaN or infinite; look at the layer.")
+        device = self._device or rows.device
+        rows = rows.to(device, torch.float64)
+        weights = weights.to(device)
+        if self.sums is None:
+            self.sums = torch.zeros(self.num_classes, rows.shape[1], dtype=torch.float64, device=device)
+            self.counts = self.counts.to(device)
+        if self.sums.shape[1] != rows.shape[1]:
+            raise InvalidInput(f"earlier batches had {self.sums.shape[1]} units, this one has {rows.shape[1]}.")
+        if weights.is_floating_point():
+            weights = weights.double()
+            self.sums += weights.T @ rows
+            self.counts += weights.sum(0)
+            return
+        keep = weights != self.ignore_index
+        if not bool(keep.all()):
+            rows, weights = rows[keep], weights[keep]
+        check_labels(weights, self.num_classes)
+        self.sums.index_add_(0, weights, rows)
+        self.counts += torch.bincount(weights, minlength=self.num_classes)
+
+    def merge(self, other: ClassMeans) -> ClassMeans:
+        """Add what another state has seen, in place; returns this state."""
+        if other.num_classes != self.num_classes:
+            raise InvalidInput(f"a state of {other.num_classes} classes cannot be added to one of {self.num_classes}.")
+        if other.sums is None:
+            return self
+        if self.sums is None:
+            self.sums, self.counts = other.sums.clone(), other.counts.clone()
+            return self
+        if other.sums.shape != self.sums.shape:
+            raise InvalidInput(
+                f"a state of {other.sums.shape[1]} units cannot be added to one of {self.sums.shape[1]}."
+            )
+        self.sums += other.sums.to(self.sums.device)
+        self.counts += other.counts.to(self.counts.device)
+        return self
+
+    def sync(self, group: Any = None) -> ClassMeans:
+        """The state of all processes of a ``torch.distributed`` group together, as a new one.
+
+        Every process must call it and have seen a batch; each gets the same result. This state stays local, so calling
+        it again later counts nothing twice. Without a process group it is a copy.
+        """
+        total = ClassMeans(self.num_classes, device=self._device, ignore_index=self.ignore_index).merge(self)
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return total
+        if total.sums is None:
+            raise InvalidInput("this process has seen no batch, so the number of units is not known; update it first.")
+        for tensor in (total.sums, total.counts):
+            torch.distributed.all_reduce(tensor, group=group)
+        return total
+
+    def compute(self) -> Tensor:
+        """Means (C, U) in float64; NaN for classes that were not seen."""
+        if self.sums is None:
+            raise InvalidInput("no batch has been seen; call update first.")
+        return self.sums / torch.where(self.counts > 0, self.counts, torch.nan)[:, None]
+
+    def __repr__(self) -> str:
+        units = "no" if self.sums is None else self.sums.shape[1]
+        return f"ClassMeans({self.num_classes} classes, {units} units, {float(self.counts.sum()):g} samples)"
+
+
+def check_labels(labels: Tensor, num_classes: int) -> None:
+    """Refuse labels outside of 0 to ``num_classes - 1``."""
+    if labels.numel() and (int(labels.min()) < 0 or int(labels.max()) >= num_classes):
+        raise InvalidInput(
+            f"targets run from {int(labels.min())} to {int(labels.max())}, but num_classes={num_classes} allows 0 to "
+            f"{num_classes - 1}."
+        )
+
+
+def _match(acts: Tensor, targets: Tensor, num_classes: int, unit_axis: int | None) -> tuple[Tensor, Tensor]:
+    """Rows (M, U), and labels (M,) or weights (M, C) for them."""
+    axis = resolve_unit_axis(acts, unit_axis)
+    if not acts.is_floating_point():
+        raise InvalidInput(f"activations must be floating-point numbers, not {acts.dtype}.")
+    soft = targets.is_floating_point()
+    if targets.dtype == torch.bool or targets.is_complex():
+        raise InvalidInput(f"targets must be integer labels, or soft targets in a float type, not {targets.dtype}.")
+    grid = [size for d, size in enumerate(acts.shape) if d not in (0, axis)]
+    # Soft targets have their classes where the activations have their units.
+    dense = _with(grid, acts.shape[0], axis, num_classes) if soft else [acts.shape[0], *grid]
+    flat = [acts.shape[0], num_classes] if soft else [acts.shape[0]]
+    shape = list(targets.shape)
+    if grid and shape == dense:
+        rows = as_samples(acts, "positions", unit_axis=axis)
+        weights = targets.movedim(axis, -1).flatten(0, -2) if soft else targets.flatten()
+    elif shape == flat:
+        rows, weights = as_samples(acts, unit_axis=axis), targets
+    else:
+        raise InvalidInput(
+            f"targets of shape {tuple(shape)} do not fit activations {tuple(acts.shape)}; expected "
+            f"{_either(flat, dense)}{' in a float type' if soft else ' of integers'}."
+        )
+    if soft:
+        if bool((weights < 0).any()) or not bool(weights.isfinite().all()):
+            raise InvalidInput("soft targets must be finite and not negative.")
+        return rows, weights
+    return rows, weights.long()
+
+
+def _with(grid: Sequence[int], n: int, axis: int, classes: int) -> list[int]:
+    shape = [n, *grid]
+    shape.insert(axis, classes)
+    return shape
+
+
+def _either(flat: list[int], dense: list[int]) -> str:
+    return f"{tuple(flat)}" if flat == dense else f"{tuple(flat)} or, a target for each position, {tuple(dense)}"

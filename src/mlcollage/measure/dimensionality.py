@@ -1,0 +1,111 @@
+"""How many dimensions a representation fills: principal components for a share of variance, participation ratio."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlcollage.errors import InvalidInput
+from mlcollage.measure.cca import components_for
+from mlcollage.measure.representation import centred_matrix
+
+__all__ = ["dimensionality", "participation_ratio", "spectrum"]
+
+
+def spectrum(acts: Any) -> Tensor:
+    r"""Eigenvalues of the covariance of a representation, the largest first.
+
+    .. math:: \lambda_i = s_i^2 / (n - 1), \qquad X - \bar X = U \,\mathrm{diag}(s)\, V^\top
+
+    Parameters
+    ----------
+    acts
+        (n, p) array or tensor; feature maps go through :func:`~mlcollage.measure.representation.as_samples` first.
+
+    Returns
+    -------
+    Tensor
+        (min(n, p),) float64, on the representation's device.
+
+    Raises
+    ------
+    InvalidInput
+        If it is not a matrix of finite values with two rows or more.
+
+    Examples
+    --------
+    >>> spectrum([[0.0, 0.0], [2.0, 0.0], [4.0, 0.0]]).round(decimals=6).tolist()
+    [4.0, 0.0]
+    """
+    x = centred_matrix(acts, "acts")
+    if x.shape[0] > 2 * x.shape[1]:  # singular values are those of the small triangle
+        x = torch.linalg.qr(x, mode="r")[1]
+    return torch.linalg.svdvals(x).square() / (len(acts) - 1)
+
+
+def dimensionality(acts: Any, variance: float = 0.95) -> int:
+    r"""The fewest principal components that hold the share ``variance`` of a representation's variance.
+
+    .. math:: \min \Big\{ k : \sum_{i \le k} \lambda_i \ge v \sum_i \lambda_i \Big\}
+
+    Parameters
+    ----------
+    acts
+        (n, p), as for :func:`spectrum`.
+    variance
+        Share v in (0, 1], 0.95 by default.
+
+    Returns
+    -------
+    int
+        From 1 to min(n, p); 0 for a representation that is the same for all samples.
+
+    References
+    ----------
+    Leavitt and Morcos, "Linking average- and worst-case perturbation robustness via class selectivity and
+    dimensionality", 2020, arXiv:2010.07693.
+
+    Examples
+    --------
+    >>> g = torch.Generator().manual_seed(0)
+    >>> x = torch.randn(500, 10, generator=g)
+    >>> x[:, 2:] *= 0.01
+    >>> dimensionality(x), dimensionality(x, 1.0)
+    (2, 10)
+    """
+    values = spectrum(acts)
+    if not 0 < variance <= 1:
+        raise InvalidInput(f"variance={variance!r} must be a share above 0 and at most 1, such as 0.95.")
+    return 0 if not float(values.sum()) > 0 else components_for(values.sqrt(), variance)
+
+
+def participation_ratio(acts: Any) -> float:
+    r"""A smooth count of dimensions, without a threshold.
+
+    .. math:: \mathrm{PR} = \Big(\sum_i \lambda_i\Big)^2 \Big/ \sum_i \lambda_i^2
+
+    It is p for p equal eigenvalues and 1 if one direction holds everything.
+
+    Parameters
+    ----------
+    acts
+        (n, p), as for :func:`spectrum`.
+
+    Returns
+    -------
+    float
+        From 1 to min(n, p); 0 for a representation that is the same for all samples.
+
+    References
+    ----------
+    Gao, Trautmann, Yu et al., "A theory of multineuronal dimensionality, dynamics and measurement", 2017.
+
+    Examples
+    --------
+    >>> participation_ratio([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    2.0
+    """
+    values = spectrum(acts)
+    return float(values.sum() ** 2 / values.square().sum()) if float(values.sum()) > 0 else 0.0

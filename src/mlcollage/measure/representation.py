@@ -1,0 +1,99 @@
+"""What all instruments of representations share: activations as a matrix with one row a sample, in double precision."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mlcollage.errors import InvalidInput
+
+__all__ = ["as_samples", "centred_matrix"]
+
+Space = Literal["mean", "positions"]
+
+
+def as_samples(acts: Tensor, space: Space = "mean", *, unit_axis: int | None = None) -> Tensor:
+    """Activations of any layer as a matrix (samples, units).
+
+    Parameters
+    ----------
+    acts
+        (N, U) of a dense layer, (N, U, H, W) feature maps (channels first, any number of spatial axes), or (N, T, U)
+        tokens.
+    space
+        ``"mean"`` averages over positions, one row a sample; ``"positions"`` takes each position as a row of its own,
+        which compares two layers only if their grids are alike.
+    unit_axis
+        Which axis counts the units; by default the last for three axes (tokens), else axis 1. Maps of one-dimensional
+        convolutions (N, U, L) need ``unit_axis=1``.
+
+    Returns
+    -------
+    Tensor
+        (N, U), or (N * positions, U); same type and device, differentiable.
+
+    Examples
+    --------
+    >>> as_samples(torch.ones(8, 3, 5, 5)).shape, as_samples(torch.ones(8, 3, 5, 5), "positions").shape
+    (torch.Size([8, 3]), torch.Size([200, 3]))
+    """
+    axis = resolve_unit_axis(acts, unit_axis)
+    if space not in ("mean", "positions"):
+        raise InvalidInput(f"space={space!r} is not known; use 'mean' or 'positions'.")
+    if acts.ndim == 2 and axis == 1:
+        return acts
+    if space == "mean":
+        return acts.mean(dim=[d for d in range(1, acts.ndim) if d != axis])
+    return acts.movedim(axis, -1).flatten(0, -2)
+
+
+def resolve_unit_axis(acts: Tensor, unit_axis: int | None) -> int:
+    """The axis of the units as a number from 1 to ``acts.ndim - 1``."""
+    if acts.ndim < 2:
+        raise InvalidInput(
+            f"activations of shape {tuple(acts.shape)} have no axis of units; expected (N, U), (N, U, H, W) or "
+            "(N, T, U)."
+        )
+    axis = (acts.ndim - 1 if acts.ndim == 3 else 1) if unit_axis is None else unit_axis
+    axis = axis + acts.ndim if axis < 0 else axis
+    if not 1 <= axis < acts.ndim:
+        raise InvalidInput(
+            f"unit_axis={unit_axis} does not name an axis of units of activations {tuple(acts.shape)}; "
+            f"use 1 to {acts.ndim - 1} (axis 0 counts the samples)."
+        )
+    return axis
+
+
+def centred_matrix(X: Any, name: str = "X") -> Tensor:
+    """A representation (n, p) as a float64 tensor with the mean of each column taken off; stays on its device.
+
+    Raises
+    ------
+    InvalidInput
+        If it is not a matrix, has fewer than two rows or no column, or holds NaN or infinity.
+
+    Examples
+    --------
+    >>> centred_matrix([[1.0, 2.0], [3.0, 6.0]])
+    tensor([[-1., -2.],
+            [ 1.,  2.]], dtype=torch.float64)
+    """
+    x = X.detach() if isinstance(X, Tensor) else torch.from_numpy(np.array(X, dtype=np.float64))
+    if x.device.type == "mps":  # it has no float64
+        x = x.cpu()
+    x = x.to(torch.float64)
+    if x.ndim != 2:
+        raise InvalidInput(
+            f"{name} has shape {tuple(x.shape)}, but a matrix (samples, features) is needed; pool or flatten it first, "
+            "e.g. with mlcollage.measure.representation.as_samples."
+        )
+    if x.shape[0] < 2 or x.shape[1] < 1:
+        raise InvalidInput(f"{name} has shape {tuple(x.shape)}; at least two samples and one feature are needed.")
+    if not bool(x.isfinite().all()):
+        raise InvalidInput(
+            f"{name} holds {int((~x.isfinite()).sum())} values that are NaN or infinite; look there first."
+        )
+    return x - x.mean(dim=0)
