@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from typing import Any
 
-from mlcollage.data import fashion_mnist, tables
+from mlcollage.data import cifar, fashion_mnist, tables
 from mlcollage.data.glyphs import PRESETS
 
 __all__ = ["catalogue"]
@@ -36,6 +36,11 @@ def catalogue() -> list[dict[str, Any]]:
     folder = fashion_mnist.find()
     where = str(folder) if folder else "run `mlcollage data prepare`"
     rows.append(_row("fashion_mnist", "articles of clothing", 60_000, 10_000, [1, 28, 28], where, folder is not None))
+    for name, classes in (("cifar10", 10), ("cifar100", 100)):
+        folder = cifar.find(name)
+        where = str(folder) if folder else f"your folder of the binary version: {name}:folder"
+        what = f"colour photographs of {classes} kinds of things"
+        rows.append(_row(name, what, 50_000, 10_000, [3, 32, 32], where, folder is not None))
     for name, info in tables.TABLES.items():
         if info.task == "classification" and name != "digits":
             test = -(-info.rows // 4)

@@ -73,6 +73,10 @@ def load_workload(spec: str) -> Workload:
         a folder of images
             ``train/cat/1.png`` and ``test/cat/2.png``, or ``cat/1.png``. ``?size=32`` cuts and resizes to squares,
             ``?channels=1`` or ``3`` converts. Images are decoded when they are asked for.
+        ``cifar10:folder``, ``cifar100:folder``
+            :mod:`~mlcollage.data.cifar` from the folder of its binary version, a folder of images, a saved Hugging Face
+            set or an ``.npz``; without a folder from where it usually lies. ``?n=5000&test=1000`` takes the first so
+            many, ``?labels=coarse`` the 20 coarse classes of CIFAR-100.
         ``hf:name``, ``hf:name:configuration``, ``hf:folder``
             A data set of the Hugging Face hub, or one saved to a folder (``save_to_disk``, Parquet files); needs the
             extra ``hub``. ``?label=column``, ``?image=column``, ``?size=32``.
@@ -103,6 +107,10 @@ def load_workload(spec: str) -> Workload:
         return _hub.load(name.removeprefix("hf:"), options)
     if _bundled.knows(name):
         return _bundled.load(name, options)
+    if name.partition(":")[0] in ("cifar10", "cifar100"):
+        from mlcollage.data import cifar
+
+        return cifar.workload(name.partition(":")[0], name.partition(":")[2], options)
     if path.is_dir():
         return _images.load(path, options)
     if path.suffix.lower() in (".npz", ".csv", ".parquet"):
@@ -114,8 +122,8 @@ def load_workload(spec: str) -> Workload:
     if path.exists():
         raise InvalidInput(f"{name} is neither .npz, .csv nor .parquet nor a folder of images.")
     raise UnknownName(
-        f"there is no workload {name!r}; expected {', '.join(_bundled.NAMES)}, module:function, a folder of images, an "
-        ".npz, .csv or .parquet file, or hf:name."
+        f"there is no workload {name!r}; expected {', '.join(_bundled.NAMES)}, cifar10:folder, cifar100:folder, "
+        "module:function, a folder of images, an .npz, .csv or .parquet file, or hf:name."
     )
 
 
