@@ -1,0 +1,212 @@
+r"""Sharpness-aware minimisation (SAM) and its adaptive form (ASAM).
+
+SAM: Foret, Kleiner, Mobahi, Neyshabur, ICLR 2021, arXiv:2010.01412, equations 2 and 3. ASAM: Kwon, Kim, Park, Choi,
+ICML 2021, arXiv:2102.11600, equation 5, with the elementwise operator :math:`T_w = \mathrm{diag}(|w| + \eta)`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from mlcollage.errors import InvalidInput
+
+__all__ = ["SAM"]
+
+
+class SAM(torch.optim.Optimizer):
+    r"""Descend the gradient that is found a step uphill.
+
+    .. math::
+
+        \hat\epsilon = \rho \, \frac{\nabla L(w)}{\|\nabla L(w)\|_2}, \qquad
+        w \leftarrow w - \eta \, \nabla L(w + \hat\epsilon) .
+
+    The adaptive form measures the step relative to the weights: with :math:`T_w = |w| + \mathrm{offset}`, elementwise,
+    :math:`\hat\epsilon = \rho\, T_w^2 \nabla L / \| T_w \nabla L \|_2`. The second update is made by any optimiser
+    of yours, whose parameter groups, learning rates and state this object shares.
+
+    Parameters
+    ----------
+    params
+        Parameters or parameter groups, as for every optimiser. A group may have its own ``rho`` and ``adaptive``.
+    base_optimizer
+        A ``torch.optim`` class that makes the update.
+    rho
+        Length of the step uphill; 0.05 (default) is the paper's for small data sets, ASAM uses about ten times more.
+    adaptive
+        Use the adaptive form.
+    offset
+        :math:`\eta` of ASAM, by default 0.01; keeps weights of zero movable.
+    **kwargs
+        Handed to ``base_optimizer``, e.g. ``lr=0.1, momentum=0.9``.
+
+    Raises
+    ------
+    InvalidInput
+        If rho or offset is negative or not finite, or a step is taken without gradients or a closure.
+
+    Notes
+    -----
+    *Closure.* :meth:`step` takes a closure that computes the loss and calls ``backward()``, as L-BFGS does; gradients
+    are zeroed for you. Without one, call ``loss.backward(); first_step(zero_grad=True)``, then
+    ``loss.backward(); second_step(zero_grad=True)``.
+
+    *Batch norm* sees the batch twice, and its running statistics are updated twice, the second time at the moved
+    weights. Put ``momentum = 0`` on its layers during the second pass, or leave it: the original code does.
+
+    *GradScaler.* The step uphill does not depend on the scale, so it is taken with scaled gradients; the update goes
+    through the scaler, which skips it if either gradient overflowed::
+
+        scaler.scale(loss_fn()).backward(); optimizer.first_step(zero_grad=True)
+        scaler.scale(loss_fn()).backward(); optimizer.restore()
+        scaler.step(optimizer.base_optimizer); scaler.update()
+
+    *Gradient accumulation*: accumulate all micro-batches, call :meth:`first_step`, accumulate the same micro-batches
+    again, call :meth:`second_step`. Under *DistributedDataParallel* gradients are averaged before the step uphill, so
+    that it is that of the joint batch (the paper's m-sharpness uses each process's own).
+
+    Examples
+    --------
+    >>> w = torch.tensor([1.0, -2.0], requires_grad=True)
+    >>> optimizer = SAM([w], torch.optim.SGD, rho=0.1, lr=0.1)
+    >>> def closure():
+    ...     loss = (w**2).sum() / 2
+    ...     loss.backward()
+    ...     return loss
+    >>> round(optimizer.step(closure).item(), 3)
+    2.5
+    >>> [round(v, 4) for v in w.tolist()]  # 0.9 w - 0.1 * 0.1 w / |w|
+    [0.8955, -1.7911]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        base_optimizer: type[torch.optim.Optimizer],
+        *,
+        rho: float = 0.05,
+        adaptive: bool = False,
+        offset: float = 0.01,
+        **kwargs: Any,
+    ) -> None:
+        for name, value in (("rho", rho), ("offset", offset)):
+            if not (math.isfinite(value) and value >= 0):
+                raise InvalidInput(f"{name}={value!r} must be a finite number of at least 0.")
+        if not (isinstance(base_optimizer, type) and issubclass(base_optimizer, torch.optim.Optimizer)):
+            raise InvalidInput(
+                f"base_optimizer must be a class such as torch.optim.SGD, not {base_optimizer!r}; its settings "
+                "follow as keywords."
+            )
+        super().__init__(params, {"rho": rho, "adaptive": adaptive, "offset": offset, **kwargs})
+        self.base_optimizer = base_optimizer(self.param_groups, **kwargs)
+        self._share()
+
+    def _share(self) -> None:
+        # One list of groups for both, so that schedulers of either change the learning rate of the update.
+        self.param_groups = self.base_optimizer.param_groups
+        self.defaults.update(self.base_optimizer.defaults)
+
+    @torch.no_grad()
+    def first_step(self, zero_grad: bool = False) -> None:
+        r"""Move uphill by :math:`\hat\epsilon` from the gradients now present.
+
+        Parameters
+        ----------
+        zero_grad
+            Also clear the gradients, ready for the second ``backward()``.
+        """
+        total = self._gradient_norm()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                self.state[p]["sam_origin"] = p.detach().clone()
+                p.add_(_scaled(_scaled(p.grad, p, group), p, group) * (group["rho"] / (total + 1e-12)).to(p))
+        if zero_grad:
+            self.zero_grad()
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put the weights back to where :meth:`first_step` found them; gradients stay."""
+        moved = [p for g in self.param_groups for p in g["params"] if "sam_origin" in self.state[p]]
+        if not moved:
+            raise InvalidInput("there is nothing to go back from: first_step, which moves the weights, was not called.")
+        for p in moved:
+            p.copy_(self.state[p].pop("sam_origin"))
+
+    @torch.no_grad()
+    def second_step(self, zero_grad: bool = False) -> None:
+        """Go back, and update with the gradients now present.
+
+        Parameters
+        ----------
+        zero_grad
+            Also clear the gradients.
+        """
+        self.restore()
+        self.base_optimizer.step()
+        if zero_grad:
+            self.zero_grad()
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update by two evaluations.
+
+        Parameters
+        ----------
+        closure
+            Computes the loss, calls ``backward()`` and returns the loss; called twice.
+
+        Returns
+        -------
+        The loss at the weights before the update.
+        """
+        if closure is None:
+            raise InvalidInput(
+                "SAM needs two gradients: pass a closure that computes the loss and calls backward(), or call "
+                "first_step() and second_step() with a backward() before each."
+            )
+        with torch.enable_grad():
+            self.zero_grad()
+            loss = closure()
+        self.first_step(zero_grad=True)
+        with torch.enable_grad():
+            closure()
+        self.second_step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the base optimiser; no step may be half done."""
+        if any("sam_origin" in state for state in self.state.values()):
+            raise InvalidInput("a step is half done: call second_step() before state_dict().")
+        return self.base_optimizer.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`."""
+        self.base_optimizer.load_state_dict(state_dict)
+        self._share()
+
+    def _gradient_norm(self) -> Tensor:
+        norms = [
+            _norm(_scaled(p.grad, p, group))
+            for group in self.param_groups
+            for p in group["params"]
+            if p.grad is not None
+        ]
+        if not norms:
+            raise InvalidInput("first_step was called before any gradient was there; call loss.backward() first.")
+        return torch.stack([n.to(norms[0].device) for n in norms]).norm()
+
+
+def _scaled(tensor: Tensor, p: Tensor, group: dict[str, Any]) -> Tensor:
+    """Times T_w in the adaptive form."""
+    return tensor * (p.detach().abs() + group["offset"]) if group["adaptive"] else tensor
+
+
+def _norm(tensor: Tensor) -> Tensor:
+    return (tensor if tensor.dtype == torch.float64 else tensor.float()).norm()
