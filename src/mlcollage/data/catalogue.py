@@ -52,6 +52,8 @@ def catalogue() -> list[dict[str, Any]]:
         ("table.csv", "a table; the label is the last column or ?target=name", "your file", True),
         ("table.parquet", "the same as Parquet", "your file", True),
         ("folder/", "images as train/cat/1.png or cat/1.png", "your folder", True),
+        ("data.imdb", "film reviews as word numbers, from the folder aclImdb; in Python only", "your folder", True),
+        ("data.uci", "UCI regression tables, standardised splits; in Python only", "your file", True),
         ("hf:name", "a data set of the Hugging Face hub", "the hub" if hub else "pip install 'mlcollage[hub]'", hub),
     ]
     rows += [_row(name, what, None, None, None, where, there) for name, what, where, there in own]

@@ -1,0 +1,201 @@
+"""IMDB film reviews as sequences of word numbers: from the authors' folder of texts, or from arrays.
+
+The reviews are those of A. L. Maas et al., "Learning Word Vectors for Sentiment Analysis", ACL 2011. Take
+``aclImdb_v1.tar.gz`` from https://ai.stanford.edu/~amaas/data/sentiment/ and unpack it to the folder ``aclImdb``.
+The ``imdb.npz`` that Keras downloads holds lists in arrays of Python objects, which are pickled, and is refused; an
+``.npz`` of the same names with rectangular arrays of integers is read.
+
+Numbers are those of Keras: 0 pads, 1 starts a review, 2 is any word outside of the vocabulary, 3 the most frequent
+word, 4 the next one, and so on. Reviews keep their last words and are padded in front.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlcollage.errors import InvalidInput, MissingFile
+
+__all__ = ["IMDB", "OFFSET", "encode", "load", "words"]
+
+Ints = NDArray[np.int64]
+_PAD, _START, _UNKNOWN = 0, 1, 2
+OFFSET = 3
+"""Number of the most frequent word."""
+
+_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
+_BREAK = re.compile(r"<br\s*/?>")
+
+
+class IMDB(NamedTuple):
+    """Reviews as numbers, ``(n, length)``, with labels ``(n,)``: 0 is bad, 1 is good.
+
+    Attributes
+    ----------
+    X_train, y_train, X_valid, y_valid, X_test, y_test
+        int64; the labelled training reviews are split at random into those trained on and those for validation.
+    vocabulary
+        Words by number, from :data:`OFFSET` on; empty if the source does not say.
+    """
+
+    X_train: Ints
+    y_train: Ints
+    X_valid: Ints
+    y_valid: Ints
+    X_test: Ints
+    y_test: Ints
+    vocabulary: tuple[str, ...]
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words of a review: runs of letters and digits, with apostrophes inside; line breaks of HTML go.
+
+    Examples
+    --------
+    >>> words("It's GOOD.<br /><br />10/10, don't miss it!")
+    ["it's", 'good', '10', '10', "don't", 'miss', 'it']
+    """
+    return _WORD.findall(_BREAK.sub(" ", text).lower())
+
+
+def encode(reviews: Iterable[Sequence[str]], vocabulary: Sequence[str], length: int = 100) -> Ints:
+    """Reviews as numbers, ``(n, length)``: the last words of each, padded in front.
+
+    Parameters
+    ----------
+    reviews
+        Words of each review.
+    vocabulary
+        The known words, the most frequent first.
+    length
+        Numbers a review.
+
+    Examples
+    --------
+    >>> encode([["a", "fine", "film"], ["a", "b"]], ["a", "film"], length=4).tolist()
+    [[1, 3, 2, 4], [0, 1, 3, 2]]
+    """
+    number = {word: i for i, word in enumerate(vocabulary, start=OFFSET)}
+    return _fit([[_START, *(number.get(word, _UNKNOWN) for word in review)] for review in reviews], length)
+
+
+def _fit(sequences: Sequence[Sequence[int]], length: int) -> Ints:
+    fitted = np.full((len(sequences), length), _PAD, dtype=np.int64)
+    for row, numbers in zip(fitted, sequences, strict=True):
+        kept = numbers[-length:]
+        if len(kept):
+            row[length - len(kept) :] = kept
+    return fitted
+
+
+def load(
+    source: str | Path, *, vocabulary: int = 20_000, length: int = 100, train: int = 20_000, seed: int = 0
+) -> IMDB:
+    """Return the reviews, by default as in Izmailov et al. (2021): 20,000 words, 100 a review, 20,000 for training.
+
+    Parameters
+    ----------
+    source
+        The folder ``aclImdb`` (``train/pos/*.txt``, ``train/neg``, ``test/pos``, ``test/neg``), or an ``.npz`` of
+        integers ``x_train``, ``x_test`` of shape ``(n, any length)``, padded by zeros in front, and ``y_train``,
+        ``y_test``.
+    vocabulary
+        Different numbers, three of which are no words. Words of a folder are ranked by how often the training reviews
+        that are not for validation use them, ties by the alphabet; numbers of an ``.npz`` beyond are taken as unknown.
+    length
+        Numbers a review.
+    train
+        Reviews to train on; the other labelled ones of the training part are for validation.
+    seed
+        Of the random split.
+
+    Returns
+    -------
+    IMDB
+
+    Raises
+    ------
+    MissingFile
+        If the folder or its parts are not there.
+    InvalidInput
+        If the arrays are pickled or no numbers of words, or there are fewer than ``train`` reviews.
+    """
+    for name, value, least in (("vocabulary", vocabulary, 4), ("length", length, 1), ("train", train, 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise InvalidInput(f"{name}={value!r} must be a whole number of at least {least}.")
+    path = Path(source).expanduser()
+    if path.suffix.lower() == ".npz":
+        X, y, X_test, y_test = _npz(path, vocabulary, length)
+        kept, held_out = _split(len(y), train, seed, path)
+        return IMDB(X[kept], y[kept], X[held_out], y[held_out], X_test, y_test, ())
+    texts, y = _part(path, "train")
+    tests, y_test = _part(path, "test")
+    kept, held_out = _split(len(y), train, seed, path)
+    counts = Counter(word for i in kept for word in texts[i])
+    ranked = sorted(counts, key=lambda word: (-counts[word], word))[: vocabulary - OFFSET]
+    known = tuple(ranked)
+    parts = [encode([texts[i] for i in rows], known, length) for rows in (kept, held_out)]
+    return IMDB(parts[0], y[kept], parts[1], y[held_out], encode(tests, known, length), y_test, known)
+
+
+def _split(n: int, train: int, seed: int, path: Path) -> tuple[Ints, Ints]:
+    if n < train:
+        raise InvalidInput(f"{path} has {n} training reviews; train={train} asks for more.")
+    order = np.random.default_rng(seed).permutation(n)
+    return order[:train], order[train:]
+
+
+def _part(folder: Path, part: str) -> tuple[list[list[str]], Ints]:
+    """Words and labels of the reviews in ``folder/part``, in the order of the files' names."""
+    if not folder.is_dir():
+        raise MissingFile(f"there is no folder {folder}; expected the unpacked aclImdb, or an .npz of integers.")
+    reviews: list[list[str]] = []
+    labels: list[int] = []
+    for label, name in enumerate(("neg", "pos")):
+        files = sorted((folder / part / name).glob("*.txt"))
+        if not files:
+            raise MissingFile(
+                f"{folder} has no texts in {part}/{name}; expected the unpacked aclImdb with {part}/{name}/0_1.txt, ..."
+            )
+        reviews += [words(file.read_text("utf-8", errors="replace")) for file in files]
+        labels += [label] * len(files)
+    return reviews, np.array(labels, dtype=np.int64)
+
+
+def _npz(path: Path, vocabulary: int, length: int) -> tuple[Ints, Ints, Ints, Ints]:
+    if not path.is_file():
+        raise MissingFile(f"there is no file {path}; expected the folder aclImdb, or an .npz of integers.")
+    if not zipfile.is_zipfile(path):
+        raise InvalidInput(f"{path} is not an .npz archive.")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            held = {key: archive[key] for key in archive.files}
+    except ValueError as error:
+        raise InvalidInput(
+            f"{path} holds arrays of Python objects, as the file that Keras downloads does; they are pickled and never "
+            "loaded: name the folder aclImdb, or save rectangular arrays of integers."
+        ) from error
+    except (OSError, EOFError, zipfile.BadZipFile) as error:
+        raise InvalidInput(f"{path} is damaged ({error}).") from error
+    if missing := [key for key in ("x_train", "y_train", "x_test", "y_test") if key not in held]:
+        raise InvalidInput(f"{path} has no array {missing[0]}; it has {', '.join(held) or 'none'}.")
+    parts: list[Ints] = []
+    for part in ("train", "test"):
+        x, y = held[f"x_{part}"], held[f"y_{part}"]
+        if x.dtype.kind not in "iu" or x.ndim != 2 or 0 in x.shape or x.min() < 0:
+            raise InvalidInput(
+                f"x_{part} of {path} is {x.dtype} of shape {x.shape}; numbers of words from 0, (reviews, length), are "
+                "needed."
+            )
+        if y.shape != x.shape[:1] or not np.isin(y, (0, 1)).all():
+            raise InvalidInput(f"y_{part} of {path} must hold a 0 or 1 for each of the {len(x)} reviews.")
+        x = x.astype(np.int64)
+        parts += [_fit(np.where(x < vocabulary, x, _UNKNOWN).tolist(), length), y.astype(np.int64)]
+    return parts[0], parts[1], parts[2], parts[3]
