@@ -1,0 +1,62 @@
+"""One of two processes under DistributedDataParallel; writes its gradients. Started by test_fisher_distributed.py."""
+
+import sys
+from datetime import timedelta
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+
+from mlcollage.nn.init import build
+from mlcollage.papers.fisher_explosion import FisherPenalty
+
+CASES = {
+    "minibatch": {"labels": "true"},
+    "batch": {"labels": "true", "normalize": "batch"},
+    "jvp": {"labels": "true", "grad": "jvp"},
+    "finite_difference": {"labels": "true", "grad": "finite_difference"},
+    "input": {"labels": "true", "target": "input"},
+    "per_example": {"labels": "true", "estimator": "per_example"},
+    "drawn": {"labels": "model"},
+}
+
+
+def problem():
+    model = build(lambda: nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)), 0).double()
+    g = torch.Generator().manual_seed(1)
+    return model, torch.randn(8, 4, generator=g, dtype=torch.float64), torch.randint(0, 3, (8,), generator=g)
+
+
+def gradient(network, model, x, y, settings):
+    """Gradient of loss + penalty, and the penalty, as a training loop gets them."""
+    x = x.clone().requires_grad_(settings.get("target") == "input")
+    penalty = FisherPenalty(network, 0.5, interval=1, **settings)
+    labels = y if settings["labels"] == "true" else None
+    model.zero_grad()
+    loss = F.cross_entropy(network(x), y)
+    if "grad" in settings:
+        loss.backward()
+        value = penalty.step_grad(lambda: network(x), y=labels)
+    else:
+        logits = network(x)
+        value = penalty(logits, x, labels)
+        (F.cross_entropy(logits, y) + value).backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters()]).numpy(), float(value.detach())
+
+
+if __name__ == "__main__":
+    number, store, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{store}", rank=number, world_size=2, timeout=timedelta(seconds=60))
+    model, x, y = problem()
+    network = nn.parallel.DistributedDataParallel(model)
+    found = {}
+    for name, settings in CASES.items():
+        for _ in range(2):  # twice, so that a reducer left waiting would show
+            found[name], found[f"{name}_value"] = gradient(
+                network, model, x[4 * number : 4 * number + 4], y[4 * number : 4 * number + 4], settings
+            )
+    np.savez(out, **found)
+    dist.destroy_process_group()
