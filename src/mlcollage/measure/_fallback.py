@@ -1,0 +1,121 @@
+"""Squared gradient norms of single examples for parameters used in other ways: the gradients themselves.
+
+First by ``torch.vmap``, at the price of one more pass; where a model does not allow that (recurrent layers, dropout in
+training, custom functions), by one backward pass for each example, which always works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mlcollage.measure._uses import wide
+
+__all__ = ["one_by_one", "sqnorms"]
+
+_CHUNK = 2**24  # numbers of per-example gradients held at once
+
+
+def sqnorms(
+    model: nn.Module,
+    params: dict[str, nn.Parameter],
+    inputs: tuple[tuple[Any, ...], dict[str, Any]],
+    flatten: Callable[[Any], list[Tensor]],
+    cotangents: Sequence[Tensor],
+    differentiable: bool,
+) -> dict[str, Tensor]:
+    """Squared norms (K, batch) for each of ``params``, from one more forward pass, one example at a time.
+
+    Parameters
+    ----------
+    model, params
+        The model, and those of its parameters that are asked for, by name.
+    inputs
+        Positional and named arguments of the model; tensors have the examples along their first dimension.
+    flatten
+        Gives the tensors of the model's output to which ``cotangents`` belong.
+    cotangents
+        Gradients (K, batch, ...) of the K losses with respect to these tensors.
+    differentiable
+        Keep the graph.
+    """
+    tensors, rebuild = _take_apart(inputs)
+    count = sum(p.numel() for p in params.values())
+    batch = len(tensors[0])
+
+    def each(values: dict[str, Tensor], xs: list[Tensor], cs: list[Tensor]) -> dict[str, Tensor]:
+        def outputs(p: dict[str, Tensor]) -> list[Tensor]:
+            args, kwargs = rebuild([x.unsqueeze(0) for x in xs])
+            return [o.squeeze(0) for o in flatten(torch.func.functional_call(model, p, args, kwargs))]
+
+        pull = torch.func.vjp(outputs, values)[1]
+        gradients = torch.func.vmap(pull)(cs)[0]
+        return {name: wide(g).flatten(1).square().sum(1) for name, g in gradients.items()}
+
+    values = {name: p if differentiable else p.detach() for name, p in params.items()}
+    per_example = [c.transpose(0, 1) for c in cotangents]
+    chunk = max(1, min(batch, _CHUNK // (count * len(cotangents[0]))))
+    mapped = torch.func.vmap(each, in_dims=(None, 0, 0), randomness="error", chunk_size=chunk)
+    with torch.set_grad_enabled(differentiable):
+        return {name: v.T for name, v in mapped(values, tensors, per_example).items()}
+
+
+def one_by_one(
+    params: dict[str, nn.Parameter], outputs: Sequence[Tensor], cotangents: Sequence[Tensor], differentiable: bool
+) -> dict[str, Tensor]:
+    """The same from a forward pass that is there already, by as many backward passes as there are losses.
+
+    Parameters
+    ----------
+    params
+        As in :func:`sqnorms`.
+    outputs
+        The tensors of the model's output.
+    cotangents
+        Gradients (K, batch, ...) of the losses with respect to them.
+    differentiable
+        Keep the graph.
+    """
+    many, batch = cotangents[0].shape[:2]
+    rows: dict[str, list[Tensor]] = {name: [] for name in params}
+    for k in range(many):
+        for i in range(batch):
+            own = [torch.zeros_like(o) for o in outputs]
+            for mask in own:
+                mask[i] = 1
+            found = torch.autograd.grad(
+                outputs,
+                list(params.values()),
+                [c[k] * mask for c, mask in zip(cotangents, own, strict=True)],
+                retain_graph=True,
+                create_graph=differentiable,
+                allow_unused=True,
+                materialize_grads=True,
+            )
+            for name, g in zip(params, found, strict=True):
+                rows[name].append(wide(g).square().sum())
+    return {name: torch.stack(values).reshape(many, batch) for name, values in rows.items()}
+
+
+def _take_apart(
+    inputs: tuple[tuple[Any, ...], dict[str, Any]],
+) -> tuple[list[Tensor], Callable[[list[Tensor]], tuple[tuple[Any, ...], dict[str, Any]]]]:
+    """The tensors among the arguments, and a function that puts others in their places."""
+    args, kwargs = inputs
+    places: list[int | str] = [i for i, a in enumerate(args) if isinstance(a, Tensor)]
+    places += [k for k, a in kwargs.items() if isinstance(a, Tensor)]
+    tensors = [args[p] if isinstance(p, int) else kwargs[p] for p in places]
+
+    def rebuild(values: list[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        new_args, new_kwargs = list(args), dict(kwargs)
+        for place, value in zip(places, values, strict=True):
+            if isinstance(place, int):
+                new_args[place] = value
+            else:
+                new_kwargs[place] = value
+        return tuple(new_args), new_kwargs
+
+    return tensors, rebuild

@@ -1,0 +1,462 @@
+"""The forward pass of a model, with every use of a parameter noted where it happens.
+
+A parameter is used by a function: ``linear(a, W, b)``, ``conv2d(a, W)``, ``embedding(ids, W)``, an addition. The tape is
+a ``TorchFunctionMode``: it sees each such call, also those inside attention modules, of tied weights and of functions
+that no module stands for, and keeps the input a, and the place of the output z in the graph of autograd. The gradient of
+an example with respect to the parameter is then made of a and the gradient with respect to z alone. A use of another
+kind is noted as such, and its parameter left to :func:`mlcollage.measure._fallback.sqnorms`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+from mlcollage.errors import InvalidInput
+from mlcollage.measure._uses import Conv, Dense, Embed, Linear, Normed, Prelu, Use
+
+__all__ = ["Tape"]
+
+
+@dataclass
+class _Tracked:
+    """A parameter, or another view of it: reshaped, cast, or transposed."""
+
+    param: nn.Parameter
+    value: Tensor  # held, so that its id stays its own
+    transposed: bool = False
+
+
+class Tape(TorchFunctionMode):
+    """Runs a model once and knows afterwards which parameters were used, by what, and on which inputs."""
+
+    def __init__(self, model: nn.Module, params: Iterable[nn.Parameter], batch: int) -> None:
+        super().__init__()
+        self.model, self.params, self.batch = model, list(params), batch
+        self.uses: list[Use] = []
+        self.other: dict[int, nn.Parameter] = {}  # parameters with a use that is not understood
+        self._tracked = {id(p): _Tracked(p, p) for p in self.params}
+        self._sizes = {n for p in self.params for n in p.shape}
+
+    def run(self, args: Sequence[Any], kwargs: dict[str, Any], differentiable: bool = False) -> Any:
+        """The model's output; ``differentiable`` for kernels of attention and recurrence with second derivatives."""
+        with ExitStack() as stack:
+            stack.enter_context(torch.enable_grad())
+            if differentiable:
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+                if any(isinstance(m, nn.RNNBase) for m in self.model.modules()):
+                    stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+            stack.enter_context(self)
+            return self.model(*args, **kwargs)
+
+    # Every call of a torch function comes through here ------------------------------------------------------------
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _BATCH_NORMS:
+            _refuse_batch_statistics(func, args, kwargs)
+        if not self._concerns(args) and not self._concerns(kwargs.values()):
+            return func(*args, **kwargs)
+        handler = _HANDLERS.get(func)
+        # Without gradients it is the inside of a custom autograd.Function, or something done deliberately.
+        if handler is None or not torch.is_grad_enabled():
+            return self.unknown(func, args, kwargs)
+        return handler(self, func, args, kwargs)
+
+    def _concerns(self, values: Iterable[Any]) -> bool:
+        return any(id(v) in self._tracked or (type(v) in (list, tuple) and self._concerns(v)) for v in values)
+
+    def unknown(self, func: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a function that is not understood."""
+        return self.unknown_use(func(*args, **kwargs), args, kwargs)
+
+    def unknown_use(self, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Leave the parameters among the arguments to the general method, if ``out`` can carry their gradient."""
+        hidden = not torch.is_grad_enabled()
+        if any((hidden or t.requires_grad) and id(t) not in self._tracked for t in _flat(out)):
+            for value in _flat([*args, *kwargs.values()]):
+                self.give_up(value)
+        return out
+
+    def give_up(self, value: Any) -> None:
+        """Leave the parameter behind ``value``, if there is one, to the general method."""
+        found = self._tracked.get(id(value))
+        if found is not None:
+            self.other[id(found.param)] = found.param
+
+    # Notes -----------------------------------------------------------------------------------------------------------
+
+    def tracked(self, value: Any) -> _Tracked | None:
+        """The parameter that ``value`` is."""
+        return self._tracked.get(id(value))
+
+    def alias(self, value: Tensor, of: _Tracked, transposed: bool) -> None:
+        """``value`` is the parameter too, in another shape or type."""
+        if id(value) not in self._tracked:
+            self._tracked[id(value)] = _Tracked(of.param, value, transposed)
+
+    def note(self, use: Use, out: Tensor) -> None:
+        """Keep a use, with the place in the graph where its gradient will be asked for."""
+        use.edge = get_gradient_edge(out)
+        self.uses.append(use)
+
+    def rows(self, a: Tensor, positions: bool) -> tuple[Tensor, bool] | None:
+        """The input with its examples along the first dimension, and whether only shapes say so; None if it has not.
+
+        ``positions`` for functions that treat all leading dimensions alike, so that the batch may be any of them.
+        """
+        if a.ndim == 0 or self._tracked.get(id(a)) is not None:
+            return None
+        if a.shape[0] == self.batch:
+            return a, positions and a.ndim > 2 and self.batch > 1 and a.shape[1] == self.batch
+        if positions and a.shape[0] % self.batch == 0 and a.shape[0] > 0:  # (batch x positions, features)
+            return a.unflatten(0, (self.batch, -1)), self.batch > 1
+        return None
+
+    def ambiguous(self, x: Tensor) -> bool:
+        """May x be something else than a batch, such as a product of weights, that has a batch's size?"""
+        return self.batch > 1 and (self.batch in self._sizes or (x.ndim > 1 and x.shape[1] == self.batch))
+
+
+# The functions that are understood -----------------------------------------------------------------------------------
+
+
+def _bind(names: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    bound = dict(zip(names.split(), args, strict=False))
+    bound.update(kwargs)
+    return bound
+
+
+def _affine(tape: Tape, out: Tensor, use: Use | None, weight: Any, bias: Any, bias_use: Callable[..., Use]) -> None:
+    """Note the use of a layer's weight, and that of its bias; without a use, leave both to the general method."""
+    if use is None:
+        tape.give_up(weight)
+        tape.give_up(bias)
+        return
+    if tape.tracked(weight) is not None:
+        tape.note(use, out)
+    b = tape.tracked(bias)
+    if b is not None:
+        tape.note(bias_use(b.param, use.unsure), out)
+
+
+def _linear(tape: Tape, func: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    v = _bind("input weight bias", args, kwargs)
+    out = func(*args, **kwargs)
+    _note_linear(tape, out, v["input"], v["weight"], v.get("bias"), False)
+    return out
+
+
+def _addmm(tape: Tape, func: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    v = _bind("input mat1 mat2 beta alpha", args, kwargs)
+    out = func(*args, **kwargs)
+    plain = v.get("beta", 1) == 1 and v.get("alpha", 1) == 1 and v["input"].ndim == 1
+    _note_linear(tape, out, v["mat1"], v["mat2"], v["input"], True, plain)
+    return out
+
+
+def _matmul(tape: Tape, func: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    v = _bind("input other", args, {"other" if k in ("mat2", "tensor2") else k: x for k, x in kwargs.items()})
+    out = func(*args, **kwargs)
+    _note_linear(tape, out, v["input"], v["other"], None, True, v["other"].ndim == 2 and v["input"].ndim > 1)
+    return out
+
+
+def _note_linear(
+    tape: Tape, out: Tensor, a: Tensor, weight: Tensor, bias: Any, turned: bool, plain: bool = True
+) -> None:
+    """The map z = a W^T + b, or a W + b if ``turned``."""
+    tape.give_up(a)
+    w = tape.tracked(weight)
+    rows = tape.rows(a, positions=True) if plain else None
+    if rows is None:
+        return _affine(tape, out, None, weight, bias, Dense)
+    a, unsure = rows
+    turned ^= w is not None and w.transposed
+    use = Linear(w.param if w else None, unsure, a, turned)
+    return _affine(tape, out, use, weight, bias, Dense)
+
+
+def _conv(names: str, dims: int, transposed: bool) -> Callable[..., Tensor]:
+    def handle(tape: Tape, func: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        v = _bind(names, args, kwargs)
+        a, weight, bias = v["input"], v["weight"], v.get("bias")
+        out = func(*args, **kwargs)
+        tape.give_up(a)
+        rows = tape.rows(a, positions=False) if a.ndim == dims + 2 else None
+        if rows is None:
+            _affine(tape, out, None, weight, bias, Dense)
+            return out
+        w = tape.tracked(weight)
+        geometry = Conv.read_geometry(dims, v.get("stride", 1), v.get("padding", 0), v.get("dilation", 1))
+        use = Conv(w.param if w else None, False, a, weight.shape[2:], geometry, v.get("groups", 1), transposed)
+        _affine(tape, out, use, weight, bias, _channel_bias)
+        return out
+
+    return handle
+
+
+def _embedding(tape: Tape, func: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    names = "input weight padding_idx max_norm norm_type scale_grad_by_freq sparse"
+    v = _bind(names, args, kwargs)
+    out = func(*args, **kwargs)
+    weight = tape.tracked(v["weight"])
+    rows = tape.rows(v["input"], positions=True)
+    if v.get("scale_grad_by_freq"):
+        raise InvalidInput(
+            "scale_grad_by_freq divides an embedding's gradient by counts over the whole batch, so no example has a "
+            "gradient of its own: build the embedding without it."
+        )
+    if weight is None or rows is None or weight.transposed:
+        tape.give_up(v["weight"])
+        return out
+    ids, unsure = rows
+    unsure = unsure or (ids.ndim > 1 and tape.batch > 1 and ids.shape[1] == tape.batch)
+    tape.note(Embed(weight.param, unsure, ids.reshape(tape.batch, -1), v.get("padding_idx")), out)
+    return out
+
+
+def _norm(names: str, normalise: Callable[[Tensor, dict[str, Any]], Tensor], trailing: bool) -> Callable[..., Tensor]:
+    def handle(tape: Tape, func: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        v = _bind(names, args, kwargs)
+        a, weight, bias = v["input"], v.get("weight"), v.get("bias")
+        kept = len(v["normalized_shape"]) if trailing else 0
+        out = func(*args, **kwargs)
+        tape.give_up(a)
+        rows = tape.rows(a, positions=trailing) if a.ndim > kept else None
+        if rows is None:
+            _affine(tape, out, None, weight, bias, Dense)
+            return out
+        a, unsure = rows
+        unsure = unsure and a.ndim > kept + 1
+        w = tape.tracked(weight)
+        use = Normed(w.param if w else None, unsure, a, lambda x: normalise(x, v), kept)
+        bias_use = Dense if trailing else _channel_bias
+        _affine(tape, out, use, weight, bias, bias_use)
+        return out
+
+    return handle
+
+
+def _channel_bias(param: nn.Parameter, unsure: bool) -> Use:
+    return Dense(param, unsure, channels=True)
+
+
+def _batch_hat(x: Tensor, v: dict[str, Any]) -> Tensor:
+    return F.batch_norm(x, v["running_mean"], v["running_var"], eps=v.get("eps", 1e-5))
+
+
+def _instance_hat(x: Tensor, v: dict[str, Any]) -> Tensor:
+    own = v.get("use_input_stats", True)
+    return F.instance_norm(x, v.get("running_mean"), v.get("running_var"), use_input_stats=own, eps=v.get("eps", 1e-5))
+
+
+def _instance_norm(tape: Tape, func: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    names = "input running_mean running_var weight bias use_input_stats momentum eps"
+    v = _bind(names, args, kwargs)
+    if v.get("use_input_stats", True):  # running statistics are written then; the second call must not write again
+        v["running_mean"] = v["running_var"] = None
+    return _norm(names, lambda x, _: _instance_hat(x, v), False)(tape, func, args, kwargs)
+
+
+def _prelu(tape: Tape, func: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    v = _bind("input weight", args, kwargs)
+    out = func(*args, **kwargs)
+    weight, a = tape.tracked(v["weight"]), v["input"]
+    tape.give_up(a)
+    rows = tape.rows(a, positions=False)
+    if weight is None or rows is None or a.ndim < 2:
+        tape.give_up(v["weight"])
+    else:
+        tape.note(Prelu(weight.param, False, a), out)
+    return out
+
+
+def _elementwise(tape: Tape, func: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """As x + p or x p: the function is given a copy of p for each example; their gradients are asked for."""
+    tensors = [a for a in args if isinstance(a, Tensor)]
+    owned = [t for t in tensors if tape.tracked(t)]
+    others = [t for t in tensors if not tape.tracked(t)]
+    p = owned[0] if owned else None
+    x = others[0] if others else None
+    fits = (
+        len(owned) == 1
+        and len(others) == 1
+        and p is not None
+        and x is not None
+        and x.ndim > 0
+        and x.shape[0] == tape.batch
+        and not (found := tape._tracked[id(p)]).transposed
+        and (p.ndim < x.ndim or (p.ndim == x.ndim and p.shape[0] == 1))
+        and p is not (args[0] if func in _IN_PLACE else None)
+    )
+    if not fits or p is None or x is None:
+        return tape.unknown(func, args, kwargs)
+    each = p.reshape((1,) * (x.ndim - p.ndim) + tuple(p.shape)).expand(tape.batch, *(-1,) * (x.ndim - 1))
+    if p.requires_grad:
+        tape.note(Dense(found.param, tape.ambiguous(x)), each)
+    return func(*(each if a is p else a for a in args), **kwargs)
+
+
+def _expand(tape: Tape, func: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """A parameter of shape (1, ...) copied to all examples, as a class token is."""
+    p, out = args[0], func(*args, **kwargs)
+    found = tape.tracked(p)
+    whole = found is not None and not found.transposed and out.ndim == p.ndim and out.shape[1:] == p.shape[1:]
+    if found is not None and whole and p.shape[0] == 1 and out.shape[0] == tape.batch:
+        tape.note(Dense(found.param, tape.ambiguous(out)), out)
+    else:
+        tape.give_up(p)
+    return out
+
+
+def _alias(tape: Tape, func: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    out = func(*args, **kwargs)
+    found = tape.tracked(args[0])
+    if found is None or not isinstance(out, Tensor) or out.numel() != found.param.numel() or found.transposed:
+        return tape.unknown_use(out, args, kwargs)
+    tape.alias(out, found, False)
+    return out
+
+
+def _transpose(tape: Tape, func: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    out = func(*args, **kwargs)
+    found = tape.tracked(args[0])
+    if found is None or out.ndim != 2 or found.value.ndim != 2:
+        return tape.unknown_use(out, args, kwargs)
+    tape.alias(out, found, not found.transposed)
+    return out
+
+
+def _attention(tape: Tape, func: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Packed attention, its projections done outside where they are seen, with identities put in their place.
+
+    All inputs are (positions, batch, features) here, whatever ``batch_first`` is.
+    """
+    names = (
+        "query key value embed_dim_to_check num_heads in_proj_weight in_proj_bias bias_k bias_v add_zero_attn "
+        "dropout_p out_proj_weight out_proj_bias"
+    )
+    v = _bind(names, args, kwargs)
+    q, packed, bias = v["query"], v["in_proj_weight"], v["in_proj_bias"]
+    if packed is None or q.ndim != 3 or q.shape[1] != tape.batch or v.get("use_separate_proj_weight"):
+        return tape.unknown(func, args, kwargs)
+    inputs = [v[name].transpose(0, 1) for name in ("query", "key", "value")]
+    if q is v["key"] and q is v["value"]:
+        heads = list(_seen(tape, inputs[0], packed, bias).chunk(3, -1))
+    else:
+        heads = [_seen(tape, x, packed, bias, part) for part, x in enumerate(inputs)]
+    out_weight, out_bias = v["out_proj_weight"], v["out_proj_bias"]
+    eye = torch.eye(q.shape[-1], dtype=heads[0].dtype, device=q.device)
+    v.update(zip(("query", "key", "value"), (h.transpose(0, 1) for h in heads), strict=True))
+    v.update(in_proj_weight=eye.repeat(3, 1), in_proj_bias=None, out_proj_weight=eye, out_proj_bias=None)
+    for name in ("bias_k", "bias_v"):
+        tape.give_up(v[name])
+    out, weights = func(**v)
+    return _seen(tape, out.transpose(0, 1), out_weight, out_bias).transpose(0, 1), weights
+
+
+def _seen(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, part: int | None = None) -> Tensor:
+    """A projection of x (batch, positions, features) by a weight, or by one third of it."""
+    third = (lambda t: t.chunk(3)[part]) if part is not None else (lambda t: t)
+    out = F.linear(x, third(weight), third(bias) if bias is not None else None)
+    w, b = tape.tracked(weight), tape.tracked(bias)
+    if w is not None:
+        tape.note(Linear(w.param, False, x, False, part=part), out)
+    if b is not None:
+        tape.note(Dense(b.param, False, part=part), out)
+    return out
+
+
+def _flat(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    return [t for v in value for t in _flat(v)] if isinstance(value, list | tuple) else []
+
+
+def _refuse_batch_statistics(func: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    names = "input running_mean running_var weight bias training"
+    if func is torch.batch_norm:
+        names = "input weight bias running_mean running_var training"
+    if _bind(names, args, kwargs).get("training", False):
+        raise InvalidInput(
+            "batch normalisation in training mode couples the examples of a batch, so that none has a gradient of its "
+            "own: call model.eval() (or only its BatchNorm layers' .eval()) first, or use GroupNorm or LayerNorm."
+        )
+
+
+_BATCH_NORMS = {F.batch_norm, torch.batch_norm}
+_NORM = "input running_mean running_var weight bias training momentum eps"
+_CONV = "input weight bias stride padding dilation groups"
+_CONV_T = "input weight bias stride padding output_padding groups dilation"
+_IN_PLACE: set[Any] = {Tensor.add_, Tensor.sub_, Tensor.mul_, Tensor.div_}
+_ELEMENTWISE: list[Any] = [
+    *_IN_PLACE,
+    *(torch.add, torch.sub, torch.mul, torch.div, torch.maximum, torch.minimum),
+    *(Tensor.add, Tensor.sub, Tensor.mul, Tensor.div, Tensor.maximum, Tensor.minimum, Tensor.__rsub__),
+    *(Tensor.true_divide, Tensor.__rdiv__),
+]
+_VIEWS: list[Any] = [
+    Tensor.view,
+    Tensor.reshape,
+    torch.reshape,
+    Tensor.unsqueeze,
+    torch.unsqueeze,
+    Tensor.squeeze,
+    Tensor.flatten,
+]
+_CASTS: list[Any] = [
+    Tensor.contiguous,
+    Tensor.to,
+    Tensor.type,
+    Tensor.type_as,
+    Tensor.float,
+    Tensor.half,
+    Tensor.bfloat16,
+]
+
+_TRANSPOSES: list[Any] = [
+    Tensor.t,
+    torch.t,
+    vars(torch._C.TensorBase)["T"].__get__,
+    vars(torch._C.TensorBase)["mT"].__get__,
+]
+
+_HANDLERS: dict[Any, Callable[..., Any]] = {
+    F.linear: _linear,
+    torch.addmm: _addmm,
+    **dict.fromkeys([torch.matmul, torch.mm, Tensor.matmul, Tensor.mm], _matmul),
+    F.embedding: _embedding,
+    F.batch_norm: _norm(_NORM, _batch_hat, False),
+    F.instance_norm: _instance_norm,
+    F.group_norm: _norm(
+        "input num_groups weight bias eps", lambda x, v: F.group_norm(x, v["num_groups"], eps=v.get("eps", 1e-5)), False
+    ),
+    F.layer_norm: _norm(
+        "input normalized_shape weight bias eps",
+        lambda x, v: F.layer_norm(x, v["normalized_shape"], eps=v.get("eps", 1e-5)),
+        True,
+    ),
+    F.rms_norm: _norm(
+        "input normalized_shape weight eps", lambda x, v: F.rms_norm(x, v["normalized_shape"], eps=v.get("eps")), True
+    ),
+    F.multi_head_attention_forward: _attention,
+    F.prelu: _prelu,
+    **dict.fromkeys(_ELEMENTWISE, _elementwise),
+    **dict.fromkeys([Tensor.expand, Tensor.repeat], _expand),
+    **dict.fromkeys([*_VIEWS, *_CASTS], _alias),
+    **dict.fromkeys(_TRANSPOSES, _transpose),
+    **{getattr(F, f"conv{n}d"): _conv(_CONV, n, False) for n in (1, 2, 3)},
+    **{getattr(F, f"conv_transpose{n}d"): _conv(_CONV_T, n, True) for n in (1, 2, 3)},
+}

@@ -1,0 +1,453 @@
+r"""Squared gradient norms of single examples, without the gradients of single examples ("ghost norms").
+
+One forward pass and one backward pass to the outputs of the layers, never to their weights, give
+:math:`\|\nabla_\theta \ell_i\|^2` for all examples i of a batch: see :mod:`mlcollage.measure._uses` for the algebra.
+With ``differentiable=True`` the norms are part of the graph, so that they can be penalised.
+
+I. Goodfellow, "Efficient Per-Example Gradient Computations", arXiv:1510.01799 (linear layers); Z. Bu, J. Mao and S. Xu,
+"Scalable and Efficient Training of Large Convolutional Neural Networks with Differential Privacy", arXiv:2205.10683
+(mixed ghost norms); X. Li, F. Tramèr, P. Liang and T. Hashimoto, arXiv:2110.05679 (sequences, embeddings).
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from mlcollage.errors import InvalidInput
+from mlcollage.measure import _fallback
+from mlcollage.measure._tape import Tape
+from mlcollage.measure._uses import Use, sqnorm
+from mlcollage.measure.layer_tap import refuse_compiled
+
+__all__ = ["GhostNorms", "per_example_grad_sqnorm"]
+
+
+@overload
+def per_example_grad_sqnorm(
+    model: nn.Module,
+    loss_fn: Callable[..., Tensor],
+    x: Any,
+    y: Any,
+    *,
+    differentiable: bool = ...,
+    params: Iterable[nn.Parameter] | None = ...,
+    per_layer: Literal[False] = ...,
+    reduction: str = ...,
+    verify: bool = ...,
+) -> Tensor: ...
+@overload
+def per_example_grad_sqnorm(
+    model: nn.Module,
+    loss_fn: Callable[..., Tensor],
+    x: Any,
+    y: Any,
+    *,
+    differentiable: bool = ...,
+    params: Iterable[nn.Parameter] | None = ...,
+    per_layer: Literal[True],
+    reduction: str = ...,
+    verify: bool = ...,
+) -> dict[str, Tensor]: ...
+def per_example_grad_sqnorm(
+    model: nn.Module,
+    loss_fn: Callable[..., Tensor],
+    x: Any,
+    y: Any,
+    *,
+    differentiable: bool = False,
+    params: Iterable[nn.Parameter] | None = None,
+    per_layer: bool = False,
+    reduction: str = "auto",
+    verify: bool = False,
+) -> Tensor | dict[str, Tensor]:
+    r"""Squared norm of the gradient of each example's own loss.
+
+    .. math:: s_i = \|\nabla_\theta\, \ell(f_\theta(x_i), y_i)\|^2
+
+    Exact, for any model whose examples do not influence each other. Linear maps, convolutions and transposed
+    convolutions of 1 to 3 dimensions, embeddings, attention's packed projections, the scales and biases of
+    normalisation layers, parametric ReLUs, and parameters that are added, multiplied or copied to all examples cost about one
+    backward pass without weight gradients; tied and reused weights too. Parameters used in another way, and layers
+    whose input does not have the examples in front, cost one more pass, through ``torch.vmap``; in models that do not
+    allow it, such as recurrent ones, one backward pass for each example, with a warning.
+
+    Parameters
+    ----------
+    model
+        Any module; called as ``model(x)``.
+    loss_fn
+        ``loss_fn(output, y)``: one loss for each example, shape (B,), or their mean or sum.
+    x
+        Tensor with the B examples in front; or a tuple of arguments, or a dict of named ones.
+    y
+        Passed to ``loss_fn``.
+    differentiable
+        Keep the graph, so that the norms can be part of a loss. The forward pass then uses kernels of attention
+        and recurrence that have second derivatives.
+    params
+        Parameters to count; by default all that require a gradient. Frozen ones never count.
+    per_layer
+        Give a dict from the path of each module to the part of its own parameters; the parts sum to the whole. A
+        weight shared by several modules counts for the first of them, cross terms included.
+    reduction
+        ``"none"``, ``"mean"`` or ``"sum"``: what ``loss_fn`` does over the batch. The norms are those of each
+        example's own loss in every case: a mean is multiplied by B. ``"auto"`` reads it from the shape of
+        the loss, from ``loss_fn.reduction``, or from the default of an argument of that name.
+    verify
+        Check, with one more backward pass, that the first example's loss depends on nothing that belongs to
+        the others. Worth doing once for a model that was not seen before.
+
+    Returns
+    -------
+    Tensor
+        (B,), at least in float32; or a dict of such.
+
+    Raises
+    ------
+    InvalidInput
+        For batch normalisation in training mode, compiled or scripted models, nothing to count, a loss that is neither
+        one number nor one for each example, one number of unknown reduction, weighted or masked means, inputs overwritten
+        in place, reentrant checkpointing, and examples that influence each other (with ``verify``).
+
+    Notes
+    -----
+    Under autocast the sums are in float32, of gradients in the type that autocast chose. Loss terms that do not
+    go through the model's output, such as weight decay, are not seen.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> x, y = torch.ones(5, 3), torch.tensor([0, 1, 1, 0, 1])
+    >>> s = per_example_grad_sqnorm(model, nn.functional.cross_entropy, x, y)
+    >>> loss = nn.functional.cross_entropy(model(x[:1]), y[:1])
+    >>> one = sum(g.square().sum() for g in torch.autograd.grad(loss, model.parameters()))
+    >>> torch.allclose(s[0], one)
+    True
+    """
+    ghost = GhostNorms(model, params)
+    output = ghost.run(x, differentiable=differentiable)
+    with torch.inference_mode(False), torch.enable_grad():
+        loss = _own_losses(loss_fn, output, y, ghost.batch, reduction)
+        outputs = ghost.outputs
+        found = torch.autograd.grad(
+            loss, outputs, create_graph=differentiable, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+    norms = ghost.sqnorm(found, differentiable=differentiable, verify=verify)
+    return norms if per_layer else _total(norms)
+
+
+class GhostNorms:
+    """The forward pass of a model, from which squared gradient norms of single examples are read.
+
+    :func:`per_example_grad_sqnorm` in two steps, for losses that are made of the output in between. First
+    ``output = ghost.run(x)``, then ``ghost.sqnorm(cotangents)``, where the cotangents are the gradients of the losses
+    with respect to the output: each example's own loss with respect to its own row.
+
+    Parameters
+    ----------
+    model
+        Any module.
+    params
+        Parameters to count; by default all that require a gradient.
+
+    Attributes
+    ----------
+    batch : int
+        B, examples of the last pass.
+    outputs : list of Tensor
+        The differentiable tensors of the last output; cotangents are given in this order.
+
+    Examples
+    --------
+    >>> model = nn.Linear(3, 2)
+    >>> ghost = GhostNorms(model)
+    >>> logits = ghost.run(torch.ones(4, 3))
+    >>> norms = ghost.sqnorm([logits.softmax(1).detach()])  # the gradient of logsumexp
+    >>> {layer: tuple(s.shape) for layer, s in norms.items()}
+    {'': (4,)}
+    """
+
+    def __init__(self, model: nn.Module, params: Iterable[nn.Parameter] | None = None) -> None:
+        self.model = _plain(model)
+        names = {id(p): name for name, p in self.model.named_parameters()}
+        chosen = [p for p in self.model.parameters() if p.requires_grad] if params is None else list(params)
+        if any(id(p) not in names or not p.requires_grad for p in chosen):
+            raise InvalidInput("params must be parameters of the model that require a gradient.")
+        if not chosen:
+            raise InvalidInput("there is no parameter that requires a gradient, so there is no gradient norm to take.")
+        self.names = {id(p): names[id(p)] for p in chosen}
+        self._params = list({id(p): p for p in chosen}.values())
+        self._tape: Tape | None = None
+        self._inputs: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+        self.outputs: list[Tensor] = []
+        self.batch = 0
+
+    def run(self, x: Any, *, differentiable: bool = False) -> Any:
+        """The model's output for x: a tensor, a tuple of arguments or a dict of named ones."""
+        args: tuple[Any, ...] = () if isinstance(x, Mapping) else tuple(x) if isinstance(x, tuple | list) else (x,)
+        kwargs = dict(x) if isinstance(x, Mapping) else {}
+        tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
+        if not tensors or any(t.ndim == 0 or len(t) != len(tensors[0]) for t in tensors) or not len(tensors[0]):
+            shapes = ", ".join(str(tuple(t.shape)) for t in tensors) or "no tensor"
+            raise InvalidInput(f"inputs must be tensors with the same number of examples in front, not {shapes}.")
+        self.batch = len(tensors[0])
+        self._tape = Tape(self.model, self._params, self.batch)
+        with torch.inference_mode(False):
+            args = tuple(_ordinary(a) for a in args)
+            kwargs = {key: _ordinary(v) for key, v in kwargs.items()}
+            self._inputs = args, kwargs
+            output = self._tape.run(args, kwargs, differentiable)
+        self.outputs = _differentiable(output)
+        if not self.outputs:
+            raise InvalidInput("the model's output does not depend on the parameters that are to be counted.")
+        for node in self._customs():
+            for edge, _ in node.next_functions:
+                self._tape.give_up(getattr(edge, "variable", None))
+        return output
+
+    def sqnorm(
+        self,
+        cotangents: Tensor | Sequence[Tensor],
+        *,
+        batched: bool = False,
+        differentiable: bool = False,
+        retain_graph: bool = False,
+        verify: bool = False,
+    ) -> dict[str, Tensor]:
+        """Squared norms by layer, for the gradients of the losses with respect to the output.
+
+        Parameters
+        ----------
+        cotangents
+            One for each of ``outputs``, in its shape (B, ...); with ``batched``, (K, B, ...) for K losses at once.
+        batched
+            See ``cotangents``; the norms then have shape (K, B).
+        differentiable
+            Keep the graph, through the cotangents too if they have one.
+        retain_graph
+            Keep the forward pass, to call this once more.
+        verify
+            Check that examples do not influence each other.
+
+        Returns
+        -------
+        dict of str to Tensor
+            (B,) or (K, B) for each module with parameters of its own, by path. Parameters that belong to the model
+            itself go by their own name, or by ``""`` if the model is a single layer.
+        """
+        with torch.inference_mode(False):
+            return self._sqnorm(cotangents, batched, differentiable, retain_graph, verify)
+
+    def _sqnorm(
+        self,
+        cotangents: Tensor | Sequence[Tensor],
+        batched: bool,
+        differentiable: bool,
+        retain_graph: bool,
+        verify: bool,
+    ) -> dict[str, Tensor]:
+        tape = self._tape
+        if tape is None:
+            raise InvalidInput(
+                "run the model first: output = ghost.run(x); norms can be read once unless retain_graph."
+            )
+        given = [cotangents] if isinstance(cotangents, Tensor) else list(cotangents)
+        lead = 1 if batched else 0
+        if [tuple(c.shape[lead:]) for c in given] != [tuple(o.shape) for o in self.outputs]:
+            shapes = [tuple(o.shape) for o in self.outputs]
+            raise InvalidInput(f"cotangents must have the shapes of the outputs, {shapes}.")
+        unsure = [u for u in tape.uses if verify or u.unsure]
+        if unsure and self.batch > 1:
+            self._check(tape, unsure, [c[0] if batched else c for c in given], verify)
+        uses = [u for u in tape.uses if id(u.owner) not in tape.other]
+        if uses:
+            with torch.enable_grad():
+                gradients = torch.autograd.grad(
+                    self.outputs,
+                    [u.edge for u in uses],
+                    given,
+                    retain_graph=retain_graph or differentiable or bool(tape.other),
+                    create_graph=differentiable,
+                    allow_unused=True,
+                    is_grads_batched=batched,
+                )
+        else:
+            gradients = ()
+        pairs = [(u, g if batched else g.unsqueeze(0)) for u, g in zip(uses, gradients, strict=True) if g is not None]
+        by_param = self._contract(pairs, differentiable)
+        if tape.other:
+            stacked = [c if batched else c.unsqueeze(0) for c in given]
+            by_param |= self._fall_back(tape, stacked, differentiable)
+        if not retain_graph:
+            self._tape = None
+        norms: dict[str, Tensor] = {}
+        size = (len(given[0]), self.batch) if batched else (1, self.batch)
+        for param in self._params:
+            name = self.names[id(param)]
+            layer = name.rpartition(".")[0] or ("" if _is_layer(self.model) else name)
+            value = by_param.get(id(param))
+            value = (
+                given[0].new_zeros(size, dtype=torch.promote_types(param.dtype, torch.float32))
+                if value is None
+                else value
+            )
+            norms[layer] = norms[layer] + value if layer in norms else value
+        return norms if batched else {layer: value[0] for layer, value in norms.items()}
+
+    def _contract(self, pairs: list[tuple[Use, Tensor]], differentiable: bool) -> dict[int, Tensor]:
+        groups: dict[int, dict[int | None, list[tuple[Use, Tensor]]]] = {}
+        for use, g in pairs:
+            groups.setdefault(id(use.owner), {}).setdefault(use.part, []).append((use, g))
+        found = {}
+        device = self.outputs[0].device.type
+        with torch.set_grad_enabled(differentiable), torch.autocast(device, enabled=False):
+            for key, parts in groups.items():
+                for use, _ in (pair for part in parts.values() for pair in part):
+                    use.check(self.names[key])
+                thirds = [sqnorm([u for u, _ in part], [g for _, g in part], self.batch) for part in parts.values()]
+                found[key] = thirds[0] if len(thirds) == 1 else torch.stack(thirds).sum(0)
+        return found
+
+    def _fall_back(self, tape: Tape, cotangents: list[Tensor], differentiable: bool) -> dict[int, Tensor]:
+        chosen = {self.names[key]: p for key, p in tape.other.items()}
+        try:
+            norms = _fallback.sqnorms(self.model, chosen, self._inputs, _differentiable, cotangents, differentiable)
+        except RuntimeError as error:
+            names = ", ".join(list(chosen)[:4]) + (", ..." if len(chosen) > 4 else "")
+            why = str(error).strip().splitlines()[0]
+            warnings.warn(
+                f"the parameters {names} are used in a way that needs torch.vmap, which this model does not allow "
+                f"({why}); their norms take {cotangents[0].shape[:2].numel()} backward passes, one for each example and loss.",
+                stacklevel=4,
+            )
+            norms = _fallback.one_by_one(chosen, self.outputs, cotangents, differentiable)
+        return {id(p): norms[name] for name, p in chosen.items()}
+
+    def _check(self, tape: Tape, uses: list[Use], cotangents: list[Tensor], refuse: bool) -> None:
+        """Do the first example's gradients lie in the first rows only?"""
+        one = []
+        for c in cotangents:
+            first = torch.zeros_like(c)
+            first[0] = c[0].detach()
+            one.append(first)
+        edges = [u.edge for u in uses]
+        found = torch.autograd.grad(self.outputs, edges, one, retain_graph=True, allow_unused=True)
+        for use, g in zip(uses, found, strict=True):
+            if g is None or not g.reshape(self.batch, -1)[1:].any():
+                continue
+            if refuse and not use.unsure:
+                raise InvalidInput(
+                    f"the loss of one example depends on other examples of the batch, through the layer of parameter "
+                    f"{self.names[id(use.owner)]!r}: no example has a gradient of its own."
+                )
+            tape.give_up(use.owner)
+
+    def _customs(self) -> Iterable[Any]:
+        """Custom autograd functions in the graph: the tape does not see what they use."""
+        todo: list[Any] = [o.grad_fn for o in self.outputs]
+        seen = set(todo)
+        while todo:
+            node = todo.pop()
+            if isinstance(node, torch.autograd.function.BackwardCFunction):
+                if type(node).__name__ == "CheckpointFunctionBackward":
+                    raise InvalidInput(
+                        "reentrant checkpointing hides the layers inside it: checkpoint with use_reentrant=False."
+                    )
+                yield node
+            for following, _ in node.next_functions:
+                if following is not None and following not in seen:
+                    seen.add(following)
+                    todo.append(following)
+
+
+def _ordinary(value: Any) -> Any:
+    """A copy of what inference mode made, which autograd does not accept."""
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
+
+
+def _total(norms: Mapping[str, Tensor]) -> Tensor:
+    values = list(norms.values())
+    dtype = values[0].dtype
+    for v in values[1:]:
+        dtype = torch.promote_types(dtype, v.dtype)
+    return values[0] if len(values) == 1 else torch.stack([v.to(dtype) for v in values]).sum(0)
+
+
+def _plain(model: nn.Module) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise InvalidInput(f"a model must be an nn.Module, not {type(model).__name__}.")
+    if isinstance(model, DataParallel | DistributedDataParallel):
+        model = model.module
+    refuse_compiled(model, "a gradient norm")
+    return model
+
+
+def _is_layer(model: nn.Module) -> bool:
+    return next(model.children(), None) is None
+
+
+def _differentiable(output: Any) -> list[Tensor]:
+    """The tensors of an output that have a gradient, in order."""
+    if isinstance(output, Tensor):
+        return [output] if output.is_floating_point() and (output.requires_grad or _in_func(output)) else []
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    if isinstance(output, list | tuple):
+        return [t for value in output for t in _differentiable(value)]
+    return []
+
+
+def _in_func(output: Tensor) -> bool:
+    return torch._C._functorch.is_functorch_wrapped_tensor(output)
+
+
+def _own_losses(loss_fn: Callable[..., Tensor], output: Any, y: Any, batch: int, reduction: str) -> Tensor:
+    """The sum of all examples' own losses."""
+    if reduction not in ("auto", "none", "mean", "sum"):
+        raise InvalidInput(f"reduction must be 'auto', 'none', 'mean' or 'sum', not {reduction!r}.")
+    loss = loss_fn(output, y)
+    if not isinstance(loss, Tensor) or not loss.requires_grad:
+        raise InvalidInput("loss_fn must return a tensor that depends on the model's output.")
+    if loss.ndim == 1 and len(loss) == batch and reduction in ("auto", "none"):
+        return loss.sum()
+    if loss.ndim or reduction == "none":
+        raise InvalidInput(
+            f"loss_fn must return one loss for each of the {batch} examples, or one number, but it returned shape "
+            f"{tuple(loss.shape)}: sum or average over everything but the examples."
+        )
+    if reduction == "auto":
+        reduction = _reduction_of(loss_fn)
+    if reduction == "sum":
+        return loss
+    ignored = getattr(loss_fn, "ignore_index", -100)
+    masked = isinstance(y, Tensor) and not y.is_floating_point() and bool((y == ignored).any())
+    if masked or getattr(loss_fn, "weight", None) is not None:
+        raise InvalidInput(
+            "a mean over weighted or ignored targets does not say what one example's own loss is: return one loss for "
+            "each example (reduction='none'), averaged over its own positions."
+        )
+    return loss * batch
+
+
+def _reduction_of(loss_fn: Callable[..., Tensor]) -> str:
+    found = getattr(loss_fn, "reduction", None)
+    if found is None:
+        keywords = getattr(loss_fn, "keywords", {})  # of a functools.partial
+        try:
+            parameter = inspect.signature(loss_fn).parameters.get("reduction")
+        except (TypeError, ValueError):
+            parameter = None
+        found = keywords.get("reduction", parameter.default if parameter is not None else None)
+    if found not in ("mean", "sum"):
+        raise InvalidInput(
+            "loss_fn returned one number, and nothing says whether it is a mean or a sum over the examples: pass "
+            "reduction='mean' or 'sum', or return one loss for each example."
+        )
+    return found
