@@ -1,10 +1,10 @@
 """The forward pass of a model, with every use of a parameter noted where it happens.
 
-A parameter is used by a function: ``linear(a, W, b)``, ``conv2d(a, W)``, ``embedding(ids, W)``, an addition. The tape is
-a ``TorchFunctionMode``: it sees each such call, also those inside attention modules, of tied weights and of functions
-that no module stands for, and keeps the input a, and the place of the output z in the graph of autograd. The gradient of
-an example with respect to the parameter is then made of a and the gradient with respect to z alone. A use of another
-kind is noted as such, and its parameter left to :func:`mlcollage.measure._fallback.sqnorms`.
+A parameter is used by a function: ``linear(a, W, b)``, ``conv2d(a, W)``, ``embedding(ids, W)``, an addition. The tape
+is a ``TorchFunctionMode``: it sees each such call, also those inside attention modules, of tied weights and of
+functions that no module stands for, and keeps the input a, and the place of the output z in the graph of autograd. The
+gradient of an example with respect to the parameter is then made of a and the gradient with respect to z alone. A use
+of another kind is noted as such, and its parameter left to :mod:`mlcollage.measure._fallback`.
 """
 
 from __future__ import annotations

@@ -73,8 +73,8 @@ def per_example_grad_sqnorm(
 
     Exact, for any model whose examples do not influence each other. Linear maps, convolutions and transposed
     convolutions of 1 to 3 dimensions, embeddings, attention's packed projections, the scales and biases of
-    normalisation layers, parametric ReLUs, and parameters that are added, multiplied or copied to all examples cost about one
-    backward pass without weight gradients; tied and reused weights too. Parameters used in another way, and layers
+    normalisation layers, parametric ReLUs, and parameters that are added, multiplied or copied to all examples cost
+    about one backward pass without weight gradients; tied and reused weights too. Parameters used in another way, and layers
     whose input does not have the examples in front, cost one more pass, through ``torch.vmap``; in models that do not
     allow it, such as recurrent ones, one backward pass for each example, with a warning.
 
@@ -113,8 +113,8 @@ def per_example_grad_sqnorm(
     ------
     InvalidInput
         For batch normalisation in training mode, compiled or scripted models, nothing to count, a loss that is neither
-        one number nor one for each example, one number of unknown reduction, weighted or masked means, inputs overwritten
-        in place, reentrant checkpointing, and examples that influence each other (with ``verify``).
+        one number nor one for each example, one number of unknown reduction, weighted or masked means, inputs
+        overwritten in place, reentrant checkpointing, and examples that influence each other (with ``verify``).
 
     Notes
     -----
@@ -263,6 +263,8 @@ class GhostNorms:
         if [tuple(c.shape[lead:]) for c in given] != [tuple(o.shape) for o in self.outputs]:
             shapes = [tuple(o.shape) for o in self.outputs]
             raise InvalidInput(f"cotangents must have the shapes of the outputs, {shapes}.")
+        for use in tape.uses:
+            use.check(self.names[id(use.owner)])
         unsure = [u for u in tape.uses if verify or u.unsure]
         if unsure and self.batch > 1:
             self._check(tape, unsure, [c[0] if batched else c for c in given], verify)
@@ -309,8 +311,6 @@ class GhostNorms:
         device = self.outputs[0].device.type
         with torch.set_grad_enabled(differentiable), torch.autocast(device, enabled=False):
             for key, parts in groups.items():
-                for use, _ in (pair for part in parts.values() for pair in part):
-                    use.check(self.names[key])
                 thirds = [sqnorm([u for u, _ in part], [g for _, g in part], self.batch) for part in parts.values()]
                 found[key] = thirds[0] if len(thirds) == 1 else torch.stack(thirds).sum(0)
         return found
@@ -324,7 +324,7 @@ class GhostNorms:
             why = str(error).strip().splitlines()[0]
             warnings.warn(
                 f"the parameters {names} are used in a way that needs torch.vmap, which this model does not allow "
-                f"({why}); their norms take {cotangents[0].shape[:2].numel()} backward passes, one for each example and loss.",
+                f"({why}); their norms take {cotangents[0].shape[:2].numel()} backward passes, one for each example.",
                 stacklevel=4,
             )
             norms = _fallback.one_by_one(chosen, self.outputs, cotangents, differentiable)
