@@ -199,6 +199,47 @@ def test_a_failed_run_ends_the_command_with_1_and_keeps_the_others(mlcollage, pr
     assert mlcollage("run", "probe").code == 0
 
 
+MORE_SEEDS = """
+
+import numpy as np
+
+SEEDS = {"smoke": 2, "quick": 5, "full": 5, "paper": 5}
+CLAIMS = (
+    Claim("C1", "A coin", "The coin is not fair.", "here", Level("value", "ok"), "greater", margin=0.01),
+    Claim("C2", "Two is two", "Two is at least 1.5.", "here", Level("two", "ok"), "at_least", null=1.5),
+)
+
+
+def runs(scale, workload, seeds=None):
+    for seed in seeds or range(SEEDS[scale]):
+        yield Run("probe", "ok", seed, {})
+
+
+def measure(run, workload):
+    measured = Measurements()
+    measured.add("value", np.random.default_rng(run.seed).normal())
+    measured.add("two", 2.0 + 0.01 * np.random.default_rng(run.seed).normal())
+    return measured
+"""
+
+
+def test_run_until_settled_adds_seeds_and_says_for_which_claims(mlcollage, probe):
+    assert mlcollage("run", "probe", "--until-settled").says("cannot add seeds", "needs SEEDS")
+    file = probe / "probe_paper" / "study.py"
+    file.write_text(file.read_text() + MORE_SEEDS)
+    del sys.modules["probe_paper.study"]
+    assert mlcollage("run", "probe", "--until-settled", "--max-seeds", "7").says("needs at least 10")
+    assert mlcollage("run", "probe", "--until-settled", "--scale", "smoke").says("gives no verdicts")
+    assert mlcollage("run", "probe", "--max-seeds", "20").says("give both")
+    done = mlcollage("run", "probe", "--until-settled", "--max-seeds", "15")
+    assert done.code == 0
+    assert "open: C1; adding seeds 5 to 9" in done.err
+    assert "open: C1; adding seeds 10 to 14" in done.err
+    verdicts = {v["id"]: v for v in mlcollage("judge", "probe", "--json").json}
+    assert {k: v["status"] for k, v in verdicts.items()} == {"C1": "inconclusive", "C2": "supported"}
+    assert "anytime-valid, 15 seeds" in verdicts["C1"]["reason"]
+
+
 def test_what_a_study_prints_does_not_end_up_in_the_json(mlcollage, probe, monkeypatch):
     monkeypatch.setenv("PROBE_ARMS", "noisy")
     assert len(mlcollage("run", "probe", "--scale", "smoke", "--json").json[0]["finished"]) == 3

@@ -21,9 +21,10 @@ from mlcollage.errors import InvalidInput, MLCollageError, RunFailed, UnknownNam
 
 if TYPE_CHECKING:
     from mlcollage.collage.content import Entry
-    from mlcollage.lab.claim import Verdict
+    from mlcollage.lab.claim import Claim, Verdict
     from mlcollage.lab.engine import Event
     from mlcollage.lab.evidence import Evidence
+    from mlcollage.lab.run import Run
     from mlcollage.lab.store import Store
     from mlcollage.lab.study import Study
 
@@ -219,10 +220,14 @@ def _progress(study: Study, total: int, done: int) -> Iterator[Callable[[Event],
 
 
 def _execute(study: Study, store: Store, engine: str, workers: int | None) -> Evidence:
+    _execute_runs(study, study.runs(), store, engine, workers)
+    return study.evidence(store)
+
+
+def _execute_runs(study: Study, runs: list[Run], store: Store, engine: str, workers: int | None) -> None:
     from mlcollage.lab.engine import get_engine
 
     chosen = get_engine(engine, workers=workers)
-    runs = study.runs()
     todo = [run for run in runs if not store.has(run)]
     if todo:
         try:
@@ -232,7 +237,20 @@ def _execute(study: Study, store: Store, engine: str, workers: int | None) -> Ev
             kept = sum(store.has(run) for run in runs)
             err.print(f"stopped; {kept} of {len(runs)} runs are kept. The same command goes on from there.")
             raise typer.Exit(130) from None
-    return study.evidence(store)
+
+
+def _settle(study: Study, store: Store, engine: str, workers: int | None, max_seeds: int | None) -> Evidence:
+    """Add seeds while a verdict is open; each round says for which claims."""
+    from mlcollage.lab.settle import settle
+
+    def say(claims: list[Claim], seeds: range) -> None:
+        names = ", ".join(c.id for c in claims)
+        err.print(f"open: {escape(names)}; adding seeds {seeds.start} to {seeds.stop - 1}", highlight=False)
+
+    def execute(runs: list[Run]) -> None:
+        _execute_runs(study, runs, store, engine, workers)
+
+    return settle(study, store, execute, max_seeds=max_seeds, on_round=say)
 
 
 def _studies(slugs: Sequence[str], scale: ScaleName, workload: str | None) -> list[Study]:
@@ -278,15 +296,29 @@ def run(
     store: StoreOption = Path("results"),
     engine: EngineOption = "local",
     workers: WorkersOption = None,
+    until_settled: Annotated[
+        bool, typer.Option("--until-settled", help="Add seeds where a verdict is open; tests stay valid under this.")
+    ] = False,
+    max_seeds: Annotated[
+        int | None, typer.Option("--max-seeds", help="Seeds at most with --until-settled; default 4 times the study's.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Run what is missing of a study, then print its verdicts. Stop it at any time: nothing finished is lost."""
+    from mlcollage.lab.settle import check_settling
     from mlcollage.lab.store import Store
 
+    if max_seeds is not None and not until_settled:
+        raise InvalidInput("--max-seeds limits what --until-settled adds; give both.")
     place = Store(store)
     evidences = []
-    for study in _studies(slugs, scale, workload):
+    studies = _studies(slugs, scale, workload)
+    for study in studies if until_settled else ():
+        check_settling(study, max_seeds)
+    for study in studies:
         evidence = _execute(study, place, engine, workers)
+        if until_settled:
+            evidence = _settle(study, place, engine, workers, max_seeds)
         evidences.append(evidence)
         if json or not evidence.runs:
             continue

@@ -1,14 +1,26 @@
 """Confidence sequences: peeking is allowed, and only there; against closed forms and Bayes factors by integration."""
 
 import json
+from itertools import pairwise
 
+import hypothesis.extra.numpy as npst
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import integrate
 from scipy import stats as sps
 
 from mlcollage.errors import InvalidInput
-from mlcollage.stats.sequential import ConfidenceSequence
+from mlcollage.stats.sequential import (
+    ConfidenceSequence,
+    _t_evidence,
+    sequential_bounded_test,
+    sequential_sign_interval,
+    sequential_sign_test,
+    sequential_t_interval,
+    sequential_t_test,
+)
 
 STUDIES, PEEKS = 1000, 150
 UNIT = {"low": 0.0, "high": 1.0}
@@ -177,3 +189,143 @@ def test_parallel_sequences_keep_their_shape():
     sequence.update([1.0, 2.0])
     with pytest.raises(InvalidInput, match="shape"):
         sequence.update(1.0)
+
+
+# --- tests that may be repeated after every seed ----------------------------------------------------------------------
+
+
+def test_a_t_test_repeated_after_every_seed_cheats_and_the_sequential_one_does_not():
+    """2,000 null studies of up to 100 seeds, one-sided at 5 %, looked at from the fifth seed on."""
+    rng = np.random.default_rng(11)
+    x = 3.0 * rng.normal(size=(2000, 100))
+    naive = np.zeros(2000, dtype=bool)
+    for n in range(5, 101):
+        naive |= sps.ttest_1samp(x[:, :n], 0.0, axis=1, alternative="greater").pvalue <= 0.05
+    assert naive.mean() > 0.15
+    bound = 0.05 + 3 * np.sqrt(0.0475 / 2000)
+    for alternative in ("greater", "less"):
+        assert 0.005 < (sequential_t_test(x, alternative=alternative) <= 0.05).mean() <= bound
+        assert (sequential_sign_test(x[:, :60], alternative=alternative) <= 0.05).mean() <= bound
+    # further from the alternative it errs less still, and an effect on the null's edge is the worst case
+    assert (sequential_t_test(x - 1.0) <= 0.05).mean() < 0.01
+    assert (sequential_t_test(x, rng.normal(5.0, 1.0, size=(2000, 80)), null=-5.0) <= 0.05).mean() <= bound
+
+
+def test_a_real_effect_stops_early():
+    """Of one standard deviation: half of all studies stop by the tenth seed, nine in ten by the twentieth."""
+    x = np.random.default_rng(12).normal(1.0, 1.0, size=(1000, 20))
+    assert (sequential_t_test(x[:, :10]) <= 0.05).mean() > 0.45
+    assert (sequential_t_test(x) <= 0.05).mean() > 0.85
+    assert (sequential_t_test(x, alternative="less") <= 0.05).mean() == 0
+    assert (sequential_sign_test(x) <= 0.05).mean() > 0.7
+
+
+def test_one_sided_evidence_is_the_bayes_factor_by_integration():
+    """Noncentral t with a half-normal effect, over the central t."""
+    x = np.random.default_rng(13).normal(0.4, 2.0, 9)
+    t, g, n = x.mean() / (x.std(ddof=1) / 3), 0.7, 9
+    for side in (1, -1):
+        marginal = integrate.quad(
+            lambda d, s=side: sps.nct.pdf(s * t, n - 1, d * 3) * 2 * sps.norm.pdf(d, 0, np.sqrt(g)), 0, 6
+        )[0]
+        assert _t_evidence(side * x, g)[-1] == pytest.approx(np.log(marginal / sps.t.pdf(t, n - 1)), abs=1e-6)
+
+
+def test_evidence_has_mean_one_at_the_null_for_every_number_of_seeds():
+    x = np.random.default_rng(14).normal(size=(200_000, 4))
+    e = np.exp(_t_evidence(x, 0.05))
+    np.testing.assert_allclose(e[:, 1:].mean(axis=0), 1.0, atol=0.01)
+
+
+def test_signs_by_all_orders():
+    """Of all 2^12 orders of signs, at most alpha ever reach it, and the capital's mean is 1."""
+    signs = 1.0 - 2.0 * ((np.arange(4096)[:, None] >> np.arange(12)) & 1)
+    p = sequential_sign_test(signs)
+    for alpha in (0.01, 0.05, 0.2):
+        assert (p <= alpha).mean() <= alpha
+    # k of n positive: the integral of (1 + l)^k (1 - l)^(n - k), which is a sum of incomplete beta functions
+    x = [1.0] * 7 + [-1.0] + [1.0] * 2
+    capital = [
+        integrate.quad(lambda lam, k=k, m=m: (1 + lam) ** k * (1 - lam) ** m, 0, 1)[0] for k, m in ((7, 0), (9, 1))
+    ]
+    assert sequential_sign_test(x[:7]) == pytest.approx(1 / capital[0])
+    assert sequential_sign_test(x) == pytest.approx(1 / max(capital))
+    assert sequential_sign_test([0.0, 0.0]) == 1.0
+
+
+@pytest.mark.parametrize("success", [0.1, 0.5, 0.9])
+def test_bets_on_bounded_values_are_fair_however_skewed(success):
+    rng = np.random.default_rng(15)
+    x = (rng.random((2000, 60)) < success).astype(float)
+    bound = 0.05 + 3 * np.sqrt(0.0475 / 2000)
+    for alternative in ("greater", "less"):
+        p = sequential_bounded_test(x, low=0, high=1, null=success, alternative=alternative)
+        assert (p <= 0.05).mean() <= bound
+    away = sequential_bounded_test(x, low=0, high=1, null=success + 0.05, alternative="greater")
+    assert (away <= 0.05).mean() < 0.02
+
+
+@given(
+    x=npst.arrays(np.float64, st.integers(2, 25), elements=st.floats(-100, 100)),
+    null=st.floats(-10, 10),
+    scale=st.floats(0.1, 10),
+)
+def test_p_values_never_rise_and_do_not_depend_on_units(x, null, scale):
+    for test in (sequential_t_test, sequential_sign_test):
+        path = [test(x[:n], null=null) for n in range(1, len(x) + 1)]
+        assert all(0 <= p <= 1 for p in path)
+        assert all(a >= b for a, b in pairwise(path))
+        assert test(-x, null=-null, alternative="less") == pytest.approx(path[-1])
+        if np.ptp(x) > 1e-3:
+            assert test(scale * (x - null)) == pytest.approx(path[-1], rel=1e-3, abs=1e-9)
+
+
+def test_parallel_studies_are_each_study():
+    x = np.random.default_rng(16).normal(0.5, 1.0, size=(3, 2, 15))
+    for test in (sequential_t_test, sequential_sign_test):
+        together = test(x)
+        assert together.shape == (3, 2)
+        assert together[1, 1] == test(x[1, 1])
+
+
+def test_intervals_are_what_the_tests_do_not_reject():
+    x = np.random.default_rng(17).normal(3.0, 2.0, 18)
+    low, high = sequential_t_interval(x, 0.9)
+    # x is past its most extreme moment here, so the running p value is the current one at the ends
+    assert np.exp(-_t_evidence(x - low, 2.0)[-1]) == pytest.approx(0.05)
+    assert np.exp(-_t_evidence(high - x, 2.0)[-1]) == pytest.approx(0.05)
+    low, high = sequential_sign_interval(x, 0.9)
+    assert {low, high} < set(x)
+    assert sequential_sign_test(x, null=low - 1e-9) <= 0.05 < sequential_sign_test(x, null=low + 1e-9)
+    above = sequential_sign_test(x, null=high + 1e-9, alternative="less")
+    assert above <= 0.05 < sequential_sign_test(x, null=high - 1e-9, alternative="less")
+    assert sequential_t_interval([1.0, 2.0, 1.5]) == sequential_sign_interval([1.0, 2.0]) == (-np.inf, np.inf)
+    assert sequential_t_interval([2.0] * 30) == (-np.inf, np.inf)
+
+
+def test_an_interval_hardly_ever_misses_at_any_time():
+    rng = np.random.default_rng(18)
+    missed = 0
+    for _ in range(100):
+        x = rng.normal(2.0, 3.0, 30)
+        ends = [sequential_t_interval(x[:n]) for n in range(5, 31, 5)]
+        missed += any(not low <= 2.0 <= high for low, high in ends)
+    assert missed / 100 <= 0.05 + 3 * np.sqrt(0.0475 / 100)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: sequential_t_test([1.0, np.nan]), "finite numbers in the order"),
+        (lambda: sequential_t_test([]), "one or more"),
+        (lambda: sequential_t_test([1.0, 2.0], alternative="two-sided"), "have one side"),
+        (lambda: sequential_t_test([1.0, 2.0], g=0.0), "g=0.0 must be positive"),
+        (lambda: sequential_bounded_test([0.5, 1.5], low=0, high=1, null=0.5), "outside \\[0, 1\\]"),
+        (lambda: sequential_bounded_test([0.5], low=0, high=1, null=1.0), "strictly between"),
+        (lambda: sequential_t_interval([1.0, 2.0], 95), "level=95"),
+        (lambda: sequential_sign_interval([1.0, 2.0], 1.0), "level=1.0"),
+    ],
+)
+def test_sequential_tests_refuse_bad_input_in_one_sentence(call, words):
+    with pytest.raises(InvalidInput, match=words):
+        call()

@@ -41,6 +41,11 @@ class Evidence:
         Runs that failed, with the reason. They are never dropped silently.
     info
         One dictionary a finished run: package versions, device, seconds, peak memory, date.
+    missing
+        How many runs are neither finished nor failed.
+    registered
+        None, or how many seeds (0, 1, ...) the study registered, where the table may also hold seeds that were added
+        after a look at the results. The judge then uses tests that stay valid under such looks.
     """
 
     study: str
@@ -51,6 +56,7 @@ class Evidence:
     failures: Sequence[Failure] = ()
     info: Sequence[dict[str, Any]] = ()
     missing: int = 0
+    registered: int | None = None
     load_array: Callable[[str, str], npt.NDArray[Any]] | None = field(default=None, repr=False)
 
     def select(

@@ -20,6 +20,11 @@ this scale; supports are one family, contradictions another. A claim that is due
 family with p = 1, so that failed runs never make the other tests easier. A contradiction takes precedence. The
 interval that vetoes "supported" is the one printed beside it: two-sided, 95 %, not corrected for the number of claims.
 
+Evidence with seeds that were added after a look at the results (``evidence.registered`` is set) is judged by
+anytime-valid tests and intervals (:mod:`mlcollage.stats.sequential`), whose error rates hold however often one looks
+and whenever one stops; the rules above are the same, and so is Holm's correction, which needs nothing but p values
+that are valid when they are read. A test without such a version (``bootstrap_t``) sees the registered seeds only.
+
 Seeds that all agree (zero variance) are tested by exact sign flips (two arms: permutations), never by a t of infinity.
 Below five seeds the verdict says how few they are, below two there is none. What is missing or failed is listed in
 ``warnings``.
@@ -27,6 +32,7 @@ Below five seeds the verdict says how few they are, below two there is none. Wha
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -36,64 +42,18 @@ import pandas as pd
 from mlcollage.errors import InvalidInput, MLCollageError
 from mlcollage.lab.claim import Claim, Status, Verdict
 from mlcollage.lab.evidence import Evidence, Failure
+from mlcollage.lab.procedures import ANYTIME, LEVEL, Samples, constant_procedure, mean_procedure, trend_procedure
 from mlcollage.lab.run import Scale
 from mlcollage.stats._values import Floats, is_constant
 from mlcollage.stats.adaptive import Design, Goal, holm, required_seeds, tost
-from mlcollage.stats.bootstrap import bootstrap_t_interval, bootstrap_t_test, t_interval
-from mlcollage.stats.causal import (
-    page_trend,
-    permutation_test_two_sample,
-    sign_flip_interval,
-    sign_flip_test,
-    t_test,
-)
 
 __all__ = ["judge"]
 
-LEVEL = 0.95
 POWER = 0.8
 FEW = 5
 
 _DIRECTIONS = ("greater", "less", "within", "at_most", "at_least")
 _TESTS = ("t", "bootstrap_t", "sign_flip", "permutation", "trend", "exact")
-
-Samples = tuple[Floats, ...]
-"""One array (values, differences) or two (unpaired treatment and control)."""
-
-
-@dataclass(frozen=True)
-class _Procedure:
-    """A test and the interval that goes with it; both take one sample or two."""
-
-    name: str
-    p: Callable[..., float]
-    interval: Callable[[Samples], tuple[float, float]]
-
-
-def _t_interval(samples: Samples) -> tuple[float, float]:
-    return t_interval(samples[0], LEVEL, y=samples[1] if len(samples) == 2 else None)
-
-
-def _bootstrap_interval(samples: Samples) -> tuple[float, float]:
-    return bootstrap_t_interval(samples[0], LEVEL, y=samples[1] if len(samples) == 2 else None)
-
-
-def _flip_interval(samples: Samples) -> tuple[float, float]:
-    return sign_flip_interval(samples[0], LEVEL)
-
-
-_SIGN_FLIP = _Procedure("exact sign flips", sign_flip_test, _flip_interval)
-_PERMUTATION = _Procedure("permutation of arms", permutation_test_two_sample, _t_interval)
-
-
-def _procedure(test: str, columns: int, unpaired: bool) -> _Procedure:
-    kind = "two-arm " if unpaired else "paired " if columns == 2 else ""
-    return {
-        "t": _Procedure("Welch t" if unpaired else f"{kind}t", t_test, _t_interval),
-        "bootstrap_t": _Procedure(f"{kind}bootstrap-t", bootstrap_t_test, _bootstrap_interval),
-        "sign_flip": _SIGN_FLIP,
-        "permutation": _PERMUTATION,
-    }[test]
 
 
 @dataclass
@@ -110,6 +70,7 @@ class _Finding:
     p_contradict: float | None = None
     test: str = ""
     seeds_needed: int | None = None
+    anytime: bool = False
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -207,6 +168,8 @@ def _examine(claim: Claim, evidence: Evidence) -> _Finding:
     if scale is Scale.SMOKE or scale.rank < Scale(claim.from_scale).rank:
         found.status, found.reason = Status.UNTESTED, "not tested at this scale"
         return found
+    found.anytime = evidence.registered is not None and claim.test in ANYTIME
+    evidence = _seeds_of_claim(found, evidence)
     failures = _relevant(evidence, claim)
     if failures:
         found.warnings.append(_failure_text(failures))
@@ -226,6 +189,37 @@ def _examine(claim: Claim, evidence: Evidence) -> _Finding:
         found.status = Status.INCONCLUSIVE
         found.reason = f"cannot be computed from the runs that finished ({type(error).__name__}: {error})"
     return found
+
+
+def _seeds_of_claim(found: _Finding, evidence: Evidence) -> Evidence:
+    """Evidence without the added seeds that were not meant for the claim.
+
+    Seeds are added to the arms of open claims only, so an added seed counts if all of the claim's arms were run with
+    it. One in which a run failed stays: what is missing there must be reported.
+    """
+    own = evidence.registered
+    if own is None or evidence.table.empty:
+        return evidence
+    table, claim = evidence.table, found.claim
+    keep = set(range(own))
+    if claim.test == "bootstrap_t":
+        found.warnings.append(
+            f"judged by the {own} registered seeds: {claim.test} has no anytime-valid version, so the seeds that were "
+            "added later cannot count"
+        )
+    else:
+        arms_of: dict[int, set[str]] = {}
+        for seed, arm in table[["seed", "arm"]].drop_duplicates().itertuples(index=False):
+            arms_of.setdefault(int(seed), set()).add(arm)
+        usual = set(table.loc[table["seed"].between(1, own - 1), "arm"])  # seed 0 may hold what is drawn only once
+        needed = usual & set(getattr(claim.estimand, "arms", ()) or usual)
+        broken = {f.run.seed for f in evidence.failures}
+        keep |= {seed for seed, arms in arms_of.items() if needed <= arms or seed in broken}
+    return dataclasses.replace(
+        evidence,
+        table=table[table["seed"].isin(keep)],
+        failures=[f for f in evidence.failures if f.run.seed in keep],
+    )
 
 
 def _table_of(claim: Claim, evidence: Evidence) -> pd.DataFrame:
@@ -360,12 +354,12 @@ def _mean(found: _Finding, table: pd.DataFrame) -> None:
         samples = (effects[kept.index].to_numpy(),)
         _enough(found, len(kept))
         found.estimate = float(samples[0].mean())
-    procedure = _procedure(claim.test, columns, unpaired)
+    procedure = mean_procedure(claim.test, columns, unpaired, found.anytime)
     raw = table.to_numpy()
     magnitude = float(np.abs(raw[np.isfinite(raw)]).max())
     degenerate = all(is_constant(s, magnitude) for s in samples)
     if degenerate:
-        procedure = _PERMUTATION if unpaired else _SIGN_FLIP
+        procedure = constant_procedure(columns, unpaired, found.anytime)
         found.warnings.append(f"no variation over seeds: p value from {procedure.name}, no interval")
     else:
         ends = procedure.interval(samples)
@@ -375,13 +369,15 @@ def _mean(found: _Finding, table: pd.DataFrame) -> None:
             found.warnings.append(f"no {LEVEL:.0%} interval from {procedure.name}: too few different values")
     found.test = f"{procedure.name}, two one-sided" if claim.direction == "within" else procedure.name
     found.p_support, found.p_contradict = _p_values(claim, samples, procedure.p)
-    if not degenerate:
+    if not degenerate and not found.anytime:
         found.seeds_needed = _needed(claim, samples)
     lost = len(table) - len(samples[0])
     if not unpaired and lost:
         worst = samples[0][np.argmax(_badness(claim, samples[0]))]
-        p = _p_values(claim, (np.concatenate([samples[0], np.full(lost, worst)]),), sign_flip_test)[0]
-        found.warnings.append(f"with each seed left out counted at the worst value seen, p = {_p(p)} (sign flips)")
+        flips = constant_procedure(columns, unpaired, found.anytime)
+        p = _p_values(claim, (np.concatenate([np.full(lost, worst), samples[0]]),), flips.p)[0]
+        how = "signs" if found.anytime else "sign flips"
+        found.warnings.append(f"with each seed left out counted at the worst value seen, p = {_p(p)} ({how})")
 
 
 def _p_values(claim: Claim, samples: Samples, p: Callable[..., float]) -> tuple[float, float]:
@@ -401,28 +397,25 @@ def _p_values(claim: Claim, samples: Samples, p: Callable[..., float]) -> tuple[
 
 
 def _trend(found: _Finding, table: pd.DataFrame) -> None:
-    """Page's test for support; a t test of the seeds' rank correlations against the margin for contradiction."""
+    """Page's test for support; a test of the seeds' rank correlations against the margin for contradiction."""
     claim = found.claim
     if table.shape[1] < 3:
         raise InvalidInput(f"the estimand gives {table.shape[1]} columns; a trend needs at least 3 ordered levels.")
     kept = _complete(found, table)
     _enough(found, len(kept))
     rising = claim.direction == "greater"
-    page = page_trend(kept.to_numpy(), "greater" if rising else "less")
-    rho = page.correlations
-    found.estimate, found.test, found.p_support = float(rho.mean()), "Page trend", page.p_value
-    against: Callable[..., float] = t_test
-    if is_constant(rho, 1.0):
-        against = sign_flip_test
+    rho, procedure, found.p_support, of_constants = trend_procedure(kept.to_numpy(), rising, found.anytime)
+    found.estimate, found.test = float(rho.mean()), procedure.name
+    if is_constant(rho, 1.0) and procedure is not of_constants:
+        procedure = of_constants
         found.warnings.append(
             "every seed has the same rank correlation: no interval, and sign flips against the margin"
         )
     else:
-        low, high = t_interval(rho, LEVEL)
-        found.interval = (max(low, -1.0), min(high, 1.0))
-        found.seeds_needed = _needed(claim, (rho,))
+        found.interval = procedure.interval((rho,))
+        found.seeds_needed = None if found.anytime else _needed(claim, (rho,))
     sign = 1 if rising else -1
-    found.p_contradict = against(sign * rho, null=claim.margin, alternative="less")
+    found.p_contradict = procedure.p(sign * rho, null=claim.margin, alternative="less")
 
 
 def _needed(claim: Claim, samples: Samples) -> int | None:
@@ -445,14 +438,15 @@ def _decide(f: _Finding, p_support: float, p_contradict: float) -> tuple[Status,
     """Status and reason from Holm-adjusted p values."""
     claim = f.claim
     shown = p_support <= claim.alpha
+    how = f"after Holm, anytime-valid, {f.seeds} seeds" if f.anytime else "after Holm"
     if p_contradict <= claim.alpha:
-        return Status.CONTRADICTED, _contradiction(f, shown) + f" (p = {_p(p_contradict)} after Holm)"
+        return Status.CONTRADICTED, _contradiction(f, shown) + f" (p = {_p(p_contradict)} {how})"
     if shown and _short_of_margin(f):
-        reason = f"{_support(claim)} (p = {_p(p_support)} after Holm), but by its interval short of {_size(claim)}"
+        reason = f"{_support(claim)} (p = {_p(p_support)} {how}), but by its interval short of {_size(claim)}"
         return Status.INCONCLUSIVE, f"{reason}; whether it is that small is not settled"
     if shown:
-        return Status.SUPPORTED, f"{_support(claim)} (p = {_p(p_support)} after Holm)"
-    reason = f"{f.seeds} seeds neither show it nor rule it out (p = {_p(p_support)} after Holm)"
+        return Status.SUPPORTED, f"{_support(claim)} (p = {_p(p_support)} {how})"
+    reason = f"{f.seeds} seeds neither show it nor rule it out (p = {_p(p_support)} {how})"
     if f.seeds_needed is not None:
         reason += f"; {POWER:.0%} power for {_size(claim)} takes about {f.seeds_needed}, other claims not counted"
     return Status.INCONCLUSIVE, reason

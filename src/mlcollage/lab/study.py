@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Study", "run_study"]
 
 _MOST_RUNS = 100_000
+_BATCH = 5  # seeds are added so many at a time: runs that hold several seeds can share what they load
 
 
 @dataclass(frozen=True)
@@ -114,13 +115,8 @@ class Study:
         Raises
         ------
         InvalidInput
-            If the study gives no further seeds, or repeats a registered run when asked for them.
+            If the study repeats a registered run when asked for further seeds.
         """
-        if self.seeds is None:
-            raise InvalidInput(
-                f"study {self.slug} cannot add seeds: its study.py needs SEEDS, the number of registered seeds of each "
-                "scale, and runs(scale, workload, seeds=None), which yields the runs of any range of seeds."
-            )
         found = self._collect(seeds)
         if repeated := set(found) & set(self.runs()):
             raise InvalidInput(
@@ -157,9 +153,33 @@ class Study:
             raise InvalidInput(f"measure() of study {self.slug} recorded no number for run {run}.")
         return result
 
+    def batch(self, k: int) -> range:
+        """The k-th batch of seeds that are added to the registered ones; batches are the same in every command."""
+        if self.seeds is None:
+            raise InvalidInput(
+                f"study {self.slug} cannot add seeds: its study.py needs SEEDS, the number of registered seeds of each "
+                "scale, and runs(scale, workload, seeds=None), which yields the runs of any range of seeds."
+            )
+        return range(self.seeds + k * _BATCH, self.seeds + (k + 1) * _BATCH)
+
+    def added_runs(self, store: Store) -> list[Run]:
+        """Runs of added seeds that were made: finished ones, and those that failed."""
+        if self.seeds is None:
+            return []
+        made: list[Run] = []
+        k = 0
+        while found := [run for run in self.more_runs(self.batch(k)) if store.has(run) or store.failure(run)]:
+            made += found
+            k += 1
+        return made
+
     def evidence(self, store: Store) -> Evidence:
-        """Everything that the store holds for this study, scale and workload."""
-        return store.evidence(self.runs(), study=self.slug, scale=self.scale, workload=self.workload_name)
+        """Everything that the store holds for this study, scale and workload, added seeds included."""
+        added = self.added_runs(store)
+        evidence = store.evidence(
+            [*self.runs(), *added], study=self.slug, scale=self.scale, workload=self.workload_name
+        )
+        return dataclasses.replace(evidence, registered=self.seeds if added else None)
 
     def judge(self, evidence: Evidence) -> dict[str, Verdict]:
         """A verdict for each claim; says so where claims were changed after runs were made.

@@ -6,6 +6,11 @@ sooner or later. Each kind inverts a non-negative martingale that starts at 1 un
 :math:`1/\alpha` ever with probability at most :math:`\alpha` (J. Ville, 1939). What it costs is width: about 1.6 times
 the fixed interval's where the sequence is tuned, more elsewhere. S. R. Howard, A. Ramdas, J. McAuliffe and
 J. Sekhon, Annals of Statistics 2021; A. Gelman and A. Vehtari, JASA 2021, idea 6.
+
+The tests below give p values of the same kind: :math:`p_n = 1 / \max_{m \le n} E_m`, so that
+:math:`\Pr[\exists n : p_n \le \alpha] \le \alpha`. They have the form of the other tests,
+``test(x, ..., null=0.0, alternative="greater") -> p``, with the values in the order in which they came, and may be
+repeated after every value.
 """
 
 from __future__ import annotations
@@ -15,11 +20,21 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy import optimize, special
 
 from mlcollage.errors import InvalidInput
-from mlcollage.stats._values import Floats
+from mlcollage.stats._values import Floats, sample
 
-__all__ = ["ConfidenceSequence"]
+__all__ = [
+    "ConfidenceSequence",
+    "sequential_bounded_test",
+    "sequential_sign_interval",
+    "sequential_sign_test",
+    "sequential_t_interval",
+    "sequential_t_test",
+]
+
+Side = Literal["greater", "less"]
 
 Kind = Literal["t", "gaussian", "bounded", "empirical-bernstein"]
 _KINDS = ("t", "gaussian", "bounded", "empirical-bernstein")
@@ -259,3 +274,236 @@ class ConfidenceSequence:
         last = np.where(kept.any(axis=-1), _GRID - 1 - kept[..., ::-1].argmax(axis=-1), best)
         step = 1 / (_GRID - 1)
         return (first - 1) * step, (last + 1) * step
+
+
+def sequential_t_test(
+    x: npt.ArrayLike,
+    y: npt.ArrayLike | None = None,
+    *,
+    null: float = 0.0,
+    alternative: Side = "greater",
+    g: float = 2.0,
+) -> float:
+    r"""One-sided t test that may be repeated after every seed: p value of "the mean is at most ``null``".
+
+    The Bayes factor of :class:`ConfidenceSequence` ``"t"``, its prior on the standardised effect cut to the side of
+    the alternative (half-normal),
+
+    .. math:: E_n^+ = 2 E_n \Pr[\mu > \theta_0 \mid x_1, \dots, x_n], \qquad
+        \mu \mid x \sim t_n\Bigl(\tfrac{n g \bar x}{1 + n g},\; \tfrac{g}{1 + n g} \cdot \tfrac{S_n}{n}\Bigr),
+        \quad S_n = \textstyle\sum_i (x_i - \bar x)^2 + \frac{n \bar x^2}{1 + n g}
+
+    (values counted from :math:`\theta_0`). It is a martingale at :math:`\mu = \theta_0` for every :math:`\sigma`; for
+    :math:`\mu < \theta_0` each :math:`E_n^+` is smaller on the same noise, since it rises with t.
+
+    Parameters
+    ----------
+    x
+        Values or paired differences in the order of their seeds, shape ``(n,)``, or ``(..., n)`` for parallel studies.
+    y
+        The control arm if the design is not paired. Both arms are then paired in order, which is a t test of
+        independent differences; what the longer arm has more is left out.
+    null
+        :math:`\theta_0`.
+    alternative
+        ``"greater"`` or ``"less"``.
+    g
+        Variance of the prior on the effect in standard deviations. The guarantee holds whatever it is, as long as it
+        does not depend on the values. In 400 simulations each of effects of 0.5 to 2 standard deviations, at levels 5 %
+        and 0.4 %, the default had within a point of the best power at 10 seeds, and within ten points at 20 to 60
+        (compared with 0.4, 1 and 4).
+
+    Returns
+    -------
+    float
+        p, at most 1, never rising with n; an array for parallel studies. 1 as long as all values are equal.
+
+    Examples
+    --------
+    >>> d = np.random.default_rng(0).normal(1.0, 1.0, 30)
+    >>> [round(sequential_t_test(d[:n]), 4) for n in (5, 10, 15)]
+    [0.0295, 0.003, 0.003]
+    """
+    return _smallest(_t_evidence(_signed(x, y, null, alternative), g))
+
+
+def _t_evidence(v: Floats, g: float) -> Floats:
+    """Logarithms of E_n^+ for every n, of values counted from the null."""
+    if not (g > 0 and np.isfinite(g)):
+        raise InvalidInput(f"g={g} must be positive and finite.")
+    n = np.arange(1, v.shape[-1] + 1)
+    shift = v[..., :1]  # sums are kept about the first value, which loses no digits
+    total, squares = (v - shift).cumsum(-1), ((v - shift) ** 2).cumsum(-1)
+    about = np.maximum(squares - total**2 / n, 0.0)
+    mean, r = shift + total / n, 1 + n * g
+    around = about + n * mean**2 / r  # S_n
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log_e = -0.5 * np.log(r) + n / 2 * (np.log(about + n * mean**2) - np.log(around))
+        tail = np.log(special.stdtr(n, n * g * mean / r / np.sqrt(g / r * around / n)))
+    # while all are equal nothing is known of their spread, and only continuous values could not be equal by chance
+    known = about > 1e-24 * n * (shift**2 + mean**2)
+    return np.where(known, np.log(2) + log_e + tail, 0.0)
+
+
+def sequential_t_interval(
+    x: npt.ArrayLike, level: float = 0.95, *, y: npt.ArrayLike | None = None, g: float = 2.0
+) -> tuple[float, float]:
+    """Interval of the mean, or of a difference of means, that holds at all times: what the t tests do not reject now.
+
+    Parameters
+    ----------
+    x, y, g
+        As in :func:`sequential_t_test`.
+    level
+        Probability that no interval of the sequence ever misses the mean, at least.
+
+    Returns
+    -------
+    (low, high)
+        Infinite while there are too few values for the level.
+
+    Examples
+    --------
+    >>> d = np.random.default_rng(0).normal(1.0, 1.0, 30)
+    >>> [tuple(round(end, 1) for end in sequential_t_interval(d[:n])) for n in (10, 30)]
+    [(0.1, 2.0), (0.4, 1.4)]
+    """
+    if not 0 < level < 1:
+        raise InvalidInput(f"level={level} must lie between 0 and 1, e.g. 0.95.")
+    v = _signed(x, y, 0.0, "greater")
+    enough, n, centre = float(np.log(2 / (1 - level))), v.shape[-1], float(v.mean())
+    r = 1 + n * g
+    # Without the factor Pr[mu > null | x] < 1, which is nearly 1 here, the null that is just rejected has a closed form
+    log_l = 2 / n * (0.5 * np.log(r) + enough - np.log(2))
+    if v.std() == 0 or log_l >= np.log(r):
+        return -np.inf, np.inf
+    nearest = float(v.std() * np.sqrt((np.exp(log_l) - 1) / (1 - np.exp(log_l) / r)))
+
+    def distance(sign: int) -> float:
+        """How far the null lies on that side of the mean when it is just rejected: E rises with the distance."""
+
+        def beyond(d: float) -> float:
+            return float(_t_evidence(sign * (v - centre) + d, g)[-1]) - enough
+
+        far = nearest
+        while beyond(far) < 0:
+            far *= 2
+            if far > 1e9 * nearest:
+                return np.inf
+        return float(optimize.brentq(beyond, nearest, far, rtol=1e-10)) if far > nearest else nearest
+
+    return centre - distance(1), centre + distance(-1)
+
+
+def sequential_bounded_test(
+    x: npt.ArrayLike, *, low: float, high: float, null: float = 0.0, alternative: Side = "greater"
+) -> float:
+    r"""One-sided test of the mean of bounded values that may be repeated after every value.
+
+    A gambler bets on values above ``null`` at even odds, all fixed stakes at once (the universal portfolio),
+
+    .. math:: E_n = \int_0^1 \prod_{i \le n} \Bigl(1 + \lambda \frac{x_i - \theta_0}{\theta_0 - \text{low}}\Bigr)
+        \, d\lambda,
+
+    by 64 nodes of Gauss and Legendre, which are a portfolio too. Valid whenever no conditional mean exceeds
+    :math:`\theta_0`. T. Cover, Mathematical Finance 1991; I. Waudby-Smith and A. Ramdas, JRSS B 2024.
+
+    Parameters
+    ----------
+    x
+        Values in their order, shape ``(n,)`` or ``(..., n)``.
+    low, high
+        Bounds of the values.
+    null, alternative
+        As in :func:`sequential_t_test`; ``null`` lies strictly inside the bounds.
+
+    Examples
+    --------
+    Ten correlations of 1 in a row, against a mean of 0:
+
+    >>> round(sequential_bounded_test([1.0] * 10, low=-1, high=1), 4)
+    0.0054
+    """
+    if not -np.inf < low < null < high < np.inf:
+        raise InvalidInput(f"null={null} must lie strictly between the bounds {low} and {high}.")
+    values = np.asarray(x, dtype=np.float64)
+    if (values < low).any() or (values > high).any():
+        raise InvalidInput(f"a value lies outside [{low:g}, {high:g}], the bounds given.")
+    v = _signed(values, None, null, alternative)
+    nodes, weights = special.roots_legendre(64)
+    stakes = (1 + nodes) / 2
+    worst = null - low if alternative == "greater" else high - null
+    log_capital = np.log1p(stakes * np.maximum(v / worst, -1.0)[..., None]).cumsum(-2)
+    return _smallest(special.logsumexp(log_capital, b=weights / 2, axis=-1))
+
+
+def sequential_sign_test(
+    x: npt.ArrayLike, y: npt.ArrayLike | None = None, *, null: float = 0.0, alternative: Side = "greater"
+) -> float:
+    """One-sided sign test that may be repeated after every seed: of values symmetric about their centre.
+
+    :func:`sequential_bounded_test` of the signs. Needs no normality, and no independence of the sizes; it is the
+    anytime-valid companion of the sign-flip test, and also that of the permutation test (two arms that are paired in
+    order have symmetric differences if they have one distribution).
+
+    Parameters
+    ----------
+    x, y, null, alternative
+        As in :func:`sequential_t_test`.
+
+    Examples
+    --------
+    >>> round(sequential_sign_test([0.3, 0.1, 0.2, 0.4, 0.2, 0.1, 0.5, 0.2]), 4)
+    0.0176
+    """
+    signs = np.sign(_signed(x, y, null, alternative))
+    return sequential_bounded_test(signs, low=-1, high=1)
+
+
+def sequential_sign_interval(x: npt.ArrayLike, level: float = 0.95) -> tuple[float, float]:
+    """Interval of the centre of symmetry that holds at all times: the centres that two sign tests do not reject.
+
+    Examples
+    --------
+    >>> sequential_sign_interval([0.3, 0.1, 0.2, 0.4, 0.2, 0.1, 0.5, 0.2, 0.3, 0.2, 0.3, 0.2])
+    (0.1, 0.4)
+    """
+    if not 0 < level < 1:
+        raise InvalidInput(f"level={level} must lie between 0 and 1, e.g. 0.95.")
+    values = sample(x)
+    ends = np.unique(values)
+    alpha = (1 - level) / 2
+    low, high = -np.inf, np.inf
+    # the p values are constant between neighbouring values, and monotone over them
+    between = [ends[0] - 1.0, *((ends[1:] + ends[:-1]) / 2), ends[-1] + 1.0]
+    for k, centre in enumerate(between):
+        if k < len(ends) and sequential_sign_test(values, null=centre, alternative="greater") <= alpha:
+            low = float(ends[k])
+        if k > 0 and high == np.inf and sequential_sign_test(values, null=centre, alternative="less") <= alpha:
+            high = float(ends[k - 1])
+    return low, high
+
+
+def _signed(x: npt.ArrayLike, y: npt.ArrayLike | None, null: float, alternative: Side) -> Floats:
+    """Values from the null towards the alternative, the last axis in order."""
+    if alternative not in ("greater", "less"):
+        raise InvalidInput(
+            f"alternative {alternative!r} must be 'greater' or 'less': the sequential tests have one side."
+        )
+    v = np.asarray(x, dtype=np.float64)
+    if y is not None:
+        control = np.asarray(y, dtype=np.float64)
+        n = min(v.shape[-1], control.shape[-1])
+        v = v[..., :n] - control[..., :n]
+    if v.ndim == 0 or v.shape[-1] < 1 or not np.isfinite(v).all():
+        raise InvalidInput(
+            "the values must be one or more finite numbers in the order of their seeds; decide what a failed run "
+            "counts as before testing."
+        )
+    return v - null if alternative == "greater" else null - v
+
+
+def _smallest(log_e: Floats) -> float:
+    """1 over the largest value so far of each study."""
+    p = np.exp(-np.maximum(log_e.max(axis=-1), 0.0))
+    return p if p.ndim else float(p)

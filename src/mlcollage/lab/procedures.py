@@ -1,0 +1,140 @@
+"""The tests that the judge chooses from, each with the interval that goes with it.
+
+Every one is a function of :mod:`mlcollage.stats`; what is added here is only which belongs to which design, and which
+anytime-valid test stands in where seeds were added after a look at the results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlcollage.stats._values import Floats
+from mlcollage.stats.bootstrap import bootstrap_t_interval, bootstrap_t_test, t_interval
+from mlcollage.stats.causal import (
+    page_trend,
+    permutation_test_two_sample,
+    sign_flip_interval,
+    sign_flip_test,
+    t_test,
+)
+from mlcollage.stats.sequential import (
+    ConfidenceSequence,
+    sequential_bounded_test,
+    sequential_sign_interval,
+    sequential_sign_test,
+    sequential_t_interval,
+    sequential_t_test,
+)
+
+__all__ = ["ANYTIME", "LEVEL", "Procedure", "Samples", "constant_procedure", "mean_procedure", "trend_procedure"]
+
+LEVEL = 0.95
+ANYTIME = ("t", "sign_flip", "permutation", "trend")
+"""Tests with an anytime-valid version."""
+
+Samples = tuple[Floats, ...]
+"""One array (values, differences) or two (unpaired treatment and control)."""
+
+
+@dataclass(frozen=True)
+class Procedure:
+    """A test and the interval that goes with it; both take one sample or two."""
+
+    name: str
+    p: Callable[..., float]
+    interval: Callable[[Samples], tuple[float, float]]
+
+
+def _t_interval(samples: Samples) -> tuple[float, float]:
+    return t_interval(samples[0], LEVEL, y=samples[1] if len(samples) == 2 else None)
+
+
+def _bootstrap_interval(samples: Samples) -> tuple[float, float]:
+    return bootstrap_t_interval(samples[0], LEVEL, y=samples[1] if len(samples) == 2 else None)
+
+
+def _flip_interval(samples: Samples) -> tuple[float, float]:
+    return sign_flip_interval(samples[0], LEVEL)
+
+
+def _in_order(samples: Samples) -> Floats:
+    """One series of values: unpaired arms are paired in the order of their seeds."""
+    if len(samples) == 1:
+        return samples[0]
+    n = min(len(s) for s in samples)
+    return samples[0][:n] - samples[1][:n]
+
+
+def _sequence_interval(samples: Samples) -> tuple[float, float]:
+    return sequential_t_interval(samples[0], LEVEL, y=samples[1] if len(samples) == 2 else None)
+
+
+def _sequence_of_signs(samples: Samples) -> tuple[float, float]:
+    return sequential_sign_interval(_in_order(samples), LEVEL)
+
+
+_SIGN_FLIP = Procedure("exact sign flips", sign_flip_test, _flip_interval)
+_PERMUTATION = Procedure("permutation of arms", permutation_test_two_sample, _t_interval)
+
+
+def mean_procedure(test: str, columns: int, unpaired: bool, anytime: bool) -> Procedure:
+    """Test and interval of a mean or of a difference of means."""
+    kind = "two-arm " if unpaired else "paired " if columns == 2 else ""
+    if anytime and test == "t":
+        return Procedure(f"anytime-valid {kind}t", sequential_t_test, _sequence_interval)
+    if anytime:
+        return Procedure(f"anytime-valid {kind}signs", sequential_sign_test, _sequence_of_signs)
+    return {
+        "t": Procedure("Welch t" if unpaired else f"{kind}t", t_test, _t_interval),
+        "bootstrap_t": Procedure(f"{kind}bootstrap-t", bootstrap_t_test, _bootstrap_interval),
+        "sign_flip": _SIGN_FLIP,
+        "permutation": _PERMUTATION,
+    }[test]
+
+
+def constant_procedure(columns: int, unpaired: bool, anytime: bool) -> Procedure:
+    """For seeds that all agree, where a t would be infinite."""
+    if anytime:
+        return mean_procedure("sign_flip", columns, unpaired, anytime)
+    return _PERMUTATION if unpaired else _SIGN_FLIP
+
+
+def trend_procedure(levels: Floats, rising: bool, anytime: bool) -> tuple[Floats, Procedure, float, Procedure]:
+    """Rank correlations of the seeds; test, its p value of support, and what tests against the margin.
+
+    Values along the levels, shape (seeds, levels). The anytime-valid version bets on the correlations, which lie in
+    [-1, 1] and have mean 0 where all orders are equally likely.
+    """
+    page = page_trend(levels, "greater" if rising else "less")
+    rho = page.correlations
+    if not anytime:
+        return rho, Procedure("Page trend", t_test, _clipped_t_interval), page.p_value, _SIGN_FLIP
+    betting = Procedure("anytime-valid rank correlation", _bet_on_correlation, _sequence_of_correlations)
+    p = betting.p(rho, null=0.0, alternative="greater" if rising else "less")
+    return rho, betting, p, betting
+
+
+def _clipped_t_interval(samples: Samples) -> tuple[float, float]:
+    low, high = _t_interval(samples)
+    return max(low, -1.0), min(high, 1.0)
+
+
+def _bet_on_correlation(rho: Floats, *, null: float, alternative: str) -> float:
+    return sequential_bounded_test(
+        np.clip(rho, -1.0, 1.0),
+        low=-1,
+        high=1,
+        null=null,
+        alternative="greater" if alternative == "greater" else "less",
+    )
+
+
+def _sequence_of_correlations(samples: Samples) -> tuple[float, float]:
+    sequence = ConfidenceSequence("bounded", alpha=1 - LEVEL, low=-1, high=1)
+    for value in np.clip(samples[0], -1.0, 1.0):
+        sequence.update(value)
+    low, high = sequence.interval()
+    return float(low), float(high)
