@@ -90,6 +90,102 @@ def test_gradient_noise_warms_by_what_is_documented():
     assert abs(float(draws.var()) / exact - 1) < 4 * math.sqrt(2 / chains)
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.95])
+def test_preconditioned_steps_equal_a_loop_of_the_paper_s_equations(beta):
+    """Gradient ascent on the log-density with M = eps + sqrt(moving average of squared gradients), from zero."""
+    h, decay, eps, n, prior = 0.003, 0.9, 1e-2, 7, 0.5
+    xi = np.random.default_rng(9).normal(size=(30, 3))
+    w, m, v = np.ones(3), np.zeros(3), np.zeros(3)
+    for noise in xi:
+        g = -n * np.sin(w) - prior * w
+        v = decay * v + (1 - decay) * g**2
+        mass = eps + np.sqrt(v)
+        m = beta * m + math.sqrt(h) * g + math.sqrt(2 * (1 - beta)) * np.sqrt(mass) * noise
+        w = w + math.sqrt(h) * m / mass
+    settings = {"lr": h, "num_data": n, "weight_decay": prior, "rmsprop": decay, "eps": eps}
+    samplers = [(SGHMC, {"momentum": beta})] + ([(SGLD, {})] if beta == 0 else [])
+    for kind, more in samplers:
+
+        class Listed(kind):
+            def _add_noise(self, to, variance, scale=None):
+                to.add_(torch.from_numpy(xi[self.at]) * scale, alpha=math.sqrt(variance))
+                self.at += 1
+
+        p = torch.ones(3, dtype=torch.float64, requires_grad=True)
+        sampler = Listed([p], **settings, **more)
+        sampler.at = 0
+        assert np.allclose(walk(sampler, p, torch.sin, 30).numpy(), w, rtol=1e-11)
+
+
+@pytest.mark.parametrize(("kind", "more", "beta"), [(SGLD, {}, 0.0), (SGHMC, {"momentum": 0.95}, 0.95)])
+def test_a_settled_preconditioner_leaves_the_law_and_evens_out_the_scales(kind, more, beta):
+    """Curvatures 1 and 400 in one step size; M settles under gradient noise, then stays, and draws are exact."""
+    curvature, chains, noise = torch.tensor([1.0, 400.0], dtype=torch.float64), 8_000, 3.0
+    w = zeros(chains, 2)
+    rng = torch.Generator().manual_seed(5)
+    h = 0.05 * (1 - beta)
+    sampler = kind([w], lr=h, num_data=1, rmsprop=0.99, eps=0.5, generator=1, **more)
+
+    def noisy(x):
+        return curvature * x + noise * curvature.sqrt() * torch.randn(x.shape, dtype=x.dtype, generator=rng)
+
+    walk(sampler, w, noisy, 300)
+    mass = sampler.state[w]["square_avg"].sqrt() + 0.5
+    assert 15 < float(mass[:, 1].mean() / mass[:, 0].mean()) < 24  # gradients of both differ by about 20
+    sampler.param_groups[0]["rmsprop"] = 1.0
+    draws = walk(sampler, w, lambda x: curvature * x, 400)
+    assert torch.equal(sampler.state[w]["square_avg"].sqrt() + 0.5, mass)
+    exact = (1 / curvature / (1 - h * curvature / (2 * mass * (1 + beta)))).mean(0)
+    assert float((draws.var(0) / exact - 1).abs().max()) < 4 * math.sqrt(2 / chains)
+
+
+def test_preconditioned_cycles_find_a_conjugate_posterior_from_minibatches():
+    """The paper's CLR-Prec on linear regression with features of very different scale; means and spreads."""
+    n, chains, batch, cycles, cycle = 60, 100, 20, 40, 100
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(n, 2, dtype=torch.float64, generator=rng) * torch.tensor([1.0, 20.0])
+    y = x @ torch.tensor([1.0, -0.1], dtype=torch.float64) + torch.randn(n, dtype=torch.float64, generator=rng)
+    covariance = torch.linalg.inv(x.T @ x + torch.eye(2))
+    w = zeros(chains, 2)
+    sampler = SGHMC([w], lr=1e-4, num_data=n, momentum=0.95, weight_decay=1.0, rmsprop=0.99, generator=1)
+    schedule, kept = Cyclical(sampler, cycle), []
+    for _ in range(cycles * cycle):
+        rows = torch.randint(0, n, (chains, batch), generator=rng)
+        residual = torch.einsum("cbf,cf->cb", x[rows], w.detach()) - y[rows]
+        w.grad = torch.einsum("cb,cbf->cf", residual, x[rows]) / batch
+        last = schedule.last_of_cycle
+        sampler.step()
+        schedule.step()
+        if last and schedule.cycle > 10:
+            kept.append(w.detach().clone())
+    draws = torch.cat(kept)
+    sd = covariance.diagonal().sqrt()
+    assert float(((draws.mean(0) - covariance @ x.T @ y) / sd).abs().max()) < 0.05
+    assert float((draws.std(0) / sd - 1).abs().max()) < 0.15
+
+
+@pytest.mark.parametrize("sampler", [SGLD, SGHMC])
+def test_a_preconditioned_chain_resumes_and_refuses_bad_settings(sampler):
+    def build():
+        w = zeros(3)
+        return w, sampler([w], lr=0.1, num_data=1, rmsprop=0.9, eps=0.1, generator=1)
+
+    def pull(x):
+        return x - 1
+
+    w, chain = build()
+    walk(chain, w, pull, 5)
+    position, state = w.detach().clone(), copy.deepcopy(chain.state_dict())
+    again, other = build()
+    with torch.no_grad():
+        again.copy_(position)
+    other.load_state_dict(state)
+    assert torch.equal(walk(chain, w, pull, 5), walk(other, again, pull, 5))
+    for bad in ({"rmsprop": 1.5}, {"rmsprop": "0.9"}, {"rmsprop": True}, {"eps": 0.0}, {"eps": math.nan}):
+        with pytest.raises(InvalidInput, match=f"{next(iter(bad))}="):
+            sampler([zeros(1)], lr=0.1, num_data=1, **bad)
+
+
 @pytest.mark.parametrize("momentum", [-0.1, 1.0, "0.9", math.nan])
 def test_momentum_out_of_range_is_named(momentum):
     with pytest.raises(InvalidInput, match=r"must lie in \[0, 1\)"):

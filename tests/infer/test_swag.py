@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from mlcollage.errors import InvalidInput
+from mlcollage.errors import InvalidInput, MissingFile
 from mlcollage.infer.swag import SWAG
 
 
@@ -175,3 +175,58 @@ def test_what_cannot_work_is_named():
         swag.sample(0, scale=-1)
     with pytest.raises(InvalidInput, match="generator is NoneType"):
         swag.sample(None)
+
+
+def test_what_was_saved_draws_and_goes_on_like_the_original(tmp_path):
+    model = network()
+    swag = SWAG(model, rank=3)
+    follow(model, swag, 5)
+    path = swag.save(tmp_path / "swag.safetensors")
+    assert [p.name for p in tmp_path.iterdir()] == ["swag.safetensors"]
+    again = SWAG.load(path, network())
+    for ours, theirs in zip(again.sample(1).values(), swag.sample(1).values(), strict=True):
+        assert torch.equal(ours, theirs)
+    other = network()
+    other.load_state_dict(model.state_dict())
+    follow(model, swag, 2, seed=7)
+    follow(other, again, 2, seed=7)
+    assert torch.equal(again.mean, swag.mean)
+    assert torch.equal(again.variance, swag.variance)
+    assert torch.equal(again.deviations, swag.deviations)
+    assert (again.count, again.rank) == (7, 3)
+    empty = SWAG.load(SWAG(nn.Linear(2, 1), rank=0).save(tmp_path / "empty"), nn.Linear(2, 1))
+    assert (empty.count, empty.rank, empty.deviations.shape) == (0, 0, (0, 3))
+
+
+def test_tied_parameters_and_precision_survive_a_file(tmp_path):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)).double()
+    model[1].weight = model[0].weight
+    swag = SWAG(model, rank=2)
+    follow(model, swag, 4)
+    again = SWAG.load(swag.save(tmp_path / "s"), model)
+    assert again.mean.dtype == torch.float64
+    draw = again.sample(0)
+    assert torch.equal(draw["0.weight"], draw["1.weight"])
+    model.load_state_dict(draw)
+
+
+def test_files_of_something_else_are_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    model = nn.Linear(2, 1)
+    with pytest.raises(MissingFile, match="there is no file"):
+        SWAG.load(tmp_path / "none", model)
+    (tmp_path / "text").write_text("hello")
+    with pytest.raises(InvalidInput, match="is no safetensors file, or is damaged"):
+        SWAG.load(tmp_path / "text", model)
+    save_file({"mean": torch.zeros(3)}, tmp_path / "other")
+    with pytest.raises(InvalidInput, match="was not written by SWAG"):
+        SWAG.load(tmp_path / "other", model)
+    path = SWAG(model).save(tmp_path / "swag")
+    with pytest.raises(InvalidInput, match=r"another architecture: it differs in weight \(1 in all\)"):
+        SWAG.load(path, nn.Linear(3, 1))
+    with pytest.raises(InvalidInput, match=r"differs in 0.bias"):
+        SWAG.load(path, nn.Sequential(nn.Linear(2, 1)))
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(InvalidInput, match="damaged"):
+        SWAG.load(path, model)

@@ -34,6 +34,15 @@ class Langevin(Optimizer):
             raise
 
     def _check(self, group: dict[str, Any]) -> None:
+        decay, eps = group["rmsprop"], group["eps"]
+        if decay is not None and not (
+            isinstance(decay, int | float) and not isinstance(decay, bool) and 0 <= decay <= 1
+        ):
+            raise InvalidInput(
+                f"rmsprop={decay!r} must be None or a decay in [0, 1], such as 0.99; at 1 the preconditioner stays."
+            )
+        if not (isinstance(eps, int | float) and 0 < eps < math.inf):
+            raise InvalidInput(f"eps={eps!r} must be a small positive number.")
         for name, low in (("lr", False), ("num_data", False), ("weight_decay", True), ("temperature", True)):
             value = group[name]
             number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -76,17 +85,29 @@ class Langevin(Optimizer):
                     raise InvalidInput("a gradient is sparse; noise moves every weight, so use a dense embedding.")
                 # the potential's gradient: the sum over all data, and the prior once
                 force = torch.add(group["num_data"] * p.grad, p, alpha=group["weight_decay"])
-                self._move(p, force, group)
+                self._move(p, force, self._mass(p, force, group), group)
         return loss
 
-    @abstractmethod
-    def _move(self, p: Tensor, force: Tensor, group: dict[str, Any]) -> None:
-        """Move one parameter, given the gradient of the potential."""
+    def _mass(self, p: Tensor, force: Tensor, group: dict[str, Any]) -> Tensor | None:
+        """RMSprop's diagonal M, after a look at this step's gradient; None for the identity."""
+        decay = group["rmsprop"]
+        if decay is None:
+            return None
+        state = self.state[p]
+        if "square_avg" not in state:
+            state["square_avg"] = torch.zeros_like(p)
+        squares: Tensor = state["square_avg"]
+        squares.mul_(decay).addcmul_(force, force, value=1 - decay)
+        return squares.sqrt().add_(group["eps"])
 
-    def _add_noise(self, to: Tensor, variance: float) -> None:
+    @abstractmethod
+    def _move(self, p: Tensor, force: Tensor, mass: Tensor | None, group: dict[str, Any]) -> None:
+        """Move one parameter, given the gradient of the potential and the preconditioner."""
+
+    def _add_noise(self, to: Tensor, variance: float, scale: Tensor | None = None) -> None:
         if variance > 0:  # at temperature zero no number is drawn
             noise = torch.randn(to.shape, dtype=to.dtype, device=to.device, generator=self.generator)
-            to.add_(noise, alpha=math.sqrt(variance))
+            to.add_(noise if scale is None else noise.mul_(scale), alpha=math.sqrt(variance))
 
     def state_dict(self) -> dict[str, Any]:
         """As of any optimiser, and the generator's state, so that a resumed chain repeats the uninterrupted one."""

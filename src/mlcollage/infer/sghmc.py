@@ -7,6 +7,12 @@ step size h, a step is
     m \leftarrow \beta m - \sqrt h \, \nabla \hat U(w) + \sqrt{2 (1 - \beta) T} \, \xi, \qquad
     w \leftarrow w + \sqrt h \, m
 
+and with a diagonal preconditioner M (RMSprop's, as in :mod:`mlcollage.infer.sgld`)
+
+.. math::
+    m \leftarrow \beta m - \sqrt h \, \nabla \hat U(w) + \sqrt{2 (1 - \beta) T} \, M^{1/2} \xi, \qquad
+    w \leftarrow w + \sqrt h \, M^{-1} m
+
 which for :math:`\beta = 0` is SGLD, and for T = 0 is gradient descent with heavy-ball momentum. T. Chen, E. Fox and
 C. Guestrin, "Stochastic Gradient Hamiltonian Monte Carlo", ICML 2014, equation 15 with :math:`\eta = h`,
 :math:`\alpha = 1 - \beta`, :math:`v = \sqrt h m`; the momentum's scale is that of P. Izmailov et al., "What Are
@@ -58,6 +64,10 @@ class SGHMC(Langevin):
         :math:`\lambda \ge 0`, precision of the Gaussian prior; 0 is a flat one.
     temperature
         :math:`T \ge 0`; at 0 steps equal those of :class:`torch.optim.SGD` on the summed loss.
+    rmsprop, eps
+        Decay and smallest value of RMSprop's preconditioner, as in :class:`~mlcollage.infer.sgld.SGLD`; None for none.
+        ``rmsprop=0.99, momentum=0.95`` with :class:`Cyclical` is the SGHMC-CLR-Prec of Izmailov et al. In a quadratic
+        potential h counts as h / M in the variance above.
     generator
         A torch.Generator on the parameters' device, or a seed.
 
@@ -88,6 +98,8 @@ class SGHMC(Langevin):
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         temperature: float = 1.0,
+        rmsprop: float | None = None,
+        eps: float = 1e-7,
         generator: Generator = 0,
     ):
         super().__init__(
@@ -98,6 +110,8 @@ class SGHMC(Langevin):
             momentum=momentum,
             weight_decay=weight_decay,
             temperature=temperature,
+            rmsprop=rmsprop,
+            eps=eps,
         )
 
     def _check(self, group: dict[str, Any]) -> None:
@@ -106,14 +120,19 @@ class SGHMC(Langevin):
         if not (isinstance(beta, int | float) and 0 <= beta < 1):
             raise InvalidInput(f"momentum={beta!r} must lie in [0, 1); 1 would have no friction.")
 
-    def _move(self, p: Tensor, force: Tensor, group: dict[str, Any]) -> None:
+    def _move(self, p: Tensor, force: Tensor, mass: Tensor | None, group: dict[str, Any]) -> None:
         state, beta, root = self.state[p], group["momentum"], math.sqrt(group["lr"])
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(p)
         m = state["momentum_buffer"]
         m.mul_(beta).add_(force, alpha=-root)
-        self._add_noise(m, 2 * (1 - beta) * group["temperature"])
-        p.add_(m, alpha=root)
+        variance = 2 * (1 - beta) * group["temperature"]
+        if mass is None:
+            self._add_noise(m, variance)
+            p.add_(m, alpha=root)
+        else:
+            self._add_noise(m, variance, mass.sqrt())
+            p.addcdiv_(m, mass, value=root)
 
 
 class Cyclical(LRScheduler):

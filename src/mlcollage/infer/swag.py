@@ -18,13 +18,16 @@ Learning", NeurIPS 2019, section 3, algorithm 1.
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections import deque
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from mlcollage.errors import InvalidInput
+from mlcollage.errors import InvalidInput, MissingFile
 from mlcollage.infer.density import Generator, torch_generator
 
 __all__ = ["SWAG"]
@@ -178,6 +181,96 @@ class SWAG:
             offset += d.T @ normal(len(d)) / math.sqrt(len(d) - 1)
             offset *= math.sqrt(0.5)
         return self._as_state(self.mean + math.sqrt(scale) * offset)
+
+    def save(self, path: str | Path) -> Path:
+        """Write all that was learned to one ``.safetensors`` file: moments, deviations, buffers; settings as JSON.
+
+        Written under another name and moved into place when complete.
+
+        Parameters
+        ----------
+        path
+            Where to.
+
+        Returns
+        -------
+        Path
+        """
+        from safetensors.torch import save_file
+
+        target = Path(path)
+        tensors = {"mean": self.mean, "squares": self._squares, "deviations": self.deviations}
+        tensors |= {f"state.{name}": value for name, value in self._state.items()}
+        settings = {
+            "rank": self.rank,
+            "count": self.count,
+            "shapes": {name: list(shape) for name, shape in self._shapes.items()},
+            "tied": self._tied,
+            "state": list(self._state),
+        }
+        scratch = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            # contiguous copies, since the format refuses memory that tensors share
+            whole = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+            save_file(whole, scratch, metadata={"format": "mlcollage.swag.1", "settings": json.dumps(settings)})
+            scratch.replace(target)
+        finally:
+            scratch.unlink(missing_ok=True)
+        return target
+
+    @classmethod
+    def load(cls, path: str | Path, model: nn.Module) -> SWAG:
+        """Read what :meth:`save` wrote, for draws or for going on with ``update``.
+
+        Parameters
+        ----------
+        path
+            The file.
+        model
+            Of the architecture it was saved from; moments go to its device.
+
+        Raises
+        ------
+        MissingFile
+            If there is no such file.
+        InvalidInput
+            If it is damaged, of something else, or of another architecture.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> model = torch.nn.Linear(2, 1)
+        >>> swag = SWAG(model)
+        >>> swag.update(model)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     again = SWAG.load(swag.save(f"{folder}/swag.safetensors"), model)
+        >>> again.count, bool((again.mean == swag.mean).all())
+        (1, True)
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if not Path(path).is_file():
+            raise MissingFile(f"there is no file {path}; give one that SWAG.save wrote.")
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        except SafetensorError as error:
+            raise InvalidInput(f"{path} is no safetensors file, or is damaged ({error}).") from error
+        if about.get("format") != "mlcollage.swag.1":
+            raise InvalidInput(f"{path} was not written by SWAG.save.")
+        settings = json.loads(about["settings"])
+        swag = cls(model, settings["rank"])
+        own, saved = {name: list(shape) for name, shape in swag._shapes.items()}, settings["shapes"]
+        if own != saved:
+            odd = sorted(set(own) ^ set(saved)) or [name for name in own if own[name] != saved[name]]
+            raise InvalidInput(f"{path} is of another architecture: it differs in {odd[0]} ({len(odd)} in all).")
+        where = swag.mean.device
+        swag.mean, swag._squares = tensors["mean"].to(where), tensors["squares"].to(where)
+        swag._last.extend(tensors["deviations"].to(where))
+        swag.count, swag._tied = settings["count"], settings["tied"]
+        swag._state = {name: tensors[f"state.{name}"].to(where) for name in settings["state"]}
+        return swag
 
     def _needs(self, models: int) -> None:
         if self.count < models:
