@@ -47,7 +47,7 @@ from mlcollage.lab.run import Scale
 from mlcollage.stats._values import Floats, is_constant
 from mlcollage.stats.adaptive import Design, Goal, holm, required_seeds, tost
 
-__all__ = ["judge"]
+__all__ = ["claim_table", "judge", "seed_effects"]
 
 POWER = 0.8
 FEW = 5
@@ -178,7 +178,7 @@ def _examine(claim: Claim, evidence: Evidence) -> _Finding:
     try:
         if evidence.table.empty:
             raise InvalidInput("nothing was measured.")
-        table = _table_of(claim, evidence)
+        table = claim_table(claim, evidence)
         found.warnings += table.attrs.get("notes", [])
         {"exact": _exact, "trend": _trend}.get(claim.test, _mean)(found, table)
     except MLCollageError as error:
@@ -222,7 +222,8 @@ def _seeds_of_claim(found: _Finding, evidence: Evidence) -> Evidence:
     )
 
 
-def _table_of(claim: Claim, evidence: Evidence) -> pd.DataFrame:
+def claim_table(claim: Claim, evidence: Evidence) -> pd.DataFrame:
+    """What the claim's estimand gives, checked: one row a seed, as floats."""
     table = claim.estimand(evidence)
     if not isinstance(table, pd.DataFrame):
         raise TypeError(f"the estimand of claim {claim.id} gave {type(table).__name__}, not a DataFrame.")
@@ -283,7 +284,7 @@ def _measured(table: pd.DataFrame, column: str) -> pd.DataFrame:
 def _exact(found: _Finding, table: pd.DataFrame) -> None:
     """Every seed must satisfy the claim; the estimate is the worst of them."""
     claim = found.claim
-    values = _effects(claim, table).to_numpy()
+    values = seed_effects(claim, table).to_numpy()
     known = values[~np.isnan(values)]
     found.seeds, found.test = len(known), "every seed"
     if len(known) < len(values):
@@ -318,7 +319,7 @@ def _badness(claim: Claim, values: Floats) -> Floats:
     return values if claim.direction in ("less", "at_most") else -values
 
 
-def _effects(claim: Claim, table: pd.DataFrame) -> pd.Series:
+def seed_effects(claim: Claim, table: pd.DataFrame) -> pd.Series:
     """One effect a seed: the value itself, or treatment minus control."""
     if table.shape[1] > 2:
         raise InvalidInput(
@@ -340,7 +341,7 @@ def _mean(found: _Finding, table: pd.DataFrame) -> None:
     """Estimate, interval and p values of a mean or of a difference of means."""
     claim = found.claim
     columns = table.shape[1]
-    effects = _effects(claim, table)
+    effects = seed_effects(claim, table)
     unpaired = columns == 2 and not claim.paired
     samples: Samples
     if unpaired:

@@ -137,6 +137,12 @@ class Store:
     def _failure(self, run: Run) -> Path:
         return self.root / "failed" / run.study / f"{run.id}.json"
 
+    def finished(self, study: str) -> list[Run]:
+        """All finished runs of a study: every scale, workload and version."""
+        files = sorted((self.root / "runs" / study).glob("*/run.json"))
+        names = Run.__dataclass_fields__
+        return [Run.from_dict({k: v for k, v in _read_json(file).items() if k in names}) for file in files]
+
     def table(self, run: Run) -> pd.DataFrame:
         """The run's rows."""
         file = self.folder(run) / "measurements.parquet"
