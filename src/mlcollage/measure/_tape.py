@@ -43,6 +43,7 @@ class Tape(TorchFunctionMode):
         super().__init__()
         self.model, self.params, self.batch = model, list(params), batch
         self.uses: list[Use] = []
+        self.activations = 0  # numbers in the outputs of all uses
         self.other: dict[int, nn.Parameter] = {}  # parameters with a use that is not understood
         self._tracked = {id(p): _Tracked(p, p) for p in self.params}
         self._sizes = {n for p in self.params for n in p.shape}
@@ -109,6 +110,7 @@ class Tape(TorchFunctionMode):
     def note(self, use: Use, out: Tensor) -> None:
         """Keep a use, with the place in the graph where its gradient will be asked for."""
         use.edge = get_gradient_edge(out)
+        self.activations += out.numel()
         self.uses.append(use)
 
     def rows(self, a: Tensor, positions: bool) -> tuple[Tensor, bool] | None:

@@ -74,9 +74,9 @@ def per_example_grad_sqnorm(
     Exact, for any model whose examples do not influence each other. Linear maps, convolutions and transposed
     convolutions of 1 to 3 dimensions, embeddings, attention's packed projections, the scales and biases of
     normalisation layers, parametric ReLUs, and parameters that are added, multiplied or copied to all examples cost
-    about one backward pass without weight gradients; tied and reused weights too. Parameters used in another way, and layers
-    whose input does not have the examples in front, cost one more pass, through ``torch.vmap``; in models that do not
-    allow it, such as recurrent ones, one backward pass for each example, with a warning.
+    about one backward pass without weight gradients; tied and reused weights too. Parameters used in another way, and
+    layers whose input does not have the examples in front, cost one more pass, through ``torch.vmap``; in models that
+    do not allow it, such as recurrent ones, one backward pass for each example, with a warning.
 
     Parameters
     ----------
@@ -161,6 +161,8 @@ class GhostNorms:
     ----------
     batch : int
         B, examples of the last pass.
+    output : object
+        What the model returned in the last pass.
     outputs : list of Tensor
         The differentiable tensors of the last output; cotangents are given in this order.
 
@@ -186,13 +188,13 @@ class GhostNorms:
         self._params = list({id(p): p for p in chosen}.values())
         self._tape: Tape | None = None
         self._inputs: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+        self.output: Any = None
         self.outputs: list[Tensor] = []
         self.batch = 0
 
     def run(self, x: Any, *, differentiable: bool = False) -> Any:
         """The model's output for x: a tensor, a tuple of arguments or a dict of named ones."""
-        args: tuple[Any, ...] = () if isinstance(x, Mapping) else tuple(x) if isinstance(x, tuple | list) else (x,)
-        kwargs = dict(x) if isinstance(x, Mapping) else {}
+        args, kwargs = _arguments(x)
         tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
         if not tensors or any(t.ndim == 0 or len(t) != len(tensors[0]) for t in tensors) or not len(tensors[0]):
             shapes = ", ".join(str(tuple(t.shape)) for t in tensors) or "no tensor"
@@ -204,13 +206,18 @@ class GhostNorms:
             kwargs = {key: _ordinary(v) for key, v in kwargs.items()}
             self._inputs = args, kwargs
             output = self._tape.run(args, kwargs, differentiable)
-        self.outputs = _differentiable(output)
+        self.output, self.outputs = output, _differentiable(output)
         if not self.outputs:
             raise InvalidInput("the model's output does not depend on the parameters that are to be counted.")
         for node in self._customs():
             for edge, _ in node.next_functions:
                 self._tape.give_up(getattr(edge, "variable", None))
         return output
+
+    @property
+    def activations(self) -> int:
+        """Numbers in the outputs of all layers in the last pass, which gradients of K losses have K times."""
+        return self._tape.activations if self._tape is not None else 0
 
     def sqnorm(
         self,
@@ -269,19 +276,7 @@ class GhostNorms:
         if unsure and self.batch > 1:
             self._check(tape, unsure, [c[0] if batched else c for c in given], verify)
         uses = [u for u in tape.uses if id(u.owner) not in tape.other]
-        if uses:
-            with torch.enable_grad():
-                gradients = torch.autograd.grad(
-                    self.outputs,
-                    [u.edge for u in uses],
-                    given,
-                    retain_graph=retain_graph or differentiable or bool(tape.other),
-                    create_graph=differentiable,
-                    allow_unused=True,
-                    is_grads_batched=batched,
-                )
-        else:
-            gradients = ()
+        gradients = self._backward(uses, given, batched, differentiable, retain_graph or bool(tape.other))
         pairs = [(u, g if batched else g.unsqueeze(0)) for u, g in zip(uses, gradients, strict=True) if g is not None]
         by_param = self._contract(pairs, differentiable)
         if tape.other:
@@ -293,7 +288,7 @@ class GhostNorms:
         size = (len(given[0]), self.batch) if batched else (1, self.batch)
         for param in self._params:
             name = self.names[id(param)]
-            layer = name.rpartition(".")[0] or ("" if _is_layer(self.model) else name)
+            layer = layer_name(self.model, name)
             value = by_param.get(id(param))
             value = (
                 given[0].new_zeros(size, dtype=torch.promote_types(param.dtype, torch.float32))
@@ -302,6 +297,33 @@ class GhostNorms:
             )
             norms[layer] = norms[layer] + value if layer in norms else value
         return norms if batched else {layer: value[0] for layer, value in norms.items()}
+
+    def _backward(
+        self, uses: list[Use], given: list[Tensor], batched: bool, differentiable: bool, retain: bool
+    ) -> Sequence[Tensor | None]:
+        if not uses:
+            return ()
+
+        def grad(cotangents: list[Tensor], together: bool, keep: bool) -> Any:
+            return torch.autograd.grad(
+                self.outputs,
+                [u.edge for u in uses],
+                cotangents,
+                retain_graph=keep or differentiable,
+                create_graph=differentiable,
+                allow_unused=True,
+                is_grads_batched=together,
+            )
+
+        if not batched:
+            return grad(given, False, retain)
+        try:
+            return grad(given, True, True)
+        except RuntimeError:  # an operation whose backward pass torch.vmap cannot run
+            rows = [grad([c[k] for c in given], False, True) for k in range(len(given[0]))]
+            return [
+                None if g[0] is None else torch.stack([v for v in g if v is not None]) for g in zip(*rows, strict=True)
+            ]
 
     def _contract(self, pairs: list[tuple[Use, Tensor]], differentiable: bool) -> dict[int, Tensor]:
         groups: dict[int, dict[int | None, list[tuple[Use, Tensor]]]] = {}
@@ -367,6 +389,18 @@ class GhostNorms:
                     todo.append(following)
 
 
+def _arguments(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(x, Mapping):
+        return (), dict(x)
+    return (tuple(x) if isinstance(x, tuple | list) else (x,)), {}
+
+
+def call(model: nn.Module, x: Any) -> Any:
+    """The model's output for a tensor, a tuple of arguments or a dict of named ones."""
+    args, kwargs = _arguments(x)
+    return model(*args, **kwargs)
+
+
 def _ordinary(value: Any) -> Any:
     """A copy of what inference mode made, which autograd does not accept."""
     return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
@@ -389,8 +423,9 @@ def _plain(model: nn.Module) -> nn.Module:
     return model
 
 
-def _is_layer(model: nn.Module) -> bool:
-    return next(model.children(), None) is None
+def layer_name(model: nn.Module, name: str) -> str:
+    """The path of the module that a parameter belongs to; one of the model's own goes by its own name."""
+    return name.rpartition(".")[0] or ("" if next(model.children(), None) is None else name)
 
 
 def _differentiable(output: Any) -> list[Tensor]:

@@ -1,0 +1,475 @@
+r"""The trace of the Fisher information matrix: exact, by Monte Carlo, and from mini-batch gradients.
+
+.. math::
+
+    F(\theta) = E_x\, E_{\hat y \sim p_\theta(\cdot | x)} [g g^\top], \qquad
+    \mathrm{Tr}\, F = E_x\, E_{\hat y} \|g(x, \hat y)\|^2, \qquad g(x, y) = \nabla_\theta (-\log p_\theta(y | x))
+
+Labels come from the *model*. With the data's own labels it would be the empirical Fisher matrix, another object.
+
+S. Jastrzębski et al., "Catastrophic Fisher Explosion: Early Phase Fisher Matrix Impacts Generalization", ICML 2021,
+arXiv:2012.14193, sections 2 and 3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mlcollage.errors import InvalidInput, UnknownName
+from mlcollage.measure._likelihood import as_generator, check_outputs, columns, count_columns, draw, score
+from mlcollage.measure._uses import wide
+from mlcollage.measure.grad_norms import GhostNorms, call, layer_name
+from mlcollage.measure.trace import TraceResult
+
+__all__ = ["fisher_sqnorm", "fisher_trace", "sample_labels"]
+
+_METHODS = ("exact", "mc", "minibatch")
+_NUMBERS = 2**25  # numbers in the gradients of all layers' outputs, for all classes at once
+
+
+def fisher_trace(
+    model: nn.Module,
+    data: Any,
+    *,
+    method: str = "exact",
+    n_samples: int = 1,
+    per_layer: bool = False,
+    per_example: bool = False,
+    likelihood: str = "categorical",
+    generator: torch.Generator | int | None = None,
+    params: Iterable[nn.Parameter] | None = None,
+    batch_size: int = 256,
+    class_dim: int | None = None,
+) -> TraceResult:
+    r"""Mean over the data of the trace of each example's Fisher matrix.
+
+    With C classes, J the Jacobian of the logits and p the model's probabilities,
+
+    .. math:: \mathrm{Tr}\, F(x) = \sum_k p_k \|g(x, k)\|^2 = \mathrm{Tr}[(\mathrm{diag}(p) - p p^\top) J J^\top]
+
+    ``"exact"`` takes C - 1 backward passes, batched, through a square root of the middle matrix. ``"mc"`` draws labels:
+    one backward pass each. ``"minibatch"`` uses :math:`E \|\frac1B \sum_i g(x_i, \hat y_i)\|^2 = \frac1B
+    \mathrm{mean}_i \mathrm{Tr}\, F(x_i)` for independent labels: B times the squared norm of a mini-batch's mean
+    gradient. It needs nothing but a gradient, and its standard error is far larger.
+
+    Parameters
+    ----------
+    model
+        Any module that returns logits (or an object or dict with ``logits``), in evaluation mode if it has batch
+        normalisation.
+    data
+        Inputs (N, ...); a pair (x, y), whose y is not used; a dict of named inputs; or an iterable of batches of these,
+        such as a DataLoader.
+    method
+        ``"exact"``, ``"mc"`` or ``"minibatch"``.
+    n_samples
+        Draws of all labels; not for ``"exact"``.
+    per_layer
+        Give the parts of the modules as well.
+    per_example
+        Give the trace of each example as well; not with ``"minibatch"``.
+    likelihood
+        ``"categorical"`` (logits of classes), ``"bernoulli"`` (each output the logit of a yes or no), or
+        ``"gaussian"`` (each output a mean, with variance 1).
+    generator
+        Source of the labels, or a seed; required unless ``"exact"``.
+    params
+        Parameters to count; by default all that require a gradient.
+    batch_size
+        Examples at once, for data given as one tensor; for ``"minibatch"`` the B above.
+    class_dim
+        Dimension of the classes; by default the last of (B, C) and (B, T, C), the second of (B, C, H, W).
+
+    Returns
+    -------
+    TraceResult
+        Its ``stderr`` is 0 for ``"exact"``. With one draw an example it is taken from the spread over examples, or
+        batches, and so is too large rather than too small. A model with tokens or pixels has the log-likelihood of
+        all of them as an example's: for a mean over T positions divide by :math:`T^2`.
+
+    Raises
+    ------
+    InvalidInput
+        For batch normalisation in training mode, outputs that are not finite, probabilities in the place of logits,
+        one class, drawing without generator, no data, counts below 1.
+    UnknownName
+        For an unknown method or likelihood.
+
+    Examples
+    --------
+    >>> model = nn.Linear(3, 2)
+    >>> for p in model.parameters():
+    ...     _ = nn.init.zeros_(p)
+    >>> fisher_trace(model, torch.ones(4, 3)).value  # p = 1/2: (1/4 + 1/4) (3 + 1)
+    2.0
+    >>> fisher_trace(model, torch.ones(4, 3), method="mc", generator=0).value
+    2.0
+    """
+    _check(method, n_samples, batch_size, per_example)
+    if any(isinstance(m, _BatchNorm) and m.training for m in model.modules()):
+        raise InvalidInput(
+            "batch normalisation in training mode couples the examples, so that the trace is not a mean over them: "
+            "call model.eval() first (or only its BatchNorm layers'), or use GroupNorm or LayerNorm."
+        )
+    ghost = GhostNorms(model, params)
+    device = next(iter(ghost.model.parameters())).device
+    source = None if method == "exact" else as_generator(generator, device)
+    totals = _Totals(method, n_samples)
+    for x in _batches(data, batch_size, device):
+        if method == "minibatch":
+            assert source is not None
+            totals.add(*_minibatch(ghost, x, n_samples, likelihood, class_dim, source))
+        elif method == "exact":
+            traces = _exact(ghost, x, likelihood, class_dim)
+            totals.add({layer: v.unsqueeze(0) for layer, v in traces.items()}, ghost.batch)
+        else:
+            totals.add(_norms(ghost, x, "model", n_samples, likelihood, class_dim, source, False), ghost.batch)
+    return totals.result(per_layer, per_example)
+
+
+def fisher_sqnorm(
+    model: nn.Module | GhostNorms,
+    x: Any = None,
+    *,
+    labels: str | Tensor = "model",
+    method: str = "mc",
+    n_samples: int = 1,
+    score_term: bool = False,
+    per_layer: bool = False,
+    likelihood: str = "categorical",
+    generator: torch.Generator | int | None = None,
+    params: Iterable[nn.Parameter] | None = None,
+    class_dim: int | None = None,
+    retain_graph: bool = True,
+) -> Tensor | dict[str, Tensor]:
+    r"""Squared gradient norms of examples under drawn labels, or their expectation, as part of the graph: a penalty.
+
+    ``"mc"``: the mean over draws of :math:`\|g(x_i, \hat y_i)\|^2`. ``"exact"``: :math:`\sum_k p_k \|g(x_i, k)\|^2`. In
+    the first, labels are constants, so its gradient leaves out :math:`\sum_k \|g_k\|^2 \nabla p_k`; in the second this
+    score term can be kept.
+
+    Parameters
+    ----------
+    model
+        Any module; or a :class:`~mlcollage.measure.grad_norms.GhostNorms` that was run with ``differentiable=True``, so
+        that one forward pass serves the loss and the penalty.
+    x
+        Inputs, unless a GhostNorms is given.
+    labels
+        ``"model"``, ``"uniform"`` (over classes), or labels (B, ...).
+    method
+        ``"mc"`` or ``"exact"``.
+    n_samples
+        Draws of all labels, for ``"mc"``.
+    score_term
+        Let gradients go through the probabilities, for ``"exact"``.
+    per_layer
+        Give a dict of parts, by module.
+    likelihood, generator, params, class_dim
+        As for :func:`fisher_trace`; ``"exact"`` is for ``"categorical"`` and ``"bernoulli"`` and one output an example.
+    retain_graph
+        Keep what is needed to read norms from the GhostNorms again.
+
+    Returns
+    -------
+    Tensor
+        (B,), with a graph; or a dict of such.
+
+    Raises
+    ------
+    InvalidInput
+        As for :func:`fisher_trace`; and for a score term of drawn labels.
+
+    Examples
+    --------
+    >>> model = nn.Linear(3, 2)
+    >>> penalty = fisher_sqnorm(model, torch.ones(4, 3), generator=0).mean()
+    >>> penalty.backward()
+    >>> model.weight.grad.shape
+    torch.Size([2, 3])
+    """
+    if score_term and method != "exact":
+        raise InvalidInput(
+            "drawn labels are constants and have no score term: use method='exact', or score_term=False."
+        )
+    if method not in ("mc", "exact"):
+        raise UnknownName(f"method {method!r} is not known; choose 'mc' or 'exact'.")
+    ghost = model if isinstance(model, GhostNorms) else GhostNorms(model, params)
+    device = next(iter(ghost.model.parameters())).device
+    if method == "exact":
+        norms = _expected(ghost, x, likelihood, class_dim, score_term, retain_graph)
+    else:
+        drawn = isinstance(labels, str)
+        source = as_generator(generator, device) if drawn else None
+        if drawn and labels not in ("model", "uniform"):
+            raise UnknownName(f"labels {labels!r} are not known; choose 'model' or 'uniform', or give a tensor.")
+        norms = _norms(ghost, x, labels, n_samples, likelihood, class_dim, source, True, retain_graph)
+        norms = {layer: v.mean(0) for layer, v in norms.items()}
+    return norms if per_layer else torch.stack(list(norms.values())).sum(0)
+
+
+def sample_labels(
+    outputs: Tensor,
+    *,
+    likelihood: str = "categorical",
+    count: int = 1,
+    generator: torch.Generator | int | None = None,
+    class_dim: int | None = None,
+) -> Tensor:
+    """Labels drawn from the model's own distribution.
+
+    Parameters
+    ----------
+    outputs
+        Logits or means, (B, ...).
+    likelihood, generator, class_dim
+        As for :func:`fisher_trace`.
+    count
+        Labels for each example.
+
+    Returns
+    -------
+    Tensor
+        (count, B, ...): class indices, zeros and ones, or values.
+
+    Examples
+    --------
+    >>> sample_labels(torch.tensor([[100.0, 0.0], [0.0, 100.0]]), generator=0)
+    tensor([[0, 1]])
+    """
+    where = check_outputs(outputs, likelihood, class_dim)
+    return draw(outputs, likelihood, where, count, as_generator(generator, outputs.device))
+
+
+# One batch -----------------------------------------------------------------------------------------------------------
+
+
+def _run(
+    ghost: GhostNorms, x: Any, differentiable: bool, likelihood: str, class_dim: int | None
+) -> tuple[Tensor, int, int]:
+    """Run the model if x is given; its logits, the dimension of the classes, and the place among the outputs."""
+    if x is not None:
+        ghost.run(x, differentiable=differentiable)
+    z = _logits_of(ghost.output)
+    places = [i for i, o in enumerate(ghost.outputs) if o is z]
+    if not places:
+        raise InvalidInput("the model's logits do not depend on the parameters that are to be counted.")
+    return z, check_outputs(z.detach(), likelihood, class_dim), places[0]
+
+
+def _logits_of(output: Any) -> Tensor:
+    if isinstance(output, Tensor):
+        return output
+    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if isinstance(found, Tensor):
+        return found
+    raise InvalidInput(
+        f"the model returned {type(output).__name__}: logits, or an object or dict with 'logits', are needed."
+    )
+
+
+def _cotangents(ghost: GhostNorms, place: int, c: Tensor) -> list[Tensor]:
+    """C for the logits, and zeros for the model's other outputs."""
+    many = len(c)
+    zeros = (torch.zeros((), dtype=o.dtype, device=o.device).expand(many, *o.shape) for o in ghost.outputs)
+    return [c.to(o.dtype) if i == place else z for i, (o, z) in enumerate(zip(ghost.outputs, zeros, strict=True))]
+
+
+def _norms(
+    ghost: GhostNorms,
+    x: Any,
+    labels: str | Tensor,
+    n_samples: int,
+    likelihood: str,
+    class_dim: int | None,
+    source: torch.Generator | None,
+    differentiable: bool,
+    retain_graph: bool = False,
+) -> dict[str, Tensor]:
+    """Squared norms (draws, B) for drawn or given labels, by layer."""
+    z, where, place = _run(ghost, x, differentiable, likelihood, class_dim)
+    if isinstance(labels, Tensor):
+        y = labels.unsqueeze(0)
+    else:
+        assert source is not None
+        y = draw(torch.zeros_like(z) if labels == "uniform" else z, likelihood, where, n_samples, source)
+    with torch.set_grad_enabled(differentiable):
+        c = score(z, y, likelihood, where)
+    if len(c) == 1:  # without torch.vmap, which costs small models more than the pass itself
+        one = [v[0] for v in _cotangents(ghost, place, c)]
+        norms = ghost.sqnorm(one, differentiable=differentiable, retain_graph=retain_graph)
+        return {layer: v.unsqueeze(0) for layer, v in norms.items()}
+    given = _cotangents(ghost, place, c)
+    return ghost.sqnorm(given, batched=True, differentiable=differentiable, retain_graph=retain_graph)
+
+
+def _exact(ghost: GhostNorms, x: Any, likelihood: str, class_dim: int | None) -> dict[str, Tensor]:
+    """The trace of each example (B,), by layer."""
+    z, where, place = _run(ghost, x, True, likelihood, class_dim)
+    size = max(1, _NUMBERS // max(1, ghost.activations))
+    sums: dict[str, Tensor] = {}
+    total = count_columns(z, likelihood, where)
+    for done, c in enumerate(columns(z, likelihood, where, size), 1):
+        last = done * size >= total
+        norms = ghost.sqnorm(_cotangents(ghost, place, c), batched=True, retain_graph=not last)
+        for layer, v in norms.items():
+            sums[layer] = sums[layer] + v.sum(0) if layer in sums else v.sum(0)
+    return sums
+
+
+def _expected(
+    ghost: GhostNorms, x: Any, likelihood: str, class_dim: int | None, score_term: bool, retain_graph: bool
+) -> dict[str, Tensor]:
+    """Sums of p_k |g_k|^2 over the classes k, (B,), by layer, with their graph."""
+    z, where, place = _run(ghost, x, True, likelihood, class_dim)
+    if likelihood == "gaussian" or z.ndim > 2 or (likelihood == "bernoulli" and z[0].numel() > 1):
+        raise InvalidInput(
+            f"the exact expectation goes over the classes of one label for each example, not over outputs of shape "
+            f"{tuple(z.shape)} under a {likelihood} likelihood: use method='mc'."
+        )
+    if likelihood == "categorical":
+        p = wide(z).softmax(1).T
+        y = torch.arange(len(p), device=z.device).unsqueeze(1).expand(p.shape)
+    else:
+        p = wide(z).reshape(1, -1)
+        p = torch.cat([(-p).sigmoid(), p.sigmoid()])
+        y = torch.stack([torch.zeros_like(z), torch.ones_like(z)])
+    p = p if score_term else p.detach()
+    given = _cotangents(ghost, place, score(z, y, likelihood, where))
+    norms = ghost.sqnorm(given, batched=True, differentiable=True, retain_graph=retain_graph)
+    return {layer: (p * v).sum(0) for layer, v in norms.items()}
+
+
+def _minibatch(
+    ghost: GhostNorms,
+    x: Any,
+    n_samples: int,
+    likelihood: str,
+    class_dim: int | None,
+    source: torch.Generator,
+) -> tuple[dict[str, Tensor], int]:
+    """B times the squared norm of the mean gradient (draws,), by layer; and B."""
+    with torch.inference_mode(False), torch.enable_grad():
+        z = _logits_of(call(ghost.model, x))
+        batch = len(z)
+        where = check_outputs(z.detach(), likelihood, class_dim)
+        y = draw(z, likelihood, where, n_samples, source)
+        params = {name: ghost.model.get_parameter(name) for name in ghost.names.values()}
+        sums: dict[str, list[Tensor]] = {}
+        for k, c in enumerate(score(z.detach(), y, likelihood, where)):
+            keep = k < n_samples - 1
+            found = torch.autograd.grad(
+                z, list(params.values()), c / batch, retain_graph=keep, allow_unused=True, materialize_grads=True
+            )
+            layers: dict[str, Tensor] = {}
+            for name, g in zip(params, found, strict=True):
+                layer = layer_name(ghost.model, name)
+                layers[layer] = layers.get(layer, 0) + batch * wide(g).square().sum()
+            for layer, v in layers.items():
+                sums.setdefault(layer, []).append(v)
+    return {layer: torch.stack(v) for layer, v in sums.items()}, batch
+
+
+# All batches ---------------------------------------------------------------------------------------------------------
+
+
+class _Totals:
+    """Adds up batches: examples' traces with their draws, or whole batches' draws."""
+
+    def __init__(self, method: str, n_samples: int) -> None:
+        self.method, self.n_samples = method, n_samples
+        self.layers: dict[str, list[Tensor]] = {}
+        self.values: list[Tensor] = []  # (draws, B), or (draws, 1) for a batch
+        self.sizes: list[int] = []
+
+    def add(self, norms: dict[str, Tensor], batch: int) -> None:
+        """One batch, its parts (draws, B) or, for whole batches, (draws,)."""
+        whole = self.method == "minibatch"
+        parts = {layer: (v.unsqueeze(1) if whole else v).detach().double() for layer, v in norms.items()}
+        for layer, v in parts.items():
+            self.layers.setdefault(layer, []).append(v.mean() * batch)
+        self.values.append(torch.stack(list(parts.values())).sum(0))
+        self.sizes.append(batch)
+
+    def result(self, per_layer: bool, per_example: bool) -> TraceResult:
+        """The mean over all examples."""
+        if not self.sizes:
+            raise InvalidInput("there are no data: at least one batch is needed.")
+        count = sum(self.sizes)
+        layers = {layer: float(torch.stack(v).sum()) / count for layer, v in self.layers.items()}
+        each = torch.cat([v.mean(0) for v in self.values])
+        return TraceResult(
+            value=math.fsum(layers.values()),
+            stderr=self._stderr(count),
+            per_layer=layers if per_layer else None,
+            per_example=each if per_example else None,
+            draws=0 if self.method == "exact" else self.n_samples,
+        )
+
+    def _stderr(self, count: int) -> float:
+        if self.method == "exact":
+            return 0.0
+        whole = self.method == "minibatch"
+        # A weight for each column: an example's is 1/N, a batch's its share.
+        shares = [
+            torch.full((v.shape[1],), (n if whole else 1) / count) for v, n in zip(self.values, self.sizes, strict=True)
+        ]
+        w, v = torch.cat(shares).double().to(self.values[0].device), torch.cat(self.values, 1)
+        if len(v) > 1:
+            return float((w.square() * v.var(0) / len(v)).sum().sqrt())
+        if len(w) < 2:
+            return math.nan
+        mean = (w * v[0]).sum()
+        return float((w.square() * (v[0] - mean).square()).sum().mul(len(w) / (len(w) - 1)).sqrt())
+
+
+def _batches(data: Any, batch_size: int, device: torch.device) -> Iterator[Any]:
+    """Inputs of one batch after the other, on the model's device."""
+    if isinstance(data, tuple) and data and isinstance(data[0], Tensor):
+        data = data[0]  # (x, y): labels come from the model
+    if isinstance(data, Tensor):
+        if data.ndim == 0:
+            raise InvalidInput("data is a single number: a tensor of inputs (N, ...) is needed.")
+        yield from (part.to(device) for part in data.split(batch_size))
+    elif isinstance(data, Mapping):
+        yield _input_of(data, device)
+    elif isinstance(data, Iterable):
+        for batch in data:
+            yield _input_of(batch, device)
+    else:
+        raise InvalidInput(
+            f"data is {type(data).__name__}: a tensor, a pair (x, y), a dict of inputs or an iterable of batches is "
+            "needed."
+        )
+
+
+def _input_of(batch: Any, device: torch.device) -> Any:
+    if isinstance(batch, list | tuple) and batch:
+        batch = batch[0]
+    if isinstance(batch, Mapping):
+        return {
+            k: v.to(device) if isinstance(v, Tensor) else v
+            for k, v in batch.items()
+            if k not in ("labels", "label", "y", "target", "targets")
+        }
+    if not isinstance(batch, Tensor):
+        raise InvalidInput(f"a batch is {type(batch).__name__}: a tensor, a pair (x, y) or a dict of inputs is needed.")
+    return batch.to(device)
+
+
+def _check(method: str, n_samples: int, batch_size: int, per_example: bool) -> None:
+    if method not in _METHODS:
+        raise UnknownName(f"method {method!r} is not known; choose one of {', '.join(_METHODS)}.")
+    for name, value in (("n_samples", n_samples), ("batch_size", batch_size)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InvalidInput(f"{name} must be a whole number of at least 1, not {value!r}.")
+    if method == "exact" and n_samples != 1:
+        raise InvalidInput("method='exact' draws nothing: leave n_samples out, or use method='mc'.")
+    if method == "minibatch" and per_example:
+        raise InvalidInput("method='minibatch' has no value for a single example: use method='mc' or 'exact'.")
