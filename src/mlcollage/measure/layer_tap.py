@@ -99,7 +99,8 @@ class LayerTap(Mapping[str, Tensor]):
         """Install the hooks; a tap that is open stays so."""
         if not self._handles:
             refuse_compiled(self.model, "LayerTap")
-            self._handles.append(self.model.register_forward_pre_hook(self._start))
+            # A function, not a bound method: copying the model would copy the tap, and what it holds, with the latter.
+            self._handles.append(self.model.register_forward_pre_hook(lambda module, args: self._start(module, args)))
             for name, module in self.layers.items():
                 self._handles.append(module.register_forward_hook(self._hook(name)))
         return self
@@ -123,14 +124,14 @@ class LayerTap(Mapping[str, Tensor]):
         self.close()
 
     def _start(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if not _in_backward():
+        if module is self.model and not _in_backward():
             self.clear()
             self._grad = torch.is_grad_enabled()
 
     def _hook(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if _in_backward():  # gradient checkpointing runs the layer a second time
-                return
+            if _in_backward() or module is not self.layers[name]:
+                return  # gradient checkpointing runs the layer a second time; a deep copy of the model has our hooks
             call = self._calls.get(name, 0)
             self._calls[name] = call + 1
             full = f"{name}#{call}" if call else name

@@ -1,0 +1,178 @@
+"""What a network loses with its units: ablation in the order of their selectivity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from mlcollage.errors import InvalidInput
+from mlcollage.measure.layer_tap import Layers, layers_of
+from mlcollage.papers.class_selectivity.index import SelectivityReport, as_batches, measure_selectivity
+from mlcollage.train.loop import evaluating
+
+__all__ = ["ablate_units"]
+
+Order = Literal["si", "si_desc", "random"]
+Mode = Literal["zero", "mean", "class_mean"]
+
+
+def ablate_units(
+    model: nn.Module,
+    data: Any,
+    layers: Layers = "relu",
+    *,
+    order: Order = "si_desc",
+    mode: Mode = "zero",
+    fractions: Sequence[float] = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9),
+    scope: Literal["layer", "network"] = "layer",
+    report: SelectivityReport | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Accuracy with a growing share of units ablated.
+
+    Units themselves are taken out, at every position, not their inputs. Least-selective-first against
+    most-selective-first against random shows whether selective units matter more.
+
+    Parameters
+    ----------
+    model
+        Maps a batch to logits; evaluation mode is used, and nothing of it is changed.
+    data
+        Labelled samples, as for :func:`~mlcollage.papers.class_selectivity.index.measure_selectivity`.
+    layers
+        Whose units; as for :class:`~mlcollage.measure.layer_tap.LayerTap`.
+    order
+        ``"si"`` ablates the least selective first, ``"si_desc"`` (default) the most selective, ``"random"`` any.
+    mode
+        ``"zero"`` (default) sets a unit to 0, ``"mean"`` to its mean over the data, which removes its information
+        without moving the next layer far from what it knows; ``"class_mean"`` to the mean of the sample's own class,
+        which leaves what the unit says of classes and removes the rest (it uses the labels).
+    fractions
+        Shares of the units to ablate, each in [0, 1].
+    scope
+        ``"layer"``: each layer by itself; ``"network"``: units of all layers in one order.
+    report
+        Where indices and means come from; by default measured on ``data``.
+    seed
+        Of the random order.
+
+    Returns
+    -------
+    DataFrame
+        Columns ``layer`` (``"all"`` for the network), ``fraction``, ``units`` (ablated), ``accuracy``.
+
+    Raises
+    ------
+    InvalidInput
+        For settings that do not exist, fractions out of range, or a report without the layers.
+
+    Examples
+    --------
+    >>> g = torch.Generator().manual_seed(0)
+    >>> x, y = torch.randn(100, 4, generator=g), torch.arange(100) % 2
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> ablate_units(model, (x, y), fractions=(0, 0.5))["units"].tolist()
+    [0, 4]
+    """
+    if order not in ("si", "si_desc", "random") or mode not in ("zero", "mean", "class_mean"):
+        raise InvalidInput(
+            f"order={order!r} must be 'si', 'si_desc' or 'random', and mode={mode!r} 'zero', 'mean' or 'class_mean'."
+        )
+    if scope not in ("layer", "network"):
+        raise InvalidInput(f"scope={scope!r} must be 'layer' or 'network'.")
+    if not len(fractions) or not all(0 <= f <= 1 for f in fractions):
+        raise InvalidInput(f"fractions={tuple(fractions)} must be shares from 0 to 1.")
+    report = measure_selectivity(model, data, layers) if report is None else report
+    modules = layers_of(model, layers)
+    units = report.per_unit[report.per_unit["layer"].map(lambda name: name.split("#")[0] in modules)]
+    if units.empty:
+        raise InvalidInput(f"the report has no units of these layers; it has {', '.join(report.class_means)}.")
+    rng = np.random.default_rng(seed)
+    groups = units.groupby("layer", sort=False) if scope == "layer" else [("all", units)]
+    rows = []
+    for name, table in groups:
+        table = table.iloc[rng.permutation(len(table))]
+        if order != "random":
+            table = table.sort_values("si", ascending=order == "si", kind="stable")
+        for fraction in fractions:
+            chosen = table.iloc[: round(fraction * len(table))]
+            out = {str(k): torch.tensor(v["unit"].to_numpy()) for k, v in chosen.groupby("layer")}
+            with _ablated(model, modules, out, mode, report) as show:
+                score = _accuracy(model, data, show)
+            rows.append({"layer": name, "fraction": fraction, "units": len(chosen), "accuracy": score})
+    return pd.DataFrame(rows)
+
+
+class _Labels:
+    """The labels of the batch that is being run, for hooks."""
+
+    y: Tensor
+
+
+@contextmanager
+def _ablated(
+    model: nn.Module, modules: dict[str, nn.Module], out: dict[str, Tensor], mode: Mode, report: SelectivityReport
+) -> Iterator[_Labels]:
+    """Within it the units ``out`` of each call of each module are replaced."""
+    labels, calls = _Labels(), dict.fromkeys(modules, 0)
+
+    def hook(name: str) -> Any:
+        def replace(module: nn.Module, args: Any, h: Tensor) -> Tensor:
+            call = calls[name]
+            calls[name] = call + 1
+            layer = f"{name}#{call}" if call else name
+            if layer not in out:
+                return h
+            index = out[layer].to(h.device)
+            axis = h.ndim - 1 if h.ndim == 3 else 1
+            h = h.clone().movedim(axis, 1)
+            h[:, index] = _replacement(layer, index, h, mode, report, labels)
+            return h.movedim(1, axis)
+
+        return replace
+
+    def start(module: nn.Module, args: Any) -> None:
+        calls.update(dict.fromkeys(calls, 0))
+
+    handles = [m.register_forward_hook(hook(name)) for name, m in modules.items()]
+    handles.append(model.register_forward_pre_hook(start))
+    try:
+        yield labels
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _replacement(
+    layer: str, index: Tensor, h: Tensor, mode: Mode, report: SelectivityReport, labels: _Labels
+) -> Tensor | float:
+    if mode == "zero":
+        return 0.0
+    means = report.class_means[layer].to(h)[:, index]
+    counts = report.counts.to(h)
+    if mode == "mean":
+        value = (means.nan_to_num() * counts[:, None]).sum(dim=0)[None] / counts.sum()
+    else:
+        value = means[labels.y]
+    return value.reshape(*value.shape, *(1,) * (h.ndim - 2)).expand(len(h), -1, *h.shape[2:])
+
+
+def _accuracy(model: nn.Module, data: Any, labels: _Labels) -> float:
+    tensors = (*model.parameters(), *model.buffers())
+    right = seen = 0
+    with evaluating(model), torch.no_grad():
+        for x, y in as_batches(data, 512):
+            x, y = (t.to(tensors[0].device) if tensors else t for t in (x, y))
+            labels.y = y
+            logits = model(x)
+            if logits.ndim != 2 or y.shape != logits.shape[:1]:
+                raise InvalidInput(f"accuracy needs logits (N, C) and labels (N,), not {tuple(logits.shape)}.")
+            right += int((logits.argmax(dim=1) == y).sum())
+            seen += len(y)
+    return right / seen

@@ -1,0 +1,477 @@
+"""The selectivity regulariser: one term for the loss of any network, from the class means of its minibatches."""
+
+from __future__ import annotations
+
+import math
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from mlcollage.errors import InvalidInput, UnknownName
+from mlcollage.measure.class_means import check_labels
+from mlcollage.measure.layer_tap import Layers, LayerTap
+from mlcollage.measure.representation import as_samples
+from mlcollage.papers.class_selectivity.index import (
+    Negative,
+    check_policy,
+    fit_targets,
+    is_dense,
+    negative_response,
+    transform,
+)
+from mlcollage.papers.class_selectivity.memory import Memory, make_memory
+from mlcollage.papers.class_selectivity.sums import IGNORED, SelectivityFunction, class_sums
+
+__all__ = ["SelectivityRegularizer"]
+
+Alpha = float | Callable[[int], float]
+_CHECK_EVERY = 50  # on a GPU, where looking at values makes the host wait
+_FEW = 4
+_NON_NEGATIVE = nn.ReLU | nn.ReLU6 | nn.Sigmoid | nn.Softplus | nn.Softmax | nn.Hardsigmoid
+
+
+class SelectivityRegularizer(nn.Module):
+    r"""The term :math:`-\alpha\,\mu_{SI}` to add to the loss of any network.
+
+    .. math:: L = \mathrm{CE}(\hat y, y) - \alpha\, \mu_{SI}, \qquad
+              \mu_{SI} = \frac1{|L|} \sum_l \frac1{U_l} \sum_{u \in l} \mathrm{SI}_u
+
+    **Sign as in the paper: negative α discourages class selectivity, positive α promotes it.** The index of
+    :func:`~mlcollage.papers.class_selectivity.index.selectivity_index` is computed inside each minibatch, of responses
+    averaged over space; gradients flow through the class means and the largest of them. Every layer weighs the same.
+
+    ::
+
+        penalty = SelectivityRegularizer(model, alpha=-2.0)
+        for x, y in batches:
+            loss = F.cross_entropy(model(x), y) + penalty(y)
+
+    Parameters
+    ----------
+    model
+        Any module; its layers are read by hooks, which :meth:`remove` or leaving a ``with`` block takes off.
+    alpha
+        :math:`\alpha`, or a function of the number of earlier training calls, such as :func:`~.controller.warm_up`
+        gives. The attribute can be set at any time; :class:`~.controller.SelectivityController` does.
+    layers
+        ``"relu"`` (default), or paths, patterns, types as for :class:`~mlcollage.measure.layer_tap.LayerTap`. A module
+        that is called several times in a pass counts as a layer each time.
+    per_layer_alpha
+        Alphas of single layers, by name or pattern, in place of ``alpha``; ``{"layer4*": 0.0}`` leaves some out.
+    num_classes
+        C. Default: from each batch. Needed with ``memory`` and with several processes.
+    memory
+        For many classes and small batches: class sums are kept over batches, as an exponential mean (``"ema"``,
+        ``memory_decay``) or of the last ``memory_size`` samples (``"queue"``). Gradients flow through the present
+        batch, scaled so that on average they are those of the whole memory.
+    min_per_class
+        Classes with fewer samples (in batch and memory) are left out.
+    negative
+        Sign policy: ``"error"`` (default), or ``"shift"``, ``"abs"``, ``"relu"`` for layers such as GELU or tanh.
+    exclude_output
+        Leave out a layer whose output is the model's own (the logits).
+    shuffle_targets
+        Seed of the control arm: the same penalty with labels permuted afresh in each batch, so of the same size and
+        without class meaning. None (default): the labels as they are.
+    eps
+        :math:`\varepsilon` of the index.
+    dense
+        Targets are those of positions, (N, H, W) labels or (N, C, H, W) soft ones, as in segmentation: feature maps are
+        kept whole, and each gets the targets at its own size by nearest neighbour.
+    sync
+        With ``torch.distributed``: add up class sums over processes, so that the term is that of the whole batch. Its
+        gradient is scaled for averaging over processes, as DistributedDataParallel does. False: each process by itself.
+
+    Raises
+    ------
+    InvalidInput
+        In construction: settings that make no sense, layers that match nothing, compiled models. When called: no
+        forward pass before it, other sizes or targets than the batch had, one class only, negative or non-finite
+        responses (the layer is named), activations captured without gradients.
+
+    Notes
+    -----
+    Sums are at least float32, also under autocast. With ``torch.use_deterministic_algorithms`` they are a one-hot
+    matrix product, because adding by index is not deterministic on CUDA. There, values are looked at in the first calls
+    and every fiftieth only. Non-reentrant gradient checkpointing, in-place and shared ReLUs work; a compiled model
+    does not run hooks, so attach before ``torch.compile`` or use the uncompiled model.
+
+    A batch with few samples a class overstates selectivity, since the largest of noisy means is too large. A warning
+    says by how much once, if the median is below four. Report
+    :func:`~mlcollage.papers.class_selectivity.index.measure_selectivity` over a data set, never :attr:`last`.
+
+    References
+    ----------
+    Leavitt and Morcos, "Selectivity considered harmful: evaluating the causal impact of class selectivity in DNNs",
+    ICLR 2021, arXiv:2003.01262, section "A single knob to control class selectivity".
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> x, y = torch.randn(32, 4, generator=torch.Generator().manual_seed(0)), torch.arange(32) % 2
+    >>> with SelectivityRegularizer(model, alpha=-1.0) as penalty:
+    ...     logits = model(x)
+    ...     term = penalty(y)
+    >>> list(penalty.last), bool(abs(float(term.detach()) - penalty.last["1"]) < 1e-6)
+    (['1'], True)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        alpha: Alpha,
+        layers: Layers = "relu",
+        *,
+        per_layer_alpha: Mapping[str, Alpha] | None = None,
+        num_classes: int | None = None,
+        memory: Literal["ema", "queue"] | None = None,
+        memory_decay: float = 0.95,
+        memory_size: int = 4096,
+        min_per_class: int = 1,
+        negative: Negative = "error",
+        exclude_output: bool = True,
+        shuffle_targets: int | None = None,
+        eps: float = 1e-6,
+        dense: bool = False,
+        sync: bool = True,
+    ) -> None:
+        super().__init__()
+        check_policy(negative, eps)
+        if min_per_class < 1:
+            raise InvalidInput(f"min_per_class={min_per_class!r} must be at least 1.")
+        if num_classes is not None and num_classes < 2:
+            raise InvalidInput(f"num_classes={num_classes!r} must be at least 2.")
+        self.alpha, self.per_layer_alpha = alpha, dict(per_layer_alpha or {})
+        for value in (alpha, *self.per_layer_alpha.values()):
+            _alpha(value, 0)
+        self.num_classes, self.min_per_class, self.negative, self.eps = num_classes, min_per_class, negative, eps
+        if dense and memory is not None:
+            raise InvalidInput("dense targets have samples enough in a batch; use them without a memory.")
+        self.exclude_output, self.dense, self.sync, self.steps = exclude_output, dense, sync, 0
+        self._memory: Memory | None = make_memory(memory, num_classes, memory_decay, memory_size)
+        self._generator = None if shuffle_targets is None else torch.Generator().manual_seed(shuffle_targets)
+        self._kept: dict[str, Tensor] = {}
+        self._made: dict[str, weakref.ref[Tensor]] = {}
+        self._running = self._graded = self._warned = self._told = False
+        self._calls = 0
+        self._averages: tuple[tuple[int, ...], Tensor] | None = None
+        self._last: tuple[list[str], Tensor] | None = None
+        self._least: dict[str, Tensor] = {}
+        tap = LayerTap(model, layers, consume=self._keep, detach=False)
+        self._tap = tap  # no module, so that the model does not become a part of its regulariser
+        unknown = [p for p in self.per_layer_alpha if not any(_names(p, name) for name in tap.layers)]
+        if unknown:
+            raise UnknownName(f"per_layer_alpha names {unknown[0]!r}; the layers are {', '.join(tap.layers)}.")
+        self._handles: list[RemovableHandle] = []
+        self.attach()
+
+    # Hooks -----------------------------------------------------------------------------------------------------
+
+    def attach(self) -> SelectivityRegularizer:
+        """Put the hooks back on after :meth:`remove`."""
+        if not self._handles:
+            self._tap.open()
+            # Functions, not bound methods: a deep copy of the model would copy this object with the latter.
+            self._handles = [
+                self._tap.model.register_forward_pre_hook(lambda module, args: self._start(module)),
+                self._tap.model.register_forward_hook(lambda module, args, output: self._end(output)),
+            ]
+        return self
+
+    def remove(self) -> None:
+        """Take the hooks off the model and forget what they saw."""
+        self._tap.close()
+        while self._handles:
+            self._handles.pop().remove()
+        self._kept, self._made = {}, {}
+
+    def __enter__(self) -> SelectivityRegularizer:
+        return self.attach()
+
+    def __exit__(self, *error: object) -> None:
+        self.remove()
+
+    def _start(self, module: nn.Module) -> None:
+        if torch._C._current_graph_task_id() != -1:  # a whole model that is checkpointed runs again in backward
+            return
+        self._running = module is self._tap.model  # a deep copy of the model has our hooks too
+        if self._running:
+            self._kept, self._made, self._least = {}, {}, {}
+            self._graded = torch.is_grad_enabled()
+
+    def _keep(self, name: str, h: Tensor) -> None:
+        if not self._running:
+            return
+        if not h.is_floating_point():
+            raise InvalidInput(f"layer {name!r} gives {h.dtype}; selectivity needs floating-point responses.")
+        if self.exclude_output:
+            self._made[name] = weakref.ref(h)
+        if self.negative == "error" and not isinstance(self._tap.layers.get(name.split("#")[0]), _NON_NEGATIVE):
+            self._least[name] = h.detach().amin()
+        h = transform(h, self.negative)
+        self._kept[name] = h if self.dense or h.ndim < 2 else _pooled(h)
+
+    def _end(self, output: Any) -> None:
+        if not self._running:
+            return
+        self._running = False
+        for name, made in self._made.items():
+            h = made()
+            if h is not None and any(_same_storage(h, out) for out in _tensors(output)):
+                self._kept.pop(name, None)
+        self._made = {}
+
+    # The term --------------------------------------------------------------------------------------------------
+
+    def forward(self, targets: Tensor, loss: Tensor | None = None) -> Tensor:
+        r"""The term to **add** to the loss: :math:`-\alpha\,\mu_{SI}` of the last forward pass.
+
+        Parameters
+        ----------
+        targets
+            Labels (N,) of the batch that the model has just seen, soft targets (N, C) in a float type (mixup, label
+            smoothing); with ``dense`` targets of positions. Samples labelled -100 are left out.
+        loss
+            The loss that the term is added to; if given, a term ten times as large is warned of, once.
+
+        Returns
+        -------
+        Tensor
+            Shape (); differentiable.
+        """
+        with torch.autocast(targets.device.type, enabled=False):
+            names, per_layer = self._indices(targets)
+        alphas = self._alphas(names)
+        if len(set(alphas)) == 1:
+            term = -alphas[0] * per_layer.mean()
+        else:
+            term = -(per_layer * per_layer.new_tensor(alphas)).mean()
+        self._last = (names, per_layer.detach())
+        if loss is not None and not self._warned and abs(float(term.detach())) > 10 * abs(float(loss.detach())):
+            self._warned = True
+            warnings.warn(
+                f"the selectivity term is {float(term.detach()):.3g}, more than ten times the loss of "
+                f"{float(loss.detach()):.3g}: it may drown it; use a smaller alpha or a warm-up.",
+                UserWarning,
+                stacklevel=2,
+            )
+        if self._graded:
+            self.steps += 1
+        self._kept = {}
+        return term
+
+    @property
+    def last(self) -> dict[str, float]:
+        """Mean index of each layer in the last call's batch (biased upwards in small batches)."""
+        if self._last is None:
+            return {}
+        names, values = self._last
+        return dict(zip(names, values.tolist(), strict=True))
+
+    @property
+    def model(self) -> nn.Module:
+        """The network whose layers are read."""
+        return self._tap.model
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Steps made and the memory, for ``state_dict``."""
+        return {"steps": torch.tensor(self.steps), "memory": self._memory.state() if self._memory is not None else {}}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Counterpart of :meth:`get_extra_state`."""
+        self.steps = int(state["steps"])
+        if self._memory is not None:
+            self._memory.load(state["memory"])
+
+    def _alphas(self, names: list[str]) -> list[float]:
+        common = _alpha(self.alpha, self.steps)
+        if not self.per_layer_alpha:
+            return [common] * len(names)
+        own = {name: [a for p, a in self.per_layer_alpha.items() if _names(p, name)] for name in names}
+        return [_alpha(own[name][0], self.steps) if own[name] else common for name in names]
+
+    def _indices(self, targets: Tensor) -> tuple[list[str], Tensor]:
+        """Names of the layers and the mean index of each."""
+        kept = self._captured(targets)
+        self._calls += 1
+        looking = targets.device.type == "cpu" or self._calls <= 3 or self._calls % _CHECK_EVERY == 0
+        targets, classes = self._labels(targets, looking)
+        if looking:
+            self._look_at_responses(kept)
+        if self.dense:
+            sums, counts = _dense_sums(kept, targets, classes)
+        else:
+            rows = torch.cat(list(kept.values()), dim=1)
+            sums, counts = class_sums(rows, targets, classes)
+            if looking:
+                self._look_at_counts(counts, rows, targets)
+            if self._memory is not None:
+                sums, counts = self._memory.add(sums, counts, rows, targets, keep=self._graded)
+        sums, counts, scale = self._over_processes(sums, counts, len(targets))
+        present = counts >= self.min_per_class
+        if looking and int(present.sum(dim=0).min()) < 2:
+            raise InvalidInput(
+                f"the selectivity index needs at least 2 classes with {self.min_per_class} samples or more; the batch "
+                f"has {int(present.sum(dim=0).min())}. Use larger or mixed batches, or a memory."
+            )
+        index = SelectivityFunction.apply(sums, counts, present, self.eps, self.negative == "shift", scale)
+        sizes = tuple(h.shape[_axis(h)] for h in kept.values())
+        if self._averages is None or self._averages[0] != sizes or self._averages[1].device != index.device:
+            rows_of = [torch.full((1, u), 1 / u, dtype=torch.float64) for u in sizes]
+            self._averages = (sizes, torch.block_diag(*rows_of).to(index))
+        return list(kept), self._averages[1].to(index) @ index
+
+    def _captured(self, targets: Tensor) -> dict[str, Tensor]:
+        if not self._kept:
+            if not self._handles:
+                raise InvalidInput("the regulariser was removed from the model; attach() puts it back.")
+            raise InvalidInput(
+                "no activations are there: run the model (itself, not a part of it) once before each call, and choose "
+                "layers other than its output, which exclude_output leaves out."
+            )
+        trains = any(p.requires_grad for p in self.model.parameters())
+        if torch.is_grad_enabled() and trains and not any(h.requires_grad for h in self._kept.values()):
+            raise InvalidInput(
+                "the activations were captured without gradients (under torch.no_grad, or of frozen layers only); run "
+                "the model with gradients before the term is computed."
+            )
+        if is_dense(targets) != self.dense:
+            raise InvalidInput(
+                f"targets have shape {tuple(targets.shape)}: "
+                + ("targets of positions are expected with dense=True." if self.dense else "use dense=True for them.")
+            )
+        for name, h in self._kept.items():
+            if h.ndim < 2 or len(h) != len(targets):
+                raise InvalidInput(
+                    f"layer {name!r} gave activations {tuple(h.shape)}, but there are {len(targets)} targets; these "
+                    "must be those of the batch that the model saw last."
+                )
+        return self._kept
+
+    def _labels(self, targets: Tensor, looking: bool) -> tuple[Tensor, int]:
+        """Targets, permuted in the control arm, and the number of classes."""
+        if targets.dtype == torch.bool or targets.is_complex():
+            raise InvalidInput(f"targets must be integer labels, or soft targets in a float type, not {targets.dtype}.")
+        if targets.is_floating_point():
+            if targets.ndim < 2:
+                raise InvalidInput(
+                    f"targets are {targets.dtype} of shape {tuple(targets.shape)}; labels must be integers, and soft "
+                    "targets (mixup, label smoothing) have shape (N, C)."
+                )
+            classes = targets.shape[1]
+            if self.num_classes is not None and classes != self.num_classes:
+                raise InvalidInput(f"soft targets have {classes} columns, but num_classes={self.num_classes}.")
+        else:
+            if self.num_classes is None and self._together():
+                raise InvalidInput("with several processes num_classes must be given: batches hold different classes.")
+            targets = targets.long()
+            classes = self.num_classes or int(targets.max()) + 1
+            if looking:
+                check_labels(targets[targets != IGNORED], classes)
+        if self._generator is not None:
+            order = torch.randperm(len(targets), generator=self._generator).to(targets.device)
+            targets = targets[order]
+        return targets, classes
+
+    def _together(self) -> bool:
+        dist = torch.distributed
+        return self.sync and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+    def _over_processes(self, sums: Tensor, counts: Tensor, batch: int) -> tuple[Tensor, Tensor, Tensor | float]:
+        """Sums of all processes, and the factor of the gradient: memory over batch, times the processes."""
+        ratio = counts.sum() / batch if self._memory is not None else 1.0
+        if not self._together():
+            return sums, counts, ratio
+        flat = torch.cat([sums.detach().flatten(), counts.flatten(), counts.new_tensor([batch])])
+        torch.distributed.all_reduce(flat)
+        total, counts = flat[: sums.numel()].view_as(sums), flat[sums.numel() : -1].view_as(counts)
+        if self._memory is not None:
+            ratio = counts.sum() / flat[-1]
+        # The value is that of all processes; the gradient flows through this one's part.
+        return sums + (total - sums.detach()), counts, ratio * torch.distributed.get_world_size()
+
+    def _look_at_responses(self, kept: Mapping[str, Tensor]) -> None:
+        for name, h in kept.items():
+            if not bool(h.detach().isfinite().all()):
+                raise InvalidInput(
+                    f"layer {name!r} gave NaN or infinite activations; lower the learning rate or alpha."
+                )
+            if name in self._least and float(self._least[name]) < 0:
+                raise negative_response(f"layer {name!r}", float(self._least[name]))
+
+    def _look_at_counts(self, counts: Tensor, rows: Tensor, targets: Tensor) -> None:
+        """Warn once of batches that overstate selectivity, and say by how much."""
+        typical = float(counts[counts > 0].median())
+        if self._told or self._memory is not None or typical >= _FEW:
+            return
+        self._told = True
+        with torch.no_grad():
+            order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(0)).to(targets.device)
+            sums, counts = class_sums(rows, targets[order], len(counts))
+            index = SelectivityFunction.apply(
+                sums, counts, counts >= self.min_per_class, self.eps, self.negative == "shift", 1.0
+            )
+        warnings.warn(
+            f"the median class has {typical:g} samples in this batch, so selectivity is overstated: with the labels "
+            f"shuffled the mean index of a unit is still {float(index.mean()):.2f}. Use larger batches, or a memory.",
+            UserWarning,
+            stacklevel=5,
+        )
+
+
+def _dense_sums(kept: Mapping[str, Tensor], targets: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """The same of positions: each layer has its own grid, and so its own counts (C, U)."""
+    parts = []
+    for h in kept.values():
+        h, own = fit_targets(h, targets)
+        rows = as_samples(h, "positions").to(_sum_type(h))
+        own = own.movedim(_axis(h), -1).flatten(0, -2) if own.is_floating_point() else own.flatten()
+        sums, counts = class_sums(rows, own, classes)
+        parts.append((sums, counts.expand_as(sums)))
+    return torch.cat([s for s, _ in parts], dim=1), torch.cat([c for _, c in parts], dim=1)
+
+
+def _pooled(h: Tensor) -> Tensor:
+    """Mean over positions in the sums' own type, in one reduction; the feature map is not copied."""
+    if h.ndim == 2:
+        return h.to(_sum_type(h))
+    return h.mean(dim=[d for d in range(1, h.ndim) if d != _axis(h)], dtype=_sum_type(h))
+
+
+def _axis(h: Tensor) -> int:
+    return h.ndim - 1 if h.ndim == 3 else 1
+
+
+def _sum_type(h: Tensor) -> torch.dtype:
+    return torch.promote_types(h.dtype, torch.float32)
+
+
+def _names(pattern: str, name: str) -> bool:
+    return pattern == name or fnmatchcase(name, pattern) or fnmatchcase(name.split("#")[0], pattern)
+
+
+def _alpha(alpha: Alpha, step: int) -> float:
+    value = alpha(step) if callable(alpha) else alpha
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InvalidInput(
+            f"alpha={value!r} must be a finite number (negative discourages selectivity), or a schedule that gives one."
+        )
+    return float(value)
+
+
+def _same_storage(a: Tensor, b: Tensor) -> bool:
+    return a is b or (a.numel() == b.numel() and a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr())
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, Mapping | list | tuple):
+        for part in output.values() if isinstance(output, Mapping) else output:
+            yield from _tensors(part)

@@ -1,0 +1,185 @@
+"""The callbacks against the real Lightning and the real Hugging Face Trainer: tiny runs, compared with plain loops."""
+
+import sys
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from mlcollage.errors import InvalidInput, MissingDependency
+from mlcollage.nn.init import seeded
+from mlcollage.papers.class_selectivity import SelectivityRegularizer, lightning_callback, transformers_callback
+
+
+def network():
+    with seeded(0):
+        return nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def by_hand(blobs, alpha, steps, lr=0.1, batch=60):
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    with SelectivityRegularizer(model, alpha) as penalty:
+        for x, y in list(DataLoader(TensorDataset(*blobs), batch_size=batch))[:steps]:
+            optimizer.zero_grad()
+            (F.cross_entropy(model(x), y) + penalty(y)).backward()
+            optimizer.step()
+    return model
+
+
+def assert_same_weights(a, b):
+    for p, q in zip(a.parameters(), b.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+
+
+@pytest.mark.parametrize("as_dictionary", [True, False])
+def test_lightning(blobs, tmp_path, as_dictionary):
+    import lightning.pytorch as pl
+
+    class Module(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = network()
+
+        def training_step(self, batch, index):
+            loss = F.cross_entropy(self.net(batch[0]), batch[1])
+            return {"loss": loss} if as_dictionary else loss
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    callback = lightning_callback(-2.0, model=lambda module: module.net)
+    module = Module()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Lightning has advice on workers and loggers
+        trainer = pl.Trainer(
+            max_steps=4,
+            accelerator="cpu",
+            callbacks=[callback],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=tmp_path,
+        )
+        trainer.fit(module, DataLoader(TensorDataset(*blobs), batch_size=60))
+    assert_same_weights(module.net, by_hand(blobs, -2.0, 4))
+    assert 0 < float(trainer.callback_metrics["selectivity"]) < 1
+    assert callback.regularizer.steps == 4
+    assert "training_step" not in vars(module)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.net.modules())
+
+
+class Classifier(nn.Module):
+    """What the Trainer asks of a model: it computes its own loss."""
+
+    def __init__(self, as_tuple=False):
+        from transformers import PretrainedConfig
+
+        super().__init__()
+        self.net, self.as_tuple, self.config = network(), as_tuple, PretrainedConfig()
+
+    def forward(self, x, labels=None):
+        from transformers.modeling_outputs import SequenceClassifierOutput
+
+        logits = self.net(x)
+        loss = None if labels is None else F.cross_entropy(logits, labels)
+        return (loss, logits) if self.as_tuple else SequenceClassifierOutput(loss=loss, logits=logits)
+
+
+def trainer_for(model, callback, blobs, folder, **options):
+    from transformers import Trainer, TrainingArguments
+
+    x, y = blobs
+    rows = [{"x": a, "labels": b} for a, b in zip(x, y, strict=True)]
+    arguments = {
+        "output_dir": str(folder),
+        "max_steps": 4,
+        "per_device_train_batch_size": 60,
+        "learning_rate": 0.1,
+        "lr_scheduler_type": "constant",
+        "optim": "sgd",
+        "max_grad_norm": 0.0,
+        "weight_decay": 0.0,
+        "report_to": [],
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "seed": 0,
+    }
+
+    class InOrder(Trainer):
+        def _get_train_sampler(self, *args):
+            return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    return InOrder(
+        model,
+        TrainingArguments(**{**arguments, **options}),
+        train_dataset=rows,
+        eval_dataset=rows,
+        callbacks=[callback],
+    )
+
+
+@pytest.mark.parametrize(
+    ("as_tuple", "options"), [(False, {}), (True, {}), (False, {"per_device_train_batch_size": 30})]
+)
+def test_transformers(blobs, tmp_path, as_tuple, options):
+    callback = transformers_callback(-2.0, "net.1")
+    model = Classifier(as_tuple)
+    state = torch.get_rng_state()
+    trainer = trainer_for(model, callback, blobs, tmp_path, **options)
+    trainer.train()
+    size = options.get("per_device_train_batch_size", 60)
+    assert_same_weights(model.net, by_hand(blobs, -2.0, 4, batch=size))
+    assert callback.regularizer.steps == 4
+    assert not model._forward_hooks
+    plain = F.cross_entropy(model.net(blobs[0]), blobs[1])
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(float(plain.detach()), rel=1e-4)
+    torch.set_rng_state(state)
+
+
+def test_accumulated_gradients_weigh_the_term_once(blobs, tmp_path):
+    """Two halves accumulated are, for equal terms, one step with the mean of their gradients."""
+    model = Classifier()
+    trainer_for(
+        model,
+        transformers_callback(-2.0, "net.1"),
+        blobs,
+        tmp_path,
+        per_device_train_batch_size=30,
+        gradient_accumulation_steps=2,
+        max_steps=2,
+    ).train()
+    expected = network()
+    optimizer = torch.optim.SGD(expected.parameters(), lr=0.1)
+    batches = iter(DataLoader(TensorDataset(*blobs), batch_size=30))
+    with SelectivityRegularizer(expected, -2.0) as penalty:
+        for _ in range(2):
+            optimizer.zero_grad()
+            for _ in range(2):
+                x, y = next(batches)
+                ((F.cross_entropy(expected(x), y) + penalty(y)) / 2).backward()
+            optimizer.step()
+    assert_same_weights(model.net, expected)
+
+
+def test_what_the_trainer_would_ignore_is_refused(blobs, tmp_path):
+    trainer = trainer_for(
+        Classifier(), transformers_callback(-2.0, "net.1"), blobs, tmp_path, label_smoothing_factor=0.1
+    )
+    with pytest.raises(InvalidInput, match="ignores the model's own loss"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("adapter", "package"), [(lightning_callback, "lightning.pytorch"), (transformers_callback, "transformers")]
+)
+def test_a_missing_trainer_is_named(monkeypatch, adapter, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setitem(sys.modules, package.split(".")[0], None)
+    with pytest.raises(MissingDependency, match="pip install"):
+        adapter(-1.0, "relu")
