@@ -1,0 +1,369 @@
+r"""Do a model's gradient and Hessian obey the constraints that its symmetries give?
+
+For a symmetry with generator A (the action is :math:`θ → θ + αAθ + O(α^2)`, a translation's is a constant vector) every
+batch's gradient g and Hessian H obey (Kunin et al. 2021, section 3)
+
+.. math:: ⟨g, Aθ⟩ = 0 \qquad\text{and}\qquad H\,Aθ + A^{⊤}g = 0 .
+
+Both reports set what is found beside a control: the same index sets laid over a random rearrangement of all parameters
+and their gradients, that is random index sets of the same sizes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from mlcollage.errors import InvalidInput
+from mlcollage.papers.neural_mechanics.symmetry import Symmetry, SymmetrySet
+
+__all__ = ["check_gradient", "check_hessian", "frozen_statistics", "rearranged"]
+
+Loss = Callable[[nn.Module], Tensor]
+_FEWEST = 4  # random vectors that the Hessian's typical effect is taken from
+Named = dict[str, Tensor]
+
+
+def frozen_statistics(model: nn.Module) -> list[str]:
+    """Names of batch-norm layers that use running statistics now: in that mode their scale laws are void."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        and not module.training
+        and module.running_mean is not None
+    ]
+
+
+def check_gradient(
+    model: nn.Module, syms: SymmetrySet, loss: Loss, *, controls: int = 4, generator: torch.Generator | int = 0
+) -> pd.DataFrame:
+    """Residuals of the gradient constraints on one batch, beside those of random index sets.
+
+    Parameters
+    ----------
+    model
+        In training mode if it has batch norm. Its parameters, gradients and buffers are left as they are.
+    syms
+        Laws to check.
+    loss
+        ``loss(model)`` gives the loss of one batch as one number.
+    controls
+        How many random rearrangements; 0 leaves them out.
+    generator
+        Draws them; an int seeds a fresh one.
+
+    Returns
+    -------
+    DataFrame
+        One row a family: ``kind``, ``name``, ``n_laws``, ``residual`` (the largest over its laws, a cosine in [0, 1]),
+        ``median``, ``control`` (median over random index sets of the same sizes; NaN without controls).
+
+    Raises
+    ------
+    InvalidInput
+        If the loss is not one finite number, there is no law, or batch norm is in evaluation mode.
+
+    Examples
+    --------
+    >>> from mlcollage.papers.neural_mechanics.symmetry import Term
+    >>> with torch.random.fork_rng(devices=[]):
+    ...     _ = torch.manual_seed(0)
+    ...     model = nn.Linear(3, 4).double()
+    >>> law = Symmetry("translation", "softmax", (Term("weight", keep=1),), 3)
+    >>> x, y = torch.eye(3).double(), torch.arange(3)
+    >>> report = check_gradient(model, SymmetrySet((law,)), lambda m: nn.functional.cross_entropy(m(x), y))
+    >>> bool(report["residual"][0] < 1e-15 < 1e-2 < report["control"][0])
+    True
+    """
+    _check(model, syms)
+    with _undisturbed(model):
+        value = _value(loss, model)
+        parameters, slopes = _slopes(model, value, create_graph=False)
+    draw = _generator(generator)
+    rows = []
+    found = {law.name: law.residuals(parameters, slopes) for law in syms}
+    random: dict[str, list[Tensor]] = {law.name: [] for law in syms}
+    for _ in range(controls):
+        (theta, g) = rearranged((parameters, slopes), draw)
+        for law in syms:
+            random[law.name].append(law.residuals(theta, g))
+    for law in syms:
+        residuals, control = found[law.name], random[law.name]
+        rows.append(
+            {
+                "kind": law.kind,
+                "name": law.name,
+                "n_laws": law.n_laws,
+                "residual": float(residuals.max()),
+                "median": float(residuals.median()),
+                "control": float(torch.stack(control).median()) if control else math.nan,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def check_hessian(
+    model: nn.Module,
+    syms: SymmetrySet,
+    loss: Loss,
+    *,
+    most: int = 8,
+    chunk: int = 8,
+    generator: torch.Generator | int = 0,
+) -> pd.DataFrame:
+    r"""Residuals of the Hessian constraints on one batch, from one Hessian-vector product a law.
+
+    The residual is :math:`‖H Aθ + A^⊤ g‖ / (‖H r‖ + ‖A^⊤ g‖)` with r the tangent Aθ rearranged at random over all
+    parameters: the Hessian's effect on a random vector of the same entries (root mean square over the family's, at
+    least four). The control puts r in the place of Aθ.
+
+    Parameters
+    ----------
+    model, syms, loss
+        As for :func:`check_gradient`. The loss must have second derivatives.
+    most
+        At most so many laws of a family, drawn at random.
+    chunk
+        How many Hessian-vector products share one vectorised pass; where an operation cannot be vectorised they are
+        done one by one.
+    generator
+        Draws laws and rearrangements.
+
+    Returns
+    -------
+    DataFrame
+        One row a family: ``kind``, ``name``, ``n_laws``, ``checked`` (how many), ``residual`` (largest), ``control``
+        (median).
+
+    Raises
+    ------
+    InvalidInput
+        As for :func:`check_gradient`, or if an operation has no second derivative.
+
+    Examples
+    --------
+    >>> from mlcollage.papers.neural_mechanics.symmetry import Term
+    >>> model = nn.Linear(3, 4).double()
+    >>> law = Symmetry("translation", "softmax", (Term("weight", keep=1),), 3)
+    >>> x, y = torch.eye(3).double(), torch.arange(3)
+    >>> report = check_hessian(model, SymmetrySet((law,)), lambda m: nn.functional.cross_entropy(m(x), y))
+    >>> int(report["checked"][0]), bool(report["residual"][0] < 1e-14)
+    (3, True)
+    """
+    _check(model, syms)
+    if most < 1 or chunk < 1:
+        raise InvalidInput(f"most={most} and chunk={chunk} must be at least 1.")
+    draw = _generator(generator)
+    rows = []
+    with _undisturbed(model), sdpa_kernel([SDPBackend.MATH]):  # the fused kernels have no second derivative
+        value = _value(loss, model)
+        parameters, slopes = _slopes(model, value, create_graph=True)
+        held = {name: slope.detach() for name, slope in slopes.items()}
+        for law in syms:
+            tangents, answers = [], []
+            for index in _chosen(law, most, draw):
+                tangents.append(_tangent(law, index, parameters))
+                answers.append(None if law.kind == "translation" else _tangent(law, _adjoint(law, index), held))
+            vectors = [_whole(t, parameters) for t in tangents]
+            count = max(len(vectors), _FEWEST)
+            shuffled = [rearranged((vectors[i % len(vectors)],), draw)[0] for i in range(count)]
+            bent = _products(parameters, slopes, vectors + shuffled, chunk)
+            random = bent[len(vectors) :]
+            typical = math.sqrt(sum(_norm(h) ** 2 for h in random) / count)
+            residuals, controls = [], []
+            for i, answer in enumerate(answers):
+                expected = _whole(answer or {}, parameters)
+                size = typical + _norm(expected)
+                residuals.append(_norm(_sum(bent[i], expected)) / size if size else 0.0)
+                controls.append(_norm(_sum(random[i], expected)) / size if size else math.nan)
+            rows.append(
+                {
+                    "kind": law.kind,
+                    "name": law.name,
+                    "n_laws": law.n_laws,
+                    "checked": len(answers),
+                    "residual": max(residuals),
+                    "control": float(np.nanmedian(controls)) if np.isfinite(controls).any() else math.nan,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def rearranged(sources: Sequence[Mapping[str, Tensor]], generator: torch.Generator) -> list[Named]:
+    """Every source's entries rearranged over all its tensors, all sources by one and the same permutation."""
+    first = sources[0]
+    total = sum(t.numel() for t in first.values())
+    order = torch.randperm(total, generator=generator, device=generator.device)
+    out = []
+    for source in sources:
+        flat = torch.cat([source[name].detach().reshape(-1) for name in first])
+        parts = flat[order.to(flat.device)].split([t.numel() for t in first.values()])
+        out.append({name: part.reshape(t.shape) for (name, t), part in zip(first.items(), parts, strict=True)})
+    return out
+
+
+# --- pieces -----------------------------------------------------------------------------------------------------------
+
+
+def _generator(generator: torch.Generator | int) -> torch.Generator:
+    return torch.Generator().manual_seed(generator) if isinstance(generator, int) else generator
+
+
+def _check(model: nn.Module, syms: SymmetrySet) -> None:
+    if not len(syms):
+        raise InvalidInput("there is no law to check; find_symmetries(model, example) found none, or none was given.")
+    frozen = frozen_statistics(model)
+    if frozen and any(law.kind == "scale" for law in syms):
+        raise InvalidInput(
+            f"batch norm {frozen[0]!r} is in evaluation mode, in which the scale laws do not hold; call model.train() "
+            "first, or leave the laws of kind 'scale' out."
+        )
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Buffers (running statistics) are put back, and gradients are recorded whatever the caller's mode."""
+    kept = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(kept[name])
+
+
+def _value(loss: Loss, model: nn.Module) -> Tensor:
+    value = loss(model)
+    if not isinstance(value, Tensor) or value.numel() != 1 or not bool(torch.isfinite(value).all()):
+        shown = tuple(value.shape) if isinstance(value, Tensor) and value.numel() != 1 else value
+        raise InvalidInput(f"loss(model) must be one finite number; got {shown}.")
+    if not value.requires_grad:
+        raise InvalidInput("loss(model) does not depend on the parameters through autograd; return the loss itself.")
+    return value.reshape(())
+
+
+def _slopes(model: nn.Module, value: Tensor, *, create_graph: bool) -> tuple[Named, Named]:
+    """Parameters and gradients by name; a frozen or unused parameter has gradient zero."""
+    named: Named = dict(model.named_parameters())
+    free = {name: p for name, p in named.items() if p.requires_grad}
+    found = torch.autograd.grad(value, list(free.values()), create_graph=create_graph, allow_unused=True)
+    slopes = {name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(free.items(), found, strict=True)}
+    return named, {name: slopes.get(name, torch.zeros_like(p)) for name, p in named.items()}
+
+
+def _chosen(law: Symmetry, most: int, generator: torch.Generator) -> list[tuple[int, ...]]:
+    """Laws to check: (law,), or (block, i, j) for the generator E_ij of a matrix law."""
+    count = law.n_laws if law.size is None else law.blocks * law.size**2
+    order = torch.randperm(count, generator=generator, device=generator.device)[:most].tolist()
+    if law.size is None:
+        return [(k,) for k in sorted(order)]
+    d = law.size
+    return [(k // d**2, k // d % d, k % d) for k in sorted(order)]
+
+
+def _adjoint(law: Symmetry, index: tuple[int, ...]) -> tuple[int, ...]:
+    return index if law.size is None else (index[0], index[2], index[1])
+
+
+def _tangent(law: Symmetry, index: tuple[int, ...], values: Mapping[str, Tensor]) -> Named:
+    """A applied to `values` for one generator, from the finite action alone.
+
+    A translation moves zeros to its vector. With α = 2 the diagonal actions turn ones into 2^A. And (I + E)^-1 = I - E
+    for E = E_ij with i ≠ j, so that the action of I + E is exactly I + A.
+    """
+    own = {name: values[name].detach() for name in law.parameters}
+    if law.kind == "translation":
+        return law.apply({n: torch.zeros_like(v) for n, v in own.items()}, _unit(law, index[0], 1.0, 0.0))
+    if law.size is None or index[1] == index[2]:
+        if law.size is None:
+            alpha = _unit(law, index[0], 2.0, 1.0)
+        else:
+            alpha = torch.eye(law.size, dtype=torch.float64).repeat(law.blocks, 1, 1)
+            alpha[index] = 2.0
+        powers = law.apply({n: torch.ones_like(v, dtype=torch.float64) for n, v in own.items()}, alpha)
+        return {n: (own[n].double() * power.log2()).to(own[n].dtype) for n, power in powers.items()}
+    alpha = torch.eye(law.size, dtype=torch.float64).repeat(law.blocks, 1, 1)
+    alpha[index] = 1.0
+    moved = law.apply({n: v.double() for n, v in own.items()}, alpha)
+    return {n: (after - own[n].double()).to(own[n].dtype) for n, after in moved.items()}
+
+
+def _unit(law: Symmetry, k: int, there: float, elsewhere: float) -> Tensor:
+    alpha = torch.full((law.n_laws,), elsewhere, dtype=torch.float64)
+    alpha[k] = there
+    return alpha
+
+
+def _whole(part: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Named:
+    return {name: part.get(name, torch.zeros_like(p)).detach() for name, p in parameters.items()}
+
+
+def _products(
+    parameters: Mapping[str, Tensor], slopes: Mapping[str, Tensor], vectors: Sequence[Named], chunk: int
+) -> list[Named]:
+    """Hessian-vector products, several in one vectorised backward pass where that works."""
+    roots = [name for name, slope in slopes.items() if slope.requires_grad]
+    free = [name for name, p in parameters.items() if p.requires_grad]
+    if not roots:  # a loss that is linear in every parameter
+        return [{name: torch.zeros_like(p) for name, p in parameters.items()} for _ in vectors]
+    out: list[Named] = []
+    for begin in range(0, len(vectors), chunk):
+        part = vectors[begin : begin + chunk]
+        along = [torch.stack([v[name] for v in part]) for name in roots]
+        try:
+            bent = _backward(slopes, parameters, roots, free, along, batched=True)
+        except RuntimeError:  # no batching rule
+            single = [
+                _backward(slopes, parameters, roots, free, [a[i] for a in along], batched=False)
+                for i in range(len(part))
+            ]
+            bent = [torch.stack(same) for same in zip(*single, strict=True)]
+        for i in range(len(part)):
+            found = {name: b[i] for name, b in zip(free, bent, strict=True)}
+            out.append({name: found.get(name, torch.zeros_like(p)) for name, p in parameters.items()})
+    return out
+
+
+def _backward(
+    slopes: Mapping[str, Tensor],
+    parameters: Mapping[str, Tensor],
+    roots: list[str],
+    free: list[str],
+    along: list[Tensor],
+    *,
+    batched: bool,
+) -> list[Tensor]:
+    wanted = [parameters[name] for name in free]
+    try:
+        found = torch.autograd.grad(
+            [slopes[name] for name in roots],
+            wanted,
+            along,
+            retain_graph=True,
+            allow_unused=True,
+            is_grads_batched=batched,
+        )
+    except NotImplementedError as reason:
+        raise InvalidInput(f"the loss has no second derivative: {str(reason).splitlines()[0]}") from reason
+    lead = along[0].shape[:1] if batched else ()
+    return [
+        torch.zeros((*lead, *p.shape), dtype=p.dtype, device=p.device) if b is None else b
+        for b, p in zip(found, wanted, strict=True)
+    ]
+
+
+def _sum(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Named:
+    return {name: a[name] + b[name] for name in a}
+
+
+def _norm(vector: Mapping[str, Tensor]) -> float:
+    return math.sqrt(sum(float(v.detach().double().square().sum()) for v in vector.values()))
