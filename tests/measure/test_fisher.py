@@ -345,5 +345,5 @@ def test_bad_input():
         fisher_sqnorm(model, x, labels="true", generator=0)
     with pytest.raises(UnknownName, match="choose 'mc' or 'exact'"):
         fisher_sqnorm(model, x, method="minibatch", generator=0)
-    with pytest.raises(InvalidInput, match="make it there"):
-        sample_labels(torch.zeros(2, 2, device="meta"), generator=torch.Generator())
+    with pytest.raises(InvalidInput, match="pass generator="):
+        sample_labels(torch.zeros(2, 2), generator="seed")

@@ -333,7 +333,35 @@ def test_other_uses_go_by_the_general_method(kind):
         agrees(model, x, y)
 
 
-def test_weight_norm_bilinear_and_recurrence():
+class Hidden(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        return 2 * g * ctx.saved_tensors[0]
+
+
+class Hides(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, CLASSES)
+
+    def forward(self, x):
+        return Hidden.apply(self.linear(x))
+
+
+def test_functions_without_second_derivative_have_norms_but_no_gradient_of_them():
+    model = build(Hides)
+    agrees(model, *data(5, 4))
+    with pytest.raises(InvalidInput, match="without second derivative"):
+        per_example_grad_sqnorm(model, F.cross_entropy, *data(5, 4), differentiable=True)
+
+
+def test_weight_norm_and_recurrence():
     norm = torch.nn.utils.parametrizations.weight_norm
     agrees(build(lambda: Headed(norm(nn.Linear(4, 5)), 5, lambda h: h)), *data(5, 4))
     lstm = nn.LSTM(4, 5, batch_first=True)

@@ -9,8 +9,8 @@ of another kind is noted as such, and its parameter left to :mod:`mlcollage.meas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from mlcollage.errors import InvalidInput
 from mlcollage.measure._uses import Conv, Dense, Embed, Linear, Normed, Prelu, Use
 
-__all__ = ["Tape"]
+__all__ = ["Tape", "second_derivatives"]
 
 
 @dataclass
@@ -53,9 +53,7 @@ class Tape(TorchFunctionMode):
         with ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
             if differentiable:
-                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-                if any(isinstance(m, nn.RNNBase) for m in self.model.modules()):
-                    stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+                stack.enter_context(second_derivatives(self.model))
             stack.enter_context(self)
             return self.model(*args, **kwargs)
 
@@ -129,6 +127,16 @@ class Tape(TorchFunctionMode):
     def ambiguous(self, x: Tensor) -> bool:
         """May x be something else than a batch, such as a product of weights, that has a batch's size?"""
         return self.batch > 1 and (self.batch in self._sizes or (x.ndim > 1 and x.shape[1] == self.batch))
+
+
+@contextmanager
+def second_derivatives(model: nn.Module) -> Iterator[None]:
+    """Use kernels of attention and recurrence that can be differentiated twice."""
+    with ExitStack() as stack:
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if any(isinstance(m, nn.RNNBase) for m in model.modules()):
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        yield
 
 
 # The functions that are understood -----------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, overload
 
 import torch
@@ -191,6 +191,7 @@ class GhostNorms:
         self.output: Any = None
         self.outputs: list[Tensor] = []
         self.batch = 0
+        self._custom = False
 
     def run(self, x: Any, *, differentiable: bool = False) -> Any:
         """The model's output for x: a tensor, a tuple of arguments or a dict of named ones."""
@@ -209,7 +210,9 @@ class GhostNorms:
         self.output, self.outputs = output, _differentiable(output)
         if not self.outputs:
             raise InvalidInput("the model's output does not depend on the parameters that are to be counted.")
-        for node in self._customs():
+        customs = list(self._customs())
+        self._custom = bool(customs)
+        for node in customs:
             for edge, _ in node.next_functions:
                 self._tape.give_up(getattr(edge, "variable", None))
         return output
@@ -277,6 +280,8 @@ class GhostNorms:
             self._check(tape, unsure, [c[0] if batched else c for c in given], verify)
         uses = [u for u in tape.uses if id(u.owner) not in tape.other]
         gradients = self._backward(uses, given, batched, differentiable, retain_graph or bool(tape.other))
+        if differentiable and self._custom:
+            refuse_once_differentiable(g for g in gradients if g is not None)
         pairs = [(u, g if batched else g.unsqueeze(0)) for u, g in zip(uses, gradients, strict=True) if g is not None]
         by_param = self._contract(pairs, differentiable)
         if tape.other:
@@ -373,20 +378,35 @@ class GhostNorms:
 
     def _customs(self) -> Iterable[Any]:
         """Custom autograd functions in the graph: the tape does not see what they use."""
-        todo: list[Any] = [o.grad_fn for o in self.outputs]
-        seen = set(todo)
-        while todo:
-            node = todo.pop()
+        for node in graph_nodes(self.outputs):
             if isinstance(node, torch.autograd.function.BackwardCFunction):
                 if type(node).__name__ == "CheckpointFunctionBackward":
                     raise InvalidInput(
                         "reentrant checkpointing hides the layers inside it: checkpoint with use_reentrant=False."
                     )
                 yield node
-            for following, _ in node.next_functions:
-                if following is not None and following not in seen:
-                    seen.add(following)
-                    todo.append(following)
+
+
+def refuse_once_differentiable(gradients: Iterable[Tensor]) -> None:
+    """Raise InvalidInput if autograd would take what a function hides from a second derivative for a constant."""
+    if any("Error" in type(node).__name__ for node in graph_nodes(gradients)):
+        raise InvalidInput(
+            "the model uses a custom function without second derivative (once_differentiable): put one that has it in "
+            "its place."
+        )
+
+
+def graph_nodes(tensors: Iterable[Tensor]) -> Iterator[Any]:
+    """All nodes of autograd's graph behind some tensors."""
+    seen = {t.grad_fn for t in tensors if t.grad_fn is not None}
+    todo: list[Any] = list(seen)
+    while todo:
+        node = todo.pop()
+        yield node
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                todo.append(following)
 
 
 def _arguments(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
