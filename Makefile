@@ -48,6 +48,7 @@ docs: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/mlcollage bench gated_linear_networks
 	$(BIN)/mlcollage bench deep_bootstrap
+	$(BIN)/mlcollage bench statistical_ideas
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis site

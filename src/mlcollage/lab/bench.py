@@ -71,7 +71,9 @@ def to_markdown(rows: Sequence[Row]) -> str:
 
 
 def format_value(value: float) -> str:
-    """Three digits, thousands separated."""
+    """Three digits, thousands separated; nothing for a peer that is not there (NaN)."""
+    if value != value:
+        return ""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
