@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from typing import Any
 
-from mlcollage.data import cifar, fashion_mnist, tables
+from mlcollage.data import cifar, fashion_mnist, tables, tiny_imagenet
 from mlcollage.data.glyphs import PRESETS
 
 __all__ = ["catalogue"]
@@ -41,6 +41,10 @@ def catalogue() -> list[dict[str, Any]]:
         where = str(folder) if folder else f"your folder of the binary version: {name}:folder"
         what = f"colour photographs of {classes} kinds of things"
         rows.append(_row(name, what, 50_000, 10_000, [3, 32, 32], where, folder is not None))
+    folder = tiny_imagenet.find()
+    where = str(folder) if folder else "your folder tiny-imagenet-200: tiny_imagenet:folder"
+    what = "photographs of 200 kinds of things"
+    rows.append(_row("tiny_imagenet", what, 100_000, 10_000, [3, 64, 64], where, folder is not None))
     for name, info in tables.TABLES.items():
         if info.task == "classification" and name != "digits":
             test = -(-info.rows // 4)

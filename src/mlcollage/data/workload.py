@@ -77,6 +77,9 @@ def load_workload(spec: str) -> Workload:
             :mod:`~mlcollage.data.cifar` from the folder of its binary version, a folder of images, a saved Hugging Face
             set or an ``.npz``; without a folder from where it usually lies. ``?n=5000&test=1000`` takes the first so
             many, ``?labels=coarse`` the 20 coarse classes of CIFAR-100.
+        ``tiny_imagenet:folder``
+            :mod:`~mlcollage.data.tiny_imagenet` from the folder ``tiny-imagenet-200``, or from where it usually lies.
+            ``?per_class=50`` takes the first so many images of each class.
         ``hf:name``, ``hf:name:configuration``, ``hf:folder``
             A data set of the Hugging Face hub, or one saved to a folder (``save_to_disk``, Parquet files); needs the
             extra ``hub``. ``?label=column``, ``?image=column``, ``?size=32``.
@@ -111,6 +114,10 @@ def load_workload(spec: str) -> Workload:
         from mlcollage.data import cifar
 
         return cifar.workload(name.partition(":")[0], name.partition(":")[2], options)
+    if name.partition(":")[0] == "tiny_imagenet":
+        from mlcollage.data import tiny_imagenet
+
+        return tiny_imagenet.workload(name.partition(":")[2], options)
     if path.is_dir():
         return _images.load(path, options)
     if path.suffix.lower() in (".npz", ".csv", ".parquet"):
@@ -123,7 +130,7 @@ def load_workload(spec: str) -> Workload:
         raise InvalidInput(f"{name} is neither .npz, .csv nor .parquet nor a folder of images.")
     raise UnknownName(
         f"there is no workload {name!r}; expected {', '.join(_bundled.NAMES)}, cifar10:folder, cifar100:folder, "
-        "module:function, a folder of images, an .npz, .csv or .parquet file, or hf:name."
+        "tiny_imagenet:folder, module:function, a folder of images, an .npz, .csv or .parquet file, or hf:name."
     )
 
 
