@@ -15,11 +15,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats as sps
 
 from mlcollage.errors import InvalidInput, MLCollageError
 from mlcollage.lab.claim import Claim
@@ -37,7 +37,7 @@ from mlcollage.stats.multilevel import PartialPooling
 __all__ = ["PooledClaim", "draw_forest", "pool", "pool_claim"]
 
 LEVEL = 0.95
-_Z = float(sps.norm.ppf((1 + LEVEL) / 2))
+_Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 _FORMATS = (".svg", ".png", ".pdf")
 
 
