@@ -1,6 +1,8 @@
 """Effective size, double descent, the horseshoe, leave-one-out: closed forms, quadrature, brute force, peers."""
 
 import math
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -221,6 +223,27 @@ def test_loo_equals_exact_leave_one_out():
     assert loo.se == pytest.approx(np.sqrt(30) * exact.std(), rel=0.05)
     assert loo.p == pytest.approx(1, abs=0.4)  # one parameter
     assert loo.unreliable == []
+
+
+def test_loo_speaks_the_interface_of_arviz_1(monkeypatch):
+    """From 1.0, from_dict takes one mapping of groups, and the result's fields are elpd, se, p, elpd_i and pareto_k."""
+    fake, log_likelihood = types.ModuleType("arviz"), np.random.default_rng(0).normal(size=(4, 50, 3))
+    fake.__version__, calls = "1.0.0", []
+    fake.from_dict = lambda data: data
+
+    def loo(data, pointwise=None, var_name=None, reff=None):
+        calls.append((sorted(data), sorted(data["log_likelihood"]), pointwise, reff))
+        pointwise_elpd = -np.log(np.exp(-data["log_likelihood"]["y"]).mean(axis=(0, 1)))
+        names = {"elpd": pointwise_elpd.sum(), "se": 0.5, "p": 1.5}
+        return types.SimpleNamespace(**names, elpd_i=pointwise_elpd, pareto_k=np.array([0.1, 0.8, 0.2]))
+
+    fake.loo = loo
+    monkeypatch.setitem(sys.modules, "arviz", fake)
+    found = psis_loo(log_likelihood, relative_efficiency=0.9)
+    assert calls == [(["log_likelihood", "posterior"], ["y"], True, 0.9)]
+    assert found.elpd == pytest.approx(-np.log(np.exp(-log_likelihood).mean(axis=(0, 1))).sum())
+    assert (found.se, found.p, found.unreliable) == (0.5, 1.5, [1])
+    assert found.pointwise.shape == (3,)
 
 
 def test_models_are_compared_unit_by_unit():
