@@ -374,28 +374,18 @@ class FisherPenalty(nn.Module):
         return square * (len(logits) * world_size()) if self.normalize == "batch" else square
 
     def _per_example(self, logits: Tensor, x: Any, y: Tensor | None) -> Tensor:
-        """Mean over samples of squared gradient norms, at drawn labels or in expectation over all of them.
-
-        With logits z and class k, the loss gradient with respect to z is softmax(z) - e_k: what goes backward.
-        """
-        from mlcollage.measure.grad_norms import GhostNorms
+        """Mean over samples of squared gradient norms, at drawn labels or in expectation over all of them."""
+        from mlcollage.measure.fisher import fisher_sqnorm
 
         model = unwrap(self._model[0])
-        ghost = GhostNorms(model, trainable(model, self._chosen).values())
-        again = logits_of(ghost.run(x, differentiable=True))
-        p = (again if again.dtype == torch.float64 else again.float()).softmax(-1)
-        eye = torch.eye(p.shape[1], dtype=p.dtype, device=p.device)
-        exact = self.estimator == "exact"
-        cotangents = p - eye[:, None, :] if exact else (p - eye[self._draw(logits, y)])[None]
-        given = [
-            cotangents.to(o.dtype) if o is again else torch.zeros_like(o).expand(len(cotangents), *o.shape)
-            for o in ghost.outputs
-        ]
-        layers = ghost.sqnorm(given, batched=True, differentiable=True)
-        norms = torch.stack([n.to(p.dtype) for n in layers.values()]).sum(0)  # (classes or 1, B)
-        if not exact:
-            return norms.mean()
-        return (self._class_weights(again).T * norms).sum(0).mean()
+        chosen = list(trainable(model, self._chosen).values())
+        if self.estimator == "exact":
+            settings: dict[str, Any] = {"labels": self.labels, "method": "exact", "score_term": self.score_term}
+        else:
+            settings = {"labels": self._draw(logits, y), "method": "mc"}
+        norms = fisher_sqnorm(model, x, params=chosen, retain_graph=False, **settings)
+        assert isinstance(norms, Tensor)
+        return norms.mean()
 
     def _input_norm(self, logits: Tensor, x: Tensor, y: Tensor | None, scale: float) -> Tensor:
         """GPx: squared norm of the loss gradient with respect to the batch of inputs."""

@@ -1,0 +1,335 @@
+r"""Tr(F) along a training run: its early value, its peak, and an alarm when it explodes.
+
+Jastrzębski et al., "Catastrophic Fisher Explosion", ICML 2021, compares trainings by the trace where the training loss
+first falls below a fixed value (:math:`\mathrm{TrF}_i`), not at a fixed step, so that learning rates compare fairly.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mlcollage.errors import InvalidInput
+from mlcollage.measure.trace import TraceResult
+from mlcollage.train.loop import evaluating
+
+from ._gradients import logits_of, unwrap
+from .labels import stream
+
+__all__ = ["Alarm", "ExplosionWarning", "FisherTraceTracker"]
+
+
+class ExplosionWarning(UserWarning):
+    """Tr(F) has grown far beyond where it began."""
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """An explosion of Tr(F).
+
+    Parameters
+    ----------
+    step
+        Where it was found.
+    trace, baseline
+        Tr(F) there and at the tracker's first measurement.
+    layers
+        Share of the growth by layer, the largest first; the shares sum to 1.
+    """
+
+    step: int
+    trace: float
+    baseline: float
+    layers: pd.Series
+
+    def __str__(self) -> str:
+        most = ", ".join(f"{name or 'the model'} {share:.0%}" for name, share in self.layers.head(3).items())
+        return (
+            f"Tr(F) is {self.trace:.3g} at step {self.step}, {self.trace / self.baseline:.1f} times its first value "
+            f"{self.baseline:.3g}; the growth is in: {most}. A larger learning rate or FisherPenalty keeps it down."
+        )
+
+
+class FisherTraceTracker:
+    r"""Measures Tr(F) every few steps of a training loop of yours.
+
+    Parameters
+    ----------
+    data
+        Inputs (n, ...), a pair (x, y), or a dict of named inputs (``labels`` among them, or not): some hundred training
+        samples, or held-out ones. With labels, the loss and accuracy on them are measured as well.
+    every
+        Steps between measurements (default 50); the first call is always measured.
+    method
+        ``"mc"`` (default: one drawn label a sample, about one backward pass), ``"exact"`` or ``"minibatch"``.
+    n_samples
+        Draws of all labels.
+    per_layer
+        Keep the parts of the layers (default True); the alarm names them.
+    early
+        Last step of the early window, in which the peak is looked for; None (default) for no end.
+    loss_threshold
+        :math:`\epsilon`: :math:`\mathrm{TrF}_i` is measured when the training loss first falls to it; half of the loss
+        at chance is a good choice. None (default) leaves it out.
+    smoothing
+        Weight of the past in the running mean of the losses given to :meth:`update`, 0 to 1; default 0.9. Losses
+        measured on ``data`` are taken as they are.
+    alarm_factor
+        Sound the alarm when the trace exceeds so many times its first value (default 10); None never does.
+    on_alarm
+        Called once with the :class:`Alarm`; default warns with :class:`ExplosionWarning`.
+    batch_size
+        Samples at a time.
+    likelihood
+        As in :func:`mlcollage.measure.fisher.fisher_trace`.
+    forward
+        How the network is called, ``forward(model, x)``; default ``model(x)``, or ``model(**x)`` for named inputs. Only
+        for the loss on ``data``.
+    seed
+        Labels at step t are drawn from a stream of (seed, t): a resumed run draws the same.
+
+    Raises
+    ------
+    InvalidInput
+        For settings that cannot be used, and data that are no tensors.
+
+    Notes
+    -----
+    The network is measured in evaluation mode (batch norm at its running statistics: in training mode a single sample
+    has no gradient of its own), and put back. Gradients, weights and random states are left alone.
+
+    Examples
+    --------
+    >>> from mlcollage.nn.init import build
+    >>> from mlcollage.train.loop import epochs, steps
+    >>> g = torch.Generator().manual_seed(0)
+    >>> x = torch.randn(128, 4, generator=g)
+    >>> y = (x[:, 0] > 0).long()
+    >>> model = build(lambda: nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2)), seed=0)
+    >>> tracker = FisherTraceTracker((x, y), every=10, loss_threshold=0.4)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    >>> for step in steps(model, epochs(x, y, 32, generator=0), optimizer, max_steps=40):
+    ...     _ = tracker.update(model, step.number, loss=step.loss)
+    >>> tracker.step_at_threshold, tracker.history["step"].tolist()
+    (14, [1, 10, 14, 20, 30, 40])
+    >>> tracker.peak["trace"] >= tracker.trace_at_threshold
+    True
+    """
+
+    def __init__(
+        self,
+        data: Tensor | tuple[Tensor, Tensor] | Mapping[str, Tensor],
+        *,
+        every: int = 50,
+        method: Literal["mc", "exact", "minibatch"] = "mc",
+        n_samples: int = 1,
+        per_layer: bool = True,
+        early: int | None = None,
+        loss_threshold: float | None = None,
+        smoothing: float = 0.9,
+        alarm_factor: float | None = 10.0,
+        on_alarm: Callable[[Alarm], Any] | None = None,
+        batch_size: int = 256,
+        likelihood: str = "categorical",
+        forward: Callable[[nn.Module, Any], Any] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.x, self.y = _split(data)
+        for name, value in (("every", every), ("n_samples", n_samples), ("batch_size", batch_size)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InvalidInput(f"{name}={value!r} must be a whole number of at least 1.")
+        if not 0 <= smoothing < 1:
+            raise InvalidInput(f"smoothing={smoothing!r} must be at least 0 and below 1.")
+        if alarm_factor is not None and not alarm_factor > 1:
+            raise InvalidInput(f"alarm_factor={alarm_factor!r} must be above 1, or None.")
+        self.every, self.method, self.n_samples, self.per_layer = every, method, n_samples, per_layer
+        self.early, self.loss_threshold, self.smoothing = early, loss_threshold, smoothing
+        self.alarm_factor, self.on_alarm = alarm_factor, on_alarm
+        self.batch_size, self.likelihood, self.seed = batch_size, likelihood, seed
+        self.forward = forward or (lambda model, x: model(**x) if isinstance(x, Mapping) else model(x))
+        self.alarm: Alarm | None = None
+        self._rows: list[dict[str, float]] = []
+        self._layers: list[dict[str, Any]] = []
+        self._mean_loss, self._weight = 0.0, 0.0
+        self._crossed: dict[str, float] | None = None
+
+    def update(
+        self, model: nn.Module, step: int, *, loss: Tensor | float | None = None, force: bool = False
+    ) -> TraceResult | None:
+        """Measure if it is time; call it after every update.
+
+        Parameters
+        ----------
+        model
+            Your network, also wrapped or compiled.
+        step
+            Updates made so far.
+        loss
+            The training loss of this step; a running mean of it decides when the threshold is crossed. Without it, and
+            with labels in ``data``, the loss on these does, at measured steps.
+        force
+            Measure in any case.
+
+        Returns
+        -------
+        TraceResult or None
+            What was measured.
+        """
+        crossing = self._cross(loss) if loss is not None else False
+        if not (force or crossing or not self._rows or step % self.every == 0):
+            return None
+        if self._rows and self._rows[-1]["step"] == step:
+            return None
+        result = self._measure(model, step)
+        row = self._rows[-1]
+        if loss is None and self._crossed is None and self.loss_threshold is not None:
+            crossing = row.get("loss", math.inf) <= self.loss_threshold
+        if crossing and self._crossed is None:
+            self._crossed = dict(row)
+        self._watch(step, result.value)
+        return result
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row a measurement: ``step, trace, stderr`` and, with labels, ``loss, accuracy``."""
+        return pd.DataFrame(self._rows, columns=None if self._rows else ["step", "trace", "stderr"])
+
+    @property
+    def layers(self) -> pd.DataFrame:
+        """Parts of the layers: index step, one column a layer."""
+        table = pd.DataFrame(self._layers)
+        return table.set_index("step") if len(table) else table
+
+    @property
+    def peak(self) -> dict[str, float]:
+        """Step and trace of the largest value in the early window."""
+        rows = self.history
+        rows = rows if self.early is None else rows[rows["step"] <= self.early]
+        if rows.empty or not rows["trace"].notna().any():
+            raise InvalidInput("nothing was measured in the early window yet; call update(model, step) while training.")
+        best = rows.iloc[int(rows["trace"].argmax())]
+        return {"step": float(best["step"]), "trace": float(best["trace"])}
+
+    @property
+    def trace_at_threshold(self) -> float | None:
+        r""":math:`\mathrm{TrF}_i`, the trace where the training loss first fell to the threshold; None before."""
+        return None if self._crossed is None else self._crossed["trace"]
+
+    @property
+    def step_at_threshold(self) -> int | None:
+        """Where that was."""
+        return None if self._crossed is None else int(self._crossed["step"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything measured so far, as plain values."""
+        return {
+            "rows": [dict(r) for r in self._rows],
+            "layers": [dict(r) for r in self._layers],
+            "loss": [self._mean_loss, self._weight],
+            "crossed": None if self._crossed is None else dict(self._crossed),
+            "alarmed": self.alarm is not None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`; an alarm that has sounded does not sound again."""
+        self._rows, self._layers = [dict(r) for r in state["rows"]], [dict(r) for r in state["layers"]]
+        self._mean_loss, self._weight = (float(v) for v in state["loss"])
+        self._crossed = state["crossed"]
+        self.alarm = None
+        if state["alarmed"]:
+            self.alarm = self._alarm(int(self._rows[-1]["step"]), float(self._rows[-1]["trace"]))
+
+    def _cross(self, loss: Tensor | float) -> bool:
+        value = float(loss.detach()) if isinstance(loss, Tensor) else float(loss)
+        self._mean_loss = self.smoothing * self._mean_loss + (1 - self.smoothing) * value
+        self._weight = self.smoothing * self._weight + (1 - self.smoothing)
+        if self.loss_threshold is None or self._crossed is not None:
+            return False
+        return self._mean_loss / self._weight <= self.loss_threshold
+
+    def _measure(self, model: nn.Module, step: int) -> TraceResult:
+        from mlcollage.measure.fisher import fisher_trace
+
+        inner = unwrap(model)
+        device = next(inner.parameters()).device
+        with evaluating(inner):
+            result = fisher_trace(
+                inner,
+                [_part(self.x, i, self.batch_size, device) for i in range(0, _length(self.x), self.batch_size)],
+                method=self.method,
+                n_samples=self.n_samples,
+                per_layer=self.per_layer,
+                likelihood=self.likelihood,
+                generator=None if self.method == "exact" else stream(self.seed, step),
+                batch_size=self.batch_size,
+            )
+            row = {"step": step, "trace": result.value, "stderr": result.stderr}
+            if self.y is not None:
+                row |= self._loss_and_accuracy(inner, device)
+        self._rows.append(row)
+        if result.per_layer is not None:
+            self._layers.append({"step": step, **result.per_layer})
+        return result
+
+    @torch.no_grad()
+    def _loss_and_accuracy(self, model: nn.Module, device: torch.device) -> dict[str, float]:
+        assert self.y is not None
+        starts = range(0, len(self.y), self.batch_size)
+        parts = [logits_of(self.forward(model, _part(self.x, i, self.batch_size, device))) for i in starts]
+        logits, y = torch.cat(parts).float(), self.y.to(device)
+        return {"loss": float(F.cross_entropy(logits, y)), "accuracy": float((logits.argmax(1) == y).double().mean())}
+
+    def _watch(self, step: int, trace: float) -> None:
+        baseline = self._rows[0]["trace"]
+        if self.alarm_factor is None or self.alarm is not None or not trace > self.alarm_factor * baseline:
+            return
+        self.alarm = self._alarm(step, trace)
+        if self.on_alarm is None:
+            warnings.warn(str(self.alarm), ExplosionWarning, stacklevel=3)
+        else:
+            self.on_alarm(self.alarm)
+
+    def _alarm(self, step: int, trace: float) -> Alarm:
+        baseline = self._rows[0]["trace"]
+        shares = pd.Series({"": 1.0})
+        if len(self._layers) > 1:
+            table = self.layers
+            growth = table.iloc[-1] - table.iloc[0]
+            shares = (growth / growth.sum()).sort_values(ascending=False)
+        return Alarm(step, trace, baseline, shares)
+
+
+Inputs = Tensor | dict[str, Tensor]
+
+
+def _length(x: Inputs) -> int:
+    return len(x) if isinstance(x, Tensor) else len(next(iter(x.values())))
+
+
+def _part(x: Inputs, start: int, size: int, device: torch.device) -> Inputs:
+    if isinstance(x, Tensor):
+        return x[start : start + size].to(device)
+    return {name: values[start : start + size].to(device) for name, values in x.items()}
+
+
+def _split(data: Any) -> tuple[Inputs, Tensor | None]:
+    if isinstance(data, Mapping):
+        named = {name: values for name, values in data.items() if name != "labels"}
+        x, y, good = named, data.get("labels"), bool(named) and all(isinstance(v, Tensor) for v in named.values())
+    else:
+        x, y = data if isinstance(data, tuple | list) and len(data) == 2 else (data, None)
+        good = isinstance(x, Tensor)
+    if not good or _length(x) == 0 or not (y is None or (isinstance(y, Tensor) and len(y) == _length(x))):
+        raise InvalidInput(
+            "data must be a tensor of inputs (n, ...), a pair of inputs and labels of the same length, or a dict of "
+            "named tensors; take some hundred samples, as in next(iter(loader))."
+        )
+    return x, y

@@ -1,0 +1,268 @@
+"""Tracker and penalty in real Lightning and Hugging Face trainings, against loops written out by hand."""
+
+import copy
+import sys
+import warnings
+
+import lightning.pytorch as lightning
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from mlcollage.errors import InvalidInput, MissingDependency
+from mlcollage.nn.init import build
+from mlcollage.papers.fisher_explosion import (
+    FisherPenalty,
+    FisherTraceTracker,
+    lightning_penalty,
+    lightning_tracker,
+    transformers_tracker,
+    transformers_trainer,
+)
+
+BATCH, STEPS = 8, 6
+
+
+def data(n=BATCH * STEPS):
+    g = torch.Generator().manual_seed(1)
+    x = torch.randn(n, 4, generator=g)
+    return x, x[:, :3].argmax(1)
+
+
+def network():
+    return build(lambda: nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)), 0)
+
+
+def flat(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def by_hand(steps=STEPS, **settings):
+    """The loop that the trainers run: SGD over the batches in order."""
+    model, (x, y) = network(), data()
+    penalty = FisherPenalty(model, 0.3, interval=2, **settings)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for t in range(steps):
+        part = slice(t * BATCH, (t + 1) * BATCH)
+        optimizer.zero_grad()
+        logits = model(x[part])
+        loss = F.cross_entropy(logits, y[part])
+        if penalty.grad == "double_backprop":
+            (loss + penalty(logits)).backward()
+        else:
+            loss.backward()
+            penalty.step_grad(lambda part=part: model(x[part]))
+        optimizer.step()
+    return model
+
+
+class Module(lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = network()
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, index):
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(module, callbacks, folder, *, steps=STEPS, checkpoint=None, **settings):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = lightning.Trainer(
+            max_steps=steps,
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            default_root_dir=folder,
+            callbacks=callbacks,
+            **settings,
+        )
+        trainer.fit(module, DataLoader(TensorDataset(*data()), batch_size=BATCH), ckpt_path=checkpoint)
+    return trainer
+
+
+@pytest.mark.parametrize("grad", ["jvp", "finite_difference"])
+def test_lightning_adds_the_penalty_before_each_update(tmp_path, grad):
+    module = Module()
+    penalty = FisherPenalty(module.net, 0.3, grad=grad, interval=2)
+    fit(module, [lightning_penalty(penalty)], tmp_path)
+    assert torch.equal(flat(module.net), flat(by_hand(grad=grad)))
+    assert penalty.steps == STEPS
+    assert not torch.allclose(flat(module.net), flat(by_hand(start=99)), atol=1e-4)
+
+
+def test_lightning_adds_it_after_unscaling_and_once_for_accumulated_batches(tmp_path):
+    module = Module()
+    penalty = FisherPenalty(module.net, 0.3, grad="jvp", interval=1)
+    fit(module, [lightning_penalty(penalty)], tmp_path, steps=2, accumulate_grad_batches=3)
+    assert penalty.steps == 2
+
+
+def test_lightning_checkpoints_hold_the_steps_and_the_history(tmp_path):
+    def parts():
+        module = Module()
+        penalty = FisherPenalty(module.net, 0.3, grad="jvp", interval=2)
+        tracker = FisherTraceTracker(data(), every=2)
+        return module, penalty, tracker, [lightning_penalty(penalty), lightning_tracker(tracker)]
+
+    first, _, half, callbacks = parts()
+    trainer = fit(first, callbacks, tmp_path, steps=3)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    second, penalty, tracker, callbacks = parts()
+    fit(second, callbacks, tmp_path, checkpoint=tmp_path / "half.ckpt")
+    assert penalty.steps == STEPS
+    assert tracker.history["step"].tolist() == [1, 2, 4, 6]
+    assert tracker.history.head(2).equals(half.history)
+
+
+def test_lightning_tracker_measures_logs_and_changes_nothing(tmp_path):
+    plain, watched = Module(), Module()
+    fit(plain, [], tmp_path)
+    tracker = FisherTraceTracker(data()[0], every=2, loss_threshold=1.0)
+    trainer = fit(watched, [lightning_tracker(tracker)], tmp_path)
+    assert tracker.history["step"].tolist()[:3] == [1, 2, 4]
+    assert torch.equal(flat(plain.net), flat(watched.net))
+    assert trainer.logged_metrics["fisher_trace"] == pytest.approx(tracker.history["trace"].iloc[-1])
+
+
+def test_lightning_cannot_take_double_backprop():
+    with pytest.raises(InvalidInput, match="training_step"):
+        lightning_penalty(FisherPenalty(network(), 0.1))
+
+
+class Classifier(transformers.PreTrainedModel):
+    config_class = transformers.PretrainedConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.net = network()
+        self.post_init()
+
+    def _init_weights(self, module):
+        """The network is initialised already."""
+
+    def forward(self, x, labels=None):
+        logits = self.net(x)
+        loss = None if labels is None else F.cross_entropy(logits, labels)
+        return SequenceClassifierOutput(loss=loss, logits=logits)
+
+
+def train(model, folder, make=transformers.Trainer, callbacks=(), resume=None, **settings):
+    x, y = data()
+    rows = [{"x": a, "labels": b} for a, b in zip(x, y, strict=True)]
+    arguments = transformers.TrainingArguments(
+        output_dir=str(folder),
+        **{
+            "max_steps": STEPS,
+            "per_device_train_batch_size": BATCH,
+            "learning_rate": 0.1,
+            "optim": "sgd",
+            "lr_scheduler_type": "constant",
+            "max_grad_norm": 0.0,
+            "report_to": [],
+            "save_strategy": "no",
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "logging_strategy": "no",
+            "train_sampling_strategy": "sequential",
+            **settings,
+        },
+    )
+    trainer = make(model=model, args=arguments, train_dataset=rows, callbacks=list(callbacks))
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def classifier():
+    return Classifier(transformers.PretrainedConfig())
+
+
+@pytest.mark.parametrize("grad", ["double_backprop", "jvp", "finite_difference"])
+def test_the_transformers_trainer_trains_the_penalised_loss(tmp_path, grad):
+    model = classifier()
+    penalty = FisherPenalty(model, 0.3, grad=grad, interval=2)
+    train(model, tmp_path, transformers_trainer(penalty))
+    torch.testing.assert_close(flat(model.net), flat(by_hand(grad=grad)), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("grad", ["double_backprop", "jvp"])
+def test_accumulated_micro_batches_are_averaged(tmp_path, grad):
+    """With labels='true', three micro-batches of eight give the mean of their penalties' gradients."""
+    model, reference = classifier(), network()
+    penalty = FisherPenalty(model, 0.3, grad=grad, labels="true", interval=1)
+    train(model, tmp_path, transformers_trainer(penalty), max_steps=1, gradient_accumulation_steps=3)
+    x, y = data()
+    optimizer = torch.optim.SGD(reference.parameters(), lr=0.1)
+    for t in range(3):
+        part = slice(t * BATCH, (t + 1) * BATCH)
+        logits = reference(x[part])
+        by = FisherPenalty(reference, 0.3, labels="true", interval=1)
+        ((F.cross_entropy(logits, y[part]) + by(logits, y=y[part])) / 3).backward()
+    optimizer.step()
+    torch.testing.assert_close(flat(model.net), flat(reference), rtol=0, atol=1e-6)
+    assert penalty.accumulation_steps == 3
+
+
+def test_resumed_transformers_training_is_the_unbroken_one(tmp_path):
+    def make():
+        model = classifier()
+        return model, transformers_trainer(FisherPenalty(model, 0.3, interval=2))
+
+    whole, make_trainer = make()
+    train(whole, tmp_path / "a", make_trainer)
+    first, make_trainer = make()
+    train(first, tmp_path / "b", make_trainer, max_steps=3, save_strategy="steps", save_steps=3)
+    second, make_trainer = make()
+    train(second, tmp_path / "c", make_trainer, resume=str(tmp_path / "b" / "checkpoint-3"))
+    torch.testing.assert_close(flat(second.net), flat(whole.net), rtol=0, atol=1e-7)
+
+
+def test_evaluation_has_no_penalty(tmp_path):
+    model = classifier()
+    penalty = FisherPenalty(model, 0.3, interval=1)
+    trainer = train(model, tmp_path, transformers_trainer(penalty), max_steps=1)
+    x, y = data()
+    rows = [{"x": a, "labels": b} for a, b in zip(x, y, strict=True)]
+    found = trainer.evaluate(rows)["eval_loss"]
+    assert found == pytest.approx(F.cross_entropy(model.net(x), y).item(), rel=1e-4)
+    assert penalty.steps == 1
+
+
+def test_the_transformers_tracker_measures_and_changes_nothing(tmp_path):
+    plain, watched = classifier(), classifier()
+    train(plain, tmp_path)
+    x, y = data()
+    tracker = FisherTraceTracker({"x": x, "labels": y}, every=2, loss_threshold=1.05)
+    before = copy.deepcopy(watched.state_dict())
+    train(watched, tmp_path, callbacks=[transformers_tracker(tracker)])
+    assert tracker.history["step"].tolist() == [1, 2, 4, 6]
+    assert {"loss", "accuracy"} <= set(tracker.history.columns)
+    assert torch.equal(flat(plain.net), flat(watched.net))
+    assert not torch.equal(flat(watched.net), torch.cat([v.flatten() for v in before.values()]))
+
+
+@pytest.mark.parametrize(
+    ("make", "package", "extra"),
+    [
+        (lambda: lightning_tracker(FisherTraceTracker(data()[0])), "lightning.pytorch", "lightning"),
+        (lambda: lightning_penalty(FisherPenalty(network(), 0.1, grad="jvp")), "lightning.pytorch", "lightning"),
+        (lambda: transformers_tracker(FisherTraceTracker(data()[0])), "transformers", "transformers"),
+        (lambda: transformers_trainer(FisherPenalty(network(), 0.1)), "transformers", "transformers"),
+    ],
+)
+def test_a_missing_trainer_is_named(monkeypatch, make, package, extra):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingDependency, match=rf"mlcollage\[{extra}\]"):
+        make()
