@@ -97,7 +97,7 @@ def first_step_size(
     before = state.log_prob.double() - kinetic(p0, mass)
 
     def accept(step: Tensor) -> Tensor:
-        eps = step[:, None]
+        eps = step[:, None].to(p0.dtype)
         half = p0 + 0.5 * eps * state.gradient
         q = state.position + eps * (half if mass is None else half / mass)
         value, gradient = density(q)

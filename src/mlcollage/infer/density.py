@@ -5,7 +5,9 @@ Every sampler of this floor takes ``log_prob``, a function of positions ``(chain
 * a tensor ``(chains,)``: one log-density a chain, unnormalised; the gradient is then taken by one backward pass
   through the sum, which is exact since no chain enters another's density; or
 * a pair ``(log_prob, gradient)`` of shapes ``(chains,)`` and ``(chains, dim)``: a gradient by hand, which for small
-  networks is faster than autograd. It is called without recording a graph.
+  networks is faster than autograd. It is called without recording a graph. If the function is an object that also has
+  a method ``gradient(position)``, samplers call that one where they need no value, which is everywhere in a trajectory
+  but at its end; it may return a buffer that its next call overwrites.
 
 In float32 with many observations, return ``log_prob`` in float64 (sum in float64): a Metropolis test subtracts two
 values of size :math:`10^5` to see a difference of size 1, and samplers keep that difference in float64.
@@ -121,6 +123,17 @@ class LogDensity:
         if self.temperature != 1.0:
             value, gradient = value / self.temperature, gradient / self.temperature
         return value, gradient
+
+    def gradient(self, position: Tensor) -> Tensor:
+        """The gradient alone, (chains, dim), possibly in a buffer that the next call overwrites."""
+        by_hand = getattr(self.log_prob, "gradient", None)
+        if by_hand is None:
+            return self(position)[1]
+        with torch.no_grad():
+            gradient: Tensor = by_hand(position)
+        if not isinstance(gradient, Tensor) or gradient.shape != position.shape:
+            self._check(position, position.new_empty(len(position)), gradient)
+        return gradient if self.temperature == 1.0 else gradient / self.temperature
 
     def state(self, position: Tensor) -> State:
         """The state at ``position``, which is evaluated here."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, Literal
 
@@ -212,6 +213,32 @@ class Streaming:
         both._whole = [beside(a, b) for a, b in zip(self._whole, other._whole, strict=True)]
         both._open = None if self._open is None or other._open is None else beside(self._open, other._open)
         return both
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state as tensors by name, for a file; see :meth:`from_tensors`."""
+        parts = [*self._whole, *([] if self._open is None else [self._open])]
+        state = {
+            "sizes": torch.tensor([self.batches, self.count, self.width, len(self._whole)]),
+            "counts": torch.tensor([n for n, _, _ in parts], dtype=torch.int64),
+        }
+        if parts:
+            state |= {"means": torch.stack([p[1] for p in parts]), "squares": torch.stack([p[2] for p in parts])}
+        return state
+
+    @classmethod
+    def from_tensors(cls, state: Mapping[str, Tensor]) -> Streaming:
+        """The stream whose state :meth:`tensors` gave."""
+        batches, count, width, whole = state["sizes"].tolist()
+        made = cls(batches)
+        made.count, made.width = count, width
+        counts = state["counts"].tolist()
+        parts = [(n, state["means"][i].clone(), state["squares"][i].clone()) for i, n in enumerate(counts)]
+        made._whole, made._open = parts[:whole], parts[whole] if len(parts) > whole else None
+        return made
+
+    def mean_of_chains(self) -> Tensor:
+        """Mean over the draws of each chain, (chains, ...)."""
+        return self._all()[1]
 
     def _all(self) -> Moments:
         parts = [*self._whole, *([] if self._open is None else [self._open])]

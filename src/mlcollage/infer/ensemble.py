@@ -133,6 +133,18 @@ class RunningMixture:
         self._log_sum = log_p if self._log_sum is None else torch.logaddexp(self._log_sum, log_p)
         self.count += 1
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The state as tensors by name, for a file; see :meth:`from_tensors`."""
+        state = {"count": torch.tensor(self.count)}
+        return state if self._log_sum is None else {**state, "log_sum": self._log_sum}
+
+    @classmethod
+    def from_tensors(cls, state: Mapping[str, Tensor]) -> RunningMixture:
+        """The mixture whose state :meth:`tensors` gave."""
+        made = cls()
+        made.count, made._log_sum = int(state["count"]), state.get("log_sum")
+        return made
+
     @property
     def log_proba(self) -> Tensor:
         """Log-probabilities of the mixture, (..., classes), float64."""

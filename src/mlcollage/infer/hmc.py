@@ -138,12 +138,13 @@ def leapfrog(
     density = _density(log_prob)
     eps = torch.as_tensor(step_size, dtype=state.position.dtype, device=state.position.device).reshape(-1, 1)
     drift = eps if mass is None else eps / mass
-    q, value, gradient = state.position, state.log_prob, state.gradient
-    p = torch.addcmul(momentum, eps, gradient, value=0.5)
-    for step in range(steps):
-        q = torch.addcmul(q, drift, p)
-        value, gradient = density(q)
-        p = torch.addcmul(p, eps, gradient, value=1.0 if step < steps - 1 else 0.5)
+    p = torch.addcmul(momentum, eps, state.gradient, value=0.5)
+    q = torch.addcmul(state.position, drift, p)
+    for _ in range(steps - 1):  # neighbouring half-kicks as one; in place from here on, and no values
+        p.addcmul_(eps, density.gradient(q))
+        q.addcmul_(drift, p)
+    value, gradient = density(q)
+    p.addcmul_(eps, gradient, value=0.5)
     return State(q, value, gradient), p
 
 

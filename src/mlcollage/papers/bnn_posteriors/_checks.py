@@ -1,0 +1,114 @@
+"""Whether a module and data have a posterior at all: deterministic, decomposing over data, finite."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from mlcollage.errors import InvalidInput
+from mlcollage.nn.init import seeded
+
+__all__ = ["as_inputs", "as_tensor", "check_behaviour", "check_module"]
+
+_REASON = "the likelihood must be deterministic and decompose over data"
+
+
+def check_module(module: Any) -> None:
+    """Refuse what cannot be sampled, with the reason."""
+    if not isinstance(module, nn.Module):
+        raise InvalidInput(f"module is {type(module).__name__}; a torch.nn.Module is needed, made and not its class.")
+    for name, part in module.named_modules():
+        where = f"{name or 'the module'} ({type(part).__name__})"
+        if isinstance(part, _BatchNorm) and (part.training or part.running_mean is None):
+            raise InvalidInput(
+                f"{where} uses the statistics of the batch, but {_REASON}; replace BatchNorm by FilterResponseNorm or "
+                "GroupNorm (or call eval() to use the running averages)."
+            )
+        drop = part.p if isinstance(part, _DropoutNd) else getattr(part, "dropout", 0)
+        if part.training and isinstance(drop, int | float) and drop > 0:
+            raise InvalidInput(f"{where} drops at random, but {_REASON}; call eval() first.")
+    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    if not parameters:
+        raise InvalidInput("no parameter requires a gradient; there is nothing to sample.")
+    kinds = set()
+    for name, p in parameters.items():
+        if isinstance(p, nn.parameter.UninitializedParameter):
+            raise InvalidInput(f"parameter {name} has no shape yet; run one forward pass first.")
+        if p.dtype not in (torch.float32, torch.float64):
+            raise InvalidInput(
+                f"parameter {name} is {p.dtype}; float32 or float64 is needed, or energies lose their digits "
+                "(module.float())."
+            )
+        if not bool(p.isfinite().all()):
+            raise InvalidInput(f"parameter {name} is not finite; a network that has diverged cannot be sampled from.")
+        kinds.add((p.dtype, p.device))
+    if len(kinds) > 1:
+        raise InvalidInput(f"parameters are of {len(kinds)} types or devices; one is needed (module.to(...)).")
+
+
+def as_tensor(values: Any, what: str) -> Tensor:
+    """Values as a tensor with at least one datum."""
+    if isinstance(values, nn.Module) or values is None:
+        raise InvalidInput(f"{what} is {type(values).__name__}; an array or tensor (n, ...) is needed.")
+    try:
+        tensor = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        raise InvalidInput(f"{what} is {type(values).__name__}; an array or tensor (n, ...) is needed.") from None
+    if tensor.ndim == 0 or tensor.numel() == 0:
+        raise InvalidInput(f"{what} is empty (shape {tuple(tensor.shape)}); at least one datum is needed.")
+    return tensor
+
+
+def as_inputs(values: Any, module: nn.Module, like: Tensor, what: str = "X") -> Tensor:
+    """Inputs in the network's type, on its device, finite; whole numbers only for networks that look them up."""
+    x = as_tensor(values, what).to(like.device)
+    if not x.dtype.is_floating_point:
+        if (
+            x.dtype.is_complex
+            or x.dtype == torch.bool
+            or not any(isinstance(m, nn.Embedding) for m in module.modules())
+        ):
+            raise InvalidInput(
+                f"{what} is {x.dtype}; real numbers are needed, since the network looks nothing up (X.float(), and "
+                "standardise)."
+            )
+        return x
+    if not bool(x.isfinite().all()):
+        first = int((~x.reshape(len(x), -1).isfinite().all(dim=1)).nonzero()[0])
+        raise InvalidInput(f"{what} is not finite at datum {first}; drop or impute such data.")
+    return x.to(like.dtype)
+
+
+@torch.no_grad()
+def check_behaviour(module: nn.Module, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+    """Run a few data twice, and one alone: outputs (m, ...), or a refusal where they are random or coupled."""
+    few = x[:4]
+
+    def run(part: Tensor, seed: int) -> Any:
+        with seeded(seed):
+            return functional_call(module, parameters, (part,))
+
+    try:
+        first = run(few, 0)
+    except RuntimeError as error:
+        raise InvalidInput(f"the network cannot take inputs of shape {tuple(few.shape)}: {error}") from error
+    if not isinstance(first, Tensor) or first.ndim == 0 or len(first) != len(few):
+        found = f"shape {tuple(first.shape)}" if isinstance(first, Tensor) else type(first).__name__
+        raise InvalidInput(f"the network returns {found} for {len(few)} inputs; one tensor (n, ...) is needed.")
+    if not bool(first.isfinite().all()):
+        datum = int((~first.reshape(len(few), -1).isfinite().all(dim=1)).nonzero()[0])
+        raise InvalidInput(f"the network's output is not finite for datum {datum}; check its weights and the inputs.")
+    if not torch.equal(first, run(few, 1)):
+        raise InvalidInput(f"the network returns something else each time, but {_REASON}; call eval() first.")
+    scale = float(first.abs().max()) + 1e-30
+    if len(few) > 1 and float((run(few[:1], 0) - first[:1]).abs().max()) > 1e-3 * scale:
+        raise InvalidInput(
+            f"the network's output for one datum depends on the others of its batch, but {_REASON}; replace BatchNorm "
+            "by FilterResponseNorm or GroupNorm."
+        )
+    return first

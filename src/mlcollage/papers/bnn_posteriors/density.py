@@ -1,0 +1,206 @@
+r"""The log-posterior of a network's weights at many positions, and its gradient.
+
+.. math:: \log p_T(w) = \frac{1}{T} \Big[ \sum_{i=1}^N \log p(y_i \mid x_i, w) + \log p(w) \Big] + \mathrm{const}
+
+The likelihood is a **sum** over the data, accumulated over chunks of them, so that neither the size of a chunk nor of a
+minibatch, nor the number of devices, enters the temperature. Values are summed in float64: a Metropolis test subtracts
+two of them. Gradients have the type of the positions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mlcollage.errors import InvalidInput
+
+from .kernels import Batch, Kernel
+from .layout import Layout
+from .likelihoods import Likelihood
+from .priors import PlacedPrior
+
+__all__ = ["PosteriorDensity", "largest_curvature"]
+
+
+class PosteriorDensity:
+    """Positions (chains, P) to log-densities and gradients, for the samplers of :mod:`mlcollage.infer`.
+
+    Made by :meth:`BayesianModule.log_density`.
+
+    Attributes
+    ----------
+    path : str
+        How it is computed: ``"mlp"``, ``"vmap"`` or ``"loop"``; see :mod:`mlcollage.papers.bnn_posteriors.kernels`.
+    num_data : int
+        N.
+    temperature : float
+        T, which divides values and gradients.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        prior: PlacedPrior,
+        likelihood: Likelihood,
+        layout: Layout,
+        x: Tensor,
+        y: Tensor,
+        targets: Tensor,
+        *,
+        dtype: torch.dtype,
+        temperature: float = 1.0,
+        chunk_size: int | None = None,
+    ):
+        if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
+            raise InvalidInput(f"temperature={temperature!r} must be a positive number; 1 is the posterior itself.")
+        if chunk_size is not None and (
+            isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1
+        ):
+            raise InvalidInput(f"chunk_size={chunk_size!r} must be a positive number of data.")
+        self.kernel, self.prior, self.likelihood, self.layout = kernel, prior, likelihood, layout
+        self.temperature, self.num_data, self.path = float(temperature), len(x), kernel.path
+        self._x, self._y, self._targets, self._dtype = x, y, targets, dtype
+        size = chunk_size or len(x)
+        self._chunks = [
+            Batch(x[at : at + size], y[at : at + size], targets[..., at : at + size].contiguous())
+            for at in range(0, len(x), size)
+        ]
+        self._scratch: Tensor | None = None
+
+    def _check(self, q: Tensor) -> None:
+        if q.ndim != 2 or q.shape[1] != self.layout.size:
+            raise InvalidInput(
+                f"positions have shape {tuple(q.shape)}; (chains, {self.layout.size}) is needed, the sampled "
+                "parameters one after the other."
+            )
+        if q.dtype != self._dtype or q.device != self._x.device:
+            raise InvalidInput(
+                f"positions are {q.dtype} on {q.device}, the network and data {self._dtype} on {self._x.device}; "
+                "convert the one or the other."
+            )
+
+    def __call__(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-density (chains,) in float64 and its gradient (chains, P)."""
+        self._check(q)
+        with torch.no_grad():
+            out = torch.empty_like(q)
+            value = self.kernel.gradient(q, self._chunks, out, True)
+            assert value is not None
+            value = value + self.prior.log_prob(q)
+            self._finish(out, q)
+        return value if self.temperature == 1 else value / self.temperature, out
+
+    def gradient(self, q: Tensor) -> Tensor:
+        """The gradient alone, (chains, P), in a buffer that the next call overwrites: for the steps of a trajectory."""
+        if self._scratch is None or self._scratch.shape != q.shape:
+            self._check(q)
+            self._scratch = torch.empty_like(q)
+        with torch.no_grad():
+            self.kernel.gradient(q, self._chunks, self._scratch, False)
+            return self._finish(self._scratch, q)
+
+    def _finish(self, out: Tensor, q: Tensor) -> Tensor:
+        self.prior.add_gradient_(out, q)
+        return out if self.temperature == 1 else out.div_(self.temperature)
+
+    def log_likelihood(self, q: Tensor) -> Tensor:
+        """Untempered log-likelihood of all data, (chains,), float64."""
+        self._check(q)
+        with torch.no_grad():
+            value = self.kernel.gradient(q, self._chunks, torch.empty_like(q), True)
+        assert value is not None
+        return value
+
+    def log_prior(self, q: Tensor) -> Tensor:
+        """Untempered log-prior, (chains,), float64."""
+        self._check(q)
+        return self.prior.log_prob(q)
+
+    def estimate(
+        self,
+        q: Tensor,
+        index: Tensor,
+        *,
+        transform: Callable[[Tensor], Tensor] | None = None,
+        value: bool = False,
+    ) -> tuple[Tensor | None, Tensor]:
+        r"""An unbiased estimate of value and gradient from a minibatch.
+
+        .. math:: \frac{1}{T} \Big[ \frac{N}{B} \sum_{i \in \mathrm{batch}} \nabla \log p(y_i \mid x_i, w)
+            + \nabla \log p(w) \Big]
+
+        Parameters
+        ----------
+        q
+            (chains, P).
+        index
+            Data of the batch: (B,) for all chains the same, or (chains, B).
+        transform
+            Applied to the inputs of the batch, (B, ...) or (chains * B, ...): an augmentation.
+        value
+            Whether the value is needed too.
+
+        Returns
+        -------
+        Tensor or None, Tensor
+            (chains,), and (chains, P).
+        """
+        self._check(q)
+        own = index.ndim == 2
+        x, y = self._x[index], self._y[index]
+        targets = self._targets[..., index]
+        if own:
+            targets = targets.movedim(-2, 0)
+        if transform is not None:
+            x = transform(x.flatten(0, 1) if own else x).reshape(x.shape)
+        with torch.no_grad():
+            out = torch.empty_like(q)
+            total = self.kernel.gradient(q, [Batch(x, y, targets.contiguous(), own)], out, value)
+            out.mul_(self.num_data / index.shape[-1])
+            self._finish(out, q)
+            if total is not None:
+                total = (total * (self.num_data / index.shape[-1]) + self.prior.log_prob(q)) / self.temperature
+        return total, out
+
+    def outputs(self, q: Tensor, x: Tensor) -> Tensor:
+        """Outputs of the network, (chains, n, ...), for inputs (n, ...)."""
+        self._check(q)
+        return self.kernel.outputs(q, x)
+
+
+def largest_curvature(density: Callable[[Tensor], tuple[Tensor, Tensor]], q: Tensor, steps: int = 8) -> Tensor:
+    r"""Largest curvature of minus the log-density at positions (chains, P), (chains,), by power iteration.
+
+    Hessian-vector products are differences of two gradients, along a deterministic first direction. The leapfrog is
+    unstable beyond a step of :math:`2 / \sqrt\lambda`.
+
+    Parameters
+    ----------
+    density
+        Positions to (value, gradient).
+    q
+        (chains, P).
+    steps
+        Iterations; two gradients each.
+
+    Examples
+    --------
+    >>> scale = torch.tensor([1.0, 100.0])
+    >>> density = lambda q: (-0.5 * (scale * q.square()).sum(1), -scale * q)
+    >>> largest_curvature(density, torch.zeros(1, 2)).round()
+    tensor([100.], dtype=torch.float64)
+    """
+    rng = torch.Generator(q.device).manual_seed(0)
+    v = torch.randn(q.shape, dtype=q.dtype, device=q.device, generator=rng)
+    v = v / v.norm(dim=1, keepdim=True)
+    h = (torch.finfo(q.dtype).eps ** (1 / 3)) * (1 + q.norm(dim=1, keepdim=True))
+    top = q.new_zeros(len(q), dtype=torch.float64)
+    for _ in range(steps):
+        hv = -(density(q + h * v)[1] - density(q - h * v)[1]) / (2 * h)
+        norm = hv.norm(dim=1, keepdim=True)
+        top = norm[:, 0].double()
+        v = torch.where(norm > 0, hv / norm.clamp(min=torch.finfo(q.dtype).tiny), v)
+    return top

@@ -1,0 +1,407 @@
+r"""Outputs and gradients of many chains at once: three ways behind one interface.
+
+``mlp``
+    Stacks of linear maps and elementwise nonlinearities, recognised by structure. The forward and backward pass of all
+    chains is written by hand over preallocated buffers, with activations as (chains, units, data): the long dimension,
+    the data, is contiguous, which is what matrix products and elementwise operations want. The first layer is one
+    product :math:`[W_1; \ldots; W_C] X^\top`, and so is its gradient.
+``vmap``
+    Any other module that :func:`torch.func.vmap` can batch over parameters; convolutions become grouped ones.
+``loop``
+    One chain after the other, for modules that vmap cannot batch (data-dependent control flow, recurrent layers), and
+    for convolutions on a CPU, where it is faster.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+
+from mlcollage.nn.mlp import MLP
+
+from .layout import Layout
+from .likelihoods import Likelihood
+
+__all__ = ["Batch", "Dense", "Kernel", "LoopKernel", "MLPKernel", "VmapKernel", "dense_layers", "exact_matmul"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some data: shared by all chains, or (``own``) with a leading dimension of chains.
+
+    Attributes
+    ----------
+    x : Tensor
+        Inputs as the module takes them, (n, ...) or (chains, n, ...).
+    y : Tensor
+        Checked targets, (n, ...) or (chains, n, ...).
+    targets : Tensor
+        The same with the data last, for :meth:`Likelihood.score`.
+    own : bool
+        Whether each chain has data of its own.
+    """
+
+    x: Tensor
+    y: Tensor
+    targets: Tensor
+    own: bool = False
+
+    @property
+    def size(self) -> int:
+        """Data (of each chain)."""
+        return self.x.shape[1 if self.own else 0]
+
+    @cached_property
+    def columns(self) -> Tensor:
+        """Flat inputs with the data last, (in, n) or (chains, in, n)."""
+        flat = self.x.flatten(2) if self.own else self.x.flatten(1)
+        return flat.mT.contiguous()
+
+
+@contextmanager
+def exact_matmul(device: torch.device) -> Iterator[None]:
+    """Products in the full precision of float32 on a GPU (no TF32): a Metropolis test sees the difference."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+class Kernel(ABC):
+    """Outputs and likelihood gradients of a network at positions (chains, P)."""
+
+    path: str
+
+    @abstractmethod
+    def outputs(self, q: Tensor, x: Tensor) -> Tensor:
+        """Outputs of every chain for shared inputs (n, ...), (chains, n, ...)."""
+
+    @abstractmethod
+    def gradient(self, q: Tensor, batches: Sequence[Batch], out: Tensor, value: bool) -> Tensor | None:
+        """Write the gradient of the log-likelihood, summed over the batches, to ``out``; return the value if asked."""
+
+
+@dataclass(frozen=True)
+class Dense:
+    """One linear map of a perceptron and the nonlinearity behind it (None for the identity)."""
+
+    weight: str
+    bias: str | None
+    activation: nn.Module | None
+
+
+_aten = torch.ops.aten
+Backward = Callable[[Tensor, Tensor, Any], Tensor]
+
+# derivative times what comes from above, given the output (in place) or the input of the nonlinearity
+_BY_OUTPUT: dict[type[nn.Module], tuple[Callable[[Tensor, Any], Tensor], Backward]] = {
+    nn.ReLU: (lambda z, m: z.relu_(), lambda g, h, m: _aten.threshold_backward.grad_input(g, h, 0, grad_input=g)),
+    nn.Tanh: (lambda z, m: z.tanh_(), lambda g, h, m: _aten.tanh_backward.grad_input(g, h, grad_input=g)),
+    nn.Sigmoid: (lambda z, m: z.sigmoid_(), lambda g, h, m: _aten.sigmoid_backward.grad_input(g, h, grad_input=g)),
+}
+_BY_INPUT: dict[type[nn.Module], tuple[Callable[[Tensor, Any], Tensor], Backward]] = {
+    nn.SiLU: (lambda z, m: F.silu(z), lambda g, z, m: _aten.silu_backward(g, z)),
+    nn.GELU: (
+        lambda z, m: F.gelu(z, approximate=m.approximate),
+        lambda g, z, m: _aten.gelu_backward(g, z, approximate=m.approximate),
+    ),
+    nn.Softplus: (
+        lambda z, m: F.softplus(z, m.beta, m.threshold),
+        lambda g, z, m: _aten.softplus_backward(g, z, m.beta, m.threshold),
+    ),
+    nn.ELU: (
+        lambda z, m: F.elu(z, m.alpha),
+        lambda g, z, m: _aten.elu_backward(g, m.alpha, 1.0, 1.0, False, z),
+    ),
+    nn.LeakyReLU: (
+        lambda z, m: F.leaky_relu(z, m.negative_slope),
+        lambda g, z, m: _aten.leaky_relu_backward(g, z, m.negative_slope, False),
+    ),
+}
+
+
+def _flat_modules(module: nn.Module, prefix: str) -> list[tuple[str, nn.Module]] | None:
+    """The modules of a plain chain in order of execution; None if it is none."""
+    if _has_hooks(module):
+        return None
+    if type(module) is nn.Sequential:
+        found: list[tuple[str, nn.Module]] = []
+        for name, child in module.named_children():
+            inner = _flat_modules(child, f"{prefix}{name}.")
+            if inner is None:
+                return None
+            found += inner
+        return found
+    if type(module) is MLP:
+        found = [(prefix, nn.Flatten())]
+        for i in range(1, module.depth + 1):
+            name = f"hidden{i}"
+            hidden = module.get_submodule(name)
+            if getattr(hidden, "norm", None) is not None or _has_hooks(hidden):
+                return None
+            for key, child in hidden.named_children():
+                part = _flat_modules(child, f"{prefix}{name}.{key}.")
+                if part is None:
+                    return None
+                found += part
+        head = _flat_modules(module.head, f"{prefix}head.")
+        return None if head is None else found + head
+    return [(prefix, module)]
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return any(
+        getattr(module, name, None)
+        for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    )
+
+
+def dense_layers(module: nn.Module, layout: Layout, sample: Tensor) -> list[Dense] | None:
+    """The layers of a perceptron whose parameters are all sampled, for flat inputs; None if the module is none.
+
+    Parameters
+    ----------
+    module
+        Any module.
+    layout
+        Of its sampled parameters.
+    sample
+        A few of its inputs.
+    """
+    chain = _flat_modules(module, "")
+    if chain is None:
+        return None
+    while chain and type(chain[0][1]) is nn.Flatten and (chain[0][1].start_dim, chain[0][1].end_dim) == (1, -1):
+        chain, sample = chain[1:], sample.flatten(1)
+    if sample.ndim != 2:
+        return None
+    layers: list[Dense] = []
+    for prefix, part in chain:
+        kind = type(part)
+        if kind is nn.Identity or (kind is nn.Dropout and (not part.training or part.p == 0)):
+            continue
+        if kind is nn.Linear:
+            layers.append(Dense(f"{prefix}weight", None if part.bias is None else f"{prefix}bias", None))
+        elif (kind in _BY_OUTPUT or kind in _BY_INPUT) and layers and layers[-1].activation is None:
+            layers[-1] = Dense(layers[-1].weight, layers[-1].bias, part)
+        else:
+            return None
+    used = [name for layer in layers for name in (layer.weight, layer.bias) if name is not None]
+    # a frozen, shared or unused parameter is left to the general paths
+    return layers if layers and sorted(used) == sorted(layout.names) and layers[-1].activation is None else None
+
+
+class MLPKernel(Kernel):
+    """Perceptrons, by hand.
+
+    Parameters
+    ----------
+    layers
+        From :func:`dense_layers`.
+    layout
+        Of the positions.
+    likelihood
+        Its :meth:`~mlcollage.papers.bnn_posteriors.likelihoods.Likelihood.score` is used.
+    """
+
+    path = "mlp"
+
+    def __init__(self, layers: Sequence[Dense], layout: Layout, likelihood: Likelihood):
+        self.layers, self.layout, self.likelihood = tuple(layers), layout, likelihood
+        shape = dict(zip(layout.names, layout.shapes, strict=True))
+        self._shapes = [shape[layer.weight] for layer in self.layers]
+        self._scratch: dict[tuple[Any, ...], Tensor] = {}
+
+    def _buffer(self, what: str, layer: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """A work buffer that the next call finds again."""
+        key = (what, layer, shape, like.dtype, like.device)
+        if key not in self._scratch:
+            if len(self._scratch) > 12 * len(self.layers) + 12:  # other sizes came: begin anew
+                self._scratch.clear()
+            self._scratch[key] = torch.empty(shape, dtype=like.dtype, device=like.device)
+        return self._scratch[key]
+
+    def _weights(self, q: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+        """Weight (chains, out, in) and bias (chains, out, 1) of each layer, views of q."""
+        at, chains = self.layout.slices, len(q)
+        found = []
+        for layer, shape in zip(self.layers, self._shapes, strict=True):
+            bias = None if layer.bias is None else q[:, at[layer.bias]].unsqueeze(2)
+            found.append((q[:, at[layer.weight]].view(chains, *shape), bias))
+        return found
+
+    def _first(self, weight: Tensor, bias: Tensor | None, xt: Tensor) -> Tensor:
+        """The first layer of all chains as one product, (chains, out, n), for shared inputs xt (in, n)."""
+        chains, units, width = weight.shape
+        stacked = self._buffer("stacked", 0, (chains, units, width), weight).copy_(weight).view(-1, width)
+        z = self._buffer("z", 0, (chains * units, xt.shape[-1]), weight)
+        if bias is None:
+            torch.mm(stacked, xt, out=z)
+        else:
+            torch.addmm(bias.reshape(-1, 1), stacked, xt, out=z)
+        return z.view(chains, units, -1)
+
+    def _forward(
+        self, weights: list[tuple[Tensor, Tensor | None]], xt: Tensor
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Outputs (chains, K, n), the input of every layer, and what each nonlinearity's derivative needs."""
+        h, inputs, kept = xt, [], []
+        for i, (layer, (weight, bias)) in enumerate(zip(self.layers, weights, strict=True)):
+            inputs.append(h)
+            if h.ndim == 2:
+                z = self._first(weight, bias, h)
+            else:
+                z = self._buffer("z", i, (len(weight), weight.shape[1], h.shape[2]), h)
+                if bias is None:
+                    torch.bmm(weight, h, out=z)
+                else:
+                    torch.baddbmm(bias, weight, h, out=z)
+            act = layer.activation
+            if act is None:
+                h = z
+                kept.append(z)
+            elif type(act) in _BY_OUTPUT:
+                h = _BY_OUTPUT[type(act)][0](z, act)
+                kept.append(h)
+            else:
+                h = _BY_INPUT[type(act)][0](z, act)
+                kept.append(z)
+        return h, inputs, kept
+
+    @torch.no_grad()
+    def outputs(self, q: Tensor, x: Tensor) -> Tensor:
+        """See :class:`Kernel`."""
+        z, _, _ = self._forward(self._weights(q), x.flatten(1).T.contiguous())
+        return z.transpose(1, 2).clone()
+
+    @torch.no_grad()
+    def gradient(self, q: Tensor, batches: Sequence[Batch], out: Tensor, value: bool) -> Tensor | None:
+        """See :class:`Kernel`."""
+        weights, total = self._weights(q), None
+        parts: dict[str, Tensor] = {}
+        for number, batch in enumerate(batches):
+            z, inputs, kept = self._forward(weights, batch.columns)
+            part, dz = self.likelihood.score(z, batch.targets, value)
+            if part is not None:
+                total = part if total is None else total + part
+            self._backward(weights, dz, inputs, kept, parts, first=number == 0)
+        torch.cat([parts[name] for name in self.layout.names], dim=1, out=out)
+        return total
+
+    def _backward(
+        self,
+        weights: list[tuple[Tensor, Tensor | None]],
+        dz: Tensor,
+        inputs: list[Tensor],
+        kept: list[Tensor],
+        parts: dict[str, Tensor],
+        first: bool,
+    ) -> None:
+        """Gradients of every parameter, (chains, numbers), written to ``parts``, or added to them."""
+        chains = len(dz)
+        for i in reversed(range(len(self.layers))):
+            layer, shape, h = self.layers[i], self._shapes[i], inputs[i]
+            by_weight = self._buffer("by_weight", i, (chains, *shape), dz)
+            beta = 0 if first else 1
+            if h.ndim == 2:
+                flat = by_weight.view(chains * shape[0], shape[1])
+                torch.addmm(flat, dz.reshape(flat.shape[0], -1), h.T, beta=beta, out=flat)
+            else:
+                torch.baddbmm(by_weight, dz, h.transpose(1, 2), beta=beta, out=by_weight)
+            parts[layer.weight] = by_weight.view(chains, -1)
+            if layer.bias is not None:
+                by_bias = dz.sum(dim=2)
+                parts[layer.bias] = by_bias if first else parts[layer.bias].add_(by_bias)
+            if i == 0:
+                return
+            dh = self._buffer("dh", i, (chains, shape[1], dz.shape[2]), dz)
+            torch.bmm(weights[i][0].transpose(1, 2), dz, out=dh)
+            before = self.layers[i - 1].activation
+            if before is None:
+                dz = dh
+            else:
+                backward = _BY_OUTPUT.get(type(before)) or _BY_INPUT[type(before)]
+                dz = backward[1](dh, kept[i - 1], before)
+
+
+class _Functional(Kernel):
+    """What the general paths share: the module as a function of its parameters."""
+
+    def __init__(self, module: nn.Module, layout: Layout, likelihood: Likelihood):
+        self.module, self.layout, self.likelihood = module, layout, likelihood
+
+    def _call(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        return functional_call(self.module, parameters, (x,))
+
+    def _log_lik(self, parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return self.likelihood.log_prob(self._call(parameters, x), y).double().sum()
+
+
+class VmapKernel(_Functional):
+    """Any module that ``torch.func.vmap`` can batch over its parameters."""
+
+    path = "vmap"
+
+    @torch.no_grad()
+    def outputs(self, q: Tensor, x: Tensor) -> Tensor:
+        """See :class:`Kernel`."""
+        with exact_matmul(q.device):
+            return vmap(self._call, in_dims=(0, None), randomness="error")(self.layout.unflatten(q), x)
+
+    @torch.no_grad()
+    def gradient(self, q: Tensor, batches: Sequence[Batch], out: Tensor, value: bool) -> Tensor | None:
+        """See :class:`Kernel`."""
+        parameters, total = self.layout.unflatten(q), None
+        with exact_matmul(q.device):
+            for number, batch in enumerate(batches):
+                dims = 0 if batch.own else None
+                run = vmap(grad_and_value(self._log_lik), in_dims=(0, dims, dims), randomness="error")
+                gradient, part = run(parameters, batch.x, batch.y)
+                flat = torch.cat([gradient[name].flatten(1) for name in self.layout.names], dim=1)
+                _ = out.copy_(flat) if number == 0 else out.add_(flat)
+                total = part if total is None else total + part
+        return total
+
+
+class LoopKernel(_Functional):
+    """One chain after the other: works for every module."""
+
+    path = "loop"
+
+    @torch.no_grad()
+    def outputs(self, q: Tensor, x: Tensor) -> Tensor:
+        """See :class:`Kernel`."""
+        with exact_matmul(q.device):
+            return torch.stack([self._call(self.layout.unflatten(one), x) for one in q])
+
+    def gradient(self, q: Tensor, batches: Sequence[Batch], out: Tensor, value: bool) -> Tensor | None:
+        """See :class:`Kernel`."""
+        values = []
+        with exact_matmul(q.device), torch.enable_grad():
+            for c, one in enumerate(q):
+                leaves = {n: v.detach().requires_grad_(True) for n, v in self.layout.unflatten(one).items()}
+                sums, total = None, torch.zeros((), dtype=torch.float64, device=q.device)
+                for batch in batches:
+                    x, y = (batch.x[c], batch.y[c]) if batch.own else (batch.x, batch.y)
+                    part = self._log_lik(leaves, x, y)
+                    found = torch.autograd.grad(part, list(leaves.values()), allow_unused=True, materialize_grads=True)
+                    sums = found if sums is None else tuple(a + b for a, b in zip(sums, found, strict=True))
+                    total = total + part.detach()
+                assert sums is not None
+                torch.cat([g.reshape(-1) for g in sums], out=out[c])
+                values.append(total)
+        return torch.stack(values) if value else None
