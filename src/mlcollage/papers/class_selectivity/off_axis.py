@@ -142,7 +142,8 @@ def off_axis_upper_bound(
     ]
     start = max(tries, key=lambda pair: pair[0])[1]
     w = _search(lambda w: mean_index(w, fit, "fitted"), start, steps, lr, penalty, orthonormal)[1]
-    ratios = class_variance_ratios(a[held], labels[held])
+    alive = bool((a[held] != a[held][0]).any())
+    ratios = class_variance_ratios(a[held], labels[held]) if alive else np.zeros(1)
     on, off = (_ratio_of_columns(a[held] @ m.T, labels[held]) for m in (eye, w))
     with torch.no_grad():
         axis, bound = (float(mean_index(m, held, "held out")) for m in (eye, w))

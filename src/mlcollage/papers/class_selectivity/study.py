@@ -325,14 +325,25 @@ CLAIMS = (
         direction="less",
         margin=0.05,
     ),
+    Claim(
+        id="C14c",
+        title="and harms by meaning",
+        sentence="At alpha = +3 the penalty gives a lower test accuracy with the true labels than with labels that are "
+        "shuffled in each batch.",
+        source="our control",
+        estimand=Difference("test_accuracy", "penalty", "shuffled", where={"alpha": 3.0}),
+        direction="less",
+        margin=0.005,
+        **cast(Any, _ACCURACY),
+    ),
 )
 
 _COMMON: Mapping[str, Any] = {"alphas": "-5,-2,0,1,3", "shuffled": "-2,3", "long": "-2,0", "leaky": "0,3", "lr": 0.1}
 _QUICK: Mapping[str, Any] = {
     **_COMMON,
-    "train": 4608,
+    "train": 4096,
     "val": 1000,
-    "test": 3000,
+    "test": 2500,
     "pool": True,
     "widths": "16,32,32,64",
     "batch": 128,
