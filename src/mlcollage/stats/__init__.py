@@ -3,10 +3,12 @@
 ==================  ================================================================================================
 causal              ``causal`` (paired designs, randomisation tests), ``causal_effects`` (adjustment, weighting, AIPW),
                     ``sensitivity`` (placebo, E-value, Rosenbaum bounds)
-bootstrap           ``bootstrap`` (all intervals), ``simulation`` (calibration, predictive checks)
+bootstrap           ``bootstrap`` (all intervals), ``simulation`` (calibration, predictive checks),
+                    ``likelihood_free`` (posteriors by simulation)
 regularisation      ``regularise`` (degrees of freedom, double descent, horseshoe, PSIS-LOO)
 multilevel          ``multilevel`` (partial pooling)
-adaptive            ``adaptive`` (power, several claims), ``bandits``, ``sequential`` (anytime-valid intervals)
+adaptive            ``adaptive`` (power, several claims), ``bandits``, ``search`` (Hyperband, expected improvement),
+                    ``sequential`` (anytime-valid tests and intervals)
 robust              ``robust`` (locations, scales, improvement, multiverse)
 exploration         ``explore`` (forest, slope, ECDF, bands, critical difference, lineup)
 ==================  ================================================================================================

@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -380,9 +380,20 @@ class SuccessiveHalving:
             )
         if not 1 <= min_r <= max_r // eta:
             raise InvalidInput(f"min_r={min_r} and max_r={max_r}: 1 <= min_r <= max_r / eta is needed for two rungs.")
+        self._begin(eta, min_r, max_r, maximize)
+
+    def _begin(self, eta: int, min_r: int, max_r: int, maximize: bool) -> None:
         self.eta, self.min_r, self.max_r, self.maximize = int(eta), int(min_r), int(max_r), maximize
         self._rungs: list[dict[int, float | None]] = [dict.fromkeys(range(len(self.configs)))]
         self._out: set[int] = set()
+
+    @classmethod
+    def _from(cls, configs: list[Any], eta: int, min_r: int, max_r: int, maximize: bool) -> Self:
+        """A bracket of Hyperband: its last one has a single rung, which is nothing to ask for by itself."""
+        new = cls.__new__(cls)
+        new.configs = configs
+        new._begin(eta, min_r, max_r, maximize)
+        return new
 
     @property
     def resource(self) -> int:
@@ -446,6 +457,13 @@ class SuccessiveHalving:
 
     def _resource(self, rung: int) -> int:
         return self.min_r * self.eta**rung
+
+    def _value(self, trial: Trial) -> float:
+        """What was told of a trial."""
+        rung = next(k for k in range(len(self._rungs)) if self._resource(k) == trial.resource)
+        value = self._rungs[rung][trial.index]
+        assert value is not None
+        return value
 
     def _complete(self) -> bool:
         return all(value is not None for value in self._rungs[-1].values())
