@@ -87,7 +87,7 @@ class Setting:
     ) -> tuple[Stack, Recorder]:
         """Train, evaluating at the steps ``at`` (default: the tail)."""
         stack = stack or Stack.build(self.model_fn, cells.seeds, self.device)
-        recorder = recorder or Recorder(problems, self.run.integer("trace_size"))
+        recorder = recorder or Recorder(problems, cells.seeds, self.run.integer("trace_size"))
         x, y = torch.stack([p.x for p in problems]), torch.stack([p.y for p in problems])
         size = self.batch if batch is None else batch
         for t in train(stack, x, y, cells, steps=steps, batch_size=size, classes=self.base.classes, first=first):
@@ -228,7 +228,7 @@ def clean(run: Run, workload: Workload | None) -> Measurements:
 
     def one(arm: str, method: str, lr: float, coefficient: float, steps: int, branch_at: int | None = None) -> None:
         cells = Cells(method, tuple(seeds), (lr,) * n, (coefficient,) * n, interval)
-        recorder = Recorder(problems, run.integer("trace_size"))
+        recorder = Recorder(problems, seeds, run.integer("trace_size"))
         at = evaluation_steps(steps, count) | ({branch_at} if branch_at else set())
 
         def probe(stack: Stack, t: int) -> None:

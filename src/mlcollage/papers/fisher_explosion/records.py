@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -63,14 +63,14 @@ class Recorder:
 
     Parameters
     ----------
-    problems
+    problems, seeds
         One a replica.
     trace_size
         Training samples on which Tr(F) is drawn.
     """
 
-    def __init__(self, problems: list[Problem], trace_size: int) -> None:
-        self.problems, self.trace_size = problems, trace_size
+    def __init__(self, problems: list[Problem], seeds: Sequence[int], trace_size: int) -> None:
+        self.problems, self.seeds, self.trace_size = problems, seeds, trace_size
         self.rows: list[dict[str, float]] = []
 
     def measure(self, stack: Stack, step: int, *, ratio: bool = False) -> None:
@@ -92,8 +92,8 @@ class Recorder:
                 "fit_wrong": _share(right[p.wrong]),
             }
             if math.isfinite(row["train_loss"]):
-                drawn = fisher_trace(model, p.x[: self.trace_size], method="mc", generator=stream(r, 7, step))
-                row["trace"] = drawn.value
+                source = stream(self.seeds[r], 7, step)
+                row["trace"] = fisher_trace(model, p.x[: self.trace_size], method="mc", generator=source).value
                 if ratio and bool(p.wrong.any()):
                     row["norm_log_ratio"] = _norm_ratio(model, p)
             self.rows.append(row)

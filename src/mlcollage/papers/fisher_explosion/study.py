@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from mlcollage.data.workload import Workload
+from mlcollage.errors import UnknownName
 from mlcollage.lab.claim import Claim
 from mlcollage.lab.estimand import Difference, Level, PerSeed
 from mlcollage.lab.measurements import Measurements
@@ -34,7 +35,7 @@ METHODS: Mapping[str, str] = {  # grids of three, of which validation picks one;
 def _value(rows: pd.DataFrame, metric: str, arm: str) -> float:
     found = rows[(rows["metric"] == metric) & (rows["arm"] == arm)]
     if found.empty:
-        raise LookupError(f"no {metric} of {arm}")
+        raise UnknownName(f"no {metric} of {arm} was measured.")
     return float(found["value"].iloc[-1])
 
 
@@ -47,7 +48,7 @@ def grid_correlation(rows: pd.DataFrame) -> float:
     }
     both = pd.DataFrame(columns).dropna()
     if len(both) < 5:
-        raise LookupError(f"{len(both)} settings reached both losses; five are needed to rank them")
+        raise UnknownName(f"{len(both)} settings reached both train losses; five are needed to rank them.")
     return float(both["early_trace"].corr(both["accuracy_at_loss"], method="spearman"))
 
 

@@ -1,0 +1,231 @@
+"""How the evidence on the Fisher explosion is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import SubFigure
+
+from mlcollage.collage import theme
+from mlcollage.collage.content import Collage, Panel
+from mlcollage.collage.diagram import Diagram
+from mlcollage.errors import UnknownName
+from mlcollage.lab.claim import Verdict
+from mlcollage.lab.evidence import Evidence
+from mlcollage.lab.headlines import with_headlines
+
+SMALL, LARGE, FP = (theme.PALETTE[c] for c in ("vermillion", "blue", "green"))
+GREY = theme.GREYS[0]
+ARMS = {"small": ("small η", SMALL), "large": ("large η", LARGE), "small_fp": ("small η + FP", FP)}
+METHODS = {
+    "none": "none",
+    "gpx": "GPx",
+    "gp": "GP",
+    "gpr": "GPr",
+    "fp": "FP",
+    "trf": "Tr F",
+    "sam": "SAM",
+    "mixup": "mixup",
+}
+
+
+def collage(evidence: Evidence, verdicts: Mapping[str, Verdict]) -> Collage:
+    """The idea, and five panels; a panel whose runs are missing is left out."""
+    panels = []
+    for draw in (_explosion, _methods, _memorising, _scatter, _flat):
+        try:
+            panels.append(draw(evidence))
+        except (UnknownName, LookupError):
+            continue
+    if not panels:
+        raise UnknownName("no run of this study has finished, so there is nothing to draw.")
+    return Collage("tame the trace early, generalise late", _IDEA, with_headlines(panels, verdicts, _MESSAGES))
+
+
+_MESSAGES = {
+    "The trace while training": ("C1", "Small steps, large trace"),
+    "Accuracy with wrong labels": ("C6", "FP holds out against noise"),
+    "What is memorised": ("C6b", "Wrong labels are learned later"),
+    "Early trace, late accuracy": ("C2", "The early trace foretells"),
+    "Flatness at equal loss": ("C7b", "FP ends flatter"),
+}
+
+
+def _draw_idea(ax: Axes) -> None:
+    d = Diagram(ax, 400, 400)
+    batch = d.box(70, 40, 116, 48, "batch $x_i$")
+    model = d.box(210, 40, 90, 48, "model", colour=FP, filled=True)
+    label = d.box(336, 40, 106, 48, r"draw $\hat y_i$", colour=FP)
+    gradient = d.box(336, 138, 106, 48, r"gradient $\bar g$", colour=FP)
+    penalty = d.box(186, 138, 130, 48, r"$+\,\alpha\,\|\bar g\|^2$", colour=FP)
+    d.arrow(batch, model)
+    d.arrow(model, label, colour=FP)
+    d.arrow(label, gradient, colour=FP)
+    d.arrow(gradient, penalty, colour=FP)
+    d.arrow(penalty, model, "back", colour=FP, dashed=True)
+    d.field(200, 300, 400, 196)
+    d.equation(200, 232, r"\mathrm{Tr}\,F=\mathrm{E}_x\,\mathrm{E}_{\hat y\sim p_\theta}\,\|g(x,\hat y)\|^2", size=19)
+    d.equation(200, 278, r"\mathrm{E}\,\|\bar g\|^2=\mathrm{Tr}\,F\,/\,B", size=20)
+    d.note(200, 312, "one mini-batch gradient measures the trace", colour=FP, weight="semibold")
+    d.note(200, 362, "The claim: the trace explodes early when\nsteps are small; penalised, it cannot.")
+
+
+_IDEA = Panel(
+    "The idea",
+    _draw_idea,
+    "A batch goes through the model, which draws labels from its own predictions; the squared norm of the gradient at "
+    "these labels, times alpha, is added to the loss. Its expectation is the trace of the Fisher information over the "
+    "batch size.",
+    "Penalise the gradient at labels that the model itself would draw.",
+)
+
+
+def _interval(values: pd.Series) -> tuple[float, float]:
+    from mlcollage.stats.bootstrap import t_interval
+
+    x = values.to_numpy(dtype=float)
+    return t_interval(x, 0.95) if len(x) > 1 and np.ptp(x) > 0 else (float(x.mean()), float(x.mean()))
+
+
+def _explosion(evidence: Evidence) -> Panel:
+    curves = {arm: evidence.across_seeds("trace", arm=arm, experiment="clean") for arm in ARMS}
+    # Seeds share their steps, but a branch adds one of its own: keep those that all seeds have.
+    curves = {arm: c[c["seeds"] == c["seeds"].max()] for arm, c in curves.items()}
+
+    def draw(ax: Axes) -> None:
+        for arm, c in curves.items():
+            name, colour = ARMS[arm]
+            theme.band(ax, c.index, c["lo"], c["hi"], colour)
+            ax.plot(c.index, c["mean"], color=colour)
+            top = int(c["mean"].argmax())
+            ax.plot([c.index[top]], [c["mean"].iloc[top]], "o", color=colour, markersize=8)
+            theme.label_line_end(ax, c.index[-1], c["mean"].iloc[-1], name, colour)
+        ax.set_xscale("log")
+        ax.set_ylim(bottom=0)
+        ax.set_xlabel("steps (log); dot: peak")
+        theme.tidy(ax, grid="y", ticks=4)
+
+    peaks = ", ".join(f"{ARMS[a][0]} {c['mean'].max():.0f}" for a, c in curves.items())
+    return Panel("The trace while training", draw, f"Tr(F) over steps; peaks: {peaks}.", "Tr(F), mean and 95% interval")
+
+
+def _methods(evidence: Evidence) -> Panel:
+    there = {m: f"noise_{m}" for m in METHODS if f"noise_{m}" in set(evidence.table["arm"])}
+    found = {
+        (m, metric): evidence.select(metric, arm=arm)["value"]
+        for m, arm in there.items()
+        for metric in ("final_accuracy", "best_accuracy")
+    }
+    order = sorted(there, key=lambda m: float(found[m, "final_accuracy"].mean()))
+
+    def draw(ax: Axes) -> None:
+        for row, m in enumerate(order):
+            colour = {"fp": FP, "none": SMALL}.get(m, GREY)
+            best = float(found[m, "best_accuracy"].mean())
+            values = found[m, "final_accuracy"]
+            lo, hi = _interval(values)
+            theme.dots_with_interval(ax, [row], [values.mean()], [lo], [hi], colour, seeds=[values], horizontal=True)
+            ax.plot([best], [row], "|", color=colour, markersize=13, markeredgewidth=2.4)
+        ax.set_yticks(range(len(order)), [METHODS[m] for m in order])
+        ax.set_ylim(-0.6, len(order) - 0.4)
+        ax.set_xlabel("test accuracy; dot: final, bar: best")
+        theme.tidy(ax, grid="x", ticks=4)
+        ax.tick_params(axis="y", length=0)
+
+    alt = "Final (and best) test accuracy with wrong labels: " + ", ".join(
+        f"{METHODS[m]} {found[m, 'final_accuracy'].mean():.3f} ({found[m, 'best_accuracy'].mean():.3f})" for m in order
+    )
+    return Panel("Accuracy with wrong labels", draw, alt + ".", "30% wrong; every coefficient tuned alike")
+
+
+def _memorising(evidence: Evidence) -> Panel:
+    arms = {"noise_none": ("none", SMALL), "noise_fp": ("FP", FP)}
+    kinds = {"fit_right": "-", "fit_wrong": (0, (3, 2))}
+    curves = {(a, k): evidence.across_seeds(k, arm=a) for a in arms for k in kinds}
+
+    def draw(ax: Axes) -> None:
+        for (arm, kind), c in curves.items():
+            name, colour = arms[arm]
+            theme.band(ax, c.index, c["lo"], c["hi"], colour)
+            ax.plot(c.index, c["mean"], color=colour, linestyle=kinds[kind])
+            word = "right" if kind == "fit_right" else "wrong"
+            theme.label_line_end(ax, c.index[-1], c["mean"].iloc[-1], f"{name}, {word}", colour)
+        ax.set_ylim(0, 1.02)
+        ax.set_xlabel("steps")
+        theme.tidy(ax, grid="y", ticks=4)
+
+    ends = ", ".join(f"{arms[a][0]} {k.removeprefix('fit_')} {c['mean'].iloc[-1]:.2f}" for (a, k), c in curves.items())
+    return Panel("What is memorised", draw, f"Fitted shares at the end: {ends}.", "share of train labels fitted")
+
+
+def _scatter(evidence: Evidence) -> Panel:
+    rows = evidence.select(arm="grid")
+    means = {
+        metric: rows[rows["metric"] == metric].groupby("point")["value"].mean()
+        for metric in ("early_trace", "accuracy_at_loss")
+    }
+    both = pd.DataFrame(means).dropna()
+    if len(both) < 2:
+        raise LookupError("fewer than two settings reached both losses")
+    lr, batch = (rows.groupby("point")[name].first().reindex(both.index) for name in ("lr", "batch"))
+    rho = both["early_trace"].corr(both["accuracy_at_loss"], method="spearman")
+    lost = rows["point"].nunique() - len(both)
+
+    def draw(ax: Axes) -> None:
+        full = batch.max()
+        for x, y, rate, size in zip(both["early_trace"], both["accuracy_at_loss"], lr, batch, strict=True):
+            face = LARGE if size == full else theme.CARD
+            ax.plot([x], [y], "o", color=LARGE, markerfacecolor=face, markersize=9, markeredgewidth=2)
+            ax.annotate(f"{rate:.2g}", (x, y), (0, 8), textcoords="offset points", ha="center", color=theme.MUTED)
+        ax.margins(0.14, 0.2)
+        ax.set_xlabel("early Tr(F); numbers: η, hollow: B/2")
+        ax.set_ylabel("")
+        theme.tidy(ax, ticks=4)
+
+    missing = f"; {lost} never got there" if lost else ""
+    alt = (
+        f"Early trace against test accuracy at equal train loss, {len(both)} settings; rho of means {rho:.2f}{missing}."
+    )
+    return Panel("Early trace, late accuracy", draw, alt, f"test accuracy at one train loss; ρ = {rho:.2f}{missing}")
+
+
+def _flat(evidence: Evidence) -> Panel:
+    found = {arm: evidence.select("hessian_trace", arm=arm)["value"] for arm in ARMS}
+    noise = evidence.select("identity_noise", arm="small")["value"].mean()
+    error = evidence.select("identity_error", arm="small")["value"]
+
+    def draw(part: SubFigure) -> None:
+        left, right = part.subplots(1, 2, gridspec_kw={"width_ratios": [1.5, 1], "wspace": 0.55})
+        shapes = left.violinplot([v.to_numpy() for v in found.values()], positions=range(len(found)), showextrema=False)
+        for body, arm in zip(shapes["bodies"], found, strict=True):
+            body.set_facecolor(ARMS[arm][1])
+            body.set_alpha(0.2)
+        for i, (arm, values) in enumerate(found.items()):
+            lo, hi = _interval(values)
+            theme.dots_with_interval(left, [i], [values.mean()], [lo], [hi], ARMS[arm][1], seeds=[values])
+        left.set_xticks(range(len(found)), ["small", "large", "FP"])
+        left.set_ylim(bottom=0)
+        theme.tidy(left, grid="y", ticks=4)
+        left.tick_params(axis="x", length=0)
+        exact = 100 * error.abs().mean()
+        right.bar([0, 1], [100 * noise, exact], color=[GREY, FP], width=0.6)
+        for x, value in ((0, 100 * noise), (1, exact)):
+            right.text(x, value, f"{value:.0f}%", ha="center", va="bottom")
+        right.set_xticks([0, 1], ["1 draw", "many"])
+        right.set_yticks([])
+        right.spines["left"].set_visible(False)
+        right.set_title("B‖ḡ‖² error", fontsize=theme.SMALL, color=theme.MUTED)
+        right.tick_params(axis="x", length=0)
+
+    values = ", ".join(f"{ARMS[a][0]} {v.mean():.0f}" for a, v in found.items())
+    alt = (
+        f"Trace of the Hessian where the train loss first falls below a tenth of its value at chance: {values}. One "
+        f"draw of the mini-batch estimate of Tr(F) is off by {noise:.0%}, the mean of many by "
+        f"{error.abs().mean():.1%}."
+    )
+    return Panel(
+        "Flatness at equal loss", draw, alt, "Tr(H) at one train loss; and noise of the estimate", own_axes=True
+    )
