@@ -192,6 +192,16 @@ def clustered(rng, n_clusters=12, per=6, between=1.0, within=1.0):
     return x, np.repeat(np.arange(n_clusters), per), np.tile(np.arange(per), n_clusters)
 
 
+@pytest.mark.parametrize("method", ["percentile", "basic", "bca"])
+def test_a_mean_is_resampled_the_same_way_whichever_way_is_quick(method):
+    """Without counts where each value is a unit, in any order of labels; by counts where a function is given."""
+    x = np.random.default_rng(0).normal(size=23)
+    for labels in ({}, {"unit": np.arange(23)[::-1]}, {"strata": np.arange(23) % 3}):
+        quick = bootstrap_ci(x, "mean", method, n_boot=500, **labels)
+        slow = bootstrap_ci(x, lambda v, axis=-1: np.mean(v, axis=axis), method, n_boot=500, **labels)
+        assert (quick.low, quick.high) == pytest.approx((slow.low, slow.high), abs=1e-12)
+
+
 def test_errors_of_cluster_and_hierarchical_means_are_the_textbooks():
     """Davison and Hinkley, sec. 3.8: balanced clusters resampled whole; then the values within them as well."""
     x, cluster, seed = clustered(np.random.default_rng(4))

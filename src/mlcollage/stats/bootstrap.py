@@ -370,6 +370,8 @@ def bootstrap_ci(
                 evaluate.weighted(plan.dirichlet(b, generator))
                 if method == "bayes"
                 else evaluate(plan.counts(b, generator))
+                if method == "bca"
+                else evaluate.resampled(plan, b, generator)
                 for b in blocks(n_boot, len(values))
             ]
         )
