@@ -1,0 +1,408 @@
+r"""The posterior audit: how far the predictions of a cheap method are from those of the posterior itself.
+
+A reference is sampled by Hamiltonian Monte Carlo, in two or more independent runs. Every cheap method, and any given
+predictions, are then compared with the reference's model average: agreement, total variation, and what the difference
+means for accuracy, log-likelihood and calibration. All numbers carry their Monte-Carlo error; how far two runs of the
+reference are apart says which differences mean nothing; and R-hat of the predictions says whether the reference itself
+can be trusted. P. Izmailov, S. Vikram, M. D. Hoffman and A. G. Wilson, "What Are Bayesian Neural Network Posteriors
+Really Like?", ICML 2021, sections 4 and 7.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from mlcollage.data.workload import Workload, arrays
+from mlcollage.errors import InvalidInput
+from mlcollage.infer.diagnostics import Streaming
+from mlcollage.measure import calibration
+
+from .module import BayesianModule
+from .priors import Prior
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["AuditReport", "audit", "compare"]
+
+Floats = NDArray[np.float64]
+METRICS = ("agreement", "total_variation", "accuracy", "nll", "ece", "brier")
+_PARTS = ("", "_se", "_difference", "_difference_se")
+REFERENCE, FLOOR = "hmc", "hmc (another run)"
+_RHAT, _MOST_ABOVE = 1.1, 0.1  # predictions with a larger R-hat have not converged; the share that is let pass
+
+
+def audit(
+    model: nn.Module | BayesianModule,
+    data: Workload | Sequence[Any],
+    methods: Sequence[str] = ("map", "ensemble", "swag", "mfvi", "sghmc"),
+    *,
+    predictions: Mapping[str, Any] | None = None,
+    prior: Prior | None = None,
+    likelihood: Any = "categorical",
+    reference: Mapping[str, Any] | None = None,
+    groups: int = 2,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    n_bins: int = 20,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> AuditReport:
+    """Compare cheap approximations of a network's posterior with an HMC reference.
+
+    Parameters
+    ----------
+    model
+        A network, or a :class:`~mlcollage.papers.bnn_posteriors.BayesianModule` (whose likelihood and prior then
+        count). It is not changed.
+    data
+        ``(X, y, X_test, y_test)``, or a workload of classes.
+    methods
+        Of ``BayesianModule.fit``.
+    predictions
+        More rows: name to class probabilities at the test inputs, (N, K), or by draw, (chains, draws, N, K).
+    prior, likelihood
+        As in BayesianModule, for a plain network. The likelihood must be one of classes.
+    reference
+        Keywords of ``fit(method="hmc")``; ``chains`` counts for each group. Unless given, ``jitter`` is 0.3 here: a
+        trajectory of fixed length may come back to where it began, and never mix in that direction.
+    groups
+        Independent runs of the reference, at least 2.
+    settings
+        Keywords of ``fit`` by method, such as ``{"ensemble": {"members": 10}}``.
+    n_bins
+        Bins of the calibration error.
+    seed
+        Of everything.
+    progress
+        Called with the name of what is about to be fitted.
+
+    Returns
+    -------
+    AuditReport
+
+    Raises
+    ------
+    InvalidInput
+        For data, predictions or settings that do not fit.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from mlcollage.nn.init import build
+    >>> g = torch.Generator().manual_seed(0)
+    >>> x = torch.randn(120, 2, generator=g)
+    >>> y = (x[:, 0] + 0.5 * torch.randn(120, generator=g) > 0).long()
+    >>> net = build(lambda: nn.Linear(2, 2), seed=0)
+    >>> report = audit(net, (x[:60], y[:60], x[60:], y[60:]), methods=["map"],
+    ...                predictions={"coin": torch.full((60, 2), 0.5)},
+    ...                reference={"chains": 4, "samples": 50, "warmup": 50})
+    >>> report.converged, bool(report.table.loc["map", "agreement"] > 0.95)
+    (True, True)
+    >>> bool(report.table.loc["coin", "total_variation"] > 0.2)
+    True
+    """
+    if isinstance(groups, bool) or not isinstance(groups, int) or groups < 2:
+        raise InvalidInput(f"groups={groups!r} must be at least 2: their distance is the error of the reference.")
+    unknown = set(settings or {}) - set(methods)
+    if unknown:
+        raise InvalidInput(f"settings name {sorted(unknown)[0]!r}, which is no audited method ({', '.join(methods)}).")
+    made = model if isinstance(model, BayesianModule) else BayesianModule(model, likelihood, prior)
+    if made.likelihood.kind != "classification":
+        raise InvalidInput(
+            f"the likelihood is {type(made.likelihood).__name__}; an audit compares class probabilities, so a "
+            "categorical or Bernoulli likelihood is needed."
+        )
+    X, y, X_test, y_test = _split(data)
+    tell = progress or (lambda name: None)
+
+    def fitted(method: str, stream: int, options: Mapping[str, Any]) -> Tensor:
+        fresh = BayesianModule(made.module, made.likelihood, made.prior)  # the user's own posterior stays
+        return fresh.fit(X, y, method, **{"seed": _seed(seed, stream), **options}).predict_samples(X_test)
+
+    samples = []
+    for group in range(groups):
+        tell(f"{REFERENCE}, run {group + 1} of {groups}")
+        samples.append(fitted("hmc", group, {"jitter": 0.3, **(reference or {})}))
+    rivals: dict[str, Any] = {}
+    for number, method in enumerate(methods):
+        tell(method)
+        rivals[method] = fitted(method, 1000 + number, (settings or {}).get(method, {}))
+    for name, given in (predictions or {}).items():
+        if name in rivals or name in (REFERENCE, FLOOR):
+            raise InvalidInput(f"predictions name {name!r}, which is a method of this audit; choose another name.")
+        rivals[name] = given
+    report = _report(samples, rivals, y_test, n_bins)
+    if report.doubt:
+        warnings.warn(report.doubt, stacklevel=2)
+    return report
+
+
+def compare(
+    reference: Sequence[Tensor | NDArray], rivals: Mapping[str, Any], y: Any, *, n_bins: int = 20
+) -> AuditReport:
+    """The report of :func:`audit` for predictions that are there already.
+
+    Parameters
+    ----------
+    reference
+        Class probabilities of each independent run, (chains, draws, N, K); two runs at least, of equal shape.
+    rivals
+        Name to probabilities, (N, K) or (chains, draws, N, K).
+    y
+        Labels of the test inputs, (N,).
+    n_bins
+        Bins of the calibration error.
+
+    Returns
+    -------
+    AuditReport
+        With a warning if the reference has not converged.
+    """
+    report = _report(reference, rivals, y, n_bins)
+    if report.doubt:
+        warnings.warn(report.doubt, stacklevel=2)
+    return report
+
+
+def _report(reference: Sequence[Tensor | NDArray], rivals: Mapping[str, Any], y: Any, n_bins: int) -> AuditReport:
+    runs = [_array(run, "the reference") for run in reference]
+    if len(runs) < 2 or len({run.shape for run in runs}) > 1 or runs[0].ndim != 4:
+        shapes = ", ".join(str(run.shape) for run in runs) or "none"
+        raise InvalidInput(
+            f"the reference has runs of shape {shapes}; two or more of (chains, draws, N, K) are needed."
+        )
+    whole = np.concatenate(runs)
+    labels = _array(y, "y")
+    arms: dict[str, Floats] = {name: _array(p, name) for name, p in rivals.items()}
+    for name, p in arms.items():
+        if p.ndim not in (2, 4) or p.shape[-2:] != whole.shape[-2:]:
+            raise InvalidInput(
+                f"the predictions of {name} have shape {p.shape}; {whole.shape[-2:]} or (chains, draws, "
+                f"{whole.shape[-2]}, {whole.shape[-1]}) is needed, at the reference's inputs."
+            )
+    rows = {REFERENCE: _scores(whole, labels, n_bins), FLOOR: _floor(runs)}
+    for name, p in arms.items():
+        rows[name] = {**_scores(p, labels, n_bins), **_distances(whole, p), **_differences(whole, p, labels, n_bins)}
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    columns = [f"{m}{part}" for m in METRICS for part in _PARTS if m not in METRICS[:2] or "difference" not in part]
+    return AuditReport(
+        table=table.reindex(columns=columns).rename_axis("method"),
+        rhat=_rhat(whole),
+        runs=len(runs),
+        chains=len(runs[0]),
+        draws=whole.shape[1],
+        inputs=whole.shape[2],
+    )
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """What an audit found.
+
+    Attributes
+    ----------
+    table : DataFrame
+        A row a method; ``"hmc"`` is the reference and ``"hmc (another run)"`` the distance of two of its runs. Columns
+        ``agreement``, ``total_variation`` (to the reference), ``accuracy``, ``nll``, ``ece``, ``brier``, each with its
+        Monte-Carlo error ``..._se``; for the last four also ``..._difference`` to the reference, with its error.
+    rhat : ndarray
+        (N, K), split R-hat of the reference's predictions over all its chains; NaN where nothing varies.
+    runs, chains, draws, inputs : int
+        Runs of the reference, chains of each, draws of each chain, test inputs N.
+    """
+
+    table: pd.DataFrame
+    rhat: Floats
+    runs: int
+    chains: int
+    draws: int
+    inputs: int
+
+    @property
+    def median_rhat(self) -> float:
+        """Median R-hat of the reference's predictions."""
+        known = self.rhat[np.isfinite(self.rhat)]
+        return float(np.median(known)) if known.size else math.nan
+
+    @property
+    def share_converged(self) -> float:
+        """Share of the reference's predictions with an R-hat below 1.1."""
+        known = self.rhat[np.isfinite(self.rhat)]
+        return float((known < _RHAT).mean()) if known.size else math.nan
+
+    @property
+    def converged(self) -> bool:
+        """Whether at least 90 % of the reference's predictions have an R-hat below 1.1."""
+        return self.share_converged >= 1 - _MOST_ABOVE
+
+    @property
+    def doubt(self) -> str:
+        """What is wrong with the reference, or an empty string."""
+        if self.converged:
+            return ""
+        return (
+            f"the HMC reference has not converged: R-hat is below {_RHAT} for {self.share_converged:.0%} of the "
+            "predictions only, so the audit compares with something that is not the posterior; give it more samples, a "
+            "longer warmup or smaller steps."
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        """The table, a copy."""
+        return self.table.copy()
+
+    def __str__(self) -> str:
+        lines = [
+            f"Posterior audit at {self.inputs} inputs; reference: HMC, {self.runs} runs of {self.chains} chains of "
+            f"{self.draws} draws.",
+            f"R-hat of its predictions: median {self.median_rhat:.3f}, {self.share_converged:.0%} below {_RHAT}.",
+        ]
+        if self.doubt:
+            lines.append(f"WARNING: {self.doubt}")
+        shown = {name: _cells(row) for name, row in self.table.iterrows()}
+        lines += ["", pd.DataFrame.from_dict(shown, orient="index").to_string()]
+        floor = self.table.loc[FLOOR]
+        lines += [
+            "",
+            f"Two runs of the reference agree in {floor['agreement']:.3f} and are {floor['total_variation']:.3f} "
+            "apart; what is nearer is noise.",
+        ]
+        return "\n".join(lines)
+
+    def plot(self, ax: Axes) -> Axes:
+        """Draw agreement against total variation, with Monte-Carlo errors, and the noise of the reference as a band.
+
+        Parameters
+        ----------
+        ax
+            Where to.
+
+        Returns
+        -------
+        Axes
+            The same.
+        """
+        agree, apart = (float(self.table[column][FLOOR]) for column in ("agreement", "total_variation"))
+        ax.axvspan(0, apart, color="0.9", zorder=0, label="two runs of HMC")
+        ax.axhspan(agree, 1, color="0.9", zorder=0)
+        for name, row in self.table.drop([REFERENCE, FLOOR]).iterrows():
+            x, y = row["total_variation"], row["agreement"]
+            ax.errorbar(x, y, xerr=2 * row["total_variation_se"], yerr=2 * row["agreement_se"], fmt="o", capsize=2)
+            ax.annotate(str(name), (x, y), textcoords="offset points", xytext=(6, 4))
+        ax.set(xlabel="total variation to the HMC reference", ylabel="agreement with the HMC reference")
+        ax.set_xlim(left=0)
+        ax.set_ylim(top=1)
+        return ax
+
+
+def _cells(row: pd.Series) -> dict[str, str]:
+    """A row as text: value, error, and the difference to the reference in brackets."""
+    cells = {}
+    for metric in METRICS:
+        value = row.get(metric, math.nan)
+        if math.isnan(value):
+            cells[metric.replace("_", " ")] = ""
+            continue
+        text = f"{value:.3f} ±{row[f'{metric}_se']:.3f}"
+        difference = row.get(f"{metric}_difference", math.nan)
+        cells[metric.replace("_", " ")] = text if math.isnan(difference) else f"{text} ({difference:+.3f})"
+    return cells
+
+
+def _array(values: Any, name: str) -> Any:
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().double() if values.dtype.is_floating_point else values.detach().cpu()
+        return values.numpy()
+    array = np.asarray(values)
+    if array.dtype == object:
+        raise InvalidInput(f"{name} is {type(values).__name__}; an array or tensor is needed.")
+    return array
+
+
+def _seed(seed: int, stream: int) -> int:
+    return int(np.random.SeedSequence([seed, stream]).generate_state(1)[0])
+
+
+def _split(data: Workload | Sequence[Any]) -> tuple[Any, Any, Any, Any]:
+    if isinstance(data, Workload):
+        return (*arrays(data.train), *arrays(data.test))
+    if not isinstance(data, tuple | list) or len(data) != 4:
+        raise InvalidInput(f"data is {type(data).__name__}; (X, y, X_test, y_test) or a Workload is needed.")
+    return data[0], data[1], data[2], data[3]
+
+
+def _mean(p: Floats) -> Floats:
+    return p if p.ndim == 2 else p.mean(axis=(0, 1))
+
+
+def _error(metric: Callable[[Floats], float], p: Floats) -> calibration.MonteCarlo:
+    """The metric of the average of ``p``, with its Monte-Carlo error; none where there is one draw."""
+    if p.ndim == 2 or p.shape[0] * p.shape[1] < 2:
+        return calibration.MonteCarlo(float(metric(_mean(p))), 0.0, 0.0, 1)
+    return calibration.jackknife(metric, p)
+
+
+def _row(name: str, parts: Sequence[calibration.MonteCarlo]) -> dict[str, float]:
+    """A value whose parts vary on their own, with the error of all."""
+    return {name: parts[0].value, f"{name}_se": math.hypot(*(part.se for part in parts))}
+
+
+def _by_labels(y: NDArray, n_bins: int) -> dict[str, Callable[[Floats], float]]:
+    return {
+        "accuracy": lambda p: calibration.accuracy(p, y),
+        "nll": lambda p: calibration.nll(p, y),
+        "ece": lambda p: calibration.ece(p, y, n_bins),
+        "brier": lambda p: calibration.brier(p, y),
+    }
+
+
+def _scores(p: Floats, y: NDArray, n_bins: int) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name, metric in _by_labels(y, n_bins).items():
+        found |= _row(name, [_error(metric, p)])
+    return found
+
+
+def _pair(
+    metric: Callable[[Floats, Floats], float], a: Floats, b: Floats
+) -> tuple[calibration.MonteCarlo, calibration.MonteCarlo]:
+    """A function of two averages: its error from the draws of the one, and from those of the other."""
+    mean_a, mean_b = _mean(a), _mean(b)
+    return _error(lambda p: metric(p, mean_b), a), _error(lambda p: metric(mean_a, p), b)
+
+
+def _distances(reference: Floats, p: Floats) -> dict[str, float]:
+    agree = _pair(calibration.agreement, reference, p)
+    apart = _pair(calibration.total_variation, reference, p)
+    return {**_row("agreement", agree), **_row("total_variation", apart)}
+
+
+def _differences(reference: Floats, p: Floats, y: NDArray, n_bins: int) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name, metric in _by_labels(y, n_bins).items():
+        parts = _pair(lambda a, b, metric=metric: metric(b) - metric(a), reference, p)  # type: ignore[misc]
+        found |= _row(f"{name}_difference", parts)
+    return found
+
+
+def _floor(runs: Sequence[Floats]) -> dict[str, float]:
+    """Agreement and distance of two runs of the reference, averaged over all pairs."""
+    pairs = [_distances(a, b) for a, b in combinations(runs, 2)]
+    found = {key: float(np.mean([pair[key] for pair in pairs])) for key in pairs[0]}
+    return found
+
+
+def _rhat(p: Floats) -> Floats:
+    stream = Streaming()
+    for draw in range(p.shape[1]):
+        stream.update(p[:, draw])
+    return stream.rhat().numpy() if p.shape[1] >= 4 else np.full(p.shape[2:], np.nan)
