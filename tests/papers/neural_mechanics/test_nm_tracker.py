@@ -319,6 +319,17 @@ def test_steps_between_measurements_are_added_up():
         np.testing.assert_allclose(sums[0], sums[1])
 
 
+def test_arrays_and_tables_hold_the_same():
+    model = network()
+    tracker = tracked(model, SGD(model.parameters(), lr=0.2, weight_decay=0.1), mode="both")
+    arrays, table = tracker.arrays(), tracker.result("law")
+    assert arrays["step"].tolist() == list(range(13))
+    assert arrays["kind"].tolist() == ["translation"] * 7 + ["rescale"] * 6
+    for name in ("measured", "predicted", "closed_form", "discretisation"):
+        wide = table.query("law == 'hidden'").pivot(index="step", columns="index", values=name)
+        np.testing.assert_array_equal(arrays[name][:, arrays["law"] == "hidden"], wide.to_numpy())
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_without_a_budget_the_prediction_is_the_same(momentum):
     frames = []

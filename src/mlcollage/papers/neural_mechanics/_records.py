@@ -65,6 +65,18 @@ class Records:
         zero = torch.zeros(size)
         return {n: np.stack([p.get(n, zero).double().cpu().expand(size).numpy() for p in self.parts]) for n in names}
 
+    def arrays(self, syms: SymmetrySet) -> dict[str, npt.NDArray[Any]]:
+        """All columns and parts as arrays; see ``ConservationTracker.arrays``."""
+        if not self.steps:
+            raise InvalidInput("nothing was measured yet; train inside `with tracker:`, or call tracker.start() first.")
+        out: dict[str, npt.NDArray[Any]] = {"step": np.array(self.steps)}
+        for key in ("name", "kind"):
+            out["law" if key == "name" else key] = np.repeat(
+                [getattr(law, key) for law in syms], [law.n_laws for law in syms]
+            )
+        columns = {n: self.numpy(n) for n in _COLUMNS}
+        return out | {n: v for n, v in columns.items() if v is not None} | self.budget()
+
     def notes(self) -> list[str]:
         """What is odd about the numbers."""
         measured = self.numpy("measured")

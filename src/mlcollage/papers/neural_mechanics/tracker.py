@@ -12,6 +12,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import numpy.typing as npt
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -183,6 +184,18 @@ class ConservationTracker:
         frame = tidy(self._records, self.syms, level)
         frame.attrs["notes"] = list(dict.fromkeys(self._notes + self._records.notes()))
         return frame
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """What has been measured so far, as arrays over all laws, for computing.
+
+        Returns
+        -------
+        dict
+            ``step`` (k,) for k measured steps; ``law`` and ``kind`` (n,), the family of each of n laws; and of shape
+            (k, n) ``time``, ``measured``, ``predicted``, with ``mode="both"`` ``closed_form``, ``accounted``, and the
+            parts of the budget since the row before.
+        """
+        return self._records.arrays(self.syms)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything measured and kept, as tensors, numbers and strings, for ``torch.save`` or a checkpoint."""

@@ -1,0 +1,465 @@
+"""The study's runs: networks trained under the tracker, and the laws tested batch by batch."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mlcollage.data.workload import Workload
+from mlcollage.errors import InvalidInput
+from mlcollage.lab.measurements import Measurements
+from mlcollage.lab.run import Run
+from mlcollage.nn.init import build, seeded
+from mlcollage.train.loop import epochs, steps
+from mlcollage.train.schedules import cosine
+
+from ._study_models import Task, make_task, row_transformer
+from .checks import check_gradient, check_hessian
+from .closed_form import predict
+from .find import find_symmetries
+from .symmetry import SymmetrySet
+from .tracker import ConservationTracker
+
+__all__ = ["KINDS", "check_laws", "train_networks"]
+
+KINDS = ("translation", "scale", "rescale", "matrix")
+Floats = npt.NDArray[np.float64]
+_RATES = (1.0, 0.3, 0.1, 0.03, 0.01, 1e-3)  # of the wanted learning rate, tried in turn on a user's model
+
+
+class _Net(NamedTuple):
+    """A network of the study, ready to be made again and again from the same start."""
+
+    name: str
+    make: Callable[[], nn.Module]
+    syms: SymmetrySet
+    rate: float  # factor of all learning rates
+
+
+def train_networks(run: Run, workload: Workload | None) -> Measurements:
+    """SGD at three weight decays, two momenta, AdamW: what the theory predicts and what happens, for one seed."""
+    m, task = Measurements(), make_task(run, workload)
+    for net in _networks(run, task, m):
+        for decay in _numbers(run.text("weight_decays")):
+            _plain_sgd(run, task, net, decay, m)
+        if net.name != "plain":  # the normed network has laws of every kind
+            for spec in run.text("momenta").split(","):
+                _momentum(run, task, net, _numbers(spec, "/"), m)
+            _adamw(run, task, net, m)
+    return m
+
+
+def check_laws(run: Run, workload: Workload | None) -> Measurements:
+    """Gradient and Hessian constraints, drift under flow, the ledger in float64, attention; for one seed."""
+    m, task = Measurements(), make_task(run, workload)
+    for net in _networks(run, task, m):
+        _constraints(run, task, net, m)
+        double = _double(net, task)
+        m.add("runs_in_float64", float(double is not None), arm=net.name)
+        if double is not None:
+            _flow(run, task, double, m)
+            _ledger(run, task, double, m)
+            if net.name == "user" and len(net.syms.of_kind("matrix")):
+                _attention(run, task, double, m)
+    if task.own:
+        x = task.x if task.x.dim() > 2 else task.x.unsqueeze(-1)
+        shape, rows = tuple(x.shape[1:]), task._replace(x=x)
+        make = functools.partial(_build, lambda: row_transformer(shape, task.classes).double(), run.seed)
+        _attention(run, rows, _found("attention", make, rows._replace(x=x.double()), 1.0, m), m)
+    return m
+
+
+# --- networks ---------------------------------------------------------------------------------------------------------
+
+
+def _numbers(text: str, separator: str = ",") -> list[float]:
+    return [float(part) for part in text.split(separator)]
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _build(factory: Callable[[], nn.Module], seed: int) -> nn.Module:
+    return build(factory, seed).to(_device())
+
+
+def _networks(run: Run, task: Task, m: Measurements) -> Iterable[_Net]:
+    """Each network with the laws that are found on it."""
+    for name, factory in task.networks.items():
+        make = functools.partial(_build, factory, run.seed)
+        rate = 1.0 if task.own else _rate(run, task, make)
+        yield _found(name, make, task, rate, m)
+
+
+def _found(name: str, make: Callable[[], nn.Module], task: Task, rate: float, m: Measurements) -> _Net:
+    model = make()
+    with seeded(0):
+        syms = find_symmetries(model, task.x[:16].to(_device(), _type(model)))
+    for kind in KINDS:
+        families = syms.of_kind(kind)  # type: ignore[arg-type]
+        m.add("laws", families.n_laws, arm=name, kind=kind)
+        m.add("families", len(families), arm=name, kind=kind)
+    m.add("not_handled", len(syms.unhandled), arm=name)
+    m.add("rate", rate, arm=name)
+    rows = [(s.kind, s.name, str(s.n_laws), s.broken_by or "", f"{s.residual or 0:.1e}") for s in syms]
+    m.array(f"laws_{name}", np.array(rows if rows else [("", "", "", "", "")], dtype=str))
+    m.array(f"not_handled_{name}", np.array(list(syms.unhandled) or [""], dtype=str))
+    return _Net(name, make, syms, rate)
+
+
+def _rate(run: Run, task: Task, make: Callable[[], nn.Module]) -> float:
+    """The largest factor of the study's learning rates at which a user's model trains for a few steps."""
+    momentum, lr, _ = _numbers(run.text("momenta").split(",")[0], "/")
+    for factor in _RATES:
+        model = make()
+        optimizer = torch.optim.SGD(model.parameters(), lr=lr * factor, momentum=momentum)
+        try:
+            losses = [float(s.loss) for s in _steps(run, task, model, optimizer, min(40, run.integer("steps")))]
+        except InvalidInput:
+            continue
+        if losses[-1] < 3 * losses[0]:
+            return factor
+    raise InvalidInput(
+        f"the workload's model diverges at every learning rate down to {lr * _RATES[-1]:g}; check its initialisation."
+    )
+
+
+def _type(model: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
+def _double(net: _Net, task: Task) -> _Net | None:
+    """The network in float64; None if its code insists on float32."""
+    make: Callable[[], nn.Module] = lambda: net.make().double()  # noqa: E731
+    try:
+        with torch.no_grad(), seeded(0):
+            make()(task.x[:2].to(_device(), torch.float64))
+    except (RuntimeError, TypeError):
+        return None
+    return net._replace(make=make)
+
+
+def _batch(run: Run, task: Task) -> int:
+    return min(run.integer("batch_size"), max(2, len(task.x) // 4))
+
+
+def _steps(run: Run, task: Task, model: nn.Module, optimizer: Any, count: int, **more: Any) -> Any:
+    x = task.x.to(_type(model))
+    batches = epochs(x, task.y, _batch(run, task), generator=1_000_003 * run.seed + 17)
+    return steps(model, batches, optimizer, max_steps=count, seed=run.seed, **more)
+
+
+def _loss(x: Tensor, y: Tensor) -> Callable[[nn.Module], Tensor]:
+    def loss(model: nn.Module) -> Tensor:
+        with seeded(0):  # dropout draws the same mask at every call
+            return F.cross_entropy(model(x.to(_device(), _type(model))), y.to(_device()))
+
+    return loss
+
+
+# --- training under the tracker ---------------------------------------------------------------------------------------
+
+
+def _track(
+    run: Run, task: Task, net: _Net, optimizer_of: Callable[..., Any], count: int, *, mode: Any = "ledger", **more: Any
+) -> tuple[dict[str, Any], dict[str, Floats]]:
+    """Train, and return the tracker's arrays and, by weight matrix, row norms and single weights over time."""
+    model = net.make()
+    optimizer = optimizer_of(model.parameters())
+    watch = _Watch(model) if more.pop("watch", False) else None
+    with ConservationTracker(model, optimizer, net.syms, run.integer("every"), mode) as tracker:
+        for _ in _steps(run, task, model, optimizer, count, **more):
+            if watch is not None:
+                watch.look()
+    return tracker.arrays(), watch.paths() if watch is not None else {}
+
+
+class _Watch:
+    """Squared norms of the rows of each weight matrix, and a sample of its entries, step by step."""
+
+    def __init__(self, model: nn.Module, entries: int = 64) -> None:
+        self.weights = {n: p for n, p in model.named_parameters() if p.dim() >= 2 and p.numel() > 1}
+        g = torch.Generator().manual_seed(0)
+        self.chosen = {n: torch.randperm(p.numel(), generator=g)[:entries] for n, p in self.weights.items()}
+        self.seen: dict[str, list[Tensor]] = {f"{n}|{k}": [] for n in self.weights for k in ("norm", "entry")}
+        self.look()
+
+    def look(self) -> None:
+        for name, p in self.weights.items():
+            flat = p.detach().reshape(-1).double()
+            self.seen[f"{name}|norm"].append(p.detach().double().flatten(1).square().sum(1).sqrt())
+            self.seen[f"{name}|entry"].append(flat[self.chosen[name]])
+
+    def paths(self) -> dict[str, Floats]:
+        return {name: torch.stack(path).cpu().numpy() for name, path in self.seen.items()}
+
+
+def _plain_sgd(run: Run, task: Task, net: _Net, decay: float, m: Measurements) -> None:
+    if not len(net.syms):
+        return
+    count, lr = run.integer("steps"), run.real("lr") * net.rate
+    watch = decay == _numbers(run.text("weight_decays"))[1]
+    arrays, paths = _track(
+        run, task, net, lambda p: torch.optim.SGD(p, lr=lr, weight_decay=decay), count, mode="both", watch=watch
+    )
+    where: dict[str, Any] = {"arm": net.name, "weight_decay": decay, "momentum": 0.0}
+    for kind in _kinds(arrays):
+        own = _of_kind(arrays, kind)
+        if kind == "translation" and decay == 0:  # nothing moves: there is no change to compare with
+            m.add("still", _relative(own["measured"][-1] - own["measured"][0], own["measured"][0]), kind=kind, **where)
+        else:
+            _errors(own, "closed_form", m, kind=kind, **where)
+        _curves(own, m, kind=kind, **where)
+        _errors(own, "predicted", m, kind=kind, **where)
+        if kind in ("scale", "rescale"):
+            m.add("sign_agreement", _signs(own), kind=kind, **where)
+            m.add("growing", float((np.diff(own["measured"], axis=0) > 0).mean()), kind=kind, **where)
+        if decay > 0:
+            _budget(own, m, kind=kind, optimizer="SGD", **where)
+    if paths:
+        _roughness(paths, m, arm=net.name)
+
+
+def _momentum(run: Run, task: Task, net: _Net, spec: list[float], m: Measurements) -> None:
+    if not len(net.syms):
+        return
+    momentum, lr, decay = spec[0], spec[1] * net.rate, spec[2]
+    count = run.integer("steps")
+    arrays, _ = _track(
+        run, task, net, lambda p: torch.optim.SGD(p, lr=lr, weight_decay=decay, momentum=momentum), count, mode="both"
+    )
+    where: dict[str, Any] = {"arm": net.name, "weight_decay": decay, "momentum": momentum}
+    settled = min(math.ceil(1 / (1 - momentum)), count // 2)
+    for kind in _kinds(arrays):
+        own = _of_kind(arrays, kind)
+        _errors(own, "closed_form", m, kind=kind, **where)
+        _curves(own, m, kind=kind, **where)
+        own["first_order"] = _first_order(own, kind, lr, decay, momentum)
+        _errors(own, "first_order", m, kind=kind, **where)
+        _curves(own, m, kind=kind, column="first_order", **where)
+        for name in ("closed_form", "first_order"):
+            errors = [_relative(a - b, b - own["measured"][0]) for a, b in zip(own[name], own["measured"], strict=True)]
+            m.add(f"{name}_mean_rc", float(np.mean(np.array(errors)[own["step"] >= settled])), kind=kind, **where)
+
+
+def _first_order(own: Mapping[str, Any], kind: Any, lr: float, decay: float, momentum: float) -> Floats:
+    """The flow without inertia, driven by the same forces as the oscillator."""
+    gaps = np.diff(own["step"])
+    forcing = None
+    if kind != "translation":
+        forcing = np.repeat(own["discretisation"][1:] / (lr**2 * gaps[:, None]), gaps, axis=0)
+    path = predict(own["measured"][0], lr, decay, momentum, 0.0, int(gaps.sum()), forcing, kind=kind, order=1)
+    return path[own["step"]]
+
+
+def _adamw(run: Run, task: Task, net: _Net, m: Measurements) -> None:
+    if not len(net.syms):
+        return
+    count = run.integer("steps") // 2
+    make = lambda p: torch.optim.AdamW(p, lr=2e-3 * net.rate, weight_decay=0.1)  # noqa: E731
+    arrays, _ = _track(run, task, net, make, count)
+    for kind in _kinds(arrays):
+        own = _of_kind(arrays, kind)
+        _budget(own, m, kind=kind, optimizer="AdamW", arm=net.name)
+
+
+def _kinds(arrays: Mapping[str, Any]) -> list[str]:
+    return [kind for kind in KINDS if (arrays["kind"] == kind).any()]
+
+
+def _of_kind(arrays: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    chosen = arrays["kind"] == kind
+    return {n: v[:, chosen] for n, v in arrays.items() if n not in ("step", "law", "kind")} | {"step": arrays["step"]}
+
+
+def _relative(a: Floats, b: Floats) -> float:
+    size = float(np.linalg.norm(b))
+    return float(np.linalg.norm(a)) / size if size else math.nan
+
+
+def _errors(own: Mapping[str, Floats], column: str, m: Measurements, **where: Any) -> None:
+    """At the end: relative error, the same relative to the change, and what "nothing moves" would give."""
+    start, end, guess = own["measured"][0], own["measured"][-1], own[column][-1]
+    m.add(f"{column}_rel", _relative(guess - end, end), **where)
+    m.add(f"{column}_rc", _relative(guess - end, end - start), **where)
+    m.add("null_rel", _relative(start - end, end), **where)
+
+
+def _grid(own: Mapping[str, Any], points: int = 24) -> list[tuple[int, int]]:
+    """Some of the measured rows, with their steps."""
+    count = len(own["step"])
+    return [(k, int(own["step"][k])) for k in sorted({round(k) for k in np.linspace(0, count - 1, points)})]
+
+
+def _curves(own: Mapping[str, Any], m: Measurements, column: str = "closed_form", **where: Any) -> None:
+    """Size of the vector of quantities relative to its start, and the error relative to the change, over steps."""
+    size = float(np.linalg.norm(own["measured"][0])) or 1.0
+    name = "predicted" if column == "closed_form" else column
+    for k, step in _grid(own):
+        if column == "closed_form":
+            m.add("measured_size", float(np.linalg.norm(own["measured"][k])) / size, step=step, **where)
+        m.add(f"{name}_size", float(np.linalg.norm(own[column][k])) / size, step=step, **where)
+
+
+def _signs(own: Mapping[str, Floats]) -> float:
+    """Share of steps and laws in which dQ has the sign of centrifugal minus centripetal force."""
+    moved = np.diff(own["measured"], axis=0)
+    force = own["discretisation"][1:] + own["weight_decay"][1:]
+    return float((np.sign(moved) == np.sign(force)).mean())
+
+
+def _budget(own: Mapping[str, Any], m: Measurements, **where: Any) -> None:
+    """Mean over laws of each part, added up over the steps, relative to the mean size at the start."""
+    size = float(np.abs(own["measured"][0]).mean()) or 1.0
+    parts = [n for n in ("symmetry", "weight_decay", "momentum", "preconditioner", "discretisation") if n in own]
+    total: Floats = own["measured"] - own["measured"][0]
+    explained = sum(np.cumsum(own[n], axis=0) for n in parts)
+    for k, step in _grid(own):
+        for n in parts:
+            m.add("budget", float(own[n][: k + 1].sum(axis=0).mean()) / size, step=step, part=n, **where)
+        m.add("budget", float(total[k].mean()) / size, step=step, part="change", **where)
+    m.add("budget_gap", float(np.abs(explained - total).max()) / size, **where)
+
+
+def _roughness(paths: Mapping[str, Floats], m: Measurements, arm: str) -> None:
+    """Total variation over net change, median over the rows' norms and over the entries of each weight matrix."""
+    for layer in sorted({name.split("|")[0] for name in paths}):
+        for what in ("norm", "entry"):
+            path = paths[f"{layer}|{what}"]
+            variation, net = np.abs(np.diff(path, axis=0)).sum(axis=0), np.abs(path[-1] - path[0])
+            m.add("roughness", float(np.median(variation / np.maximum(net, 1e-300))), arm=arm, layer=layer, what=what)
+
+
+# --- the laws, batch by batch -----------------------------------------------------------------------------------------
+
+
+def _exact(syms: SymmetrySet) -> SymmetrySet:
+    """Without the laws that a known epsilon breaks."""
+    return SymmetrySet(tuple(s for s in syms if s.broken_by is None))
+
+
+def _warm(run: Run, task: Task, net: _Net) -> nn.Module:
+    """The network after a few steps: not at its initialisation, where biases are zero."""
+    model = net.make()
+    optimizer = torch.optim.SGD(model.parameters(), lr=run.real("lr") * net.rate)
+    for _ in _steps(run, task, model, optimizer, run.integer("warm_steps")):
+        pass
+    return model
+
+
+def _constraints(run: Run, task: Task, net: _Net, m: Measurements) -> None:
+    if not len(net.syms):
+        return
+    models = {"float32": _warm(run, task, net)}
+    if _double(net, task) is not None:
+        models["float64"] = copy.deepcopy(models["float32"]).double()
+    draw = torch.Generator().manual_seed(run.seed)
+    for precision, model in models.items():
+        reports = []
+        for _ in range(run.integer("batches")):
+            chosen = torch.randint(len(task.x), (_batch(run, task),), generator=draw)
+            loss = _loss(task.x[chosen], task.y[chosen])
+            reports.append(check_gradient(model, net.syms, loss, controls=1, generator=draw))
+        few = torch.randint(len(task.x), (min(64, _batch(run, task)),), generator=draw)
+        curved = check_hessian(model, net.syms, _loss(task.x[few], task.y[few]), most=4, generator=draw)
+        broken = {s.name for s in net.syms if s.broken_by is not None}
+        for kind in KINDS:
+            for epsilon in (False, True):
+                keep = [r[(r["kind"] == kind) & (r["name"].isin(broken) == epsilon)] for r in (*reports, curved)]
+                if keep[-1].empty:
+                    continue
+                where: dict[str, Any] = {"arm": net.name, "kind": kind, "epsilon": epsilon, "precision": precision}
+                *slopes, bent = keep
+                m.add("gradient_residual", max(r["residual"].max() for r in slopes), **where)
+                m.add("gradient_control", float(np.median([r["control"].median() for r in slopes])), **where)
+                m.add("gradient_median", float(np.median([r["median"].median() for r in slopes])), **where)
+                m.add("hessian_residual", float(bent["residual"].max()), **where)
+                m.add("hessian_control", float(bent["control"].median()), **where)
+
+
+def _flow(run: Run, task: Task, net: _Net, m: Measurements) -> None:
+    """Full-batch descent to one and the same time at rates that halve: how far the laws drift."""
+    syms = _exact(net.syms)
+    if not len(syms):
+        return
+    few = slice(0, min(run.integer("flow_samples"), len(task.x)))
+    loss = _loss(task.x[few].double(), task.y[few])
+    for halving in range(6):
+        rate = run.real("flow_lr") * net.rate / 2**halving
+        count = round(run.real("flow_time") / run.real("flow_lr") * 2**halving)
+        model = net.make().train()
+        optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+        before = syms.quantities(model)
+        for _ in range(count):
+            optimizer.zero_grad(set_to_none=True)
+            loss(model).backward()
+            optimizer.step()
+        after = syms.quantities(model)
+        for kind in KINDS:
+            names = [s.name for s in syms if s.kind == kind]
+            if names:
+                moved = torch.cat([(after[n] - before[n]).reshape(-1) for n in names])
+                size = torch.cat([before[n].reshape(-1) for n in names]).norm().clamp(min=1e-300)
+                m.add("drift", float(moved.norm() / size), arm=net.name, kind=kind, step=halving, eta=rate)
+
+
+def _ledger(run: Run, task: Task, net: _Net, m: Measurements) -> None:
+    """SGD with momentum, dampening, weight decay and a schedule in float64, then AdamW: what the ledger leaves open."""
+    if not len(net.syms):
+        return
+    count = run.integer("ledger_steps")
+    lr = run.real("lr") * net.rate
+    broken = {s.name for s in net.syms if s.broken_by is not None}
+    runs: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+        "SGD": (
+            lambda p: torch.optim.SGD(p, lr=lr / 2, momentum=0.9, dampening=0.1, weight_decay=1e-3),
+            {"schedule": cosine(count)},
+        ),
+        "AdamW": (lambda p: torch.optim.AdamW(p, lr=2e-3 * net.rate, weight_decay=0.1), {}),
+    }
+    for name, (optimizer_of, more) in runs.items():
+        arrays, _ = _track(run, task, net, optimizer_of, count, **more)
+        epsilon = np.isin(arrays["law"], list(broken))
+        for kind in _kinds(arrays):
+            for flag in (False, True):
+                chosen = (arrays["kind"] == kind) & (epsilon == flag)
+                if not chosen.any():
+                    continue
+                end = arrays["measured"][-1][chosen]
+                where: dict[str, Any] = {"arm": net.name, "kind": kind, "epsilon": flag, "optimizer": name}
+                m.add("ledger_rel", _relative(arrays["predicted"][-1][chosen] - end, end), **where)
+                m.add("accounted_rel", _relative(arrays["accounted"][-1][chosen] - end, end), **where)
+                m.add("ledger_null", _relative(arrays["measured"][0][chosen] - end, end), **where)
+
+
+def _attention(run: Run, task: Task, net: _Net, m: Measurements) -> None:
+    """The laws of a transformer in float64: constraints on its gradients, and the ledger while it trains."""
+    syms = _exact(net.syms)
+    task = task._replace(x=task.x.double())
+    if not len(syms):
+        return
+    few = slice(0, _batch(run, task))
+    model = _warm(run, task, net)
+    report = check_gradient(model, syms, _loss(task.x[few], task.y[few]), controls=2, generator=run.seed)
+    for kind in KINDS:
+        rows = report[report["kind"] == kind]
+        if len(rows):
+            m.add("attention_residual", float(rows["residual"].max()), arm="attention", kind=kind)
+            m.add("attention_control", float(rows["control"].median()), arm="attention", kind=kind)
+    make = lambda p: torch.optim.SGD(p, lr=0.05 * net.rate, momentum=0.9, weight_decay=1e-3)  # noqa: E731
+    arrays, _ = _track(run, task, net._replace(syms=syms), make, run.integer("ledger_steps"))
+    for kind in _kinds(arrays):
+        own = _of_kind(arrays, kind)
+        start, end = own["measured"][0], own["measured"][-1]
+        m.add("attention_ledger", _relative(own["predicted"][-1] - end, end), arm="attention", kind=kind)
+        m.add("attention_null", _relative(start - end, end), arm="attention", kind=kind)

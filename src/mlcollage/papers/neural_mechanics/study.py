@@ -1,0 +1,490 @@
+"""What is run and what is claimed of neural mechanics (Kunin, Sagastuy-Brena, Ganguli, Yamins, Tanaka, ICLR 2021).
+
+Claims, margins and settings were written before the runs with the study's seeds. Claims speak of "the networks" and of
+the laws found on them, so that they can be asked of a user's own model: what a model has no law for is reported as not
+applicable, with the reason.
+
+Two errors are used. *rel* is that of the prediction relative to the conserved quantity, *rc* relative to the quantity's
+change since the start. The second is the harder one: to predict that nothing moves has rc = 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mlcollage.data.workload import Workload
+from mlcollage.errors import InvalidInput
+from mlcollage.lab.claim import Claim
+from mlcollage.lab.estimand import PerSeed
+from mlcollage.lab.measurements import Measurements
+from mlcollage.lab.run import Run, Scale
+
+VERSION = 1
+SLUG = "neural_mechanics"
+NETWORKS = ("plain", "norm", "user")
+QUADRATIC = ("scale", "rescale", "matrix")
+EXACT = ("translation", "rescale", "matrix")
+
+
+def _rows(rows: pd.DataFrame, metric: str, kinds: tuple[str, ...], **where: object) -> pd.DataFrame:
+    """Rows of a metric for laws of these kinds; says why there are none if the model has no such law."""
+    laws = rows[(rows["metric"] == "laws") & rows["kind"].isin(kinds) & rows["arm"].isin((*NETWORKS, "attention"))]
+    found = rows[(rows["metric"] == metric) & rows["kind"].isin(kinds)]
+    for column, value in where.items():
+        found = found[found[column] == value] if column in found else found.iloc[:0]
+    if found.empty:
+        named = " or ".join(kinds)
+        if laws.empty or laws["value"].sum() == 0:
+            raise InvalidInput(f"not applicable: no symmetry of kind {named} was found on the model.")
+        if (rows.loc[rows["metric"] == "runs_in_float64", "value"] == 0).any():
+            raise InvalidInput("not applicable: the model does not run in float64.")
+        raise InvalidInput(f"not applicable: none of the model's symmetries of kind {named} is of the sort asked for.")
+    return found
+
+
+def gradient_residual(rows: pd.DataFrame) -> float:
+    """Largest cosine residual of an exact law, over batches, laws and networks, float32."""
+    found = _rows(rows, "gradient_residual", EXACT, precision="float32", epsilon=False)
+    return float(found["value"].max())
+
+
+def gradient_contrast(rows: pd.DataFrame) -> float:
+    """Orders of magnitude between random index sets and the laws, median batch, worst kind and network, float32."""
+    where = {"precision": "float32", "epsilon": False}
+    control, found = (
+        _rows(rows, name, EXACT, **where).set_index(["arm", "kind"])["value"]
+        for name in ("gradient_control", "gradient_residual")
+    )
+    return float(np.log10(control / found.clip(lower=1e-30)).min())
+
+
+def gradient_residual_double(rows: pd.DataFrame) -> float:
+    """The same as the first in float64."""
+    return float(_rows(rows, "gradient_residual", EXACT, precision="float64", epsilon=False)["value"].max())
+
+
+def hessian_residual(rows: pd.DataFrame) -> float:
+    """Largest residual of a Hessian constraint of an exact law, float64."""
+    return float(_rows(rows, "hessian_residual", EXACT, precision="float64", epsilon=False)["value"].max())
+
+
+def drift_slope(rows: pd.DataFrame) -> float:
+    """Log-log slope of the drift over the learning rate, mean over networks and kinds with an exact quadratic law."""
+    found = _rows(rows, "drift", ("rescale", "matrix"))
+    slopes = [
+        np.polyfit(np.log(group["eta"].astype(float)), np.log(group["value"].clip(lower=1e-300)), 1)[0]
+        for _, group in found.groupby(["arm", "kind"])
+    ]
+    return float(np.mean(slopes))
+
+
+def translation_drift(rows: pd.DataFrame) -> float:
+    """Largest drift of a translation's quantity, relative to its size, over learning rates; no weight decay."""
+    return float(_rows(rows, "drift", ("translation",))["value"].max())
+
+
+def _closed(kind: str) -> Any:
+    def error(rows: pd.DataFrame) -> float:
+        return float(_rows(rows, "closed_form_rc", (kind,), momentum=0.0)["value"].max())
+
+    return error
+
+
+closed_translation, closed_scale, closed_rescale = (_closed(kind) for kind in ("translation", "scale", "rescale"))
+
+
+def null_over_closed(rows: pd.DataFrame) -> float:
+    """Error of "nothing moves" over error of the closed form, the smallest over kinds, weight decays and networks."""
+    found = _rows(rows, "closed_form_rc", ("translation", "scale", "rescale"), momentum=0.0)
+    return float(1 / found["value"].max())
+
+
+def sign_agreement(rows: pd.DataFrame) -> float:
+    """Share of steps and laws in which dQ has the sign of η‖g‖² − 2λQ, mean over kinds, decays and networks."""
+    return float(_rows(rows, "sign_agreement", ("scale", "rescale"))["value"].mean())
+
+
+def growing(rows: pd.DataFrame) -> dict[str, float]:
+    """Share of steps in which a channel's norm grows, at the largest weight decay and at none."""
+    found = _rows(rows, "growing", ("scale",))
+    means = found.groupby("weight_decay")["value"].mean()
+    return {"without decay": float(means.loc[0.0]), "with decay": float(means.loc[means.index.max()])}
+
+
+def momentum_error(rows: pd.DataFrame) -> float:
+    """Largest error of the oscillator relative to the change, at the end, over momenta, kinds and networks."""
+    found = _rows(rows, "closed_form_rc", ("translation", "scale", "rescale"))
+    return float(found[found["momentum"] > 0]["value"].max())
+
+
+def inertia_gain(rows: pd.DataFrame) -> dict[str, float]:
+    """log10 of the mean error after 1/(1-β) steps, without and with inertia, mean over kinds and momenta."""
+    kinds = ("translation", "scale", "rescale")
+    first, second = (_rows(rows, f"{name}_mean_rc", kinds)["value"] for name in ("first_order", "closed_form"))
+    return {"first order": float(np.log10(first).mean()), "oscillator": float(np.log10(second).mean())}
+
+
+def smoothness(rows: pd.DataFrame) -> float:
+    """Roughness of single weights over that of row norms, the smallest over weight matrices (and networks)."""
+    found = rows[(rows["metric"] == "roughness") & rows["arm"].isin(("norm", "user"))]
+    if found.empty:
+        raise InvalidInput("not applicable: no symmetry was found on the model, so it was not trained.")
+    table = found.pivot_table(index=["arm", "layer"], columns="what", values="value")
+    return float((table["entry"] / table["norm"]).min())
+
+
+def ledger_error(rows: pd.DataFrame) -> float:
+    """Largest error of the ledger relative to the quantity, exact laws, float64, SGD with everything."""
+    return float(_rows(rows, "ledger_rel", EXACT, epsilon=False, optimizer="SGD")["value"].max())
+
+
+def accounted_error(rows: pd.DataFrame) -> float:
+    """The same with the measured residual of the symmetry, all laws, SGD and AdamW."""
+    return float(_rows(rows, "accounted_rel", ("translation", *QUADRATIC))["value"].max())
+
+
+def epsilon_share(rows: pd.DataFrame) -> float:
+    """Orders of magnitude that the measured residual takes off the ledger's error for laws with an epsilon, SGD."""
+    where = {"epsilon": True, "optimizer": "SGD"}
+    every = ("translation", *QUADRATIC)
+    without, told = (_rows(rows, name, every, **where)["value"] for name in ("ledger_rel", "accounted_rel"))
+    return float(np.log10(without.max() / max(told.max(), 1e-300)))
+
+
+def ledger_single(rows: pd.DataFrame) -> float:
+    """Largest error of the ledger relative to the quantity, translation and rescale, float32, no momentum."""
+    return float(_rows(rows, "predicted_rel", ("translation", "rescale"), momentum=0.0)["value"].max())
+
+
+def attention_residual(rows: pd.DataFrame) -> float:
+    """Largest cosine residual of a law of the transformer, float64."""
+    _rows(rows, "attention_residual", ("matrix",))  # the model has attention whose laws were found
+    return float(_rows(rows, "attention_residual", ("translation", *QUADRATIC))["value"].max())
+
+
+def attention_ledger(rows: pd.DataFrame) -> float:
+    """Largest error of the ledger relative to the quantity on the transformer's matrix laws, float64."""
+    return float(_rows(rows, "attention_ledger", ("matrix",))["value"].max())
+
+
+CLAIMS = (
+    Claim(
+        id="C1",
+        title="Gradients obey the laws",
+        sentence="Every batch's gradient obeys the constraints of all exact symmetries found: the cosine residual is "
+        "at most 5e-6 in float32, in every network.",
+        source="Sec. 3",
+        estimand=PerSeed(gradient_residual, "largest residual of a gradient constraint, exact laws, float32"),
+        direction="at_most",
+        null=5e-6,
+        test="exact",
+    ),
+    Claim(
+        id="C1b",
+        title="and random sets do not",
+        sentence="The same index sets laid over rearranged parameters violate the constraints by at least three orders "
+        "of magnitude more.",
+        source="Sec. 3",
+        estimand=PerSeed(gradient_contrast, "log10 of control over residual, worst kind and network, float32"),
+        direction="at_least",
+        null=3.0,
+        unit="orders",
+        digits=1,
+    ),
+    Claim(
+        id="C1c",
+        title="to rounding in float64",
+        sentence="In float64 the residuals of exact symmetries are at most 1e-12.",
+        source="Sec. 3",
+        estimand=PerSeed(gradient_residual_double, "largest residual of a gradient constraint, exact laws, float64"),
+        direction="at_most",
+        null=1e-12,
+        test="exact",
+    ),
+    Claim(
+        id="C2",
+        title="Hessians obey them too",
+        sentence="Every Hessian constraint of an exact symmetry holds to 1e-10 in float64.",
+        source="Sec. 3",
+        estimand=PerSeed(hessian_residual, "largest residual of a Hessian constraint, exact laws, float64"),
+        direction="at_most",
+        null=1e-10,
+        test="exact",
+    ),
+    Claim(
+        id="C3",
+        title="Conserved as steps shrink",
+        sentence="At the same physical time, the drift of rescale laws under full-batch descent without weight decay "
+        "falls in proportion to the learning rate: the log-log slope is 1 within 0.1.",
+        source="Sec. 4",
+        estimand=PerSeed(drift_slope, "log-log slope of the drift over six learning rates"),
+        direction="within",
+        null=1.0,
+        margin=0.1,
+    ),
+    Claim(
+        id="C3b",
+        title="Translation: at any step",
+        sentence="Without weight decay the quantity of a translation drifts by at most 1e-12 of itself at every "
+        "learning rate, in float64.",
+        source="Sec. 4",
+        estimand=PerSeed(translation_drift, "largest relative drift of a translation, no weight decay, float64"),
+        direction="at_most",
+        null=1e-12,
+        test="exact",
+    ),
+    Claim(
+        id="C4t",
+        title="Closed form: translation",
+        sentence="After all steps of SGD with weight decay, the closed form's error on translation laws is at most 1 % "
+        "of the change, at every weight decay above 0.",
+        source="eq. 18",
+        estimand=PerSeed(closed_translation, "rc of translation laws, worst weight decay and network"),
+        direction="at_most",
+        null=0.01,
+        test="exact",
+        factor=100,
+        unit="%",
+    ),
+    Claim(
+        id="C4s",
+        title="Closed form: scale",
+        sentence="The same for scale laws (weights before batch norm), at every weight decay.",
+        source="eq. 19",
+        estimand=PerSeed(closed_scale, "rc of scale laws, worst weight decay and network"),
+        direction="at_most",
+        null=0.01,
+        test="exact",
+        factor=100,
+        unit="%",
+    ),
+    Claim(
+        id="C4r",
+        title="Closed form: rescale",
+        sentence="The same for rescale laws (weights into and out of a ReLU), at every weight decay.",
+        source="eq. 20",
+        estimand=PerSeed(closed_rescale, "rc of rescale laws, worst weight decay and network"),
+        direction="at_most",
+        null=0.01,
+        test="exact",
+        factor=100,
+        unit="%",
+    ),
+    Claim(
+        id="C4n",
+        title="far better than no motion",
+        sentence="The prediction that nothing moves errs at least 20 times as much as the closed form, for every kind "
+        "of law, weight decay and network.",
+        source="Fig. 5",
+        estimand=PerSeed(null_over_closed, "error of 'nothing moves' over error of the closed form, the smallest"),
+        direction="at_least",
+        null=20.0,
+        test="exact",
+        unit="×",
+        digits=0,
+    ),
+    Claim(
+        id="C5",
+        title="Two forces set the sign",
+        sentence="In at least 99 % of steps a law's quantity moves in the direction of centrifugal minus centripetal "
+        "force, η‖g‖² − 2λQ.",
+        source="Fig. 5",
+        estimand=PerSeed(sign_agreement, "share of steps with the sign of the force, scale and rescale laws"),
+        direction="at_least",
+        null=0.99,
+        test="exact",
+        factor=100,
+        unit="%",
+        digits=1,
+    ),
+    Claim(
+        id="C5b",
+        title="Decay turns growth round",
+        sentence="Channel norms before batch norm grow in fewer steps with the largest weight decay than without.",
+        source="Fig. 5",
+        estimand=PerSeed(growing, "share of steps in which a norm grows, without minus with weight decay"),
+        direction="greater",
+        margin=0.1,
+        factor=100,
+        unit="pts",
+        digits=1,
+    ),
+    Claim(
+        id="C6",
+        title="Momentum: an oscillator",
+        sentence="With momentum 0.9 and 0.99 the damped oscillator's error is at most 1 % of the change, for every "
+        "kind of law.",
+        source="Sec. 5",
+        estimand=PerSeed(momentum_error, "rc with momentum at the end, worst momentum and kind"),
+        direction="at_most",
+        null=0.01,
+        test="exact",
+        factor=100,
+        unit="%",
+    ),
+    Claim(
+        id="C6b",
+        title="Inertia is needed",
+        sentence="After 1/(1-β) steps the oscillator errs less than the first-order flow with the same forces.",
+        source="Sec. 5",
+        estimand=PerSeed(inertia_gain, "log10 of the mean rc: first-order flow minus oscillator"),
+        direction="greater",
+        margin=0.3,
+        unit="orders",
+    ),
+    Claim(
+        id="C7",
+        title="Neurons move smoothly",
+        sentence="In every weight matrix, row norms have less total variation per net change than single weights.",
+        source="Fig. 1",
+        estimand=PerSeed(smoothness, "roughness of weights over roughness of row norms, worst layer"),
+        direction="greater",
+        null=1.0,
+        test="exact",
+        unit="×",
+    ),
+    Claim(
+        id="C8",
+        title="Exact ledger",
+        sentence="With momentum, dampening, weight decay and a schedule, the discrete ledger predicts exact laws to "
+        "1e-12 of the quantity in float64.",
+        source="beyond the paper",
+        estimand=PerSeed(ledger_error, "largest error of the ledger, exact laws, float64"),
+        direction="at_most",
+        null=1e-12,
+        test="exact",
+    ),
+    Claim(
+        id="C8b",
+        title="Budget closes, Adam too",
+        sentence="With the measured residual of the symmetry the ledger accounts for every law to 1e-12, for SGD and "
+        "for AdamW.",
+        source="beyond the paper",
+        estimand=PerSeed(accounted_error, "largest error of the ledger that is told the residual, all laws, float64"),
+        direction="at_most",
+        null=1e-12,
+        test="exact",
+    ),
+    Claim(
+        id="C8c",
+        title="ε is what breaks BN's law",
+        sentence="For laws with an epsilon, that residual takes at least three orders of magnitude off the error.",
+        source="beyond the paper",
+        estimand=PerSeed(epsilon_share, "log10 of the ledger's error without over with the residual, float64"),
+        direction="at_least",
+        null=3.0,
+        test="exact",
+        unit="orders",
+        digits=1,
+    ),
+    Claim(
+        id="C8d",
+        title="Ledger in float32",
+        sentence="In float32 the ledger predicts translation and rescale laws to 5e-6 of the quantity.",
+        source="beyond the paper",
+        estimand=PerSeed(ledger_single, "largest error of the ledger, translation and rescale, float32"),
+        direction="at_most",
+        null=5e-6,
+        test="exact",
+    ),
+    Claim(
+        id="C9",
+        title="Attention has laws",
+        sentence="All exact laws found on a transformer (query-key and value-output matrices among them) hold for its "
+        "gradients to 1e-12 in float64.",
+        source="beyond the paper",
+        estimand=PerSeed(attention_residual, "largest residual of a gradient constraint of the transformer, float64"),
+        direction="at_most",
+        null=1e-12,
+        test="exact",
+    ),
+    Claim(
+        id="C9b",
+        title="with an exact ledger",
+        sentence="The ledger predicts the transformer's matrix laws under SGD with momentum and weight decay to 1e-12.",
+        source="beyond the paper",
+        estimand=PerSeed(attention_ledger, "largest error of the ledger on matrix laws, float64"),
+        direction="at_most",
+        null=1e-12,
+        test="exact",
+    ),
+)
+
+_QUICK: Mapping[str, Any] = {
+    "seeds": 5,
+    "data": "fashion_mnist",
+    "network": "cnn",
+    "samples": 8192,
+    "pixels": 14,
+    "width": 8,
+    "steps": 300,
+    "batch_size": 128,
+    "lr": 0.1,
+    "weight_decays": "0,1e-4,1e-3",
+    "momenta": "0.9/0.1/1e-3,0.99/0.02/1e-2",
+    "warm_steps": 20,
+    "batches": 8,
+    "flow_lr": 0.2,
+    "flow_time": 1.0,
+    "flow_samples": 128,
+    "ledger_steps": 100,
+    "every": 1,
+}
+_SMOKE: Mapping[str, Any] = {
+    **_QUICK,
+    "seeds": 2,
+    "samples": 128,
+    "width": 2,
+    "steps": 12,
+    "batch_size": 16,
+    "warm_steps": 2,
+    "batches": 2,
+    "flow_samples": 16,
+    "flow_time": 0.2,
+    "ledger_steps": 8,
+}
+_FULL: Mapping[str, Any] = {
+    **_QUICK,
+    "network": "vgg",
+    "samples": 60_000,
+    "pixels": 32,
+    "steps": 2_000,
+    "batch_size": 256,
+    "every": 5,
+}
+_PAPER: Mapping[str, Any] = {
+    **_FULL,
+    "seeds": 3,
+    "data": "tiny_imagenet",
+    "samples": 100_000,
+    "pixels": 64,
+    "steps": 39_000,
+    "every": 100,
+}
+_SETTINGS = {Scale.SMOKE: _SMOKE, Scale.QUICK: _QUICK, Scale.FULL: _FULL, Scale.PAPER: _PAPER}
+SEEDS = {scale: int(settings["seeds"]) for scale, settings in _SETTINGS.items()}
+
+
+def runs(scale: Scale, workload: Workload | None, seeds: range | None = None) -> Iterator[Run]:
+    """Two runs a seed: ``training`` under the tracker, and ``laws`` tested batch by batch.
+
+    On a user's workload the study's networks are trained on the user's data, or, if the workload has a model, that
+    model is, from the same learning rates times the largest of 1, 0.3, 0.1, ... at which it does not diverge.
+    """
+    settings = {k: v for k, v in _SETTINGS[scale].items() if k != "seeds"}
+    if workload is not None:
+        settings |= {"data": "workload", "network": "user" if workload.model is not None else "cnn"}
+    for arm in ("training", "laws"):
+        for seed in seeds or range(SEEDS[scale]):
+            yield Run(SLUG, arm, seed, settings)
+
+
+def measure(run: Run, workload: Workload | None) -> Measurements:
+    """Train, or test the laws."""
+    from .experiments import check_laws, train_networks
+
+    return train_networks(run, workload) if run.arm == "training" else check_laws(run, workload)
