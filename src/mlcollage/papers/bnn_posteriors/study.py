@@ -8,8 +8,8 @@ the training nor the test set.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -19,12 +19,15 @@ from mlcollage.lab.estimand import Difference, Level, PerSeed, Trend
 from mlcollage.lab.measurements import Measurements
 from mlcollage.lab.run import Run, Scale
 
+if TYPE_CHECKING:
+    from torch import nn
+
 VERSION = 1
 SLUG = "bnn_posteriors"
 METHODS = ("hmc", "ensemble", "csghmc", "sghmc", "sgld", "mfvi", "sgd")
 TEMPERATURES = (0.1, 0.3, 1.0, 3.0)
 FRACTIONS = (0.0625, 0.25, 1.0)
-VARIANCES = (0.03, 0.1, 0.3)
+FACTORS = (0.3, 1.0, 3.0)  # of the prior variance
 NOISES = (0.0, 1.0, 2.0, 4.0)
 SHIFT = 2.0  # of NOISES, where the claims on shift are tested
 
@@ -63,7 +66,7 @@ def spread_over_priors(rows: pd.DataFrame) -> Mapping[str, float]:
     """Largest minus smallest accuracy over the prior variances: HMC, and the optimum under the same priors."""
     spreads = {}
     for arm in ("prior_hmc", "prior_map"):
-        values = [_value(rows, "accuracy", arm, variance=v, family="gaussian") for v in VARIANCES]
+        values = [_value(rows, "accuracy", arm, factor=f, family="gaussian") for f in FACTORS]
         spreads[arm] = max(values) - min(values)
     return spreads
 
@@ -235,7 +238,7 @@ CLAIMS = (
             "accuracy",
             "prior_hmc",
             "prior_hmc",
-            where={"variance": 0.1},
+            where={"factor": 1.0},
             treatment_where={"family": "logistic"},
             control_where={"family": "gaussian"},
         ),
@@ -345,18 +348,18 @@ _QUICK: Mapping[str, Any] = {
     "variance": 0.1,
     "step_size": 0.007,
     "chains": 4,
-    "burn_in": 10,
-    "draws": 30,
-    "members": 10,
-    "epochs": 300,
-    "sg_epochs": 400,
+    "burn_in": 8,
+    "draws": 24,
+    "members": 8,
+    "epochs": 250,
+    "sg_epochs": 300,
 }
 _SMOKE: Mapping[str, Any] = {
     **_QUICK,
     "train": 40,
     "validation": 40,
     "test": 60,
-    "step_size": 0.03,
+    "step_size": 0.02,
     "chains": 2,
     "burn_in": 2,
     "draws": 4,
@@ -394,8 +397,8 @@ _PAPER: Mapping[str, Any] = {
     "sg_epochs": 10_000,
 }
 _SETTINGS = {Scale.SMOKE: _SMOKE, Scale.QUICK: _QUICK, Scale.FULL: _FULL, Scale.PAPER: _PAPER}
-SEEDS = {Scale.SMOKE: 2, Scale.QUICK: 6, Scale.FULL: 5, Scale.PAPER: 3}
-PARTS = ("methods", "trajectory", "temperature", "shift", "prior", "augmentation")
+SEEDS = {Scale.SMOKE: 2, Scale.QUICK: 5, Scale.FULL: 5, Scale.PAPER: 3}
+PARTS = ("methods", "settings", "shift", "augmentation")
 
 
 def runs(scale: Scale, workload: Workload | None, seeds: range | None = None) -> Iterator[Run]:
@@ -406,6 +409,8 @@ def runs(scale: Scale, workload: Workload | None, seeds: range | None = None) ->
     """
     s = dict(_SETTINGS[scale])
     if workload is not None:
+        if workload.model is not None:
+            _check(workload.model)
         sizes = len(workload.train), len(workload.test)  # type: ignore[arg-type]
         held = min(int(s["validation"]), sizes[0] // 3)
         s |= {"data": "workload", "network": "user" if workload.model is not None else "mlp"}
@@ -414,6 +419,13 @@ def runs(scale: Scale, workload: Workload | None, seeds: range | None = None) ->
     for part in PARTS:
         for seed in seeds or range(SEEDS[scale]):
             yield Run(SLUG, part, seed, s)
+
+
+def _check(model: Callable[[], nn.Module]) -> None:
+    """Refuse a network without a posterior before anything is run."""
+    from .module import BayesianModule
+
+    BayesianModule(model().eval())
 
 
 def measure(run: Run, workload: Workload | None) -> Measurements:

@@ -1,0 +1,236 @@
+"""How the evidence on Bayesian neural-network posteriors is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from mlcollage.collage import theme
+from mlcollage.collage.content import Collage, Panel
+from mlcollage.collage.diagram import Diagram
+from mlcollage.lab.claim import Verdict
+from mlcollage.lab.evidence import Evidence
+from mlcollage.lab.headlines import with_headlines
+
+from .study import METHODS
+
+NAMES = {
+    "hmc": "HMC",
+    "ensemble": "deep ensemble",
+    "csghmc": "cyclical SGHMC",
+    "sghmc": "SGHMC",
+    "sgld": "SGLD",
+    "mfvi": "mean-field VI",
+    "sgd": "one optimum",
+}
+COLOURS = dict(
+    zip(METHODS, (theme.PALETTE[c] for c in ("blue", "orange", "sky", "green", "purple", "vermillion")), strict=False)
+) | {"sgd": theme.GREYS[0]}
+BLUE, ORANGE, RED, GREEN = (theme.PALETTE[c] for c in ("blue", "orange", "vermillion", "green"))
+
+
+def collage(evidence: Evidence, verdicts: Mapping[str, Verdict]) -> Collage:
+    """The idea, and a panel for each part of the study that was run."""
+    parts = {run.arm for run in evidence.runs}
+    panels: list[Panel] = []
+    if "methods" in parts:
+        panels += [*_plane(evidence), _methods(evidence), _distance(evidence), _mixing(evidence)]
+    if {"settings", "augmentation"} <= parts:
+        panels.append(_temperature(evidence))
+    if "shift" in parts and (evidence.table["arm"] == "shift_hmc").any():
+        panels.append(_shift(evidence))
+    return Collage("full-batch HMC as the reference", _IDEA, with_headlines(panels, verdicts, _MESSAGES))
+
+
+_MESSAGES = {
+    "Accuracy": ("C1", "Averaging beats one optimum"),
+    "Convergence": ("C2", "Functions mix better than weights"),
+    "Temperature": ("C5", "No cold posterior is needed"),
+    "Under shift": ("C7", "The average breaks under shift"),
+    "Distance to HMC": ("C8", "Ensembles are closer than VI"),
+}
+
+
+def _draw_idea(ax: Axes) -> None:
+    d = Diagram(ax, 400, 400)
+    turn = np.linspace(0, np.pi / 2, 60)
+    x0, y0, radius = 116.0, 168.0, 96.0
+    for r, strength in ((112, 0.07), (80, 0.14), (48, 0.24)):
+        d.circle(x0, y0, r, filled=True, colour=theme.tint(BLUE, strength))
+    path = x0 + radius * np.cos(turn + 0.5), y0 - radius * np.sin(turn + 0.5)
+    ax.plot(*path, color=BLUE, linewidth=2.6, zorder=5)
+    d.circle(float(path[0][0]), float(path[1][0]), 7, colour=BLUE)
+    d.circle(float(path[0][-1]), float(path[1][-1]), 7, colour=BLUE)
+    d.note(x0, 24, "one iteration", colour=BLUE, weight="semibold")
+    d.note(x0, 290, "the prior's level sets")
+    d.equation(312, 64, r"m \sim \mathrm{N}(0, I)", size=16)
+    d.equation(312, 104, r"m \leftarrow m + \frac{\epsilon}{2}\nabla \log p(w | D)", size=15, room=180)
+    d.equation(312, 150, r"w \leftarrow w + \epsilon\, m", size=16)
+    d.equation(312, 190, r"m \leftarrow m + \frac{\epsilon}{2}\nabla \log p(w | D)", size=15, room=180)
+    d.note(312, 228, r"$L = \tau / \epsilon$ times, then accept", colour=theme.INK)
+    d.equation(312, 268, r"\tau = \frac{\pi}{2}\, s", size=18)
+    d.field(200, 352, 400, 84)
+    d.equation(200, 338, r"p(y|x, D) \approx \frac{1}{K}\sum_{k=1}^{K} p(y|x, w_k)", size=17, room=380)
+    d.note(200, 370, "every sample votes, every gradient sees all data")
+
+
+_IDEA = Panel(
+    "The idea",
+    _draw_idea,
+    "Hamiltonian Monte Carlo: momentum is drawn, L leapfrog steps follow the log-posterior of all data for a quarter "
+    "of the prior's period, the end is accepted or not; predictions are averaged over samples.",
+    "The exact posterior, at last, to measure the cheap ones by.",
+)
+
+
+def _plane(evidence: Evidence) -> list[Panel]:
+    found = [r for r in evidence.find_runs(arm="methods", seed=0) if r.id in {x.id for x in evidence.runs}]
+    if not found:
+        return []
+    grid, points = evidence.array(found[0], "plane"), evidence.array(found[0], "plane_points")
+    axis = evidence.array(found[0], "plane_axis")
+    top = grid.max()
+
+    def draw(ax: Axes) -> None:
+        depth = top - grid
+        levels = np.quantile(depth, [0.04, 0.1, 0.2, 0.35, 0.55, 0.75])
+        ax.contourf(axis, axis, -depth, levels=[-np.inf, *sorted(-levels), 1], cmap=theme.sequential())
+        for k, (x, y) in enumerate(points):
+            colour = ORANGE if k < 2 else GREEN
+            ax.plot(x, y, "o", color=colour, markeredgecolor="white", markersize=9, zorder=4)
+            theme.label_line_end(ax, x, y, "chain 1" if k < 2 else "chain 2", colour)
+        ax.set_aspect("equal", adjustable="datalim")
+        ax.set_xticks([])
+        ax.set_yticks([])
+
+    alt = f"Log-posterior on the plane through three samples, two of one chain; it spans {top - grid.min():.0f} nats."
+    return [Panel("A plane of the posterior", draw, alt, "log-density through three samples")]
+
+
+def _methods(evidence: Evidence) -> Panel:
+    there = [arm for arm in METHODS if (evidence.table["arm"] == arm).any()]
+    found = {arm: evidence.across_seeds("accuracy", arm=arm).iloc[0] for arm in there}
+    seeds = {arm: evidence.select("accuracy", arm=arm)["value"].to_numpy() for arm in there}
+
+    def draw(ax: Axes) -> None:
+        for row, (arm, s) in enumerate(found.items()):
+            theme.dots_with_interval(
+                ax, [row], [s["mean"]], [s["lo"]], [s["hi"]], COLOURS[arm], seeds=[seeds[arm]], horizontal=True
+            )
+        ax.set_yticks(range(len(found)), [NAMES[arm] for arm in found])
+        ax.set_ylim(len(found) - 0.5, -0.5)
+        theme.tidy(ax, grid="x", ticks=4)
+        ax.tick_params(axis="y", length=0)
+
+    alt = "Test accuracy: " + ", ".join(f"{NAMES[a]} {s['mean']:.3f}" for a, s in found.items()) + "."
+    return Panel("Accuracy", draw, alt, "test accuracy, dots are splits")
+
+
+def _distance(evidence: Evidence) -> Panel:
+    there = [arm for arm in METHODS if (evidence.table["arm"] == arm).any()]
+    tv, same = (
+        {arm: float(evidence.across_seeds(metric, arm=arm)["mean"].iloc[0]) for arm in there}
+        for metric in ("tv", "agreement")
+    )
+
+    def draw(ax: Axes) -> None:
+        for arm in there:
+            ax.plot(tv[arm], same[arm], "o", color=COLOURS[arm], markersize=9, zorder=3)
+            name = "HMC again" if arm == "hmc" else NAMES[arm]
+            theme.label_line_end(ax, tv[arm], same[arm], name, COLOURS[arm])
+        ax.set_xlim(left=0)
+        ax.set_xlabel("total variation")
+        theme.tidy(ax, grid="both", ticks=4)
+
+    alt = "Total variation and agreement with independent HMC chains: " + ", ".join(
+        f"{NAMES[a]} {tv[a]:.3f} and {same[a]:.3f}" for a in there
+    )
+    return Panel("Distance to HMC", draw, f"{alt}.", "agreement with independent HMC chains")
+
+
+def _mixing(evidence: Evidence) -> Panel:
+    run = evidence.find_runs(arm="methods", seed=0)[0]
+    values = {space: evidence.array(run, f"rhat_{space}") for space in ("function", "weight")}
+    medians = {
+        space: float(evidence.across_seeds("rhat_median", arm="hmc", space=space)["mean"].iloc[0]) for space in values
+    }
+
+    def draw(ax: Axes) -> None:
+        edges = np.linspace(0.98, float(np.quantile(np.concatenate([*values.values()]), 0.985)), 40)
+        for space, colour in (("weight", theme.GREYS[1]), ("function", BLUE)):
+            shares, _ = np.histogram(np.clip(values[space], edges[0], edges[-1]), edges)
+            ax.stairs(shares / len(values[space]), edges, fill=True, color=colour, alpha=0.55)
+            ax.stairs(shares / len(values[space]), edges, color=colour, linewidth=1.8)
+        for y, (space, colour, name) in zip(
+            (0.9, 0.76),
+            (("function", BLUE, "predictions"), ("weight", theme.GREYS[0], "weights")),
+            strict=True,
+        ):
+            ax.text(
+                0.97,
+                y,
+                f"{name}: median {medians[space]:.3f}",
+                color=theme.ink(colour),
+                ha="right",
+                transform=ax.transAxes,
+                fontsize=theme.SMALL,
+                weight="semibold",
+            )
+        ax.set_xlabel("split-R̂")
+        ax.set_yticks([])
+        ax.spines["left"].set_visible(False)
+        theme.tidy(ax, ticks=4)
+
+    alt = f"Split-R-hat: median {medians['function']:.3f} of predictions, {medians['weight']:.3f} of weights."
+    return Panel("Convergence", draw, alt, "split-R̂ over chains: 1 is converged")
+
+
+def _temperature(evidence: Evidence) -> Panel:
+    curves = {
+        "HMC": (BLUE, evidence.across_seeds("accuracy", over="temperature", arm="tempered")),
+        "SGHMC": (theme.GREYS[0], evidence.across_seeds("accuracy", over="temperature", arm="plain")),
+        "SGHMC, shifts": (RED, evidence.across_seeds("accuracy", over="temperature", arm="augmented")),
+    }
+
+    def draw(ax: Axes) -> None:
+        for name, (colour, c) in curves.items():
+            theme.band(ax, c.index, c["lo"], c["hi"], colour)
+            ax.plot(c.index, c["mean"], "-o", color=colour)
+            theme.label_line_end(ax, c.index[-1], c["mean"].iloc[-1], name, colour)
+        ax.set_xscale("log")
+        ticks = sorted({float(t) for _, c in curves.values() for t in c.index})
+        ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
+        ax.minorticks_off()
+        ax.set_xlabel("temperature T")
+        theme.tidy(ax, grid="y", ticks=4)
+
+    alt = "Accuracy by temperature: " + "; ".join(
+        f"{name} " + ", ".join(f"{v:.3f} at {t:g}" for t, v in c["mean"].items()) for name, (_, c) in curves.items()
+    )
+    return Panel("Temperature", draw, f"{alt}.", "test accuracy")
+
+
+def _shift(evidence: Evidence) -> Panel:
+    arms = {
+        "shift_empcov": ("HMC, EmpCov", GREEN),
+        "shift_map": ("one optimum", theme.GREYS[0]),
+        "shift_hmc": ("HMC", BLUE),
+    }
+    curves = {arm: evidence.across_seeds("accuracy", over="noise", arm=arm) for arm in arms}
+
+    def draw(ax: Axes) -> None:
+        for arm, c in curves.items():
+            name, colour = arms[arm]
+            theme.band(ax, c.index, c["lo"], c["hi"], colour)
+            ax.plot(c.index, c["mean"], "-o", color=colour)
+            theme.label_line_end(ax, c.index[-1], c["mean"].iloc[-1], name, colour)
+        ax.set_ylim(0, 1.02)
+        ax.set_xlabel("noise on dead inputs")
+        theme.tidy(ax, grid="y", ticks=4)
+
+    alt = "Accuracy by noise on inputs that were constant in training: " + "; ".join(
+        f"{arms[a][0]} " + ", ".join(f"{v:.2f} at {n:g}" for n, v in c["mean"].items()) for a, c in curves.items()
+    )
+    return Panel("Under shift", draw, f"{alt}.", "test accuracy; inputs constant in training get noise")
