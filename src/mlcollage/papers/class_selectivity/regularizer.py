@@ -259,7 +259,7 @@ class SelectivityRegularizer(nn.Module):
                 f"the selectivity term is {float(term.detach()):.3g}, more than ten times the loss of "
                 f"{float(loss.detach()):.3g}: it may drown it; use a smaller alpha or a warm-up.",
                 UserWarning,
-                stacklevel=2,
+                stacklevel=4,
             )
         if self._graded:
             self.steps += 1
@@ -421,7 +421,7 @@ class SelectivityRegularizer(nn.Module):
             f"the median class has {typical:g} samples in this batch, so selectivity is overstated: with the labels "
             f"shuffled the mean index of a unit is still {float(index.mean()):.2f}. Use larger batches, or a memory.",
             UserWarning,
-            stacklevel=5,
+            stacklevel=6,
         )
 
 

@@ -76,26 +76,26 @@ def _idea(evidence: Evidence) -> Panel:
     curve = curve[order]
 
     def draw(ax: Axes) -> None:
-        d = Diagram(ax, 400, 400)
-        left, base, height = 36.0, 158.0, 118.0
-        width = 300.0 / len(curve)
+        d = Diagram(ax, 400, 470)
+        left, base, height = 24.0, 196.0, 176.0
+        width = 310.0 / len(curve)
         for i, response in enumerate(curve):
             tall = max(2.0, height * float(response))
             shade = MORE if i == 0 else GREY
             d.image(left + width * (i + 0.5), base - tall / 2, 0.7 * width, tall, _patch(shade))
         rest = base - height * float(curve[1:].mean())
-        d.line((left, base), (left + 300, base))
-        d.arrow((left + width, rest), (left + 312, rest), head=False, dashed=True, colour=theme.INK, width=1.4)
-        d.note(left + 330, rest, r"$\mu_{-\max}$", colour=theme.INK, fontsize=theme.BODY + 1)
-        d.note(left + width + 6, base - height + 8, r"$\mu_{\max}$", colour=MORE, ha="left", fontsize=theme.BODY + 1)
-        d.note(left + 150, 178, "a unit's mean response to each class")
-        d.field(200, 296, 400, 200)
+        d.line((left, base), (left + 310, base))
+        d.arrow((left + width, rest), (left + 310, rest), head=False, dashed=True, colour=theme.INK, width=1.4)
+        d.note(left + 316, rest, r"$\mu_{-\max}$", colour=theme.INK, ha="left", fontsize=theme.BODY + 2)
+        d.note(left + width + 6, base - height + 10, r"$\mu_{\max}$", colour=MORE, ha="left", fontsize=theme.BODY + 2)
+        d.note(left + 155, 218, "a unit's mean response to each class")
+        d.field(200, 356, 400, 220)
         equation = r"\mathrm{SI} = \frac{\mu_{\max} - \mu_{-\max}}{\mu_{\max} + \mu_{-\max} + \varepsilon}"
-        d.equation(200, 238, equation, size=20)
-        d.equation(200, 302, r"L = \mathrm{CE} - \alpha \cdot \overline{\mathrm{SI}}", size=20)
-        d.note(104, 346, "α < 0 discourages", colour=LESS, weight="semibold")
-        d.note(302, 346, "α > 0 promotes", colour=MORE, weight="semibold")
-        d.note(200, 376, "the mean is over units, then layers")
+        d.equation(200, 290, equation, size=22)
+        d.equation(200, 356, r"L = \mathrm{CE} - \alpha \cdot \overline{\mathrm{SI}}", size=22)
+        d.note(104, 404, "α < 0 discourages", colour=LESS, weight="semibold")
+        d.note(302, 404, "α > 0 promotes", colour=MORE, weight="semibold")
+        d.note(200, 440, "the mean is over units, then layers")
 
     alt = (
         "Mean responses of one unit to the classes, the largest first; the selectivity index is the difference of the "
@@ -140,10 +140,10 @@ def _knob(evidence: Evidence) -> Panel:
 
 
 def _headline(evidence: Evidence) -> Panel:
-    true = 100 * _by_alpha(evidence, "test_accuracy", "penalty")[["mean", "lo", "hi"]]
-    control = 100 * _by_alpha(evidence, "test_accuracy", "shuffled")[["mean", "lo", "hi"]]
+    true, control, long = (
+        100 * _by_alpha(evidence, "test_accuracy", arm)[["mean", "lo", "hi"]] for arm in ("penalty", "shuffled", "long")
+    )
     alphas = [float(a) for a in true.index]
-    long = _long(evidence)
 
     def draw(ax: Axes) -> None:
         x = _positions(alphas)
@@ -155,28 +155,31 @@ def _headline(evidence: Evidence) -> Panel:
             row = true.iloc[i]
             values = [100 * v for v in _seeds(evidence, "test_accuracy", "penalty", [a])]
             theme.dots_with_interval(ax, [x[i]], [row["mean"]], [row["lo"]], [row["hi"]], _colour(a), seeds=values)
-        there = [float(a) for a in control.index]
-        at = _positions(there) + 0.2
-        theme.dots_with_interval(ax, at, control["mean"], control["lo"], control["hi"], GREY, hollow=True)
-        lowest = float(min(true["lo"].min(), control["lo"].min()))
-        highest = float(max(true["hi"].max(), control["hi"].max()))
-        ax.set_ylim(lowest - 0.08 * (highest - lowest), highest + 0.1 * (highest - lowest))
-        ax.text(0.02, 0.14, "true labels", transform=ax.transAxes, color=theme.INK, weight="semibold")
-        ax.text(0.02, 0.03, "○ shuffled labels", transform=ax.transAxes, color=theme.ink(GREY), weight="semibold")
-        ax.set_xlim(x[0] - 0.3, x[-1] + 0.45)
+        for table, colour, shift in ((control, GREY, 0.09), (long, LONG, 0.0)):
+            at = _positions([float(a) for a in table.index]) + shift
+            # Without a penalty it does not matter which labels it would have had.
+            line = table["mean"] if 0.0 in table.index else pd.concat([table["mean"], true["mean"][[0.0]]]).sort_index()
+            where = _positions([float(a) for a in line.index]) + shift
+            ax.plot(where, line, color=colour, linewidth=1.2, linestyle=(0, (3, 2)), zorder=1)
+            theme.dots_with_interval(ax, at, table["mean"], table["lo"], table["hi"], colour, hollow=True)
+        theme.label_line_end(ax, float(x[-1]) + 0.12, float(true["mean"].iloc[-1]), "true labels", MORE)
+        theme.label_line_end(ax, float(at_end(control)), float(control["mean"].iloc[-1]), "shuffled labels", GREY)
+        theme.label_line_end(ax, float(at_end(long)), float(long["mean"].iloc[-1]), "trained longer", LONG)
+        every = pd.concat([true, control, long])
+        low, high = float(every["lo"].min()), float(every["hi"].max())
+        ax.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
+        ax.set_xlim(x[0] - 0.2, x[-1] + 0.2)
         _axis(ax, alphas)
         theme.tidy(ax, grid="y", ticks=4)
 
-    alt = f"Test accuracy in percent, {_listed(true, 1)}; with shuffled labels {_listed(control, 1)}; {long}."
-    return Panel("Accuracy against alpha", draw, alt, f"test accuracy, %; {long}")
+    def at_end(table: pd.DataFrame) -> float:
+        return float(_positions([float(table.index[-1])])[0]) + 0.12
 
-
-def _long(evidence: Evidence) -> str:
-    """The gain of the penalty after longer training, in words."""
-    table = evidence.select("test_accuracy", arm="long").pivot(index="seed", columns="alpha", values="value")
-    less = min(table.columns)
-    gain = 100 * float((table[less] - table[0.0]).mean())
-    return f"trained longer, {_shown(float(less))} gains {gain:+.1f} pts".replace("-", "−")
+    alt = (
+        f"Test accuracy in percent, {_listed(true, 1)}; with shuffled labels {_listed(control, 1)}; "
+        f"trained longer {_listed(long, 1)}."
+    )
+    return Panel("Accuracy against alpha", draw, alt, "test accuracy, %; band: α = 0", wide=True)
 
 
 def _scatter(evidence: Evidence) -> Panel:
@@ -258,5 +261,5 @@ def _off_axis(evidence: Evidence) -> Panel:
     alt = f"Ratio of CCA distances: {ratios}."
     if bound is not None and axis is not None:
         alt += f" Selectivity of a middle layer: best rotation {_listed(bound)}; units {_listed(axis)}."
-    ends = "" if ratio is None else f"; CCA ratio {ratio['mean'].iloc[0]:.2f} at {_shown(alphas[0])}"
-    return Panel("Hidden off the axes?", draw, alt, f"SI of a middle layer{ends}")
+    ends = "" if ratio is None else f"; CCA {ratio['mean'].iloc[0]:.2f} at {_shown(alphas[0])}"
+    return Panel("Hidden off the axes?", draw, alt, f"SI, middle layer{ends}")
