@@ -257,7 +257,7 @@ def test_drawn_labels_as_a_loss(labels):
         found = fisher_sqnorm(model, x, labels=y)
     else:
         found = fisher_sqnorm(model, x, labels=labels, generator=5)
-        y = sample_labels(model(x) if labels == "model" else torch.zeros(4, 3), generator=generator)[0]
+        y = sample_labels(model(x) if labels == "model" else torch.zeros_like(model(x)), generator=generator)[0]
     rows = []
     for i in range(4):
         g = torch.autograd.grad(F.cross_entropy(model(x[i : i + 1]), y[i : i + 1]), params, create_graph=True)

@@ -6,6 +6,7 @@ factor L with :math:`L L^\top = F_z` gives the exact trace by as many backward p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from mlcollage.errors import InvalidInput, UnknownName
 
-__all__ = ["KINDS", "as_generator", "check_outputs", "columns", "count_columns", "draw", "score"]
+__all__ = ["KINDS", "as_generator", "check_outputs", "columns", "count_columns", "draw", "draw_scores", "score"]
 
 KINDS = ("categorical", "gaussian", "bernoulli")
 
@@ -41,7 +42,8 @@ def check_outputs(z: Tensor, likelihood: str, class_dim: int | None) -> int:
     """
     if likelihood not in KINDS:
         raise UnknownName(f"likelihood {likelihood!r} is not known; choose one of {', '.join(KINDS)}.")
-    if not z.is_floating_point() or not torch.isfinite(z).all():
+    low, high = (float(v) for v in z.detach().aminmax()) if z.is_floating_point() and z.numel() else (math.nan, 0.0)
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise InvalidInput("the model's output has values that are not finite numbers, so it has no Fisher matrix.")
     if likelihood != "categorical":
         return -1
@@ -58,8 +60,7 @@ def check_outputs(z: Tensor, likelihood: str, class_dim: int | None) -> int:
             f"logits of shape {tuple(z.shape)} have one class, whose label is always the same: use "
             "likelihood='bernoulli' for one logit, or give class_dim."
         )
-    total = z.detach().sum(where)
-    if bool((z >= 0).all()) and bool((total - 1).abs().max() < 1e-3):
+    if low >= 0 and high <= 1 and bool((z.detach().sum(where) - 1).abs().max() < 1e-3):
         raise InvalidInput(
             "the model's output are probabilities (no value is negative, and they sum to 1): return logits, without "
             "the softmax."
@@ -72,12 +73,31 @@ def draw(z: Tensor, likelihood: str, class_dim: int, count: int, generator: torc
     z = z.detach()
     z = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
     if likelihood == "categorical":
-        p = z.movedim(class_dim, -1).softmax(-1)
-        y = torch.multinomial(p.reshape(-1, p.shape[-1]), count, replacement=True, generator=generator)
-        return y.T.reshape(count, *p.shape[:-1])
+        return _classes(z.movedim(class_dim, -1).softmax(-1), count, generator).movedim(-1, 0)
     if likelihood == "bernoulli":
         return torch.bernoulli(z.sigmoid().expand(count, *z.shape), generator=generator)
     return z + torch.randn((count, *z.shape), generator=generator, device=z.device, dtype=z.dtype)
+
+
+def _classes(p: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Draws (..., count) from the last dimension, by inverting the distribution function."""
+    classes = p.shape[-1]
+    if classes > 256 and p.device.type != "mps":
+        p = p.double()  # sums of many small numbers
+    u = torch.rand((*p.shape[:-1], count), generator=generator, dtype=p.dtype, device=p.device)
+    return torch.searchsorted(p.cumsum(-1), u, right=True).clamp_(max=classes - 1)
+
+
+def draw_scores(z: Tensor, likelihood: str, class_dim: int, count: int, generator: torch.Generator) -> Tensor:
+    """Scores (count, B, ...) at labels drawn from the model, without a graph."""
+    z = z.detach()
+    z = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+    if likelihood != "categorical":
+        return score(z, draw(z, likelihood, class_dim, count, generator), likelihood, class_dim)
+    p = z.movedim(class_dim, -1).softmax(-1)
+    y = _classes(p, count, generator).movedim(-1, 0).unsqueeze(-1)
+    minus_one = torch.full((), -1, dtype=p.dtype, device=p.device).expand(y.shape)
+    return p.expand(count, *p.shape).scatter_add(-1, y, minus_one).movedim(-1, class_dim + 1)
 
 
 def score(z: Tensor, y: Tensor, likelihood: str, class_dim: int) -> Tensor:

@@ -63,9 +63,9 @@ class Tape(TorchFunctionMode):
         self, func: Callable, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _BATCH_NORMS:
+        if func is F.batch_norm or func is torch.batch_norm:
             _refuse_batch_statistics(func, args, kwargs)
-        if not self._concerns(args) and not self._concerns(kwargs.values()):
+        if not self._concerns(args) and not (kwargs and self._concerns(kwargs.values())):
             return func(*args, **kwargs)
         handler = _HANDLERS.get(func)
         # Without gradients it is the inside of a custom autograd.Function, or something done deliberately.
@@ -74,7 +74,12 @@ class Tape(TorchFunctionMode):
         return handler(self, func, args, kwargs)
 
     def _concerns(self, values: Iterable[Any]) -> bool:
-        return any(id(v) in self._tracked or (type(v) in (list, tuple) and self._concerns(v)) for v in values)
+        for value in values:  # this runs for every call of a torch function
+            if id(value) in self._tracked:
+                return True
+            if (type(value) is list or type(value) is tuple) and self._concerns(value):
+                return True
+        return False
 
     def unknown(self, func: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a function that is not understood."""
@@ -209,7 +214,7 @@ def _conv(names: str, dims: int, transposed: bool) -> Callable[..., Tensor]:
             _affine(tape, out, None, weight, bias, Dense)
             return out
         w = tape.tracked(weight)
-        geometry = Conv.read_geometry(dims, v.get("stride", 1), v.get("padding", 0), v.get("dilation", 1))
+        geometry = Conv.geometry(dims, v.get("stride", 1), v.get("padding", 0), v.get("dilation", 1))
         use = Conv(w.param if w else None, False, a, weight.shape[2:], geometry, v.get("groups", 1), transposed)
         _affine(tape, out, use, weight, bias, _channel_bias)
         return out
@@ -406,7 +411,6 @@ def _refuse_batch_statistics(func: Callable, args: tuple[Any, ...], kwargs: dict
         )
 
 
-_BATCH_NORMS = {F.batch_norm, torch.batch_norm}
 _NORM = "input running_mean running_var weight bias training momentum eps"
 _CONV = "input weight bias stride padding dilation groups"
 _CONV_T = "input weight bias stride padding output_padding groups dilation"

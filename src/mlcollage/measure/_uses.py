@@ -25,9 +25,10 @@ from torch.autograd.graph import GradientEdge
 
 from mlcollage.errors import InvalidInput
 
-__all__ = ["Conv", "Dense", "Embed", "Linear", "Normed", "Prelu", "Use", "sqnorm"]
+__all__ = ["Conv", "Dense", "Embed", "Linear", "Normed", "Prelu", "Use", "sqnorm", "square_sum", "wide"]
 
-_CHUNK = 2**22  # numbers in the gradients of a few examples held at once
+_CACHE = 2**19  # numbers made at once on a CPU, few enough for its cache
+_MEMORY = 2**26  # and on other devices
 
 
 class Use:
@@ -88,9 +89,15 @@ class Normed(Use):
         self.a, self.normalise, self.kept = self.hold(a), normalise, kept
 
     def dense(self, g: Tensor, batch: int) -> Tensor:
-        product = g * self.normalise(wide(self.a)).reshape(g.shape[1:])
+        g = _by_example(g, batch)
+        step = max(1, (_CACHE if g.device.type == "cpu" else _MEMORY) // (g[:, 0].numel() or 1))
+        parts = [self._some(g[:, i : i + step], self.a[i : i + step]) for i in range(0, batch, step)]
+        return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+
+    def _some(self, g: Tensor, a: Tensor) -> Tensor:
+        product = g * self.normalise(wide(a)).reshape(g.shape[1:])
         if self.kept:
-            return product.reshape(len(g), batch, -1, self.param.numel()).sum(2)
+            return product.reshape(len(g), len(a), -1, self.param.numel()).sum(2)
         return product.flatten(3).sum(-1) if product.ndim > 3 else product
 
 
@@ -130,13 +137,28 @@ class Embed(Use):
 class Factored(Use):
     """A matrix, or one for each group: the gradient is a sum over positions of outer products."""
 
-    def factors(self, g: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-        """Left and right factors (K or 1, batch, groups, features, positions); the left belong to the first axis."""
+    def factors(self, g: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        """Left and right factors (K or 1, rows, groups, features, positions); the left belong to the first axis.
+
+        ``rows`` are the examples asked for; g, (K, rows, ...), has them only.
+        """
         raise NotImplementedError
 
+    def sizes(self, g: Tensor) -> tuple[int, int, int, int]:
+        """Positions, groups, features of the left factor and of the right."""
+        raise NotImplementedError
+
+    def quick(self, g: Tensor) -> bool:
+        """Is :meth:`gradient` faster than a product of the factors?"""
+        return False
+
+    def gradient(self, g: Tensor, rows: slice) -> Tensor:
+        """The gradients themselves, (K, rows, groups, left features, right features)."""
+        left, right = self.factors(g, rows)
+        return left @ right.transpose(-1, -2)
+
     def dense(self, g: Tensor, batch: int) -> Tensor:
-        left, right = self.factors(g, batch)
-        return (left @ right.transpose(-1, -2)).flatten(2)
+        return self.gradient(_by_example(g, batch), slice(None)).flatten(2)
 
 
 class Linear(Factored):
@@ -148,11 +170,16 @@ class Linear(Factored):
         super().__init__(param, unsure, part)
         self.a, self.turned = self.hold(a), turned
 
-    def factors(self, g: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-        a = wide(self.a)
-        right = a.reshape(1, batch, 1, -1, a.shape[-1]).transpose(-1, -2)
-        left = g.reshape(len(g), batch, 1, -1, g.shape[-1]).transpose(-1, -2)
+    def factors(self, g: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        a = wide(self.a[rows])
+        right = a.reshape(1, len(a), 1, -1, a.shape[-1]).transpose(-1, -2)
+        left = g.reshape(len(g), len(a), 1, -1, g.shape[-1]).transpose(-1, -2)
         return (right, left) if self.turned else (left, right)
+
+    def sizes(self, g: Tensor) -> tuple[int, int, int, int]:
+        positions = _product(self.a.shape[1:-1])
+        left, right = g.shape[-1], self.a.shape[-1]
+        return (positions, 1, right, left) if self.turned else (positions, 1, left, right)
 
 
 class Conv(Factored):
@@ -164,71 +191,82 @@ class Conv(Factored):
         unsure: bool,
         a: Tensor,
         kernel: Sequence[int],
-        geometry: tuple[list[int], Any, list[int]],
+        geometry: tuple[list[int], list[int] | str, list[int]],
         groups: int,
         transposed: bool,
     ) -> None:
         super().__init__(param, unsure)
-        self.a, self.kernel, self.geometry = self.hold(a), list(kernel), geometry
+        self.a, self.kernel = self.hold(a), list(kernel)
+        self.stride, self.padding, self.dilation = geometry
         self.groups, self.transposed = groups, transposed
 
     @staticmethod
-    def read_geometry(dims: int, stride: Any, padding: Any, dilation: Any) -> tuple[list[int], Any, list[int]]:
+    def geometry(dims: int, stride: Any, padding: Any, dilation: Any) -> tuple[list[int], list[int] | str, list[int]]:
         """Stride, padding (numbers or a word) and dilation, one for each dimension."""
-        each = [[v] * dims if isinstance(v, int) else list(v) * (dims // len(v)) for v in (stride, dilation)]
-        if isinstance(padding, str):
-            return each[0], padding, each[1]
-        return (
-            each[0],
-            [padding] * dims if isinstance(padding, int) else list(padding) * (dims // len(padding)),
-            each[1],
-        )
 
-    def factors(self, g: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-        a, n = wide(self.a), self.groups
-        k = len(g)
-        if not self.transposed:
-            left = g.reshape(k, batch, n, g.shape[2] // n, -1)
-            patches = self.patches(a, list(g.shape[3:]))
-            return left, patches.reshape(1, batch, n, -1, patches.shape[-1])
-        left = a.reshape(1, batch, n, a.shape[1] // n, -1)
-        patches = self.patches(g.flatten(0, 1), list(a.shape[2:]))
-        return left, patches.reshape(k, batch, n, -1, patches.shape[-1])
+        def each(value: Any) -> list[int]:
+            return [value] * dims if isinstance(value, int) else list(value) * (dims // len(value))
 
-    def patches(self, x: Tensor, grid: list[int]) -> Tensor:
-        """Patches (batch, channels x kernel, positions) of x, for the positions of ``grid``."""
-        stride, padding, dilation = self.geometry
-        dims = len(self.kernel)
         if padding == "valid":
-            padding = [0] * dims
-        elif padding == "same":
-            spans = [d * (k - 1) for d, k in zip(dilation, self.kernel, strict=True)]
-            x = F.pad(x, [v for s in reversed(spans) for v in (s // 2, s - s // 2)])
-            padding = [0] * dims
-        if all(k == 1 for k in self.kernel) and not any(padding):
-            for axis, (s, size) in enumerate(zip(stride, grid, strict=True), 2):
-                x = x.narrow(axis, 0, s * (size - 1) + 1)
-                x = x[(slice(None),) * axis + (slice(None, None, s),)] if s > 1 else x
-            return x.flatten(2)
-        if dims == 3 or self.transposed:
-            return _windows(x, self.kernel, stride, padding, dilation, grid)
-        if dims == 1:
-            one = (1, dilation[0]), (0, padding[0]), (1, stride[0])
-            return F.unfold(x.unsqueeze(2), (1, self.kernel[0]), *one)
-        return F.unfold(x, tuple(self.kernel), tuple(dilation), tuple(padding), tuple(stride))
+            padding = 0
+        return each(stride), padding if isinstance(padding, str) else each(padding), each(dilation)
 
+    def factors(self, g: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        a, n, k = wide(self.a[rows]), self.groups, len(g)
+        if not self.transposed:
+            left = g.reshape(k, len(a), n, g.shape[2] // n, -1)
+            patches = self._patches(a, g.shape[3:])
+            return left, patches.reshape(1, len(a), n, -1, patches.shape[-1])
+        left = a.reshape(1, len(a), n, a.shape[1] // n, -1)
+        patches = self._patches(g.flatten(0, 1), a.shape[2:])
+        return left, patches.reshape(k, len(a), n, -1, patches.shape[-1])
 
-def _windows(
-    x: Tensor, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int], grid: list[int]
-) -> Tensor:
-    """Patches in any number of dimensions, as views that are copied once."""
-    x = F.pad(x, [v for p in reversed(padding) for v in (p, p)])
-    for axis, (k, s, d, size) in enumerate(zip(kernel, stride, dilation, grid, strict=True), 2):
-        x = x.unfold(axis, d * (k - 1) + 1, s).narrow(axis, 0, size)[..., ::d]
-    dims = len(kernel)
-    order = [0, 1, *range(2 + dims, 2 + 2 * dims), *range(2, 2 + dims)]
-    x = x.permute(order)
-    return x.reshape(len(x), x.shape[1] * _product(kernel), _product(grid))
+    def sizes(self, g: Tensor) -> tuple[int, int, int, int]:
+        into, out = self.a.shape[1] // self.groups, g.shape[2] // self.groups
+        size = _product(self.kernel)
+        if self.transposed:
+            return _product(self.a.shape[2:]), self.groups, into, out * size
+        return _product(g.shape[3:]), self.groups, out, into * size
+
+    def quick(self, g: Tensor) -> bool:
+        """Two dimensions on a CPU, with channels that fill oneDNN's blocks of eight."""
+        channels = self.a.shape[1] // self.groups % 8 == 0 == g.shape[2] // self.groups % 8
+        plain = len(self.kernel) == 2 and not self.transposed and not isinstance(self.padding, str)
+        cpu = g.device.type == "cpu" and g.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+        return channels and plain and cpu
+
+    def gradient(self, g: Tensor, rows: slice) -> Tensor:
+        """Where it is quick, every example is a group of one large convolution, and this its weight gradient."""
+        if not self.quick(g):
+            return super().gradient(g, rows)
+        a = wide(self.a[rows])
+        many, groups = len(a), len(a) * self.groups
+        into, out = a.shape[1] // self.groups, g.shape[2] // self.groups
+        shape = groups * out, into, *self.kernel
+        weight = g.new_empty(shape)  # its shape is all that is needed of it
+        options = self.stride, self.padding, self.dilation, False, [0, 0], groups, [False, True, False]
+        flat = a.reshape(1, -1, *a.shape[2:])
+        found = [
+            torch.ops.aten.convolution_backward(one.reshape(1, -1, *one.shape[2:]), flat, weight, None, *options)[1]
+            for one in g
+        ]
+        return torch.stack(found).reshape(len(g), many, self.groups, out, -1)
+
+    def _patches(self, x: Tensor, grid: Sequence[int]) -> Tensor:
+        """Patches (batch, channels x kernel, positions) of x, for the positions of ``grid``."""
+        if isinstance(self.padding, str):  # same
+            spans = [d * (k - 1) for d, k in zip(self.dilation, self.kernel, strict=True)]
+            pads = [(s // 2, s - s // 2) for s in spans]
+        else:
+            pads = [(p, p) for p in self.padding]
+        if any(any(p) for p in pads):
+            x = F.pad(x, [v for p in reversed(pads) for v in p])
+        steps = zip(self.kernel, self.stride, self.dilation, grid, strict=True)
+        for axis, (k, s, d, size) in enumerate(steps, 2):  # views; one copy at the end
+            x = x.unfold(axis, d * (k - 1) + 1, s).narrow(axis, 0, size)[..., ::d]
+        dims = len(self.kernel)
+        x = x.permute(0, 1, *range(2 + dims, 2 + 2 * dims), *range(2, 2 + dims))
+        return x.reshape(len(x), x.shape[1] * _product(self.kernel), _product(grid))
 
 
 def _product(sizes: Sequence[int]) -> int:
@@ -243,78 +281,105 @@ def wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def sqnorm(uses: Sequence[Use], gradients: Sequence[Tensor], batch: int) -> Tensor:
+def sqnorm(pairs: Sequence[tuple[Use, Tensor]], batch: int, squares: dict[int, Tensor]) -> Tensor:
     """Squared norms (K, batch) of the gradients with respect to one parameter, or one part of it.
 
     Parameters
     ----------
-    uses
-        All uses of it.
-    gradients
-        For each use the gradient with respect to its output, with K in front.
+    pairs
+        All uses of it, each with the gradient with respect to its output, (K, ...), in at least float32.
     batch
         Number of examples.
+    squares
+        Squared norms of the rows of gradients (K, batch, features), by id: a layer's weight and bias share them.
     """
-    gradients = [wide(g) for g in gradients]
-    pairs = list(zip(uses, gradients, strict=True))
-    if all(isinstance(u, Factored) for u in uses):
-        factors = [u.factors(g, batch) for u, g in pairs if isinstance(u, Factored)]
-        if len({left.shape[2] for left, _ in factors}) == 1:
-            return _factored(factors)
-    if all(isinstance(u, Embed) for u in uses):
-        return _embedded([(u.ids, u.rows(g, batch)) for u, g in pairs if isinstance(u, Embed)])
+    use, g = pairs[0]
+    if len(pairs) == 1 and g.ndim == 3 and g.shape[1] == batch:
+        if isinstance(use, Linear) and use.a.ndim == 2:
+            return _rows(g, squares) * square_sum(wide(use.a))
+        if isinstance(use, Dense):
+            return _rows(g, squares)
+    if all(isinstance(u, Factored) for u, _ in pairs):
+        factored = [(u, _by_example(v, batch)) for u, v in pairs if isinstance(u, Factored)]
+        if len({u.sizes(v)[1:] for u, v in factored}) == 1:
+            return _factored(factored, batch)
+    if all(isinstance(u, Embed) for u, _ in pairs):
+        return _embedded([(u.ids, u.rows(v, batch)) for u, v in pairs if isinstance(u, Embed)])
     tied = _tied(pairs, batch)
     if tied is not None:
         return tied
-    if all(not isinstance(u, Factored | Embed) for u in uses):
-        return _square(sum(u.dense(g, batch) for u, g in pairs))
-    return _by_chunks(pairs, batch)
+    total: Any = sum(u.dense(v, batch) for u, v in pairs)
+    return square_sum(total)
 
 
-def _square(g: Any) -> Tensor:
-    return (g * g).sum(-1)
+def square_sum(x: Tensor, dim: int | tuple[int, ...] = -1) -> Tensor:
+    """Sum of squares, in one pass where no second derivative is wanted."""
+    return (x * x).sum(dim) if x.requires_grad else torch.linalg.vector_norm(x, dim=dim).square_()
 
 
-def _by_chunks(pairs: list[tuple[Use, Tensor]], batch: int) -> Tensor:
-    """Uses of different kinds: make the gradients, and add them."""
-    return _square(sum(u.dense(g, batch) for u, g in pairs))
+def _rows(g: Tensor, squares: dict[int, Tensor]) -> Tensor:
+    if id(g) not in squares:
+        squares[id(g)] = square_sum(g)
+    return squares[id(g)]
 
 
-def _factored(factors: list[tuple[Tensor, Tensor]]) -> Tensor:
-    left, right = factors[0]
-    if len(factors) > 1:
-        k = max(f.shape[0] for pair in factors for f in pair)
-        left, right = (
-            torch.cat([f.expand(k, *f.shape[1:]) if mixed else f for f in side], -1)
-            for side in zip(*factors, strict=True)
-            for mixed in [len({f.shape[0] for f in side}) > 1]
-        )
-    positions, rows, columns = left.shape[-1], left.shape[-2], right.shape[-2]
-    if positions == 1:
-        return (left.square().sum((-2, -1)) * right.square().sum((-2, -1))).sum(-1)
-    if positions * (rows + columns) < rows * columns:
-        grams = (left.transpose(-1, -2) @ left) * (right.transpose(-1, -2) @ right)
-        return grams.sum((-3, -2, -1))
-    if right.shape[0] == 1:
-        return _direct(left, right)
-    if left.shape[0] == 1:
-        return _direct(right, left)
-    return (left @ right.transpose(-1, -2)).square().sum((-3, -2, -1))
+def _by_example(g: Tensor, batch: int) -> Tensor:
+    return g if g.shape[1] == batch else g.unflatten(1, (batch, -1))
 
 
-def _direct(many: Tensor, one: Tensor) -> Tensor:
-    """Make the gradients of a few examples at a time; the K gradients of one example share its other factor."""
-    k, batch, groups, rows, positions = many.shape
-    columns = one.shape[-2]
-    many = many.permute(1, 2, 0, 3, 4).reshape(batch, groups, k * rows, positions)
-    other = one[0].transpose(-1, -2)
-    step = max(1, _CHUNK // (k * groups * rows * columns))
+def _factored(pairs: list[tuple[Factored, Tensor]], batch: int) -> Tensor:
+    """The cheaper contraction, for a few examples at a time, so that what is made for them stays in the cache."""
+    k = len(pairs[0][1])
+    sizes = [u.sizes(g) for u, g in pairs]
+    _, groups, rows, columns = sizes[0]
+    positions = sum(size[0] for size in sizes)
+    # K gradients of one example usually share one factor; either may be the one that they do not share.
+    outer = positions * (rows + columns) < rows * columns
+    quick = len(pairs) == 1 and not outer and pairs[0][0].quick(pairs[0][1])
+    made = positions**2 * (k + 1) if outer else k * rows * columns
+    each = groups * (made if quick else made + positions * (rows + columns) * k)
+    cache = _CACHE if pairs[0][1].device.type == "cpu" else _MEMORY
+    step = max(1, cache // each)
     parts = []
-    for i in range(0, batch, step):
-        g = many[i : i + step] @ other[i : i + step]
-        g = g.reshape(len(g), groups, k, rows * columns)
-        parts.append((g * g).sum((1, 3)))
-    return torch.cat(parts).T if len(parts) > 1 else parts[0].T
+    for start in range(0, batch, step):
+        some = slice(start, start + step)
+        own = [(u, g[:, some]) for u, g in pairs]
+        if quick:
+            parts.append(square_sum(own[0][0].gradient(own[0][1], some).flatten(2)))
+            continue
+        left, right = _joined([u.factors(g, some) for u, g in own])
+        if positions == 1:
+            parts.append((square_sum(left, (-2, -1)) * square_sum(right, (-2, -1))).sum(-1))
+        elif outer:
+            grams = (left.transpose(-1, -2) @ left) * (right.transpose(-1, -2) @ right)
+            parts.append(grams.sum((-3, -2, -1)))
+        else:
+            parts.append(_direct(left, right))
+    return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+
+
+def _joined(factors: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """The positions of all uses behind each other."""
+    if len(factors) == 1:
+        return factors[0]
+    k = max(len(f) for pair in factors for f in pair)
+    left, right = (
+        torch.cat([f.expand(k, *f.shape[1:]) if len({len(f) for f in side}) > 1 else f for f in side], -1)
+        for side in zip(*factors, strict=True)
+    )
+    return left, right
+
+
+def _direct(left: Tensor, right: Tensor) -> Tensor:
+    """Make the gradients; the K of one example share a factor, if one of the two has no K."""
+    if len(left) == 1 and len(right) > 1:
+        left, right = right, left
+    if len(right) > 1:
+        return square_sum((left @ right.transpose(-1, -2)).flatten(2))
+    k, batch, groups, rows, positions = left.shape
+    many = left.permute(1, 2, 0, 3, 4).reshape(batch * groups, k * rows, positions)
+    made = torch.bmm(many, right[0].flatten(0, 1).transpose(-1, -2))
+    return square_sum(made.reshape(batch, groups, k, -1), (1, 3) if groups > 1 else -1).reshape(batch, k).T
 
 
 def _embedded(looked_up: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -323,7 +388,7 @@ def _embedded(looked_up: list[tuple[Tensor, Tensor]]) -> Tensor:
     rows = torch.cat([r for _, r in looked_up], 2)
     batch, positions = ids.shape
     if positions == 1:
-        return rows.square().sum((-2, -1))
+        return square_sum(rows, (-2, -1))
     if positions <= 32:
         same = (ids.unsqueeze(1) == ids.unsqueeze(2)).to(rows.dtype)
         return ((rows @ rows.transpose(-1, -2)) * same).sum((-2, -1))
@@ -334,21 +399,21 @@ def _embedded(looked_up: list[tuple[Tensor, Tensor]]) -> Tensor:
     owner = torch.empty_like(found).index_copy(
         0, place.flatten(), torch.arange(batch, device=ids.device).repeat_interleave(positions)
     )
-    return rows.new_zeros(len(rows), batch).index_add(1, owner, _square(sums))
+    return rows.new_zeros(len(rows), batch).index_add(1, owner, square_sum(sums))
 
 
-def _tied(pairs: list[tuple[Use, Tensor]], batch: int) -> Tensor | None:
+def _tied(pairs: Sequence[tuple[Use, Tensor]], batch: int) -> Tensor | None:
     """A table that is also the matrix of the last layer, as in language models."""
     tables = [(u, g) for u, g in pairs if isinstance(u, Embed)]
     matrices = [(u, g) for u, g in pairs if isinstance(u, Linear)]
     if not tables or len(tables) + len(matrices) != len(pairs):
         return None
     looked_up = [(u.ids, u.rows(g, batch)) for u, g in tables]
-    factors = [u.factors(g, batch) for u, g in matrices]
+    matrices = [(u, _by_example(g, batch)) for u, g in matrices]
     ids = torch.cat([i for i, _ in looked_up], 1)
     rows = torch.cat([r for _, r in looked_up], 2)
-    total = _embedded(looked_up) + _factored(factors)
-    for left, right in factors:  # 2 sum_ts left_s[id_t] (row_t . right_s)
+    total = _embedded(looked_up) + _factored([(u, g) for u, g in matrices], batch)
+    for left, right in (u.factors(g, slice(None)) for u, g in matrices):  # 2 sum_ts left_s[id_t] (row_t . right_s)
         at = left.squeeze(2).gather(2, ids.unsqueeze(-1).expand(len(left), -1, -1, left.shape[-1]))
         total = total + 2 * (at * (rows @ right.squeeze(2))).sum((-2, -1))
     return total

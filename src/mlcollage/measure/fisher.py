@@ -17,12 +17,13 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mlcollage.errors import InvalidInput, UnknownName
-from mlcollage.measure._likelihood import as_generator, check_outputs, columns, count_columns, draw, score
+from mlcollage.measure._likelihood import as_generator, check_outputs, columns, count_columns, draw, draw_scores, score
 from mlcollage.measure._uses import wide
 from mlcollage.measure.grad_norms import GhostNorms, call, layer_name
 from mlcollage.measure.trace import TraceResult
@@ -106,9 +107,9 @@ def fisher_trace(
     >>> model = nn.Linear(3, 2)
     >>> for p in model.parameters():
     ...     _ = nn.init.zeros_(p)
-    >>> fisher_trace(model, torch.ones(4, 3)).value  # p = 1/2: (1/4 + 1/4) (3 + 1)
+    >>> round(fisher_trace(model, torch.ones(4, 3)).value, 5)  # p = 1/2: (1/4 + 1/4) (3 + 1)
     2.0
-    >>> fisher_trace(model, torch.ones(4, 3), method="mc", generator=0).value
+    >>> round(fisher_trace(model, torch.ones(4, 3), method="mc", generator=0).value, 5)
     2.0
     """
     _check(method, n_samples, batch_size, per_example)
@@ -123,8 +124,7 @@ def fisher_trace(
     totals = _Totals(method, n_samples)
     for x in _batches(data, batch_size, device):
         if method == "minibatch":
-            assert source is not None
-            totals.add(*_minibatch(ghost, x, n_samples, likelihood, class_dim, source))
+            totals.add(*_minibatch(ghost, x, n_samples, likelihood, class_dim, _needed(source)))
         elif method == "exact":
             traces = _exact(ghost, x, likelihood, class_dim)
             totals.add({layer: v.unsqueeze(0) for layer, v in traces.items()}, ghost.batch)
@@ -274,6 +274,11 @@ def _logits_of(output: Any) -> Tensor:
     )
 
 
+def _needed(source: torch.Generator | None) -> torch.Generator:
+    assert source is not None
+    return source
+
+
 def _cotangents(ghost: GhostNorms, place: int, c: Tensor) -> list[Tensor]:
     """C for the logits, and zeros for the model's other outputs."""
     many = len(c)
@@ -294,13 +299,15 @@ def _norms(
 ) -> dict[str, Tensor]:
     """Squared norms (draws, B) for drawn or given labels, by layer."""
     z, where, place = _run(ghost, x, differentiable, likelihood, class_dim)
-    if isinstance(labels, Tensor):
-        y = labels.unsqueeze(0)
+    if isinstance(labels, str) and labels == "model" and not differentiable:
+        c = draw_scores(z, likelihood, where, n_samples, _needed(source))
     else:
-        assert source is not None
-        y = draw(torch.zeros_like(z) if labels == "uniform" else z, likelihood, where, n_samples, source)
-    with torch.set_grad_enabled(differentiable):
-        c = score(z, y, likelihood, where)
+        if isinstance(labels, Tensor):
+            y = labels.unsqueeze(0)
+        else:
+            y = draw(torch.zeros_like(z) if labels == "uniform" else z, likelihood, where, n_samples, _needed(source))
+        with torch.set_grad_enabled(differentiable):
+            c = score(z, y, likelihood, where)
     if len(c) == 1:  # without torch.vmap, which costs small models more than the pass itself
         one = [v[0] for v in _cotangents(ghost, place, c)]
         norms = ghost.sqnorm(one, differentiable=differentiable, retain_graph=retain_graph)
@@ -359,13 +366,18 @@ def _minibatch(
         z = _logits_of(call(ghost.model, x))
         batch = len(z)
         where = check_outputs(z.detach(), likelihood, class_dim)
-        y = draw(z, likelihood, where, n_samples, source)
+        scores = draw_scores(z, likelihood, where, n_samples, source)
         params = {name: ghost.model.get_parameter(name) for name in ghost.names.values()}
         sums: dict[str, list[Tensor]] = {}
-        for k, c in enumerate(score(z.detach(), y, likelihood, where)):
+        for k, c in enumerate(scores):
             keep = k < n_samples - 1
             found = torch.autograd.grad(
-                z, list(params.values()), c / batch, retain_graph=keep, allow_unused=True, materialize_grads=True
+                z,
+                list(params.values()),
+                (c / batch).to(z.dtype),
+                retain_graph=keep,
+                allow_unused=True,
+                materialize_grads=True,
             )
             layers: dict[str, Tensor] = {}
             for name, g in zip(params, found, strict=True):
@@ -384,49 +396,43 @@ class _Totals:
 
     def __init__(self, method: str, n_samples: int) -> None:
         self.method, self.n_samples = method, n_samples
-        self.layers: dict[str, list[Tensor]] = {}
-        self.values: list[Tensor] = []  # (draws, B), or (draws, 1) for a batch
+        self.layers: list[str] = []
+        self.parts: list[Tensor] = []  # (layers, draws, B), or (layers, draws, 1) for a whole batch
         self.sizes: list[int] = []
 
     def add(self, norms: dict[str, Tensor], batch: int) -> None:
         """One batch, its parts (draws, B) or, for whole batches, (draws,)."""
-        whole = self.method == "minibatch"
-        parts = {layer: (v.unsqueeze(1) if whole else v).detach().double() for layer, v in norms.items()}
-        for layer, v in parts.items():
-            self.layers.setdefault(layer, []).append(v.mean() * batch)
-        self.values.append(torch.stack(list(parts.values())).sum(0))
+        self.layers = list(norms)
+        values = list(norms.values())
+        if any(v.dtype != values[0].dtype for v in values):
+            values = [v.double() for v in values]
+        parts = torch.stack(values).detach()
+        self.parts.append(parts.unsqueeze(2) if self.method == "minibatch" else parts)
         self.sizes.append(batch)
 
     def result(self, per_layer: bool, per_example: bool) -> TraceResult:
         """The mean over all examples."""
         if not self.sizes:
             raise InvalidInput("there are no data: at least one batch is needed.")
-        count = sum(self.sizes)
-        layers = {layer: float(torch.stack(v).sum()) / count for layer, v in self.layers.items()}
-        each = torch.cat([v.mean(0) for v in self.values])
-        return TraceResult(
-            value=math.fsum(layers.values()),
-            stderr=self._stderr(count),
-            per_layer=layers if per_layer else None,
-            per_example=each if per_example else None,
-            draws=0 if self.method == "exact" else self.n_samples,
-        )
-
-    def _stderr(self, count: int) -> float:
+        parts = np.concatenate([p.cpu().numpy() for p in self.parts], 2, dtype=np.float64)
+        draws, columns = parts.shape[1:]
+        totals = parts.sum(0)  # (draws, columns)
+        each = totals.sum(0) / draws
+        share = np.asarray(self.sizes) / sum(self.sizes) if self.method == "minibatch" else 1 / columns
+        value = float((each * share).sum())
+        layers = None
+        if per_layer:
+            layers = {n: float((p.mean(0) * share).sum()) for n, p in zip(self.layers, parts, strict=True)}
         if self.method == "exact":
-            return 0.0
-        whole = self.method == "minibatch"
-        # A weight for each column: an example's is 1/N, a batch's its share.
-        shares = [
-            torch.full((v.shape[1],), (n if whole else 1) / count) for v, n in zip(self.values, self.sizes, strict=True)
-        ]
-        w, v = torch.cat(shares).double().to(self.values[0].device), torch.cat(self.values, 1)
-        if len(v) > 1:
-            return float((w.square() * v.var(0) / len(v)).sum().sqrt())
-        if len(w) < 2:
-            return math.nan
-        mean = (w * v[0]).sum()
-        return float((w.square() * (v[0] - mean).square()).sum().mul(len(w) / (len(w) - 1)).sqrt())
+            stderr = 0.0
+        elif draws > 1:
+            stderr = math.sqrt((((totals - each) * share) ** 2).sum() / (draws - 1) / draws)
+        elif columns > 1:
+            stderr = math.sqrt((((each - value) * share) ** 2).sum() * columns / (columns - 1))
+        else:
+            stderr = math.nan
+        own = torch.cat([p.double().sum(0).mean(0) for p in self.parts]) if per_example else None
+        return TraceResult(value, stderr, layers, own, draws=0 if self.method == "exact" else self.n_samples)
 
 
 def _batches(data: Any, batch_size: int, device: torch.device) -> Iterator[Any]:

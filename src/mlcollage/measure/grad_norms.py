@@ -14,16 +14,18 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from mlcollage.errors import InvalidInput
 from mlcollage.measure import _fallback
 from mlcollage.measure._tape import Tape
-from mlcollage.measure._uses import Use, sqnorm
+from mlcollage.measure._uses import Use, sqnorm, wide
 from mlcollage.measure.layer_tap import refuse_compiled
 
 __all__ = ["GhostNorms", "per_example_grad_sqnorm"]
@@ -178,14 +180,17 @@ class GhostNorms:
 
     def __init__(self, model: nn.Module, params: Iterable[nn.Parameter] | None = None) -> None:
         self.model = _plain(model)
-        names = {id(p): name for name, p in self.model.named_parameters()}
-        chosen = [p for p in self.model.parameters() if p.requires_grad] if params is None else list(params)
-        if any(id(p) not in names or not p.requires_grad for p in chosen):
-            raise InvalidInput("params must be parameters of the model that require a gradient.")
-        if not chosen:
+        named = {id(p): (name, p) for name, p in self.model.named_parameters() if p.requires_grad}
+        if params is not None:
+            wanted = {id(p) for p in params}
+            if not wanted <= named.keys():
+                raise InvalidInput("params must be parameters of the model that require a gradient.")
+            named = {key: pair for key, pair in named.items() if key in wanted}
+        if not named:
             raise InvalidInput("there is no parameter that requires a gradient, so there is no gradient norm to take.")
-        self.names = {id(p): names[id(p)] for p in chosen}
-        self._params = list({id(p): p for p in chosen}.values())
+        self.names = {key: name for key, (name, _) in named.items()}
+        self._layers = {key: layer_name(self.model, name) for key, name in self.names.items()}
+        self._params = [p for _, p in named.values()]
         self._tape: Tape | None = None
         self._inputs: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
         self.output: Any = None
@@ -279,10 +284,17 @@ class GhostNorms:
         if unsure and self.batch > 1:
             self._check(tape, unsure, [c[0] if batched else c for c in given], verify)
         uses = [u for u in tape.uses if id(u.owner) not in tape.other]
-        gradients = self._backward(uses, given, batched, differentiable, retain_graph or bool(tape.other))
+        edges = {u.edge[:2]: u.edge for u in uses}
+        retain = retain_graph or bool(tape.other)
+        gradients = self._backward(list(edges.values()), given, batched, differentiable, retain)
         if differentiable and self._custom:
             refuse_once_differentiable(g for g in gradients if g is not None)
-        pairs = [(u, g if batched else g.unsqueeze(0)) for u, g in zip(uses, gradients, strict=True) if g is not None]
+        at = {
+            place: wide(g if batched else g.unsqueeze(0))
+            for place, g in zip(edges, gradients, strict=True)
+            if g is not None
+        }
+        pairs = [(u, at[place]) for u in uses if (place := u.edge[:2]) in at]
         by_param = self._contract(pairs, differentiable)
         if tape.other:
             stacked = [c if batched else c.unsqueeze(0) for c in given]
@@ -290,29 +302,26 @@ class GhostNorms:
         if not retain_graph:
             self._tape = None
         norms: dict[str, Tensor] = {}
-        size = (len(given[0]), self.batch) if batched else (1, self.batch)
         for param in self._params:
-            name = self.names[id(param)]
-            layer = layer_name(self.model, name)
-            value = by_param.get(id(param))
-            value = (
-                given[0].new_zeros(size, dtype=torch.promote_types(param.dtype, torch.float32))
-                if value is None
-                else value
-            )
+            layer, value = self._layers[id(param)], by_param.get(id(param))
+            if value is None:
+                if layer in norms:
+                    continue
+                size = (len(given[0]), self.batch) if batched else (1, self.batch)
+                value = given[0].new_zeros(size, dtype=torch.promote_types(param.dtype, torch.float32))
             norms[layer] = norms[layer] + value if layer in norms else value
         return norms if batched else {layer: value[0] for layer, value in norms.items()}
 
     def _backward(
-        self, uses: list[Use], given: list[Tensor], batched: bool, differentiable: bool, retain: bool
+        self, edges: list[GradientEdge], given: list[Tensor], batched: bool, differentiable: bool, retain: bool
     ) -> Sequence[Tensor | None]:
-        if not uses:
+        if not edges:
             return ()
 
         def grad(cotangents: list[Tensor], together: bool, keep: bool) -> Any:
             return torch.autograd.grad(
                 self.outputs,
-                [u.edge for u in uses],
+                edges,
                 cotangents,
                 retain_graph=keep or differentiable,
                 create_graph=differentiable,
@@ -331,15 +340,19 @@ class GhostNorms:
             ]
 
     def _contract(self, pairs: list[tuple[Use, Tensor]], differentiable: bool) -> dict[int, Tensor]:
-        groups: dict[int, dict[int | None, list[tuple[Use, Tensor]]]] = {}
+        groups: dict[tuple[int, int | None], list[tuple[Use, Tensor]]] = {}
         for use, g in pairs:
-            groups.setdefault(id(use.owner), {}).setdefault(use.part, []).append((use, g))
-        found = {}
+            groups.setdefault((id(use.owner), use.part), []).append((use, g))
+        found: dict[int, Tensor] = {}
+        squares: dict[int, Tensor] = {}
         device = self.outputs[0].device.type
-        with torch.set_grad_enabled(differentiable), torch.autocast(device, enabled=False):
-            for key, parts in groups.items():
-                thirds = [sqnorm([u for u, _ in part], [g for _, g in part], self.batch) for part in parts.values()]
-                found[key] = thirds[0] if len(thirds) == 1 else torch.stack(thirds).sum(0)
+        with ExitStack() as stack:
+            stack.enter_context(torch.set_grad_enabled(differentiable))
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+            for (key, _), own in groups.items():
+                norms = sqnorm(own, self.batch, squares)
+                found[key] = found[key] + norms if key in found else norms
         return found
 
     def _fall_back(self, tape: Tape, cotangents: list[Tensor], differentiable: bool) -> dict[int, Tensor]:

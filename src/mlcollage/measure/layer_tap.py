@@ -257,7 +257,7 @@ def refuse_compiled(model: nn.Module, caller: str) -> None:
         Name at the head of the sentence.
     """
     for module in model.modules():
-        compiled = hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+        compiled = "_orig_mod" in module._modules or module._compiled_call_impl is not None
         if compiled or isinstance(module, torch.jit.ScriptModule):
             how = "torch.compile" if compiled else "torch.jit"
             raise InvalidInput(
