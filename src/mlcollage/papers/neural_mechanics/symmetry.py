@@ -299,16 +299,20 @@ class Symmetry:
         return up - down.transpose(-1, -2)
 
     def residuals(self, params: nn.Module | Tensors, grads: Tensors) -> Tensor:
-        """Size of the constraint relative to what it could be, in [0, 1]: a cosine by law, or by block."""
+        """Size of the constraint relative to what it could be, in [0, 1]: a cosine by law, or by block.
+
+        A law over a single entry has no cosine: its gradient is measured against the root mean square of all of
+        `grads`. Gradients below the square root of the precision times that are taken for rounding.
+        """
         broken = self.constraint(params, grads).abs()
-        slope = self.norms(grads)
-        if self.kind == "translation":
-            ones = {name: None if value is None else torch.ones_like(value) for name, value in grads.items()}
-            size = slope * self.norms(ones)
-        else:
-            size = slope * self.norms(params)
         if self.size is not None:
             broken = broken.flatten(1).norm(dim=1)
+        ones = {name: None if grads[name] is None else torch.ones_like(grads[name]) for name in self.parameters}
+        extent = self.norms(ones)
+        typical, precision = _typical(grads)
+        floor = torch.where(extent <= 1.0, 1.0, precision**0.5) if self.kind == "translation" else precision**0.5
+        slope = torch.maximum(self.norms(grads), floor * typical * extent)
+        size = slope * (extent if self.kind == "translation" else self.norms(params))
         return torch.where(size > 0, broken / size.clamp(min=torch.finfo(torch.float64).tiny), torch.zeros_like(size))
 
     def apply(self, params: nn.Module | Tensors, alpha: float | Tensor) -> dict[str, Tensor]:
@@ -360,6 +364,15 @@ class Symmetry:
             part = factor * term.to_laws(reduced, self.blocks)
             total = part if total is None else total + part.to(total.device)
         return torch.zeros(self.shape, dtype=torch.float64) if total is None else total
+
+
+def _typical(grads: Tensors) -> tuple[float, float]:
+    """Root mean square over all gradients, and the coarsest relative precision among their types."""
+    present = [value.detach() for value in grads.values() if value is not None]
+    count = sum(value.numel() for value in present)
+    total = sum(float(value.double().square().sum()) for value in present)
+    precision = max((torch.finfo(value.dtype).eps for value in present), default=0.0)
+    return (total / max(count, 1)) ** 0.5, precision
 
 
 def _entry(values: Tensors, name: str, law: str) -> Tensor | None:

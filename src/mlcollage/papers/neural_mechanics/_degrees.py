@@ -1,0 +1,313 @@
+"""Degrees: by which power of the scale factors an activation or a parameter grows, and the equations between them.
+
+Give every entry of every tensor a degree, a linear form in unknowns: under the action with parameter α the entry is
+multiplied by α^degree. An operation is equivariant under the action only if its degrees satisfy linear equations (a
+sum: all addends equal; a product: degrees add; a GELU: zero). The null space of all equations of a network is the space
+of its diagonal symmetries. Degrees are stored as arrays of unknowns that have size 1 along every axis on which they do
+not depend, so that a layer costs (inputs + outputs), not inputs x outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Degree", "Part", "Solution", "System", "aligned", "compress", "merge", "reshape_ids"]
+
+Ids = NDArray[np.int64]
+LARGEST_JOINT = 4_000_000  # equations written out for one operation before its degrees are given up (set to zero)
+LARGEST_ELIMINATION = 100_000
+
+
+@dataclass(frozen=True)
+class Part:
+    """`coef` times the unknowns `ids`; the array has the tensor's rank, and size 1 where the unknown is the same."""
+
+    coef: float
+    ids: Ids
+
+    @property
+    def axes(self) -> frozenset[int]:
+        """Axes along which the unknown differs."""
+        return frozenset(axis for axis, size in enumerate(self.ids.shape) if size > 1)
+
+
+Degree = tuple[Part, ...]
+
+
+def compress(ids: Ids) -> Ids:
+    """The same unknowns with size 1 along every axis where they do not differ."""
+    for axis in range(ids.ndim):
+        if ids.shape[axis] > 1:
+            first = ids.take([0], axis)
+            if ids.strides[axis] == 0 or bool((ids == first).all()):
+                ids = first
+    return np.ascontiguousarray(ids)
+
+
+def merge(parts: Iterable[Part]) -> Degree:
+    """Sum of parts: equal arrays added up, vanished ones dropped."""
+    out: list[Part] = []
+    for part in parts:
+        for k, other in enumerate(out):
+            same = part.ids is other.ids or (
+                part.ids.shape == other.ids.shape and bool(np.array_equal(part.ids, other.ids))
+            )
+            if same:
+                out[k] = Part(part.coef + other.coef, other.ids)
+                break
+        else:
+            out.append(part)
+    return tuple(part for part in out if abs(part.coef) > 1e-12 and bool(part.ids.any()))
+
+
+def aligned(degree: Degree, rank: int) -> Degree:
+    """The degree of a tensor that is broadcast to `rank` axes (new axes lead)."""
+    return tuple(
+        Part(part.coef, part.ids.reshape((1,) * (rank - part.ids.ndim) + part.ids.shape))
+        if part.ids.ndim < rank
+        else part
+        for part in degree
+    )
+
+
+def _axis_groups(a: Sequence[int], b: Sequence[int]) -> Iterable[tuple[range, range]]:
+    """Runs of axes of shape `a` that a reshape turns into runs of axes of shape `b`."""
+    i = j = 0
+    while i < len(a) or j < len(b):
+        i0, j0, size_a, size_b = i, j, 1, 1
+        if i < len(a):
+            size_a, i = a[i], i + 1
+        if j < len(b):
+            size_b, j = b[j], j + 1
+        while size_a != size_b:
+            if size_a < size_b:
+                size_a, i = size_a * a[i], i + 1
+            else:
+                size_b, j = size_b * b[j], j + 1
+        yield range(i0, i), range(j0, j)
+
+
+def reshape_ids(ids: Ids, shape: Sequence[int], new: Sequence[int]) -> Ids:
+    """Unknowns of a tensor of `shape` after a reshape to `new`; only axes that differ are written out."""
+    middle, target = list(ids.shape), [1] * len(new)
+    for before, after in _axis_groups(shape, new):
+        if any(ids.shape[axis] > 1 for axis in before):
+            for axis in before:
+                middle[axis] = shape[axis]
+            for axis in after:
+                target[axis] = new[axis]
+    return compress(np.broadcast_to(ids, middle).reshape(target))
+
+
+@dataclass(frozen=True)
+class Solution:
+    """All solutions of a :class:`System`: every unknown as a combination of free ones.
+
+    Attributes
+    ----------
+    forms
+        Sparse (unknowns, unknowns): row x holds the coefficients of x in the free unknowns.
+    free
+        The free unknowns.
+    """
+
+    forms: Any
+    free: Ids
+
+    def members(self, ids: Ids) -> tuple[Ids, Ids, NDArray[np.float64]]:
+        """Of an array of unknowns: positions (flat), the free unknown found there, and its coefficient."""
+        rows = self.forms[ids.ravel()].tocoo()
+        return rows.row.astype(np.int64), rows.col.astype(np.int64), rows.data
+
+
+class System:
+    """Unknown degrees and the linear equations between them. Unknown 0 is the constant zero."""
+
+    def __init__(self) -> None:
+        self.size = 1
+        self._columns: list[Ids] = []
+        self._rows: list[Ids] = []
+        self._values: list[NDArray[np.float64]] = []
+        self._n_rows = 0
+        self.marks: list[tuple[str, Ids]] = []
+        self.tokens: list[tuple[Ids, Ids]] = []
+        self.given_up: list[str] = []
+
+    def fresh(self, shape: Sequence[int]) -> Ids:
+        """New unknowns in an array of `shape`."""
+        count = int(np.prod(shape, dtype=np.int64))
+        out = np.arange(self.size, self.size + count, dtype=np.int64).reshape(tuple(shape))
+        self.size += count
+        return out
+
+    def mark(self, degree: Degree, tag: str) -> None:
+        """Remember that the unknowns of a degree went through something (``tag``)."""
+        self.marks += [(tag, part.ids) for part in degree]
+
+    def separate(self, ids: Ids, tokens: Ids) -> None:
+        """Remember for each unknown a token; a matrix law joins only laws whose tokens all agree."""
+        self.tokens.append((ids.ravel(), np.broadcast_to(tokens, ids.shape).ravel()))
+
+    def equate(self, parts: Iterable[Part], where: str = "") -> None:
+        """Σ parts = 0 for every entry. Parts on disjoint axes are each constant, and the constants sum to zero."""
+        parts = merge(parts)
+        groups: list[tuple[frozenset[int], list[Part]]] = []
+        for part in parts:
+            axes, members = part.axes, [part]
+            rest = []
+            for other_axes, others in groups:
+                if axes & other_axes:
+                    axes, members = axes | other_axes, others + members
+                else:
+                    rest.append((other_axes, others))
+            groups = [*rest, (axes, members)]
+        constants = [part for axes, members in groups if not axes for part in members]
+        varying = [members for axes, members in groups if axes]
+        for members in varying[1:]:
+            level = Part(1.0, self.fresh((1,) * members[0].ids.ndim))
+            self._write([*members, Part(-1.0, level.ids)], where)
+            constants.append(level)
+        self._write([*(varying[0] if varying else []), *constants], where)
+
+    def vanish(self, degree: Degree, where: str = "") -> None:
+        """The degree is zero everywhere."""
+        self.equate(degree, where)
+
+    def _write(self, parts: Sequence[Part], where: str) -> None:
+        if not parts:
+            return
+        shape = np.broadcast_shapes(*(part.ids.shape for part in parts))
+        if np.prod(shape, dtype=np.float64) > LARGEST_JOINT:
+            self.given_up.append(where)
+            for part in parts:
+                self._append(part.ids.reshape(-1, 1), np.ones(1))
+            return
+        table = np.stack([np.broadcast_to(part.ids, shape).ravel() for part in parts], axis=1)
+        self._append(table, np.array([part.coef for part in parts]))
+
+    def _append(self, table: Ids, coefs: NDArray[np.float64]) -> None:
+        count, width = table.shape
+        self._columns.append(table.ravel())
+        self._rows.append(np.repeat(np.arange(self._n_rows, self._n_rows + count), width))
+        self._values.append(np.tile(coefs, count))
+        self._n_rows += count
+
+    def solve(self) -> Solution:
+        """Every unknown in terms of free ones: merging equal, opposite and zero unknowns, then elimination."""
+        from scipy import sparse
+
+        n = self.size
+        forms = sparse.identity(n, format="csr")
+        pinned = _substitution(n, np.array([0]), np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
+        forms = forms @ pinned
+        if not self._columns:
+            return Solution(forms, np.unique(forms.tocoo().col).astype(np.int64))
+        equations = sparse.csr_matrix(
+            (np.concatenate(self._values), (np.concatenate(self._rows), np.concatenate(self._columns))),
+            shape=(self._n_rows, n),
+        )
+        equations = _clean(equations @ pinned)
+        while equations.shape[0]:
+            step = _merge_step(equations, n)
+            if step is None:
+                break
+            forms, equations = forms @ step, _clean(equations @ step)
+        if equations.shape[0]:
+            forms = forms @ _eliminate(equations, n)
+        forms = forms.tocsr()
+        forms.data[np.abs(forms.data) < 1e-9] = 0.0
+        forms.eliminate_zeros()
+        return Solution(forms, np.unique(forms.tocoo().col).astype(np.int64))
+
+
+def _clean(equations: Any) -> Any:
+    """Equations with vanished coefficients and empty rows dropped."""
+    equations = equations.tocsr()
+    equations.sum_duplicates()
+    equations.data[np.abs(equations.data) < 1e-9] = 0.0
+    equations.eliminate_zeros()
+    return equations[np.diff(equations.indptr) > 0]
+
+
+def _merge_step(equations: Any, n: int) -> Any:
+    """Substitution from the equations x = 0, x = y and x = -y; None if there are none."""
+    counts = np.diff(equations.indptr)
+    starts = equations.indptr[:-1]
+    zero = equations.indices[starts[counts == 1]]
+    pairs = starts[counts == 2]
+    a, b = equations.data[pairs], equations.data[pairs + 1]
+    equal = np.isclose(np.abs(a), np.abs(b), rtol=1e-9)
+    x, y = equations.indices[pairs][equal], equations.indices[pairs + 1][equal]
+    sign = -np.sign(a[equal] * b[equal])
+    if not zero.size and not x.size:
+        return None
+    return _substitution(n, zero, x, y, sign)
+
+
+def _substitution(n: int, zero: Ids, x: Ids, y: Ids, sign: NDArray[np.float64]) -> Any:
+    """Each unknown as plus or minus the first of its class, or zero: components of the graph of signed copies."""
+    from scipy import sparse
+    from scipy.sparse.csgraph import connected_components
+
+    same = sign > 0
+    start = np.concatenate([zero, zero + n, x, x + n])
+    stop = np.concatenate(
+        [np.zeros_like(zero), np.zeros_like(zero), np.where(same, y, y + n), np.where(same, y + n, y)]
+    )
+    graph = sparse.coo_matrix((np.ones(start.size), (start, stop)), shape=(2 * n, 2 * n))
+    count, component = connected_components(graph, directed=False)
+    first = np.full(count, n, dtype=np.int64)
+    np.minimum.at(first, component, np.tile(np.arange(n), 2))
+    plus, minus = component[:n], component[n:]
+    alive = plus != minus
+    root = first[plus]
+    factor = np.where(component[root] == plus, 1.0, -1.0)
+    kept = np.flatnonzero(alive)
+    return sparse.csr_matrix((factor[kept], (kept, root[kept])), shape=(n, n))
+
+
+def _eliminate(equations: Any, n: int) -> Any:
+    """Substitution from the remaining equations, in exact arithmetic; of each the rarest unknown is solved for."""
+    from scipy import sparse
+
+    if equations.shape[0] > LARGEST_ELIMINATION:  # give up: all of them zero, which only loses symmetries
+        gone = np.unique(equations.indices)
+        return _substitution(n, gone, np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
+    solved: dict[int, dict[int, Fraction]] = {}
+    rows = {
+        tuple(zip(row.indices.tolist(), (Fraction(v).limit_denominator(1000) for v in row.data), strict=True))
+        for row in (equations[k] for k in range(equations.shape[0]))
+    }
+    uses = np.bincount(equations.indices, minlength=n)
+    for row in sorted(rows, key=lambda items: max(x for x, _ in items)):
+        form = _expand(dict(row), solved)
+        if form:
+            pivot = max(form, key=lambda x: (-int(uses[x]), x))
+            scale = -form.pop(pivot)
+            solved[pivot] = {x: c / scale for x, c in form.items()}
+    keep = np.ones(n)
+    keep[list(solved)] = 0.0
+    out = sparse.diags(keep, format="lil")
+    for pivot in sorted(solved):
+        for x, c in _expand(solved[pivot], solved).items():
+            out[pivot, x] = float(c)
+    return out.tocsr()
+
+
+def _expand(form: dict[int, Fraction], solved: dict[int, dict[int, Fraction]]) -> dict[int, Fraction]:
+    """The form with solved unknowns replaced until none is left."""
+    out: dict[int, Fraction] = {}
+    work = list(form.items())
+    while work:
+        x, c = work.pop()
+        if x in solved:
+            work += [(z, c * d) for z, d in solved[x].items()]
+        else:
+            out[x] = out.get(x, Fraction(0)) + c
+    return {x: c for x, c in out.items() if c}
