@@ -34,9 +34,9 @@ def find_symmetries(
 ) -> SymmetrySet:
     r"""Symmetries of any model: translation, scale, rescale and matrix laws, each with a certificate.
 
-    The graph of the model (``torch.export``) gives all diagonal symmetries, and the matrix symmetries of attention heads
-    and linear chains; random batches in float64 then confirm or reject each one, by its gradient constraint and by
-    its finite action. A model that cannot be traced is searched by numbers alone, and the reason is in ``.unhandled``.
+    The graph of the model (``torch.export``) gives all diagonal symmetries, and the matrix symmetries of attention
+    heads and linear chains; random batches in float64 then confirm or reject each one, by its gradient constraint and
+    by its finite action. A model that cannot be traced is searched by numbers alone; ``.unhandled`` then says why.
 
     Parameters
     ----------

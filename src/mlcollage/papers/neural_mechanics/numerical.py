@@ -2,7 +2,7 @@ r"""Symmetries confirmed, and where there is no graph found, by numbers.
 
 A law with generator A holds if and only if :math:`⟨g, Aθ⟩ = 0` for the gradient of every batch. A probe draws batches
 like the example, with random targets, on a float64 copy of the model. Confirmation measures the residual of every law
-against random generators (the same entries with random signs) and applies the finite action. Detection stacks
+against random generators (the same entries, random weights) and applies the finite action. Detection stacks
 :math:`r_{ij} = ⟨g_i, A_jθ⟩` over batches for all rows, columns and entries of parameters: its null space is the laws.
 """
 
@@ -152,17 +152,29 @@ class Probe:
 
 @dataclass(frozen=True)
 class _Measured:
-    residuals: list[float]
-    controls: list[float]
+    """Residuals of one family, (batches, laws), and of random generators of the same entries, (draws, laws)."""
+
+    residuals: NDArray[np.float64]
+    controls: NDArray[np.float64]
+    noise: float
 
     @property
     def worst(self) -> float:
-        return max(self.residuals, default=0.0)
+        return float(self.residuals.max())
+
+    @property
+    def control(self) -> float:
+        """Median residual of the random generators; NaN if no law of the family has a gradient to speak of."""
+        loud = self.controls[self.controls > self.noise]
+        return float(np.median(loud)) if loud.size else float("nan")
 
     @property
     def p_value(self) -> float:
-        """Share of random generators with a residual as small as the law's largest."""
-        return (1 + sum(c <= self.worst for c in self.controls)) / (1 + len(self.controls))
+        """Share of random generators that fit as well as the law; NaN if no law has a gradient to speak of."""
+        loud = self.controls > self.noise
+        if not loud.any():
+            return float("nan")
+        return float((1 + (loud & (self.controls <= self.residuals.max(0))).sum()) / (1 + loud.sum()))
 
 
 def confirm(
@@ -198,7 +210,8 @@ def confirm(
             if count:
                 again = _measure(symmetries, probe, 1, controls=0)
                 small = {law.name: m.worst for law, m in zip(symmetries, again, strict=True)}
-    moved = _actions(symmetries, [m.worst <= tol for m in measured], probe, tol)
+    plain = [m.worst <= tol and not law.broken_by for law, m in zip(symmetries, measured, strict=True)]
+    moved = _actions(symmetries, plain, probe, tol)
     kept, refused = [], []
     for law, m, action in zip(symmetries, measured, moved, strict=True):
         shrunk = small.get(law.name, m.worst)
@@ -214,7 +227,7 @@ def confirm(
             "batches": batches,
             "dtype": str(probe.dtype).removeprefix("torch."),
             "p_value": m.p_value,
-            "control": float(np.median(m.controls)) if m.controls else float("nan"),
+            "control": m.control,
             "action": action,
             "eps_residual": shrunk if m.worst > tol else float("nan"),
         }
@@ -227,24 +240,26 @@ def confirm(
 
 def _measure(symmetries: Sequence[Symmetry], probe: Probe, batches: int, controls: int = 20) -> list[_Measured]:
     params = {name: value.detach() for name, value in probe.parameters().items()}
-    residuals: list[list[float]] = [[] for _ in symmetries]
-    random: list[list[float]] = [[] for _ in symmetries]
+    residuals: list[list[Any]] = [[] for _ in symmetries]
+    random: list[list[Any]] = [[] for _ in symmetries]
     generator = torch.Generator().manual_seed(probe.seed + 77)
     for k in range(batches):
         grads = probe.gradients(k)
-        shuffled = [_signed(grads, generator) for _ in range(-(-controls // batches))] if controls else []
+        drawn = [_weighted(grads, generator) for _ in range(-(-controls // batches))] if controls else []
         for law, found, control in zip(symmetries, residuals, random, strict=True):
-            found.append(float(law.residuals(params, grads).max()))
-            control += [x for g in shuffled for x in law.residuals(params, g).tolist()]
-    return [_Measured(a, b) for a, b in zip(residuals, random, strict=True)]
+            found.append(law.residuals(params, grads).cpu().numpy())
+            control += [law.residuals(params, g).cpu().numpy() for g in drawn]
+    noise = 1e3 * probe.precision
+    return [
+        _Measured(np.stack(a), np.stack(b) if b else np.empty((0, law.blocks)), noise)
+        for law, a, b in zip(symmetries, residuals, random, strict=True)
+    ]
 
 
-def _signed(grads: dict[str, Tensor | None], generator: torch.Generator) -> dict[str, Tensor | None]:
-    """The gradients with random signs: θ and g then meet in a random diagonal generator of the same entries."""
+def _weighted(grads: dict[str, Tensor | None], generator: torch.Generator) -> dict[str, Tensor | None]:
+    """Gradients with random weights: θ and g then meet in a random diagonal generator of the same entries."""
     return {
-        name: None
-        if grad is None
-        else grad * (2 * torch.randint(2, grad.shape, generator=generator) - 1).to(grad.device, grad.dtype)
+        name: None if grad is None else grad * torch.randn(grad.shape, generator=generator).to(grad)
         for name, grad in grads.items()
     }
 
@@ -295,7 +310,8 @@ def dead_biases(probe: Probe, taken: set[str], batches: int = 3) -> list[Symmetr
         alive = torch.zeros_like(dead)
         for batch, scale in zip(grads, shown, strict=True):
             own, rows = batch[name], batch[weight]
-            if own is None or rows is None:
+            if own is None or rows is None or rows.shape[0] != own.numel():
+                alive &= False
                 continue
             dead &= own.abs() <= 1e3 * probe.precision * scale
             alive |= rows.abs().flatten(1).amax(1) > 1e4 * probe.precision * scale

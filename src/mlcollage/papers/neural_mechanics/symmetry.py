@@ -155,6 +155,10 @@ class Term:
         shape = flat.shape
         if self.sign < 0:
             matrices = torch.linalg.inv(matrices).transpose(-1, -2)
+        if self.laws is not None:  # left-out blocks stay as they are
+            index = torch.tensor(self.laws, device=block.device)
+            eye = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=block.device)
+            matrices = torch.where((index >= 0)[:, None, None], matrices[index.clamp(min=0)], eye)
         n_kept = len(self.kept)
         folded = flat.reshape(math.prod(shape[:n_kept]), shape[n_kept], -1)
         moved = (matrices @ folded).reshape(shape)
