@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 from mlcollage.data.workload import Workload
 from mlcollage.errors import InvalidInput
 from mlcollage.measure import calibration
-from mlcollage.papers.bnn_posteriors.audit import FLOOR, audit, compare
+from mlcollage.papers.bnn_posteriors.auditing import FLOOR, audit, compare
 from mlcollage.papers.bnn_posteriors.module import BayesianModule
 from mlcollage.papers.bnn_posteriors.priors import GaussianPrior
 

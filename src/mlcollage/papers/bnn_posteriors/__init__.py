@@ -5,6 +5,8 @@
 :class:`Posterior`             draws, or predictions averaged while they pass by
 :class:`GaussianPrior`, ...    priors: Laplace, Student's t, logistic, mixture, and EmpCov for covariate shift
 :class:`GaussianLikelihood`    and other likelihoods, or a function of your own
+:func:`audit`                  how far any cheap method, or any predictions, are from an HMC reference
+:class:`HMCClassifier`         scikit-learn classifier, and :class:`HMCRegressor`
 :func:`dead_inputs`            the alarm for inputs that never varied in training; :func:`empcov_prior` the remedy
 =============================  =================================================================================
 
@@ -18,7 +20,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .auditing import AuditReport, audit
     from .density import PosteriorDensity, largest_curvature
+    from .laplace import LaplacePosterior, laplace_posterior, linearised
     from .layout import Layout
     from .likelihoods import (
         BernoulliLikelihood,
@@ -38,17 +42,23 @@ if TYPE_CHECKING:
         Prior,
         StudentTPrior,
     )
-    from .shift import dead_inputs, empcov_prior
+    from .shift import DeadInputs, ShiftReport, dead_inputs, empcov_prior
+    from .sklearn import HMCClassifier, HMCRegressor
 
 __all__ = [
+    "AuditReport",
     "BayesianModule",
     "BernoulliLikelihood",
     "CategoricalLikelihood",
     "CustomLikelihood",
+    "DeadInputs",
     "EmpCovPrior",
     "GaussianLikelihood",
     "GaussianMixturePrior",
     "GaussianPrior",
+    "HMCClassifier",
+    "HMCRegressor",
+    "LaplacePosterior",
     "LaplacePrior",
     "Layout",
     "Likelihood",
@@ -57,10 +67,14 @@ __all__ = [
     "PosteriorDensity",
     "PredictionStream",
     "Prior",
+    "ShiftReport",
     "StudentTPrior",
+    "audit",
     "dead_inputs",
     "empcov_prior",
+    "laplace_posterior",
     "largest_curvature",
+    "linearised",
 ]
 
 _HOME = {
@@ -84,7 +98,10 @@ _HOME = {
         "Prior",
         "StudentTPrior",
     ),
-    "shift": ("dead_inputs", "empcov_prior"),
+    "shift": ("DeadInputs", "ShiftReport", "dead_inputs", "empcov_prior"),
+    "auditing": ("AuditReport", "audit"),
+    "laplace": ("LaplacePosterior", "laplace_posterior", "linearised"),
+    "sklearn": ("HMCClassifier", "HMCRegressor"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 

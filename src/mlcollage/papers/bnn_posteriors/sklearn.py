@@ -1,0 +1,397 @@
+"""Bayesian neural networks as scikit-learn estimators, sampled by Hamiltonian Monte Carlo."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
+from torch import Tensor, nn
+
+from mlcollage.errors import InvalidInput
+from mlcollage.nn.init import build
+from mlcollage.nn.mlp import MLP
+
+from .likelihoods import CategoricalLikelihood, GaussianLikelihood, Likelihood
+from .module import BayesianModule
+from .priors import GaussianPrior, Prior
+
+__all__ = ["HMCClassifier", "HMCRegressor"]
+
+Make = Callable[[int, int], nn.Module]
+
+
+class _HMC(BaseEstimator):
+    """What classifier and regressor share: scaling, the network, the sampler's settings."""
+
+    module: Make | None
+    hidden_layer_sizes: Sequence[int]
+    activation: str
+    prior: float | Prior
+    chains: int
+    samples: int
+    burn_in: int
+    warmup: int
+    step_size: float | None
+    trajectory_length: float | str
+    jitter: float
+    temperature: float
+    standardise: bool
+    batch_size: int | None
+    random_state: Any
+
+    def _network(self, features: int, outputs: int, seed: int) -> nn.Module:
+        if self.module is not None and not callable(self.module):
+            raise InvalidInput(
+                f"module is {type(self.module).__name__}; a function of (n_features, n_outputs) that makes a network "
+                "is needed, or None."
+            )
+        if isinstance(self.module, nn.Module):
+            raise InvalidInput("module is a network; give a function of (n_features, n_outputs) that makes one.")
+
+        def make() -> nn.Module:
+            if self.module is not None:
+                return self.module(features, outputs)
+            return MLP((features,), outputs, tuple(self.hidden_layer_sizes), activation=self.activation)
+
+        network = build(make, seed).double()
+        with torch.no_grad():
+            made = network(torch.zeros(1, features, dtype=torch.float64))
+        if not isinstance(made, Tensor) or made.shape != (1, outputs):
+            found = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
+            raise InvalidInput(f"the module maps (1, {features}) to {found}; (1, {outputs}) is needed.")
+        return network
+
+    def _sample(self, X: NDArray, y: NDArray, outputs: int, likelihood: Likelihood) -> None:
+        prior = self.prior if isinstance(self.prior, Prior) else GaussianPrior(self.prior)
+        seeds = check_random_state(self.random_state).randint(np.iinfo(np.int32).max, size=2)
+        self.mean_ = X.mean(axis=0) if self.standardise else np.zeros(X.shape[1])
+        spread = X.std(axis=0) if self.standardise else np.ones(X.shape[1])
+        self.scale_ = np.where(spread > 1e-12 * np.maximum(1, np.abs(self.mean_)), spread, 1.0)
+        model = BayesianModule(self._network(X.shape[1], outputs, int(seeds[0])), likelihood, prior)
+        self.model_ = model.fit(
+            self._scaled(X),
+            torch.from_numpy(y),
+            "hmc",
+            chains=self.chains,
+            samples=self.samples,
+            burn_in=self.burn_in,
+            warmup=self.warmup,
+            step_size=self.step_size,
+            trajectory_length=self.trajectory_length,
+            jitter=self.jitter,
+            temperature=self.temperature,
+            seed=int(seeds[1]),
+        )
+
+    def _scaled(self, X: NDArray) -> Tensor:
+        return torch.from_numpy((X - self.mean_) / self.scale_)
+
+    def _inputs(self, X: ArrayLike) -> Tensor:
+        check_is_fitted(self)
+        return self._scaled(validate_data(self, X, dtype=np.float64, reset=False))
+
+
+class _FlooredGaussian(GaussianLikelihood):
+    """A Gaussian whose spread, where the network gives it, has a smallest value.
+
+    On data without noise a spread may go to zero and the density's curvature to infinity: no step size would do.
+    """
+
+    def __init__(self, noise: float | None, floor: float) -> None:
+        super().__init__(noise)
+        self._floor = floor
+
+    def _split(self, outputs: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        mean, sigma = super()._split(outputs, dim)
+        return mean, sigma if self.noise is not None else sigma + self._floor
+
+
+class HMCClassifier(ClassifierMixin, _HMC):
+    r"""Classifier that averages the predictions of networks drawn from their posterior.
+
+    .. math:: p(y \mid x, D) = \frac{1}{M} \sum_m \mathrm{softmax}(f(x, w_m))_y, \qquad w_m \sim p(w \mid D)
+
+    by full-batch Hamiltonian Monte Carlo (P. Izmailov et al., ICML 2021), for tables of some hundreds or thousands of
+    rows: an iteration takes tens or hundreds of gradients of all data.
+
+    Parameters
+    ----------
+    module : callable, default None
+        ``module(n_features, n_outputs)`` makes your network, from (n, n_features) to (n, n_outputs) logits. It is
+        sampled in float64. None: an MLP.
+    hidden_layer_sizes : sequence of int, default (50, 50)
+        Of the MLP.
+    activation : str, default "relu"
+        Of the MLP: ``"relu"``, ``"tanh"``, ``"silu"``, ``"gelu"``, ``"elu"`` or ``"leaky_relu"``.
+    prior : float or Prior, default 0.2
+        Variance of a Gaussian prior on every parameter, or a prior.
+    chains, samples : int, default 4 and 100
+        Chains, drawn side by side, and kept draws of each.
+    burn_in, warmup : int, default 10 and 40
+        Iterations before: without and with a Metropolis test; the latter adapt the step size.
+    step_size : float, default None
+        Of the leapfrog; None adapts it.
+    trajectory_length : float or "prior", default "prior"
+        Length of a trajectory; a quarter of the prior's period by default.
+    jitter : float, default 0.2
+        Relative width of a uniform jitter of the step size.
+    temperature : float, default 1
+        T; below 1 a "cold" posterior.
+    standardise : bool, default True
+        Whether to bring each feature to mean 0 and deviation 1; a prior on weights supposes something like it.
+    batch_size : int, default None
+        Rows a pass when predicting; None: all.
+    random_state : int, RandomState or None, default None
+        Seeds network and sampler.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        Labels, sorted.
+    n_features_in_ : int
+        Width of a sample.
+    model_ : BayesianModule
+        The network with its posterior: ``model_.posterior`` has the draws, ``model_.function_rhat(...)`` says whether
+        the chains agree.
+    mean_, scale_ : ndarray of shape (n_features,)
+        What inputs are standardised by.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.model_selection import train_test_split
+    >>> X, X_test, y, y_test = train_test_split(*load_iris(return_X_y=True), random_state=0)
+    >>> model = HMCClassifier(hidden_layer_sizes=(8,), samples=30, warmup=20, random_state=0).fit(X, y)
+    >>> model.predict_proba(X_test).shape, model.score(X_test, y_test) > 0.9
+    ((38, 3), True)
+    """
+
+    def __init__(
+        self,
+        module: Make | None = None,
+        *,
+        hidden_layer_sizes: Sequence[int] = (50, 50),
+        activation: str = "relu",
+        prior: float | Prior = 0.2,
+        chains: int = 4,
+        samples: int = 100,
+        burn_in: int = 10,
+        warmup: int = 40,
+        step_size: float | None = None,
+        trajectory_length: float | str = "prior",
+        jitter: float = 0.2,
+        temperature: float = 1.0,
+        standardise: bool = True,
+        batch_size: int | None = None,
+        random_state: Any = None,
+    ) -> None:
+        self.module = module
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.activation = activation
+        self.prior = prior
+        self.chains = chains
+        self.samples = samples
+        self.burn_in = burn_in
+        self.warmup = warmup
+        self.step_size = step_size
+        self.trajectory_length = trajectory_length
+        self.jitter = jitter
+        self.temperature = temperature
+        self.standardise = standardise
+        self.batch_size = batch_size
+        self.random_state = random_state
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+        """Sample the posterior.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Training rows.
+        y : array-like of shape (n_samples,)
+            Their labels.
+
+        Returns
+        -------
+        HMCClassifier
+            Itself.
+        """
+        rows, labels = validate_data(self, X, y, dtype=np.float64)
+        check_classification_targets(labels)
+        self.classes_, codes = np.unique(labels, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise InvalidInput(f"y has one class only ({self.classes_[0]!r}); two or more classes are needed.")
+        self._sample(rows, codes.astype(np.int64), len(self.classes_), CategoricalLikelihood())
+        return self
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Class probabilities, averaged over all draws.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+            In the order of ``classes_``.
+        """
+        inputs = self._inputs(X)
+        return self.model_.predict_proba(inputs, self.batch_size).numpy()
+
+    def predict(self, X: ArrayLike) -> NDArray:
+        """Most probable labels.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+        """
+        best = self.predict_proba(X).argmax(axis=1)
+        return self.classes_[best]
+
+
+class HMCRegressor(RegressorMixin, _HMC):
+    r"""Regressor that averages the predictions of networks drawn from their posterior.
+
+    Targets are standardised; given x and weights they are Gaussian, with mean and spread from the network, or with a
+    known spread. The prediction is the mean of the mixture over all draws, its standard deviation includes the noise.
+    P. Izmailov et al., ICML 2021.
+
+    Parameters
+    ----------
+    module : callable, default None
+        ``module(n_features, n_outputs)`` makes your network; ``n_outputs`` is 2 (mean, and what softplus turns into the
+        spread), or 1 where ``noise`` is given. None: an MLP.
+    noise : float, default None
+        Standard deviation of the noise in the units of y, if it is known.
+    min_noise : float, default 0.05
+        Smallest standard deviation that the network may give, over that of y. Without it, data without noise would
+        have a posterior too narrow to move in.
+    hidden_layer_sizes, activation, prior, chains, samples, burn_in, warmup, step_size, trajectory_length, jitter, \
+temperature, standardise, batch_size, random_state
+        As in :class:`HMCClassifier`; the MLP has one hidden layer of 50 units by default, as in the paper.
+
+    Attributes
+    ----------
+    n_features_in_ : int
+        Width of a sample.
+    model_ : BayesianModule
+        The network of standardised inputs and targets, with its posterior.
+    mean_, scale_ : ndarray of shape (n_features,)
+        What inputs are standardised by.
+    y_mean_, y_scale_ : float
+        What targets are standardised by.
+
+    Examples
+    --------
+    >>> x = np.linspace(-2, 2, 40)[:, None]
+    >>> y = np.sin(2 * x[:, 0]) + 0.1 * np.random.default_rng(0).normal(size=40)
+    >>> settings = {"hidden_layer_sizes": (20,), "activation": "tanh", "prior": 1.0, "chains": 2, "samples": 20}
+    >>> model = HMCRegressor(noise=0.1, warmup=20, random_state=0, **settings).fit(x, y)
+    >>> mean, std = model.predict(x, return_std=True)
+    >>> model.score(x, y) > 0.9, mean.shape, std.shape
+    (True, (40,), (40,))
+    """
+
+    def __init__(
+        self,
+        module: Make | None = None,
+        *,
+        noise: float | None = None,
+        min_noise: float = 0.05,
+        hidden_layer_sizes: Sequence[int] = (50,),
+        activation: str = "relu",
+        prior: float | Prior = 0.2,
+        chains: int = 4,
+        samples: int = 100,
+        burn_in: int = 10,
+        warmup: int = 40,
+        step_size: float | None = None,
+        trajectory_length: float | str = "prior",
+        jitter: float = 0.2,
+        temperature: float = 1.0,
+        standardise: bool = True,
+        batch_size: int | None = None,
+        random_state: Any = None,
+    ) -> None:
+        self.module = module
+        self.noise = noise
+        self.min_noise = min_noise
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.activation = activation
+        self.prior = prior
+        self.chains = chains
+        self.samples = samples
+        self.burn_in = burn_in
+        self.warmup = warmup
+        self.step_size = step_size
+        self.trajectory_length = trajectory_length
+        self.jitter = jitter
+        self.temperature = temperature
+        self.standardise = standardise
+        self.batch_size = batch_size
+        self.random_state = random_state
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+        """Sample the posterior.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Training rows.
+        y : array-like of shape (n_samples,)
+            Their values.
+
+        Returns
+        -------
+        HMCRegressor
+            Itself.
+        """
+        rows, values = validate_data(self, X, y, dtype=np.float64, y_numeric=True, ensure_min_samples=2)
+        values = column_or_1d(values, warn=True).astype(np.float64)
+        spread = float(values.std())
+        self.y_mean_ = float(values.mean())
+        self.y_scale_ = spread if spread > 1e-12 * max(1.0, abs(self.y_mean_)) else 1.0
+        if (
+            isinstance(self.min_noise, bool)
+            or not isinstance(self.min_noise, int | float)
+            or not 0 <= self.min_noise < 1
+        ):
+            raise InvalidInput(f"min_noise={self.min_noise!r} must lie in [0, 1): it is a share of the deviation of y.")
+        likelihood = _FlooredGaussian(None if self.noise is None else self.noise / self.y_scale_, self.min_noise)
+        self._sample(rows, (values - self.y_mean_) / self.y_scale_, 2 if self.noise is None else 1, likelihood)
+        return self
+
+    def predict(
+        self, X: ArrayLike, return_std: bool = False
+    ) -> NDArray[np.float64] | tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Predictive mean, and standard deviation if asked for.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+        return_std : bool, default False
+            Whether to return the standard deviation too.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,), or two of them
+        """
+        inputs = self._inputs(X)
+        mean, variance = (part[:, 0] for part in self.model_.predict_moments(inputs, self.batch_size))
+        prediction = self.y_mean_ + self.y_scale_ * mean.numpy()
+        return (prediction, self.y_scale_ * variance.sqrt().numpy()) if return_std else prediction
