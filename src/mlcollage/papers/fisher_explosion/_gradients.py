@@ -169,8 +169,11 @@ def gradient_at(loss: Tensor, parameters: Sequence[Tensor], *, create_graph: boo
     It is taken of ``scale`` times the loss and divided by ``scale``, so that half-precision activations do not
     underflow on the way.
     """
-    found = torch.autograd.grad(loss * scale, list(parameters), create_graph=create_graph, allow_unused=True)
-    return [torch.zeros_like(p) if g is None else g / scale for g, p in zip(found, parameters, strict=True)]
+    scaled = loss if scale == 1.0 else loss * scale
+    found = torch.autograd.grad(
+        scaled, list(parameters), create_graph=create_graph, allow_unused=True, materialize_grads=True
+    )
+    return list(found) if scale == 1.0 else [g / scale for g in found]
 
 
 def _logits_with(model: nn.Module, closure: Closure, parameters: Mapping[str, Tensor]) -> Tensor:
@@ -200,11 +203,11 @@ def gradient_change(
     :math:`H v \approx [g(\theta + h\, v / \|v\|) - g(\theta)]\, \|v\| / h`, with
     :math:`h = \sqrt{\epsilon}\,(1 + \|\theta\|)` unless given.
     """
-    length = float(torch.stack([v.double().square().sum() for v in direction]).sum().sqrt())
+    length = float(nn.utils.get_total_norm(direction))
     if length == 0.0:
         return [torch.zeros_like(v) for v in direction]
     kind = next(iter(parameters.values())).dtype
-    size = float(torch.stack([p.detach().double().square().sum() for p in parameters.values()]).sum().sqrt())
+    size = float(nn.utils.get_total_norm([p.detach() for p in parameters.values()]))
     h = step if step is not None else torch.finfo(kind).eps ** 0.5 * (1 + size)
     moved = {
         name: (p.detach() + v * (h / length)).requires_grad_()

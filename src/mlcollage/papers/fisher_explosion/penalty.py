@@ -336,8 +336,9 @@ class FisherPenalty(nn.Module):
         weight = self._weight() * (b * world_size() if self.normalize == "batch" else 1)
         with torch.no_grad():
             for p, g in zip(parameters.values(), gradient, strict=True):
-                g = g.mul_(weight * scale * factor).to(p.dtype)
-                p.grad = g if p.grad is None else p.grad.add_(g)
+                if p.grad is None:
+                    p.grad = torch.zeros_like(p)
+                p.grad.add_(g.to(p.dtype), alpha=weight * scale * factor)
         self._calls += 1
         self.last = square if self.normalize == "none" else square * b * world_size()
         return weight * square
@@ -493,7 +494,8 @@ class FisherPenalty(nn.Module):
 
 def _square(tensors: Iterable[Tensor]) -> Tensor:
     """Squared Euclidean norm of all of them together, in at least single precision."""
-    return torch.stack([(t if t.dtype == torch.float64 else t.float()).square().sum() for t in tensors]).sum()
+    flat = [(t if t.dtype == torch.float64 else t.float()).reshape(-1) for t in tensors]
+    return torch.stack([torch.dot(t, t) for t in flat]).sum()
 
 
 def _whole(name: str, value: int, least: int) -> int:
