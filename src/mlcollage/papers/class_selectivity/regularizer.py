@@ -302,8 +302,6 @@ class SelectivityRegularizer(nn.Module):
         self._calls += 1
         looking = targets.device.type == "cpu" or self._calls <= 3 or self._calls % _CHECK_EVERY == 0
         targets, classes = self._labels(targets, looking)
-        if looking:
-            self._look_at_responses(kept)
         if self.dense:
             sums, counts = _dense_sums(kept, targets, classes)
         else:
@@ -313,6 +311,8 @@ class SelectivityRegularizer(nn.Module):
                 self._look_at_counts(counts, rows, targets)
             if self._memory is not None:
                 sums, counts = self._memory.add(sums, counts, rows, targets, keep=self._graded)
+        if looking:
+            self._look_at_responses(kept, sums)
         sums, counts, scale = self._over_processes(sums, counts, len(targets))
         present = counts >= self.min_per_class
         if looking and int(present.sum(dim=0).min()) < 2:
@@ -396,14 +396,16 @@ class SelectivityRegularizer(nn.Module):
         # The value is that of all processes; the gradient flows through this one's part.
         return sums + (total - sums.detach()), counts, ratio * torch.distributed.get_world_size()
 
-    def _look_at_responses(self, kept: Mapping[str, Tensor]) -> None:
-        for name, h in kept.items():
-            if not bool(h.detach().isfinite().all()):
-                raise InvalidInput(
-                    f"layer {name!r} gave NaN or infinite activations; lower the learning rate or alpha."
-                )
-            if name in self._least and float(self._least[name]) < 0:
-                raise negative_response(f"layer {name!r}", float(self._least[name]))
+    def _look_at_responses(self, kept: Mapping[str, Tensor], sums: Tensor) -> None:
+        if not bool(sums.detach().sum().isfinite()):  # any response that is not finite shows in its sum
+            for name, h in kept.items():
+                if not bool(h.detach().isfinite().all()):
+                    raise InvalidInput(
+                        f"layer {name!r} gave NaN or infinite activations; lower the learning rate or alpha."
+                    )
+        for name, least in self._least.items():
+            if name in kept and float(least) < 0:
+                raise negative_response(f"layer {name!r}", float(least))
 
     def _look_at_counts(self, counts: Tensor, rows: Tensor, targets: Tensor) -> None:
         """Warn once of batches that overstate selectivity, and say by how much."""
@@ -438,10 +440,14 @@ def _dense_sums(kept: Mapping[str, Tensor], targets: Tensor, classes: int) -> tu
 
 
 def _pooled(h: Tensor) -> Tensor:
-    """Mean over positions in the sums' own type, in one reduction; the feature map is not copied."""
+    """Mean over positions in the sums' own type, in one reduction; the feature map is not copied.
+
+    As a sum, whose gradient is a view that repeats itself; that of a mean is a whole feature map of its own.
+    """
     if h.ndim == 2:
         return h.to(_sum_type(h))
-    return h.mean(dim=[d for d in range(1, h.ndim) if d != _axis(h)], dtype=_sum_type(h))
+    positions = h[0, 0].numel() if _axis(h) == 1 else h.shape[1]
+    return h.sum(dim=[d for d in range(1, h.ndim) if d != _axis(h)], dtype=_sum_type(h)) / positions
 
 
 def _axis(h: Tensor) -> int:

@@ -17,8 +17,8 @@ class SelectivityFunction(torch.autograd.Function):
     r"""Index (U,) of class sums (C, U) and counts (C, 1) or (C, U), with its gradient in closed form.
 
     With :math:`s = \mu_{\max} + \mu_{-\max}` of the (shifted) means,
-    :math:`\partial \mathrm{SI} / \partial \mu_{\max} = (2 \mu_{-\max} + arepsilon) / (s + arepsilon)^2` and
-    :math:`\partial \mathrm{SI} / \partial \mu_{-\max} = -(2 \mu_{\max} + arepsilon) / (s + arepsilon)^2`.
+    :math:`\partial \mathrm{SI} / \partial \mu_{\max} = (2 \mu_{-\max} + \varepsilon) / (s + \varepsilon)^2` and
+    :math:`\partial \mathrm{SI} / \partial \mu_{-\max} = -(2 \mu_{\max} + \varepsilon) / (s + \varepsilon)^2`.
     The backward pass is written in differentiable operations, so second derivatives exist too.
     """
 
@@ -27,42 +27,45 @@ class SelectivityFunction(torch.autograd.Function):
         ctx: Any, sums: Tensor, counts: Tensor, present: Tensor, eps: float, shift: bool, scale: Tensor | float
     ) -> Tensor:
         """Index (U,)."""
-        ctx.save_for_backward(sums, counts, present)
+        parts = _parts(sums, counts, present, shift)
+        ctx.save_for_backward(sums, counts, present, *parts)
         ctx.eps, ctx.shift, ctx.scale = eps, shift, scale
-        return _parts(sums, counts, present, eps, shift)[0]
+        top, rest = parts[2:4]
+        return (top - rest) / (top + rest + eps) * parts[5]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradient with respect to the class sums, times ``scale``."""
-        sums, counts, present = ctx.saved_tensors
-        _, best, least, top, rest, others, enough = _parts(sums, counts, present, ctx.eps, ctx.shift)
+        sums, counts, present, *parts = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for a second derivative the parts must be functions of the sums
+            parts = _parts(sums, counts, present, ctx.shift)
+        best, least, top, rest, others, enough = parts
         power = grad * enough / (top + rest + ctx.eps).square()
         by_top, by_rest = power * (2 * rest + ctx.eps), -power * (2 * top + ctx.eps)
-        by_mean = (present * (by_rest / others)).scatter(0, best, by_top[None])
+        by_mean = present.to(sums.dtype) * (by_rest / others)
+        by_mean = by_mean.scatter(0, best, by_top[None])
         if ctx.shift:  # a unit whose smallest mean is raised to 0 moves with it
             below = (_means(sums, counts).gather(0, least).squeeze(0) < 0).to(power)
             by_mean = by_mean.scatter_add(0, least, (-below * (by_top + by_rest))[None])
-        return by_mean * ctx.scale / counts.clamp(min=1e-12), None, None, None, None, None
+        return by_mean * (ctx.scale / counts.clamp(min=1e-12)), None, None, None, None, None
 
 
 def _means(sums: Tensor, counts: Tensor) -> Tensor:
     return sums / counts.clamp(min=1e-12)
 
 
-def _parts(sums: Tensor, counts: Tensor, present: Tensor, eps: float, shift: bool) -> tuple[Tensor, ...]:
-    """Index, indices of the largest and smallest class, the two means, C - 1, and whether there are two classes."""
+def _parts(sums: Tensor, counts: Tensor, present: Tensor, shift: bool) -> tuple[Tensor, ...]:
+    """Indices of the largest and smallest class, the two means, C - 1, and whether there are two classes."""
     means = _means(sums, counts)
-    there = present.expand_as(means)
-    best = means.masked_fill(~there, -torch.inf).argmax(dim=0, keepdim=True)
-    least = means.masked_fill(~there, torch.inf).argmin(dim=0, keepdim=True) if shift else best
+    least = means.masked_fill(~present, torch.inf).argmin(dim=0, keepdim=True) if shift else present
     if shift:
         means = means - means.gather(0, least).clamp(max=0)
-    top = means.gather(0, best).squeeze(0)
-    others = (there.sum(dim=0) - 1).clamp(min=1)
+    top, best = means.masked_fill(~present, -torch.inf).max(dim=0, keepdim=True)
+    classes = present.sum(dim=0)
+    others, enough = (classes - 1).clamp(min=1).to(means.dtype), (classes >= 2).to(means.dtype)
     # Summed without the largest: taking it off the sum would leave its rounding behind.
-    rest = (means * there).scatter(0, best, 0.0).sum(dim=0) / others
-    enough = there.sum(dim=0) >= 2
-    return (top - rest) / (top + rest + eps) * enough, best, least, top, rest, others, enough
+    rest = means.masked_fill(~present, 0.0).scatter(0, best, 0.0).sum(dim=0) / others
+    return best, least, top.squeeze(0), rest, others, enough
 
 
 def class_sums(rows: Tensor, targets: Tensor, classes: int) -> tuple[Tensor, Tensor]:
