@@ -3,8 +3,8 @@ r"""Outputs and gradients of many chains at once: three ways behind one interfac
 ``mlp``
     Stacks of linear maps and elementwise nonlinearities, recognised by structure. The forward and backward pass of all
     chains is written by hand over preallocated buffers, with activations as (chains, units, data): the long dimension,
-    the data, is contiguous, which is what matrix products and elementwise operations want. The first layer is one
-    product :math:`[W_1; \ldots; W_C] X^\top`, and so is its gradient.
+    the data, is contiguous, which is what matrix products and elementwise operations want. The first layer's
+    gradient is one product for all chains.
 ``vmap``
     Any other module that :func:`torch.func.vmap` can batch over parameters; convolutions become grouped ones.
 ``loop``
@@ -16,10 +16,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -67,12 +67,16 @@ class Batch:
         return flat.mT.contiguous()
 
 
-@contextmanager
-def exact_matmul(device: torch.device) -> Iterator[None]:
+def exact_matmul(device: torch.device) -> AbstractContextManager[None]:
     """Products in the full precision of float32 on a GPU (no TF32): a Metropolis test sees the difference."""
-    if device.type != "cuda":
-        yield
-        return
+    return _without_tf32() if device.type == "cuda" else _AS_IT_IS
+
+
+_AS_IT_IS = nullcontext()
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:
@@ -205,6 +209,25 @@ def dense_layers(module: nn.Module, layout: Layout, sample: Tensor) -> list[Dens
     return layers if layers and sorted(used) == sorted(layout.names) and layers[-1].activation is None else None
 
 
+class _Plan:
+    """Work buffers of a perceptron for so many chains and data, and every view of them, made once.
+
+    A call of a small network takes some hundred microseconds; making a view takes one.
+    """
+
+    def __init__(self, shapes: Sequence[tuple[int, ...]], chains: int, n: int, like: Tensor):
+        def empty(*shape: int) -> Tensor:
+            return torch.empty(shape, dtype=like.dtype, device=like.device)
+
+        self.chains = chains
+        self.z = [empty(chains, units, n) for units, _ in shapes]
+        self.zt = [z.transpose(1, 2) for z in self.z]
+        self.dh = [None, *(empty(chains, width, n) for _, width in shapes[1:])]
+        self.by_weight = [empty(chains, *shape) for shape in shapes]
+        self.by_weight_flat = [g.view(chains, -1) for g in self.by_weight]
+        self.by_first = self.by_weight[0].view(-1, shapes[0][1])
+
+
 class MLPKernel(Kernel):
     """Perceptrons, by hand.
 
@@ -219,123 +242,127 @@ class MLPKernel(Kernel):
     """
 
     path = "mlp"
+    _most_plans = 8
 
     def __init__(self, layers: Sequence[Dense], layout: Layout, likelihood: Likelihood):
         self.layers, self.layout, self.likelihood = tuple(layers), layout, likelihood
         shape = dict(zip(layout.names, layout.shapes, strict=True))
         self._shapes = [shape[layer.weight] for layer in self.layers]
-        self._scratch: dict[tuple[Any, ...], Tensor] = {}
+        self._plans: dict[tuple[Any, ...], _Plan] = {}
+        self._seen: tuple[Tensor, list[_Weights]] | None = None
 
-    def _buffer(self, what: str, layer: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """A work buffer that the next call finds again."""
-        key = (what, layer, shape, like.dtype, like.device)
-        if key not in self._scratch:
-            if len(self._scratch) > 12 * len(self.layers) + 12:  # other sizes came: begin anew
-                self._scratch.clear()
-            self._scratch[key] = torch.empty(shape, dtype=like.dtype, device=like.device)
-        return self._scratch[key]
+    def _plan(self, chains: int, n: int, like: Tensor) -> _Plan:
+        key = (chains, n, like.dtype, like.device)
+        if key not in self._plans:
+            if len(self._plans) == self._most_plans:
+                del self._plans[next(iter(self._plans))]
+            self._plans[key] = _Plan(self._shapes, chains, n, like)
+        return self._plans[key]
 
-    def _weights(self, q: Tensor) -> list[tuple[Tensor, Tensor | None]]:
-        """Weight (chains, out, in) and bias (chains, out, 1) of each layer, views of q."""
-        at, chains = self.layout.slices, len(q)
-        found = []
-        for layer, shape in zip(self.layers, self._shapes, strict=True):
-            bias = None if layer.bias is None else q[:, at[layer.bias]].unsqueeze(2)
-            found.append((q[:, at[layer.weight]].view(chains, *shape), bias))
-        return found
+    def _weights(self, q: Tensor) -> list[_Weights]:
+        """Views of q for each layer; made once for a position that moves in place."""
+        if self._seen is None or self._seen[0] is not q:
+            at, found = self.layout.slices, []
+            for layer, shape in zip(self.layers, self._shapes, strict=True):
+                weight = q[:, at[layer.weight]].unflatten(1, shape)
+                bias = None if layer.bias is None else q[:, at[layer.bias]]
+                found.append(_Weights(weight, weight.mT, bias, None if bias is None else bias.unsqueeze(2)))
+            self._seen = (q, found)
+        return self._seen[1]
 
-    def _first(self, weight: Tensor, bias: Tensor | None, xt: Tensor) -> Tensor:
-        """The first layer of all chains as one product, (chains, out, n), for shared inputs xt (in, n)."""
-        chains, units, width = weight.shape
-        stacked = self._buffer("stacked", 0, (chains, units, width), weight).copy_(weight).view(-1, width)
-        z = self._buffer("z", 0, (chains * units, xt.shape[-1]), weight)
-        if bias is None:
-            torch.mm(stacked, xt, out=z)
-        else:
-            torch.addmm(bias.reshape(-1, 1), stacked, xt, out=z)
-        return z.view(chains, units, -1)
-
-    def _forward(
-        self, weights: list[tuple[Tensor, Tensor | None]], xt: Tensor
-    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """Outputs (chains, K, n), the input of every layer, and what each nonlinearity's derivative needs."""
-        h, inputs, kept = xt, [], []
-        for i, (layer, (weight, bias)) in enumerate(zip(self.layers, weights, strict=True)):
-            inputs.append(h)
-            if h.ndim == 2:
-                z = self._first(weight, bias, h)
+    def _forward(self, weights: list[_Weights], x: Tensor, plan: _Plan) -> tuple[Tensor, list[Tensor]]:
+        """Outputs (chains, K, n), and what each layer's input is, the first one's apart: (chains, units, n)."""
+        h, hidden = (x.expand(plan.chains, -1, -1) if x.ndim == 2 else x), []
+        for i, (layer, w) in enumerate(zip(self.layers, weights, strict=True)):
+            z = plan.z[i]
+            if w.column is None:
+                torch.bmm(w.weight, h, out=z)
             else:
-                z = self._buffer("z", i, (len(weight), weight.shape[1], h.shape[2]), h)
-                if bias is None:
-                    torch.bmm(weight, h, out=z)
-                else:
-                    torch.baddbmm(bias, weight, h, out=z)
+                torch.baddbmm(w.column, w.weight, h, out=z)
             act = layer.activation
             if act is None:
                 h = z
-                kept.append(z)
             elif type(act) in _BY_OUTPUT:
                 h = _BY_OUTPUT[type(act)][0](z, act)
-                kept.append(h)
             else:
                 h = _BY_INPUT[type(act)][0](z, act)
-                kept.append(z)
-        return h, inputs, kept
+            hidden.append(h)
+        return h, hidden
 
     @torch.no_grad()
     def outputs(self, q: Tensor, x: Tensor) -> Tensor:
         """See :class:`Kernel`."""
-        z, _, _ = self._forward(self._weights(q), x.flatten(1).T.contiguous())
-        return z.transpose(1, 2).clone()
+        with exact_matmul(q.device):
+            z, _ = self._forward(self._weights(q), x.flatten(1).T, self._plan(len(q), len(x), q))
+        return z.mT.clone()
 
-    @torch.no_grad()
     def gradient(self, q: Tensor, batches: Sequence[Batch], out: Tensor, value: bool) -> Tensor | None:
-        """See :class:`Kernel`."""
+        """See :class:`Kernel`; to be called without recording a graph."""
         weights, total = self._weights(q), None
         parts: dict[str, Tensor] = {}
-        for number, batch in enumerate(batches):
-            z, inputs, kept = self._forward(weights, batch.columns)
-            part, dz = self.likelihood.score(z, batch.targets, value)
-            if part is not None:
-                total = part if total is None else total + part
-            self._backward(weights, dz, inputs, kept, parts, first=number == 0)
+        with exact_matmul(q.device):
+            into = self._plan(len(q), batches[0].size, q)  # where the gradients of all chunks add up
+            for number, batch in enumerate(batches):
+                plan = self._plan(len(q), batch.size, q)
+                z, hidden = self._forward(weights, batch.columns, plan)
+                part, dz = self.likelihood.score(z, batch.targets, value)
+                if part is not None:
+                    total = part if total is None else total + part
+                self._backward(weights, dz, batch.columns, hidden, plan, into, parts, first=number == 0)
         torch.cat([parts[name] for name in self.layout.names], dim=1, out=out)
         return total
 
     def _backward(
         self,
-        weights: list[tuple[Tensor, Tensor | None]],
+        weights: list[_Weights],
         dz: Tensor,
-        inputs: list[Tensor],
-        kept: list[Tensor],
+        x: Tensor,
+        hidden: list[Tensor],
+        plan: _Plan,
+        into: _Plan,
         parts: dict[str, Tensor],
         first: bool,
     ) -> None:
         """Gradients of every parameter, (chains, numbers), written to ``parts``, or added to them."""
-        chains = len(dz)
         for i in reversed(range(len(self.layers))):
-            layer, shape, h = self.layers[i], self._shapes[i], inputs[i]
-            by_weight = self._buffer("by_weight", i, (chains, *shape), dz)
-            beta = 0 if first else 1
-            if h.ndim == 2:
-                flat = by_weight.view(chains * shape[0], shape[1])
-                torch.addmm(flat, dz.reshape(flat.shape[0], -1), h.T, beta=beta, out=flat)
+            layer, by_weight = self.layers[i], into.by_weight[i]
+            if i == 0 and x.ndim == 2:  # all chains as one product
+                flat = dz.reshape(-1, dz.shape[2])
+                if first:
+                    torch.mm(flat, x.T, out=into.by_first)
+                else:
+                    into.by_first.addmm_(flat, x.T)
             else:
-                torch.baddbmm(by_weight, dz, h.transpose(1, 2), beta=beta, out=by_weight)
-            parts[layer.weight] = by_weight.view(chains, -1)
+                below = x.mT if i == 0 else plan.zt[i - 1] if hidden[i - 1] is plan.z[i - 1] else hidden[i - 1].mT
+                if first:
+                    torch.bmm(dz, below, out=by_weight)
+                else:
+                    by_weight.baddbmm_(dz, below)
+            parts[layer.weight] = into.by_weight_flat[i]
             if layer.bias is not None:
                 by_bias = dz.sum(dim=2)
                 parts[layer.bias] = by_bias if first else parts[layer.bias].add_(by_bias)
             if i == 0:
                 return
-            dh = self._buffer("dh", i, (chains, shape[1], dz.shape[2]), dz)
-            torch.bmm(weights[i][0].transpose(1, 2), dz, out=dh)
+            dh = plan.dh[i]
+            assert dh is not None
+            torch.bmm(weights[i].transposed, dz, out=dh)
             before = self.layers[i - 1].activation
             if before is None:
                 dz = dh
+            elif type(before) in _BY_OUTPUT:
+                dz = _BY_OUTPUT[type(before)][1](dh, hidden[i - 1], before)
             else:
-                backward = _BY_OUTPUT.get(type(before)) or _BY_INPUT[type(before)]
-                dz = backward[1](dh, kept[i - 1], before)
+                dz = _BY_INPUT[type(before)][1](dh, plan.z[i - 1], before)
+
+
+class _Weights(NamedTuple):
+    """Views of a position: a layer's weight (chains, out, in), its transpose, its bias, and that as columns."""
+
+    weight: Tensor
+    transposed: Tensor
+    bias: Tensor | None
+    column: Tensor | None
 
 
 class _Functional(Kernel):

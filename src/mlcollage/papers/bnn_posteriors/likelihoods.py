@@ -137,8 +137,11 @@ class CategoricalLikelihood(Likelihood):
 
     def score(self, z: Tensor, targets: Tensor, value: bool) -> tuple[Tensor | None, Tensor]:
         """See :class:`Likelihood`."""
+        if not value:
+            proba = z.softmax(dim=1)
+            return None, torch.sub(targets, proba, out=proba)
         log_p = z.log_softmax(dim=1)
-        total = (log_p * targets).sum(dim=(1, 2), dtype=torch.float64) if value else None
+        total = (log_p * targets).sum(dim=(1, 2), dtype=torch.float64)
         return total, torch.sub(targets, log_p.exp_(), out=log_p)
 
     def log_proba(self, outputs: Tensor) -> Tensor:
