@@ -316,6 +316,8 @@ def _distances(m: Measurements, p: Problem, nets: Mapping[float, Trained], refer
     there = _factors(reference, p)
     d = {alpha: _mean_distance(_factors(net, p), there) for alpha, net in nets.items()}
     for alpha, distance in d.items():
+        if not np.isfinite(distance):  # too few samples for layers so wide: not measured
+            continue
         m.add("cca_distance", distance, arm="penalty", alpha=alpha)
         if alpha != 0:
             m.add("cca_ratio", distance / d[0.0], arm="penalty", alpha=alpha)

@@ -164,10 +164,20 @@ def _headline(evidence: Evidence) -> Panel:
             theme.dots_with_interval(ax, at, table["mean"], table["lo"], table["hi"], colour, hollow=True)
         theme.label_line_end(ax, float(x[-1]) + 0.12, float(true["mean"].iloc[-1]), "true labels", MORE)
         theme.label_line_end(ax, float(at_end(control)), float(control["mean"].iloc[-1]), "shuffled labels", GREY)
-        theme.label_line_end(ax, float(at_end(long)), float(long["mean"].iloc[-1]), "trained longer", LONG)
+        middle = float(_positions([float(a) for a in long.index]).mean())
+        ax.annotate(
+            "trained longer",
+            (middle, float(long["mean"].max())),
+            (0, 5),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            color=theme.ink(LONG),
+            weight="semibold",
+        )
         every = pd.concat([true, control, long])
         low, high = float(every["lo"].min()), float(every["hi"].max())
-        ax.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
+        ax.set_ylim(low - 0.06 * (high - low), high + 0.22 * (high - low))
         ax.set_xlim(x[0] - 0.2, x[-1] + 0.2)
         _axis(ax, alphas)
         theme.tidy(ax, grid="y", ticks=4)
