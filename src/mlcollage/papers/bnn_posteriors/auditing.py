@@ -291,16 +291,33 @@ class AuditReport:
         Axes
             The same.
         """
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        from mlcollage.collage import theme
+
         agree, apart = (float(self.table[column][FLOOR]) for column in ("agreement", "total_variation"))
-        ax.axvspan(0, apart, color="0.9", zorder=0, label="two runs of HMC")
-        ax.axhspan(agree, 1, color="0.9", zorder=0)
-        for name, row in self.table.drop([REFERENCE, FLOOR]).iterrows():
-            x, y = row["total_variation"], row["agreement"]
-            ax.errorbar(x, y, xerr=2 * row["total_variation_se"], yerr=2 * row["agreement_se"], fmt="o", capsize=2)
-            ax.annotate(str(name), (x, y), textcoords="offset points", xytext=(6, 4))
+        rivals = self.table.drop([REFERENCE, FLOOR])
+        ax.axvspan(0, apart, color=theme.GRID, zorder=0)
+        ax.axhspan(agree, 1, color=theme.GRID, zorder=0)
+        ax.errorbar(
+            rivals["total_variation"],
+            rivals["agreement"],
+            xerr=2 * rivals["total_variation_se"],
+            yerr=2 * rivals["agreement_se"],
+            fmt="o",
+            color=theme.PALETTE["blue"],
+            ecolor=theme.tint(theme.PALETTE["blue"], 0.5),
+        )
         ax.set(xlabel="total variation to the HMC reference", ylabel="agreement with the HMC reference")
-        ax.set_xlim(left=0)
+        ax.set_xlim(0, 1.25 * max(ax.get_xlim()[1], apart))  # room for names
         ax.set_ylim(top=1)
+        theme.tidy(ax)
+        for name, row in rivals.iterrows():
+            theme.label_line_end(ax, row["total_variation"], row["agreement"], str(name), theme.INK, weight="normal")
+        ax.annotate("grey: as near as two runs of HMC", (1, 1), (0, 4), "axes fraction", "offset points", ha="right")
+        if not hasattr(ax.figure.canvas, "get_renderer"):
+            FigureCanvasAgg(ax.get_figure(root=True))  # names can be kept apart only where their size is known
+        theme.spread_labels(ax)
         return ax
 
 

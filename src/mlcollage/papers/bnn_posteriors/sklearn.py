@@ -44,6 +44,7 @@ class _HMC(BaseEstimator):
     temperature: float
     standardise: bool
     batch_size: int | None
+    device: str | torch.device
     random_state: Any
 
     def _network(self, features: int, outputs: int, seed: int) -> nn.Module:
@@ -60,9 +61,9 @@ class _HMC(BaseEstimator):
                 return self.module(features, outputs)
             return MLP((features,), outputs, tuple(self.hidden_layer_sizes), activation=self.activation)
 
-        network = build(make, seed).double()
+        network = build(make, seed).to(self.device, torch.float64)
         with torch.no_grad():
-            made = network(torch.zeros(1, features, dtype=torch.float64))
+            made = network(torch.zeros(1, features, dtype=torch.float64, device=self.device))
         if not isinstance(made, Tensor) or made.shape != (1, outputs):
             found = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
             raise InvalidInput(f"the module maps (1, {features}) to {found}; (1, {outputs}) is needed.")
@@ -148,6 +149,8 @@ class HMCClassifier(ClassifierMixin, _HMC):
         Whether to bring each feature to mean 0 and deviation 1; a prior on weights supposes something like it.
     batch_size : int, default None
         Rows a pass when predicting; None: all.
+    device : str or torch.device, default "cpu"
+        Where the network and its draws are; anything double precision works on, such as ``"cuda"``.
     random_state : int, RandomState or None, default None
         Seeds network and sampler.
 
@@ -190,6 +193,7 @@ class HMCClassifier(ClassifierMixin, _HMC):
         temperature: float = 1.0,
         standardise: bool = True,
         batch_size: int | None = None,
+        device: str | torch.device = "cpu",
         random_state: Any = None,
     ) -> None:
         self.module = module
@@ -206,6 +210,7 @@ class HMCClassifier(ClassifierMixin, _HMC):
         self.temperature = temperature
         self.standardise = standardise
         self.batch_size = batch_size
+        self.device = device
         self.random_state = random_state
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
@@ -245,7 +250,7 @@ class HMCClassifier(ClassifierMixin, _HMC):
             In the order of ``classes_``.
         """
         inputs = self._inputs(X)
-        return self.model_.predict_proba(inputs, self.batch_size).numpy()
+        return self.model_.predict_proba(inputs, self.batch_size).cpu().numpy()
 
     def predict(self, X: ArrayLike) -> NDArray:
         """Most probable labels.
@@ -281,7 +286,7 @@ class HMCRegressor(RegressorMixin, _HMC):
         Smallest standard deviation that the network may give, over that of y. Without it, data without noise would
         have a posterior too narrow to move in.
     hidden_layer_sizes, activation, prior, chains, samples, burn_in, warmup, step_size, trajectory_length, jitter, \
-temperature, standardise, batch_size, random_state
+temperature, standardise, batch_size, device, random_state
         As in :class:`HMCClassifier`; the MLP has one hidden layer of 50 units by default, as in the paper.
 
     Attributes
@@ -325,6 +330,7 @@ temperature, standardise, batch_size, random_state
         temperature: float = 1.0,
         standardise: bool = True,
         batch_size: int | None = None,
+        device: str | torch.device = "cpu",
         random_state: Any = None,
     ) -> None:
         self.module = module
@@ -343,6 +349,7 @@ temperature, standardise, batch_size, random_state
         self.temperature = temperature
         self.standardise = standardise
         self.batch_size = batch_size
+        self.device = device
         self.random_state = random_state
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
@@ -392,6 +399,6 @@ temperature, standardise, batch_size, random_state
         ndarray of shape (n_samples,), or two of them
         """
         inputs = self._inputs(X)
-        mean, variance = (part[:, 0] for part in self.model_.predict_moments(inputs, self.batch_size))
+        mean, variance = (part[:, 0].cpu() for part in self.model_.predict_moments(inputs, self.batch_size))
         prediction = self.y_mean_ + self.y_scale_ * mean.numpy()
         return (prediction, self.y_scale_ * variance.sqrt().numpy()) if return_std else prediction
