@@ -435,9 +435,20 @@ class ViTLike(nn.Module):
         return self.attention(x, x, x, need_weights=False)[0].mean(1)
 
 
-def test_many_losses_at_once():
-    model = build(lambda: ResNet((1, 8, 8), CLASSES, blocks=(1, 1), width=4, norm="group"))
-    x, _ = data(4, 1, 8, 8)
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: ResNet((1, 8, 8), CLASSES, blocks=(1, 1), width=4, norm="group"), (4, 1, 8, 8)),
+        (lambda: ViT((1, 8, 8), CLASSES, patch_size=4, dim=8, depth=1, heads=2), (4, 1, 8, 8)),
+        (lambda: Headed(nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2), 6, mean_position), (4, 4, 5, 5)),
+        (lambda: Attention(True, True), (4, 6, 8)),
+        (lambda: nn.Sequential(Reused(), Odd3()), (4, 4)),
+    ],
+    ids=["resnet", "vit", "transposed", "cross", "reused"],
+)
+def test_many_losses_at_once(make, shape):
+    model = build(make)
+    x, _ = data(*shape)
     ghost = GhostNorms(model)
     c = torch.randn(5, 4, CLASSES, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     ghost.run(x)
@@ -447,6 +458,77 @@ def test_many_losses_at_once():
         assert one.keys() == together.keys()
         for layer in one:
             torch.testing.assert_close(together[layer][k], one[layer])
+
+
+def test_many_losses_of_tied_tables():
+    model = build(Language)
+    ids = torch.randint(0, 9, (4, 7), generator=torch.Generator().manual_seed(0))
+    c = torch.randn(3, 4, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ghost = GhostNorms(model)
+    ghost.run(ids)
+    together = ghost.sqnorm(c, batched=True, retain_graph=True)
+    for k in range(3):
+        for layer, value in ghost.sqnorm(c[k], retain_graph=True).items():
+            torch.testing.assert_close(together[layer][k], value)
+
+
+class Odd3(nn.Module):
+    """A parameter that only the general method knows."""
+
+    def __init__(self):
+        super().__init__()
+        self.odd = nn.Parameter(torch.zeros(CLASSES))
+
+    def forward(self, x):
+        return x * self.odd.exp()
+
+
+@pytest.mark.parametrize("positions", [1, 3, 50])
+def test_work_in_pieces_is_the_same_work(monkeypatch, positions):
+    """What is made at once is bounded; with the bound at its least, one example at a time."""
+    makes = [
+        (lambda: Headed(nn.Linear(8, 9), 9, mean_token), (5, positions, 8)),
+        (lambda: Headed(nn.Conv1d(8, 9, 3, padding=1), 9, mean_position), (5, 8, positions)),
+        (lambda: Headed(nn.GroupNorm(2, 8), 8, mean_position), (5, 8, positions)),
+        (lambda: Headed(nn.LayerNorm(8), 8, mean_token), (5, positions, 8)),
+    ]
+    for make, shape in makes:
+        model = build(make)
+        x, y = data(*shape)
+        whole = per_example_grad_sqnorm(model, F.cross_entropy, x, y)
+        with monkeypatch.context() as patch:
+            patch.setattr("mlcollage.measure._uses._CACHE", 1)
+            torch.testing.assert_close(per_example_grad_sqnorm(model, F.cross_entropy, x, y), whole)
+            agrees(model, x, y)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.sampled_from([(8, 8), (8, 16), (16, 8), (3, 8)]),
+    st.sampled_from([1, 2]),
+    st.integers(1, 3),
+    st.integers(1, 2),
+    st.integers(0, 2),
+    st.integers(1, 2),
+)
+def test_single_precision_has_its_own_way_for_convolutions(channels, groups, kernel, stride, padding, dilation):
+    """Norms, and the gradient of their sum, against the same in double precision."""
+    groups = groups if channels[0] % 2 == 0 else 1
+    channels = (channels[0] * groups, channels[1] * groups)
+    model = build(
+        lambda: Headed(nn.Conv2d(*channels, kernel, stride, padding, dilation, groups), channels[1], mean_position)
+    )
+    x, y = data(5, channels[0], 7, 6)
+    found = []
+    for dtype in (torch.float64, torch.float32):
+        model = model.to(dtype)
+        norms = per_example_grad_sqnorm(model, F.cross_entropy, x.to(dtype), y, differentiable=True)
+        slopes = torch.autograd.grad(norms.sum(), list(model.parameters()))
+        plain = per_example_grad_sqnorm(model, F.cross_entropy, x.to(dtype), y)
+        torch.testing.assert_close(plain, norms.detach(), rtol=1e-4, atol=1e-6)
+        found.append([norms, *slopes])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a.float(), b, rtol=1e-3, atol=1e-4 * float(a.abs().max()))
 
 
 def test_reductions_give_each_examples_own_norm():
