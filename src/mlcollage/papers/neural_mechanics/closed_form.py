@@ -26,7 +26,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from scipy.linalg import expm, schur
-from scipy.signal import lfilter
 
 from mlcollage.errors import InvalidInput
 
@@ -269,6 +268,8 @@ def _filter(one: Kernel, start: Floats, force: Floats | None, steps: int) -> Flo
     The transition is brought to (complex) triangular form by a unitary matrix, which has a solution at critical
     damping too, where eigenvectors do not exist; then each component is a first-order filter of scipy's.
     """
+    from scipy.signal import lfilter  # takes a second to import, which a tracker's user need not wait for
+
     T, Z = schur(one.transition, output="complex") if one.order == 2 else (one.transition, np.eye(1))
     gain = Z.conj().T @ one.gain
     inputs = np.zeros((steps, len(start))) if force is None else force

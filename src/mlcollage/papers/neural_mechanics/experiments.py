@@ -104,7 +104,7 @@ def _networks(run: Run, task: Task, m: Measurements) -> Iterable[_Net]:
 def _found(name: str, make: Callable[[], nn.Module], task: Task, rate: float, m: Measurements) -> _Net:
     model = make()
     with seeded(0):
-        syms = find_symmetries(model, task.x[:16].to(_device(), _type(model)))
+        syms = find_symmetries(model, task.x[:16].to(_device(), _type(model)), F.cross_entropy)
     for kind in KINDS:
         families = syms.of_kind(kind)  # type: ignore[arg-type]
         m.add("laws", families.n_laws, arm=name, kind=kind)
@@ -302,13 +302,14 @@ def _grid(own: Mapping[str, Any], points: int = 24) -> list[tuple[int, int]]:
 
 
 def _curves(own: Mapping[str, Any], m: Measurements, column: str = "closed_form", **where: Any) -> None:
-    """Size of the vector of quantities relative to its start, and the error relative to the change, over steps."""
-    size = float(np.linalg.norm(own["measured"][0])) or 1.0
+    """The vector of quantities along its start, ⟨Q, Q(0)⟩/‖Q(0)‖², over steps: measured and predicted."""
+    start = own["measured"][0]
+    size = float(start @ start) or 1.0
     name = "predicted" if column == "closed_form" else column
     for k, step in _grid(own):
         if column == "closed_form":
-            m.add("measured_size", float(np.linalg.norm(own["measured"][k])) / size, step=step, **where)
-        m.add(f"{name}_size", float(np.linalg.norm(own[column][k])) / size, step=step, **where)
+            m.add("measured_along", float(own["measured"][k] @ start) / size, step=step, **where)
+        m.add(f"{name}_along", float(own[column][k] @ start) / size, step=step, **where)
 
 
 def _signs(own: Mapping[str, Floats]) -> float:
@@ -348,6 +349,13 @@ def _exact(syms: SymmetrySet) -> SymmetrySet:
     return SymmetrySet(tuple(s for s in syms if s.broken_by is None))
 
 
+def _idle_biases(model: nn.Module, syms: SymmetrySet) -> set[str]:
+    """Translations of biases alone: what follows takes any shift away, so that their gradient is zero to rounding."""
+    named = dict(model.named_parameters())
+    shifts = syms.of_kind("translation")
+    return {s.name for s in shifts if all(named[n].dim() == 1 for n in s.parameters)}
+
+
 def _warm(run: Run, task: Task, net: _Net) -> nn.Module:
     """The network after a few steps: not at its initialisation, where biases are zero."""
     model = net.make()
@@ -373,9 +381,13 @@ def _constraints(run: Run, task: Task, net: _Net, m: Measurements) -> None:
         few = torch.randint(len(task.x), (min(64, _batch(run, task)),), generator=draw)
         curved = check_hessian(model, net.syms, _loss(task.x[few], task.y[few]), most=4, generator=draw)
         broken = {s.name for s in net.syms if s.broken_by is not None}
-        for kind in KINDS:
+        idle = _idle_biases(model, net.syms)
+        for kind in (*KINDS, "bias"):
             for epsilon in (False, True):
-                keep = [r[(r["kind"] == kind) & (r["name"].isin(broken) == epsilon)] for r in (*reports, curved)]
+                keep = [
+                    r[(r["kind"].mask(r["name"].isin(idle), "bias") == kind) & (r["name"].isin(broken) == epsilon)]
+                    for r in (*reports, curved)
+                ]
                 if keep[-1].empty:
                     continue
                 where: dict[str, Any] = {"arm": net.name, "kind": kind, "epsilon": epsilon, "precision": precision}

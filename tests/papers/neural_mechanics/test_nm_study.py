@@ -1,0 +1,205 @@
+"""The study of neural mechanics: every run runs, every claim can be computed, and a user's model is reported on."""
+
+import dataclasses
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from mlcollage.data.workload import Workload
+from mlcollage.errors import InvalidInput
+from mlcollage.lab.evidence import Evidence
+from mlcollage.lab.judge import judge
+from mlcollage.lab.publish import draw_slide
+from mlcollage.lab.run import Scale
+from mlcollage.lab.study import Study
+from mlcollage.papers.neural_mechanics import experiments, slide, study
+from mlcollage.papers.neural_mechanics._study_models import make_task
+
+SLUG = "neural_mechanics"
+
+
+@pytest.fixture(scope="module")
+def evidence(smoke_store):
+    return Study(SLUG, Scale.SMOKE).evidence(smoke_store(SLUG))
+
+
+def test_every_run_finishes_with_finite_numbers(evidence):
+    assert evidence.failures == []
+    assert evidence.missing == 0
+    lacking = evidence.table[~np.isfinite(evidence.table["value"])]
+    assert set(lacking["metric"]) <= {"null_rel", "predicted_rc"}, "a translation that starts at 0 has no size"
+
+
+def test_every_claim_is_computed_on_the_studys_own_networks(evidence):
+    verdicts = Study(SLUG, Scale.QUICK).judge(dataclasses.replace(evidence, scale=Scale.QUICK))
+    assert list(verdicts) == [c.id for c in study.CLAIMS]
+    assert all(v.estimate is not None for v in verdicts.values()), [v.reason for v in verdicts.values()]
+
+
+def test_what_is_exact_is_exact_at_any_scale(evidence):
+    verdicts = Study(SLUG, Scale.QUICK).judge(dataclasses.replace(evidence, scale=Scale.QUICK))
+    for claim in ("C1", "C1c", "C1d", "C2", "C3b", "C8", "C8b", "C8c", "C9", "C9b"):
+        assert verdicts[claim].status == "supported", f"{claim}: {verdicts[claim].effect}"
+
+
+def test_claims_are_well_formed():
+    for claim in study.CLAIMS:
+        assert re.fullmatch(r"C\d+[a-z]?", claim.id)
+        assert claim.sentence.endswith(".")
+        assert claim.paper_value == ""
+        assert claim.estimand.describe().strip()
+
+
+@pytest.mark.parametrize("scale", list(Scale))
+def test_the_registered_seeds_and_further_ones(scale):
+    registered = list(study.runs(scale, None))
+    assert {r.seed for r in registered} == set(range(study.SEEDS[scale]))
+    assert len({r.id for r in registered}) == len(registered) == 2 * study.SEEDS[scale]
+    more = list(study.runs(scale, None, range(7, 9)))
+    assert {(r.arm, r.seed) for r in more} == {(a, s) for a in ("training", "laws") for s in (7, 8)}
+    assert more[0].settings == registered[0].settings
+
+
+def test_the_same_seed_gives_the_same_numbers(evidence):
+    run = next(r for r in Study(SLUG, Scale.SMOKE).runs() if r.arm == "laws")
+    again = study.measure(run, None).table["value"].to_numpy()
+    stored = evidence.table[evidence.table["run"] == run.id]["value"].to_numpy()
+    np.testing.assert_array_equal(again, stored)
+
+
+def test_the_slide_is_drawn_and_nothing_is_cut(evidence, tmp_path, recwarn):
+    _, made = draw_slide(Study(SLUG, Scale.SMOKE), evidence, {}, tmp_path, formats=("svg",))
+    assert made["svg"].stat().st_size > 10_000
+    assert not [w for w in recwarn if "cut" in str(w.message)]
+    drawn = slide.collage(evidence, {})
+    assert len(drawn.panels) == 5
+    assert all(len(p.alt) > 40 for p in (drawn.idea, *drawn.panels))
+
+
+# --- a user's own model -----------------------------------------------------------------------------------------------
+
+
+def blobs(shape=(6,), classes=3, n=120):
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(n, *shape, generator=g)
+    return TensorDataset(x, x.flatten(1)[:, :classes].argmax(1))
+
+
+class Untraceable(nn.Module):
+    """A forward that looks at values, which no graph can hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        h = torch.relu(self.first(x))
+        return self.second(h if float(h.sum()) > -1 else 2 * h)
+
+
+class Single(nn.Module):
+    """Insists on float32."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.second(torch.relu(self.first(x)) @ torch.eye(8, dtype=torch.float32))
+
+
+class Wild(nn.Module):
+    """Diverges at the study's learning rates."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3))
+        with torch.no_grad():
+            for p in self.parameters():
+                p.mul_(30)
+
+    def forward(self, x):
+        return self.body(x)
+
+
+MODELS = {
+    "mlp": lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)),
+    "tanh": lambda: nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)),
+    "normed": lambda: nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)),
+    "untraceable": Untraceable,
+    "single": Single,
+    "wild": Wild,
+}
+
+
+def on(model=None, data=None, arms=("training", "laws")):
+    data = data or blobs()
+    workload = Workload(data, data, 3, model=model, name="mine")
+    frames = []
+    for run in study.runs(Scale.SMOKE, workload, range(1)):
+        if run.arm in arms:
+            table = study.measure(run, workload).table
+            for seed in range(2):  # the judge wants two
+                frames.append(table.assign(arm=table["arm"].fillna(run.arm), seed=seed, run=run.id))
+    return Evidence(SLUG, Scale.QUICK, "mine", pd.concat(frames, ignore_index=True))
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_the_whole_study_runs_on_a_users_model(name):
+    found = on(MODELS[name])
+    verdicts = judge(study.CLAIMS, found)
+    assert len(verdicts) == len(study.CLAIMS)
+    for verdict in verdicts.values():
+        assert verdict.estimate is not None or verdict.reason.startswith("not applicable: "), verdict.reason
+    drawn = slide.collage(found, verdicts)
+    assert "your model" in drawn.idea.subtitle
+    if name == "mlp":
+        assert "scale" in verdicts["C4s"].reason
+        assert verdicts["C4r"].estimate is not None
+        assert verdicts["C9"].reason.startswith("not applicable")
+    if name == "normed":
+        assert verdicts["C8c"].status == "supported"
+    if name == "single":
+        assert "float64" in verdicts["C8"].reason
+    if name == "wild":
+        assert found.select("rate")["value"].max() < 1
+
+
+def test_a_users_data_train_the_studys_networks():
+    images = on(data=blobs((1, 8, 8)), arms=("laws",))
+    assert set(images.select("laws")["arm"]) == {"plain", "norm", "attention"}
+    tables = on(arms=("laws",))
+    assert set(tables.select("laws")["arm"]) == {"plain", "norm", "attention"}
+
+
+def test_a_model_without_any_law_is_said_to_have_none():
+    """A sigmoid output under cross entropy has no translation, tanh no rescale."""
+    bare = on(lambda: nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3), nn.Sigmoid()))
+    verdicts = judge(study.CLAIMS, bare)
+    assert bare.select("laws")["value"].sum() == 0
+    assert all(v.status == "inconclusive" for v in verdicts.values())
+    assert all("not applicable: no " in v.reason for v in verdicts.values())
+    assert slide.collage(bare, verdicts).panels[0].title == "Laws found"
+
+
+def test_a_model_that_always_diverges_is_refused(monkeypatch):
+    monkeypatch.setattr(experiments, "_RATES", (1e6,))
+    with pytest.raises(InvalidInput, match="diverges at every learning rate"):
+        on(MODELS["mlp"], arms=("laws",))
+
+
+def test_full_and_paper_take_vggs():
+    for scale, pixels in ((Scale.FULL, 32), (Scale.PAPER, 64)):
+        run = next(study.runs(scale, None))
+        assert run.settings["network"] == "vgg"
+        assert run.integer("pixels") == pixels
+    run = next(study.runs(Scale.FULL, None))
+    small = dataclasses.replace(run, settings={**run.settings, "samples": 8})
+    task = make_task(small, None)
+    assert task.x.shape == (8, 1, 32, 32)
+    assert type(task.networks["norm"]()).__name__ == "VGG"
