@@ -167,6 +167,66 @@ def test_accumulated_gradients_weigh_the_term_once(blobs, tmp_path):
     assert_same_weights(model.net, expected)
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_transformer_of_theirs(tmp_path, accumulate):
+    """One SGD step with and without the term differ by the gradient of the mean term, however batches accumulate."""
+    from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+
+    config = BertConfig(
+        vocab_size=20,
+        hidden_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=12,
+        num_labels=3,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    g = torch.Generator().manual_seed(0)
+    ids, y = torch.randint(20, (48, 5), generator=g), torch.arange(48) % 3
+    rows = [{"input_ids": a, "labels": b} for a, b in zip(ids, y, strict=True)]
+
+    def fresh():
+        with seeded(0):
+            return BertForSequenceClassification(config)
+
+    def after_a_step(alpha):
+        model, callback = fresh(), transformers_callback(alpha, "*intermediate_act_fn", negative="relu")
+        arguments = TrainingArguments(
+            str(tmp_path),
+            max_steps=1,
+            per_device_train_batch_size=48 // accumulate,
+            gradient_accumulation_steps=accumulate,
+            learning_rate=1.0,
+            lr_scheduler_type="constant",
+            optim="sgd",
+            max_grad_norm=0.0,
+            report_to=[],
+            save_strategy="no",
+            disable_tqdm=True,
+            use_cpu=True,
+        )
+
+        class InOrder(Trainer):
+            def _get_train_sampler(self, *args):
+                return torch.utils.data.SequentialSampler(self.train_dataset)
+
+        InOrder(model, arguments, train_dataset=rows, callbacks=[callback]).train()
+        return model
+
+    model = fresh().train()
+    with SelectivityRegularizer(model, -2.0, "*intermediate_act_fn", negative="relu") as penalty:
+        for part in torch.arange(48).split(48 // accumulate):
+            model(ids[part])
+            (penalty(y[part]) / accumulate).backward()
+    assert len(penalty.last) == 2
+    for (name, p), a, b in zip(
+        model.named_parameters(), after_a_step(-2.0).parameters(), after_a_step(0.0).parameters(), strict=True
+    ):
+        expected = torch.zeros_like(p) if p.grad is None else p.grad
+        torch.testing.assert_close(b.detach() - a.detach(), expected, atol=2e-6, rtol=1e-3, msg=name)
+
+
 def test_what_the_trainer_would_ignore_is_refused(blobs, tmp_path):
     trainer = trainer_for(
         Classifier(), transformers_callback(-2.0, "net.1"), blobs, tmp_path, label_smoothing_factor=0.1

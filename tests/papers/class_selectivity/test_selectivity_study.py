@@ -98,6 +98,21 @@ def test_a_seed_has_data_of_its_own_and_no_sample_in_two_parts():
     assert abs(float(a.train[0].mean())) < 1e-3
 
 
+def test_what_only_the_larger_scales_train(evidence):
+    """Nearly no selectivity after a warm-up, and the penalty in the first or in the later part of training only."""
+    smoke = next(r for r in Study(SLUG, Scale.SMOKE).runs() if r.arm == "sweep")
+    settings = {**smoke.settings, "strong": -20.0, "train": 128, "shuffled": "-2"}
+    table = study.measure(dataclasses.replace(smoke, settings=settings), None).table
+    found = table[table["metric"] == "test_accuracy"].set_index("arm")["alpha"]
+    assert found["strong"] == -20.0
+    assert found["early"] == found["late"] == -5.0
+    both = pd.concat([evidence.table, table.assign(seed=0, run="x"), table.assign(seed=1, run="y")])
+    rows = both[both["arm"].isin(("strong", "early", "late")) | (both["run"].isin(evidence.table["run"]))]
+    verdicts = Study(SLUG, Scale.FULL).judge(dataclasses.replace(as_if(evidence, Scale.FULL), table=rows))
+    assert verdicts["C4"].estimate is not None
+    assert verdicts["C13"].estimate is not None
+
+
 def test_a_run_gives_the_same_numbers_again(evidence):
     for run in evidence.find_runs(seed=1):
         again = study.measure(run, None).table["value"]

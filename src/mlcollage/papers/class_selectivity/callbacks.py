@@ -96,7 +96,7 @@ def transformers_callback(
     """The regulariser as a Hugging Face ``TrainerCallback``: ``Trainer(callbacks=[transformers_callback(-2.0, ...)])``.
 
     The term is added to the loss that the model returns when it is given ``labels`` in training. Transformers have
-    GELUs: name the layers, such as ``"*intermediate*"``, and a sign policy, ``negative="relu"``.
+    GELUs: name the layers, such as ``"*intermediate_act_fn"``, and a sign policy, ``negative="relu"``.
 
     Parameters
     ----------

@@ -60,7 +60,6 @@ class Problem:
     test: tuple[Tensor, Tensor]
     classes: int
     make: Callable[[], nn.Module]
-    images: bool
 
     @property
     def scale(self) -> float:
@@ -132,7 +131,7 @@ def problem(run: Run, workload: Workload | None) -> Problem:
     parts = [(inputs[:size], labels[:size]), (inputs[size:], labels[size:]), tests]
     train, held, tested = ((a.to(device), b.to(device)) for a, b in parts)
     make = _maker(run, workload, tuple(inputs.shape[1:]), classes)
-    return Problem(train, held, tested, classes, make, inputs.ndim == 4)
+    return Problem(train, held, tested, classes, make)
 
 
 def _maker(run: Run, workload: Workload | None, shape: tuple[int, ...], classes: int) -> Callable[[], nn.Module]:
