@@ -101,7 +101,8 @@ def hmc(
     target_accept
         Acceptance that adaptation aims at.
     jitter
-        Relative width of a uniform jitter of the step size.
+        Relative width of a uniform jitter of the step size and so of the length. None in the paper; a nearly Gaussian
+        posterior may resonate with a fixed length, and never forget its start, unless there is some.
     mass
         None for the identity, as in the paper; otherwise as in :func:`mlcollage.infer.hmc.sample`.
     thin
@@ -223,7 +224,9 @@ def _stats(columns: list[Samples]) -> dict[str, Tensor]:
         "n_steps": "steps",
     }
     stats = {ours: torch.cat([getattr(c, theirs) for c in columns], dim=1) for ours, theirs in named.items()}
-    stats["step_size"] = torch.cat([c.step_size.double()[:, None].expand(c.accept.shape) for c in columns], dim=1)
+    # as the leapfrog used it, in the positions' type
+    steps = [c.step_size.to(c.state.position.dtype).double()[:, None].expand(c.accept.shape) for c in columns]
+    stats["step_size"] = torch.cat(steps, dim=1)
     return stats
 
 

@@ -398,7 +398,7 @@ class VmapKernel(_Functional):
                 dims = 0 if batch.own else None
                 run = vmap(grad_and_value(self._log_lik), in_dims=(0, dims, dims), randomness="error")
                 gradient, part = run(parameters, batch.x, batch.y)
-                flat = torch.cat([gradient[name].flatten(1) for name in self.layout.names], dim=1)
+                flat = torch.cat([gradient[name].reshape(len(q), -1) for name in self.layout.names], dim=1)
                 _ = out.copy_(flat) if number == 0 else out.add_(flat)
                 total = part if total is None else total + part
         return total
