@@ -48,7 +48,6 @@ def contract(walk: Walk, a: Value, la: str, b: Value, lb: str, lo: str) -> Degre
     summed = {every.index(letter) for letter in every if letter not in lo}
     batch = {every.index(letter) for letter in every if letter in la and letter in lb and letter in lo}
     pinned = any(value.root is not None and value.root not in walk.used for value in (a, b))
-    walk.used |= {value.root for value in (a, b) if value.root is not None}
     out: list[Part] = []
     parts = _joint(a, la, every) + _joint(b, lb, every)
     level: list[Part] = []
@@ -67,6 +66,7 @@ def contract(walk: Walk, a: Value, la: str, b: Value, lb: str, lo: str) -> Degre
         kept = [size if axis not in summed else 1 for axis, size in enumerate(shape)]
         if pinned and all(size == 1 or axis in batch for axis, size in enumerate(kept)):
             walk.system.equate([*members, *level], walk.site)
+            walk.used |= {value.root for value in (a, b) if value.root is not None}
             level = []
             continue
         result = Part(1.0, walk.system.fresh(kept))

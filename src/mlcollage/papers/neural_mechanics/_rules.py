@@ -25,7 +25,7 @@ from mlcollage.papers.neural_mechanics._degrees import (
     reshape_ids,
 )
 
-__all__ = ["DECOMPOSE_NOT", "RULES", "Value", "Walk"]
+__all__ = ["DECOMPOSE_NOT", "RULES", "VALUES_UNSEEN", "Value", "Walk"]
 
 SMALL_CONSTANT = 1e-2  # a positive constant below this, added to a norm, is an epsilon
 LARGEST_LABELS = 20_000_000
@@ -270,17 +270,27 @@ def _flat(values: Sequence[Any]) -> list[Any]:
     return [x for value in values for x in (_flat(value) if isinstance(value, list | tuple) else [value])]
 
 
+def _shape_only(walk: Walk, out: Any, *args: Any, **kwargs: Any) -> Any:
+    """The operator looks at the shape or type of its input, not at its values."""
+    return Value(out) if not isinstance(out, list) else [Value(shape) for shape in out]
+
+
 # fmt: off
+VALUES_UNSEEN = frozenset([
+    "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "new_zeros", "new_ones",
+    "new_full", "new_empty", "new_empty_strided", "sym_size", "_assert_tensor_metadata", "_assert_scalar",
+])
+RULES.update(dict.fromkeys(VALUES_UNSEEN, _shape_only))
 _SEEN = [
     "gelu", "silu", "sigmoid", "tanh", "softplus", "elu", "selu", "celu", "mish", "hardswish", "hardsigmoid",
     "relu6", "exp", "expm1", "log", "log1p", "log2", "sin", "cos", "erf", "log_sigmoid_forward", "logsigmoid",
     "softmax", "_softmax", "_safe_softmax", "log_softmax", "_log_softmax", "logsumexp", "atan", "sinh", "cosh",
     "nll_loss_forward", "nll_loss2d_forward", "mse_loss", "huber_loss", "smooth_l1_loss", "binary_cross_entropy",
     "_native_batch_norm_eval", "floor", "ceil", "round", "logical_not", "logical_and", "logical_or", "bitwise_not",
-    "bitwise_and", "bitwise_or", "full_like", "zeros_like", "ones_like", "rand_like", "randn_like", "arange",
-    "full", "zeros", "ones", "empty", "new_zeros", "new_ones", "new_full", "scalar_tensor", "empty_like",
-    "new_empty", "fill", "bernoulli", "isinf", "isnan", "argmax", "argmin", "sort", "topk", "one_hot",
-    "_assert_tensor_metadata", "linspace", "rand", "randn", "remainder", "fmod", "sym_size", "floor_divide",
+    "bitwise_and", "bitwise_or", "arange",
+    "full", "zeros", "ones", "empty", "scalar_tensor",
+    "fill", "bernoulli", "isinf", "isnan", "argmax", "argmin", "sort", "topk", "one_hot",
+    "linspace", "rand", "randn", "remainder", "fmod", "floor_divide",
     "l1_loss", "kl_div", "binary_cross_entropy_with_logits", "hardshrink", "softshrink", "copysign", "polar",
 ]
 # fmt: on
@@ -291,7 +301,7 @@ RULES.update(dict.fromkeys(_SEEN, _opaque))
 
 
 def _expanded(value: Value, ids: Ids) -> torch.Tensor:
-    return torch.from_numpy(ids).expand(value.shape)
+    return torch.from_numpy(ids.copy()).expand(value.shape)
 
 
 def _by_running(walk: Walk, out: Any, target: Any, x: Value, args: Any, kwargs: Any) -> Any:

@@ -14,6 +14,7 @@ from torch import Tensor, fx
 
 from mlcollage.papers.neural_mechanics._degrees import _axis_groups
 from mlcollage.papers.neural_mechanics._families import module_of
+from mlcollage.papers.neural_mechanics._rules import VALUES_UNSEEN
 from mlcollage.papers.neural_mechanics.symmetry import Symmetry, Term
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class _Back:
         seen: Pattern = frozenset()
         absorbed = False
         for user in node.users:
-            if user.op == "output":  # a buffer that is written back: not seen by the loss
+            if user.op == "output" or operator(user) in VALUES_UNSEEN:  # buffers written back are not seen by the loss
                 continue
             pattern = _through(self, node, user)
             if pattern is None:
@@ -61,6 +62,8 @@ def shape(node: Any) -> tuple[int, ...] | None:
 def operator(node: fx.Node) -> str:
     """Name of a node's operator without namespace, overload and in-place underscore."""
     schema = getattr(node.target, "_schema", None)
+    if schema is not None and schema.name.split("::")[-1] in VALUES_UNSEEN:
+        return str(schema.name.split("::")[-1])
     return schema.name.split("::")[-1].rstrip("_") if schema is not None else getattr(node.target, "__name__", "")
 
 
@@ -276,6 +279,16 @@ def _product(back: _Back, node: fx.Node, user: fx.Node, after: Pattern) -> Patte
     return frozenset({mine}) if after == {own} else None
 
 
+def _added_product(back: _Back, node: fx.Node, user: fx.Node, after: Pattern) -> Pattern | None:
+    """Bias + A B: the bias like an addend, A and B like factors."""
+    if user.args[0] is node:
+        return _broadcast(back, node, user, after) if node not in user.args[1:] else None
+    if user.args[1] is user.args[2]:
+        return None
+    own, mine = (_rank(user) - 2, 0) if user.args[1] is node else (_rank(user) - 1, 1)
+    return frozenset({mine}) if after == {own} else None
+
+
 def _embedded(back: _Back, node: fx.Node, user: fx.Node, after: Pattern) -> Pattern | None:
     last = _rank(user) - 1
     return (frozenset({1}) if after else frozenset()) if user.args[0] is node and after <= {last} else None
@@ -301,6 +314,7 @@ PASSERS: dict[str, Any] = {
     "expand": _expanded,
     "select": _selected,
     "cat": _joined,
+    "addmm": _added_product,
     "mean": _averaged,
     "sum": _averaged,
     "getitem": _taken,

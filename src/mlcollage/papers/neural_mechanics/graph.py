@@ -21,7 +21,7 @@ from mlcollage.errors import InvalidInput
 from mlcollage.papers.neural_mechanics import _products  # noqa: F401  (its rules enter the table)
 from mlcollage.papers.neural_mechanics._degrees import Degree, Part, Solution
 from mlcollage.papers.neural_mechanics._families import Slot, families
-from mlcollage.papers.neural_mechanics._rules import DECOMPOSE_NOT, Value, Walk, apply_rule
+from mlcollage.papers.neural_mechanics._rules import DECOMPOSE_NOT, VALUES_UNSEEN, Value, Walk, apply_rule
 from mlcollage.papers.neural_mechanics._shifts import translations
 from mlcollage.papers.neural_mechanics.symmetry import SymmetrySet
 
@@ -144,6 +144,8 @@ def structural_symmetries(graph: Graph) -> SymmetrySet:
     _interpret(graph.module, env, walk)
     for name in graph.outputs:
         walk.fix(env.get(name))
+    for value, _ in slots.values():
+        _pin(value, walk)
     solution: Solution = walk.system.solve()
     listed = [slot for _, several in slots.values() for slot in several]
     found = families(listed, solution, walk)
@@ -171,8 +173,8 @@ def _site(node: fx.Node) -> str:
     stack = node.meta.get("nn_module_stack")
     if not stack:
         return ""
-    path = list(stack.values())[-1][0]
-    return str(path).removeprefix("model.").removeprefix("model") if path != "model" else ""
+    path = str(list(stack.values())[-1][0])
+    return "" if path == "model" else path.removeprefix("model.")
 
 
 def _shape(value: Any) -> Any:
@@ -220,7 +222,8 @@ def _call(node: fx.Node, env: dict[str, Any], walk: Walk) -> Any:
         return _shape(node.meta.get("val"))
     value = node.meta.get("val")
     if not isinstance(value, Tensor | list | tuple):
-        walk.fix(args)
+        if _operator(node) not in VALUES_UNSEEN:
+            walk.fix(args)
         return value
     return apply_rule(walk, target, _shape(value), args, kwargs)
 
@@ -255,6 +258,17 @@ def _parameters(graph: Graph, walk: Walk) -> dict[str, tuple[Value, list[Slot]]]
         else:  # tied: one parameter under two placeholders
             out[node.name] = by_name[name][0], []
     return out
+
+
+def _pin(value: Value, walk: Walk) -> None:
+    """A sum over axes is defined up to constants moved between them; fix them where no product has."""
+    if value.root in walk.used:
+        return
+    for part in value.degree[1:]:
+        ids = part.ids
+        for axis in part.axes - value.degree[0].axes:
+            ids = ids.take([0], axis)
+        walk.system.vanish((Part(1.0, ids),))
 
 
 def _unknowns(walk: Walk, node: fx.Node, shape: tuple[int, ...]) -> Degree:

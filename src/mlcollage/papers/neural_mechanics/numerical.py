@@ -28,7 +28,7 @@ from mlcollage.papers.neural_mechanics.symmetry import Symmetry, Term
 __all__ = ["Probe", "confirm", "dead_biases", "detect"]
 
 EPS_NAMES = ("eps", "epsilon", "variance_epsilon", "layer_norm_eps", "norm_eps")
-BROKEN_AT_MOST = 1e-2  # residual up to which a law may be called broken by an epsilon
+BROKEN_AT_MOST = 0.1  # residual up to which a law may be called broken by an epsilon
 MOST_CANDIDATES = 64
 
 
@@ -215,11 +215,11 @@ def confirm(
     kept, refused = [], []
     for law, m, action in zip(symmetries, measured, moved, strict=True):
         shrunk = small.get(law.name, m.worst)
-        by_eps = m.worst <= BROKEN_AT_MOST and (shrunk <= max(tol, m.worst / 10) or (law.broken_by and m.worst <= 1e-3))
+        by_eps = m.worst <= BROKEN_AT_MOST and (shrunk <= max(tol, m.worst / 30) or (law.broken_by and m.worst <= 1e-3))
         if m.worst > tol and not by_eps:
             refused.append(f"{law.name}: rejected, its gradient constraint fails by {m.worst:.1e} on random batches")
             continue
-        if action > (tol if m.worst <= tol else BROKEN_AT_MOST * 10):
+        if action > (tol if m.worst <= tol and not law.broken_by else BROKEN_AT_MOST):
             refused.append(f"{law.name}: rejected, its finite action changes the result by {action:.1e}")
             continue
         certificate = {
@@ -310,11 +310,11 @@ def dead_biases(probe: Probe, taken: set[str], batches: int = 3) -> list[Symmetr
         alive = torch.zeros_like(dead)
         for batch, scale in zip(grads, shown, strict=True):
             own, rows = batch[name], batch[weight]
-            if own is None or rows is None or rows.shape[0] != own.numel():
-                alive &= False
+            axis = None if own is None or rows is None else _axis_of(rows, own.numel())
+            if own is None or rows is None or axis is None:
                 continue
             dead &= own.abs() <= 1e3 * probe.precision * scale
-            alive |= rows.abs().flatten(1).amax(1) > 1e4 * probe.precision * scale
+            alive |= rows.abs().movedim(axis, 0).flatten(1).amax(1) > 1e4 * probe.precision * scale
         index = torch.nonzero(dead & alive).flatten().tolist()
         if not index:
             continue
@@ -327,6 +327,11 @@ def dead_biases(probe: Probe, taken: set[str], batches: int = 3) -> list[Symmetr
         term = Term(name, 1, keep=0, rows=rows_, laws=laws)
         out.append(Symmetry("translation", f"translation:{name}", (term,), len(index)))
     return out
+
+
+def _axis_of(weight: Tensor, count: int) -> int | None:
+    """The axis of a weight that its bias of `count` entries belongs to."""
+    return next((axis for axis in (0, 1) if weight.shape[axis] == count), None)
 
 
 def _partner(bias: str, probe: Probe) -> str | None:
@@ -393,9 +398,9 @@ def _null_families(
             if grad is None:
                 continue
             table[i, :, j] = term.bilinear(params[term.parameter], grad, size).cpu().numpy()
-            scale[j] += float(grad.norm() * params[term.parameter].norm())
+            scale[j] += float(grad.norm() * params[term.parameter].detach().norm())
     flat = table.reshape(-1, len(terms))
-    used = np.flatnonzero(scale > 0)
+    used = np.flatnonzero(scale > 1e-9 * scale.max())  # a parameter without a gradient has no law of this kind
     if not used.size:
         return []
     flat = flat[:, used]
