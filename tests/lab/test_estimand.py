@@ -178,6 +178,21 @@ def test_per_seed_gives_a_number_or_one_an_arm(curves):
     assert PerSeed(arms, "best score")(curves).columns.tolist() == ["a", "b"]
 
 
+def test_per_seed_asks_only_seeds_that_were_given_one_of_its_arms(curves):
+    """An experiment may have fewer seeds than others of its study: the rest are not missing."""
+    t = curves.table
+    fewer = evidence(t[(t["arm"] == "b") | (t["seed"] != 1)])
+
+    def first(rows: pd.DataFrame) -> float:
+        return rows[rows["arm"] == "a"]["value"].iloc[0]
+
+    table = PerSeed(first, "first score", ("a",))(fewer)
+    assert 1 not in table.index
+    assert table.notna().all().all()
+    assert table.attrs["notes"] == []
+    assert 1 in PerSeed(first, "first score", ("a", "b"))(fewer).index
+
+
 def test_per_seed_reports_seeds_that_lack_something_and_raises_if_all_do(curves):
     t = curves.table
 

@@ -351,7 +351,8 @@ class PerSeed:
     description
         What it computes, for the digest. A hash of the function's source goes with it into the fingerprint.
     arms
-        Arms it needs, so that failed runs of others are not held against the claim; empty: all.
+        Arms it needs, so that failed runs of others are not held against the claim, nor seeds that none of them was
+        given; empty: all.
 
     Notes
     -----
@@ -376,7 +377,10 @@ class PerSeed:
         """One row a seed, one column a number that the function gives."""
         rows: dict[int, Mapping[str, float]] = {}
         lacking: dict[int, LookupError] = {}
-        for seed in sorted(set(evidence.table["seed"])):
+        table = evidence.table
+        # A study may give an experiment fewer seeds than others: those without any of its arms are not missing.
+        own = table[table["arm"].isin(self.arms)] if self.arms else table
+        for seed in sorted(set((table if own.empty else own)["seed"])):
             try:
                 result = self.function(evidence.table[evidence.table["seed"] == seed])
             except LookupError as error:

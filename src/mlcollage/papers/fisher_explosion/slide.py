@@ -35,7 +35,7 @@ METHODS = {
 def collage(evidence: Evidence, verdicts: Mapping[str, Verdict]) -> Collage:
     """The idea, and five panels; a panel whose runs are missing is left out."""
     panels = []
-    for draw in (_explosion, _methods, _memorising, _scatter, _flat):
+    for draw in (_explosion, _memorising, _scatter, _methods, _flat):
         try:
             panels.append(draw(evidence))
         except (UnknownName, LookupError):
@@ -122,23 +122,26 @@ def _methods(evidence: Evidence) -> Panel:
     order = sorted(there, key=lambda m: float(found[m, "final_accuracy"].mean()))
 
     def draw(ax: Axes) -> None:
-        for row, m in enumerate(order):
+        for place, m in enumerate(order):
             colour = {"fp": FP, "none": SMALL}.get(m, GREY)
-            best = float(found[m, "best_accuracy"].mean())
-            values = found[m, "final_accuracy"]
+            best, values = float(found[m, "best_accuracy"].mean()), found[m, "final_accuracy"]
             lo, hi = _interval(values)
-            theme.dots_with_interval(ax, [row], [values.mean()], [lo], [hi], colour, seeds=[values], horizontal=True)
-            ax.plot([best], [row], "|", color=colour, markersize=13, markeredgewidth=2.4)
-        ax.set_yticks(range(len(order)), [METHODS[m] for m in order])
-        ax.set_ylim(-0.6, len(order) - 0.4)
-        ax.set_xlabel("test accuracy; dot: final, bar: best")
-        theme.tidy(ax, grid="x", ticks=4)
-        ax.tick_params(axis="y", length=0)
+            theme.dots_with_interval(ax, [place], [values.mean()], [lo], [hi], colour, seeds=[values])
+            ax.plot([place], [best], "_", color=colour, markersize=17, markeredgewidth=2.6)
+        ax.set_xticks(range(len(order)), [METHODS[m] for m in order])
+        ax.set_xlim(-0.6, len(order) - 0.4)
+        theme.tidy(ax, grid="y", ticks=4)
+        ax.tick_params(axis="x", length=0)
 
     alt = "Final (and best) test accuracy with wrong labels: " + ", ".join(
         f"{METHODS[m]} {found[m, 'final_accuracy'].mean():.3f} ({found[m, 'best_accuracy'].mean():.3f})" for m in order
     )
-    return Panel("Accuracy with wrong labels", draw, alt + ".", "30% wrong; every coefficient tuned alike")
+    return Panel(
+        "Accuracy with wrong labels",
+        draw,
+        alt + ".",
+        "30% wrong labels; dot: final, dash: best step",
+    )
 
 
 def _memorising(evidence: Evidence) -> Panel:
@@ -179,23 +182,26 @@ def _scatter(evidence: Evidence) -> Panel:
         for x, y, rate, size in zip(both["early_trace"], both["accuracy_at_loss"], lr, batch, strict=True):
             face = LARGE if size == full else theme.CARD
             ax.plot([x], [y], "o", color=LARGE, markerfacecolor=face, markersize=9, markeredgewidth=2)
-            ax.annotate(f"{rate:.2g}", (x, y), (0, 8), textcoords="offset points", ha="center", color=theme.MUTED)
-        ax.margins(0.14, 0.2)
-        ax.set_xlabel("early Tr(F); numbers: η, hollow: B/2")
-        ax.set_ylabel("")
-        theme.tidy(ax, ticks=4)
+            if rate in (lr.min(), lr.max()):
+                ax.annotate(
+                    f"η={rate:.2g}", (x, y), (0, -18), textcoords="offset points", ha="center", color=theme.MUTED
+                )
+        ax.margins(0.18, 0.45)
+        ax.set_xlabel("early Tr(F); hollow: batch halved")
+        theme.tidy(ax, ticks=3)
 
     missing = f"; {lost} never got there" if lost else ""
     alt = (
         f"Early trace against test accuracy at equal train loss, {len(both)} settings; rho of means {rho:.2f}{missing}."
     )
-    return Panel("Early trace, late accuracy", draw, alt, f"test accuracy at one train loss; ρ = {rho:.2f}{missing}")
+    return Panel("Early trace, late accuracy", draw, alt, f"accuracy at one loss, ρ = {rho:.2f}".replace("-", "−"))
 
 
 def _flat(evidence: Evidence) -> Panel:
     found = {arm: evidence.select("hessian_trace", arm=arm)["value"] for arm in ARMS}
     noise = evidence.select("identity_noise", arm="small")["value"].mean()
     error = evidence.select("identity_error", arm="small")["value"]
+    draws = evidence.find_runs(arm="clean")[0].settings["identity_draws"]
 
     def draw(part: SubFigure) -> None:
         left, right = part.subplots(1, 2, gridspec_kw={"width_ratios": [1.5, 1], "wspace": 0.55})
@@ -210,14 +216,15 @@ def _flat(evidence: Evidence) -> Panel:
         left.set_ylim(bottom=0)
         theme.tidy(left, grid="y", ticks=4)
         left.tick_params(axis="x", length=0)
-        exact = 100 * error.abs().mean()
-        right.bar([0, 1], [100 * noise, exact], color=[GREY, FP], width=0.6)
-        for x, value in ((0, 100 * noise), (1, exact)):
+        bars = [100 * noise, 100 * error.abs().mean()]
+        right.bar([0, 1], bars, color=[GREY, FP], width=0.6)
+        for x, value in enumerate(bars):
             right.text(x, value, f"{value:.0f}%", ha="center", va="bottom")
-        right.set_xticks([0, 1], ["1 draw", "many"])
+        right.set_ylim(0, 1.25 * max(bars))
+        right.set_xticks([0, 1], ["1 draw", f"{draws}"])
         right.set_yticks([])
         right.spines["left"].set_visible(False)
-        right.set_title("B‖ḡ‖² error", fontsize=theme.SMALL, color=theme.MUTED)
+        right.set_xlabel(r"error of $B\,\|\bar g\|^2$")
         right.tick_params(axis="x", length=0)
 
     values = ", ".join(f"{ARMS[a][0]} {v.mean():.0f}" for a, v in found.items())
@@ -227,5 +234,5 @@ def _flat(evidence: Evidence) -> Panel:
         f"{error.abs().mean():.1%}."
     )
     return Panel(
-        "Flatness at equal loss", draw, alt, "Tr(H) at one train loss; and noise of the estimate", own_axes=True
+        "Flatness at equal loss", draw, alt, "Tr(H) at one train loss; noise of the estimate of Tr(F)", own_axes=True
     )
