@@ -362,13 +362,21 @@ def _gather(chips: Sequence[Chip]) -> list[Cell]:
     groups: list[Cell] = []
     if len(chips) > 6 and len(rest) > 1:
         single, groups = tested, [rest]
-    surplus = len(single) + len(groups) - MOST_CELLS
-    if surplus > 0:
-        together = [c for c in single if c.status == "supported"][-(surplus + 1) :]
-        if len(together) > 1:
+    for status, least in (("supported", 3), ("inconclusive", 1)):
+        together = _surplus([c for c in single if c.status == status], len(single) + len(groups) - MOST_CELLS, least)
+        if together:
             single = [c for c in single if c not in together]
             groups.insert(0, together)
     return [[c] for c in single] + groups
+
+
+def _surplus(chips: list[Chip], surplus: int, least: int) -> Cell:
+    """The last chips, which must share a cell to save ``surplus`` cells; ``least`` cells are left if they can be."""
+    if surplus <= 0 or len(chips) < 2:
+        return []
+    keep = max(len(chips) - surplus - 1, min(least, len(chips)) - 1)
+    together = chips[keep:]
+    return together if len(together) > 1 else []
 
 
 def _plan_row(figure: Figure, row: Sequence[Cell], columns: int, compact: bool) -> tuple[float, list[PlannedChip]]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
 
 from mlcollage.collage import theme
 from mlcollage.collage.content import Collage, Panel
@@ -46,9 +47,9 @@ def collage(evidence: Evidence, verdicts: Mapping[str, Verdict]) -> Collage:
 
 _MESSAGES = {
     "Accuracy": ("C1", "Averaging beats one optimum"),
-    "Convergence": ("C2", "Functions mix better than weights"),
+    "Convergence": ("C2", "Functions mix, weights less"),
     "Temperature": ("C5", "No cold posterior is needed"),
-    "Under shift": ("C7", "The average breaks under shift"),
+    "Under shift": ("C7", "Averaging breaks under shift"),
     "Distance to HMC": ("C8", "Ensembles are closer than VI"),
 }
 
@@ -64,15 +65,15 @@ def _draw_idea(ax: Axes) -> None:
     d.circle(float(path[0][0]), float(path[1][0]), 7, colour=BLUE)
     d.circle(float(path[0][-1]), float(path[1][-1]), 7, colour=BLUE)
     d.note(x0, 24, "one iteration", colour=BLUE, weight="semibold")
-    d.note(x0, 290, "the prior's level sets")
+    d.note(x0, 284, "the prior's level sets")
     d.equation(312, 64, r"m \sim \mathrm{N}(0, I)", size=16)
     d.equation(312, 104, r"m \leftarrow m + \frac{\epsilon}{2}\nabla \log p(w | D)", size=15, room=180)
     d.equation(312, 150, r"w \leftarrow w + \epsilon\, m", size=16)
-    d.equation(312, 190, r"m \leftarrow m + \frac{\epsilon}{2}\nabla \log p(w | D)", size=15, room=180)
-    d.note(312, 228, r"$L = \tau / \epsilon$ times, then accept", colour=theme.INK)
-    d.equation(312, 268, r"\tau = \frac{\pi}{2}\, s", size=18)
-    d.field(200, 352, 400, 84)
-    d.equation(200, 338, r"p(y|x, D) \approx \frac{1}{K}\sum_{k=1}^{K} p(y|x, w_k)", size=17, room=380)
+    d.equation(312, 186, r"m \leftarrow m + \frac{\epsilon}{2}\nabla \log p(w | D)", size=15, room=180)
+    d.note(312, 222, r"$L = \tau / \epsilon$ times, then accept", colour=theme.INK)
+    d.equation(312, 266, r"\tau = \frac{\pi}{2}\, s", size=18)
+    d.field(200, 352, 400, 92)
+    d.equation(200, 336, r"p(y|x, D) \approx \mathrm{mean}_k\ p(y|x, w_k)", size=17, room=380)
     d.note(200, 370, "every sample votes, every gradient sees all data")
 
 
@@ -94,16 +95,26 @@ def _plane(evidence: Evidence) -> list[Panel]:
     top = grid.max()
 
     def draw(ax: Axes) -> None:
-        depth = top - grid
-        levels = np.quantile(depth, [0.04, 0.1, 0.2, 0.35, 0.55, 0.75])
-        ax.contourf(axis, axis, -depth, levels=[-np.inf, *sorted(-levels), 1], cmap=theme.sequential())
+        height = grid - top
+        shares = np.quantile(height, [0.0, 0.25, 0.45, 0.65, 0.8, 0.9, 0.96])
+        ax.contourf(axis, axis, height, levels=[*shares, 1.0], colors=theme.sequential()(np.linspace(0.05, 0.75, 7)))
+        ax.plot(*zip(*points[:2], strict=True), color=ORANGE, linewidth=1.4, zorder=3)
         for k, (x, y) in enumerate(points):
-            colour = ORANGE if k < 2 else GREEN
+            colour = ORANGE if k < 2 else RED
             ax.plot(x, y, "o", color=colour, markeredgecolor="white", markersize=9, zorder=4)
-            theme.label_line_end(ax, x, y, "chain 1" if k < 2 else "chain 2", colour)
-        ax.set_aspect("equal", adjustable="datalim")
-        ax.set_xticks([])
-        ax.set_yticks([])
+            if k:
+                ax.annotate(
+                    f"chain {k}",
+                    (x, y),
+                    (9, 0),
+                    textcoords="offset points",
+                    va="center",
+                    color=theme.ink(colour),
+                    weight="semibold",
+                    path_effects=[withStroke(linewidth=3, foreground="white")],
+                )
+        ax.set_aspect("equal")
+        ax.set_axis_off()
 
     alt = f"Log-posterior on the plane through three samples, two of one chain; it spans {top - grid.min():.0f} nats."
     return [Panel("A plane of the posterior", draw, alt, "log-density through three samples")]
@@ -131,23 +142,25 @@ def _methods(evidence: Evidence) -> Panel:
 def _distance(evidence: Evidence) -> Panel:
     there = [arm for arm in METHODS if (evidence.table["arm"] == arm).any()]
     tv, same = (
-        {arm: float(evidence.across_seeds(metric, arm=arm)["mean"].iloc[0]) for arm in there}
-        for metric in ("tv", "agreement")
+        {arm: evidence.across_seeds(metric, arm=arm).iloc[0] for arm in there} for metric in ("tv", "agreement")
     )
 
     def draw(ax: Axes) -> None:
-        for arm in there:
-            ax.plot(tv[arm], same[arm], "o", color=COLOURS[arm], markersize=9, zorder=3)
-            name = "HMC again" if arm == "hmc" else NAMES[arm]
-            theme.label_line_end(ax, tv[arm], same[arm], name, COLOURS[arm])
-        ax.set_xlim(left=0)
-        ax.set_xlabel("total variation")
-        theme.tidy(ax, grid="both", ticks=4)
+        for row, arm in enumerate(there):
+            s = tv[arm]
+            theme.dots_with_interval(ax, [row], [s["mean"]], [s["lo"]], [s["hi"]], COLOURS[arm], horizontal=True)
+            agree = f"{100 * same[arm]['mean']:.0f}%"
+            ax.text(1.0, row, agree, transform=ax.get_yaxis_transform(), va="center", ha="right", color=theme.MUTED)
+        ax.set_yticks(range(len(there)), ["HMC again" if arm == "hmc" else NAMES[arm] for arm in there])
+        ax.set_ylim(len(there) - 0.5, -0.5)
+        ax.set_xlim(0, 1.5 * max(float(s["hi"]) for s in tv.values()))
+        theme.tidy(ax, grid="x", ticks=4)
+        ax.tick_params(axis="y", length=0)
 
     alt = "Total variation and agreement with independent HMC chains: " + ", ".join(
-        f"{NAMES[a]} {tv[a]:.3f} and {same[a]:.3f}" for a in there
+        f"{NAMES[a]} {tv[a]['mean']:.3f} and {same[a]['mean']:.3f}" for a in there
     )
-    return Panel("Distance to HMC", draw, f"{alt}.", "agreement with independent HMC chains")
+    return Panel("Distance to HMC", draw, f"{alt}.", "total variation; at right, agreement")
 
 
 def _mixing(evidence: Evidence) -> Panel:
@@ -164,7 +177,7 @@ def _mixing(evidence: Evidence) -> Panel:
             ax.stairs(shares / len(values[space]), edges, fill=True, color=colour, alpha=0.55)
             ax.stairs(shares / len(values[space]), edges, color=colour, linewidth=1.8)
         for y, (space, colour, name) in zip(
-            (0.9, 0.76),
+            (0.9, 0.68),
             (("function", BLUE, "predictions"), ("weight", theme.GREYS[0], "weights")),
             strict=True,
         ):
@@ -191,16 +204,17 @@ def _temperature(evidence: Evidence) -> Panel:
     curves = {
         "HMC": (BLUE, evidence.across_seeds("accuracy", over="temperature", arm="tempered")),
         "SGHMC": (theme.GREYS[0], evidence.across_seeds("accuracy", over="temperature", arm="plain")),
-        "SGHMC, shifts": (RED, evidence.across_seeds("accuracy", over="temperature", arm="augmented")),
+        "… shifts": (RED, evidence.across_seeds("accuracy", over="temperature", arm="augmented")),
     }
+
+    ticks = sorted({float(t) for _, c in curves.values() for t in c.index})
 
     def draw(ax: Axes) -> None:
         for name, (colour, c) in curves.items():
             theme.band(ax, c.index, c["lo"], c["hi"], colour)
             ax.plot(c.index, c["mean"], "-o", color=colour)
-            theme.label_line_end(ax, c.index[-1], c["mean"].iloc[-1], name, colour)
+            theme.label_line_end(ax, ticks[-1], c["mean"].iloc[-1], name, colour)
         ax.set_xscale("log")
-        ticks = sorted({float(t) for _, c in curves.values() for t in c.index})
         ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
         ax.minorticks_off()
         ax.set_xlabel("temperature T")
@@ -227,10 +241,10 @@ def _shift(evidence: Evidence) -> Panel:
             ax.plot(c.index, c["mean"], "-o", color=colour)
             theme.label_line_end(ax, c.index[-1], c["mean"].iloc[-1], name, colour)
         ax.set_ylim(0, 1.02)
-        ax.set_xlabel("noise on dead inputs")
+        ax.set_xlabel("standard deviation")
         theme.tidy(ax, grid="y", ticks=4)
 
     alt = "Accuracy by noise on inputs that were constant in training: " + "; ".join(
         f"{arms[a][0]} " + ", ".join(f"{v:.2f} at {n:g}" for n, v in c["mean"].items()) for a, c in curves.items()
     )
-    return Panel("Under shift", draw, f"{alt}.", "test accuracy; inputs constant in training get noise")
+    return Panel("Under shift", draw, f"{alt}.", "accuracy, noise on dead inputs")

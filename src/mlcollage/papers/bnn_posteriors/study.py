@@ -95,7 +95,7 @@ CLAIMS = (
     ),
     Claim(
         id="C1b",
-        title="BMA beats deep ensembles",
+        title="BMA beats ensembles",
         sentence="It is more accurate than a deep ensemble whose weight decay was tuned.",
         source="accuracy tables",
         estimand=Difference("accuracy", "hmc", "ensemble"),
@@ -188,7 +188,7 @@ CLAIMS = (
     ),
     Claim(
         id="C5b",
-        title="Augmentation brings it back",
+        title="Augmentation revives it",
         sentence="Cooling to T = 0.1 gains more accuracy with random shifts in each minibatch than without them.",
         source="cold posteriors, augmentation",
         estimand=PerSeed(cooling_gain, "accuracy gained by T = 0.1, with − without shifts", ("augmented", "plain")),
@@ -422,10 +422,15 @@ def runs(scale: Scale, workload: Workload | None, seeds: range | None = None) ->
 
 
 def _check(model: Callable[[], nn.Module]) -> None:
-    """Refuse a network without a posterior before anything is run."""
+    """Refuse a network without a posterior before anything is run; a fresh batch norm has no statistics to fix."""
+    from torch.nn.modules.batchnorm import _BatchNorm
+
     from .module import BayesianModule
 
-    BayesianModule(model().eval())
+    network = model().eval()
+    for part in network.modules():
+        part.training = isinstance(part, _BatchNorm)
+    BayesianModule(network)
 
 
 def measure(run: Run, workload: Workload | None) -> Measurements:
