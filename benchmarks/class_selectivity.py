@@ -1,7 +1,7 @@
 """Speed of the selectivity regulariser in a training step, and of CCA between all pairs of layers.
 
 ``mlcollage bench class_selectivity`` prints the table. Times are CPU seconds of one thread, taken in
-turns, so that other load on the machine falls on all alike; ratios are to the row called baseline.
+turns, so that other load on the machine falls on all alike; ratios are times over that of the row called baseline.
 """
 
 from __future__ import annotations
@@ -226,7 +226,7 @@ def _all_pairs(quick: bool) -> list[Row]:
         )
     base = best["covariances of each pair (baseline)"]
     what = f"CCA of all {len(pairs)} pairs of {len(widths)} layers of {min(widths)} to {max(widths)} units, {n} samples"
-    return [_row(name, what, seconds, "s", base / seconds) for name, seconds in best.items()]
+    return [_row(name, what, seconds, "s", seconds / base) for name, seconds in best.items()]
 
 
 if __name__ == "__main__":
