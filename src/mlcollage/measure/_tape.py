@@ -36,6 +36,16 @@ class _Tracked:
     transposed: bool = False
 
 
+@dataclass
+class _Rows:
+    """Rows of a table that were looked up once for all examples, as those of positions are."""
+
+    param: nn.Parameter
+    value: Tensor
+    ids: Tensor
+    padding: int | None
+
+
 class Tape(TorchFunctionMode):
     """Runs a model once and knows afterwards which parameters were used, by what, and on which inputs."""
 
@@ -46,6 +56,7 @@ class Tape(TorchFunctionMode):
         self.activations = 0  # numbers in the outputs of all uses
         self.other: dict[int, nn.Parameter] = {}  # parameters with a use that is not understood
         self._tracked = {id(p): _Tracked(p, p) for p in self.params}
+        self._rows: dict[int, _Rows] = {}
         self._sizes = {n for p in self.params for n in p.shape}
 
     def run(self, args: Sequence[Any], kwargs: dict[str, Any], differentiable: bool = False) -> Any:
@@ -68,6 +79,8 @@ class Tape(TorchFunctionMode):
         if not self._concerns(args) and not (kwargs and self._concerns(kwargs.values())):
             return func(*args, **kwargs)
         handler = _HANDLERS.get(func)
+        if self._rows and handler not in (_elementwise, _expand) and any(id(a) in self._rows for a in args):
+            handler = None
         # Without gradients it is the inside of a custom autograd.Function, or something done deliberately.
         if handler is None or not torch.is_grad_enabled():
             return self.unknown(func, args, kwargs)
@@ -75,7 +88,7 @@ class Tape(TorchFunctionMode):
 
     def _concerns(self, values: Iterable[Any]) -> bool:
         for value in values:  # this runs for every call of a torch function
-            if id(value) in self._tracked:
+            if id(value) in self._tracked or id(value) in self._rows:
                 return True
             if (type(value) is list or type(value) is tuple) and self._concerns(value):
                 return True
@@ -88,14 +101,15 @@ class Tape(TorchFunctionMode):
     def unknown_use(self, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Leave the parameters among the arguments to the general method, if ``out`` can carry their gradient."""
         hidden = not torch.is_grad_enabled()
-        if any((hidden or t.requires_grad) and id(t) not in self._tracked for t in _flat(out)):
+        known = self._tracked.keys() | self._rows.keys()
+        if any((hidden or t.requires_grad) and id(t) not in known for t in _flat(out)):
             for value in _flat([*args, *kwargs.values()]):
                 self.give_up(value)
         return out
 
     def give_up(self, value: Any) -> None:
         """Leave the parameter behind ``value``, if there is one, to the general method."""
-        found = self._tracked.get(id(value))
+        found = self._tracked.get(id(value)) or self._rows.get(id(value))
         if found is not None:
             self.other[id(found.param)] = found.param
 
@@ -109,6 +123,20 @@ class Tape(TorchFunctionMode):
         """``value`` is the parameter too, in another shape or type."""
         if id(value) not in self._tracked:
             self._tracked[id(value)] = _Tracked(of.param, value, transposed)
+
+    def look_up(self, rows: _Rows) -> None:
+        """These rows stand for their table until they meet a batch."""
+        self._rows[id(rows.value)] = rows
+
+    def each(self, value: Any) -> Callable[[bool], Use] | None:
+        """Makes the use of a parameter, or of rows of a table, that is copied to all examples."""
+        rows, found = self._rows.get(id(value)), self._tracked.get(id(value))
+        if rows is not None:
+            ids = rows.ids.reshape(1, -1).expand(self.batch, -1)
+            return lambda unsure: Embed(rows.param, unsure, ids, rows.padding)
+        if found is not None and not found.transposed:
+            return lambda unsure: Dense(found.param, unsure)
+        return None
 
     def note(self, use: Use, out: Tensor) -> None:
         """Keep a use, with the place in the graph where its gradient will be asked for."""
@@ -233,11 +261,17 @@ def _embedding(tape: Tape, func: Callable, args: tuple[Any, ...], kwargs: dict[s
             "scale_grad_by_freq divides an embedding's gradient by counts over the whole batch, so no example has a "
             "gradient of its own: build the embedding without it."
         )
+    ids = v["input"]
+    shared = ids.ndim == 1 or (ids.ndim > 1 and ids.shape[0] == 1)
+    if weight is not None and not weight.transposed and shared and ids.shape[0] != tape.batch:
+        tape.look_up(_Rows(weight.param, out, ids, v.get("padding_idx")))
+        return out
     if weight is None or rows is None or weight.transposed:
         tape.give_up(v["weight"])
         return out
     ids, unsure = rows
-    unsure = unsure or (ids.ndim > 1 and tape.batch > 1 and ids.shape[1] == tape.batch)
+    # A vector of ids may be one for each example, or one for each of as many positions.
+    unsure = unsure or (tape.batch > 1 and (ids.ndim == 1 or ids.shape[1] == tape.batch))
     tape.note(Embed(weight.param, unsure, ids.reshape(tape.batch, -1), v.get("padding_idx")), out)
     return out
 
@@ -300,37 +334,28 @@ def _prelu(tape: Tape, func: Callable, args: tuple[Any, ...], kwargs: dict[str, 
 
 def _elementwise(tape: Tape, func: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """As x + p or x p: the function is given a copy of p for each example; their gradients are asked for."""
-    tensors = [a for a in args if isinstance(a, Tensor)]
-    owned = [t for t in tensors if tape.tracked(t)]
-    others = [t for t in tensors if not tape.tracked(t)]
-    p = owned[0] if owned else None
-    x = others[0] if others else None
-    fits = (
-        len(owned) == 1
-        and len(others) == 1
-        and p is not None
-        and x is not None
-        and x.ndim > 0
-        and x.shape[0] == tape.batch
-        and not (found := tape._tracked[id(p)]).transposed
-        and (p.ndim < x.ndim or (p.ndim == x.ndim and p.shape[0] == 1))
-        and p is not (args[0] if func in _IN_PLACE else None)
-    )
-    if not fits or p is None or x is None:
+    pair = [a for a in args if isinstance(a, Tensor)]
+    if len(pair) != 2 or pair[0] is pair[1]:
+        return tape.unknown(func, args, kwargs)
+    (p, use), (x, other) = ((t, tape.each(t)) for t in pair)
+    if use is None or other is not None:
+        (p, use), (x, other) = (x, other), (p, use)
+    fits = x.ndim > 0 and x.shape[0] == tape.batch and (p.ndim < x.ndim or (p.ndim == x.ndim and p.shape[0] == 1))
+    if use is None or other is not None or not fits or (func in _IN_PLACE and args[0] is p):
         return tape.unknown(func, args, kwargs)
     each = p.reshape((1,) * (x.ndim - p.ndim) + tuple(p.shape)).expand(tape.batch, *(-1,) * (x.ndim - 1))
     if p.requires_grad:
-        tape.note(Dense(found.param, tape.ambiguous(x)), each)
+        tape.note(use(tape.ambiguous(x)), each)
     return func(*(each if a is p else a for a in args), **kwargs)
 
 
 def _expand(tape: Tape, func: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """A parameter of shape (1, ...) copied to all examples, as a class token is."""
     p, out = args[0], func(*args, **kwargs)
-    found = tape.tracked(p)
-    whole = found is not None and not found.transposed and out.ndim == p.ndim and out.shape[1:] == p.shape[1:]
-    if found is not None and whole and p.shape[0] == 1 and out.shape[0] == tape.batch:
-        tape.note(Dense(found.param, tape.ambiguous(out)), out)
+    use = tape.each(p)
+    whole = out.ndim == p.ndim and out.shape[1:] == p.shape[1:]
+    if use is not None and whole and p.shape[0] == 1 and out.shape[0] == tape.batch:
+        tape.note(use(tape.ambiguous(out)), out)
     else:
         tape.give_up(p)
     return out

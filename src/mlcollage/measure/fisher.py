@@ -437,7 +437,7 @@ class _Totals:
 
 def _batches(data: Any, batch_size: int, device: torch.device) -> Iterator[Any]:
     """Inputs of one batch after the other, on the model's device."""
-    if isinstance(data, tuple) and data and isinstance(data[0], Tensor):
+    if isinstance(data, tuple) and data and isinstance(data[0], Tensor | Mapping):
         data = data[0]  # (x, y): labels come from the model
     if isinstance(data, Tensor):
         if data.ndim == 0:
