@@ -46,9 +46,14 @@ docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[bench]'
 	$(BIN)/mlcollage bench gated_linear_networks
 	$(BIN)/mlcollage bench deep_bootstrap
 	$(BIN)/mlcollage bench statistical_ideas
+	$(BIN)/mlcollage bench bnn_posteriors
+	$(BIN)/mlcollage bench class_selectivity
+	$(BIN)/mlcollage bench neural_mechanics
+	$(BIN)/mlcollage bench fisher_explosion
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis site
