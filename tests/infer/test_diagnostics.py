@@ -210,3 +210,20 @@ def test_windows_of_warm_up_follow_each_other(warmup):
     assert [w.stop for w in windows[:-1]] == [w.start for w in windows[1:]]
     assert windows[0].start >= 5
     assert warmup - windows[-1].stop >= 5
+
+
+@pytest.mark.parametrize("draws", [0, 1, 5, 16, 37])
+def test_a_stream_comes_back_from_its_tensors(draws):
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(60, 3, 2, dtype=torch.float64, generator=generator)
+    stream = Streaming()
+    for value in values[:draws]:
+        stream.update(value)
+    again = Streaming.from_tensors(stream.tensors())
+    for value in values[draws:]:
+        stream.update(value)
+        again.update(value)
+    assert again.count == stream.count == 60
+    for quantity in ("mean", "variance", "rhat", "ess", "mcse", "mean_of_chains"):
+        assert torch.equal(getattr(again, quantity)(), getattr(stream, quantity)())
+    torch.testing.assert_close(stream.mean_of_chains(), values.mean(0))

@@ -142,3 +142,17 @@ def test_what_cannot_work_is_named():
         mix_gaussians(torch.zeros(2, 3), torch.zeros(2, 4))
     with pytest.raises(InvalidInput, match="variance is negative"):
         mix_gaussians(torch.zeros(2, 3), -torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("members", [0, 1, 3])
+def test_a_mixture_comes_back_from_its_tensors(members):
+    logits = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(0))
+    running = RunningMixture()
+    for member in logits[:members]:
+        running.update(member)
+    again = RunningMixture.from_tensors(running.tensors())
+    for member in logits[members:]:
+        running.update(member)
+        again.update(member)
+    assert again.count == 5
+    assert torch.equal(again.proba, running.proba)

@@ -400,3 +400,38 @@ def test_starts_of_any_kind_keep_or_get_a_precision(sampler, init, dtype):
     assert samples.draws.dtype == samples.state.position.dtype == dtype
     assert samples.accept.dtype == samples.energy.dtype == torch.float64
     assert float(samples.draws.std()) == pytest.approx(1, abs=0.12)
+
+
+def test_a_density_that_brings_its_gradient_is_asked_for_values_only_where_trajectories_end():
+    class Gaussian:
+        """Minus half the square; its gradient comes in a buffer that the next call overwrites."""
+
+        def __init__(self):
+            self.values, self.gradients, self.buffer = 0, 0, None
+
+        def __call__(self, x):
+            self.values += 1
+            return -0.5 * x.square().sum(1), -x
+
+        def gradient(self, x):
+            self.gradients += 1
+            self.buffer = x.new_empty(x.shape) if self.buffer is None else self.buffer
+            return torch.neg(x, out=self.buffer)
+
+    ours, plain = Gaussian(), lambda x: (-0.5 * x.square().sum(1), -x)
+    settings = {"draws": 5, "warmup": 0, "steps": 7, "step_size": 0.3, "mass": None, "temperature": 0.5, "generator": 1}
+    start = torch.zeros(3, 2, dtype=torch.float64)
+    mine, theirs = hmc.sample(ours, start, **settings), hmc.sample(plain, start, **settings)
+    assert torch.equal(mine.draws, theirs.draws)
+    assert (ours.values, ours.gradients) == (2 + 5, 5 * 6)  # a look at what it returns, the start, and five ends
+
+
+def test_an_adapted_step_size_leaves_float32_chains_what_they_are():
+    seen = set()
+
+    def log_prob(x):
+        seen.add(x.dtype)
+        return -0.5 * x.square().sum(dim=1)
+
+    assert hmc.sample(log_prob, torch.zeros(2, 3), draws=2, warmup=20).draws.dtype == torch.float32
+    assert seen == {torch.float32}

@@ -154,6 +154,30 @@ def test_data_that_do_not_fit_are_refused(x, y, says):
         BayesianModule(mlp()).log_density(x, y)
 
 
+class Pairs(torch.utils.data.Dataset):
+    def __init__(self, random=False, n=20):
+        self.random, self.n = random, n
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, i):
+        return X[i] + (torch.randn(3) if self.random else 0), int(Y[i])
+
+
+def test_datasets_are_read_whole_and_augmentation_in_them_is_named():
+    model = BayesianModule(mlp())
+    q = model.initial(1)
+    torch.testing.assert_close(model.log_density(Pairs())(q)[0], model.log_density(X, Y)(q)[0])
+    assert model.fit(Pairs(), method="map", steps=2).posterior.method == "map"
+    with torch.random.fork_rng(devices=[]), pytest.warns(UserWarning, match="no longer a product over the data"):
+        model.log_density(Pairs(random=True))
+    with pytest.raises(InvalidInput, match="comes with y=None"):
+        model.log_density(Pairs(), Y)
+    with pytest.raises(InvalidInput, match="empty or has no length"):
+        model.log_density(Pairs(n=0))
+
+
 def test_settings_of_the_density_are_checked():
     model = BayesianModule(mlp())
     for keywords, says in (({"temperature": 0.0}, "temperature=0.0"), ({"chunk_size": 0}, "chunk_size=0")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -9,11 +10,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
+from torch.utils.data import Dataset, IterableDataset
 
 from mlcollage.errors import InvalidInput
 from mlcollage.nn.init import seeded
 
-__all__ = ["as_inputs", "as_tensor", "check_behaviour", "check_module"]
+__all__ = ["as_data", "as_inputs", "as_tensor", "check_behaviour", "check_module"]
 
 _REASON = "the likelihood must be deterministic and decompose over data"
 
@@ -62,6 +64,30 @@ def as_tensor(values: Any, what: str) -> Tensor:
     if tensor.ndim == 0 or tensor.numel() == 0:
         raise InvalidInput(f"{what} is empty (shape {tuple(tensor.shape)}); at least one datum is needed.")
     return tensor
+
+
+def as_data(X: Any, y: Any) -> tuple[Any, Any]:
+    """Inputs and targets, from a pair or from a ``torch.utils.data.Dataset`` of pairs (y=None), read once.
+
+    A dataset that returns something else when it is read again augments at random, and a warning says what that means.
+    """
+    if not isinstance(X, Dataset):
+        return X, y
+    if y is not None:
+        raise InvalidInput("X is a Dataset and y was given too; a Dataset of pairs (input, target) comes with y=None.")
+    if isinstance(X, IterableDataset) or not hasattr(X, "__len__") or len(X) == 0:
+        raise InvalidInput("the Dataset is empty or has no length; every datum enters the likelihood, so all are read.")
+    pairs = [X[i] for i in range(len(X))]
+    if any(not isinstance(pair, tuple | list) or len(pair) != 2 for pair in pairs):
+        raise InvalidInput("the Dataset must return pairs (input, target).")
+    x = torch.stack([torch.as_tensor(a) for a, _ in pairs])
+    if any(not torch.equal(torch.as_tensor(X[i][0]), x[i]) for i in range(min(len(x), 8))):
+        warnings.warn(
+            "the Dataset returns another input each time it is read: with augmentation the likelihood is no longer a "
+            "product over the data. One reading of it is used; for augmentation on purpose, see transform= of 'sghmc'.",
+            stacklevel=3,
+        )
+    return x, torch.stack([torch.as_tensor(b) for _, b in pairs])
 
 
 def as_inputs(values: Any, module: nn.Module, like: Tensor, what: str = "X") -> Tensor:

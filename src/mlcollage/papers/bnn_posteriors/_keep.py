@@ -27,12 +27,14 @@ Transform = Callable[[Tensor], Tensor]
 
 
 def whole(value: Any, what: str, least: int = 1) -> int:
+    """A whole number of at least ``least``, or one sentence that says what is wrong."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InvalidInput(f"{what}={value!r} must be a whole number of at least {least}.")
     return value
 
 
 def positive(value: Any, what: str) -> float:
+    """A positive finite number, or one sentence that says what is wrong."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise InvalidInput(f"{what}={value!r} must be a positive number.")
     return float(value)
@@ -65,6 +67,7 @@ class Keeper:
     def posterior(
         self, model: BayesianModule, method: str, stats: dict[str, Tensor], info: dict[str, Any]
     ) -> Posterior:
+        """What was kept, with how the sampler fared."""
         kept = torch.stack(self.kept, dim=1) if self.kept else None
         params, other = (kept, None) if self.store == "params" else (None, kept)
         return Posterior(model.layout, method, params, stats, other, self.stream, info)

@@ -24,6 +24,7 @@ from mlcollage.infer._run import Mass
 from mlcollage.infer.density import Generator, LogDensity, torch_generator
 from mlcollage.infer.samples import Samples
 
+from ._checks import as_data
 from ._keep import Init, Keeper, Progress, Store, positive, whole
 from .checkpoint import Checkpoint
 from .density import PosteriorDensity, largest_curvature
@@ -44,6 +45,7 @@ def fit(model: BayesianModule, X: Any, y: Any, method: str, **settings: Any) -> 
     UnknownName
         For a method that does not exist.
     """
+    X, y = as_data(X, y)
     if method == "laplace":
         laplace: Any = import_module(f"{__package__}.laplace")
         return laplace.laplace(model, X, y, **settings)

@@ -27,7 +27,7 @@ from mlcollage.infer.density import Generator, torch_generator
 from mlcollage.infer.ensemble import RunningMixture
 from mlcollage.nn.init import build, seeded
 
-from ._checks import as_inputs, as_tensor, check_behaviour, check_module
+from ._checks import as_data, as_inputs, as_tensor, check_behaviour, check_module
 from .density import PosteriorDensity
 from .kernels import Batch, Kernel, LoopKernel, MLPKernel, VmapKernel, dense_layers
 from .layout import Layout
@@ -199,7 +199,7 @@ class BayesianModule:
     def log_density(
         self,
         X: Any,
-        y: Any,
+        y: Any = None,
         temperature: float = 1.0,
         *,
         chunk_size: int | None = None,
@@ -210,7 +210,7 @@ class BayesianModule:
         Parameters
         ----------
         X, y
-            Data, (n, ...) each: tensors or arrays.
+            Data, (n, ...) each: tensors or arrays; or a ``torch.utils.data.Dataset`` of pairs, and None.
         temperature
             T > 0 that divides the whole log-density; leave it at 1 for samplers that take one themselves.
         chunk_size
@@ -230,6 +230,7 @@ class BayesianModule:
             For data that do not fit, and networks whose output is random or couples data.
         """
         here = self.parameters_flat
+        X, y = as_data(X, y)
         x = as_inputs(X, self.module, here)
         y = as_tensor(y, "y").to(here.device)
         if len(x) != len(y):
@@ -304,13 +305,13 @@ class BayesianModule:
 
     # --- fitting ------------------------------------------------------------------------------------------------------
 
-    def fit(self, X: Any, y: Any, method: str = "hmc", **settings: Any) -> BayesianModule:
+    def fit(self, X: Any, y: Any = None, method: str = "hmc", **settings: Any) -> BayesianModule:
         """Sample or approximate the posterior.
 
         Parameters
         ----------
         X, y
-            Training data, (n, ...) each.
+            Training data, (n, ...) each; or a ``torch.utils.data.Dataset`` of pairs, and None.
         method
             ``"hmc"``, ``"nuts"``, ``"sgld"``, ``"sghmc"``, ``"csghmc"``, ``"mfvi"``, ``"ensemble"``, ``"swag"``,
             ``"laplace"`` or ``"map"``.
