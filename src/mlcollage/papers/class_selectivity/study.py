@@ -96,11 +96,11 @@ CLAIMS = (
     ),
     Claim(
         id="C2",
-        title="Less selectivity, accurate",
+        title="Less of it, more accurate",
         sentence="With the short training, the negative alpha that is best on a validation set gives a higher test "
         "accuracy than alpha = 0.",
         source="abstract",
-        paper_value="+2 pts ResNet18, +1 pt ResNet50",
+        paper_value="+2 and +1 pts",
         estimand=PerSeed(
             chosen_on_validation, "test accuracy: alpha < 0 chosen on the validation set, minus alpha = 0", ("penalty",)
         ),
@@ -113,7 +113,7 @@ CLAIMS = (
         title="also after longer training",
         sentence="With the longer training too, alpha = -2 gives a higher test accuracy than alpha = 0.",
         source="abstract",
-        paper_value="+2 pts ResNet18, +1 pt ResNet50",
+        paper_value="+2 and +1 pts",
         estimand=Difference(
             "test_accuracy", "long", "long", treatment_where={"alpha": -2.0}, control_where={"alpha": 0.0}
         ),
@@ -126,7 +126,7 @@ CLAIMS = (
         title="It can fall 2.5-fold",
         sentence="At alpha = -5 the mean class selectivity is at most 1/2.5 of what it is at alpha = 0.",
         source="abstract",
-        paper_value="2.5 times (ResNet20, CIFAR10)",
+        paper_value="2.5 times",
         estimand=PerSeed(selectivity_factor, "SI at alpha = 0 over SI at alpha = -5", ("penalty",)),
         direction="at_least",
         null=2.5,
@@ -262,7 +262,7 @@ CLAIMS = (
     ),
     Claim(
         id="C11b",
-        title="Attacks: more is more robust",
+        title="Attacks: more resists",
         sentence="Accuracy under an attack by one signed gradient step rises as alpha rises.",
         source="follow-up, arXiv 2010.07693",
         estimand=Trend("fgsm_accuracy", over="alpha", arm="penalty", levels=ALPHAS),
@@ -284,7 +284,7 @@ CLAIMS = (
     ),
     Claim(
         id="C12b",
-        title="Attacks move more of them",
+        title="Attacks move more axes",
         sentence="What an attack changes in the first layer fills more dimensions than what Gaussian noise changes.",
         source="follow-up, arXiv 2010.07693",
         estimand=PerSeed(
