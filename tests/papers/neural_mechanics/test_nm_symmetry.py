@@ -133,6 +133,11 @@ def test_shared_reductions_equal_single_ones():
     torch.testing.assert_close(found["θ", "g"]["hidden"], laws["hidden"].bilinear(theta, g))
     torch.testing.assert_close(found["g", "g"]["hidden"], laws["hidden"].bilinear(g, g))
     torch.testing.assert_close(found["θ", "g"]["last"], laws["last"].linear(g))
+    for missing in theta:  # parameters of another group count as zero, in turn
+        part = {name: None if name == missing else value for name, value in g.items()}
+        shared = laws.reduce({"θ": theta, "g": part}, [("θ", "g")])["θ", "g"]
+        torch.testing.assert_close(shared["hidden"], laws["hidden"].bilinear(theta, part))
+        torch.testing.assert_close(shared["last"], laws["last"].linear(part))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

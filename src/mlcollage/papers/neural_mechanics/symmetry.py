@@ -20,6 +20,7 @@ leaves three digits in float32.
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from mlcollage.errors import InvalidInput, UnknownName
+from mlcollage.papers.neural_mechanics._reduce import Plan
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -311,7 +313,8 @@ class Symmetry:
         broken = self.constraint(params, grads).abs()
         if self.size is not None:
             broken = broken.flatten(1).norm(dim=1)
-        ones = {name: None if grads[name] is None else torch.ones_like(grads[name]) for name in self.parameters}
+        own = {name: _entry(grads, name, self.name) for name in self.parameters}
+        ones = {name: None if value is None else torch.ones_like(value) for name, value in own.items()}
         extent = self.norms(ones)
         typical, precision = _typical(grads)
         floor = torch.where(extent <= 1.0, 1.0, precision**0.5) if self.kind == "translation" else precision**0.5
@@ -501,9 +504,21 @@ class SymmetrySet(Sequence[Symmetry]):
         out: dict[tuple[str, str], dict[str, Tensor]] = {}
         for pair in pairs:
             a, b = values[pair[0]], values[pair[1]]
+            for name in self.parameters:
+                if name not in a or name not in b:
+                    raise UnknownName(f"the laws act on {name!r}, which the parameters do not hold")
             cache: dict[Any, Tensor] = {}
-            out[pair] = {law.name: _shared_total(law, a, b, cache) for law in self.symmetries}
+            plan = self._plan
+            vectors = plan.split(plan(a, b, _device(b)))
+            out[pair] = {
+                law.name: vectors[law.name] if law.size is None else _shared_total(law, a, b, cache)
+                for law in self.symmetries
+            }
         return out
+
+    @functools.cached_property
+    def _plan(self) -> Plan:
+        return Plan([law for law in self.symmetries if law.size is None])
 
     def apply(self, model: nn.Module, name: str, alpha: float | Tensor, *, inplace: bool = False) -> nn.Module:
         """The finite action of one family on a deep copy of the model, or on the model itself with ``inplace=True``."""
@@ -536,19 +551,22 @@ class SymmetrySet(Sequence[Symmetry]):
         return pd.DataFrame(rows, columns=columns)
 
 
+def _device(values: Tensors) -> torch.device:
+    return next((value.device for value in values.values() if value is not None), torch.device("cpu"))
+
+
 def _shared_total(law: Symmetry, a: Tensors, b: Tensors, cache: dict[Any, Tensor]) -> Tensor:
-    """One family's reduction, with the sums by kept index taken from, or put into, `cache`."""
+    """One matrix family's reduction, with the products by block taken from, or put into, `cache`."""
     total: Tensor | None = None
-    linear = law.kind == "translation"
     for term in law.terms:
-        x, y = _entry(a, term.parameter, law.name), _entry(b, term.parameter, law.name)
-        if y is None or (x is None and not linear):
+        x, y = a[term.parameter], b[term.parameter]
+        if x is None or y is None:
             continue
-        key = (linear, term.parameter, term.reduction)
+        key = (term.parameter, term.reduction)
         if key not in cache:
-            cache[key] = reduce_sum(term, y) if linear or x is None else reduce_product(term, x, y)
+            cache[key] = reduce_product(term, x, y)
         part = term.sign * term.to_laws(cache[key], law.blocks)
         total = part if total is None else total + part.to(total.device)
     if total is None:
-        return torch.zeros(law.shape, dtype=torch.float64)
-    return total if law.size is None else 0.5 * (total + total.transpose(-1, -2))
+        return torch.zeros(law.shape, dtype=torch.float64, device=_device(b))
+    return 0.5 * (total + total.transpose(-1, -2))
