@@ -202,3 +202,16 @@ def test_largest_curvature_is_the_largest_eigenvalue():
     torch.testing.assert_close(
         largest_curvature(density, model.initial(2), steps=100), exact.expand(2), rtol=1e-4, atol=0
     )
+
+
+def test_the_compiled_path_is_the_general_one(monkeypatch):
+    """Compiled with a backend that needs no compiler: what is tested is that the function can be captured whole."""
+    import functools
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager", fullgraph=True))
+    model = BayesianModule(build(lambda: MLP((6,), 3, (5,), norm="layer").double(), 0), path="compile")
+    x, y, q = torch.randn(5, 6), torch.tensor([0, 1, 2, 1, 0]), model.initial(2)
+    density, plain = model.log_density(x, y), model.log_density(x, y, path="vmap")
+    assert (density.path, plain.path) == ("compile", "vmap")
+    for a, b in zip(density(q), plain(q), strict=True):
+        torch.testing.assert_close(a, b)

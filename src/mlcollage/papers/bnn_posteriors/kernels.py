@@ -1,4 +1,4 @@
-r"""Outputs and gradients of many chains at once: three ways behind one interface.
+r"""Outputs and gradients of many chains at once: four ways behind one interface.
 
 ``mlp``
     Stacks of linear maps and elementwise nonlinearities, recognised by structure. The forward and backward pass of all
@@ -7,6 +7,9 @@ r"""Outputs and gradients of many chains at once: three ways behind one interfac
     gradient is one product for all chains.
 ``vmap``
     Any other module that :func:`torch.func.vmap` can batch over parameters; convolutions become grouped ones.
+``compile``
+    The same through :func:`torch.compile`, on request: for long runs, since compiling takes tens of seconds for each
+    number of chains and data.
 ``loop``
     One chain after the other, for modules that vmap cannot batch (data-dependent control flow, recurrent layers), and
     for convolutions on a CPU, where it is faster.
@@ -379,9 +382,22 @@ class _Functional(Kernel):
 
 
 class VmapKernel(_Functional):
-    """Any module that ``torch.func.vmap`` can batch over its parameters."""
+    """Any module that ``torch.func.vmap`` can batch over its parameters, compiled on request."""
 
-    path = "vmap"
+    def __init__(self, module: nn.Module, layout: Layout, likelihood: Likelihood, compiled: bool = False):
+        super().__init__(module, layout, likelihood)
+        self.path = "compile" if compiled else "vmap"
+        self._shared, self._own = (self._maker(None, compiled), self._maker(0, compiled))
+
+    def _maker(self, dims: int | None, compiled: bool) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Positions and data to flat gradients and values."""
+        run = vmap(grad_and_value(self._log_lik), in_dims=(0, dims, dims), randomness="error")
+
+        def evaluate(q: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            gradient, value = run(self.layout.unflatten(q), x, y)
+            return torch.cat([gradient[name].reshape(len(q), -1) for name in self.layout.names], dim=1), value
+
+        return torch.compile(evaluate) if compiled else evaluate
 
     @torch.no_grad()
     def outputs(self, q: Tensor, x: Tensor) -> Tensor:
@@ -392,13 +408,10 @@ class VmapKernel(_Functional):
     @torch.no_grad()
     def gradient(self, q: Tensor, batches: Sequence[Batch], out: Tensor, value: bool) -> Tensor | None:
         """See :class:`Kernel`."""
-        parameters, total = self.layout.unflatten(q), None
+        total: Tensor | None = None
         with exact_matmul(q.device):
             for number, batch in enumerate(batches):
-                dims = 0 if batch.own else None
-                run = vmap(grad_and_value(self._log_lik), in_dims=(0, dims, dims), randomness="error")
-                gradient, part = run(parameters, batch.x, batch.y)
-                flat = torch.cat([gradient[name].reshape(len(q), -1) for name in self.layout.names], dim=1)
+                flat, part = (self._own if batch.own else self._shared)(q, batch.x, batch.y)
                 _ = out.copy_(flat) if number == 0 else out.add_(flat)
                 total = part if total is None else total + part
         return total

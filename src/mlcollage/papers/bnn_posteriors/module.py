@@ -14,7 +14,7 @@ import dataclasses
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from .priors import GaussianPrior, PlacedPrior, Prior
 
 __all__ = ["BayesianModule"]
 
-Path = Literal["auto", "mlp", "vmap", "loop"]
+Path = Literal["auto", "mlp", "vmap", "compile", "loop"]
 _WORK = 2**26  # numbers that the activations of one chunk may take, by default
 
 
@@ -58,6 +58,8 @@ class BayesianModule:
         returns the log-likelihood of each datum.
     prior
         A :class:`~mlcollage.papers.bnn_posteriors.priors.Prior`; by default :math:`N(0, 1/5)` on every parameter.
+    path
+        How gradients are computed, where :meth:`log_density` is not told otherwise.
 
     Attributes
     ----------
@@ -90,6 +92,8 @@ class BayesianModule:
         module: nn.Module,
         likelihood: str | Likelihood | Callable[[Tensor, Tensor], Tensor] = "categorical",
         prior: Prior | None = None,
+        *,
+        path: Path = "auto",
     ):
         check_module(module)
         self.likelihood = make_likelihood(likelihood)
@@ -98,6 +102,7 @@ class BayesianModule:
             raise InvalidInput(f"prior is {type(prior).__name__}; a Prior such as GaussianPrior(0.2) is needed.")
         self.module = copy.deepcopy(module)
         self.layout = Layout.of(self.module)
+        self.path = path
         self.posterior: Posterior | None = None
         self._placed: PlacedPrior | None = None
         self._kernels: dict[str, Kernel] = {}
@@ -203,7 +208,7 @@ class BayesianModule:
         temperature: float = 1.0,
         *,
         chunk_size: int | None = None,
-        path: Path = "auto",
+        path: Path | None = None,
     ) -> PosteriorDensity:
         """The log-posterior of positions (chains, P), and its gradient, for the samplers of :mod:`mlcollage.infer`.
 
@@ -217,8 +222,8 @@ class BayesianModule:
             Data a pass, to bound memory; the sum over chunks is exact. By default as many as take at most 2^26 numbers
             of activations in one chain.
         path
-            How: ``"mlp"`` (by hand), ``"vmap"``, ``"loop"``; ``"auto"`` takes the first that works. See
-            :mod:`~mlcollage.papers.bnn_posteriors.kernels`.
+            How: ``"mlp"`` (by hand), ``"vmap"``, ``"compile"``, ``"loop"``; ``"auto"`` takes the best that works
+            without compiling. By default the model's; see :mod:`~mlcollage.papers.bnn_posteriors.kernels`.
 
         Returns
         -------
@@ -238,7 +243,7 @@ class BayesianModule:
         parameters = self.unflatten(here)
         few = check_behaviour(self.module, parameters, x)
         y = self.likelihood.check(few, y)
-        kernel = self._kernel(path, x[:4], y[:4], few)
+        kernel = self._kernel(self.path if path is None else path, x[:4], y[:4], few)
         chunk = chunk_size if chunk_size is not None else self._chunk(x[:1], len(x))
         return PosteriorDensity(
             kernel,
@@ -271,8 +276,8 @@ class BayesianModule:
         return None if most >= n else most
 
     def _kernel(self, path: str, x: Tensor, y: Tensor, few: Tensor) -> Kernel:
-        if path not in ("auto", "mlp", "vmap", "loop"):
-            raise UnknownName(f"path={path!r} is not known; choose 'auto', 'mlp', 'vmap' or 'loop'.")
+        if path not in (known := get_args(Path)):
+            raise UnknownName(f"path={path!r} is not known; choose {', '.join(known)}.")
         key = f"{path} {tuple(x.shape[1:])}"
         if key not in self._kernels:
             self._kernels[key] = self._choose(path, x, y, few)
@@ -298,10 +303,10 @@ class BayesianModule:
             batch = Batch(x, y, self.likelihood.targets(y, few))
             general.gradient(q, [batch], torch.empty_like(q), True)
         except (RuntimeError, NotImplementedError) as error:
-            if path == "vmap":
+            if path in ("vmap", "compile"):
                 raise InvalidInput(f"torch.func.vmap cannot batch this module ({error}); use path='loop'.") from error
             return loop
-        return general
+        return VmapKernel(self.module, self.layout, self.likelihood, compiled=True) if path == "compile" else general
 
     # --- fitting ------------------------------------------------------------------------------------------------------
 
