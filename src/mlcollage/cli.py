@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from mlcollage.lab.claim import Claim, Verdict
     from mlcollage.lab.engine import Event
     from mlcollage.lab.evidence import Evidence
-    from mlcollage.lab.pool import PooledClaim
     from mlcollage.lab.run import Run
     from mlcollage.lab.store import Store
     from mlcollage.lab.study import Study
@@ -386,37 +385,13 @@ def pool(
         _print_json([p.to_dict() for p in pooled])
         return
     for p in pooled:
-        _print_pooled(p)
+        table = _table("workload", "seeds", "alone [95%]", "pooled [95%]", wrapped=[], title=p.title)
+        for cells in p.cells():
+            table.add_row(*map(escape, cells))
+        _print_table(table)
+        _print_lines(*p.sentences(), "")
     if to is not None:
         _print_lines(to)
-
-
-def _print_pooled(p: PooledClaim) -> None:
-    c = p.claim
-    signed = c.direction in ("greater", "less", "within")
-
-    def span(low: float, high: float) -> str:
-        return f"[{low * c.factor:.{c.digits}f}, {high * c.factor:.{c.digits}f}]".replace("-", "−")
-
-    table = _table("workload", "seeds", "alone [95%]", "pooled [95%]", wrapped=[], title=f"{c.id} · {c.title}")
-    for name, row in p.workloads.iterrows():
-        cells = [str(name), f"{row.seeds:.0f}", f"{c.format(row.estimate, signed=signed)} {span(row.low, row.high)}"]
-        if p.population is not None:
-            cells.append(f"{c.format(row.shrunken, signed=signed)} {span(row.shrunken_low, row.shrunken_high)}")
-        table.add_row(*map(escape, cells))
-    _print_table(table)
-    if p.population is not None and p.tau is not None and p.next_workload is not None:
-        mean, low, high = p.population
-        _print_lines(
-            f" all workloads: {c.format(mean, signed=signed)} {span(low, high)}; between workloads: sd "
-            f"{c.format(p.tau[0], signed=False)} {span(*p.tau[1:])}",
-            f" the next workload: {span(*p.next_workload)}; as claimed on average with probability {p.probability:.2f}",
-        )
-    else:
-        _print_lines(" measured on fewer than two workloads: nothing to pool")
-    for name, reason in p.left_out.items():
-        _print_lines(f" {name}: {reason}")
-    _print_lines("")
 
 
 @app.command()

@@ -367,7 +367,8 @@ def _mean(found: _Finding, table: pd.DataFrame) -> None:
         if np.isfinite(ends).all():
             found.interval = ends
         else:
-            found.warnings.append(f"no {LEVEL:.0%} interval from {procedure.name}: too few different values")
+            why = "too few seeds" if found.anytime else "too few different values"
+            found.warnings.append(f"no {LEVEL:.0%} interval from {procedure.name}: {why}")
     found.test = f"{procedure.name}, two one-sided" if claim.direction == "within" else procedure.name
     found.p_support, found.p_contradict = _p_values(claim, samples, procedure.p)
     if not degenerate and not found.anytime:

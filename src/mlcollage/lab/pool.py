@@ -73,6 +73,43 @@ class PooledClaim:
     next_workload: tuple[float, float] | None = None
     probability: float | None = None
 
+    @property
+    def title(self) -> str:
+        """Id and title of the claim."""
+        return f"{self.claim.id} · {self.claim.title}"
+
+    def cells(self) -> list[list[str]]:
+        """A row of text a workload: its name, seeds, the effect alone and, where there is one, pooled."""
+        rows = []
+        for name, row in self.workloads.iterrows():
+            cells = [str(name), f"{row.seeds:.0f}", self._effect(row.estimate, row.low, row.high)]
+            if self.population is not None:
+                cells.append(self._effect(row.shrunken, row.shrunken_low, row.shrunken_high))
+            rows.append(cells)
+        return rows
+
+    def sentences(self) -> list[str]:
+        """What holds of all workloads, as lines of text, and which were left out."""
+        left_out = [f" {name}: {reason}" for name, reason in self.left_out.items()]
+        if self.population is None or self.tau is None or self.next_workload is None:
+            return [" measured on fewer than two workloads: nothing to pool", *left_out]
+        spread = self.claim.format(self.tau[0], signed=False)
+        return [
+            f" all workloads: {self._effect(*self.population)}; between workloads: sd {spread} "
+            f"{self._span(*self.tau[1:])}",
+            f" the next workload: {self._span(*self.next_workload)}; as claimed on average with probability "
+            f"{self.probability:.2f}",
+            *left_out,
+        ]
+
+    def _effect(self, value: float, low: float, high: float) -> str:
+        signed = self.claim.direction in ("greater", "less", "within")
+        return f"{self.claim.format(value, signed=signed)} {self._span(low, high)}"
+
+    def _span(self, low: float, high: float) -> str:
+        c = self.claim
+        return f"[{low * c.factor:.{c.digits}f}, {high * c.factor:.{c.digits}f}]".replace("-", "−")
+
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary, ready for JSON."""
         rows = self.workloads.reset_index().to_dict("records")
