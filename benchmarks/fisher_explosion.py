@@ -24,6 +24,8 @@ from mlcollage.measure.fisher import fisher_trace
 from mlcollage.measure.grad_norms import per_example_grad_sqnorm
 from mlcollage.nn.init import seeded
 from mlcollage.nn.resnet import ResNet
+from mlcollage.papers.fisher_explosion import FisherPenalty
+from mlcollage.train.sam import SAM
 
 Row = dict[str, Any]
 Draw = Callable[[torch.Generator], float]
@@ -308,8 +310,59 @@ def _exact(quick: bool) -> list[Row]:
 # The penalty ----------------------------------------------------------------------------------------------------------
 
 
+WAYS: dict[str, dict[str, Any] | None] = {
+    "plain SGD (baseline)": None,
+    "FP, interval 10": {"interval": 10},
+    "FP every step, double backprop": {"interval": 1},
+    "FP every step, jvp": {"interval": 1, "grad": "jvp"},
+    "FP every step, finite difference": {"interval": 1, "grad": "finite_difference"},
+    "Tr(F) per example every step": {"interval": 1, "estimator": "per_example"},
+    "SAM": {},
+}
+
+
 def _penalties(quick: bool) -> list[Row]:
-    return []
+    """Training steps with a penalty, beside a plain one; ten at a time, so that interval 10 is active once."""
+    rows = []
+    for task in (_tasks()[0], _tasks()[3]):
+        costs = take_turns([_ten_steps(task, way, options) for way, options in WAYS.items()], 8 if quick else 40)
+        what = f"a training step, {task.name}"
+        rows += [
+            row(way, what, 1e2 * seconds, "ms", seconds / costs[0]) for way, seconds in zip(WAYS, costs, strict=True)
+        ]
+    return rows
+
+
+def _ten_steps(task: Task, way: str, options: dict[str, Any] | None) -> Callable[[], None]:
+    model = copy.deepcopy(task.model)
+    sam = SAM(model.parameters(), torch.optim.SGD, lr=0.0) if way == "SAM" else None
+    sgd = torch.optim.SGD(model.parameters(), lr=0.0)
+    penalty = FisherPenalty(model, 0.1, **options) if options else None
+
+    def closure() -> Tensor:
+        loss = F.cross_entropy(model(task.x), task.y)
+        loss.backward()
+        return loss
+
+    def step() -> None:
+        if sam is not None:
+            sam.step(closure)
+            return
+        sgd.zero_grad()
+        logits = model(task.x)
+        loss = F.cross_entropy(logits, task.y)
+        if penalty is not None and penalty.grad == "double_backprop":
+            loss = loss + penalty(logits, task.x)
+        loss.backward()
+        if penalty is not None and penalty.grad != "double_backprop":
+            penalty.step_grad(lambda: model(task.x))
+        sgd.step()
+
+    def run() -> None:
+        for _ in range(10):
+            step()
+
+    return run
 
 
 if __name__ == "__main__":

@@ -108,7 +108,9 @@ def test_sampled_labels_follow_the_probabilities():
     assert (uniform / len(labels) - 0.25).abs().max() < 0.015
 
 
-@pytest.mark.parametrize("layer", [nn.Tanh, lambda: nn.Dropout(0.4), lambda: nn.BatchNorm1d(6)])
+@pytest.mark.parametrize(
+    "layer", [nn.Tanh, lambda: nn.Dropout(0.4), lambda: nn.BatchNorm1d(6), lambda: nn.GroupNorm(2, 6)]
+)
 def test_finite_difference_jvp_and_double_backprop_agree(small, layer):
     model, x, _ = small(middle=layer)
     start = copy.deepcopy(model.state_dict())

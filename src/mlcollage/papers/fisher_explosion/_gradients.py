@@ -228,27 +228,32 @@ def gradient_tangent(
     replay: Callable[[], Any],
     scale: float,
 ) -> list[Tensor]:
-    """Hessian times direction, exactly: forward-mode differentiation of the backward pass."""
+    """Hessian times direction, exactly: forward-mode differentiation of the backward pass.
+
+    Where an operation has no forward mode (group norm), the backward pass is differentiated backward instead.
+    """
     with ExitStack() as stack:
-        # Fused attention and library recurrent layers have no forward mode; their plain forms do.
+        # Fused attention and library recurrent layers have no second derivative of either kind; their plain forms do.
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         if any(isinstance(m, nn.RNNBase) for m in unwrap(model).modules()):
             stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-        stack.enter_context(forward_ad.dual_level())
-        stack.enter_context(replay())
-        duals = {
-            name: forward_ad.make_dual(p.detach().requires_grad_(), v)
-            for (name, p), v in zip(parameters.items(), direction, strict=True)
-        }
+        leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}
+
+        def gradient(values: Mapping[str, Tensor], create_graph: bool) -> list[Tensor]:
+            with replay():
+                logits = _logits_with(model, closure, values)
+                return gradient_at(nll(logits, y), list(values.values()), create_graph=create_graph, scale=scale)
+
         try:
-            logits = _logits_with(model, closure, duals)
-            found = gradient_at(nll(logits, y), list(duals.values()), create_graph=False, scale=scale)
-        except NotImplementedError as error:
-            raise InvalidInput(
-                f"an operation of this network has no forward-mode derivative ({str(error).splitlines()[0]}); use "
-                "grad='finite_difference'."
-            ) from error
-        tangents = [forward_ad.unpack_dual(g).tangent for g in found]
+            with forward_ad.dual_level():
+                duals = {
+                    name: forward_ad.make_dual(p, v) for (name, p), v in zip(leaves.items(), direction, strict=True)
+                }
+                tangents = [forward_ad.unpack_dual(g).tangent for g in gradient(duals, create_graph=False)]
+        except NotImplementedError:
+            found = gradient(leaves, create_graph=True)
+            along = torch.stack([(g * v).sum() for g, v in zip(found, direction, strict=True)]).sum()
+            tangents = gradient_at(along, list(leaves.values()), create_graph=False)
     return [torch.zeros_like(v) if t is None else t.detach() for t, v in zip(tangents, direction, strict=True)]

@@ -289,13 +289,14 @@ class FisherPenalty(nn.Module):
 
         With :math:`\bar g` the gradient of the batch,
         :math:`\nabla_\theta \|\bar g\|^2 = 2 H \bar g`. The product with the Hessian is a difference of two gradients
-        (``"finite_difference"``) or the tangent of one (``"jvp"``). All of them see the same drawn labels and dropout
+        (``"finite_difference"``) or the tangent of one (``"jvp"``; group norm has none and is differentiated backward
+        twice). All of them see the same drawn labels and dropout
         masks, and running statistics of batch norm are left as they were.
 
         Parameters
         ----------
         closure
-            Computes the batch's logits again, ``lambda: model(x)``. Called up to twice on penalised steps, else never.
+            Computes the batch's logits again, ``lambda: model(x)``. Called two or three times on penalised steps, else never.
         y
             Class numbers (B,), for ``labels="true"``.
         scaler
