@@ -58,9 +58,9 @@ def collage(evidence: Evidence, verdicts: Mapping[str, Verdict]) -> Collage:
 _MESSAGES = {
     "Measured and predicted": ("C4n", "The closed form predicts every law"),
     "Error relative to the change": ("C6b", "Error, in % of the change"),
-    "Drift by learning rate": ("C3", "Drift vanishes with the step size"),
-    "Momentum": ("C6", "Momentum makes an oscillator"),
-    "The breaking budget": ("C8b", "The budget closes to rounding"),
+    "Drift by learning rate": ("C3", "Drift falls with the step size"),
+    "Momentum": ("C6", "Momentum: an oscillator"),
+    "The breaking budget": ("C8b", "The budget closes exactly"),
 }
 
 
@@ -220,11 +220,10 @@ def _curves(evidence: Evidence) -> Panel:
                 theme.band(ax, c.index, c["lo"], c["hi"], colour, strength=0.25)
                 ax.plot(c.index, c["mean"], color=colour, linewidth=4.0)
                 ax.plot(p.index, p["mean"], color=theme.INK, linewidth=1.6, linestyle=(0, (3, 2)))
-            ax.set_title(f"{kind}, {NAMES[homes[kind]]}", color=theme.ink(KINDS[kind]))
+            ax.set_title(f"{kind} (BN)" if homes[kind] == "norm" else kind, color=theme.ink(KINDS[kind]))
             ax.set_xlabel("steps")
             ax.margins(y=0.12)
             theme.tidy(ax, grid="y", ticks=4)
-        axes[0].set_ylabel(r"$\langle Q, Q_0\rangle\,/\,\|Q_0\|^2$")
         kind = next(iter(homes))
         for decay, colour in colours.items():
             c = curves[kind, decay, "measured"]
@@ -240,7 +239,7 @@ def _curves(evidence: Evidence) -> Panel:
         "Measured and predicted",
         draw,
         f"Conserved quantities along their start, at the end: {ends}.",
-        "dashed: predicted; dotted: nothing moves; bands: 95 % over seeds",
+        "Q along Q at the start; dashed: predicted; dotted: nothing moves",
         own_axes=True,
         wide=True,
     )
@@ -273,7 +272,7 @@ def _errors(evidence: Evidence) -> Panel:
         ax.set_xlim(right=max(values) * 12)
 
     alt = "Largest mean error relative to the change: " + ", ".join(f"{k} {_percent(v)}" for k, (v, _) in found.items())
-    return Panel("Error relative to the change", draw, alt + ".", "at the end; worst setting, mean over seeds")
+    return Panel("Error relative to the change", draw, alt + ".", "at the end, worst setting")
 
 
 def _typical(rows: Any) -> float:
@@ -315,7 +314,7 @@ def _drift(evidence: Evidence) -> Panel:
     alt = "Log-log slope of the drift over the learning rate: " + ", ".join(
         f"{NAMES[a]} {kind} {s:.3f}" for (a, kind), s in slopes.items()
     )
-    return Panel("Drift by learning rate", draw, alt + ".", "relative drift, same time ηk, full batch")
+    return Panel("Drift by learning rate", draw, alt + ".", "relative, same time ηk, full batch")
 
 
 def _oscillator(evidence: Evidence) -> Panel:
@@ -324,7 +323,6 @@ def _oscillator(evidence: Evidence) -> Panel:
     kind, momentum = kinds[0], float(rows["momentum"].max())
     where: dict[str, Any] = {"arm": str(rows["arm"].iloc[0]), "kind": kind, "momentum": momentum}
     curves = {n: evidence.across_seeds(f"{n}_along", **where) for n in ("measured", "predicted", "first_order")}
-    decay = float(rows[rows["momentum"] == momentum]["weight_decay"].iloc[0])
     colour = KINDS[kind]
 
     def draw(ax: Axes) -> None:
@@ -344,7 +342,6 @@ def _oscillator(evidence: Evidence) -> Panel:
         )
         ax.axhline(0, color=theme.GREYS[1], linewidth=1)
         ax.set_xlabel("steps")
-        ax.set_ylabel(r"$\langle Q, Q_0\rangle\,/\,\|Q_0\|^2$")
         theme.tidy(ax, grid="y", ticks=4)
 
     last = {n: c["mean"].iloc[-1] for n, c in curves.items()}
@@ -352,7 +349,7 @@ def _oscillator(evidence: Evidence) -> Panel:
         f"The {kind} quantities along their start with momentum {momentum:g}: at the end {last['measured']:.4f} "
         f"measured, {last['predicted']:.4f} predicted, {last['first_order']:.4f} without inertia."
     )
-    return Panel("Momentum", draw, alt, f"{kind}, β = {momentum:g}, λ = {decay:g}; dashed: predicted")
+    return Panel("Momentum", draw, alt, f"{kind}, β={momentum:g}; dashed: theory")
 
 
 def _budget(evidence: Evidence) -> Panel:
@@ -389,7 +386,7 @@ def _budget(evidence: Evidence) -> Panel:
     optimizer = str(rows["optimizer"].iloc[0])
     shares = ", ".join(f"{PARTS[p][0]} {table[p].iloc[-1]:+.3g}" for p in parts)
     alt = f"Parts of the change of {kinds[0]} quantities under {optimizer} at the end, relative to their size: {shares}"
-    return Panel("The breaking budget", draw, alt + ".", f"{kinds[0]} laws, {optimizer}, in units of Q at the start")
+    return Panel("The breaking budget", draw, alt + ".", f"{kinds[0]} laws, {optimizer}, ΔQ over Q at 0")
 
 
 def _counts_panel(evidence: Evidence) -> Panel:
