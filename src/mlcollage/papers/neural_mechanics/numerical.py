@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 
 from mlcollage.errors import InvalidInput
 from mlcollage.papers.neural_mechanics._families import module_of, unique_names
-from mlcollage.papers.neural_mechanics.symmetry import Symmetry, Term
+from mlcollage.papers.neural_mechanics.symmetry import Symmetry, Term, typical_size
 
 __all__ = ["Probe", "confirm", "dead_biases", "detect"]
 
@@ -246,9 +246,10 @@ def _measure(symmetries: Sequence[Symmetry], probe: Probe, batches: int, control
     for k in range(batches):
         grads = probe.gradients(k)
         drawn = [_weighted(grads, generator) for _ in range(-(-controls // batches))] if controls else []
+        typical, sizes = typical_size(grads), [typical_size(g) for g in drawn]
         for law, found, control in zip(symmetries, residuals, random, strict=True):
-            found.append(law.residuals(params, grads).cpu().numpy())
-            control += [law.residuals(params, g).cpu().numpy() for g in drawn]
+            found.append(law.residuals(params, grads, typical).cpu().numpy())
+            control += [law.residuals(params, g, t).cpu().numpy() for g, t in zip(drawn, sizes, strict=True)]
     noise = 1e3 * probe.precision
     return [
         _Measured(np.stack(a), np.stack(b) if b else np.empty((0, law.blocks)), noise)
@@ -272,16 +273,21 @@ def _strength(law: Symmetry, generator: torch.Generator) -> Tensor:
 
 
 def _actions(symmetries: Sequence[Symmetry], exact: Sequence[bool], probe: Probe, tol: float) -> list[float]:
-    """Relative change of the result under each finite action; exact laws first all together, which is one run."""
+    """Relative change of the result under each finite action.
+
+    The exact laws first act all together, and so do those that an epsilon breaks; only where that changes the result
+    too much does each act alone.
+    """
     generator = torch.Generator().manual_seed(probe.seed + 78)
     strengths = [_strength(law, generator) for law in symmetries]
+    out = [0.0] * len(symmetries)
     with torch.no_grad():
         before = probe.value(0)
-        together = [(law, s) for law, s, ok in zip(symmetries, strengths, exact, strict=True) if ok]
-        change = _changed(probe, before, together)
-        out = []
-        for law, strength, ok in zip(symmetries, strengths, exact, strict=True):
-            out.append(change if ok and change <= tol else _changed(probe, before, [(law, strength)]))
+        for wanted, limit in ((True, tol), (False, BROKEN_AT_MOST)):
+            group = [k for k, ok in enumerate(exact) if ok is wanted]
+            change = _changed(probe, before, [(symmetries[k], strengths[k]) for k in group])
+            for k in group:
+                out[k] = change if change <= limit else _changed(probe, before, [(symmetries[k], strengths[k])])
     return out
 
 

@@ -35,7 +35,7 @@ from mlcollage.papers.neural_mechanics._reduce import Plan
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Kind", "Symmetry", "SymmetrySet", "Term", "named_tensors"]
+__all__ = ["Kind", "Symmetry", "SymmetrySet", "Term", "named_tensors", "typical_size"]
 
 Kind = Literal["translation", "scale", "rescale", "matrix"]
 Tensors = Mapping[str, "Tensor | None"]
@@ -304,11 +304,14 @@ class Symmetry:
         down = self._total(slopes, values, lambda sign: max(-sign, 0))
         return up - down.transpose(-1, -2)
 
-    def residuals(self, params: nn.Module | Tensors, grads: Tensors) -> Tensor:
+    def residuals(
+        self, params: nn.Module | Tensors, grads: Tensors, typical: tuple[float, float] | None = None
+    ) -> Tensor:
         """Size of the constraint relative to what it could be, in [0, 1]: a cosine by law, or by block.
 
         A law over a single entry has no cosine: its gradient is measured against the root mean square of all of
-        `grads`. Gradients below the square root of the precision times that are taken for rounding.
+        `grads`. Gradients below the square root of the precision times that are taken for rounding. `typical` is
+        what :func:`typical_size` gives for `grads`, for callers that ask for many laws.
         """
         broken = self.constraint(params, grads).abs()
         if self.size is not None:
@@ -316,9 +319,9 @@ class Symmetry:
         own = {name: _entry(grads, name, self.name) for name in self.parameters}
         ones = {name: None if value is None else torch.ones_like(value) for name, value in own.items()}
         extent = self.norms(ones)
-        typical, precision = _typical(grads)
+        usual, precision = typical or typical_size(grads)
         floor = torch.where(extent <= 1.0, 1.0, precision**0.5) if self.kind == "translation" else precision**0.5
-        slope = torch.maximum(self.norms(grads), floor * typical * extent)
+        slope = torch.maximum(self.norms(grads), floor * usual * extent)
         size = slope * (extent if self.kind == "translation" else self.norms(params))
         return torch.where(size > 0, broken / size.clamp(min=torch.finfo(torch.float64).tiny), torch.zeros_like(size))
 
@@ -373,8 +376,8 @@ class Symmetry:
         return torch.zeros(self.shape, dtype=torch.float64) if total is None else total
 
 
-def _typical(grads: Tensors) -> tuple[float, float]:
-    """Root mean square over all gradients, and the coarsest relative precision among their types."""
+def typical_size(grads: Tensors) -> tuple[float, float]:
+    """Root mean square of all entries of the gradients, and the coarsest relative precision among their types."""
     present = [value.detach() for value in grads.values() if value is not None]
     count = sum(value.numel() for value in present)
     total = sum(float(value.double().square().sum()) for value in present)
