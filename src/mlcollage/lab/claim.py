@@ -116,6 +116,8 @@ class Claim:
     def format(self, value: float, *, signed: bool = True) -> str:
         """Print a value of this claim's effect with its unit."""
         v = value * self.factor
+        if self.unit in ("pts", "%") and abs(v) < 1e-9:
+            v = 0.0  # the rounding of a mean of shares, not a finding
         magnitude = abs(v)
         if v != 0 and (magnitude < 10 ** -(self.digits + 1) or magnitude >= 1e5):
             text = f"{v:+.1e}" if signed else f"{v:.1e}"

@@ -1,0 +1,27 @@
+"""Claims: how their effects are printed."""
+
+import dataclasses
+
+import pytest
+
+from mlcollage.lab.claim import Claim
+from mlcollage.lab.estimand import Difference
+
+SHARE = Claim(
+    "C1", "a beats b", "A is better.", "Fig. 1", Difference("accuracy", "a", "b"), "greater", margin=0.01, factor=100,
+    unit="pts", digits=1,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0123, "+1.2 pts"), (-0.0123, "−1.2 pts"), (0.0, "+0.0 pts"), (-2.8e-17, "+0.0 pts"), (0.00004, "+4.0e−03 pts")],
+)
+def test_effects_are_printed_in_the_claims_unit(value, text):
+    assert SHARE.format(value) == text
+
+
+def test_small_numbers_are_kept_where_they_are_the_finding():
+    error = dataclasses.replace(SHARE, factor=1.0, unit="")
+    assert error.format(6e-16, signed=False) == "6.0e−16"
+    assert error.format(2.5e6) == "+2.5e+06"
