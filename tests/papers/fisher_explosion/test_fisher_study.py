@@ -168,6 +168,13 @@ def test_a_users_data_alone_are_enough(user_workloads, kind):
             assert np.isfinite(own.measure(run).table["value"]).all()
 
 
+def test_the_convolutional_network_of_larger_scales_trains():
+    run = some_run(network="convnet", data="glyphs:easy16?n=150&test=40", lr=None, noise_steps=4, seeds=1)
+    table = study.measure(run, None).table
+    assert np.isfinite(table["value"]).all()
+    assert {"final_accuracy", "peak_trace"} <= set(table["metric"])
+
+
 # --- its data ---------------------------------------------------------------------------------------------------------
 
 

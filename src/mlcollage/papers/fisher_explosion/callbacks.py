@@ -159,8 +159,10 @@ def _first_logits(outputs: Any, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
 def transformers_trainer(penalty: FisherPenalty, *, base: Any = None, select: Select = _first_logits) -> Any:
     """A Hugging Face ``Trainer`` class whose loss has the penalty in it.
 
-    >>> Trainer = transformers_trainer(FisherPenalty(model, 0.1))  # doctest: +SKIP
-    >>> Trainer(model=model, args=arguments, train_dataset=data).train()  # doctest: +SKIP
+    ::
+
+        Trainer = transformers_trainer(FisherPenalty(model, 0.1))
+        Trainer(model=model, args=arguments, train_dataset=data).train()
 
     Gradient accumulation, mixed precision and resuming follow the trainer: the penalty's step is its ``global_step``.
     A penalty by double backpropagation needs attention in its plain form

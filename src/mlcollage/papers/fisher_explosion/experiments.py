@@ -24,7 +24,7 @@ from mlcollage.lab.run import Run, Scale
 from mlcollage.nn.convnet import ConvNet
 from mlcollage.nn.mlp import MLP
 
-from .labels import stream
+from .labels import derive
 from .records import Problem, Recorder, evaluation_steps, summarise, tail
 from .training import Cells, Stack, train
 
@@ -264,9 +264,9 @@ def _identity(m: Measurements, stack: Stack, problems: list[Problem], seeds: lis
         exact = fisher_trace(model, x, method="exact").value
         draws = run.integer("identity_draws")
         found = fisher_trace(
-            model, x, method="minibatch", n_samples=draws, generator=stream(seeds[r], 8, t), batch_size=len(x)
+            model, x, method="minibatch", n_samples=draws, generator=derive(seeds[r], 8, t), batch_size=len(x)
         )
-        one = fisher_trace(model, x, method="minibatch", generator=stream(seeds[r], 9, t), batch_size=len(x))
+        one = fisher_trace(model, x, method="minibatch", generator=derive(seeds[r], 9, t), batch_size=len(x))
         values = {
             "identity_error": found.value / exact - 1,
             "identity_noise": found.stderr * math.sqrt(draws) / exact,
@@ -286,7 +286,7 @@ def _flatness(
             continue
         p = problems[r]
         found = hessian_trace(
-            model, F.cross_entropy, [(p.x, p.y)], n_vectors=run.integer("vectors"), generator=stream(seeds[r], 10)
+            model, F.cross_entropy, [(p.x, p.y)], n_vectors=run.integer("vectors"), generator=derive(seeds[r], 10)
         )
         values = {"hessian_trace": found.value, "hessian_stderr": found.stderr}
         m.add_all(values, arm=arm, seed=seeds[r], experiment="clean")

@@ -7,13 +7,13 @@ from torch import Tensor
 
 from mlcollage.errors import InvalidInput
 
-__all__ = ["SOURCES", "check_alike", "check_logits", "check_true_labels", "sample_labels", "stream"]
+__all__ = ["SOURCES", "check_alike", "check_logits", "check_true_labels", "derive", "sample_labels", "stream"]
 
 SOURCES = ("model", "true", "uniform")
 
 
-def stream(seed: int, *key: int) -> torch.Generator:
-    """A generator on the CPU that depends on the seed and the key (rank, step, ...) only.
+def derive(seed: int, *key: int) -> int:
+    """A seed that depends on the seed and the key (rank, step, ...) only.
 
     Drawing each step's labels from a stream of its own is what lets a resumed training go on with the same numbers.
     """
@@ -22,7 +22,12 @@ def stream(seed: int, *key: int) -> torch.Generator:
         state = (state * 0x9E3779B97F4A7C15 + (number + 1) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
         state = ((state ^ (state >> 30)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
         state ^= state >> 27
-    return torch.Generator().manual_seed(state & 0x7FFFFFFFFFFFFFFF)
+    return state & 0x7FFFFFFFFFFFFFFF
+
+
+def stream(seed: int, *key: int) -> torch.Generator:
+    """A generator on the CPU, seeded by :func:`derive`."""
+    return torch.Generator().manual_seed(derive(seed, *key))
 
 
 @torch.no_grad()

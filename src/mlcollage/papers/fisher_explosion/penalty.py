@@ -296,7 +296,8 @@ class FisherPenalty(nn.Module):
         Parameters
         ----------
         closure
-            Computes the batch's logits again, ``lambda: model(x)``. Called two or three times on penalised steps, else never.
+            Computes the batch's logits again, ``lambda: model(x)``. Called two or three times on penalised steps, else
+            never.
         y
             Class numbers (B,), for ``labels="true"``.
         scaler

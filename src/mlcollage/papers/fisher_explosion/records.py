@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mlcollage.lab.measurements import Measurements
 
-from .labels import stream
+from .labels import derive
 from .training import Stack
 
 __all__ = ["Problem", "Recorder", "evaluation_steps", "summarise", "tail"]
@@ -92,7 +92,7 @@ class Recorder:
                 "fit_wrong": _share(right[p.wrong]),
             }
             if math.isfinite(row["train_loss"]):
-                source = stream(self.seeds[r], 7, step)
+                source = derive(self.seeds[r], 7, step)
                 row["trace"] = fisher_trace(model, p.x[: self.trace_size], method="mc", generator=source).value
                 if ratio and bool(p.wrong.any()):
                     row["norm_log_ratio"] = _norm_ratio(model, p)

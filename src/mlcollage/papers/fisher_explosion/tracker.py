@@ -22,7 +22,7 @@ from mlcollage.measure.trace import TraceResult
 from mlcollage.train.loop import evaluating
 
 from ._gradients import logits_of, unwrap
-from .labels import stream
+from .labels import derive
 
 __all__ = ["Alarm", "ExplosionWarning", "FisherTraceTracker"]
 
@@ -268,7 +268,7 @@ class FisherTraceTracker:
                 n_samples=self.n_samples,
                 per_layer=self.per_layer,
                 likelihood=self.likelihood,
-                generator=None if self.method == "exact" else stream(self.seed, step),
+                generator=None if self.method == "exact" else derive(self.seed, step),
                 batch_size=self.batch_size,
             )
             row = {"step": step, "trace": result.value, "stderr": result.stderr}

@@ -2,7 +2,8 @@ r"""Plain SGD of several networks at once, with the penalties and rivals of the 
 
 Replica r has its own seed, data, learning rate and coefficient. Logits of all replicas come from one ``torch.vmap``;
 the rest is ordinary automatic differentiation of sums over replicas, whose gradient with respect to stacked parameters
-is each replica's own. Networks that cannot be stacked are called one by one, with the same results.
+is each replica's own. Networks that cannot be stacked are called one by one, with the same results. Dropout in stacked
+networks depends on which replicas are trained together; nothing else does.
 """
 
 from __future__ import annotations
