@@ -166,11 +166,10 @@ def _memorising(evidence: Evidence) -> Panel:
 
 def _scatter(evidence: Evidence) -> Panel:
     rows = evidence.select(arm="grid")
-    means = {
-        metric: rows[rows["metric"] == metric].groupby("point")["value"].mean()
-        for metric in ("early_trace", "accuracy_at_loss")
-    }
-    both = pd.DataFrame(means).dropna()
+    # A setting counts where most seeds reached both losses: a mean over the others alone would not compare.
+    least = rows["seed"].nunique() / 2
+    by_point = {m: rows[rows["metric"] == m].groupby("point")["value"] for m in ("early_trace", "accuracy_at_loss")}
+    both = pd.DataFrame({m: g.mean()[g.count() > least] for m, g in by_point.items()}).dropna()
     if len(both) < 2:
         raise LookupError("fewer than two settings reached both losses")
     lr, batch = (rows.groupby("point")[name].first().reindex(both.index) for name in ("lr", "batch"))
@@ -190,11 +189,12 @@ def _scatter(evidence: Evidence) -> Panel:
         ax.set_xlabel("early Tr(F); hollow: batch halved")
         theme.tidy(ax, ticks=3)
 
-    missing = f"; {lost} never got there" if lost else ""
+    missing = f"; {lost} left out, where few seeds got there" if lost else ""
     alt = (
         f"Early trace against test accuracy at equal train loss, {len(both)} settings; rho of means {rho:.2f}{missing}."
     )
-    return Panel("Early trace, late accuracy", draw, alt, f"accuracy at one loss, ρ = {rho:.2f}".replace("-", "−"))
+    words = f"accuracy at one loss; ρ = {rho:.2f}".replace("-", "−")
+    return Panel("Early trace, late accuracy", draw, alt, f"{words}, {lost} left out" if lost else words)
 
 
 def _flat(evidence: Evidence) -> Panel:
