@@ -65,7 +65,8 @@ def families(slots: Sequence[Slot], solution: Solution, walk: Walk) -> Found:
     broken = _broken_by(walk, solution)
     diagonal = _touched(walk, solution, "diagonal")
     blocks = _block_keys(walk, solution)
-    out, notes = [], []
+    out: list[Symmetry] = []
+    notes: list[str] = []
     for family in groups:
         reasons = sorted({reason for f in family.free for reason in broken.get(int(f), ())})
         family.broken_by = ", ".join(reasons) or None

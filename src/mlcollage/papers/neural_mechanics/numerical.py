@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 
 from mlcollage.errors import InvalidInput
 from mlcollage.papers.neural_mechanics._families import module_of, unique_names
-from mlcollage.papers.neural_mechanics.symmetry import Symmetry, Term, typical_size
+from mlcollage.papers.neural_mechanics.symmetry import Kind, Symmetry, Term, typical_size
 
 __all__ = ["Probe", "confirm", "dead_biases", "detect"]
 
@@ -418,7 +418,7 @@ def _null_families(
         if touched[0].sign < 0:
             touched = [replace(term, sign=-term.sign) for term in touched]
         touched.sort(key=lambda term: term.sign < 0)
-        kind = "scale" if all(term.sign > 0 for term in touched) else "rescale"
+        kind: Kind = "scale" if all(term.sign > 0 for term in touched) else "rescale"
         name = f"{kind}:{module_of(touched[0].parameter)}"
         if kind == "rescale":
             name += f"->{module_of(next(t.parameter for t in touched if t.sign < 0))}"
@@ -436,7 +436,8 @@ def _integer_null_vectors(table: NDArray[np.float64], exact: float) -> list[NDAr
         block = np.abs(basis[row:])
         block[:, pivots] = 0.0
         at, pivot = np.unravel_index(int(block.argmax()), block.shape)
-        basis[[row, row + at]] = basis[[row + at, row]]
+        swapped = row + int(at)
+        basis[[row, swapped]] = basis[[swapped, row]]
         basis[row] /= basis[row, pivot]
         others = [r for r in range(len(basis)) if r != row]
         basis[others] -= np.outer(basis[others, pivot], basis[row])
