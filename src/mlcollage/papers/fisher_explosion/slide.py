@@ -181,12 +181,11 @@ def _scatter(evidence: Evidence) -> Panel:
         for x, y, rate, size in zip(both["early_trace"], both["accuracy_at_loss"], lr, batch, strict=True):
             face = LARGE if size == full else theme.CARD
             ax.plot([x], [y], "o", color=LARGE, markerfacecolor=face, markersize=9, markeredgewidth=2)
-            if rate in (lr.min(), lr.max()):
-                ax.annotate(
-                    f"η={rate:.2g}", (x, y), (0, -18), textcoords="offset points", ha="center", color=theme.MUTED
-                )
+            if size == full and rate in (lr.min(), lr.max()):
+                spot, side = ((9, -5), "left") if x < both["early_trace"].mean() else ((0, -19), "center")
+                ax.annotate(f"η={rate:.2g}", (x, y), spot, textcoords="offset points", ha=side, color=theme.MUTED)
         ax.margins(0.18, 0.45)
-        ax.set_xlabel("early Tr(F); hollow: batch halved")
+        ax.set_xlabel("early Tr(F); hollow: B/2" + (f"; {lost} left out" if lost else ""))
         theme.tidy(ax, ticks=3)
 
     missing = f"; {lost} left out, where few seeds got there" if lost else ""
@@ -194,7 +193,7 @@ def _scatter(evidence: Evidence) -> Panel:
         f"Early trace against test accuracy at equal train loss, {len(both)} settings; rho of means {rho:.2f}{missing}."
     )
     words = f"accuracy at one loss; ρ = {rho:.2f}".replace("-", "−")
-    return Panel("Early trace, late accuracy", draw, alt, f"{words}, {lost} left out" if lost else words)
+    return Panel("Early trace, late accuracy", draw, alt, words)
 
 
 def _flat(evidence: Evidence) -> Panel:
