@@ -18,7 +18,7 @@ from mlcollage.lab.publish import draw_slide
 from mlcollage.lab.run import Scale
 from mlcollage.lab.study import Study
 from mlcollage.papers.neural_mechanics import experiments, slide, study
-from mlcollage.papers.neural_mechanics._study_models import make_task
+from mlcollage.papers.neural_mechanics._study_models import make_task, row_transformer
 
 SLUG = "neural_mechanics"
 
@@ -168,6 +168,14 @@ def test_the_whole_study_runs_on_a_users_model(name):
         assert "float64" in verdicts["C8"].reason
     if name == "wild":
         assert found.select("rate")["value"].max() < 1
+
+
+def test_a_users_transformer_has_its_attention_judged():
+    found = on(lambda: row_transformer((3, 2), 3), blobs((3, 2)), arms=("laws",))
+    verdicts = judge(study.CLAIMS, found)
+    for claim in ("C1", "C1d", "C2", "C8", "C9", "C9b"):
+        assert verdicts[claim].status == "supported", verdicts[claim].reason
+    assert "not applicable: no symmetry of kind scale" in verdicts["C4s"].reason
 
 
 def test_a_users_data_train_the_studys_networks():

@@ -433,13 +433,25 @@ def test_float32_and_autocast_train_under_the_ledger():
     assert (last["rel_accounted"] < 1e-4).all()
 
 
-def test_compiled_models_keep_their_laws():
+@pytest.mark.parametrize("wrap", [lambda m: torch.compile(m, backend="eager"), nn.DataParallel])
+def test_wrapped_models_keep_their_laws(wrap):
     model = network()
-    compiled = torch.compile(model, backend="eager")
+    wrapped = wrap(model)
     optimizer = SGD(model.parameters(), lr=0.1)
-    with ConservationTracker(compiled, optimizer, HOMOGENEOUS) as tracker:
-        train(compiled, optimizer, 3)
+    with ConservationTracker(wrapped, optimizer, HOMOGENEOUS) as tracker:
+        train(wrapped, optimizer, 3)
     assert (tracker.result()["rel"] < 1e-12).all()
+
+
+def test_tied_parameters_are_tracked_under_either_name():
+    """Two layers that share a bias: each name leads to the same tensor."""
+    model = nn.Sequential(nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 3)).double()
+    model[2].bias = model[0].bias
+    law = Symmetry("translation", "softmax", (Term("4.weight", keep=1),), 5)
+    shared = Symmetry("scale", "no law, but a quantity", (Term("2.bias"),), 1)
+    frame = tracked(model, SGD(model.parameters(), lr=0.1, momentum=0.9), SymmetrySet((law, shared))).result()
+    assert (frame["rel_accounted"] < 1e-12).all()
+    assert frame.query("kind == 'scale'")["symmetry"].abs().sum() > 1e-6
 
 
 @pytest.mark.parametrize(
