@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import sys
 from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
@@ -40,6 +41,7 @@ def find_benchmark(slug: str) -> tuple[Path, Callable[..., list[Row]]]:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     if not hasattr(module, "bench"):
         raise InvalidInput(f"{file} has no function bench(); add one that returns a list of rows.")
