@@ -227,7 +227,7 @@ def _numpyro(chains: int, repeats: int) -> float:
 
         return _fastest(run, 3)
 
-    few, many = 2, max(12, repeats)  # a run has costs of its own, so that what further draws cost is counted
+    few, many = 2, 2 + 40 * repeats // chains  # a run has costs of its own, so what further draws cost is counted
     return chains * LENGTH * (many - few) / (seconds(many) - seconds(few))
 
 

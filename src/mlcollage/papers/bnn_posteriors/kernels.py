@@ -12,7 +12,7 @@ r"""Outputs and gradients of many chains at once: four ways behind one interface
     number of chains and data.
 ``loop``
     One chain after the other, for modules that vmap cannot batch (data-dependent control flow, recurrent layers), and
-    for convolutions on a CPU, where it is faster.
+    for convolutions on a CPU, where vmap has 0.66 to 1.15 times its speed.
 """
 
 from __future__ import annotations
