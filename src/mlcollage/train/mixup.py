@@ -20,15 +20,15 @@ __all__ = ["Mixed", "mixup_batch", "soft_cross_entropy"]
 class Mixed(NamedTuple):
     """A mixed batch.
 
-    Parameters
+    Attributes
     ----------
-    x
+    x : Tensor
         Mixed inputs (B, ...).
-    y
+    y : Tensor
         Mixed targets (B, C): each row the weights of its two labels.
-    weight
+    weight : Tensor
         Weight of the first of each pair, (B,), at least one half.
-    partner
+    partner : Tensor
         Index of the second of each pair, (B,).
     """
 
