@@ -33,7 +33,7 @@ digest: data
 
 test: lint typecheck data
 	$(if $(BROWSER),,@echo "No Chromium or Chrome here: the tests that load the pages in a browser are left out.")
-	$(if $(BROWSER),,MLCOLLAGE_NO_BROWSER=1) $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(if $(BROWSER),,MLCOLLAGE_NO_BROWSER=1) $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

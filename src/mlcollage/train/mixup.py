@@ -22,13 +22,13 @@ class Mixed(NamedTuple):
 
     Attributes
     ----------
-    x : Tensor
+    x
         Mixed inputs (B, ...).
-    y : Tensor
+    y
         Mixed targets (B, C): each row the weights of its two labels.
-    weight : Tensor
+    weight
         Weight of the first of each pair, (B,), at least one half.
-    partner : Tensor
+    partner
         Index of the second of each pair, (B,).
     """
 

@@ -70,8 +70,8 @@ def test_runs_cover_every_block_once(scale):
     for experiment in experiments.EXPERIMENTS:
         own = [r for r in runs if r.settings["experiment"] == experiment]
         blocks = [b for r in own for b in range(r.seed, r.seed + r.integer("blocks"))]
-        assert blocks == list(range(study._BLOCKS[scale]))
-    assert scale is Scale.SMOKE or study._BLOCKS[scale] >= 10
+        assert blocks == list(range(study.SEEDS[scale]))
+    assert scale is Scale.SMOKE or study.SEEDS[scale] >= 10
 
 
 @pytest.mark.parametrize("experiment", ["causal", "paired", "calibration", "adaptive", "judging"])
