@@ -100,7 +100,7 @@ CLAIMS = (
         sentence="With the short training, the negative alpha that is best on a validation set gives a higher test "
         "accuracy than alpha = 0.",
         source="abstract",
-        paper_value="+2 and +1 pts",
+        paper_value="1–2 pts",
         estimand=PerSeed(
             chosen_on_validation, "test accuracy: alpha < 0 chosen on the validation set, minus alpha = 0", ("penalty",)
         ),
@@ -113,7 +113,7 @@ CLAIMS = (
         title="also after longer training",
         sentence="With the longer training too, alpha = -2 gives a higher test accuracy than alpha = 0.",
         source="abstract",
-        paper_value="+2 and +1 pts",
+        paper_value="1–2 pts",
         estimand=Difference(
             "test_accuracy", "long", "long", treatment_where={"alpha": -2.0}, control_where={"alpha": 0.0}
         ),
