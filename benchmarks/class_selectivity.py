@@ -1,4 +1,4 @@
-"""Speed of the selectivity regulariser in a training step, and of CCA between all pairs of layers.
+"""Speed of the selectivity regularizer in a training step, and of CCA between all pairs of layers.
 
 ``mlcollage bench class_selectivity`` prints the table. Times are CPU seconds of one thread, taken in
 turns, so that other load on the machine falls on all alike; ratios are times over that of the row called baseline.
@@ -44,7 +44,7 @@ def _row(name: str, what: str, value: float, unit: str, ratio: float | None = No
 def _in_turns(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
     """CPU seconds of each, the first's being its least and the others' by the median ratio to the first of their turn.
 
-    A few per cent cannot be told from minima on a machine that others use; neighbours in time see the same load.
+    A few per cent cannot be told from minima on a machine that others use; neighbors in time see the same load.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(repeats + 1):
@@ -219,8 +219,8 @@ def _all_pairs(quick: bool) -> list[Row]:
         best = _in_turns(
             {
                 "covariances of each pair (baseline)": covariances,
-                "factorised again for each pair": again_for_each,
-                "one factorisation a layer": ours,
+                "factorized again for each pair": again_for_each,
+                "one factorization a layer": ours,
             },
             2 if quick else 3,
         )

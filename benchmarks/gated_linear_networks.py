@@ -1,7 +1,7 @@
 """Speed and accuracy of the gated linear network classifier beside its peers, in one run.
 
 ``mlcollage bench gated_linear_networks`` prints the table. All learn online, one sample at a time, from the same
-stream: ours, river's logistic regression (one-vs-rest on standardised features), and a straightforward numpy network of
+stream: ours, river's logistic regression (one-vs-rest on standardized features), and a straightforward numpy network of
 the same layers (16-16-1, four hyperplanes, ten classes). One core unless a row says otherwise; ``fit`` is timed whole.
 The ratio is to the row called baseline. Last come the bytes of first-layer weights that ``fit`` reads and writes in a
 second, beside a STREAM-like triad on arrays of the same size.

@@ -22,7 +22,7 @@ from mlcollage.infer.diagnostics import Streaming
 from mlcollage.papers.statistical_ideas import schools
 from mlcollage.stats.bootstrap import bootstrap_ci
 from mlcollage.stats.multilevel import PartialPooling
-from mlcollage.stats.regularise import psis_loo
+from mlcollage.stats.regularize import psis_loo
 
 Row = dict[str, Any]
 Array = np.ndarray[Any, Any]
@@ -77,7 +77,7 @@ def _bootstrap(quick: bool, repeats: int) -> Iterator[Row]:
     assert abs(found.low - ends.low) + abs(found.high - ends.high) < 0.05 * (ends.high - ends.low) * 2
     yield _row("scipy.stats.bootstrap (baseline)", what, theirs, "CPU-s", 1.0)
     yield _row("bootstrap_ci", what, ours, "CPU-s", theirs / ours)
-    what = "10,000 studentised resamples of the same, bootstrap-t interval"
+    what = "10,000 studentized resamples of the same, bootstrap-t interval"
     ours, _ = _best(lambda i: bootstrap_ci(x, n_boot=n, rng=i), repeats)
     yield _row("bootstrap_ci", what, ours, "CPU-s")
 
@@ -110,7 +110,7 @@ def _eight_schools(quick: bool, repeats: int) -> Iterator[Row]:
 def _compare_samplers(chains: int, warmup: int, draws: int, repeats: int, *, all_peers: bool) -> Iterator[Row]:
     what = f"eight schools, {chains:,} chains x ({warmup} + {draws}) draws, least bulk ESS of 10"
     peers = (
-        ("NumPyro NUTS, vectorised chains, float32", ("jax", "numpyro"), _numpyro_schools),
+        ("NumPyro NUTS, vectorized chains, float32", ("jax", "numpyro"), _numpyro_schools),
         ("BlackJAX NUTS, vmap, float32", ("jax", "blackjax"), _blackjax_schools(nuts=True)),
         ("BlackJAX HMC of 5 steps, vmap, float32", ("jax", "blackjax"), _blackjax_schools(nuts=False)),
     )
@@ -131,7 +131,7 @@ def _compare_samplers(chains: int, warmup: int, draws: int, repeats: int, *, all
 
 
 def _our_schools(chains: int, warmup: int, draws: int) -> Callable[[int], Array]:
-    density = schools.non_centred(torch.tensor(_Y), torch.tensor(_S))
+    density = schools.non_centered(torch.tensor(_Y), torch.tensor(_S))
 
     def run(i: int) -> Array:
         start = 0.5 * torch.randn(chains, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(i))

@@ -29,7 +29,7 @@ _DIRECTIVE = re.compile(r"^::$", re.MULTILINE)
 
 
 def svg(equation: str, *, display: bool) -> str:
-    """The equation as an inline SVG in the colour of the text; its source is the text alternative."""
+    """The equation as an inline SVG in the color of the text; its source is the text alternative."""
     text = " ".join(equation.split())
     for spelling, other in _MATHTEXT:
         text = spelling.sub(other, text)

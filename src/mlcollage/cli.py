@@ -522,9 +522,9 @@ def _data(context: typer.Context, json: Json = False) -> None:
     """List the data sources and say which are there."""
     if context.invoked_subcommand is not None:
         return
-    from mlcollage.data.catalogue import catalogue
+    from mlcollage.data.catalog import catalog
 
-    rows = catalogue()
+    rows = catalog()
     if json:
         _print_json(rows)
         return

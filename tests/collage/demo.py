@@ -11,22 +11,22 @@ from mlcollage.collage.content import Chip, ClaimRow, Collage, Entry, Panel, Sli
 from mlcollage.collage.diagram import Diagram
 from mlcollage.collage.slide import describe, render_slide
 
-ARMS = theme.arm_colours(["gln8", "mlp"], muted=["peer"])
+ARMS = theme.arm_colors(["gln8", "mlp"], muted=["peer"])
 
 
 def idea(ax):
     d = Diagram(ax, 440, 440)
     cuts = d.halfspaces(80, 75, 140, 130, [[1.0, 0.5], [-0.55, 1.0]], [0.1, -0.1])
-    d.circle(95, 62, 6, colour=ARMS["mlp"])
-    d.note(118, 52, "$z$", colour=theme.INK, fontsize=16)
+    d.circle(95, 62, 6, color=ARMS["mlp"])
+    d.note(118, 52, "$z$", color=theme.INK, fontsize=16)
     d.note(80, 158, "side information $z$")
     weights = d.tensor(300, 82, np.linspace(0, 1, 20).reshape(4, 5)[:, [2, 4, 1, 0, 3]], cell=24, highlight=[3])
     d.note(300, 18, "weights, one row a region")
     d.arrow(cuts.right, (236, 118), curve=0.25)
-    q = d.circle(300, 215, 25, "$q$", colour=ARMS["gln8"], size=17)
+    q = d.circle(300, 215, 25, "$q$", color=ARMS["gln8"], size=17)
     d.arrow(weights.bottom, q.top, "$w_{c(z)}$")
     for y in (185, 208, 231, 254):
-        d.line(d.circle(150, y, 8, colour="#9DB2C2"), q)
+        d.line(d.circle(150, y, 8, color="#9DB2C2"), q)
     d.note(70, 220, "predictions\n$p_i$ below")
     d.arrow(q, (365, 215))
     d.note(370, 215, "next layer", ha="left")
@@ -66,20 +66,20 @@ def dose(ax):
 
 def matrices(part):
     axes = part.subplots(1, 2)
-    for ax, name, colour in zip(axes, ("GLN", "MLP"), (ARMS["gln8"], ARMS["mlp"]), strict=True):
+    for ax, name, color in zip(axes, ("GLN", "MLP"), (ARMS["gln8"], ARMS["mlp"]), strict=True):
         m = np.full((4, 4), np.nan)
         for i in range(4):
             m[i, : i + 1] = 96 - (i - np.arange(i + 1)) * (0.7 if name == "GLN" else 18)
-        theme.heatmap(ax, m, colour, text="{:.0f}", limits=(20, 100), labels=("1234", "1234"))
-        ax.set_title(name, color=theme.ink(colour))
+        theme.heatmap(ax, m, color, text="{:.0f}", limits=(20, 100), labels=("1234", "1234"))
+        ax.set_title(name, color=theme.ink(color))
         ax.set_xlabel("tested on task")
     axes[0].set_ylabel("after task")
 
 
 def speeds(ax):
     names = ["this library", "numpy, peer", "JAX, peer", "torch, peer"]
-    colours = [ARMS["gln8"], *[ARMS["peer"]] * 3]
-    theme.lollipops(ax, names, [56500, 903, 826, 128], colours, text="{:,.0f}", log=True)
+    colors = [ARMS["gln8"], *[ARMS["peer"]] * 3]
+    theme.lollipops(ax, names, [56500, 903, 826, 128], colors, text="{:,.0f}", log=True)
 
 
 IDEA = Panel(
@@ -149,7 +149,7 @@ PAPERS = {
     "2021-06": ("statistical_ideas", "bnn_posteriors", "barlow_twins", "class_selectivity"),
     "2021-09": ("autosklearn2", "vit_training", "fisher_explosion", "vit_vs_cnn"),
 }
-IDEAS = ("causal", "bootstrap", "regularise", "multilevel", "compute", "adaptive", "robust", "explore")
+IDEAS = ("causal", "bootstrap", "regularize", "multilevel", "compute", "adaptive", "robust", "explore")
 USAGE = """from mlcollage.papers.demo import Classifier  # a name made up for this test
 
 model = Classifier(layers=(50, 25, 1), half_spaces=8, learning_rate=0.003)

@@ -46,7 +46,7 @@ def test_arrows_end_on_the_edges(canvas):
     assert ball.edge_towards((300 + 30, 100 + 40)) == pytest.approx((312, 116))
 
 
-def test_tensor_has_a_cell_an_entry_and_colours_only_the_highlighted_rows(canvas):
+def test_tensor_has_a_cell_an_entry_and_colors_only_the_highlighted_rows(canvas):
     node = canvas.tensor(200, 200, np.arange(6).reshape(2, 3), cell=20, highlight=[1])
     cells = [p for p in canvas.ax.patches if isinstance(p, Rectangle)]
     assert (node.width, node.height, len(cells)) == (60, 40, 6)

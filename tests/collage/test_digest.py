@@ -25,11 +25,11 @@ LOW_CONTRAST = """() => {
   for (let node; (node = walker.nextNode());) {
     const e = node.parentElement;
     if (!node.data.trim() || !e.checkVisibility() || e.closest(".sr, .skip, [aria-hidden=true]")) continue;
-    let ground = e, colour;
-    do { colour = parse(getComputedStyle(ground).backgroundColor); ground = ground.parentElement; }
-    while (ground && colour.length === 4 && colour[3] === 0);
-    if (colour.length === 4 && colour[3] === 0) continue;
-    const [a, b] = [light(parse(getComputedStyle(e).color)), light(colour)].sort((x, y) => y - x);
+    let ground = e, color;
+    do { color = parse(getComputedStyle(ground).backgroundColor); ground = ground.parentElement; }
+    while (ground && color.length === 4 && color[3] === 0);
+    if (color.length === 4 && color[3] === 0) continue;
+    const [a, b] = [light(parse(getComputedStyle(e).color)), light(color)].sort((x, y) => y - x);
     const ratio = (a + 0.05) / (b + 0.05);
     if (ratio < 4.5) found.push(`${ratio.toFixed(2)} ${e.className} ${node.data.trim().slice(0, 30)}`);
   }

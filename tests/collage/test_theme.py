@@ -33,9 +33,9 @@ def lab(linear):
 
 
 @pytest.mark.parametrize("kind", DEFICIENCIES)
-def test_arms_are_told_apart_with_colour_vision_deficiencies(kind):
+def test_arms_are_told_apart_with_color_vision_deficiencies(kind):
     seen = {}
-    for name in list(theme.arm_colours(list("abcdefg")).values()):
+    for name in list(theme.arm_colors(list("abcdefg")).values()):
         c = np.asarray(to_rgb(name))
         linear = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
         seen[name] = lab(np.array(DEFICIENCIES[kind]) @ linear)
@@ -43,22 +43,22 @@ def test_arms_are_told_apart_with_colour_vision_deficiencies(kind):
         assert np.linalg.norm(seen[a] - seen[b]) > 10, (a, b)  # a just noticeable difference is about 2.3
 
 
-def test_an_arm_keeps_its_colour_and_the_order_decides():
-    assert theme.arm_colours(["a", "b"])["a"] == theme.arm_colours(["a", "c", "d"])["a"]
-    assert theme.arm_colours(["a", "b"]) == theme.arm_colours(["a", "b"])
+def test_an_arm_keeps_its_color_and_the_order_decides():
+    assert theme.arm_colors(["a", "b"])["a"] == theme.arm_colors(["a", "c", "d"])["a"]
+    assert theme.arm_colors(["a", "b"]) == theme.arm_colors(["a", "b"])
 
 
 @pytest.mark.parametrize("names", [list("abcdefgh"), ["a", "a"]])
 def test_arms_that_cannot_be_told_apart_are_refused(names):
-    with pytest.raises(InvalidInput, match="colour"):
-        theme.arm_colours(names)
+    with pytest.raises(InvalidInput, match="color"):
+        theme.arm_colors(names)
 
 
-def test_text_colours_are_readable():
-    for colour in (*theme.PALETTE.values(), *theme.GREYS):
-        assert theme.contrast(theme.ink(colour)) >= 4.5
-    for colour in (*theme.STATUS_COLOURS.values(), theme.INK, theme.MUTED):
-        assert theme.contrast(colour, theme.CARD) >= 4.5
+def test_text_colors_are_readable():
+    for color in (*theme.PALETTE.values(), *theme.GRAYS):
+        assert theme.contrast(theme.ink(color)) >= 4.5
+    for color in (*theme.STATUS_COLORS.values(), theme.INK, theme.MUTED):
+        assert theme.contrast(color, theme.CARD) >= 4.5
     assert theme.contrast(theme.MUTED, theme.PAPER) >= 4.5
     assert theme.contrast(theme.BAND_MUTED, theme.BAND) >= 4.5
 
@@ -77,13 +77,13 @@ def test_style_leaves_rcparams_alone_even_after_an_error():
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(-50, 50), min_size=2, max_size=8))
 def test_labels_are_kept_apart_in_their_order(values):
-    centres = np.sort(np.asarray(values))
+    centers = np.sort(np.asarray(values))
     heights = np.full(len(values), 10.0)
-    moved = theme._apart(centres, heights)
+    moved = theme._apart(centers, heights)
     assert np.all(np.diff(moved) >= 10.0 - 1e-6)
-    assert np.isclose(moved.mean(), centres.mean())  # least squares moves the group as a whole nowhere
-    if np.all(np.diff(centres) >= 10.0):
-        assert np.allclose(moved, centres)
+    assert np.isclose(moved.mean(), centers.mean())  # least squares moves the group as a whole nowhere
+    if np.all(np.diff(centers) >= 10.0):
+        assert np.allclose(moved, centers)
 
 
 def test_line_end_labels_do_not_overlap():

@@ -8,7 +8,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as Pillow
 
 from mlcollage.data import cifar
-from mlcollage.data.catalogue import catalogue
+from mlcollage.data.catalog import catalog
 from mlcollage.data.workload import arrays, describe, load_workload
 from mlcollage.errors import InvalidInput, MissingFile, UnknownName
 
@@ -80,14 +80,14 @@ def test_a_workload_of_it_has_floats_names_and_a_fingerprint(tmp_path):
                                    "home/data/cifar-10-batches-bin"])  # fmt: skip
 def test_the_usual_folders_are_looked_into(nowhere, monkeypatch, place):
     assert cifar.find() is None
-    rows = {row["name"]: row for row in catalogue()}
+    rows = {row["name"]: row for row in catalog()}
     assert not rows["cifar10"]["available"]
     with pytest.raises(MissingFile, match=r"not on this machine; download its binary version .*kriz/cifar.html"):
         load_workload("cifar10")
     monkeypatch.setenv("MLCOLLAGE_DATA", str(nowhere / "named"))
     write(nowhere / place)
     assert cifar.find().resolve() == (nowhere / place).resolve()
-    assert {row["name"]: row for row in catalogue()}["cifar10"]["available"]
+    assert {row["name"]: row for row in catalog()}["cifar10"]["available"]
     assert len(load_workload("cifar10?n=10").train) == 10
 
 
@@ -165,18 +165,18 @@ def test_images_arrays_and_saved_sets_are_taken_if_they_are_cifar(tmp_path):
         assert small.fingerprint != workload.fingerprint
         with pytest.raises(InvalidInput, match="has 10 classes and images"):
             load_workload(f"cifar100:{tmp_path / 'a.npz'}")
-    np.savez(tmp_path / "grey.npz", X=PIXELS[:50, :1], y=np.arange(50) % 10)
+    np.savez(tmp_path / "gray.npz", X=PIXELS[:50, :1], y=np.arange(50) % 10)
     with pytest.raises(InvalidInput, match="leave out the prefix"):
-        load_workload(f"cifar10:{tmp_path / 'grey.npz'}")
+        load_workload(f"cifar10:{tmp_path / 'gray.npz'}")
     with pytest.raises(MissingFile, match="named as cifar10"):
         load_workload("cifar10:none.npz")
 
 
-def test_normalising_is_the_paper_s():
-    x = cifar.normalise(PIXELS[:4])
+def test_normalizing_is_the_paper_s():
+    x = cifar.normalize(PIXELS[:4])
     for channel, mean in enumerate((0.49, 0.48, 0.44)):
         np.testing.assert_allclose(x[:, channel], (PIXELS[:4, channel] / 255 - mean) / 0.2, atol=1e-6)
     assert x.dtype == np.float32
-    np.testing.assert_allclose(cifar.normalise((PIXELS[:4] / 255).astype(np.float32)), x, atol=1e-6)
+    np.testing.assert_allclose(cifar.normalize((PIXELS[:4] / 255).astype(np.float32)), x, atol=1e-6)
     with pytest.raises(InvalidInput, match=r"\(n, 3, h, w\)"):
-        cifar.normalise(PIXELS[:, :1])
+        cifar.normalize(PIXELS[:, :1])

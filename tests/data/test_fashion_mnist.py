@@ -199,7 +199,7 @@ def test_prepare_installs_the_package_where_apt_and_root_are(nowhere, monkeypatc
 
 
 def test_the_stated_hashes_and_shapes_are_those_of_the_real_set_where_it_is_here():
-    """The catalogue says where the set is; where it is, its contents have the hashes we check downloads against."""
+    """The catalog says where the set is; where it is, its contents have the hashes we check downloads against."""
     folder = fashion_mnist.find()
     found = {} if folder is None else {
         name: hashlib.sha256(idx(fashion_mnist.read_idx(fashion_mnist._need(folder, name)))).hexdigest()

@@ -121,13 +121,13 @@ def test_the_squared_distance_is_that_of_a_densely_sampled_stroke():
             torch.testing.assert_close(ours[picture, stroke], brute, atol=2e-3, rtol=0)
 
 
-def _colour(x):
-    """Mean and extreme values of each channel: colour and brightness without shape."""
+def _color(x):
+    """Mean and extreme values of each channel: color and brightness without shape."""
     return torch.cat([x.mean((2, 3)), x.amin((2, 3)), x.amax((2, 3))], dim=1)
 
 
 def _place(x):
-    """Centre of mass of what differs from the corner: position without shape."""
+    """Center of mass of what differs from the corner: position without shape."""
     ink = (x - x[:, :, :1, :1]).abs().sum(1)
     ink = ink / ink.sum((1, 2), keepdim=True).clamp(min=1e-9)
     line = torch.linspace(-1, 1, x.shape[-1])
@@ -151,8 +151,8 @@ SPREAD = np.sqrt(0.1 * 0.9 / 3000)
 
 
 @pytest.mark.parametrize("preset", ["easy16", "standard32"])
-def test_colour_and_brightness_do_not_tell_the_class(preset):
-    assert abs(_probe(GlyphWorld.preset(preset, seed=5), _colour) - 0.1) < 4 * SPREAD
+def test_color_and_brightness_do_not_tell_the_class(preset):
+    assert abs(_probe(GlyphWorld.preset(preset, seed=5), _color) - 0.1) < 4 * SPREAD
 
 
 @pytest.mark.parametrize("alphabet", [0, 1])
@@ -167,7 +167,7 @@ def test_factors_are_independent_of_the_class():
     for name in ("rotation", "scale", "aspect", "shear", "width", "contrast", "texture", "clutter_count"):
         groups = [factors[name][y == k].double().numpy() for k in range(4)]
         assert stats.kruskal(*groups).pvalue > 1e-4, name
-    for name in ("centre", "foreground", "background"):
+    for name in ("center", "foreground", "background"):
         for column in factors[name].T:
             assert stats.kruskal(*[column[y == k].numpy() for k in range(4)]).pvalue > 1e-4, name
 
@@ -193,7 +193,7 @@ def test_turning_off_one_nuisance_keeps_the_rest_of_the_scene():
     plain = GlyphWorld(seed=4, clutter=0).sample(0, 30, return_factors=True)
     busy = GlyphWorld(seed=4, clutter=6, noise=0.2, rotation=20).sample(0, 30, return_factors=True)
     assert torch.equal(plain[1], busy[1])
-    for name in ("rotation", "centre", "foreground", "field"):
+    for name in ("rotation", "center", "foreground", "field"):
         assert torch.equal(plain[2][name], busy[2][name])
 
 
@@ -204,11 +204,11 @@ def test_occluders_hide_strokes_and_their_place_in_the_part_mask():
     left, top, right, bottom = factors["occluder"][0, 0]
     inside = ((line >= top) & (line <= bottom))[:, None] & ((line >= left) & (line <= right))
     assert int(factors["part_mask"][0][inside].sum()) == 0
-    torch.testing.assert_close(x[0][:, inside], factors["occluder_colour"][0, 0][:, None].expand(3, int(inside.sum())))
+    torch.testing.assert_close(x[0][:, inside], factors["occluder_color"][0, 0][:, None].expand(3, int(inside.sum())))
 
 
 @pytest.mark.parametrize(
-    ("cue", "channels", "features", "accuracy"), [("colour", 3, _colour, 0.4), ("position", 1, _place, 0.75)]
+    ("cue", "channels", "features", "accuracy"), [("color", 3, _color, 0.4), ("position", 1, _place, 0.75)]
 )
 def test_the_spurious_cue_agrees_with_the_label_as_often_as_asked(cue, channels, features, accuracy):
     world = GlyphWorld(16, channels, 5, seed=6, spurious=0.8, spurious_cue=cue, **BARE)
@@ -221,7 +221,7 @@ def test_the_spurious_cue_agrees_with_the_label_as_often_as_asked(cue, channels,
 
 
 def test_a_cue_that_agrees_by_chance_says_nothing():
-    assert abs(_probe(GlyphWorld(16, 3, 5, seed=6, spurious=0.2), _colour) - 0.2) < 4 * np.sqrt(0.2 * 0.8 / 3000)
+    assert abs(_probe(GlyphWorld(16, 3, 5, seed=6, spurious=0.2), _color) - 0.2) < 4 * np.sqrt(0.2 * 0.8 / 3000)
 
 
 def test_label_noise_has_the_stated_rate_and_is_symmetric():
@@ -260,7 +260,7 @@ def test_more_classes_extend_an_alphabet_and_wide_rotations_are_taken_into_accou
             assert max(float(picture @ pictures[other]) for other in range(4) if other != k) < 0.55
 
 
-def test_strokes_are_centred_on_their_ink_and_fill_the_unit_box():
+def test_strokes_are_centered_on_their_ink_and_fill_the_unit_box():
     alphabet = make_alphabet(10, seed=0)
     for k in range(10):
         ends = 0.8 * alphabet.vertices[k][alphabet.segments[k, : alphabet.lengths[k]]]  # inside the frame
@@ -274,14 +274,14 @@ def test_strokes_are_centred_on_their_ink_and_fill_the_unit_box():
 
 
 def _train(model, world, steps):
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for step in range(steps):
         x, y = world.batch(step, 64)
         loss = nn.functional.cross_entropy(model(2 * x - 1), y)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         schedule.step()
     x, y = world.fixed(2000, split="test").tensors
     with torch.no_grad():
@@ -306,7 +306,7 @@ def test_the_task_needs_shape_and_can_be_learned():
     [
         ({"size": 8}, "size must be an int from 16 to 64; got 8"),
         ({"size": 20.0}, "size must be an int"),
-        ({"channels": 2}, "channels must be 1 .grey. or 3"),
+        ({"channels": 2}, "channels must be 1 .gray. or 3"),
         ({"num_classes": 1}, "num_classes must be an int from 2 to 64"),
         ({"rotation": -5}, "rotation must be a number from 0"),
         ({"noise": float("nan")}, "noise must be a number"),
@@ -314,7 +314,7 @@ def test_the_task_needs_shape_and_can_be_learned():
         ({"scale": (1.0, 0.5)}, "smallest, largest"),
         ({"label_noise": 1.5}, "label_noise must be a number from 0.0 to 1.0"),
         ({"imbalance": 0.5}, "imbalance must be a number from 1.0"),
-        ({"spurious_cue": "size"}, "'colour' or 'position'"),
+        ({"spurious_cue": "size"}, "'color' or 'position'"),
         ({"spurious": 0.5, "channels": 1}, "needs channels=3"),
         ({"seed": 1.5}, "seed must be an int"),
     ],

@@ -73,7 +73,7 @@ def test_the_stream_has_the_moments_of_the_reference_set():
     assert 0.5 < np.std(scores) < 1.5
 
 
-def test_neighbouring_points_correlate_as_in_the_reference_set():
+def test_neighboring_points_correlate_as_in_the_reference_set():
     x = MNIST1D(seed=3).sample(0, 20_000)[0].double().numpy()
     ours, theirs = np.corrcoef(x.T), np.corrcoef(np.concatenate([REFERENCE["x"], REFERENCE["x_test"]]).T)
     assert np.abs(ours - theirs).max() < 0.08

@@ -42,7 +42,7 @@ def test_both_parts_with_their_labels(folder):
     assert (len(train), len(val)) == (12, 12)
     assert train.labels == [0] * 4 + [1] * 4 + [2] * 4
     assert val.labels[:4] == [1, 0, 2, 1]
-    image, label = train[1]  # stored grey, as some of the real ones are
+    image, label = train[1]  # stored gray, as some of the real ones are
     assert image.shape == (3, 64, 64)
     assert image.dtype == torch.float32
     assert float(image.mean()) == pytest.approx(61 / 255, abs=0.01)

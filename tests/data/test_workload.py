@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_iris
 
-from mlcollage.data.catalogue import catalogue
+from mlcollage.data.catalog import catalog
 from mlcollage.data.workload import Workload, arrays, describe, load_workload
 from mlcollage.errors import InvalidInput, MissingFile, UnknownName
 
@@ -36,14 +36,14 @@ def test_built_in_workloads_hold_what_they_promise():
         assert workload.model is None
 
 
-def test_built_in_tables_are_standardised_by_the_training_rows():
+def test_built_in_tables_are_standardized_by_the_training_rows():
     X, _ = arrays(load_workload("wine").train)
     np.testing.assert_allclose(X.mean(0), 0, atol=1e-5)
     np.testing.assert_allclose(X.std(0), 1, atol=1e-5)
 
 
-def test_the_catalogue_lists_what_can_be_loaded():
-    rows = catalogue()
+def test_the_catalog_lists_what_can_be_loaded():
+    rows = catalog()
     assert len({row["name"] for row in rows}) == len(rows)
     for row in rows:
         assert set(row) == {"name", "what", "train", "test", "shape", "available", "where"}
@@ -64,7 +64,7 @@ def test_the_catalogue_lists_what_can_be_loaded():
         ("glyphs:easy16?n=0", InvalidInput, "n must be a whole number from 1; got '0'"),
         ("glyphs:easy16?noise=much", InvalidInput, "noise of glyphs:easy16 must be float"),
         ("glyphs:easy16?noise=-1", InvalidInput, "noise must be a number from 0"),
-        ("glyphs:easy16?colour=1", InvalidInput, "no option 'colour'"),
+        ("glyphs:easy16?color=1", InvalidInput, "no option 'color'"),
         ("no/such/file.npz", MissingFile, "no file no/such/file.npz"),
         ("no/such/table.csv", MissingFile, "no file"),
         ("no_such_module_x:f", UnknownName, "no module 'no_such_module_x'"),
@@ -348,7 +348,7 @@ def test_the_last_column_of_a_table_is_the_label_unless_named(tmp_path, iris, su
 
 def test_words_are_one_hot_and_an_index_column_is_dropped(tmp_path):
     frame = pd.DataFrame(
-        {"size": np.arange(60.0), "colour": ["red", "blue", "green"] * 20, "wet": [True, False] * 30, "y": [0, 1] * 30}
+        {"size": np.arange(60.0), "color": ["red", "blue", "green"] * 20, "wet": [True, False] * 30, "y": [0, 1] * 30}
     )
     frame.to_csv(tmp_path / "a.csv")  # writes row numbers
     x = arrays(load_workload(f"{tmp_path / 'a.csv'}?scale=none").train)[0]
@@ -439,7 +439,7 @@ def test_a_folder_in_the_form_of_torchvision_is_read_as_it_is(pets):
     assert labels.tolist() == [0, 0, 0, 1, 1, 1]
 
 
-def test_a_folder_of_classes_is_split_and_grey_stays_grey(tmp_path):
+def test_a_folder_of_classes_is_split_and_gray_stays_gray(tmp_path):
     for name in ("a", "b"):
         for i in range(10):
             picture(tmp_path / "set" / name / f"{i}.png", i, mode="L")

@@ -60,7 +60,7 @@ def test_without_noise_it_is_torch_s_momentum_and_without_momentum_sgld():
 @pytest.mark.parametrize(
     ("h", "beta", "temperature"), [(0.5, 0.0, 1.0), (0.5, 0.5, 1.0), (0.8, 0.9, 1.0), (0.2, 0.9, 0.1)]
 )
-def test_a_quadratic_has_the_stationary_variance_of_the_discretised_chain(h, beta, temperature):
+def test_a_quadratic_has_the_stationary_variance_of_the_discretized_chain(h, beta, temperature):
     curvature, chains = 2.0, 30_000
     w = zeros(chains)
     sampler = SGHMC([w], lr=h, num_data=1, momentum=beta, temperature=temperature)

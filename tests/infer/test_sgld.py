@@ -44,7 +44,7 @@ def test_a_step_is_the_equation():
 
 
 @pytest.mark.parametrize(("h", "temperature"), [(0.25, 1.0), (0.125, 1.0), (0.05, 0.1)])
-def test_a_quadratic_has_the_stationary_variance_of_the_discretised_chain(h, temperature):
+def test_a_quadratic_has_the_stationary_variance_of_the_discretized_chain(h, temperature):
     curvature, chains = 2.0, 40_000
     w = zeros(chains)
     sampler = SGLD([w], lr=h, num_data=1, temperature=temperature)
@@ -85,7 +85,7 @@ def test_temperature_does_not_depend_on_the_minibatch(batch, h):
     y = (y - y.mean()) / y.std(correction=0)
     w, rng = zeros(chains), torch.Generator().manual_seed(5)
     with torch.no_grad():
-        w.copy_(normal(chains, seed=6) / math.sqrt(n))  # the posterior without discretisation
+        w.copy_(normal(chains, seed=6) / math.sqrt(n))  # the posterior without discretization
     sampler = SGLD([w], lr=h, num_data=n, generator=7)
     for _ in range(40 if h > 0.001 else 400):
         rows = torch.randint(n, (batch, chains), generator=rng)

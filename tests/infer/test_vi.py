@@ -77,7 +77,7 @@ def test_a_density_of_one_position_is_batched_by_vmap():
 
 
 def test_gradients_are_those_of_the_elbo():
-    """Against autograd through the reparameterised estimate with the same noise."""
+    """Against autograd through the reparameterized estimate with the same noise."""
 
     def log_prob(x):
         return -(x**4).sum(1) / 4 + torch.sin(x).sum(1) * x[:, 0]

@@ -32,7 +32,7 @@ def test_a_plug_in_is_found_beside_the_built_in_ones(probe):
     ("old", "new", "sentence"),
     [
         ('title = "A probe of the lab"', "", "lacks title"),
-        ('arxiv = ""', 'arxiv = ""\ncolour = "red"', "unknown keys colour"),
+        ('arxiv = ""', 'arxiv = ""\ncolor = "red"', "unknown keys color"),
         ('ideas = ["explore"]', 'ideas = ["alchemy"]', "unknown ideas alchemy"),
         ('authors = ["Nobody"]', 'authors = "Nobody"', "authors in .* must be a list of strings"),
         ('month = "2021-05"', "month = 2021-05-01", "month in .* must be a string"),

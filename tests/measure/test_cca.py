@@ -1,4 +1,4 @@
-"""CCA, SVCCA and PWCCA against a generalised eigenproblem, scikit-learn and their invariances."""
+"""CCA, SVCCA and PWCCA against a generalized eigenproblem, scikit-learn and their invariances."""
 
 import warnings
 
@@ -32,7 +32,7 @@ def by_eigenvalues(x, y):
 
 
 @pytest.mark.parametrize(("p", "q"), [(6, 4), (4, 6), (5, 5), (1, 3)])
-def test_coefficients_solve_the_generalised_eigenproblem(p, q):
+def test_coefficients_solve_the_generalized_eigenproblem(p, q):
     x, y = pair(p=p, q=q)
     np.testing.assert_allclose(cca(x, y).coefs, by_eigenvalues(x, y), atol=1e-10)
 
@@ -119,8 +119,8 @@ def test_pwcca_weighs_by_projections_on_the_side_that_is_named(shape):
     x, y = pair(p=shape[0], q=shape[1])
     plain = cca(x, y)
     for side, (data, dirs) in {"x": (x, plain.x_dirs), "y": (y, plain.y_dirs)}.items():
-        centred = data - data.mean(0)
-        alpha = np.abs((centred @ dirs).T @ centred).sum(1)
+        centered = data - data.mean(0)
+        alpha = np.abs((centered @ dirs).T @ centered).sum(1)
         alpha /= alpha.sum()
         result = pwcca(x, y, side)
         np.testing.assert_allclose(result.weights, alpha, atol=1e-10)
@@ -137,7 +137,7 @@ def test_pwcca_is_unmoved_by_rotations_of_the_other_side_only():
 
 
 @pytest.mark.parametrize("method", ["cca", "svcca", "pwcca"])
-def test_all_pairs_cost_one_factorisation_a_layer(monkeypatch, method):
+def test_all_pairs_cost_one_factorization_a_layer(monkeypatch, method):
     made = []
     qr = torch.linalg.qr
     monkeypatch.setattr(torch.linalg, "qr", lambda a: (made.append(1), qr(a))[1])
@@ -157,9 +157,9 @@ def test_a_factor_serves_in_place_of_the_data():
     x, y = pair()
     fx = factor(x)
     np.testing.assert_allclose(cca(fx, y).coefs, cca(x, y).coefs, atol=1e-12)
-    centred = x - x.mean(0)
-    np.testing.assert_allclose((fx.basis @ fx.coordinates).numpy(), centred, atol=1e-10)
-    np.testing.assert_allclose(centred @ fx.whitener.numpy(), fx.basis.numpy(), atol=1e-10)
+    centered = x - x.mean(0)
+    np.testing.assert_allclose((fx.basis @ fx.coordinates).numpy(), centered, atol=1e-10)
+    np.testing.assert_allclose(centered @ fx.whitener.numpy(), fx.basis.numpy(), atol=1e-10)
     assert fx.samples == 300
 
 

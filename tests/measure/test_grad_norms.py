@@ -183,7 +183,7 @@ def test_both_contractions_of_a_linear_map_on_positions(positions, widths):
         (lambda: nn.PReLU(), (5, 4)),
     ],
 )
-def test_normalisation_and_slopes(layer, shape):
+def test_normalization_and_slopes(layer, shape):
     x, y = data(*shape)
     model = build(lambda: Headed(layer(), x[0].numel(), lambda h: h.flatten(1)))
     for name, buffer in model.named_buffers():
@@ -646,7 +646,7 @@ def test_bad_input():
     def norms(model=model, loss_fn=F.cross_entropy, x=x, y=y, **kwargs):
         return per_example_grad_sqnorm(model, loss_fn, x, y, **kwargs)
 
-    with pytest.raises(InvalidInput, match=r"batch normalisation in training mode .* model.eval\(\)"):
+    with pytest.raises(InvalidInput, match=r"batch normalization in training mode .* model.eval\(\)"):
         norms(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).double())
     with pytest.raises(InvalidInput, match=r"torch\.compile"):
         norms(torch.compile(model))

@@ -219,7 +219,7 @@ def test_stochastic_depth_keeps_the_mean_and_is_off_in_evaluation():
         (lambda: ConvNet((28, 28), 10), InvalidInput, r"in_shape must be \(channels, height, width\)"),
         (lambda: ConvNet((1, 28, 28), 10, ()), InvalidInput, "widths must name at least one"),
         (lambda: ConvNet((1, 28, 28), 10, strides=(1,)), InvalidInput, "one number for each of the 3 widths"),
-        (lambda: ResNet((3, 32, 32), 10, norm=None), InvalidInput, "needs a normalisation"),
+        (lambda: ResNet((3, 32, 32), 10, norm=None), InvalidInput, "needs a normalization"),
         (lambda: ResNet((3, 32, 32), 10, norm="bach"), UnknownName, "'bach' is not known"),
         (lambda: ResNet((3, 32, 32), 10, blocks=(1, 0)), InvalidInput, "each of blocks"),
         (lambda: ResNet((3, 0, 32), 10), InvalidInput, "each of in_shape"),

@@ -1,4 +1,4 @@
-"""Filter response normalisation against its formula, and the choice of norms."""
+"""Filter response normalization against its formula, and the choice of norms."""
 
 import numpy as np
 import pytest

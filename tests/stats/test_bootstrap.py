@@ -45,7 +45,7 @@ def test_counts_are_a_resample_of_units():
 
 
 def test_bootstrap_t_equals_the_textbook_loop():
-    """Same quantiles as resampling by index and studentising each resample, up to Monte Carlo error."""
+    """Same quantiles as resampling by index and studentizing each resample, up to Monte Carlo error."""
     rng = np.random.default_rng(3)
     x = rng.exponential(size=15)
     picks = x[rng.integers(0, 15, (40_000, 15))]
@@ -70,10 +70,10 @@ def test_percentile_bootstrap_is_too_narrow_and_t_is_not(n):
 def test_bootstrap_t_covers_skewed_data_better_than_the_rest():
     samples = np.random.default_rng(8).lognormal(size=(REPEATS, 10))
     truth = float(np.exp(0.5))
-    studentised = coverage(bootstrap_t_interval, samples, truth, n_boot=999)
-    assert studentised >= 0.86
-    assert studentised > coverage(t_interval, samples, truth) + 0.02
-    assert studentised > coverage(percentile_interval, samples, truth, n_boot=999) + 0.05
+    studentized = coverage(bootstrap_t_interval, samples, truth, n_boot=999)
+    assert studentized >= 0.86
+    assert studentized > coverage(t_interval, samples, truth) + 0.02
+    assert studentized > coverage(percentile_interval, samples, truth, n_boot=999) + 0.05
 
 
 def test_two_arm_bootstrap_t_covers():
@@ -181,9 +181,9 @@ def test_bayesian_bootstrap_of_a_mean_has_rubins_moments():
 
 def test_a_statistic_is_called_once_for_many_resamples_or_once_each_to_the_same_end():
     x = skewed(9)
-    vectorised = bootstrap_ci(x, np.median, "percentile", n_boot=500, rng=3)
+    vectorized = bootstrap_ci(x, np.median, "percentile", n_boot=500, rng=3)
     looped = bootstrap_ci(x, lambda v: float(np.median(v)), "percentile", n_boot=500, rng=3)
-    assert vectorised == looped
+    assert vectorized == looped
 
 
 def clustered(rng, n_clusters=12, per=6, between=1.0, within=1.0):

@@ -1,4 +1,4 @@
-"""Paired designs, randomisation tests and t tests, against scipy, brute force and simulation."""
+"""Paired designs, randomization tests and t tests, against scipy, brute force and simulation."""
 
 import itertools
 
@@ -93,7 +93,7 @@ def test_sign_flip_interval_is_infinite_when_no_pattern_is_rare_enough():
     assert np.isfinite(sign_flip_interval(np.arange(30.0))).all()
 
 
-def test_permutation_counts_all_labellings():
+def test_permutation_counts_all_labelings():
     x, y = np.array([3.1, 2.2, 4.0]), np.array([1.0, 2.5, 1.9, 0.3])
 
     def welch(a, b):
@@ -107,7 +107,7 @@ def test_permutation_counts_all_labellings():
     assert permutation_test_two_sample(x, y) == pytest.approx(expected)
 
 
-def test_permutation_of_constant_arms_gives_the_share_of_labellings():
+def test_permutation_of_constant_arms_gives_the_share_of_labelings():
     assert permutation_test_two_sample([1.0] * 4, [0.0] * 4) == pytest.approx(1 / 70)
     assert permutation_test_two_sample([1.0] * 3, [1.0] * 3) == 1.0
 
@@ -139,18 +139,18 @@ def test_null_rate_of_paired_tests(test, alternative):
 
 
 def test_null_rate_of_welch_and_permutation_with_unequal_arms():
-    """The small arm has the large spread: Welch keeps 5 % (400 repeats), studentising mends most of a permutation."""
+    """The small arm has the large spread: Welch keeps 5 % (400 repeats), studentizing mends most of a permutation."""
     rng = np.random.default_rng(6)
     x, y = rng.normal(0, 3, (400, 5)), rng.normal(0, 1, (400, 12))
-    plain, welch, studentised = [], [], []
+    plain, welch, studentized = [], [], []
     for a, b in zip(x, y, strict=True):
         welch.append(t_test(a, b) <= 0.05)
-        studentised.append(permutation_test_two_sample(a, b, n_resamples=499) <= 0.05)
+        studentized.append(permutation_test_two_sample(a, b, n_resamples=499) <= 0.05)
         pool = rng.permuted(np.tile(np.concatenate([a, b]), (499, 1)), axis=1)
         means = pool[:, :5].mean(axis=1) - pool[:, 5:].mean(axis=1)
         plain.append((1 + np.sum(means >= a.mean() - b.mean())) / 500 <= 0.05)
     assert np.mean(welch) <= 0.05 + binomial_tolerance(0.05, 400)
-    assert np.mean(plain) > np.mean(studentised) + 0.03
+    assert np.mean(plain) > np.mean(studentized) + 0.03
 
 
 def test_null_rate_of_permutation_with_equal_arms():

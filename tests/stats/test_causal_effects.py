@@ -45,7 +45,7 @@ def test_without_covariates_it_is_welch():
     assert naive.se_ == pytest.approx(lin.se)  # HC2 of two means is Welch's
 
 
-def test_adjustment_is_more_precise_in_a_randomised_study():
+def test_adjustment_is_more_precise_in_a_randomized_study():
     rng = np.random.default_rng(2)
     x, a = rng.normal(size=(300, 1)), rng.permutation(300) % 2
     y = 0.3 * a + 2 * x[:, 0] + rng.normal(size=300)

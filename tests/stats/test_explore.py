@@ -71,7 +71,7 @@ def test_slope_joins_the_same_seed(ax):
     assert slope(ax, control, treatment, labels=("old", "new")) == 1
     lines = ax.get_lines()
     assert [tuple(line.get_ydata()) for line in lines[:3]] == list(zip(control, treatment, strict=True))
-    assert [line.get_linestyle() for line in lines[:3]] == ["-", "--", "-"]  # a fall is not told by colour alone
+    assert [line.get_linestyle() for line in lines[:3]] == ["-", "--", "-"]  # a fall is not told by color alone
     assert tuple(lines[3].get_ydata()) == pytest.approx((2.0, 6.5 / 3))
     assert [t.get_text() for t in ax.get_xticklabels()] == ["old", "new"]
 

@@ -82,8 +82,8 @@ def test_e_values_are_the_published_ones():
     assert e_value(0.8).point == pytest.approx(e_value(1.25).point)
     assert e_value(1.2, (0.9, 1.6)).interval == 1.0
     assert e_value(0.5, (0.3, 0.9)).interval == pytest.approx(e_value(0.9).point)
-    assert e_value(0.0, scale="standardised").point == 1.0
-    assert e_value(0.5, scale="standardised").point == pytest.approx(e_value(np.exp(0.455)).point)
+    assert e_value(0.0, scale="standardized").point == 1.0
+    assert e_value(0.5, scale="standardized").point == pytest.approx(e_value(np.exp(0.455)).point)
 
 
 @given(rr=st.floats(1.01, 50))

@@ -18,8 +18,8 @@ from mlcollage.train.schedules import cosine
 def blobs(n=96, features=6, dtype=torch.float32):
     g = torch.Generator().manual_seed(0)
     y = torch.randint(0, 3, (n,), generator=g)
-    centres = 2 * torch.randn(3, features, generator=g)
-    return (centres[y] + torch.randn(n, features, generator=g)).to(dtype), y
+    centers = 2 * torch.randn(3, features, generator=g)
+    return (centers[y] + torch.randn(n, features, generator=g)).to(dtype), y
 
 
 def with_dropout():

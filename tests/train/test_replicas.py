@@ -209,7 +209,7 @@ def test_autocast_keeps_parameters_in_their_type():
     assert not torch.equal(half.float(), full)
 
 
-def test_an_optimiser_may_come_from_a_function():
+def test_an_optimizer_may_come_from_a_function():
     replicas = Replicas(NETWORKS["mlp"], SEEDS, optimizer=lambda ps: torch.optim.SGD(ps, lr=0.2, momentum=0.5))
     assert replicas.optimizer.param_groups[0]["lr"] == 0.2
     replicas = Replicas(NETWORKS["mlp"], SEEDS, optimizer=lambda ps: torch.optim.SGD(ps, lr=0.2), lr=[0.1, 0.2, 0.4])
@@ -246,12 +246,12 @@ class Branching(nn.Module):
 
 
 @pytest.mark.parametrize("optimizer", [NormalisedGradient, torch.optim.LBFGS, torch.optim.Adafactor])
-def test_optimisers_that_do_not_work_on_stacks_are_refused(optimizer):
+def test_optimizers_that_do_not_work_on_stacks_are_refused(optimizer):
     with pytest.raises(InvalidInput, match="element by element"):
         Replicas(NETWORKS["mlp"], SEEDS, optimizer=optimizer, lr=[0.1, 0.2, 0.3])
 
 
-def test_one_rate_is_enough_for_an_optimiser_that_is_not_proportional_to_it():
+def test_one_rate_is_enough_for_an_optimizer_that_is_not_proportional_to_it():
     assert Replicas(NETWORKS["mlp"], SEEDS, optimizer=Clamped, lr=0.1).size == 3
     with pytest.raises(InvalidInput, match="not proportional to the learning rate"):
         Replicas(NETWORKS["mlp"], SEEDS, optimizer=Clamped, lr=[0.1, 0.2, 0.3])

@@ -67,7 +67,7 @@ def test_two_steps_are_the_closure():
     assert torch.equal(flat(a), flat(b))
 
 
-def test_with_rho_zero_it_is_the_base_optimiser():
+def test_with_rho_zero_it_is_the_base_optimizer():
     (a, x, y), (b, _, _) = problem(), problem()
     sam, adam = SAM(a.parameters(), torch.optim.Adam, rho=0.0, lr=0.01), torch.optim.Adam(b.parameters(), lr=0.01)
     for _ in range(4):

@@ -1,6 +1,6 @@
 """Diagrams for the idea card: boxes, circles, arrows, tensors, planes and half-spaces on one canvas.
 
-Coordinates are slide pixels from the canvas' top left corner, y downwards; every shape is placed by its centre.
+Coordinates are slide pixels from the canvas' top left corner, y downwards; every shape is placed by its center.
 The canvas is scaled as a whole to the room there is, text keeps its size.
 """
 
@@ -29,7 +29,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Node:
-    """A shape on the canvas: its centre and size, and the points where arrows can start."""
+    """A shape on the canvas: its center and size, and the points where arrows can start."""
 
     x: float
     y: float
@@ -58,7 +58,7 @@ class Node:
         return self.x, self.y + self.height / 2
 
     def edge_towards(self, point: Point) -> Point:
-        """Where the straight line from the centre to a point leaves the shape."""
+        """Where the straight line from the center to a point leaves the shape."""
         dx, dy = point[0] - self.x, point[1] - self.y
         if dx == 0 and dy == 0:
             return self.x, self.y
@@ -116,27 +116,27 @@ class Diagram:
         height: float,
         text: str = "",
         *,
-        colour: str = theme.PALETTE["blue"],
+        color: str = theme.PALETTE["blue"],
         filled: bool = False,
         dashed: bool = False,
         size: float = theme.BODY,
         radius: float = 8.0,
     ) -> Node:
-        """Rounded box with text set to fit: pale with a coloured edge, or ``filled`` with the colour."""
+        """Rounded box with text set to fit: pale with a colored edge, or ``filled`` with the color."""
         patch = FancyBboxPatch(
             (x - width / 2, y - height / 2),
             width,
             height,
             boxstyle=f"round,pad=0,rounding_size={min(radius, width / 2, height / 2)}",
             mutation_aspect=1,
-            facecolor=colour if filled else theme.tint(colour, 0.1),
-            edgecolor=colour,
+            facecolor=color if filled else theme.tint(color, 0.1),
+            edgecolor=color,
             linewidth=1.8,
             linestyle=(0, (3, 2)) if dashed else "-",
             zorder=2,
         )
         self.ax.add_patch(patch)
-        self._label(x, y, width - 12, text, colour, filled, size, lines=max(1, int(height * self._scale // 23)))
+        self._label(x, y, width - 12, text, color, filled, size, lines=max(1, int(height * self._scale // 23)))
         return Node(float(x), y, width, height)
 
     def circle(
@@ -146,21 +146,21 @@ class Diagram:
         radius: float,
         text: str = "",
         *,
-        colour: str = theme.PALETTE["blue"],
+        color: str = theme.PALETTE["blue"],
         filled: bool = True,
         size: float = theme.BODY + 1,
     ) -> Node:
         """Circle with a short text, filled or pale."""
-        face = colour if filled else theme.tint(colour, 0.1)
-        self.ax.add_patch(Circle((x, y), radius, facecolor=face, edgecolor=colour, linewidth=1.8, zorder=2))
-        self._label(x, y, 1.8 * radius, text, colour, filled, size, lines=1)
+        face = color if filled else theme.tint(color, 0.1)
+        self.ax.add_patch(Circle((x, y), radius, facecolor=face, edgecolor=color, linewidth=1.8, zorder=2))
+        self._label(x, y, 1.8 * radius, text, color, filled, size, lines=1)
         return Node(float(x), y, 2 * radius, 2 * radius, round=True)
 
-    def field(self, x: float, y: float, width: float, height: float, colour: str = theme.WASH) -> Node:
+    def field(self, x: float, y: float, width: float, height: float, color: str = theme.WASH) -> Node:
         """A quiet ground to group things on, e.g. under equations."""
         style = "round,pad=0,rounding_size=10"
         patch = FancyBboxPatch(
-            (x - width / 2, y - height / 2), width, height, boxstyle=style, facecolor=colour, zorder=0.5
+            (x - width / 2, y - height / 2), width, height, boxstyle=style, facecolor=color, zorder=0.5
         )
         self.ax.add_patch(patch)
         return Node(float(x), y, width, height)
@@ -172,20 +172,20 @@ class Diagram:
         values: npt.ArrayLike,
         *,
         cell: float = 22.0,
-        colour: str = theme.PALETTE["blue"],
-        colours: Colormap | None = None,
+        color: str = theme.PALETTE["blue"],
+        colors: Colormap | None = None,
         limits: tuple[float, float] | None = None,
         highlight: Sequence[int] = (),
     ) -> Node:
-        """Matrix of shape (rows, columns), or a vector as one row, as coloured cells.
+        """Matrix of shape (rows, columns), or a vector as one row, as colored cells.
 
-        With ``highlight`` only those rows are coloured and the others are grey.
+        With ``highlight`` only those rows are colored and the others are gray.
         """
         m = np.atleast_2d(np.asarray(values, dtype=float))
         if m.ndim != 2 or m.size == 0:
             raise InvalidInput(f"a tensor is drawn from a matrix of shape (rows, columns), not from shape {m.shape}.")
         lo, hi = limits or (float(np.nanmin(m)), float(np.nanmax(m)))
-        shades = colours or theme.sequential(colour)
+        shades = colors or theme.sequential(color)
         rows, columns = m.shape
         left, top = x - columns * cell / 2, y - rows * cell / 2
         for (i, j), value in np.ndenumerate(m):
@@ -205,15 +205,15 @@ class Diagram:
         count: int = 4,
         *,
         shift: float = 7.0,
-        colour: str = theme.PALETTE["blue"],
+        color: str = theme.PALETTE["blue"],
     ) -> Node:
         """``count`` planes one behind the other, as feature maps are drawn; the front one is lowest."""
         reach = shift * (count - 1)
         for i in range(count):
             corner = (x - (width + reach) / 2 + reach - i * shift, y - (height + reach) / 2 + i * shift)
-            face = theme.tint(colour, 0.12 + 0.3 * i / max(count - 1, 1))
+            face = theme.tint(color, 0.12 + 0.3 * i / max(count - 1, 1))
             self.ax.add_patch(
-                Rectangle(corner, width, height, facecolor=face, edgecolor=colour, linewidth=1.2, zorder=2)
+                Rectangle(corner, width, height, facecolor=face, edgecolor=color, linewidth=1.2, zorder=2)
             )
         return Node(float(x), y, width + reach, height + reach)
 
@@ -226,7 +226,7 @@ class Diagram:
         normals: npt.ArrayLike,
         offsets: npt.ArrayLike,
         *,
-        colours: Sequence[str] = (),
+        colors: Sequence[str] = (),
     ) -> Node:
         """A square of the plane cut by lines ``normal . z = offset``, each region in its own tint.
 
@@ -234,7 +234,7 @@ class Diagram:
         ----------
         normals, offsets
             Shapes (k, 2) and (k,), in coordinates from -1 to 1 with the y axis upwards.
-        colours
+        colors
             Tints of the regions, in the order in which the lines cut them; repeated when there are more regions.
         """
         n, b = np.atleast_2d(np.asarray(normals, float)), np.atleast_1d(np.asarray(offsets, float))
@@ -245,7 +245,7 @@ class Diagram:
             halves = [_clip(r, sign * normal, sign * offset) for r in regions for sign in (1.0, -1.0)]
             regions = [h for h in halves if len(h) >= 3]
         blue, red = theme.PALETTE["blue"], theme.PALETTE["vermillion"]
-        tints = list(colours) or [theme.tint(blue, s) for s in (0.28, 0.18, 0.1, 0.05)] + [theme.tint(red, 0.18)]
+        tints = list(colors) or [theme.tint(blue, s) for s in (0.28, 0.18, 0.1, 0.05)] + [theme.tint(red, 0.18)]
         half = np.array([width / 2, -height / 2])
         for i, region in enumerate(regions):
             corners = region * half + (x, y)
@@ -278,13 +278,13 @@ class Diagram:
         height: float,
         values: npt.ArrayLike,
         *,
-        colour: str = theme.PALETTE["blue"],
+        color: str = theme.PALETTE["blue"],
     ) -> Node:
         """A small line through ``values`` of shape (n,), scaled to the given size."""
         v = np.asarray(values, dtype=float)
         span = float(np.ptp(v)) or 1.0
         across = np.linspace(x - width / 2, x + width / 2, len(v))
-        self.ax.plot(across, y + height / 2 - height * (v - v.min()) / span, color=colour, zorder=2)
+        self.ax.plot(across, y + height / 2 - height * (v - v.min()) / span, color=color, zorder=2)
         return Node(float(x), y, width, height)
 
     # --- between shapes -----------------------------------------------------------------------------------------------
@@ -296,7 +296,7 @@ class Diagram:
         text: str = "",
         *,
         curve: float = 0.0,
-        colour: str = theme.INK,
+        color: str = theme.INK,
         both: bool = False,
         head: bool = True,
         dashed: bool = False,
@@ -314,7 +314,7 @@ class Diagram:
         side
             1 puts the text above or to the right of the arrow, -1 on the other side.
         """
-        a, b = _centre(start), _centre(end)
+        a, b = _center(start), _center(end)
         if isinstance(start, Node):
             a_edge = start.edge_towards(b)
         else:
@@ -329,7 +329,7 @@ class Diagram:
             mutation_scale=16,
             shrinkA=3 if isinstance(start, Node) else 1,
             shrinkB=3 if isinstance(end, Node) else 1,
-            color=colour,
+            color=color,
             linewidth=width,
             linestyle=(0, (3, 2)) if dashed else "-",
             joinstyle="miter",
@@ -338,16 +338,16 @@ class Diagram:
         )
         self.ax.add_patch(patch)
         if text:
-            self._beside(a_edge, b_edge, text, curve, colour, side)
+            self._beside(a_edge, b_edge, text, curve, color, side)
         return patch
 
     def line(
-        self, start: Node | Point, end: Node | Point, *, colour: str = theme.LINE, width: float = 1.4
+        self, start: Node | Point, end: Node | Point, *, color: str = theme.LINE, width: float = 1.4
     ) -> FancyArrowPatch:
         """A plain connection."""
-        return self.arrow(start, end, head=False, colour=colour, width=width)
+        return self.arrow(start, end, head=False, color=color, width=width)
 
-    def _beside(self, a: Point, b: Point, text: str, curve: float, colour: str, side: int) -> None:
+    def _beside(self, a: Point, b: Point, text: str, curve: float, color: str, side: int) -> None:
         ax, ay, bx, by = *a, *b
         length = float(np.hypot(bx - ax, by - ay)) or 1.0
         # arc3 bends by its control point, at the middle plus curve * (dy, -dx); the apex is half as far.
@@ -360,37 +360,37 @@ class Diagram:
         ha = "center" if abs(nx) < 0.35 else ("left" if nx > 0 else "right")
         va = "center" if abs(ny) < 0.35 else ("bottom" if ny < 0 else "top")
         self.ax.text(
-            mx + 7 * nx, my + 7 * ny, text, ha=ha, va=va, color=theme.ink(colour), fontsize=theme.SMALL, zorder=4
+            mx + 7 * nx, my + 7 * ny, text, ha=ha, va=va, color=theme.ink(color), fontsize=theme.SMALL, zorder=4
         )
 
     # --- words --------------------------------------------------------------------------------------------------------
 
     def note(
-        self, x: float, y: float, text: str, *, colour: str = theme.MUTED, room: float | None = None, **looks: Any
+        self, x: float, y: float, text: str, *, color: str = theme.MUTED, room: float | None = None, **looks: Any
     ) -> Text:
-        """Text centred on a point (``ha="left"`` and so on go to ``Axes.text``), wrapped to ``room`` where given."""
+        """Text centered on a point (``ha="left"`` and so on go to ``Axes.text``), wrapped to ``room`` where given."""
         size = looks.pop("fontsize", theme.SMALL)
         if room is not None:
             text = fit(self._figure, text, room * self._scale, size, lines=9).text
         looks = {"ha": "center", "va": "center", "linespacing": 1.3, "zorder": 4, **looks}
-        return self.ax.text(x, y, text, color=theme.ink(colour), fontsize=size, **looks)
+        return self.ax.text(x, y, text, color=theme.ink(color), fontsize=size, **looks)
 
     def equation(
-        self, x: float, y: float, tex: str, *, size: float = 19.0, room: float | None = None, colour: str = theme.INK
+        self, x: float, y: float, tex: str, *, size: float = 19.0, room: float | None = None, color: str = theme.INK
     ) -> Text:
-        r"""A formula such as ``r"q = \sigma(w \cdot p)"``, in matplotlib's mathtext, centred; shrunk to ``room``."""
+        r"""A formula such as ``r"q = \sigma(w \cdot p)"``, in matplotlib's mathtext, centered; shrunk to ``room``."""
         formula = tex if "$" in tex else f"${tex}$"
         wide = (self.width if room is None else room) * self._scale
         size = fit(self._figure, formula, wide, size).size
-        return self.ax.text(x, y, formula, ha="center", va="center", color=colour, fontsize=size, zorder=4)
+        return self.ax.text(x, y, formula, ha="center", va="center", color=color, fontsize=size, zorder=4)
 
     def _label(
-        self, x: float, y: float, room: float, text: str, colour: str, filled: bool, size: float, lines: int
+        self, x: float, y: float, room: float, text: str, color: str, filled: bool, size: float, lines: int
     ) -> None:
         if not text:
             return
         fitted = fit(self._figure, text, room * self._scale, size, lines=lines, weight="semibold")
-        shade = (theme.CARD if theme.contrast(theme.CARD, colour) >= 3 else theme.INK) if filled else theme.INK
+        shade = (theme.CARD if theme.contrast(theme.CARD, color) >= 3 else theme.INK) if filled else theme.INK
         looks: dict[str, Any] = {
             "ha": "center",
             "va": "center_baseline" if len(fitted.lines) == 1 else "center",
@@ -399,7 +399,7 @@ class Diagram:
         self.ax.text(x, y, fitted.text, color=shade, fontsize=fitted.size, weight="semibold", zorder=4, **looks)
 
 
-def _centre(end: Node | Point) -> Point:
+def _center(end: Node | Point) -> Point:
     return (end.x, end.y) if isinstance(end, Node) else end
 
 

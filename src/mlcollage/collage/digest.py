@@ -35,7 +35,7 @@ HERE = Path(__file__).parent
 IDEAS: Mapping[str, str] = {
     "causal": "causal inference",
     "bootstrap": "bootstrap and simulation",
-    "regularise": "regularisation",
+    "regularize": "regularization",
     "multilevel": "multilevel models",
     "compute": "generic computation",
     "adaptive": "adaptive decisions",

@@ -22,7 +22,7 @@ ROUNDS = 4  # ticks change with the size of the axes, so measuring is repeated
 LABEL_SHARE = 0.37  # of a panel's width, for labels at the ends of lines
 TOUCH = {"x": 6.0, "y": -3.0}  # pixels between tick labels; line boxes are taller than the digits in them
 SMALLEST, SMALLEST_DRAWING = 0.1, 0.5  # share of a panel that axes and drawings keep, whatever their labels need
-BETWEEN = 16.0  # pixels between neighbouring axes, after their labels
+BETWEEN = 16.0  # pixels between neighboring axes, after their labels
 
 
 @dataclass(frozen=True)

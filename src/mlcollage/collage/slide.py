@@ -177,7 +177,7 @@ def _draw_panel(figure: Figure, panel: Panel, box: Box, name: str) -> None:
     _card(figure, box, f"card-{name}")
     room = box.width - 2 * PAD
     y = box.top + 15.0
-    for text, size, weight, colour, pitch in (
+    for text, size, weight, color, pitch in (
         (panel.title, theme.PANEL_TITLE, "bold", theme.INK, 27.0),
         (panel.subtitle, theme.SMALL, "normal", theme.MUTED, 23.0),
     ):
@@ -193,7 +193,7 @@ def _draw_panel(figure: Figure, panel: Panel, box: Box, name: str) -> None:
                     fitted.size,
                     f"{name}-head",
                     weight=weight,
-                    color=colour,
+                    color=color,
                 )
                 y += pitch
     inner = Box(box.left + PAD, y + 8.0, box.right - PAD, box.bottom - 14.0)
@@ -247,7 +247,7 @@ def _pixels(figure: Figure) -> Any:
 
 
 def _write(figure: Figure, x: float, y: float, text: str, size: float, name: str, **looks: Any) -> Text:
-    """One line whose letters are centred on ``y`` (downwards)."""
+    """One line whose letters are centered on ``y`` (downwards)."""
     looks = {"ha": "left", "color": theme.INK} | looks
     down = size * 0.5  # Inter's capitals are 0.73 em high: 0.36 em, in pixels, below the middle
     artist = figure.text(x / WIDTH, 1 - (y + down) / HEIGHT, text, fontsize=size, va="baseline", **looks)
@@ -438,15 +438,15 @@ def _shared_lines(figure: Figure, chips: Sequence[Chip], room: float, most: int)
 
 
 def _verdict(status: StatusName) -> ChipLine:
-    looks = {"fontsize": theme.SMALL, "weight": "semibold", "color": theme.STATUS_COLOURS[status]}
+    looks = {"fontsize": theme.SMALL, "weight": "semibold", "color": theme.STATUS_COLORS[status]}
     return [(f"{theme.STATUS_MARKS[status]} {theme.STATUS_WORDS[status]}", "left", looks)]
 
 
 def _draw_chip(figure: Figure, name: str, status: StatusName, lines: Sequence[ChipLine], box: Box) -> None:
     card = _card(figure, box, f"card-chip-{name}", radius=9.0)
     low = HEIGHT - box.bottom
-    colour = theme.STATUS_COLOURS[status]
-    bar = Rectangle((box.left, low), 7, box.height, transform=_pixels(figure), facecolor=colour, zorder=-1)
+    color = theme.STATUS_COLORS[status]
+    bar = Rectangle((box.left, low), 7, box.height, transform=_pixels(figure), facecolor=color, zorder=-1)
     figure.add_artist(bar)
     bar.set_clip_path(card)
     for i, line in enumerate(lines):

@@ -30,7 +30,7 @@ __all__ = [
     "FAMILY",
     "MIN_SIZE",
     "PALETTE",
-    "arm_colours",
+    "arm_colors",
     "band",
     "contrast",
     "dots_with_interval",
@@ -68,7 +68,7 @@ BODY = 13.3
 PANEL_TITLE = 15.2
 SLIDE_TITLE = 27.5
 
-# Okabe and Ito's colours (https://jfly.uni-koeln.de/color/), told apart with every common kind of colour vision;
+# Okabe and Ito's colors (https://jfly.uni-koeln.de/color/), told apart with every common kind of color vision;
 # their yellow is left out because it does not show on white.
 PALETTE: Mapping[str, str] = {
     "blue": "#0072B2",
@@ -79,9 +79,9 @@ PALETTE: Mapping[str, str] = {
     "sky": "#56B4E9",
     "black": "#2B3641",
 }
-GREYS = ("#7C8791", "#A5AEB6", "#5E6973", "#C0C7CD")
+GRAYS = ("#7C8791", "#A5AEB6", "#5E6973", "#C0C7CD")
 
-STATUS_COLOURS: Mapping[str, str] = {
+STATUS_COLORS: Mapping[str, str] = {
     "supported": "#0B7A4B",
     "contradicted": "#B5390A",
     "inconclusive": "#866200",
@@ -199,48 +199,48 @@ def style() -> Iterator[None]:
         log.removeFilter(quiet)
 
 
-# --- colour -----------------------------------------------------------------------------------------------------------
+# --- color -----------------------------------------------------------------------------------------------------------
 
 
-def arm_colours(names: Sequence[str], *, muted: Sequence[str] = ()) -> dict[str, str]:
-    """Colours of a study's arms: call it once a slide and hand the result to every panel.
+def arm_colors(names: Sequence[str], *, muted: Sequence[str] = ()) -> dict[str, str]:
+    """Colors of a study's arms: call it once a slide and hand the result to every panel.
 
     Parameters
     ----------
     names
-        The arms in order of importance; the n-th gets the palette's n-th colour. At most seven.
+        The arms in order of importance; the n-th gets the palette's n-th color. At most seven.
     muted
-        Arms that are context only (peers, chance, earlier variants): greys. At most four.
+        Arms that are context only (peers, chance, earlier variants): grays. At most four.
 
     Raises
     ------
     InvalidInput
-        If there are more arms than colours that can be told apart, or an arm is named twice.
+        If there are more arms than colors that can be told apart, or an arm is named twice.
 
     Examples
     --------
-    >>> arm_colours(["gln", "mlp"], muted=["chance"])
+    >>> arm_colors(["gln", "mlp"], muted=["chance"])
     {'gln': '#0072B2', 'mlp': '#D55E00', 'chance': '#7C8791'}
     """
     every = [*names, *muted]
     if len(set(every)) != len(every):
-        raise InvalidInput(f"arms {every} name one arm twice; give each arm once so that it has one colour.")
-    if len(names) > len(PALETTE) or len(muted) > len(GREYS):
+        raise InvalidInput(f"arms {every} name one arm twice; give each arm once so that it has one color.")
+    if len(names) > len(PALETTE) or len(muted) > len(GRAYS):
         raise InvalidInput(
-            f"{len(names)} arms and {len(muted)} muted arms cannot be told apart by colour; "
-            f"use at most {len(PALETTE)} and {len(GREYS)}, or draw some in panels of their own."
+            f"{len(names)} arms and {len(muted)} muted arms cannot be told apart by color; "
+            f"use at most {len(PALETTE)} and {len(GRAYS)}, or draw some in panels of their own."
         )
-    return dict(zip(names, PALETTE.values(), strict=False)) | dict(zip(muted, GREYS, strict=False))
+    return dict(zip(names, PALETTE.values(), strict=False)) | dict(zip(muted, GRAYS, strict=False))
 
 
-def _luminance(colour: str) -> float:
-    c = np.asarray(to_rgb(colour))
+def _luminance(color: str) -> float:
+    c = np.asarray(to_rgb(color))
     linear = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
     return float(linear @ (0.2126, 0.7152, 0.0722))
 
 
 def contrast(a: str, b: str = CARD) -> float:
-    """WCAG contrast ratio of two colours, from 1 to 21.
+    """WCAG contrast ratio of two colors, from 1 to 21.
 
     Examples
     --------
@@ -251,15 +251,15 @@ def contrast(a: str, b: str = CARD) -> float:
     return (hi + 0.05) / (lo + 0.05)
 
 
-def ink(colour: str, ground: str = CARD) -> str:
-    """The colour, darkened until text in it can be read on the ground (contrast at least 4.5).
+def ink(color: str, ground: str = CARD) -> str:
+    """The color, darkened until text in it can be read on the ground (contrast at least 4.5).
 
     Examples
     --------
     >>> contrast(ink(PALETTE["orange"])) >= 4.5
     True
     """
-    rgb = np.asarray(to_rgb(colour))
+    rgb = np.asarray(to_rgb(color))
     for keep in np.linspace(1.0, 0.0, 41):
         dark = to_hex(tuple(rgb * keep))
         if contrast(dark, ground) >= 4.5:
@@ -267,15 +267,15 @@ def ink(colour: str, ground: str = CARD) -> str:
     return INK
 
 
-def tint(colour: str, strength: float = 0.18) -> str:
-    """The colour mixed with white; opaque, so that it prints and overlaps well."""
-    return to_hex(tuple(1 - strength * (1 - np.asarray(to_rgb(colour)))))
+def tint(color: str, strength: float = 0.18) -> str:
+    """The color mixed with white; opaque, so that it prints and overlaps well."""
+    return to_hex(tuple(1 - strength * (1 - np.asarray(to_rgb(color)))))
 
 
-def sequential(colour: str = PALETTE["blue"]) -> LinearSegmentedColormap:
-    """Colour map from near white through the colour to a dark shade of it."""
-    dark = to_hex(tuple(np.asarray(to_rgb(colour)) * 0.62))
-    return LinearSegmentedColormap.from_list("collage", [tint(colour, 0.07), tint(colour, 0.55), colour, dark])
+def sequential(color: str = PALETTE["blue"]) -> LinearSegmentedColormap:
+    """Color map from near white through the color to a dark shade of it."""
+    dark = to_hex(tuple(np.asarray(to_rgb(color)) * 0.62))
+    return LinearSegmentedColormap.from_list("collage", [tint(color, 0.07), tint(color, 0.55), color, dark])
 
 
 # --- axes -------------------------------------------------------------------------------------------------------------
@@ -297,12 +297,10 @@ def tidy(ax: Axes, *, grid: str = "", ticks: int = 5) -> Axes:
 
 
 def band(
-    ax: Axes, x: npt.ArrayLike, lo: npt.ArrayLike, hi: npt.ArrayLike, colour: str, *, strength: float = 0.17
+    ax: Axes, x: npt.ArrayLike, lo: npt.ArrayLike, hi: npt.ArrayLike, color: str, *, strength: float = 0.17
 ) -> None:
     """Interval around a line, between ``lo`` and ``hi`` over ``x``, all of shape (n,)."""
-    ax.fill_between(
-        np.asarray(x), np.asarray(lo), np.asarray(hi), color=colour, alpha=strength, linewidth=0, zorder=1.5
-    )
+    ax.fill_between(np.asarray(x), np.asarray(lo), np.asarray(hi), color=color, alpha=strength, linewidth=0, zorder=1.5)
 
 
 def dots_with_interval(
@@ -311,7 +309,7 @@ def dots_with_interval(
     estimates: npt.ArrayLike,
     lo: npt.ArrayLike,
     hi: npt.ArrayLike,
-    colour: str,
+    color: str,
     *,
     seeds: Sequence[npt.ArrayLike] = (),
     horizontal: bool = False,
@@ -328,7 +326,7 @@ def dots_with_interval(
     horizontal
         Values along x (positions along y).
     hollow
-        White dots with a coloured edge, e.g. for a second group of the same arm.
+        White dots with a colored edge, e.g. for a second group of the same arm.
     """
     p, m, a, b = (np.atleast_1d(np.asarray(v, dtype=float)) for v in (positions, estimates, lo, hi))
     if not p.shape == m.shape == a.shape == b.shape:
@@ -340,14 +338,14 @@ def dots_with_interval(
         v = np.asarray(values, dtype=float).ravel()
         side = where + 0.11 * step * np.linspace(-1, 1, len(v)) if len(v) > 1 else np.full(len(v), where)
         xy = (v, side) if horizontal else (side, v)
-        ax.plot(*xy, "o", color=colour, alpha=0.35, markersize=4.5, markeredgewidth=0, zorder=2)
+        ax.plot(*xy, "o", color=color, alpha=0.35, markersize=4.5, markeredgewidth=0, zorder=2)
     draw_interval = ax.hlines if horizontal else ax.vlines
-    draw_interval(p, a, b, colors=colour, linewidth=2.6, zorder=2.5, capstyle="round")
-    face = CARD if hollow else colour
+    draw_interval(p, a, b, colors=color, linewidth=2.6, zorder=2.5, capstyle="round")
+    face = CARD if hollow else color
     ax.plot(
         *((m, p) if horizontal else (p, m)),
         "o",
-        color=colour,
+        color=color,
         markerfacecolor=face,
         markersize=8,
         zorder=3,
@@ -359,7 +357,7 @@ def lollipops(
     ax: Axes,
     names: Sequence[str],
     values: Sequence[float],
-    colours: Sequence[str] | str,
+    colors: Sequence[str] | str,
     *,
     text: Sequence[str] | str = "{:,.3g}",
     log: bool = False,
@@ -369,7 +367,7 @@ def lollipops(
     if log and not np.all(v > 0):
         raise InvalidInput("a logarithmic scale needs positive values; leave log=False or drop the others.")
     y = np.arange(len(v))[::-1]
-    shades = [colours] * len(v) if isinstance(colours, str) else list(colours)
+    shades = [colors] * len(v) if isinstance(colors, str) else list(colors)
     words = [text.format(value) for value in v] if isinstance(text, str) else list(text)
     left = float(v.min()) / 3 if log else min(0.0, float(v.min()))
     if log:
@@ -391,20 +389,20 @@ def lollipops(
 def heatmap(
     ax: Axes,
     matrix: npt.ArrayLike,
-    colour: str = PALETTE["blue"],
+    color: str = PALETTE["blue"],
     *,
     text: str = "",
     limits: tuple[float, float] | None = None,
     labels: tuple[Sequence[str], Sequence[str]] | None = None,
 ) -> None:
-    """Matrix of shape (rows, columns) as coloured cells with white gaps; missing (NaN) cells stay empty.
+    """Matrix of shape (rows, columns) as colored cells with white gaps; missing (NaN) cells stay empty.
 
     Parameters
     ----------
     text
         A format such as ``"{:.0f}"`` prints each value in its cell, light or dark, whichever reads better.
     limits
-        Values at the two ends of the colour map; by default those of the matrix.
+        Values at the two ends of the color map; by default those of the matrix.
     labels
         Names of the rows and of the columns.
     """
@@ -412,8 +410,8 @@ def heatmap(
     if m.ndim != 2:
         raise InvalidInput(f"a heat map needs a matrix of shape (rows, columns), not an array of shape {m.shape}.")
     lo, hi = limits or (float(np.nanmin(m)), float(np.nanmax(m)))
-    colours = sequential(colour)
-    ax.imshow(np.ma.masked_invalid(m), cmap=colours, vmin=lo, vmax=hi, aspect="auto")
+    colors = sequential(color)
+    ax.imshow(np.ma.masked_invalid(m), cmap=colors, vmin=lo, vmax=hi, aspect="auto")
     rows, columns = m.shape
     if max(rows, columns) <= 24:  # gaps between finer cells would hide them
         ax.hlines(np.arange(rows + 1) - 0.5, -0.5, columns - 0.5, colors=CARD, linewidth=1.8)
@@ -426,15 +424,15 @@ def heatmap(
     if text:
         for (i, j), value in np.ndenumerate(m):
             if np.isfinite(value):
-                ground = to_hex(colours((value - lo) / ((hi - lo) or 1.0)))
+                ground = to_hex(colors((value - lo) / ((hi - lo) or 1.0)))
                 shade = CARD if contrast(CARD, ground) >= contrast(INK, ground) else INK
                 ax.text(j, i, text.format(value), ha="center", va="center", color=shade)
 
 
-def reference_line(ax: Axes, y: float, text: str, colour: str = GREYS[2], *, vertical: bool = False) -> None:
+def reference_line(ax: Axes, y: float, text: str, color: str = GRAYS[2], *, vertical: bool = False) -> None:
     """Dashed line at a value that others are compared with, named at its end."""
     if vertical:
-        ax.axvline(y, color=colour, linewidth=1.6, linestyle=(0, (4, 3)), zorder=1.2)
+        ax.axvline(y, color=color, linewidth=1.6, linestyle=(0, (4, 3)), zorder=1.2)
         ax.annotate(
             text,
             (y, 1),
@@ -443,10 +441,10 @@ def reference_line(ax: Axes, y: float, text: str, colour: str = GREYS[2], *, ver
             textcoords="offset points",
             ha="center",
             va="bottom",
-            color=ink(colour),
+            color=ink(color),
         )
         return
-    ax.axhline(y, color=colour, linewidth=1.6, linestyle=(0, (4, 3)), zorder=1.2)
+    ax.axhline(y, color=color, linewidth=1.6, linestyle=(0, (4, 3)), zorder=1.2)
     label = ax.annotate(
         text,
         (1, y),
@@ -454,7 +452,7 @@ def reference_line(ax: Axes, y: float, text: str, colour: str = GREYS[2], *, ver
         xycoords=("axes fraction", "data"),
         textcoords="offset points",
         va="center",
-        color=ink(colour),
+        color=ink(color),
     )
     label.set_gid("line-end")
 
@@ -462,7 +460,7 @@ def reference_line(ax: Axes, y: float, text: str, colour: str = GREYS[2], *, ver
 # --- direct labels ----------------------------------------------------------------------------------------------------
 
 
-def label_line_end(ax: Axes, x: float, y: float, text: str, colour: str, *, weight: str = "semibold") -> Annotation:
+def label_line_end(ax: Axes, x: float, y: float, text: str, color: str, *, weight: str = "semibold") -> Annotation:
     """Name a line at its right end; labels of the same axes are kept apart when the slide is laid out.
 
     Outside a slide, call :func:`spread_labels` once the figure's size and the axis limits are final.
@@ -474,7 +472,7 @@ def label_line_end(ax: Axes, x: float, y: float, text: str, colour: str, *, weig
         textcoords="offset points",
         va="center",
         ha="left",
-        color=ink(colour),
+        color=ink(color),
         weight=weight,
         annotation_clip=False,
     )
@@ -502,20 +500,20 @@ def spread_labels(ax: Axes, gap: float = 1.0) -> None:
             mine.append(i)
     for group in groups:
         group.sort(key=lambda i: boxes[i].y0 + boxes[i].y1)
-        centres = np.array([(boxes[i].y0 + boxes[i].y1) / 2 for i in group])
+        centers = np.array([(boxes[i].y0 + boxes[i].y1) / 2 for i in group])
         heights = np.array([boxes[i].height * 0.86 + gap * scale for i in group])  # line boxes are taller than letters
-        for i, shift in zip(group, _apart(centres, heights) - centres, strict=True):
+        for i, shift in zip(group, _apart(centers, heights) - centers, strict=True):
             labels[i].xyann = (labels[i].xyann[0], shift / scale)
 
 
-def _apart(centres: npt.NDArray[np.float64], heights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Least-squares positions, in the given order, at least half the sum of two neighbours' heights apart.
+def _apart(centers: npt.NDArray[np.float64], heights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Least-squares positions, in the given order, at least half the sum of two neighbors' heights apart.
 
-    With the needed distances taken off, this is isotonic regression: pool neighbours that violate the order.
+    With the needed distances taken off, this is isotonic regression: pool neighbors that violate the order.
     """
     offsets = np.concatenate([[0.0], np.cumsum((heights[1:] + heights[:-1]) / 2)])
     pools: list[list[float]] = []  # mean, size
-    for value in centres - offsets:
+    for value in centers - offsets:
         pools.append([float(value), 1.0])
         while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
             (m1, n1), (m2, n2) = pools[-2:]

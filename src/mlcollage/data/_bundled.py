@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlcollage.data import tables
-from mlcollage.data._labelled import LabelledTensors, check_options, whole_number
+from mlcollage.data._labeled import LabeledTensors, check_options, whole_number
 from mlcollage.data.glyphs import PRESETS, GlyphWorld
 from mlcollage.data.workload import Workload
 from mlcollage.errors import InvalidInput
 
-__all__ = ["NAMES", "knows", "load", "standardise"]
+__all__ = ["NAMES", "knows", "load", "standardize"]
 
 _TABLES = tuple(name for name, info in tables.TABLES.items() if info.task == "classification" and name != "digits")
 NAMES = ("digits", "fashion_mnist", "glyphs", *(f"glyphs:{name}" for name in PRESETS), "mnist1d", *_TABLES)
@@ -48,11 +48,11 @@ def load(name: str, options: Mapping[str, str]) -> Workload:
         return _workload(name, parts, (40,), [str(k) for k in range(10)])
     info = tables.TABLES[name]
     raw, labels, raw_test, test_labels = tables.load(name)
-    train, test = standardise(raw, raw_test)
+    train, test = standardize(raw, raw_test)
     return _workload(name, (train, labels, test, test_labels), (info.features,), info.classes)
 
 
-def standardise(train: NDArray, test: NDArray) -> tuple[NDArray, NDArray]:
+def standardize(train: NDArray, test: NDArray) -> tuple[NDArray, NDArray]:
     """Columns of mean 0 and standard deviation 1 over the training rows; constant columns become 0."""
     mean, std = train.mean(axis=0), train.std(axis=0)
     std = np.where(std > 1e-12 * np.maximum(1, np.abs(mean)), std, 1.0)
@@ -63,8 +63,8 @@ def _workload(
     name: str, parts: tuple[NDArray, NDArray, NDArray, NDArray], shape: tuple[int, ...], classes: Any
 ) -> Workload:
     x, y, xt, yt = parts
-    train = LabelledTensors(x.reshape(-1, *shape), y, classes)
-    return Workload(train, LabelledTensors(xt.reshape(-1, *shape), yt, classes), len(classes), name=name)
+    train = LabeledTensors(x.reshape(-1, *shape), y, classes)
+    return Workload(train, LabeledTensors(xt.reshape(-1, *shape), yt, classes), len(classes), name=name)
 
 
 def _glyphs(name: str, options: Mapping[str, str]) -> Workload:

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mlcollage.data._bundled import standardise
-from mlcollage.data._labelled import (
+from mlcollage.data._bundled import standardize
+from mlcollage.data._labeled import (
     SPLIT_NOTE,
-    LabelledTensors,
+    LabeledTensors,
     check_options,
     encode,
     encode_as,
@@ -88,7 +88,7 @@ def _npz(path: Path) -> Workload:
     else:
         rows, test_rows = split_rows(y, classes, str(path))
         X, y, X_test, y_test, note = X[rows], y[rows], X[test_rows], y[test_rows], SPLIT_NOTE
-    train, test = LabelledTensors(X, y, classes), LabelledTensors(X_test, y_test, classes)
+    train, test = LabeledTensors(X, y, classes), LabeledTensors(X_test, y_test, classes)
     return Workload(train, test, len(classes), name=path.name + note, fingerprint=file_hash(path))
 
 
@@ -168,10 +168,10 @@ def from_table(table: pd.DataFrame, test: pd.DataFrame | None, options: Mapping[
             raise InvalidInput(f"the test table of {where} is empty.")
     train, held_out = X[rows], X[test_rows]
     if options.get("scale") != "none":
-        train, held_out = standardise(train, held_out)
+        train, held_out = standardize(train, held_out)
     return Workload(
-        LabelledTensors(train, y, classes),
-        LabelledTensors(held_out, y_test, classes),
+        LabeledTensors(train, y, classes),
+        LabeledTensors(held_out, y_test, classes),
         len(classes),
         name=SPLIT_NOTE if test is None else "",
     )

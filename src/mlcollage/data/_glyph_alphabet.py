@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from mlcollage.errors import InvalidInput
 
-__all__ = ["MAX_SEGMENTS", "MAX_VERTICES", "Alphabet", "ink_centre", "make_alphabet", "raster"]
+__all__ = ["MAX_SEGMENTS", "MAX_VERTICES", "Alphabet", "ink_center", "make_alphabet", "raster"]
 
 MAX_SEGMENTS = 5
 MAX_VERTICES = 2 * MAX_SEGMENTS
@@ -27,7 +27,7 @@ class Alphabet:
     Attributes
     ----------
     vertices
-        ``(k, 10, 2)``, centred on the centre of mass of the ink and scaled to ``max |x| = 1``.
+        ``(k, 10, 2)``, centered on the center of mass of the ink and scaled to ``max |x| = 1``.
     segments
         ``(k, 5, 2)`` vertex numbers of both ends; the last segment fills unused places.
     lengths
@@ -65,8 +65,8 @@ def raster(vertices: Array, segments: NDArray[np.int64], *, turn: float = 0.0) -
     return ink / np.linalg.norm(ink)
 
 
-def ink_centre(vertices: Array, segments: NDArray[np.int64]) -> Array:
-    """Centre of mass of the drawn strokes (half-width 0.12); where strokes cross, ink counts once."""
+def ink_center(vertices: Array, segments: NDArray[np.int64]) -> Array:
+    """Center of mass of the drawn strokes (half-width 0.12); where strokes cross, ink counts once."""
     pixels = _grid(41, 1.2 * float(np.abs(vertices).max()))
     drawn = _squared_distance(vertices, segments, pixels) < (0.12 * np.abs(vertices).max()) ** 2
     return pixels[drawn].mean(axis=0)
@@ -120,7 +120,7 @@ def make_alphabet(num_classes: int, *, seed: int, rotation: float = 0.0) -> Alph
         vertices, segments = _walk(rng)
         nearest = _likeness(vertices, segments, pictures, turns[len(turns) // 2 :][:1], bound)
         if nearest <= bound:  # the slow part, for the few that may stay: no class is told by where its ink is
-            vertices = vertices - ink_centre(vertices, segments)
+            vertices = vertices - ink_center(vertices, segments)
             vertices /= np.abs(vertices).max()
             nearest = _likeness(vertices, segments, pictures, turns, bound)
         if nearest > bound:

@@ -56,8 +56,8 @@ def draw_block(world: GlyphWorld, split: str, seed: int, block: int) -> Latents:
     latents["field"] = (world.background * normal(3, FIELD, FIELD))[:, : world.channels].contiguous()
     latents |= _occluders(world, uniform(4, 4), uniform(4, 3))
     strokes = _strokes(world, latents, bend, tremor)
-    clutter, colour, count = _clutter(world, latents["foreground"], uniform(5), uniform(world.clutter, 4))
-    latents |= {"clutter_colour": colour, "clutter_count": count}
+    clutter, color, count = _clutter(world, latents["foreground"], uniform(5), uniform(world.clutter, 4))
+    latents |= {"clutter_color": color, "clutter_count": count}
     half_width = (latents["width"] * latents["scale"])[:, None]
     latents["half_width"] = half_width
     latents["strokes"] = _segment_terms(strokes)
@@ -87,13 +87,13 @@ def _labels(world: GlyphWorld, u: Tensor) -> Latents:
 
 
 def _appearance(world: GlyphWorld, cue: Tensor, direction: Tensor, background: Tensor, u: Tensor) -> Latents:
-    """Colours and texture. The stroke's colour is the background's plus a random direction: no class in it."""
+    """Colors and texture. The stroke's color is the background's plus a random direction: no class in it."""
     direction = direction[:, : world.channels]
     direction = direction / direction.norm(dim=1, keepdim=True).clamp(min=1e-6)
     background = background[:, : world.channels].contiguous()
     contrast = world.contrast[0] + (world.contrast[1] - world.contrast[0]) * u[:, 0]
     foreground = (background + contrast[:, None] * direction).clamp(0, 1)
-    if world.spurious and world.spurious_cue == "colour":
+    if world.spurious and world.spurious_cue == "color":
         foreground = _palette(world.num_classes)[cue]
     cycles = 1.0 + 2.0 * u[:, 1]  # per half-frame
     angle = 2 * math.pi * u[:, 2]
@@ -107,18 +107,18 @@ def _appearance(world: GlyphWorld, cue: Tensor, direction: Tensor, background: T
 
 
 def _palette(classes: int) -> Tensor:
-    """``(classes, 3)`` saturated colours, evenly spaced in hue."""
+    """``(classes, 3)`` saturated colors, evenly spaced in hue."""
     phase = torch.arange(classes) / classes
     return (0.5 + 0.5 * torch.cos(2 * math.pi * (phase[:, None] - torch.tensor([0.0, 1 / 3, 2 / 3])))).float()
 
 
-def _occluders(world: GlyphWorld, box: Tensor, colour: Tensor) -> Latents:
+def _occluders(world: GlyphWorld, box: Tensor, color: Tensor) -> Latents:
     """Up to four rectangles that hide what is below them: (left, top, right, bottom)."""
-    centre, half = 1.6 * box[..., :2] - 0.8, 0.15 + 0.2 * box[..., 2:]
-    edges = torch.cat([centre - half, centre + half], dim=-1)
+    center, half = 1.6 * box[..., :2] - 0.8, 0.15 + 0.2 * box[..., 2:]
+    edges = torch.cat([center - half, center + half], dim=-1)
     return {
         "occluder": edges[:, : world.occluders].contiguous(),
-        "occluder_colour": colour[:, : world.occluders, : world.channels].contiguous(),
+        "occluder_color": color[:, : world.occluders, : world.channels].contiguous(),
     }
 
 
@@ -137,39 +137,39 @@ def _strokes(world: GlyphWorld, latents: Latents, bend: Tensor, tremor: Tensor) 
     x = x + latents["shear"][:, None] * y
     cos, sin = latents["rotation"].cos()[:, None], latents["rotation"].sin()[:, None]
     points = torch.stack([cos * x - sin * y, sin * x + cos * y], dim=-1)
-    centre = latents["shift"]
+    center = latents["shift"]
     if world.spurious and world.spurious_cue == "position":
         turn = 2 * math.pi * latents["cue"] / world.num_classes
-        centre = 0.3 * centre + 0.35 * torch.stack([turn.cos(), turn.sin()], dim=-1)
-    latents["centre"] = centre
-    points = _EXTENT * latents["scale"][:, None, None] * points + centre[:, None]
+        center = 0.3 * center + 0.35 * torch.stack([turn.cos(), turn.sin()], dim=-1)
+    latents["center"] = center
+    points = _EXTENT * latents["scale"][:, None, None] * points + center[:, None]
     ends = world.alphabet_segments[label].reshape(BLOCK, 2 * MAX_SEGMENTS, 1).expand(-1, -1, 2)
     return points.gather(1, ends).reshape(BLOCK, MAX_SEGMENTS, 2, 2)
 
 
 def _clutter(world: GlyphWorld, foreground: Tensor, u: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """End points of 0 to ``clutter`` stray strokes, and their colour: between the glyph's and a random one."""
-    centre, angle = 2 * place[..., :2] - 1, math.pi * place[..., 2]
+    """End points of 0 to ``clutter`` stray strokes, and their color: between the glyph's and a random one."""
+    center, angle = 2 * place[..., :2] - 1, math.pi * place[..., 2]
     half = (0.15 + 0.3 * place[..., 3])[..., None] * torch.stack([angle.cos(), angle.sin()], dim=-1)
     count = (u[:, 0] * (world.clutter + 1)).long().clamp(max=world.clutter)
     absent = torch.arange(world.clutter) >= count[:, None]
-    centre = torch.where(absent[..., None], _OUTSIDE, centre)
-    colour = foreground + u[:, 4:] * (u[:, 1 : 1 + world.channels] - foreground)
-    return torch.stack([centre - half, centre + half], dim=2), colour, count
+    center = torch.where(absent[..., None], _OUTSIDE, center)
+    color = foreground + u[:, 4:] * (u[:, 1 : 1 + world.channels] - foreground)
+    return torch.stack([center - half, center + half], dim=2), color, count
 
 
 def _segment_terms(ends: Tensor) -> Tensor:
-    r"""What the rasteriser needs of each stroke from ``a`` to ``b``: ``(1024, S, 7)``.
+    r"""What the rasterizer needs of each stroke from ``a`` to ``b``: ``(1024, S, 7)``.
 
     With ``c`` the middle, ``h`` half the length, ``u`` the direction and ``n`` the normal, the distance of a pixel
     ``p`` from the stroke is :math:`d^2 = (n \cdot (p - c))^2 + h^2 \max(|u \cdot (p - c)| / h - 1, 0)^2`. Columns:
     ``n_x, n_y, -n \cdot c, u_x / h, u_y / h, -u \cdot c / h, h^2``.
     """
     start, end = ends[:, :, 0], ends[:, :, 1]
-    centre, step = (start + end) / 2, (end - start) / 2
+    center, step = (start + end) / 2, (end - start) / 2
     half = step.norm(dim=-1, keepdim=True).clamp(min=1e-3)
     u = step / half
     n = torch.stack([-u[..., 1], u[..., 0]], dim=-1)
-    offset = -(n * centre).sum(-1, keepdim=True)
-    along = -(u * centre).sum(-1, keepdim=True) / half
+    offset = -(n * center).sum(-1, keepdim=True)
+    along = -(u * center).sum(-1, keepdim=True) / half
     return torch.cat([n, offset, u / half, along, half**2], dim=-1)

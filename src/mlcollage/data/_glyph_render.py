@@ -1,8 +1,8 @@
-"""The rasteriser of :class:`~mlcollage.data.glyphs.GlyphWorld`.
+"""The rasterizer of :class:`~mlcollage.data.glyphs.GlyphWorld`.
 
 Only additions, products, comparisons and square roots, each its own operation: IEEE 754 rounds every one of them
-the same way in a vectorised loop, in its scalar tail, on any number of threads and on any device. So an image has
-the same bits whichever batch it is drawn in. (A fused multiply-add, a GEMM or a vectorised ``exp`` would not.)
+the same way in a vectorized loop, in its scalar tail, on any number of threads and on any device. So an image has
+the same bits whichever batch it is drawn in. (A fused multiply-add, a GEMM or a vectorized ``exp`` would not.)
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ def render(latents: dict[str, Tensor], noise: Tensor) -> Tensor:
     """Images ``(n, channels, size, size)`` in [0, 1]; ``noise`` gives the size and is overwritten."""
     size = noise.shape[-1]
     line = _pixels(size, noise.device)
-    colour = latents["foreground"][..., None, None]
+    color = latents["foreground"][..., None, None]
     image = _background(latents, line)
     if latents["clutter"].shape[1]:
         mask = _ink(_squared_distance(latents["clutter"], line).amin(1), latents["half_width"], size)
-        image += (latents["clutter_colour"][..., None, None] - image) * mask[:, None]
+        image += (latents["clutter_color"][..., None, None] - image) * mask[:, None]
     mask = _ink(_squared_distance(latents["strokes"], line).amin(1), latents["half_width"], size)
-    image += (colour + _texture(latents, line)[:, None] - image) * mask[:, None]
+    image += (color + _texture(latents, line)[:, None] - image) * mask[:, None]
     for number in range(latents["occluder"].shape[1]):
         hidden = _inside(latents["occluder"][:, number], line)[:, None]
-        image = torch.where(hidden, latents["occluder_colour"][:, number, :, None, None], image)
+        image = torch.where(hidden, latents["occluder_color"][:, number, :, None, None], image)
     return noise.add_(image).clamp_(0, 1)
 
 
@@ -44,7 +44,7 @@ def part_mask(latents: dict[str, Tensor], size: int) -> Tensor:
 
 
 def _pixels(size: int, device: torch.device) -> Tensor:
-    """Centres of the pixels of a row, in [-1, 1]; made on the CPU so that every device has the same."""
+    """Centers of the pixels of a row, in [-1, 1]; made on the CPU so that every device has the same."""
     return ((2 * torch.arange(size) + 1) / size - 1).to(device)
 
 
@@ -69,7 +69,7 @@ def _ink(squared: Tensor, half_width: Tensor, size: int) -> Tensor:
 
 
 def _background(latents: dict[str, Tensor], line: Tensor) -> Tensor:
-    """A colour plus a bilinear interpolation of the 5 x 5 field."""
+    """A color plus a bilinear interpolation of the 5 x 5 field."""
     field = latents["field"]
     where = (line + 1) * ((field.shape[-1] - 1) / 2)
     low = where.floor().long()

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mlcollage.data._files import from_table
-from mlcollage.data._labelled import (
+from mlcollage.data._labeled import (
     SPLIT_NOTE,
     check_options,
     encode,

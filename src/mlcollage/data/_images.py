@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mlcollage.data._labelled import (
+from mlcollage.data._labeled import (
     SPLIT_NOTE,
     check_options,
     file_hash,
@@ -42,7 +42,7 @@ class ImageFolder(Dataset[tuple[Tensor, Tensor]]):
     size
         Cut and resize to squares of this size, or None to leave the images as they are.
     channels
-        1 (grey) or 3 (RGB).
+        1 (gray) or 3 (RGB).
     """
 
     def __init__(
@@ -122,7 +122,7 @@ def _scan(root: Path) -> tuple[list[Path], list[int], list[str]]:
 
 def _look(paths: Sequence[Path], size: int | None, like: Path | None = None) -> int:
     """Read the headers: every file must be an image, all of one size unless they are resized. Returns the channels."""
-    first, grey = None, True
+    first, gray = None, True
     for path in ([like] if like else []) + list(paths):
         try:
             with Image.open(path) as image:
@@ -135,8 +135,8 @@ def _look(paths: Sequence[Path], size: int | None, like: Path | None = None) -> 
                 f"images differ in size: {path} has {here[0]} x {here[1]} pixels, others {first[0]} x {first[1]}; "
                 "add ?size=32 (or another size) to the folder's name to resize them."
             )
-        grey = grey and (mode in ("1", "L") or mode.startswith("I"))
-    return 1 if grey else 3
+        gray = gray and (mode in ("1", "L") or mode.startswith("I"))
+    return 1 if gray else 3
 
 
 def _fingerprint(folder: Path, paths: Sequence[Path], options: str) -> str:

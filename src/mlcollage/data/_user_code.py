@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mlcollage.data._labelled import check_options, file_hash
+from mlcollage.data._labeled import check_options, file_hash
 from mlcollage.data.workload import Workload
 from mlcollage.errors import InvalidInput, MissingFile, UnknownName
 

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mlcollage.data._labelled import LabelledTensors, check_options, file_hash, whole_number
+from mlcollage.data._labeled import LabeledTensors, check_options, file_hash, whole_number
 from mlcollage.data.workload import Workload
 from mlcollage.errors import InvalidInput, MissingFile, UnknownName
 
-__all__ = ["CIFAR10_CLASSES", "MEAN", "SETS", "STD", "find", "load", "normalise", "read_bin", "workload"]
+__all__ = ["CIFAR10_CLASSES", "MEAN", "SETS", "STD", "find", "load", "normalize", "read_bin", "workload"]
 
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
@@ -29,7 +29,7 @@ CIFAR10_CLASSES = (
 
 MEAN = (0.49, 0.48, 0.44)
 STD = (0.2, 0.2, 0.2)
-"""Per channel, as Izmailov et al. (2021) normalise both sets; see :func:`normalise`."""
+"""Per channel, as Izmailov et al. (2021) normalize both sets; see :func:`normalize`."""
 
 _PIXELS = 3 * 32 * 32
 
@@ -160,7 +160,7 @@ def load(
     Returns
     -------
     X_train, y_train, X_test, y_test
-        ``(50000, 3, 32, 32)`` uint8, int64, ``(10000, 3, 32, 32)`` uint8, int64. :func:`normalise` makes inputs of
+        ``(50000, 3, 32, 32)`` uint8, int64, ``(10000, 3, 32, 32)`` uint8, int64. :func:`normalize` makes inputs of
         the bytes.
 
     Raises
@@ -211,7 +211,7 @@ def _folder(folder: str | Path | None, name: str) -> Path:
     raise MissingFile(f"{where} has no file {missing}; expected the unpacked binary version of {name}.")
 
 
-def normalise(images: NDArray) -> NDArray[np.float32]:
+def normalize(images: NDArray) -> NDArray[np.float32]:
     """Pixels as inputs: bytes over 255 (or numbers in [0, 1]), minus :data:`MEAN`, over :data:`STD`.
 
     Parameters
@@ -226,7 +226,7 @@ def normalise(images: NDArray) -> NDArray[np.float32]:
 
     Examples
     --------
-    >>> normalise(np.full((1, 3, 1, 1), 255, dtype=np.uint8)).astype(float).round(2).ravel().tolist()
+    >>> normalize(np.full((1, 3, 1, 1), 255, dtype=np.uint8)).astype(float).round(2).ravel().tolist()
     [2.55, 2.6, 2.8]
     """
     if images.ndim != 4 or images.shape[1] != 3:
@@ -268,7 +268,7 @@ def workload(name: str, place: str, options: Mapping[str, str]) -> Workload:
     where = _folder(place or None, name)
     classes = _classes(where, name, label)
     parts = [
-        LabelledTensors(np.divide(images[:count], 255, dtype=np.float32), targets[:count], classes)
+        LabeledTensors(np.divide(images[:count], 255, dtype=np.float32), targets[:count], classes)
         for images, targets, count in ((x, y, counts[0]), (xt, yt, counts[1]))
     ]
     files = [where / file for file in (*SETS[name].train, SETS[name].test)]

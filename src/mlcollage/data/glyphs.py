@@ -1,7 +1,7 @@
-"""GlyphWorld: endless labelled images whose every cause of variation is known and can be dialled.
+"""GlyphWorld: endless labeled images whose every cause of variation is known and can be dialled.
 
-A class is a *stroke skeleton*. Everything else (pose, warp, stroke width, colours, texture, clutter, noise) is drawn
-independently of the class, so neither colour nor position nor brightness gives the label away unless ``spurious``
+A class is a *stroke skeleton*. Everything else (pose, warp, stroke width, colors, texture, clutter, noise) is drawn
+independently of the class, so neither color nor position nor brightness gives the label away unless ``spurious``
 asks for it. Image ``i`` of a split is a function of the world's settings, its seed, the split and ``i`` alone.
 
 Examples
@@ -66,7 +66,7 @@ class GlyphWorld:
     size
         Height and width in pixels, 16 to 64.
     channels
-        1 (grey) or 3 (RGB).
+        1 (gray) or 3 (RGB).
     num_classes
         2 to 64. The classes of a small world are the first ones of a larger one.
     alphabet_seed
@@ -78,7 +78,7 @@ class GlyphWorld:
     rotation
         Largest rotation, degrees.
     shift
-        Largest shift of the centre in each direction.
+        Largest shift of the center in each direction.
     scale
         Smallest and largest scale.
     aspect
@@ -92,7 +92,7 @@ class GlyphWorld:
     clutter
         Largest number of stray strokes below the glyph (uniform from 0).
     contrast
-        Smallest and largest distance of the stroke's colour from the background's (Euclidean, before clipping).
+        Smallest and largest distance of the stroke's color from the background's (Euclidean, before clipping).
     texture
         Largest amplitude of the wave on the stroke.
     background
@@ -105,7 +105,7 @@ class GlyphWorld:
         0 for none; otherwise every image carries a cue that agrees with the label with this probability, and else
         with another class. ``1 / num_classes`` is a cue that says nothing: the fair test set of a biased world.
     spurious_cue
-        ``"colour"`` (of the stroke; needs ``channels=3``) or ``"position"`` (of the centre).
+        ``"color"`` (of the stroke; needs ``channels=3``) or ``"position"`` (of the center).
     label_noise
         Probability that a label is replaced by another class, uniformly, in every split.
     imbalance
@@ -155,7 +155,7 @@ class GlyphWorld:
     noise: float = 0.05
     occluders: int = 0
     spurious: float = 0.0
-    spurious_cue: Literal["colour", "position"] = "colour"
+    spurious_cue: Literal["color", "position"] = "color"
     label_noise: float = 0.0
     imbalance: float = 1.0
     shape: tuple[int, ...] = field(init=False, repr=False)
@@ -232,10 +232,10 @@ class GlyphWorld:
             Which finite set of the split.
         return_factors
             Also return what the images were made of: one row an image of ``true_label`` (before label noise),
-            ``rotation`` (radians), ``scale``, ``aspect``, ``shear``, ``centre``, ``width``, ``half_width``,
+            ``rotation`` (radians), ``scale``, ``aspect``, ``shear``, ``center``, ``width``, ``half_width``,
             ``contrast``, ``foreground``, ``background``, ``field``, ``texture``, ``wave`` (cycles per half-frame in x
-            and y, phase), ``clutter_count``, ``clutter_colour``, ``cue`` (-1 without ``spurious``), ``occluder`` (left,
-            top, right, bottom), ``occluder_colour``, and ``part_mask`` ``(n, size, size)``: 0 where no stroke is
+            and y, phase), ``clutter_count``, ``clutter_color``, ``cue`` (-1 without ``spurious``), ``occluder`` (left,
+            top, right, bottom), ``occluder_color``, and ``part_mask`` ``(n, size, size)``: 0 where no stroke is
             seen, else 1 + the stroke's number in the skeleton.
 
         Returns
@@ -306,7 +306,7 @@ class GlyphWorld:
         for name, least, most in (("size", 16, 64), ("num_classes", 2, 64), ("clutter", 0, 16), ("occluders", 0, 4)):
             _require(name, getattr(self, name), least, most, whole=True)
         if self.channels not in (1, 3):
-            raise InvalidInput(f"channels must be 1 (grey) or 3 (RGB); got {self.channels!r}.")
+            raise InvalidInput(f"channels must be 1 (gray) or 3 (RGB); got {self.channels!r}.")
         for name, high in (
             ("rotation", 180.0), ("shift", 1.0), ("aspect", 1.0), ("shear", 1.0), ("jitter", 0.5), ("texture", 1.0),
             ("background", 1.0), ("noise", 1.0), ("spurious", 1.0), ("label_noise", 1.0),
@@ -323,10 +323,10 @@ class GlyphWorld:
                 raise InvalidInput(f"{name} must be a pair (smallest, largest) above 0; got {pair!r}.")
         for name in ("seed", "alphabet_seed"):
             _require(name, getattr(self, name), -(2**62), 2**62, whole=True)
-        if self.spurious_cue not in ("colour", "position"):
-            raise InvalidInput(f"spurious_cue must be 'colour' or 'position'; got {self.spurious_cue!r}.")
-        if self.spurious and self.spurious_cue == "colour" and self.channels == 1:
-            raise InvalidInput("a colour cue needs channels=3; for grey images use spurious_cue='position'.")
+        if self.spurious_cue not in ("color", "position"):
+            raise InvalidInput(f"spurious_cue must be 'color' or 'position'; got {self.spurious_cue!r}.")
+        if self.spurious and self.spurious_cue == "color" and self.channels == 1:
+            raise InvalidInput("a color cue needs channels=3; for gray images use spurious_cue='position'.")
 
 
 class GlyphDataset(Dataset[tuple[Tensor, Tensor]]):

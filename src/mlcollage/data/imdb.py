@@ -40,7 +40,7 @@ class IMDB(NamedTuple):
     Attributes
     ----------
     X_train, y_train, X_valid, y_valid, X_test, y_test
-        int64; the labelled training reviews are split at random into those trained on and those for validation.
+        int64; the labeled training reviews are split at random into those trained on and those for validation.
     vocabulary
         Words by number, from :data:`OFFSET` on; empty if the source does not say.
     """
@@ -112,7 +112,7 @@ def load(
     length
         Numbers a review.
     train
-        Reviews to train on; the other labelled ones of the training part are for validation.
+        Reviews to train on; the other labeled ones of the training part are for validation.
     seed
         Of the random split.
 

@@ -36,8 +36,8 @@ TEMPLATES = (
 """The ten digits, twelve points each."""
 
 MEAN, STD = -0.0055075064312771795, 0.15467803420593054
-"""Mean and standard deviation of the reference set (5,000 signals of seed 42) before it is standardised. The stream
-is standardised with these constants: a stream has no set of its own to take them from."""
+"""Mean and standard deviation of the reference set (5,000 signals of seed 42) before it is standardized. The stream
+is standardized with these constants: a stream has no set of its own to take them from."""
 
 _PADDING, _LENGTH, _FINAL = (36, 60), 72, 40
 _CACHED_BLOCKS = 128  # 160 kB each
@@ -97,7 +97,7 @@ def reference(
     shear_scale
         Slopes vary by this much in all, around 0.
     shuffle_seq
-        Permute the positions, the same way in all signals: what is left for a CNN without neighbourhoods.
+        Permute the positions, the same way in all signals: what is left for a CNN without neighborhoods.
     final_seq_length
         Points per signal at the end.
 
@@ -187,7 +187,7 @@ class MNIST1D:
     """Endless MNIST-1D; implements :class:`~mlcollage.data.world.DataWorld`.
 
     The distribution of :func:`reference` at its defaults, with three differences: labels are drawn instead of
-    balanced, numbers are float32, and the standardisation uses the constants :data:`MEAN` and :data:`STD`.
+    balanced, numbers are float32, and the standardization uses the constants :data:`MEAN` and :data:`STD`.
 
     Parameters
     ----------

@@ -38,7 +38,7 @@ TABLES: dict[str, TableInfo] = {
     "breast_cancer": TableInfo("classification", 569, 30, ("malignant", "benign"), "cell nuclei of breast masses"),
     "wine": TableInfo("classification", 178, 13, ("class_0", "class_1", "class_2"), "chemistry of three wines"),
     "iris": TableInfo("classification", 150, 4, ("setosa", "versicolor", "virginica"), "Fisher's irises"),
-    "digits": TableInfo("classification", 1797, 64, tuple("0123456789"), "handwritten digits, 8 x 8 grey levels"),
+    "digits": TableInfo("classification", 1797, 64, tuple("0123456789"), "handwritten digits, 8 x 8 gray levels"),
     "diabetes": TableInfo("regression", 442, 10, (), "progression of diabetes after a year"),
     "friedman1": TableInfo("regression", 1000, 10, (), "Friedman's function of five of ten uniform features"),
     "noisy_sine": TableInfo("regression", 200, 1, (), "a sine with Gaussian noise of deviation 0.1"),

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mlcollage.data._images import ImageFolder, _fingerprint
-from mlcollage.data._labelled import check_options, whole_number
+from mlcollage.data._labeled import check_options, whole_number
 from mlcollage.data.workload import Workload
 from mlcollage.errors import InvalidInput, MissingFile
 
@@ -27,7 +27,7 @@ __all__ = ["MEAN", "STD", "find", "load", "workload"]
 
 MEAN = (0.480, 0.448, 0.397)
 STD = (0.276, 0.269, 0.282)
-"""Per channel, as Kunin et al. (2021) normalise the images."""
+"""Per channel, as Kunin et al. (2021) normalize the images."""
 
 _FOLDER = "tiny-imagenet-200"
 _IMAGES = {".jpeg", ".jpg", ".png"}

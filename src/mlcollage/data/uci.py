@@ -1,4 +1,4 @@
-"""UCI regression tables from the files one downloads: random splits, standardised by the training rows.
+"""UCI regression tables from the files one downloads: random splits, standardized by the training rows.
 
 The repository is at https://archive.ics.uci.edu. Text files are read as they come: with commas, semicolons or blanks,
 with or without a line of names. What comes as an Excel sheet (``concrete``, ``energy``, ``power``) is saved as CSV
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mlcollage.data._bundled import standardise
+from mlcollage.data._bundled import standardize
 from mlcollage.errors import InvalidInput, MissingFile, UnknownName
 
 __all__ = ["UCI", "UCIInfo", "UCISplit", "load"]
@@ -68,7 +68,7 @@ class UCISplit(NamedTuple):
         ``(rows, features)`` and ``(rows,)``, float64.
     y_mean, y_scale
         Of the training targets in their own units. Predictions go back by ``y_mean + y_scale * y``; to a
-        log-likelihood of standardised targets, subtract ``log(y_scale)`` for one in their units.
+        log-likelihood of standardized targets, subtract ``log(y_scale)`` for one in their units.
     """
 
     X_train: Floats
@@ -139,7 +139,7 @@ def load(
         raise InvalidInput(f"{path} has {len(y)} rows; a split takes at least three.")
     order = np.random.default_rng(seed).permutation(len(y))
     train, test = order[:n_train], order[n_train:]
-    X_train, X_test = standardise(X[train], X[test])
+    X_train, X_test = standardize(X[train], X[test])
     mean, scale = float(y[train].mean()), float(y[train].std())
     if scale <= 1e-12 * max(1.0, abs(mean)):
         raise InvalidInput(f"all training targets of {path} are {mean:g}; there is nothing to predict.")

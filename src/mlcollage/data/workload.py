@@ -68,7 +68,7 @@ def load_workload(spec: str) -> Workload:
             are divided by 255.
         ``table.csv``, ``table.parquet``
             The label is the last column, or ``?target=name``. A column ``split`` of ``train`` and ``test``, or
-            ``?test=other.csv``, gives the split. Numbers are standardised by the training rows (``?scale=none`` keeps
+            ``?test=other.csv``, gives the split. Numbers are standardized by the training rows (``?scale=none`` keeps
             them), words are one-hot encoded.
         a folder of images
             ``train/cat/1.png`` and ``test/cat/2.png``, or ``cat/1.png``. ``?size=32`` cuts and resizes to squares,

@@ -18,7 +18,7 @@ __all__ = ["Langevin"]
 
 
 class Langevin(Optimizer):
-    """An optimiser whose steps sample a tempered posterior from gradients of the mean loss of a minibatch."""
+    """An optimizer whose steps sample a tempered posterior from gradients of the mean loss of a minibatch."""
 
     def __init__(self, params: Iterable[Any], generator: Generator, **defaults: Any):
         super().__init__(params, defaults)
@@ -110,7 +110,7 @@ class Langevin(Optimizer):
             to.add_(noise if scale is None else noise.mul_(scale), alpha=math.sqrt(variance))
 
     def state_dict(self) -> dict[str, Any]:
-        """As of any optimiser, and the generator's state, so that a resumed chain repeats the uninterrupted one."""
+        """As of any optimizer, and the generator's state, so that a resumed chain repeats the uninterrupted one."""
         return {**super().state_dict(), "generator": self.generator.get_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

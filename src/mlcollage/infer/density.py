@@ -2,7 +2,7 @@ r"""A log-density over a batch of chains, its gradient, and where the chains sta
 
 Every sampler of this floor takes ``log_prob``, a function of positions ``(chains, dim)``. It returns either
 
-* a tensor ``(chains,)``: one log-density a chain, unnormalised; the gradient is then taken by one backward pass
+* a tensor ``(chains,)``: one log-density a chain, unnormalized; the gradient is then taken by one backward pass
   through the sum, which is exact since no chain enters another's density; or
 * a pair ``(log_prob, gradient)`` of shapes ``(chains,)`` and ``(chains, dim)``: a gradient by hand, which for small
   networks is faster than autograd. It is called without recording a graph. If the function is an object that also has

@@ -46,7 +46,7 @@ def _by_arviz(function: str, draws: Floats, **options: Any) -> Floats:
 
 
 def rhat(draws: Tensor | npt.ArrayLike, method: Literal["rank", "split", "folded"] = "rank") -> Floats:
-    """Potential scale reduction, rank-normalised and split by default; below 1.01 where chains agree.
+    """Potential scale reduction, rank-normalized and split by default; below 1.01 where chains agree.
 
     A. Vehtari et al., "Rank-normalization, folding, and localization", Bayesian Analysis 2021; computed by ArviZ.
 
@@ -136,7 +136,7 @@ class Streaming:
     r"""Means, split R-hat and effective sample size of draws that are not kept.
 
     Draws of each chain are summed up in batches of equal length :math:`b`; when there are ``batches`` of them,
-    neighbours are merged and :math:`b` doubles. With :math:`K` whole batches of :math:`C` chains, their means
+    neighbors are merged and :math:`b` doubles. With :math:`K` whole batches of :math:`C` chains, their means
     :math:`\bar y_{ck}` and the pooled variance :math:`\widehat V` of Gelman and Rubin,
 
     .. math::

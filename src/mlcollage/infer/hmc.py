@@ -9,7 +9,7 @@ takes L leapfrog steps
     p \leftarrow p + \frac{\epsilon}{2} \nabla \log \pi(q)/T
 
 and accepts where they end with probability :math:`\min(1, e^{-\Delta H})`; a rejected step repeats the old state.
-Neighbouring half-kicks are merged, so an iteration costs L gradients. R. M. Neal, "MCMC using Hamiltonian dynamics",
+Neighboring half-kicks are merged, so an iteration costs L gradients. R. M. Neal, "MCMC using Hamiltonian dynamics",
 2011; P. Izmailov et al., "What Are Bayesian Neural Network Posteriors Really Like?", ICML 2021, section 3.
 
 :func:`sample` does a whole run. :func:`build` (or :func:`init` and :func:`update`) gives one iteration over explicit
@@ -140,7 +140,7 @@ def leapfrog(
     drift = eps if mass is None else eps / mass
     p = torch.addcmul(momentum, eps, state.gradient, value=0.5)
     q = torch.addcmul(state.position, drift, p)
-    for _ in range(steps - 1):  # neighbouring half-kicks as one; in place from here on, and no values
+    for _ in range(steps - 1):  # neighboring half-kicks as one; in place from here on, and no values
         p.addcmul_(eps, density.gradient(q))
         q.addcmul_(drift, p)
     value, gradient = density(q)
@@ -321,7 +321,7 @@ def sample(
     temperature
         Samples ``log_prob / temperature``.
     metropolis_burn_in
-        If False, warm-up accepts every proposal of finite energy, as Izmailov et al. do to leave the initialisation.
+        If False, warm-up accepts every proposal of finite energy, as Izmailov et al. do to leave the initialization.
     pooled
         True: all chains sample one density, and step size and mass are learned from all of them. False: each chain
         has a density of its own (e.g. its own simulated data set) and learns for itself.

@@ -1,6 +1,6 @@
 r"""The No-U-Turn sampler: trajectories that end themselves, with chains as the leading dimension.
 
-Multinomial sampling along the trajectory, biased progressive sampling between doublings, and the generalised U-turn
+Multinomial sampling along the trajectory, biased progressive sampling between doublings, and the generalized U-turn
 criterion: with :math:`\rho = \sum p` over a stretch of the trajectory, the stretch has turned when
 
 .. math::
@@ -117,7 +117,7 @@ class _Trajectory:
         return ((a * velocity).sum(dim=1) <= 0) | ((b * velocity).sum(dim=1) <= 0)
 
     def joined(self, ends: tuple[Tensor, Tensor], middle: tuple[Tensor, Tensor], rho: tuple[Tensor, Tensor]) -> Tensor:
-        """Whether two neighbouring stretches have turned together, or one of them with the first point of the other."""
+        """Whether two neighboring stretches have turned together, or one of them with the first point of the other."""
         (a, b), (last, first), (rho_a, rho_b) = ends, middle, rho
         return (
             self.turning(a, b, rho_a + rho_b)

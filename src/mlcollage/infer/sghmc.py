@@ -142,7 +142,7 @@ class Cyclical(LRScheduler):
 
     .. math:: h = \frac{h_0}{2} \big( 1 + \cos(\pi k / n) \big)
 
-    and the temperature is 0 while :math:`k / n` is less than ``exploration``, the optimiser's own afterwards. R. Zhang,
+    and the temperature is 0 while :math:`k / n` is less than ``exploration``, the optimizer's own afterwards. R. Zhang,
     C. Li, J. Zhang, C. Chen and A. G. Wilson, "Cyclical Stochastic Gradient MCMC for Bayesian Deep Learning", ICLR
     2020, equation 1 and algorithm 1. With :class:`~mlcollage.infer.sgld.SGLD` it is cSGLD, with :class:`SGHMC` cSGHMC.
 
@@ -151,16 +151,16 @@ class Cyclical(LRScheduler):
     optimizer
         SGLD or SGHMC. Its ``lr`` is :math:`h_0`.
     cycle_length
-        n, steps of a cycle; call ``step()`` after each of the optimiser's.
+        n, steps of a cycle; call ``step()`` after each of the optimizer's.
     exploration
         Share of a cycle without noise, in [0, 1).
     last_epoch
-        As in torch. To resume, build optimiser and schedule anew, then load the state dicts of both.
+        As in torch. To resume, build optimizer and schedule anew, then load the state dicts of both.
 
     Raises
     ------
     InvalidInput
-        For another optimiser or settings out of range.
+        For another optimizer or settings out of range.
 
     Examples
     --------

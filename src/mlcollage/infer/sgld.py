@@ -1,4 +1,4 @@
-r"""Stochastic-gradient Langevin dynamics: an optimiser whose steps are draws.
+r"""Stochastic-gradient Langevin dynamics: an optimizer whose steps are draws.
 
 With N data, the mean loss :math:`\hat\ell(w)` of a minibatch, prior precision :math:`\lambda` and temperature T, the
 potential and its estimate are

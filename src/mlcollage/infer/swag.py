@@ -39,7 +39,7 @@ class SWAG:
     Moments are kept by Welford's recursion, which does not subtract large squares from each other; memory is
     (2 + K) times the parameters.
 
-    **Batch normalisation**: running statistics are no parameters. A draw carries those of the model seen last, which
+    **Batch normalization**: running statistics are no parameters. A draw carries those of the model seen last, which
     fit another network; load the draw and pass training data through it,
     ``torch.optim.swa_utils.update_bn(loader, model)``, before predicting. Networks without batch statistics need no
     such pass.
@@ -160,7 +160,7 @@ class SWAG:
         Returns
         -------
         dict
-            Parameters, and buffers as in the model seen last (see the note on batch normalisation).
+            Parameters, and buffers as in the model seen last (see the note on batch normalization).
 
         Raises
         ------

@@ -1,6 +1,6 @@
 r"""Mean-field Gaussian variational inference: the closest axis-aligned Gaussian to any log-density.
 
-With :math:`q(x) = \prod_j N(x_j; \mu_j, \sigma_j^2)` and :math:`x = \mu + \sigma \epsilon`, :func:`fit` maximises
+With :math:`q(x) = \prod_j N(x_j; \mu_j, \sigma_j^2)` and :math:`x = \mu + \sigma \epsilon`, :func:`fit` maximizes
 
 .. math:: \mathrm{ELBO}(\mu, \sigma) = E_\epsilon\Big[\frac{1}{T} \log p(\mu + \sigma \epsilon)\Big] + H(q), \qquad
     H(q) = \sum_j \log \sigma_j + \frac{d}{2} (1 + \log 2 \pi),
@@ -93,7 +93,7 @@ class MeanField:
 def elbo(
     log_prob: LogProb | LogDensity, mean: Tensor, log_sd: Tensor, *, draws: int = 16, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    r"""An unbiased estimate of the ELBO and of its gradients, for an optimisation loop of one's own.
+    r"""An unbiased estimate of the ELBO and of its gradients, for an optimization loop of one's own.
 
     .. math:: \nabla_\mu = E[g], \quad \nabla_{\log \sigma} = E[g \, \sigma \epsilon] + 1, \quad
         g = \nabla \log p(\mu + \sigma \epsilon) / T

@@ -33,7 +33,7 @@ class Status(enum.StrEnum):
 
     @property
     def mark(self) -> str:
-        """A sign that goes before the word, so that colour is never the only cue."""
+        """A sign that goes before the word, so that color is never the only cue."""
         return {"supported": "✓", "contradicted": "✗", "inconclusive": "≈", "untested": "○"}[self.value]
 
 
@@ -71,7 +71,7 @@ class Claim:
         ``trend`` (Page's ordered-alternatives test over the columns), ``exact`` (every seed must satisfy it;
         for statements that are true or false, such as an identity).
     paired
-        Whether rows pair the arms (same seed, data and initialisation).
+        Whether rows pair the arms (same seed, data and initialization).
     alpha
         One-sided error rate of a wrong "supported", before Holm's correction over the study.
     factor, unit

@@ -25,7 +25,7 @@ from mlcollage.lab.worker import main as worker_main
 __all__ = ["Engine", "Event", "LocalEngine", "get_engine"]
 
 # Imported once, before runs are forked: two seconds each run would otherwise spend. torch imports _dynamo with the
-# first optimiser. Importing them starts no Python thread and does not touch a GPU, so that forking afterwards is safe.
+# first optimizer. Importing them starts no Python thread and does not touch a GPU, so that forking afterwards is safe.
 # Studies are not among them: the server outlives an edit of a study in a notebook, and would go on with the old one.
 _PRELOADED = ("mlcollage.lab.worker", "torch", "torch._dynamo", "numba", "scipy.optimize", "scipy.stats", "sklearn.svm")
 

@@ -313,7 +313,7 @@ def _exact(found: _Finding, table: pd.DataFrame) -> None:
 
 
 def _badness(claim: Claim, values: Floats) -> Floats:
-    """How unfavourable each value is to the claim."""
+    """How unfavorable each value is to the claim."""
     if claim.direction == "within":
         return np.abs(values - claim.null)
     return values if claim.direction in ("less", "at_most") else -values

@@ -18,7 +18,7 @@ from mlcollage.errors import InvalidInput, UnknownName
 __all__ = ["ENTRY_POINTS", "IDEAS", "Paper", "find_paper", "papers"]
 
 ENTRY_POINTS = "mlcollage.papers"
-IDEAS = ("causal", "bootstrap", "regularise", "multilevel", "compute", "adaptive", "robust", "explore")
+IDEAS = ("causal", "bootstrap", "regularize", "multilevel", "compute", "adaptive", "robust", "explore")
 _PACKAGE = "mlcollage.papers"
 
 

@@ -276,7 +276,7 @@ def _embedding(tape: Tape, func: Callable, args: tuple[Any, ...], kwargs: dict[s
     return out
 
 
-def _norm(names: str, normalise: Callable[[Tensor, dict[str, Any]], Tensor], trailing: bool) -> Callable[..., Tensor]:
+def _norm(names: str, normalize: Callable[[Tensor, dict[str, Any]], Tensor], trailing: bool) -> Callable[..., Tensor]:
     def handle(tape: Tape, func: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         v = _bind(names, args, kwargs)
         a, weight, bias = v["input"], v.get("weight"), v.get("bias")
@@ -290,7 +290,7 @@ def _norm(names: str, normalise: Callable[[Tensor, dict[str, Any]], Tensor], tra
         a, unsure = rows
         unsure = unsure and a.ndim > kept + 1
         w = tape.tracked(weight)
-        use = Normed(w.param if w else None, unsure, a, lambda x: normalise(x, v), kept)
+        use = Normed(w.param if w else None, unsure, a, lambda x: normalize(x, v), kept)
         bias_use = Dense if trailing else _channel_bias
         _affine(tape, out, use, weight, bias, bias_use)
         return out
@@ -431,7 +431,7 @@ def _refuse_batch_statistics(func: Callable, args: tuple[Any, ...], kwargs: dict
         names = "input weight bias running_mean running_var training"
     if _bind(names, args, kwargs).get("training", False):
         raise InvalidInput(
-            "batch normalisation in training mode couples the examples of a batch, so that none has a gradient of its "
+            "batch normalization in training mode couples the examples of a batch, so that none has a gradient of its "
             "own: call model.eval() (or only its BatchNorm layers' .eval()) first, or use GroupNorm or LayerNorm."
         )
 

@@ -80,13 +80,13 @@ class Dense(Use):
 
 
 class Normed(Use):
-    """The scale of a normalisation layer: the gradient is the sum over positions of b times the normalised input."""
+    """The scale of a normalization layer: the gradient is the sum over positions of b times the normalized input."""
 
     def __init__(
-        self, param: nn.Parameter | None, unsure: bool, a: Tensor, normalise: Callable[[Tensor], Tensor], kept: int
+        self, param: nn.Parameter | None, unsure: bool, a: Tensor, normalize: Callable[[Tensor], Tensor], kept: int
     ) -> None:
         super().__init__(param, unsure)
-        self.a, self.normalise, self.kept = self.hold(a), normalise, kept
+        self.a, self.normalize, self.kept = self.hold(a), normalize, kept
 
     def dense(self, g: Tensor, batch: int) -> Tensor:
         g = _by_example(g, batch)
@@ -95,7 +95,7 @@ class Normed(Use):
         return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
     def _some(self, g: Tensor, a: Tensor) -> Tensor:
-        product = g * self.normalise(wide(a)).reshape(g.shape[1:])
+        product = g * self.normalize(wide(a)).reshape(g.shape[1:])
         if self.kept:
             return product.reshape(len(g), len(a), -1, self.param.numel()).sum(2)
         return product.flatten(3).sum(-1) if product.ndim > 3 else product

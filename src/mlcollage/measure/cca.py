@@ -1,6 +1,6 @@
-r"""Canonical correlation analysis of two representations: CCA, SVCCA and PWCCA, one factorisation a representation.
+r"""Canonical correlation analysis of two representations: CCA, SVCCA and PWCCA, one factorization a representation.
 
-For centred representations :math:`X` (n, p) and :math:`Y` (n, q) of the same n samples, with orthonormal bases
+For centered representations :math:`X` (n, p) and :math:`Y` (n, q) of the same n samples, with orthonormal bases
 :math:`B_x, B_y` of their column spaces, the canonical correlations are the singular values of :math:`B_x^\top B_y`
 (Björck and Golub 1973). :func:`factor` computes a basis once; every pair then costs one matrix product and one small
 SVD, and the covariance matrices, whose condition is the square of the data's, are never formed.
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mlcollage.errors import InvalidInput
-from mlcollage.measure.representation import centred_matrix
+from mlcollage.measure.representation import centered_matrix
 
 __all__ = ["CCAFactor", "CCAResult", "cca", "factor", "pairwise", "pwcca", "svcca"]
 
@@ -31,7 +31,7 @@ Method = Literal["cca", "svcca", "pwcca"]
 
 @dataclass(frozen=True, eq=False)
 class CCAFactor:
-    r"""A centred representation as :math:`X = B C`, with orthonormal :math:`B`; made by :func:`factor`.
+    r"""A centered representation as :math:`X = B C`, with orthonormal :math:`B`; made by :func:`factor`.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ class CCAFactor:
 
     @property
     def rank(self) -> int:
-        """Numerical rank r of the centred representation."""
+        """Numerical rank r of the centered representation."""
         return self.basis.shape[1]
 
     @property
@@ -70,7 +70,7 @@ class CCAFactor:
         return self.features - len(self.kept)
 
     def principal(self) -> tuple[Tensor, Tensor]:
-        """Singular values (r,) of the centred representation and their directions in the basis (r, r); cached."""
+        """Singular values (r,) of the centered representation and their directions in the basis (r, r); cached."""
         if "svd" not in self._principal:
             u, s, _ = _svd(self.coordinates)
             self._principal["svd"] = (s, u)
@@ -98,7 +98,7 @@ class CCAResult:
     coefs
         (k,) canonical correlations in [0, 1], falling; k is the smaller of the two ranks.
     x_dirs, y_dirs
-        (p, k) and (q, k): centred ``X @ x_dirs`` has orthonormal columns whose i-th correlates with that of
+        (p, k) and (q, k): centered ``X @ x_dirs`` has orthonormal columns whose i-th correlates with that of
         ``Y @ y_dirs`` by ``coefs[i]`` and with no other. Rows of constant features are zero.
     similarity
         Mean of the coefficients (CCA, SVCCA), or their weighted mean (PWCCA).
@@ -128,9 +128,9 @@ class CCAResult:
 
 
 def factor(X: Any, *, rtol: float | None = None, name: str = "X") -> CCAFactor:
-    r"""Factorise a representation once, for any number of comparisons.
+    r"""Factorize a representation once, for any number of comparisons.
 
-    The columns are centred and scaled to length 1, so that the decision on the rank does not depend on the features'
+    The columns are centered and scaled to length 1, so that the decision on the rank does not depend on the features'
     units; then :math:`QR` and the SVD of :math:`R = U S V^\top`. Directions with :math:`s_i \le \mathrm{rtol}\, s_1`
     are left out.
 
@@ -163,7 +163,7 @@ def factor(X: Any, *, rtol: float | None = None, name: str = "X") -> CCAFactor:
     (3, 1)
     """
     precision = _precision(X)
-    x = centred_matrix(X, name)
+    x = centered_matrix(X, name)
     n, p = x.shape
     scale = x.abs().amax(dim=0)
     wobble = max(8 * precision, n * _precision(None))  # a constant column, less its mean, is zero only up to rounding
@@ -268,7 +268,7 @@ def pwcca(X: Any, Y: Any, weights: Weights = "x") -> CCAResult:
     .. math:: \rho_{\mathrm{pw}} = \frac{\sum_i \alpha_i \rho_i}{\sum_i \alpha_i}, \qquad
               \alpha_i = \sum_j |\langle h_i, x_j \rangle|
 
-    with :math:`h_i` the i-th canonical variate in X (an orthonormal set) and :math:`x_j` its centred features.
+    with :math:`h_i` the i-th canonical variate in X (an orthonormal set) and :math:`x_j` its centered features.
 
     Parameters
     ----------
@@ -312,7 +312,7 @@ def pairwise(
     variance: float = 0.99,
     weights: Weights = "x",
 ) -> pd.DataFrame:
-    """Similarity of every layer with every other (or with every layer of another network), one factorisation a layer.
+    """Similarity of every layer with every other (or with every layer of another network), one factorization a layer.
 
     Parameters
     ----------

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mlcollage.errors import InvalidInput
 from mlcollage.measure.cca import components_for
-from mlcollage.measure.representation import centred_matrix
+from mlcollage.measure.representation import centered_matrix
 
 __all__ = ["dimensionality", "participation_ratio", "spectrum"]
 
@@ -39,7 +39,7 @@ def spectrum(acts: Any) -> Tensor:
     >>> spectrum([[0.0, 0.0], [2.0, 0.0], [4.0, 0.0]]).round(decimals=6).tolist()
     [4.0, 0.0]
     """
-    x = centred_matrix(acts, "acts")
+    x = centered_matrix(acts, "acts")
     if x.shape[0] > 2 * x.shape[1]:  # singular values are those of the small triangle
         x = torch.linalg.qr(x, mode="r")[1]
     return torch.linalg.svdvals(x).square() / (len(acts) - 1)

@@ -63,7 +63,7 @@ def fisher_trace(
     ----------
     model
         Any module that returns logits (or an object or dict with ``logits``), in evaluation mode if it has batch
-        normalisation.
+        normalization.
     data
         Inputs (N, ...); a pair (x, y), whose y is not used; a dict of named inputs; or an iterable of batches of these,
         such as a DataLoader.
@@ -97,7 +97,7 @@ def fisher_trace(
     Raises
     ------
     InvalidInput
-        For batch normalisation in training mode, outputs that are not finite, probabilities in the place of logits,
+        For batch normalization in training mode, outputs that are not finite, probabilities in the place of logits,
         one class, drawing without generator, no data, counts below 1.
     UnknownName
         For an unknown method or likelihood.
@@ -115,7 +115,7 @@ def fisher_trace(
     _check(method, n_samples, batch_size, per_example)
     if any(isinstance(m, _BatchNorm) and m.training for m in model.modules()):
         raise InvalidInput(
-            "batch normalisation in training mode couples the examples, so that the trace is not a mean over them: "
+            "batch normalization in training mode couples the examples, so that the trace is not a mean over them: "
             "call model.eval() first (or only its BatchNorm layers'), or use GroupNorm or LayerNorm."
         )
     ghost = GhostNorms(model, params)

@@ -2,7 +2,7 @@ r"""Squared gradient norms of single examples, without the gradients of single e
 
 One forward pass and one backward pass to the outputs of the layers, never to their weights, give
 :math:`\|\nabla_\theta \ell_i\|^2` for all examples i of a batch: see :mod:`mlcollage.measure._uses` for the algebra.
-With ``differentiable=True`` the norms are part of the graph, so that they can be penalised.
+With ``differentiable=True`` the norms are part of the graph, so that they can be penalized.
 
 I. Goodfellow, "Efficient Per-Example Gradient Computations", arXiv:1510.01799 (linear layers); Z. Bu, J. Mao and S. Xu,
 "Scalable and Efficient Training of Large Convolutional Neural Networks with Differential Privacy", arXiv:2205.10683
@@ -75,7 +75,7 @@ def per_example_grad_sqnorm(
 
     Exact, for any model whose examples do not influence each other. Linear maps, convolutions and transposed
     convolutions of 1 to 3 dimensions, embeddings, attention's packed projections, the scales and biases of
-    normalisation layers, parametric ReLUs, and parameters that are added, multiplied or copied to all examples cost
+    normalization layers, parametric ReLUs, and parameters that are added, multiplied or copied to all examples cost
     about one backward pass without weight gradients; tied and reused weights too. Parameters used in another way, and
     layers whose input does not have the examples in front, cost one more pass, through ``torch.vmap``; in models that
     do not allow it, such as recurrent ones, one backward pass for each example, with a warning.
@@ -114,7 +114,7 @@ def per_example_grad_sqnorm(
     Raises
     ------
     InvalidInput
-        For batch normalisation in training mode, compiled or scripted models, nothing to count, a loss that is neither
+        For batch normalization in training mode, compiled or scripted models, nothing to count, a loss that is neither
         one number nor one for each example, one number of unknown reduction, weighted or masked means, inputs
         overwritten in place, reentrant checkpointing, and examples that influence each other (with ``verify``).
 

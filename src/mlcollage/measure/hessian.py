@@ -50,7 +50,7 @@ def hessian_trace(
     Parameters
     ----------
     model
-        Any module, in evaluation mode if it has batch normalisation or dropout.
+        Any module, in evaluation mode if it has batch normalization or dropout.
     loss_fn
         ``loss_fn(output, y)``: the mean over examples, or one loss for each; a sum if ``loss_fn.reduction`` says so.
     data
@@ -83,7 +83,7 @@ def hessian_trace(
     Raises
     ------
     InvalidInput
-        For batch normalisation in training mode, compiled models, a loss that is not finite or has no second
+        For batch normalization in training mode, compiled models, a loss that is not finite or has no second
         derivative, numbers of vectors that a method cannot use, no generator.
     UnknownName
         For an unknown method.
@@ -247,7 +247,7 @@ class _Hessian:
         self.model, self.loss_fn = ghost.model, loss_fn
         if any(isinstance(m, _BatchNorm) and m.training for m in self.model.modules()):
             raise InvalidInput(
-                "batch normalisation in training mode makes the loss of a batch depend on which batch it is: call "
+                "batch normalization in training mode makes the loss of a batch depend on which batch it is: call "
                 "model.eval() first (or only its BatchNorm layers'), or use GroupNorm or LayerNorm."
             )
         names = {name: self.model.get_parameter(name) for name in ghost.names.values()}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mlcollage.errors import InvalidInput
 
-__all__ = ["as_samples", "centred_matrix"]
+__all__ = ["as_samples", "centered_matrix"]
 
 Space = Literal["mean", "positions"]
 
@@ -67,7 +67,7 @@ def resolve_unit_axis(acts: Tensor, unit_axis: int | None) -> int:
     return axis
 
 
-def centred_matrix(X: Any, name: str = "X") -> Tensor:
+def centered_matrix(X: Any, name: str = "X") -> Tensor:
     """A representation (n, p) as a float64 tensor with the mean of each column taken off; stays on its device.
 
     Raises
@@ -77,7 +77,7 @@ def centred_matrix(X: Any, name: str = "X") -> Tensor:
 
     Examples
     --------
-    >>> centred_matrix([[1.0, 2.0], [3.0, 6.0]])
+    >>> centered_matrix([[1.0, 2.0], [3.0, 6.0]])
     tensor([[-1., -2.],
             [ 1.,  2.]], dtype=torch.float64)
     """

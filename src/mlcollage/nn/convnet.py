@@ -14,7 +14,7 @@ __all__ = ["ConvNet"]
 
 
 class ConvNet(nn.Module):
-    """A few 3x3 convolutions, each with normalisation and ReLU, then global average pooling and a linear map.
+    """A few 3x3 convolutions, each with normalization and ReLU, then global average pooling and a linear map.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ class ConvNet(nn.Module):
         self.nonlinearity = "tlu" if norm == "frn" else "relu"
         channels = self.in_shape[0]
         for i, (width, stride) in enumerate(zip(widths, strides, strict=True), start=1):
-            # A normalisation's own shift makes the bias of the convolution redundant.
+            # A normalization's own shift makes the bias of the convolution redundant.
             self.add_module(f"conv{i}", nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=norm is None))
             layer = image_norm(norm, width)
             if norm is not None:

@@ -17,7 +17,7 @@ __all__ = ["build", "seeded"]
 def seeded(seed: int, *more: int) -> Iterator[None]:
     """Layers inside draw their numbers as if the process had just been seeded; afterwards nothing has changed.
 
-    Torch layers that draw (initialisation, dropout) know only the global generators. This context seeds those of the
+    Torch layers that draw (initialization, dropout) know only the global generators. This context seeds those of the
     CPU and of every CUDA device already in use, and puts their old states back on leaving, also after an error.
 
     Parameters
@@ -52,14 +52,14 @@ def seeded(seed: int, *more: int) -> Iterator[None]:
 
 
 def _mix(seed: int, number: int) -> int:
-    """One seed from two, so that neighbours share no noise (a round of splitmix64)."""
+    """One seed from two, so that neighbors share no noise (a round of splitmix64)."""
     z = (seed * 0x9E3779B97F4A7C15 + (number + 1) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
     return (z ^ (z >> 27)) & 0x7FFFFFFFFFFFFFFF
 
 
 def build(model_fn: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """Make a network, its initialisation drawn from ``seed`` and from nothing else.
+    """Make a network, its initialization drawn from ``seed`` and from nothing else.
 
     Parameters
     ----------

@@ -14,7 +14,7 @@ __all__ = ["MLP"]
 
 
 class _Hidden(nn.Module):
-    """Linear map, normalisation, nonlinearity."""
+    """Linear map, normalization, nonlinearity."""
 
     def __init__(self, inputs: int, outputs: int, norm: str | None, activation: str) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-r"""Normalisation layers by name, and filter response normalisation.
+r"""Normalization layers by name, and filter response normalization.
 
-Filter response normalisation (FRN) and its thresholded linear unit (TLU) are from Singh and Krishnan, "Filter
+Filter response normalization (FRN) and its thresholded linear unit (TLU) are from Singh and Krishnan, "Filter
 Response Normalization Layer: Eliminating Batch Dependence in the Training of Deep Neural Networks", CVPR 2020,
 arXiv:1911.09737, sections 3.1 and 3.2.
 """
@@ -62,7 +62,7 @@ class FilterResponseNorm(nn.Module):
         self.learned_eps = nn.Parameter(torch.tensor(1e-4)) if learnable_eps else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise x, shape (batch, C, *positions); the shape is kept."""
+        """Normalize x, shape (batch, C, *positions); the shape is kept."""
         _check_channels(x, self.num_channels, "FilterResponseNorm")
         v = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         nu2 = v.square().mean(tuple(range(2, v.ndim)), keepdim=True) if v.ndim > 2 else v.square()
@@ -79,7 +79,7 @@ class FilterResponseNorm(nn.Module):
 class TLU(nn.Module):
     r"""Thresholded linear unit :math:`z = \max(y, \tau)`, with a threshold :math:`\tau` learned for each channel.
 
-    FRN does not centre its output, so the fixed threshold 0 of a ReLU may lie anywhere in it (section 3.1 of the
+    FRN does not center its output, so the fixed threshold 0 of a ReLU may lie anywhere in it (section 3.1 of the
     paper, equation 3). With :math:`\tau = 0`, where it starts, it is a ReLU.
 
     Parameters
@@ -116,7 +116,7 @@ def _check_channels(x: Tensor, channels: int, layer: str) -> None:
 
 
 def group_count(channels: int) -> int:
-    """Groups for group normalisation: the most that divide the channels, at most 32, with at least two channels each.
+    """Groups for group normalization: the most that divide the channels, at most 32, with at least two channels each.
 
     Wu and He (2018, arXiv:1803.08494) use 32 groups; narrow networks need fewer.
 
@@ -129,7 +129,7 @@ def group_count(channels: int) -> int:
 
 
 def image_norm(kind: str | None, channels: int) -> nn.Module:
-    """The normalisation called ``kind`` for a feature map (batch, channels, height, width).
+    """The normalization called ``kind`` for a feature map (batch, channels, height, width).
 
     Parameters
     ----------

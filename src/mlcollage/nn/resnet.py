@@ -14,12 +14,12 @@ __all__ = ["ResNet"]
 
 
 class _Style:
-    """What every layer of one network has in common: normalisation, nonlinearity, biases."""
+    """What every layer of one network has in common: normalization, nonlinearity, biases."""
 
     def __init__(self, norm: str, activation: str, conv_bias: bool) -> None:
         if norm not in ("batch", "group", "frn"):
             image_norm(norm, 2)  # raises for unknown names
-            raise InvalidInput("a ResNet needs a normalisation: choose norm='batch', 'group' or 'frn'.")
+            raise InvalidInput("a ResNet needs a normalization: choose norm='batch', 'group' or 'frn'.")
         self.norm, self.conv_bias = norm, conv_bias
         # FRN brings its own nonlinearity in place of the ReLU; any other one comes after it.
         self.tlu_is_last = norm == "frn" and activation == "relu"
@@ -31,7 +31,7 @@ class _Style:
         nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
         return layer
 
-    def normalise(self, channels: int) -> nn.Module:
+    def normalize(self, channels: int) -> nn.Module:
         layer = image_norm(self.norm, channels)
         return nn.Sequential(layer, TLU(channels)) if self.norm == "frn" and not self.tlu_is_last else layer
 
@@ -40,12 +40,12 @@ class _Style:
 
 
 class _Stem(nn.Module):
-    """3x3 convolution, normalisation, nonlinearity."""
+    """3x3 convolution, normalization, nonlinearity."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, style: _Style) -> None:
         super().__init__()
         self.conv = style.conv(inputs, outputs, 3, stride)
-        self.norm = style.normalise(outputs)
+        self.norm = style.normalize(outputs)
         self.act = style.activate(outputs)
 
     def forward(self, x: Tensor, record: dict[str, Tensor] | None = None, name: str = "") -> Tensor:
@@ -61,13 +61,13 @@ class _BasicBlock(nn.Module):
         super().__init__()
         self.nonlinearity = style.name
         self.conv1 = style.conv(inputs, outputs, 3, stride)
-        self.norm1 = style.normalise(outputs)
+        self.norm1 = style.normalize(outputs)
         self.add_module(f"{style.name}1", style.activate(outputs))
         self.conv2 = style.conv(outputs, outputs, 3, 1)
-        self.norm2 = style.normalise(outputs)
+        self.norm2 = style.normalize(outputs)
         self.shortcut: nn.Module | None = None
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(style.conv(inputs, outputs, 1, stride), style.normalise(outputs))
+            self.shortcut = nn.Sequential(style.conv(inputs, outputs, 1, stride), style.normalize(outputs))
         self.add_module(f"{style.name}2", style.activate(outputs))
 
     def forward(self, x: Tensor, record: dict[str, Tensor] | None = None, name: str = "") -> Tensor:
@@ -102,7 +102,7 @@ class ResNet(nn.Module):
     width
         Channels of the first stage.
     norm
-        ``"batch"``, ``"group"`` or ``"frn"`` (filter response normalisation, whose TLU takes the ReLU's place).
+        ``"batch"``, ``"group"`` or ``"frn"`` (filter response normalization, whose TLU takes the ReLU's place).
     stem_stride
         Stride of the stem; 2 quarters the cost.
     activation
@@ -115,7 +115,7 @@ class ResNet(nn.Module):
     ------
     InvalidInput
         For a shape that is not (channels, height, width), sizes that are not positive whole numbers, no
-        normalisation, and inputs of another shape.
+        normalization, and inputs of another shape.
     UnknownName
         For an unknown norm or activation.
 

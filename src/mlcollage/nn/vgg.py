@@ -1,4 +1,4 @@
-"""VGG networks (Simonyan and Zisserman 2015, arXiv:1409.1556), with and without batch normalisation."""
+"""VGG networks (Simonyan and Zisserman 2015, arXiv:1409.1556), with and without batch normalization."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class VGG(nn.Module):
     depth
         11, 13, 16 (default) or 19: the layers that the name counts, with a classifier of three layers.
     norm
-        ``"batch"`` normalises after each convolution; None (default) does not.
+        ``"batch"`` normalizes after each convolution; None (default) does not.
     classifier
         Widths of the hidden layers after the convolutions; ``()`` is a linear classifier.
     dropout
@@ -113,9 +113,9 @@ class VGG(nn.Module):
             self.add_module(f"fc_drop{i}", nn.Dropout(dropout))
             features = hidden
         self.head = nn.Linear(features, self.num_classes)
-        self._initialise()
+        self._initialize()
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

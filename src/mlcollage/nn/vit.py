@@ -189,9 +189,9 @@ class ViT(nn.Module):
             self.add_module(f"block{i + 1}", _Block(dim, heads, hidden, dropout, path, fused))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.head = nn.Linear(dim, self.num_classes)
-        self._initialise()
+        self._initialize()
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 _trunc_normal(module.weight)

@@ -1,11 +1,11 @@
 """The eight statistical ideas as tools.
 
 ==================  ================================================================================================
-causal              ``causal`` (paired designs, randomisation tests), ``causal_effects`` (adjustment, weighting, AIPW),
+causal              ``causal`` (paired designs, randomization tests), ``causal_effects`` (adjustment, weighting, AIPW),
                     ``sensitivity`` (placebo, E-value, Rosenbaum bounds)
 bootstrap           ``bootstrap`` (all intervals), ``simulation`` (calibration, predictive checks),
                     ``likelihood_free`` (posteriors by simulation)
-regularisation      ``regularise`` (degrees of freedom, double descent, horseshoe, PSIS-LOO)
+regularization      ``regularize`` (degrees of freedom, double descent, horseshoe, PSIS-LOO)
 multilevel          ``multilevel`` (partial pooling)
 adaptive            ``adaptive`` (power, several claims), ``bandits``, ``search`` (Hyperband, expected improvement),
                     ``sequential`` (anytime-valid tests and intervals)

@@ -131,7 +131,7 @@ class Evaluator:
             raise InvalidInput(f"stat {stat!r} is neither 'mean' nor a function of the values.")
         self.x, self.stat = x, stat
         self.is_mean = stat == "mean" or stat is np.mean
-        self.vectorised = not self.is_mean and _takes(stat, "axis")
+        self.vectorized = not self.is_mean and _takes(stat, "axis")
 
     def __call__(self, counts: npt.NDArray[np.int64]) -> Floats:
         if self.is_mean:
@@ -153,7 +153,7 @@ class Evaluator:
         rows = np.repeat(np.tile(self.x, len(counts)), counts.ravel())
         stat = self.stat
         assert callable(stat)
-        if self.vectorised and (sizes == sizes[0]).all():
+        if self.vectorized and (sizes == sizes[0]).all():
             out = np.asarray(stat(rows.reshape(len(counts), sizes[0]), axis=1), dtype=np.float64)
         else:
             out = np.array([stat(r) for r in np.split(rows, np.cumsum(sizes)[:-1])], dtype=np.float64)

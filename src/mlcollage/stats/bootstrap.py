@@ -108,16 +108,16 @@ def t_interval(x: npt.ArrayLike, level: float = 0.95, *, y: npt.ArrayLike | None
 def _resampled_moments(x: Floats, n_boot: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
     """Mean minus the sample's mean, and squared standard error, of each resample; zero where all units agree."""
     n = len(x)
-    centred = x - x.mean()  # the second moment below then loses no digits
+    centered = x - x.mean()  # the second moment below then loses no digits
     counts = resample_counts(n, n_boot, rng)
-    mean = counts @ centred / n
-    variance = (counts @ centred**2 / n - mean**2) / (n - 1)
-    variance[variance <= 1e-12 * centred.var()] = 0.0
+    mean = counts @ centered / n
+    variance = (counts @ centered**2 / n - mean**2) / (n - 1)
+    variance[variance <= 1e-12 * centered.var()] = 0.0
     return mean, variance
 
 
 def _roots(a: Floats, b: Floats | None, n_boot: int, rng: np.random.Generator | int) -> Floats:
-    """Studentised roots (theta* - theta) / se*; infinite, with the right sign, where se* is zero."""
+    """Studentized roots (theta* - theta) / se*; infinite, with the right sign, where se* is zero."""
     generator = np.random.default_rng(rng)
     shift, variance = _resampled_moments(a, n_boot, generator)
     if b is not None:
@@ -131,7 +131,7 @@ def _roots(a: Floats, b: Floats | None, n_boot: int, rng: np.random.Generator | 
 def _prepare(x: npt.ArrayLike, y: npt.ArrayLike | None) -> tuple[Floats, Floats | None]:
     a, b = sample(x, least=_LEAST), None if y is None else sample(y, "y", least=_LEAST)
     if is_constant(a) and (b is None or is_constant(b)):
-        raise InvalidInput("all values are equal, so there is no standard error to studentise by; use sign_flip_test.")
+        raise InvalidInput("all values are equal, so there is no standard error to studentize by; use sign_flip_test.")
     return a, b
 
 
@@ -143,7 +143,7 @@ def bootstrap_t_interval(
     *,
     y: npt.ArrayLike | None = None,
 ) -> tuple[float, float]:
-    r"""Studentised bootstrap interval of a mean, or of ``mean(x) - mean(y)`` with the arms resampled separately.
+    r"""Studentized bootstrap interval of a mean, or of ``mean(x) - mean(y)`` with the arms resampled separately.
 
     .. math:: t^* = \frac{\bar x^* - \bar x}{s^* / \sqrt n}, \qquad
         \big[\bar x - t^*_{1-\alpha/2}\, s/\sqrt n,\;\; \bar x - t^*_{\alpha/2}\, s/\sqrt n\big].
@@ -363,7 +363,7 @@ def bootstrap_ci(
     evaluate = Evaluator(values, stat)
     estimate = float(evaluate(np.ones((1, len(values)), dtype=np.int64))[0])
     if method == "bootstrap-t":
-        low, high, se = _studentised(evaluate, plan, estimate, n_boot, tail, generator)
+        low, high, se = _studentized(evaluate, plan, estimate, n_boot, tail, generator)
     else:
         theta = np.concatenate(
             [
@@ -399,7 +399,7 @@ def _bca_levels(theta: Floats, estimate: float, jack: Floats, plan: Plan, tail: 
     return np.asarray(sps.norm.cdf(sps.norm.ppf(share) + moved), dtype=np.float64)
 
 
-def _studentised(
+def _studentized(
     evaluate: Evaluator, plan: Plan, estimate: float, n_boot: int, tail: float, rng: np.random.Generator
 ) -> tuple[float, float, float]:
     parts = [_with_variance(evaluate, plan, b, rng) for b in blocks(n_boot, len(plan.row_unit))]
@@ -409,7 +409,7 @@ def _studentised(
     if evaluate.is_mean:
         variance = float(_ratio_variance(np.ones((1, plan.n_units)), evaluate.x, plan, np.array([estimate]))[0])
     if variance <= 0:
-        raise InvalidInput("the statistic does not vary over resamples, so there is no error to studentise by.")
+        raise InvalidInput("the statistic does not vary over resamples, so there is no error to studentize by.")
     variances = np.where(variances <= 1e-12 * variance, 0.0, variances)
     with np.errstate(divide="ignore", invalid="ignore"):
         roots = (theta - estimate) / np.sqrt(variances)
@@ -428,14 +428,14 @@ def _with_variance(evaluate: Evaluator, plan: Plan, n_boot: int, rng: np.random.
 
 
 def _ratio_variance(tally: npt.NDArray, x: Floats, plan: Plan, theta: Floats) -> Floats:
-    r"""Linearised variance of a mean over units, :math:`\frac{G}{G-1} \sum_g c_g (S_g - n_g \theta)^2 / n^2`.
+    r"""Linearized variance of a mean over units, :math:`\frac{G}{G-1} \sum_g c_g (S_g - n_g \theta)^2 / n^2`.
 
-    Within strata the residuals are centred first, G then being the stratum's number of units.
+    Within strata the residuals are centered first, G then being the stratum's number of units.
     """
-    centre = x.mean()
-    sums = np.bincount(plan.row_unit, x - centre)
+    center = x.mean()
+    sums = np.bincount(plan.row_unit, x - center)
     sizes = np.bincount(plan.row_unit).astype(np.float64)
-    shift = theta - centre
+    shift = theta - center
     total = tally @ sizes
     variance = np.zeros(len(theta))
     for s in range(int(plan.stratum.max()) + 1):

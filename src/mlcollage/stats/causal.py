@@ -1,6 +1,6 @@
-r"""Causal contrasts between arms: paired designs, randomisation tests and the t tests they are compared with.
+r"""Causal contrasts between arms: paired designs, randomization tests and the t tests they are compared with.
 
-Units are seeds (data order and initialisation included), :math:`y_i(1)` and :math:`y_i(0)` their potential outcomes
+Units are seeds (data order and initialization included), :math:`y_i(1)` and :math:`y_i(0)` their potential outcomes
 under treatment and control. A study controls the randomness, so it can observe both for the same seed (common random
 numbers) and the estimand :math:`\mathrm{E}[y(1) - y(0)]` is the mean of the differences. A. Gelman and A. Vehtari,
 "What are the most important statistical ideas of the past 50 years?", JASA 2021, idea 1.
@@ -160,7 +160,7 @@ def sign_flip_test(
     n_resamples: int = 9999,
     rng: np.random.Generator | int = 0,
 ) -> float:
-    r"""Exact randomisation test of paired differences by flipping their signs.
+    r"""Exact randomization test of paired differences by flipping their signs.
 
     If the arms are exchangeable within a seed, each sign of :math:`d_i - \theta_0` is a fair coin, so
 
@@ -254,7 +254,7 @@ def permutation_test_two_sample(
     r"""Permutation test of two independent arms, with Welch's t as statistic.
 
     Labels of the pooled values :math:`(x - \theta_0, y)` are permuted; all of them if there are at most
-    ``n_resamples``, random ones otherwise. Exact if the arms have one distribution under the null; the studentised
+    ``n_resamples``, random ones otherwise. Exact if the arms have one distribution under the null; the studentized
     statistic keeps the level asymptotically when only the means agree (E. Chung and J. P. Romano, Annals of
     Statistics 2013, sec. 2).
 
@@ -267,7 +267,7 @@ def permutation_test_two_sample(
 
     Examples
     --------
-    >>> round(permutation_test_two_sample([5.1, 4.9, 5.6, 5.3], [4.1, 4.4, 4.0, 4.8]), 4)  # 1 of 70 labellings
+    >>> round(permutation_test_two_sample([5.1, 4.9, 5.6, 5.3], [4.1, 4.4, 4.0, 4.8]), 4)  # 1 of 70 labelings
     0.0143
     """
     a, b = sample(x) - null, sample(y, "y")
@@ -338,8 +338,8 @@ def page_trend(values: npt.ArrayLike, alternative: Literal["greater", "less"] = 
     ranks = sps.rankdata(ordered, axis=1)
     method = "exact" if v.shape[0] <= 30 and v.shape[1] <= 8 else "auto"  # below a second
     result = sps.page_trend_test(ranks, ranked=True, method=method)
-    centred = sps.rankdata(v, axis=1) - (v.shape[1] + 1) / 2
+    centered = sps.rankdata(v, axis=1) - (v.shape[1] + 1) / 2
     level = np.arange(v.shape[1]) - (v.shape[1] - 1) / 2
-    norm = np.sqrt((centred**2).sum(axis=1) * (level**2).sum())
-    rho = np.divide(centred @ level, norm, out=np.zeros(len(v)), where=norm > 0)
+    norm = np.sqrt((centered**2).sum(axis=1) * (level**2).sum())
+    rho = np.divide(centered @ level, norm, out=np.zeros(len(v)), where=norm > 0)
     return PageTrend(float(result.statistic), float(result.pvalue), rho)

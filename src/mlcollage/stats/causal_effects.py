@@ -1,4 +1,4 @@
-r"""Average effects of a treatment that was not randomised by design: adjustment, weighting, and both at once.
+r"""Average effects of a treatment that was not randomized by design: adjustment, weighting, and both at once.
 
 Units :math:`i` have covariates :math:`x_i`, a treatment :math:`a_i \in \{0, 1\}` and an outcome :math:`y_i`, the
 potential outcome :math:`y_i(a_i)`. The estimand is the average effect :math:`\mathrm{E}[y(1) - y(0)]`. It is
@@ -140,14 +140,14 @@ def regression_adjustment(
     errors: Literal["HC2", "HC3"] = "HC2",
     level: float = 0.95,
 ) -> Effect:
-    r"""Lin's regression adjustment: least squares with centred covariates and their products with the treatment.
+    r"""Lin's regression adjustment: least squares with centered covariates and their products with the treatment.
 
     .. math:: y \sim \alpha + \tau a + (x - \bar x)^\top \beta + a (x - \bar x)^\top \gamma, \qquad
         \widehat{\operatorname{Cov}} = D^+ \operatorname{diag}\Big(\frac{r_i^2}{(1 - h_i)^k}\Big) D^{+\top},
 
-    with design :math:`D`, residuals :math:`r`, leverages :math:`h`; k = 1 is HC2, k = 2 HC3. In a randomised study
+    with design :math:`D`, residuals :math:`r`, leverages :math:`h`; k = 1 is HC2, k = 2 HC3. In a randomized study
     :math:`\hat\tau` is consistent however wrong the model, and never less precise than the difference of means in
-    large samples. Without randomisation it is right only if the outcome is linear in x in both arms. The error is
+    large samples. Without randomization it is right only if the outcome is linear in x in both arms. The error is
     that of the average effect over *these* units. W. Lin, Annals of Applied Statistics 2013, sec. 4.
 
     Parameters
@@ -181,8 +181,8 @@ def regression_adjustment(
     _check_level(level)
     if errors not in ("HC2", "HC3"):
         raise InvalidInput(f"errors={errors!r} is unknown; use 'HC2' or 'HC3'.")
-    centred = x - x.mean(axis=0)
-    design = np.column_stack([np.ones(len(x)), treated, centred, treated[:, None] * centred])
+    centered = x - x.mean(axis=0)
+    design = np.column_stack([np.ones(len(x)), treated, centered, treated[:, None] * centered])
     n, k = design.shape
     if n <= k or np.linalg.matrix_rank(design) < k:
         raise InvalidInput(
@@ -200,7 +200,7 @@ def regression_adjustment(
 
 
 def hajek(a: npt.ArrayLike, y: npt.ArrayLike, propensity: npt.ArrayLike, *, level: float = 0.95) -> Effect:
-    r"""Inverse probability weighting with normalised weights.
+    r"""Inverse probability weighting with normalized weights.
 
     .. math:: \hat\tau = \mu_1 - \mu_0, \quad \mu_1 = \frac{\sum_i a_i y_i / e_i}{\sum_i a_i / e_i}, \quad
         \mu_0 = \frac{\sum_i (1 - a_i) y_i / (1 - e_i)}{\sum_i (1 - a_i) / (1 - e_i)}.
@@ -286,7 +286,7 @@ class AverageEffect(BaseEstimator):
     Parameters
     ----------
     outcome
-        Regressor of y on X, or classifier if y is 0 or 1. Default: ridge on standardised squares and products.
+        Regressor of y on X, or classifier if y is 0 or 1. Default: ridge on standardized squares and products.
     propensity
         Classifier of a on X with ``predict_proba``. Default: logistic regression on squares and products.
     method

@@ -1,6 +1,6 @@
 r"""Pictures that are tests: simultaneous bands, critical differences, lineups, and the plots of paired results.
 
-Every function draws on the matplotlib ``Axes`` it is given, in the colours and sizes that are set there, and returns
+Every function draws on the matplotlib ``Axes`` it is given, in the colors and sizes that are set there, and returns
 what it computed; the numbers behind a picture are functions of their own. A. Gelman and A. Vehtari, "What are the most
 important statistical ideas of the past 50 years?", JASA 2021, idea 8.
 """
@@ -38,7 +38,7 @@ __all__ = [
     "slope",
 ]
 
-_QUIET = "0.45"  # the grey of what is not data
+_QUIET = "0.45"  # the gray of what is not data
 
 
 def _check_level(level: float) -> None:
@@ -123,7 +123,7 @@ def slope(
     color: str = "C0",
     against: str = "C3",
 ) -> int:
-    """Paired slope plot: a line a seed from control to treatment, those that fall in another colour and dashed.
+    """Paired slope plot: a line a seed from control to treatment, those that fall in another color and dashed.
 
     Returns
     -------
@@ -158,7 +158,7 @@ def ecdf(
     Parameters
     ----------
     ax
-        Axes to draw on; lines are labelled for a legend.
+        Axes to draw on; lines are labeled for a legend.
     samples
         Values by name.
     band
@@ -224,7 +224,7 @@ def critical_difference(
 
     .. math:: CD = q_{\alpha, k} \sqrt{\frac{k (k + 1)}{6 N}},
 
-    with k methods, N data sets and q the upper quantile of the studentised range of k with infinite degrees of
+    with k methods, N data sets and q the upper quantile of the studentized range of k with infinite degrees of
     freedom, divided by the square root of 2. J. Demsar, JMLR 2006, sec. 3.2.2. Every row must be one independent
     data set; seeds of a data set are averaged first.
 
@@ -322,7 +322,7 @@ def sbc_ecdf(ax: Axes, result: SBCResult, *, colors: Sequence[str] | None = None
     Parameters
     ----------
     ax
-        Axes to draw on; lines are labelled for a legend.
+        Axes to draw on; lines are labeled for a legend.
     result
         What :func:`mlcollage.stats.simulation.sbc_uniformity` returned.
     colors

@@ -10,7 +10,7 @@ with z normal or Student's t. The noise is either known (an estimate and its sta
 estimated from seeds, pooled on the log scale: :math:`\log s_j \sim \mathrm{N}(m, \omega^2)`. With known noise and
 normal effects the posterior is exact (:meth:`PartialPooling.exact`): :math:`\theta` and :math:`\mu` are integrated
 analytically and :math:`\tau` by quadrature, so there is nothing to converge. Otherwise a Gibbs sampler draws
-:math:`(\tau, \mu, \theta)` jointly by the same quadrature, given the noise, so it mixes where centred samplers stick.
+:math:`(\tau, \mu, \theta)` jointly by the same quadrature, given the noise, so it mixes where centered samplers stick.
 
 A. Gelman and A. Vehtari, JASA 2021, idea 4; A. Gelman, Bayesian Analysis 2006 (priors of tau); D. B. Rubin, Journal
 of Educational Statistics 1981 (eight schools).
@@ -425,7 +425,7 @@ def _draw_log(
 
 
 def _draw_noise(
-    u: Floats, table: _Table, theta: Floats, centre: float, spread: float, rng: np.random.Generator
+    u: Floats, table: _Table, theta: Floats, center: float, spread: float, rng: np.random.Generator
 ) -> Floats:
     r"""Log noise of each data set and its population, given the residuals.
 
@@ -433,7 +433,7 @@ def _draw_noise(
         \qquad S_j = \sum_k (y_{jk} - \theta_j)^2.
 
     (m, omega) are drawn given u, u given (m, omega), and then both once more given z = (u - m) / omega: alternating
-    the two parametrisations mixes whether omega is large or small (Y. Yu and X.-L. Meng, JCGS 2011).
+    the two parametrizations mixes whether omega is large or small (Y. Yu and X.-L. Meng, JCGS 2011).
     """
     squares = table.squares + table.n * (table.y - theta) ** 2
     zero = np.zeros_like(u)
@@ -448,20 +448,20 @@ def _draw_noise(
         return each.sum(axis=-1)
 
     def given_u(t: Floats) -> Floats:
-        return _collapsed(u - centre, zero, np.exp(t), wide)[0] + log_prior(t)
+        return _collapsed(u - center, zero, np.exp(t), wide)[0] + log_prior(t)
 
     omega = np.exp(_draw_log(given_u, low, high, len(u), rng))[:, None]
-    _, m, big_v = _collapsed(u - centre, zero, omega, wide)
-    m = centre + m + np.sqrt(big_v) * rng.standard_normal(m.shape)
+    _, m, big_v = _collapsed(u - center, zero, omega, wide)
+    m = center + m + np.sqrt(big_v) * rng.standard_normal(m.shape)
     z = (_draw_each(u, squares, table.n, m, omega, rng) - m) / omega
 
     def shift(t: Floats) -> Floats:
-        return log_lik(t[..., None] + (omega * z)[:, None]) - 0.5 * ((t - centre) / wide) ** 2
+        return log_lik(t[..., None] + (omega * z)[:, None]) - 0.5 * ((t - center) / wide) ** 2
 
     def scale(t: Floats) -> Floats:
         return log_lik(m[..., None] + np.exp(t)[..., None] * z[:, None]) + log_prior(t)
 
-    m = _draw_log(shift, centre - 6, centre + 6, len(u), rng)[:, None]
+    m = _draw_log(shift, center - 6, center + 6, len(u), rng)[:, None]
     omega = np.exp(_draw_log(scale, low, high, len(u), rng))[:, None]
     return m + omega * z
 

@@ -53,7 +53,7 @@ def _scores(values: npt.ArrayLike, name: str = "scores") -> Floats:
     if not np.isfinite(x).all():
         raise InvalidInput(
             f"{name} has {int((~np.isfinite(x)).sum())} values that are not finite; decide what a failed run counts as "
-            "(the worst value, for instance) before summarising."
+            "(the worst value, for instance) before summarizing."
         )
     return x
 
@@ -86,7 +86,7 @@ def iqm(scores: npt.ArrayLike) -> float:
     Parameters
     ----------
     scores
-        Shape ``(seeds,)`` or ``(seeds, tasks)``; tasks must share a scale (normalised scores).
+        Shape ``(seeds,)`` or ``(seeds, tasks)``; tasks must share a scale (normalized scores).
 
     Examples
     --------
@@ -112,16 +112,16 @@ def _location(x: npt.ArrayLike, weight: Callable[[Floats], Floats], c: float) ->
     values = _scores(x, "x").ravel()
     if not c > 0:
         raise InvalidInput(f"c={c} must be positive; larger is closer to the mean.")
-    centre, scale = float(np.median(values)), mad(values)
+    center, scale = float(np.median(values)), mad(values)
     if scale <= 1e-12 * np.abs(values).max():  # more than half the values agree: nothing to measure the rest by
-        return centre
+        return center
     for _ in range(_ITERATIONS):
-        w = weight((values - centre) / scale)
+        w = weight((values - center) / scale)
         moved = float(w @ values / w.sum())
-        if abs(moved - centre) <= _TOLERANCE * scale:
+        if abs(moved - center) <= _TOLERANCE * scale:
             return moved
-        centre = moved
-    return centre
+        center = moved
+    return center
 
 
 def huber(x: npt.ArrayLike, c: float = 1.345) -> float:

@@ -1,4 +1,4 @@
-r"""Search over configurations: Hyperband, asynchronous halving, and Bayesian optimisation by expected improvement.
+r"""Search over configurations: Hyperband, asynchronous halving, and Bayesian optimization by expected improvement.
 
 Ask for a trial, train it, tell its value. :class:`~mlcollage.stats.bandits.SuccessiveHalving` needs to be told how
 much a small budget says; :class:`Hyperband` tries several answers; :class:`AsynchronousHalving` never lets a worker
@@ -255,10 +255,10 @@ def expected_improvement(mean: npt.ArrayLike, sd: npt.ArrayLike, best: float, *,
 
 
 class ExpectedImprovement:
-    r"""Bayesian optimisation: a Gaussian process over a box, asked where it expects the largest improvement.
+    r"""Bayesian optimization: a Gaussian process over a box, asked where it expects the largest improvement.
 
     The process has a Matérn-5/2 kernel with a length scale a dimension and a noise term, fitted by marginal likelihood
-    (scikit-learn) to standardised values. Points asked for and not told yet count as told with their predicted mean,
+    (scikit-learn) to standardized values. Points asked for and not told yet count as told with their predicted mean,
     so that several workers are sent to different places. J. Snoek, H. Larochelle and R. Adams, NeurIPS 2012.
 
     Parameters

@@ -60,7 +60,7 @@ class Refutation:
 
     @property
     def p_value(self) -> float:
-        """Share of refuted estimates at least as far from 0 as the estimate: a randomisation test, for a placebo."""
+        """Share of refuted estimates at least as far from 0 as the estimate: a randomization test, for a placebo."""
         far = np.count_nonzero(np.abs(self.refuted) >= abs(self.estimate))
         return float((1 + far) / (1 + len(self.refuted)))
 
@@ -168,11 +168,11 @@ def e_value(
     estimate: float,
     ci: tuple[float, float] | None = None,
     *,
-    scale: Literal["risk_ratio", "standardised"] = "risk_ratio",
+    scale: Literal["risk_ratio", "standardized"] = "risk_ratio",
 ) -> EValue:
     r"""E-value: the least strength of an unobserved common cause that could explain the estimate away.
 
-    .. math:: E = RR + \sqrt{RR (RR - 1)}, \qquad RR \approx \exp(0.91\, d) \text{ for a standardised difference } d,
+    .. math:: E = RR + \sqrt{RR (RR - 1)}, \qquad RR \approx \exp(0.91\, d) \text{ for a standardized difference } d,
 
     RR below 1 being inverted. A confounder explains the estimate only if it is associated with treatment *and* with
     outcome by risk ratios of at least E each, beyond the covariates. T. VanderWeele and P. Ding, Annals of Internal
@@ -198,15 +198,15 @@ def e_value(
     >>> round(value.point, 2), round(value.interval, 2)
     (7.26, 3.0)
     """
-    if scale not in ("risk_ratio", "standardised"):
-        raise InvalidInput(f"scale {scale!r} is unknown; use 'risk_ratio' or 'standardised'.")
+    if scale not in ("risk_ratio", "standardized"):
+        raise InvalidInput(f"scale {scale!r} is unknown; use 'risk_ratio' or 'standardized'.")
     low, high = (estimate, estimate) if ci is None else ci
     values = np.array([estimate, low, high], dtype=np.float64)
     if not np.isfinite(values).all() or not low <= estimate <= high:
         raise InvalidInput(f"estimate {estimate} and interval ({low}, {high}) must be finite, one inside the other.")
     if scale == "risk_ratio" and values.min() <= 0:
         raise InvalidInput(f"risk ratios must be positive; got {values.min()}. Is this a difference?")
-    ratio, low, high = np.exp(0.91 * values) if scale == "standardised" else values
+    ratio, low, high = np.exp(0.91 * values) if scale == "standardized" else values
 
     def strength(rr: float) -> float:
         rr = 1 / rr if rr < 1 else rr
@@ -225,7 +225,7 @@ def rosenbaum_p(d: npt.ArrayLike, gamma: float = 1.0, *, alternative: Literal["g
     .. math:: p^+ = \Pr\Big[\sum_i q_i B_i \ge T\Big], \qquad B_i \sim \text{Bernoulli}(\pi),
 
     with q the ranks of :math:`|d|` (mid-ranks where tied, zeros left out) and T the observed sum. :math:`\Gamma = 1`
-    is the test of a randomised study. Exact up to 200 pairs, normal beyond. P. Rosenbaum, "Observational Studies",
+    is the test of a randomized study. Exact up to 200 pairs, normal beyond. P. Rosenbaum, "Observational Studies",
     2002, sec. 4.3.
 
     Parameters

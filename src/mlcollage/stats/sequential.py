@@ -52,7 +52,7 @@ class ConfidenceSequence:
 
     ``t``
         Normal values of unknown variance (differences of paired seeds): the t test's Bayes factor with a
-        :math:`\mathrm{N}(0, g)` prior on the standardised effect and the right Haar prior on :math:`\sigma`, with
+        :math:`\mathrm{N}(0, g)` prior on the standardized effect and the right Haar prior on :math:`\sigma`, with
         :math:`\nu = n - 1`,
 
         .. math:: E_n = (1 + n g)^{-1/2} \left[\frac{1 + t^2/\nu}{1 + t^2/(\nu (1 + n g))}\right]^{n/2},
@@ -161,10 +161,10 @@ class ConfidenceSequence:
         if self.kind == "bounded":
             low, high = self._candidates()
         else:
-            centre, radius = {"t": self._t, "gaussian": self._gaussian, "empirical-bernstein": self._bernstein}[
+            center, radius = {"t": self._t, "gaussian": self._gaussian, "empirical-bernstein": self._bernstein}[
                 self.kind
             ]()
-            low, high = centre - radius, centre + radius
+            low, high = center - radius, center + radius
         if self.low is not None and self.high is not None:
             width = self.high - self.low
             low, high = self.low + width * np.maximum(low, 0.0), self.low + width * np.minimum(high, 1.0)
@@ -219,19 +219,19 @@ class ConfidenceSequence:
     def _t(self) -> tuple[Floats, Floats]:
         r"""Solves E_n = 1/alpha for :math:`a = t^2/\nu`: :math:`(1 + a)/(1 + a/r) = L`, r = 1 + n g."""
         n, r = self.n, 1 + self.n * self._rho2()
-        centre = self._state["total"] / n
+        center = self._state["total"] / n
         log_l = 2 / n * (0.5 * np.log(r) - np.log(self.alpha))
         if n < 2 or log_l >= np.log(r):
-            return self._state["shift"] + centre, np.full_like(centre, np.inf)
+            return self._state["shift"] + center, np.full_like(center, np.inf)
         big_l = np.exp(log_l)
         a = (big_l - 1) / (1 - big_l / r)
         # t^2 / nu = n (mean - mu)^2 / sum of squares about the mean
-        about = np.maximum(self._state["squares"] - n * centre**2, 0.0)
-        nothing = about <= 1e-24 * n * (self._state["shift"] ** 2 + centre**2)  # all equal: no idea of the variance
-        return self._state["shift"] + centre, np.where(nothing, np.inf, np.sqrt(a * about / n))
+        about = np.maximum(self._state["squares"] - n * center**2, 0.0)
+        nothing = about <= 1e-24 * n * (self._state["shift"] ** 2 + center**2)  # all equal: no idea of the variance
+        return self._state["shift"] + center, np.where(nothing, np.inf, np.sqrt(a * about / n))
 
     def _moments_before(self) -> tuple[Floats, Floats]:
-        """Mean and variance of the values before this one, regularised by one value of 1/2 with variance 1/4."""
+        """Mean and variance of the values before this one, regularized by one value of 1/2 with variance 1/4."""
         mean = (0.5 + self._state["total"]) / self.n
         return mean, (0.25 + self._state["squares"]) / self.n
 
@@ -286,7 +286,7 @@ def sequential_t_test(
 ) -> float:
     r"""One-sided t test that may be repeated after every seed: p value of "the mean is at most ``null``".
 
-    The Bayes factor of :class:`ConfidenceSequence` ``"t"``, its prior on the standardised effect cut to the side of
+    The Bayes factor of :class:`ConfidenceSequence` ``"t"``, its prior on the standardized effect cut to the side of
     the alternative (half-normal),
 
     .. math:: E_n^+ = 2 E_n \Pr[\mu > \theta_0 \mid x_1, \dots, x_n], \qquad
@@ -371,7 +371,7 @@ def sequential_t_interval(
     if not 0 < level < 1:
         raise InvalidInput(f"level={level} must lie between 0 and 1, e.g. 0.95.")
     v = _signed(x, y, 0.0, "greater")
-    enough, n, centre = float(np.log(2 / (1 - level))), v.shape[-1], float(v.mean())
+    enough, n, center = float(np.log(2 / (1 - level))), v.shape[-1], float(v.mean())
     r = 1 + n * g
     # Without the factor Pr[mu > null | x] < 1, which is nearly 1 here, the null that is just rejected has a closed form
     log_l = 2 / n * (0.5 * np.log(r) + enough - np.log(2))
@@ -383,7 +383,7 @@ def sequential_t_interval(
         """How far the null lies on that side of the mean when it is just rejected: E rises with the distance."""
 
         def beyond(d: float) -> float:
-            return float(_t_evidence(sign * (v - centre) + d, g)[-1]) - enough
+            return float(_t_evidence(sign * (v - center) + d, g)[-1]) - enough
 
         far = nearest
         while beyond(far) < 0:
@@ -392,7 +392,7 @@ def sequential_t_interval(
                 return np.inf
         return float(optimize.brentq(beyond, nearest, far, rtol=1e-10)) if far > nearest else nearest
 
-    return centre - distance(1), centre + distance(-1)
+    return center - distance(1), center + distance(-1)
 
 
 def sequential_bounded_test(
@@ -440,7 +440,7 @@ def sequential_bounded_test(
 def sequential_sign_test(
     x: npt.ArrayLike, y: npt.ArrayLike | None = None, *, null: float = 0.0, alternative: Side = "greater"
 ) -> float:
-    """One-sided sign test that may be repeated after every seed: of values symmetric about their centre.
+    """One-sided sign test that may be repeated after every seed: of values symmetric about their center.
 
     :func:`sequential_bounded_test` of the signs. Needs no normality, and no independence of the sizes; it is the
     anytime-valid companion of the sign-flip test, and also that of the permutation test (two arms that are paired in
@@ -461,7 +461,7 @@ def sequential_sign_test(
 
 
 def sequential_sign_interval(x: npt.ArrayLike, level: float = 0.95) -> tuple[float, float]:
-    """Interval of the centre of symmetry that holds at all times: the centres that two sign tests do not reject.
+    """Interval of the center of symmetry that holds at all times: the centers that two sign tests do not reject.
 
     Examples
     --------
@@ -474,12 +474,12 @@ def sequential_sign_interval(x: npt.ArrayLike, level: float = 0.95) -> tuple[flo
     ends = np.unique(values)
     alpha = (1 - level) / 2
     low, high = -np.inf, np.inf
-    # the p values are constant between neighbouring values, and monotone over them
+    # the p values are constant between neighboring values, and monotone over them
     between = [ends[0] - 1.0, *((ends[1:] + ends[:-1]) / 2), ends[-1] + 1.0]
-    for k, centre in enumerate(between):
-        if k < len(ends) and sequential_sign_test(values, null=centre, alternative="greater") <= alpha:
+    for k, center in enumerate(between):
+        if k < len(ends) and sequential_sign_test(values, null=center, alternative="greater") <= alpha:
             low = float(ends[k])
-        if k > 0 and high == np.inf and sequential_sign_test(values, null=centre, alternative="less") <= alpha:
+        if k > 0 and high == np.inf and sequential_sign_test(values, null=center, alternative="less") <= alpha:
             high = float(ends[k - 1])
     return low, high
 

@@ -41,7 +41,7 @@ class Step:
     loss
         Loss of the batch before the update, detached, shape ().
     lr
-        Learning rate of the update (of the optimiser's first parameter group).
+        Learning rate of the update (of the optimizer's first parameter group).
     x, y
         The batch, on the model's device.
     logits
@@ -72,7 +72,7 @@ def steps(
 ) -> Iterator[Step]:
     r"""Train, one update an item; each item is yielded after its update.
 
-    Update number :math:`t + 1` is the optimiser's, with gradient :math:`\nabla L(f_\theta(x), y)`, clipped if asked,
+    Update number :math:`t + 1` is the optimizer's, with gradient :math:`\nabla L(f_\theta(x), y)`, clipped if asked,
     and learning rate :math:`\mathrm{lr} \cdot \mathrm{schedule}(t)`. The model is put in training mode when the loop
     starts and is left in the mode the loop body leaves it in (:func:`evaluate` and :func:`predict` restore it).
 
@@ -88,7 +88,7 @@ def steps(
         From the model's output and the targets to a scalar.
     schedule
         Factor on the base learning rate at 0-based step t; see :mod:`mlcollage.train.schedules`. The base rate is
-        kept in the optimiser's groups as ``initial_lr``, where torch's schedulers keep it.
+        kept in the optimizer's groups as ``initial_lr``, where torch's schedulers keep it.
     max_steps
         Number of the last update; without it, until the batches or the loop body end it.
     clip_norm

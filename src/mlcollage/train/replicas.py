@@ -78,12 +78,12 @@ class Replicas:
 
     With stacked parameters :math:`\theta = (\theta_1, \dots, \theta_R)` and the sum
     :math:`L(\theta) = \sum_r L_r(\theta_r)`, one backward pass gives every replica its own gradient, since
-    :math:`\nabla_{\theta_r} L = \nabla L_r`. Optimisers that work element by element (SGD with momentum and weight
+    :math:`\nabla_{\theta_r} L = \nabla L_r`. Optimizers that work element by element (SGD with momentum and weight
     decay, Adam, AdamW, RMSprop, ...) then update the stack as they would update each network. A learning rate for
-    each replica is exact for every optimiser whose update is proportional to it: the step is taken with the largest
+    each replica is exact for every optimizer whose update is proportional to it: the step is taken with the largest
     rate :math:`\eta_\max` and each replica goes the share :math:`\eta_r / \eta_\max` of it,
     :math:`\theta_r \leftarrow \theta_r + (\eta_r / \eta_\max) \, (\theta_r^+ - \theta_r)`. Both properties are tried
-    out on a tiny problem when the object is made, and an optimiser that lacks them is refused.
+    out on a tiny problem when the object is made, and an optimizer that lacks them is refused.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ class Replicas:
         One for each replica; replica r starts as ``build(model_fn, seeds[r])`` does.
     optimizer
         A ``torch.optim`` class, or a function from the list of stacked parameters (each with a first dimension of
-        R) to an optimiser.
+        R) to an optimizer.
     lr
         One learning rate for all, or one for each replica. Needed with a class; with a function None keeps its own.
     device
@@ -115,12 +115,12 @@ class Replicas:
     Raises
     ------
     InvalidInput
-        If the network cannot be stacked (see :func:`stackable`), the optimiser does not work element by element, or
+        If the network cannot be stacked (see :func:`stackable`), the optimizer does not work element by element, or
         there is not one learning rate for each seed.
 
     Notes
     -----
-    *Memory.* R times the parameters, gradients, optimiser state and activations of one network, and one more copy of
+    *Memory.* R times the parameters, gradients, optimizer state and activations of one network, and one more copy of
     the parameters during a step with different learning rates. If it does not fit, train the seeds in groups: the
     result is the same.
 
@@ -359,7 +359,7 @@ def _optimizer_factory(
     size: int,
     kwargs: dict[str, Any],
 ) -> tuple[Callable[[list[Tensor]], torch.optim.Optimizer], Tensor | None]:
-    """A function that makes the optimiser at the largest rate, and each replica's share of it (None: all the same)."""
+    """A function that makes the optimizer at the largest rate, and each replica's share of it (None: all the same)."""
     rates = _rates(lr, size)
     largest = None if rates is None else max(rates)
 
@@ -390,7 +390,7 @@ def _rates(lr: float | Sequence[float] | None, size: int) -> list[float] | None:
 
 
 def _check_elementwise(make: Callable[[list[Tensor]], torch.optim.Optimizer], ratios: Tensor | None) -> None:
-    """Three steps on two tiny replicas, stacked and apart: an optimiser that mixes elements gives itself away."""
+    """Three steps on two tiny replicas, stacked and apart: an optimizer that mixes elements gives itself away."""
     g = torch.Generator().manual_seed(0)
     start = torch.randn(2, 3, 4, generator=g, dtype=torch.float64)
     grads = torch.randn(3, 2, 3, 4, generator=g, dtype=torch.float64)
@@ -414,12 +414,12 @@ def _check_elementwise(make: Callable[[list[Tensor]], torch.optim.Optimizer], ra
         apart = [run(start[r], grads[:, r], None, float(shares[r])) for r in range(2)]
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidInput(
-            f"the optimiser cannot be used on stacked parameters ({error}); use one that works element by element, "
+            f"the optimizer cannot be used on stacked parameters ({error}); use one that works element by element, "
             "such as SGD, Adam or AdamW."
         ) from error
     if not torch.allclose(together, torch.stack(apart), rtol=1e-9, atol=1e-12):
         raise InvalidInput(
-            "the optimiser does not work element by element"
+            "the optimizer does not work element by element"
             + ("" if ratios is None else ", or its update is not proportional to the learning rate")
             + ", so that stacked training would differ from separate training; use SGD, Adam, AdamW or RMSprop."
         )

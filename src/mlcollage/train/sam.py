@@ -1,4 +1,4 @@
-r"""Sharpness-aware minimisation (SAM) and its adaptive form (ASAM).
+r"""Sharpness-aware minimization (SAM) and its adaptive form (ASAM).
 
 SAM: Foret, Kleiner, Mobahi, Neyshabur, ICLR 2021, arXiv:2010.01412, equations 2 and 3. ASAM: Kwon, Kim, Park, Choi,
 ICML 2021, arXiv:2102.11600, equation 5, with the elementwise operator :math:`T_w = \mathrm{diag}(|w| + \eta)`.
@@ -28,13 +28,13 @@ class SAM(torch.optim.Optimizer):
         w \leftarrow w - \eta \, \nabla L(w + \hat\epsilon) .
 
     The adaptive form measures the step relative to the weights: with :math:`T_w = |w| + \mathrm{offset}`, elementwise,
-    :math:`\hat\epsilon = \rho\, T_w^2 \nabla L / \| T_w \nabla L \|_2`. The second update is made by any optimiser
+    :math:`\hat\epsilon = \rho\, T_w^2 \nabla L / \| T_w \nabla L \|_2`. The second update is made by any optimizer
     of yours, whose parameter groups, learning rates and state this object shares.
 
     Parameters
     ----------
     params
-        Parameters or parameter groups, as for every optimiser. A group may have its own ``rho`` and ``adaptive``.
+        Parameters or parameter groups, as for every optimizer. A group may have its own ``rho`` and ``adaptive``.
     base_optimizer
         A ``torch.optim`` class that makes the update.
     rho
@@ -181,7 +181,7 @@ class SAM(torch.optim.Optimizer):
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the base optimiser; no step may be half done."""
+        """State of the base optimizer; no step may be half done."""
         if any("sam_origin" in state for state in self.state.values()):
             raise InvalidInput("a step is half done: call second_step() before state_dict().")
         return self.base_optimizer.state_dict()

@@ -19,14 +19,14 @@ from mlcollage.papers.bnn_posteriors.priors import GaussianPrior
 
 N, K = 60, 3
 RNG = np.random.default_rng(0)
-CENTRE = RNG.dirichlet(np.ones(K), size=N)
-Y = np.array([RNG.choice(K, p=p) for p in CENTRE])
+CENTER = RNG.dirichlet(np.ones(K), size=N)
+Y = np.array([RNG.choice(K, p=p) for p in CENTER])
 
 
-def draws(chains=4, count=30, seed=0, centre=CENTRE):
-    """Independent draws whose average, over endless ones, is ``centre``."""
+def draws(chains=4, count=30, seed=0, center=CENTER):
+    """Independent draws whose average, over endless ones, is ``center``."""
     rng = np.random.default_rng(seed)
-    return np.stack([rng.dirichlet(4 * p + 1e-3, size=(chains, count)) for p in centre], axis=2)
+    return np.stack([rng.dirichlet(4 * p + 1e-3, size=(chains, count)) for p in center], axis=2)
 
 
 def test_rows_are_the_metrics_of_the_averages():
@@ -69,7 +69,7 @@ def test_floor_is_above_zero_and_falls_with_draws():
 
 
 def test_a_reference_whose_chains_disagree_is_doubted():
-    rolled = [draws(chains=1, seed=i, centre=np.roll(CENTRE, i, axis=1)) for i in range(4)]
+    rolled = [draws(chains=1, seed=i, center=np.roll(CENTER, i, axis=1)) for i in range(4)]
     stuck = np.concatenate(rolled)
     with pytest.warns(UserWarning, match="the HMC reference has not converged: R-hat is below 1.1 for"):
         report = compare([stuck, stuck], {}, Y)
@@ -151,7 +151,7 @@ def test_a_workload_and_a_fitted_model_are_audited_too():
     [
         (lambda: compare([draws()], {}, Y), r"two or more of \(chains, draws, N, K\)"),
         (lambda: compare([draws(), draws()[:2]], {}, Y), "the reference has runs of shape"),
-        (lambda: compare([draws(), draws()], {"x": CENTRE[:5]}, Y), r"predictions of x have shape \(5, 3\); \(60, 3\)"),
+        (lambda: compare([draws(), draws()], {"x": CENTER[:5]}, Y), r"predictions of x have shape \(5, 3\); \(60, 3\)"),
         (lambda: compare([draws(), draws()], {"x": "map"}, Y), "predictions of x have shape"),
         (lambda: compare([draws(), draws()], {}, Y[:5]), "whole-number classes"),
         (lambda: audit(nn.Linear(4, 2), problem(), groups=1), "groups=1 must be at least 2"),

@@ -70,7 +70,7 @@ def test_a_network_of_the_users_own_in_a_pipeline():
 
     X, y = load_iris(return_X_y=True)
     settings = {key: value for key, value in TINY.items() if key != "hidden_layer_sizes"}
-    model = HMCClassifier(net, prior=StudentTPrior(5.0, 0.4), trajectory_length=0.5, standardise=False, **settings)
+    model = HMCClassifier(net, prior=StudentTPrior(5.0, 0.4), trajectory_length=0.5, standardize=False, **settings)
     scores = cross_val_score(make_pipeline(StandardScaler(), clone(model)), X, y, cv=2)
     assert scores.min() > 0.8
     assert set(seen) == {(4, 3)}

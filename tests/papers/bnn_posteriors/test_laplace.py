@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mlcollage.errors import InvalidInput, MissingDependency, UnknownName
-from mlcollage.papers.bnn_posteriors.laplace import laplace_posterior, linearised
+from mlcollage.papers.bnn_posteriors.laplace import laplace_posterior, linearized
 from mlcollage.papers.bnn_posteriors.layout import Layout
 from mlcollage.papers.bnn_posteriors.likelihoods import CustomLikelihood, GaussianLikelihood
 from mlcollage.papers.bnn_posteriors.module import BayesianModule
@@ -122,18 +122,18 @@ def test_layers_without_kronecker_factors_are_refused_and_can_be_done_in_full(ne
         assert float(posterior.sample(20).std(0).min()) > 0
 
 
-def test_the_linearisation_is_the_first_order_of_the_network():
+def test_the_linearization_is_the_first_order_of_the_network():
     net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)).double()
     layout = Layout.of(net)
     mean = layout.flatten(dict(net.named_parameters()))
     direction, x = normal(3, layout.size), normal(7, 4, seed=1)
     jacobian = torch.func.jacrev(lambda w: torch.func.functional_call(net, layout.unflatten(w), (x,)))(mean)
     expected = net(x).detach() + torch.einsum("nkp,cp->cnk", jacobian, direction)
-    torch.testing.assert_close(linearised(net, mean, mean + direction, x), expected)
-    torch.testing.assert_close(linearised(net, mean, mean + direction, x, batch_size=3), expected)
+    torch.testing.assert_close(linearized(net, mean, mean + direction, x), expected)
+    torch.testing.assert_close(linearized(net, mean, mean + direction, x, batch_size=3), expected)
     small = 1e-5 * direction
     exact = torch.stack([torch.func.functional_call(net, layout.unflatten(mean + d), (x,)) for d in small]).detach()
-    assert float((linearised(net, mean, mean + small, x) - exact).abs().max()) < 1e-7
+    assert float((linearized(net, mean, mean + small, x) - exact).abs().max()) < 1e-7
 
 
 def test_fit_finds_the_mode_and_predicts_by_the_closed_form():
@@ -149,7 +149,7 @@ def test_fit_finds_the_mode_and_predicts_by_the_closed_form():
     torch.testing.assert_close(variance[:, 0], exact, rtol=0.05, atol=0)
 
 
-def test_fit_predicts_by_the_linearised_network_unless_told_otherwise():
+def test_fit_predicts_by_the_linearized_network_unless_told_otherwise():
     x = normal(30, 2)
     y = (x[:, 0] > 0).long()
     net = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 2)).double()
@@ -157,7 +157,7 @@ def test_fit_predicts_by_the_linearised_network_unless_told_otherwise():
     model = BayesianModule(net).fit(x, y, "laplace", **settings)
     posterior = model.posterior
     assert posterior.params.shape == (1, 6, model.num_parameters)
-    expected = linearised(net, posterior.kept[0, 0], posterior.params[0], x).softmax(-1)
+    expected = linearized(net, posterior.kept[0, 0], posterior.params[0], x).softmax(-1)
     torch.testing.assert_close(model.predict_samples(x)[0], expected)
     torch.testing.assert_close(model.predict_proba(x, batch_size=7), expected.mean(0))
     plain = BayesianModule(net).fit(x, y, "laplace", linear=False, **settings)

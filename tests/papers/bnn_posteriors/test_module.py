@@ -211,7 +211,7 @@ def test_starts():
     a, b = model.initial(3, generator=1), model.initial(3, generator=1)
     assert torch.equal(a, b)
     assert not torch.equal(a[0], a[1])
-    assert float(a.abs().max()) < 1.5  # the layers' own initialisation, not the prior's
+    assert float(a.abs().max()) < 1.5  # the layers' own initialization, not the prior's
     assert float(model.initial(3, "prior").abs().max()) > 5
     assert torch.equal(model.initial(2, "module")[1], model.parameters_flat)
     made = model.initial(2, lambda: mlp(torch.randint(99, ()).item()))

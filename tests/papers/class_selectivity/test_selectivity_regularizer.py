@@ -1,4 +1,4 @@
-"""The regulariser against autograd of the formula in double precision, and everything people do to networks."""
+"""The regularizer against autograd of the formula in double precision, and everything people do to networks."""
 
 import copy
 import warnings
@@ -427,7 +427,7 @@ def test_removing_leaves_no_trace_and_attaching_comes_back(mlp, blobs):
     x, y = blobs
     penalty = SelectivityRegularizer(mlp, -1.0)
     assert not list(penalty.parameters())
-    assert not [k for k in penalty.state_dict() if "weight" in k], "the model is no part of its regulariser"
+    assert not [k for k in penalty.state_dict() if "weight" in k], "the model is no part of its regularizer"
     penalty.remove()
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in mlp.modules())
     mlp(x)

@@ -46,7 +46,7 @@ def test_the_controller_holds_its_target(blobs, target):
 
 
 class Plant:
-    """A regulariser whose selectivity follows alpha at once: SI = 0.3 + 0.05 alpha."""
+    """A regularizer whose selectivity follows alpha at once: SI = 0.3 + 0.05 alpha."""
 
     alpha = 0.0
 

@@ -47,7 +47,7 @@ def loop(world, after, *, before_step=lambda: None, optimizer_fn=None, start=lam
 
 
 def test_the_twin_is_the_ideal_world_of_the_framework(tiny_world):
-    """Schedule, optimiser and initialisation are taken from the loop; the result is DeepBootstrap's own Ideal World."""
+    """Schedule, optimizer and initialization are taken from the loop; the result is DeepBootstrap's own Ideal World."""
     world = tiny_world()
     callback = make_callback(world)
     loop(world, callback.on_step, start=callback.start)
@@ -110,7 +110,7 @@ def test_several_updates_between_calls_are_all_made_up_for(tiny_world):
     assert a["loss"].iloc[-1] == b["loss"].iloc[-1]
 
 
-def test_stop_lets_go_of_the_optimiser(tiny_world):
+def test_stop_lets_go_of_the_optimizer(tiny_world):
     callback = make_callback(tiny_world())
     model = model_fn()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -130,7 +130,7 @@ def test_bad_use_is_explained(tiny_world):
         make_callback(world).start(model, torch.optim.SGD(model_fn().parameters(), lr=0.1))
     callback = make_callback(world)
     callback.start(model, torch.optim.SGD(model.parameters(), lr=0.1))
-    with pytest.raises(InvalidInput, match="no update of the optimiser"):
+    with pytest.raises(InvalidInput, match="no update of the optimizer"):
         callback.on_step(1, model)
     with pytest.raises(InvalidInput, match="batch_size=0"):
         make_callback(world, batch_size=0)
@@ -177,7 +177,7 @@ def test_lightning_protocol(monkeypatch, tiny_world):
     loop(world, plain.on_step, start=plain.start)
     assert callback.result().curves.equals(plain.result().curves)
     trainer.optimizers *= 2
-    with pytest.raises(InvalidInput, match="2 optimisers"):
+    with pytest.raises(InvalidInput, match="2 optimizers"):
         adapter.on_train_start(trainer, model)
 
 

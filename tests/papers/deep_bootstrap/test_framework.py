@@ -83,7 +83,7 @@ def test_linear_regression_follows_its_closed_form_in_both_worlds(tiny_world, st
     assert result.select("real")[["error", "soft_error"]].isna().all(axis=None)
 
 
-def test_over_parameterised_regression_leaves_the_ideal_path(tiny_world, study):
+def test_over_parameterized_regression_leaves_the_ideal_path(tiny_world, study):
     """The boundary of the claim: with d > n the Real World fits its noise and the Ideal World does not."""
     world = tiny_world(num_classes=0, dim=40, noise=3.0)
     result = study(world, lambda: nn.Linear(40, 1), n=20, batch_size=20, steps=400, loss="mse", seeds=3, schedule=None,

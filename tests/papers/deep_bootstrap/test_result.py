@@ -81,11 +81,11 @@ def test_decomposition_holds_at_every_step(result):
         assert len(g) == 2 * len(STEPS)
 
 
-def test_generalisation_gap_is_test_minus_train(result):
-    t = result.generalisation_gap("error", at="T")
+def test_generalization_gap_is_test_minus_train(result):
+    t = result.generalization_gap("error", at="T")
     assert t["gap"].iloc[0] == pytest.approx(0.29)
     assert math.isnan(t["gap"].iloc[1])
-    assert result.generalisation_gap("error", at="max")["step"].tolist() == [40, 20]
+    assert result.generalization_gap("error", at="max")["step"].tolist() == [40, 20]
 
 
 def test_departure_needs_several_evaluations_in_a_row(result):

@@ -151,7 +151,7 @@ class Classifier(transformers.PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module):
-        """The network is initialised already."""
+        """The network is initialized already."""
 
     def forward(self, x, labels=None):
         logits = self.net(x)
@@ -190,7 +190,7 @@ def classifier():
 
 
 @pytest.mark.parametrize("grad", ["double_backprop", "jvp", "finite_difference"])
-def test_the_transformers_trainer_trains_the_penalised_loss(tmp_path, grad):
+def test_the_transformers_trainer_trains_the_penalized_loss(tmp_path, grad):
     model = classifier()
     penalty = FisherPenalty(model, 0.3, grad=grad, interval=2)
     train(model, tmp_path, transformers_trainer(penalty))

@@ -224,8 +224,8 @@ def test_the_expected_gradient_of_fp_is_that_of_the_trace_over_b(small):
 def test_interval_start_and_stop_say_which_steps_count(small):
     model, x, _ = small()
     penalty = FisherPenalty(model, 1.0, interval=3, start=2, stop=9)
-    penalised = [i for i in range(14) if float(penalty(model(x)).detach()) > 0]
-    assert penalised == [2, 5, 8]
+    penalized = [i for i in range(14) if float(penalty(model(x)).detach()) > 0]
+    assert penalized == [2, 5, 8]
     assert penalty.steps == 14
 
 
@@ -240,7 +240,7 @@ def test_rescaling_keeps_the_average_weight(small):
     assert total(4) == pytest.approx(total(1) / 4, rel=1e-12)
 
 
-def test_normalising_multiplies_by_b_also_in_a_smaller_last_batch(small):
+def test_normalizing_multiplies_by_b_also_in_a_smaller_last_batch(small):
     model, x, y = small()
     for rows in (7, 3, 1):
         raw, scaled = (
@@ -251,7 +251,7 @@ def test_normalising_multiplies_by_b_also_in_a_smaller_last_batch(small):
 
 
 @pytest.mark.parametrize("by_name", [True, False])
-def test_only_chosen_parameters_are_penalised(small, by_name):
+def test_only_chosen_parameters_are_penalized(small, by_name):
     model, x, y = small()
     chosen = ["2.weight", "2.bias"] if by_name else model[2].parameters()
     penalty = FisherPenalty(model, 1.0, labels="true", interval=1, params=chosen)
@@ -415,7 +415,7 @@ def test_accumulated_micro_batches_are_one_step(small):
     assert penalty.steps == 4
 
 
-def test_normalised_micro_batches_have_the_expectation_of_the_whole(small):
+def test_normalized_micro_batches_have_the_expectation_of_the_whole(small):
     """Sum over all labels: 1/m sum_j E[b |mean g_j|^2] = Tr F for halves of a batch, as for the batch itself."""
     model, x, _ = small()
     x = x[:6]

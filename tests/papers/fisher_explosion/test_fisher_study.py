@@ -20,7 +20,7 @@ from mlcollage.nn.mlp import MLP
 from mlcollage.papers.fisher_explosion import FisherPenalty, study
 from mlcollage.papers.fisher_explosion.experiments import TUNING_SEED, base_data, problem
 from mlcollage.papers.fisher_explosion.labels import sample_labels, stream
-from mlcollage.papers.fisher_explosion.records import summarise
+from mlcollage.papers.fisher_explosion.records import summarize
 from mlcollage.papers.fisher_explosion.training import METHODS, Cells, Stack, train
 from mlcollage.train.mixup import mixup_batch, soft_cross_entropy
 from mlcollage.train.sam import SAM
@@ -361,7 +361,7 @@ def test_summaries_are_read_off_the_curves():
             "fit_wrong": np.zeros(10),
         }
     )
-    found = summarise(curves, early_loss=1.5, late_loss=0.45, fit=0.75)
+    found = summarize(curves, early_loss=1.5, late_loss=0.45, fit=0.75)
     assert found["final_accuracy"] == 0.7
     assert found["best_accuracy"] == 0.8
     assert found["stopped_accuracy"] == 0.6
@@ -371,7 +371,7 @@ def test_summaries_are_read_off_the_curves():
     assert found["accuracy_at_loss"] == 0.75
     assert found["accuracy_at_fit"] == 0.8
     assert found["area_right"] == pytest.approx(0.55)
-    never = summarise(curves, early_loss=0.01, late_loss=0.01, fit=2.0)
+    never = summarize(curves, early_loss=0.01, late_loss=0.01, fit=2.0)
     assert not {"early_trace", "accuracy_at_loss", "accuracy_at_fit"} & set(never)
 
 

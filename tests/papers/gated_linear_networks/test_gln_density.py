@@ -38,7 +38,7 @@ def test_score_is_the_chain_rule_over_prefixes():
     assert p[0] == pytest.approx(p[1], rel=1e-12)
 
 
-def test_one_pass_on_binarised_digits_beats_independence():
+def test_one_pass_on_binarized_digits_beats_independence():
     X, _ = load_digits(return_X_y=True)
     X = (X[np.random.default_rng(0).permutation(len(X))] > 7).astype(float)
     model = GLNDensity(random_state=0).fit(X[:1400])

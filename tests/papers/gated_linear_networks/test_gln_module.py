@@ -42,7 +42,7 @@ def test_one_call_equals_one_call_a_sample():
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-12)
 
 
-def test_state_dict_carries_everything_and_optimisers_see_nothing():
+def test_state_dict_carries_everything_and_optimizers_see_nothing():
     p, z, y = data(dtype=torch.float32)
     trained, fresh = GLN(6, num_classes=3, seed=1), GLN(6, num_classes=3, seed=2)
     trained.update(p, z, y, lr=0.05)

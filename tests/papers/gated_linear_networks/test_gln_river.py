@@ -31,19 +31,19 @@ def test_before_the_first_sample_and_after_new_classes():
     assert model.predict_one({"a": 1.0}) is None
     model.learn_one({"a": 1.0}, "x")
     assert model.predict_proba_one({"a": 2.0}) == {"x": 1.0}
-    model.learn_one({"a": 2.0, "colour": "red", "flag": True}, "y")
-    assert set(model.predict_proba_one({"colour": "blue", "unknown": 3})) == {"x", "y"}
-    assert "colour=red" in model._columns
+    model.learn_one({"a": 2.0, "color": "red", "flag": True}, "y")
+    assert set(model.predict_proba_one({"color": "blue", "unknown": 3})) == {"x", "y"}
+    assert "color=red" in model._columns
 
 
 def test_strings_are_one_hot_and_missing_features_count_as_their_mean():
     rng = np.random.default_rng(0)
     model, hits = RiverGLN(), []
     for _ in range(400):
-        colour = rng.choice(["red", "green", "blue"])
-        x = {"colour": str(colour), "noise": rng.normal()} | ({"more": rng.normal()} if rng.random() < 0.5 else {})
-        hits.append(model.predict_one(x) == (colour == "red"))
-        model.learn_one(x, bool(colour == "red"))
+        color = rng.choice(["red", "green", "blue"])
+        x = {"color": str(color), "noise": rng.normal()} | ({"more": rng.normal()} if rng.random() < 0.5 else {})
+        hits.append(model.predict_one(x) == (color == "red"))
+        model.learn_one(x, bool(color == "red"))
     assert np.mean(hits[-150:]) > 0.9
 
 

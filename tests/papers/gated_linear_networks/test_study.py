@@ -162,7 +162,7 @@ def test_the_online_mlp_is_torch_autograd(hidden, optimizer):
     np.testing.assert_allclose(ours.theta, weights, rtol=1e-9, atol=1e-11)
 
 
-def test_the_online_mlp_refuses_other_optimisers():
+def test_the_online_mlp_refuses_other_optimizers():
     with pytest.raises(InvalidInput, match="'sgd' or 'adam'"):
         OnlineMLP(2, 2, optimizer="lbfgs")
 

@@ -103,9 +103,9 @@ def test_lightning_checkpoints_hold_the_tracker(tmp_path):
     assert found["step"].max() == 10
 
 
-def test_two_optimisers_are_refused_with_the_way_out(tmp_path):
+def test_two_optimizers_are_refused_with_the_way_out(tmp_path):
     module = Module(optimizers=2)
-    with pytest.raises(InvalidInput, match="2 optimisers"):
+    with pytest.raises(InvalidInput, match="2 optimizers"):
         fit(module, lightning_callback(LAWS, module.net), tmp_path)
 
 

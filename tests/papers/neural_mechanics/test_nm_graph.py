@@ -167,7 +167,7 @@ def test_a_linear_layer_before_a_norm_over_its_outputs_has_one_scale(norm, laws)
     assert [law.n_laws for law in shifts] == ([] if isinstance(norm, nn.RMSNorm) else [7])
 
 
-def test_weight_normalisation_forgets_the_direction_s_length():
+def test_weight_normalization_forgets_the_direction_s_length():
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 5)), nn.ReLU(), nn.Linear(5, 2))
     found = read(model, X)
     assert sum(law.n_laws for law in found) == 10

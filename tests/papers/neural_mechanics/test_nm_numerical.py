@@ -58,7 +58,7 @@ def test_translation_is_the_loss_s(loss, holds):
     assert bool(kept) is holds
 
 
-def test_an_epsilon_is_recognised_because_the_residual_follows_it():
+def test_an_epsilon_is_recognized_because_the_residual_follows_it():
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5, eps=1e-3), nn.ReLU(), nn.Linear(5, 3))
     law = Symmetry("scale", "scale", (Term("0.weight", keep=0), Term("0.bias", keep=0)), 5)

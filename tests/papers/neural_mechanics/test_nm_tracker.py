@@ -132,7 +132,7 @@ def test_the_epsilon_of_batch_norm_breaks_the_law_and_its_measured_part_closes_t
         lambda p: SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1),
     ],
 )
-def test_the_budget_of_any_optimiser_sums_to_the_change(make):
+def test_the_budget_of_any_optimizer_sums_to_the_change(make):
     model = network()
     frame = tracked(model, make(model.parameters())).result()
     assert (frame["rel_accounted"] < 1e-12).all()
@@ -165,7 +165,7 @@ def test_adams_parts_are_what_its_equations_say(decoupled):
     np.testing.assert_allclose(row["momentum"], 0, atol=1e-14)
     expected = two({n: -lr * (full[n].sign() - full[n]) for n in g})
     np.testing.assert_allclose(row["preconditioner"], expected, atol=1e-12)
-    np.testing.assert_allclose(row["discretisation"], law.bilinear(step, step).numpy(), atol=1e-12)
+    np.testing.assert_allclose(row["discretization"], law.bilinear(step, step).numpy(), atol=1e-12)
 
 
 def test_groups_with_different_settings_inside_a_law_have_a_ledger_but_no_closed_form():
@@ -251,7 +251,7 @@ def test_the_gradients_of_a_grad_scaler_are_seen_unscaled():
     assert frames[1]["clipping"].abs().max() < 1e-14
 
 
-def test_a_fused_optimiser_under_a_grad_scaler_must_be_unscaled_first():
+def test_a_fused_optimizer_under_a_grad_scaler_must_be_unscaled_first():
     model = network()
     optimizer = SGD(model.parameters(), lr=0.1, fused=True)
     scaler = torch.amp.GradScaler("cpu")
@@ -314,7 +314,7 @@ def test_steps_between_measurements_are_added_up():
     assert sorted(set(sparse["step"])) == [0, 5, 10, 12]
     dense = frames[0][frames[0]["step"].isin([0, 5, 10, 12])]
     np.testing.assert_array_equal(dense["predicted"], sparse["predicted"])
-    for name in ("weight_decay", "discretisation"):
+    for name in ("weight_decay", "discretization"):
         sums = [f.groupby("law")[name].sum() for f in frames]
         np.testing.assert_allclose(sums[0], sums[1])
 
@@ -325,7 +325,7 @@ def test_arrays_and_tables_hold_the_same():
     arrays, table = tracker.arrays(), tracker.result("law")
     assert arrays["step"].tolist() == list(range(13))
     assert arrays["kind"].tolist() == ["translation"] * 7 + ["rescale"] * 6
-    for name in ("measured", "predicted", "closed_form", "discretisation"):
+    for name in ("measured", "predicted", "closed_form", "discretization"):
         wide = table.query("law == 'hidden'").pivot(index="step", columns="index", values=name)
         np.testing.assert_array_equal(arrays[name][:, arrays["law"] == "hidden"], wide.to_numpy())
 
@@ -400,7 +400,7 @@ def test_divergence_is_noted():
 
 
 def test_matrix_laws_of_attention_are_tracked():
-    """Scores x Wqᵀ Wk xᵀ: the symmetric matrix WqWqᵀ - WkWkᵀ is conserved but for decay and discretisation."""
+    """Scores x Wqᵀ Wk xᵀ: the symmetric matrix WqWqᵀ - WkWkᵀ is conserved but for decay and discretization."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = nn.ModuleDict({"q": nn.Linear(5, 3, bias=False), "k": nn.Linear(5, 3, bias=False)}).double()

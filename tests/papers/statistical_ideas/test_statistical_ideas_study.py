@@ -121,7 +121,7 @@ def test_the_four_sets_share_their_moments_and_their_line():
         np.testing.assert_allclose(moments, [0, 1, 0, 1, 0.8, 0.8], atol=1e-12)
 
 
-@pytest.mark.parametrize("form", [schools.non_centred, schools.centred])
+@pytest.mark.parametrize("form", [schools.non_centered, schools.centered])
 def test_gradients_of_the_schools_are_those_of_autograd(form):
     x = torch.randn(5, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
     value, gradient = form(Y, S)(x)
@@ -132,7 +132,7 @@ def test_gradients_of_the_schools_are_those_of_autograd(form):
 def test_the_two_forms_are_one_posterior_up_to_the_jacobian():
     x = torch.randn(6, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     moved = torch.cat([x[:, :2], schools.effects(x)], dim=1)
-    difference = schools.non_centred(Y, S)(x)[0] - schools.centred(Y, S)(moved)[0] - 8 * x[:, 1]
+    difference = schools.non_centered(Y, S)(x)[0] - schools.centered(Y, S)(moved)[0] - 8 * x[:, 1]
     torch.testing.assert_close(difference, difference[:1].expand(6))
 
 
@@ -141,7 +141,7 @@ def test_the_density_of_the_schools_is_that_of_the_quadrature():
     exact = PartialPooling(schools.SCALE, schools.SCALE, "half-normal").fit(schools.EFFECTS, schools.ERRORS).exact()
     (run,) = (r for r in study.runs(Scale.SMOKE, None) if r.arm == "sampler")
     larger = dataclasses.replace(run, settings={**run.settings, "chains": 16, "draws": 200, "warmup": 150})
-    draws = experiments._sampled(larger, schools.non_centred(Y, S), torch.Generator().manual_seed(2))
+    draws = experiments._sampled(larger, schools.non_centered(Y, S), torch.Generator().manual_seed(2))
     assert float(draws[..., 1].exp().mean()) == pytest.approx(float(exact.tau.mean), abs=0.15 * float(exact.tau.sd))
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .auditing import AuditReport, audit
     from .density import PosteriorDensity, largest_curvature
-    from .laplace import LaplacePosterior, laplace_posterior, linearised
+    from .laplace import LaplacePosterior, laplace_posterior, linearized
     from .layout import Layout
     from .likelihoods import (
         BernoulliLikelihood,
@@ -74,7 +74,7 @@ __all__ = [
     "empcov_prior",
     "laplace_posterior",
     "largest_curvature",
-    "linearised",
+    "linearized",
 ]
 
 _HOME = {
@@ -100,7 +100,7 @@ _HOME = {
     ),
     "shift": ("DeadInputs", "ShiftReport", "dead_inputs", "empcov_prior"),
     "auditing": ("AuditReport", "audit"),
-    "laplace": ("LaplacePosterior", "laplace_posterior", "linearised"),
+    "laplace": ("LaplacePosterior", "laplace_posterior", "linearized"),
     "sklearn": ("HMCClassifier", "HMCRegressor"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, IterableDataset
 from mlcollage.errors import InvalidInput
 from mlcollage.nn.init import seeded
 
-__all__ = ["as_data", "as_inputs", "as_tensor", "check_behaviour", "check_module"]
+__all__ = ["as_data", "as_inputs", "as_tensor", "check_behavior", "check_module"]
 
 _REASON = "the likelihood must be deterministic and decompose over data"
 
@@ -101,7 +101,7 @@ def as_inputs(values: Any, module: nn.Module, like: Tensor, what: str = "X") -> 
         ):
             raise InvalidInput(
                 f"{what} is {x.dtype}; real numbers are needed, since the network looks nothing up (X.float(), and "
-                "standardise)."
+                "standardize)."
             )
         return x
     if not bool(x.isfinite().all()):
@@ -111,7 +111,7 @@ def as_inputs(values: Any, module: nn.Module, like: Tensor, what: str = "X") -> 
 
 
 @torch.no_grad()
-def check_behaviour(module: nn.Module, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+def check_behavior(module: nn.Module, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
     """Run a few data twice, and one alone: outputs (m, ...), or a refusal where they are random or coupled."""
     few = x[:4]
 

@@ -34,7 +34,7 @@ class PlacedPrior(ABC):
 
     @abstractmethod
     def log_prob(self, w: Tensor) -> Tensor:
-        """Log-density of positions (chains, P), (chains,), normalised, in float64."""
+        """Log-density of positions (chains, P), (chains,), normalized, in float64."""
 
     @abstractmethod
     def add_gradient_(self, out: Tensor, w: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ def _check_scale(scale: Scale, what: str) -> Scale:
 
 
 class _Independent(Prior):
-    """Every parameter on its own, centred at zero, of one family with a scale."""
+    """Every parameter on its own, centered at zero, of one family with a scale."""
 
     _scale: Scale
     _what: str
@@ -326,7 +326,7 @@ class LogisticPrior(_Independent):
 
 @dataclass(frozen=True)
 class GaussianMixturePrior(_Independent):
-    r"""Mixture of centred Gaussians, :math:`p(w) = \sum_k \pi_k N(w; 0, s_k^2)`: a spike and a slab.
+    r"""Mixture of centered Gaussians, :math:`p(w) = \sum_k \pi_k N(w; 0, s_k^2)`: a spike and a slab.
 
     Parameters
     ----------

@@ -314,7 +314,7 @@ class AuditReport:
         theme.tidy(ax)
         for name, row in rivals.iterrows():
             theme.label_line_end(ax, row["total_variation"], row["agreement"], str(name), theme.INK, weight="normal")
-        ax.annotate("grey: as near as two runs of HMC", (1, 1), (0, 4), "axes fraction", "offset points", ha="right")
+        ax.annotate("gray: as near as two runs of HMC", (1, 1), (0, 4), "axes fraction", "offset points", ha="right")
         if not hasattr(ax.figure.canvas, "get_renderer"):
             FigureCanvasAgg(ax.get_figure(root=True))  # names can be kept apart only where their size is known
         theme.spread_labels(ax)

@@ -46,7 +46,7 @@ _VI_RATES = (0.003, 0.01, 0.03)
 
 @dataclass(frozen=True)
 class Split:
-    """Training, validation and test samples, and foreign inputs; standardised by the training samples."""
+    """Training, validation and test samples, and foreign inputs; standardized by the training samples."""
 
     x: Tensor
     y: Tensor

@@ -89,7 +89,7 @@ def hmc(
     chains, samples
         Chains, and kept draws of each.
     burn_in
-        First iterations, without a Metropolis test: they leave the initialisation. With ``step_size=None`` each takes
+        First iterations, without a Metropolis test: they leave the initialization. With ``step_size=None`` each takes
         a quarter of the leapfrog's stability limit at the curvature it meets.
     warmup
         Further iterations, with the test, that are not kept; they adapt the step size if none is given.
@@ -198,7 +198,7 @@ def _burn_in(
     rng: torch.Generator,
     progress: Progress | None,
 ) -> Tensor:
-    """Leave the initialisation, without a Metropolis test."""
+    """Leave the initialization, without a Metropolis test."""
     tempered = LogDensity(density, temperature)
     state = infer_hmc.init(position, tempered)
     for i in range(iterations):

@@ -1,7 +1,7 @@
 r"""Outputs and gradients of many chains at once: four ways behind one interface.
 
 ``mlp``
-    Stacks of linear maps and elementwise nonlinearities, recognised by structure. The forward and backward pass of all
+    Stacks of linear maps and elementwise nonlinearities, recognized by structure. The forward and backward pass of all
     chains is written by hand over preallocated buffers, with activations as (chains, units, data): the long dimension,
     the data, is contiguous, which is what matrix products and elementwise operations want. The first layer's
     gradient is one product for all chains.

@@ -3,11 +3,11 @@ r"""Laplace approximations by the package laplace-torch: a Gaussian around the m
 .. math:: q(w) = N\big(\hat w, \; T (G + S^{-1})^{-1}\big), \qquad
     G = \sum_i J_i^\top \, \nabla^2_z \big[{-\log p(y_i \mid z)}\big]_{z = f(x_i, \hat w)} \, J_i,
 
-with the mode :math:`\hat w`, the Jacobians :math:`J_i` of the outputs, the generalised Gauss-Newton matrix G in place
+with the mode :math:`\hat w`, the Jacobians :math:`J_i` of the outputs, the generalized Gauss-Newton matrix G in place
 of the Hessian, and the prior's covariance S. E. Daxberger et al., "Laplace Redux - Effortless Bayesian Deep Learning",
 NeurIPS 2021. For linear networks with Gaussian noise it is the posterior itself.
 
-Draws of q are meant for the network's linearisation about the mode, :func:`linearised`, whose predictions they make
+Draws of q are meant for the network's linearization about the mode, :func:`linearized`, whose predictions they make
 well; the network itself, given the same weights, does often worse (A. Immer, M. Korzepa and M. Bauer, "Improving
 predictions of Bayesian neural nets via local linearization", AISTATS 2021).
 """
@@ -36,7 +36,7 @@ from .training import optimum
 if TYPE_CHECKING:
     from .module import BayesianModule
 
-__all__ = ["LaplacePosterior", "laplace", "laplace_posterior", "linearised"]
+__all__ = ["LaplacePosterior", "laplace", "laplace_posterior", "linearized"]
 
 Structure = Literal["full", "kron", "diag"]
 
@@ -73,7 +73,7 @@ def laplace(
     structure, only, temperature
         As in :func:`laplace_posterior`.
     linear
-        Whether predictions are those of the network's linearisation about the mode, as they should be, or of the
+        Whether predictions are those of the network's linearization about the mode, as they should be, or of the
         network.
     init, chunk_size, seed, progress
         As in :func:`mlcollage.papers.bnn_posteriors.fitting.hmc`.
@@ -119,7 +119,7 @@ def laplace(
         model.layout,
         "laplace",
         found.sample(samples, rng)[None],
-        info={**info, "linearised": linear, "path": density.path},
+        info={**info, "linearized": linear, "path": density.path},
         kept=mode[:, None],
     )
 
@@ -302,8 +302,8 @@ def _only(layout: Layout, only: str) -> dict[str, bool]:
     return layout.assign({"": False, only: True}, "only")
 
 
-def linearised(module: nn.Module, mean: Tensor, draws: Tensor, X: Tensor, *, batch_size: int | None = None) -> Tensor:
-    r"""Outputs of the network's linearisation about ``mean``, for each draw.
+def linearized(module: nn.Module, mean: Tensor, draws: Tensor, X: Tensor, *, batch_size: int | None = None) -> Tensor:
+    r"""Outputs of the network's linearization about ``mean``, for each draw.
 
     .. math:: f_{lin}(x, w) = f(x, \hat w) + J(x, \hat w) \, (w - \hat w)
 
@@ -329,11 +329,11 @@ def linearised(module: nn.Module, mean: Tensor, draws: Tensor, X: Tensor, *, bat
 
     Examples
     --------
-    A linear map is its own linearisation:
+    A linear map is its own linearization:
 
     >>> net = nn.Linear(2, 1)
     >>> mean = torch.zeros(3)
-    >>> linearised(net, mean, torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[1.0, 1.0]])).tolist()
+    >>> linearized(net, mean, torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[1.0, 1.0]])).tolist()
     [[[6.0]]]
     """
     layout = Layout.of(module)

@@ -27,7 +27,7 @@ from mlcollage.infer.density import Generator, torch_generator
 from mlcollage.infer.ensemble import RunningMixture
 from mlcollage.nn.init import build, seeded
 
-from ._checks import as_data, as_inputs, as_tensor, check_behaviour, check_module
+from ._checks import as_data, as_inputs, as_tensor, check_behavior, check_module
 from .density import PosteriorDensity
 from .kernels import Batch, Kernel, LoopKernel, MLPKernel, VmapKernel, dense_layers
 from .layout import Layout
@@ -51,7 +51,7 @@ class BayesianModule:
     ----------
     module
         Any ``torch.nn.Module`` from inputs (n, ...) to outputs (n, ...), in float32 or float64, on any device. Use it
-        in the mode it has: batch normalisation must be in evaluation mode, and so must dropout.
+        in the mode it has: batch normalization must be in evaluation mode, and so must dropout.
     likelihood
         ``"categorical"`` (outputs are logits), ``"gaussian"`` (outputs are mean and spread), ``"bernoulli"``, a
         :class:`~mlcollage.papers.bnn_posteriors.likelihoods.Likelihood`, or a function of outputs and targets that
@@ -241,7 +241,7 @@ class BayesianModule:
         if len(x) != len(y):
             raise InvalidInput(f"X has {len(x)} data and y {len(y)}; a target for each is needed.")
         parameters = self.unflatten(here)
-        few = check_behaviour(self.module, parameters, x)
+        few = check_behavior(self.module, parameters, x)
         y = self.likelihood.check(few, y)
         kernel = self._kernel(self.path if path is None else path, x[:4], y[:4], few)
         chunk = chunk_size if chunk_size is not None else self._chunk(x[:1], len(x))
@@ -360,13 +360,13 @@ class BayesianModule:
         if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
             raise InvalidInput(f"batch_size={batch_size!r} must be a positive number of inputs.")
         posterior = self._fitted()
-        if posterior.info.get("linearised"):  # a Laplace approximation, about the mode that it keeps
-            from .laplace import linearised
+        if posterior.info.get("linearized"):  # a Laplace approximation, about the mode that it keeps
+            from .laplace import linearized
 
             assert posterior.kept is not None
             mode = posterior.kept[0, 0].to(here)
             for draw in range(draws.shape[1]):
-                yield linearised(self.module, mode, draws[:, draw].to(here), x, batch_size=batch_size)
+                yield linearized(self.module, mode, draws[:, draw].to(here), x, batch_size=batch_size)
             return
         with torch.no_grad():
             few = functional_call(self.module, self.unflatten(here), (x[:1],))

@@ -246,7 +246,7 @@ def empcov_prior(
         A network, or a :class:`~mlcollage.papers.bnn_posteriors.BayesianModule`, whose prior is then the default of
         ``rest``.
     X
-        Training inputs, (n, ...). Centre them first: directions along which they are constant but not zero are not
+        Training inputs, (n, ...). Center them first: directions along which they are constant but not zero are not
         dead to this prior, since C is about zero.
     alpha
         :math:`\alpha > 0`; None for the rule above, which needs a Gaussian ``rest``.

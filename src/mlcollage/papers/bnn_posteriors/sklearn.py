@@ -42,7 +42,7 @@ class _HMC(BaseEstimator):
     trajectory_length: float | str
     jitter: float
     temperature: float
-    standardise: bool
+    standardize: bool
     batch_size: int | None
     device: str | torch.device
     random_state: Any
@@ -72,8 +72,8 @@ class _HMC(BaseEstimator):
     def _sample(self, X: NDArray, y: NDArray, outputs: int, likelihood: Likelihood) -> None:
         prior = self.prior if isinstance(self.prior, Prior) else GaussianPrior(self.prior)
         seeds = check_random_state(self.random_state).randint(np.iinfo(np.int32).max, size=2)
-        self.mean_ = X.mean(axis=0) if self.standardise else np.zeros(X.shape[1])
-        spread = X.std(axis=0) if self.standardise else np.ones(X.shape[1])
+        self.mean_ = X.mean(axis=0) if self.standardize else np.zeros(X.shape[1])
+        spread = X.std(axis=0) if self.standardize else np.ones(X.shape[1])
         self.scale_ = np.where(spread > 1e-12 * np.maximum(1, np.abs(self.mean_)), spread, 1.0)
         model = BayesianModule(self._network(X.shape[1], outputs, int(seeds[0])), likelihood, prior)
         self.model_ = model.fit(
@@ -145,7 +145,7 @@ class HMCClassifier(ClassifierMixin, _HMC):
         Relative width of a uniform jitter of the step size.
     temperature : float, default 1
         T; below 1 a "cold" posterior.
-    standardise : bool, default True
+    standardize : bool, default True
         Whether to bring each feature to mean 0 and deviation 1; a prior on weights supposes something like it.
     batch_size : int, default None
         Rows a pass when predicting; None: all.
@@ -164,7 +164,7 @@ class HMCClassifier(ClassifierMixin, _HMC):
         The network with its posterior: ``model_.posterior`` has the draws, ``model_.function_rhat(...)`` says whether
         the chains agree.
     mean_, scale_ : ndarray of shape (n_features,)
-        What inputs are standardised by.
+        What inputs are standardized by.
 
     Examples
     --------
@@ -191,7 +191,7 @@ class HMCClassifier(ClassifierMixin, _HMC):
         trajectory_length: float | str = "prior",
         jitter: float = 0.2,
         temperature: float = 1.0,
-        standardise: bool = True,
+        standardize: bool = True,
         batch_size: int | None = None,
         device: str | torch.device = "cpu",
         random_state: Any = None,
@@ -208,7 +208,7 @@ class HMCClassifier(ClassifierMixin, _HMC):
         self.trajectory_length = trajectory_length
         self.jitter = jitter
         self.temperature = temperature
-        self.standardise = standardise
+        self.standardize = standardize
         self.batch_size = batch_size
         self.device = device
         self.random_state = random_state
@@ -271,7 +271,7 @@ class HMCClassifier(ClassifierMixin, _HMC):
 class HMCRegressor(RegressorMixin, _HMC):
     r"""Regressor that averages the predictions of networks drawn from their posterior.
 
-    Targets are standardised; given x and weights they are Gaussian, with mean and spread from the network, or with a
+    Targets are standardized; given x and weights they are Gaussian, with mean and spread from the network, or with a
     known spread. The prediction is the mean of the mixture over all draws, its standard deviation includes the noise.
     P. Izmailov et al., ICML 2021.
 
@@ -286,7 +286,7 @@ class HMCRegressor(RegressorMixin, _HMC):
         Smallest standard deviation that the network may give, over that of y. Without it, data without noise would
         have a posterior too narrow to move in.
     hidden_layer_sizes, activation, prior, chains, samples, burn_in, warmup, step_size, trajectory_length, jitter, \
-temperature, standardise, batch_size, device, random_state
+temperature, standardize, batch_size, device, random_state
         As in :class:`HMCClassifier`; the MLP has one hidden layer of 50 units by default, as in the paper.
 
     Attributes
@@ -294,11 +294,11 @@ temperature, standardise, batch_size, device, random_state
     n_features_in_ : int
         Width of a sample.
     model_ : BayesianModule
-        The network of standardised inputs and targets, with its posterior.
+        The network of standardized inputs and targets, with its posterior.
     mean_, scale_ : ndarray of shape (n_features,)
-        What inputs are standardised by.
+        What inputs are standardized by.
     y_mean_, y_scale_ : float
-        What targets are standardised by.
+        What targets are standardized by.
 
     Examples
     --------
@@ -328,7 +328,7 @@ temperature, standardise, batch_size, device, random_state
         trajectory_length: float | str = "prior",
         jitter: float = 0.2,
         temperature: float = 1.0,
-        standardise: bool = True,
+        standardize: bool = True,
         batch_size: int | None = None,
         device: str | torch.device = "cpu",
         random_state: Any = None,
@@ -347,7 +347,7 @@ temperature, standardise, batch_size, device, random_state
         self.trajectory_length = trajectory_length
         self.jitter = jitter
         self.temperature = temperature
-        self.standardise = standardise
+        self.standardize = standardize
         self.batch_size = batch_size
         self.device = device
         self.random_state = random_state

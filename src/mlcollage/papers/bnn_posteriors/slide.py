@@ -26,9 +26,9 @@ NAMES = {
     "mfvi": "mean-field VI",
     "sgd": "one optimum",
 }
-COLOURS = dict(
+COLORS = dict(
     zip(METHODS, (theme.PALETTE[c] for c in ("blue", "orange", "sky", "green", "purple", "vermillion")), strict=False)
-) | {"sgd": theme.GREYS[0]}
+) | {"sgd": theme.GRAYS[0]}
 BLUE, ORANGE, RED, GREEN = (theme.PALETTE[c] for c in ("blue", "orange", "vermillion", "green"))
 
 
@@ -59,18 +59,18 @@ def _draw_idea(ax: Axes) -> None:
     turn = np.linspace(0, np.pi / 2, 60)
     x0, y0, radius = 116.0, 168.0, 96.0
     for r, strength in ((112, 0.07), (80, 0.14), (48, 0.24)):
-        d.circle(x0, y0, r, filled=True, colour=theme.tint(BLUE, strength))
+        d.circle(x0, y0, r, filled=True, color=theme.tint(BLUE, strength))
     path = x0 + radius * np.cos(turn + 0.5), y0 - radius * np.sin(turn + 0.5)
     ax.plot(*path, color=BLUE, linewidth=2.6, zorder=5)
-    d.circle(float(path[0][0]), float(path[1][0]), 7, colour=BLUE)
-    d.circle(float(path[0][-1]), float(path[1][-1]), 7, colour=BLUE)
-    d.note(x0, 24, "one iteration", colour=BLUE, weight="semibold")
+    d.circle(float(path[0][0]), float(path[1][0]), 7, color=BLUE)
+    d.circle(float(path[0][-1]), float(path[1][-1]), 7, color=BLUE)
+    d.note(x0, 24, "one iteration", color=BLUE, weight="semibold")
     d.note(x0, 284, "the prior's level sets")
     d.equation(312, 64, r"m \sim \mathrm{N}(0, I)", size=16)
     d.equation(312, 104, r"m \leftarrow m + \frac{\epsilon}{2}\nabla \log p(w | D)", size=15, room=180)
     d.equation(312, 150, r"w \leftarrow w + \epsilon\, m", size=16)
     d.equation(312, 186, r"m \leftarrow m + \frac{\epsilon}{2}\nabla \log p(w | D)", size=15, room=180)
-    d.note(312, 222, r"$L = \tau / \epsilon$ times, then accept", colour=theme.INK)
+    d.note(312, 222, r"$L = \tau / \epsilon$ times, then accept", color=theme.INK)
     d.equation(312, 266, r"\tau = \frac{\pi}{2}\, s", size=18)
     d.field(200, 352, 400, 92)
     d.equation(200, 336, r"p(y|x, D) \approx \mathrm{mean}_k\ p(y|x, w_k)", size=17, room=380)
@@ -100,8 +100,8 @@ def _plane(evidence: Evidence) -> list[Panel]:
         ax.contourf(axis, axis, height, levels=[*shares, 1.0], colors=theme.sequential()(np.linspace(0.05, 0.75, 7)))
         ax.plot(*zip(*points[:2], strict=True), color=ORANGE, linewidth=1.4, zorder=3)
         for k, (x, y) in enumerate(points):
-            colour = ORANGE if k < 2 else RED
-            ax.plot(x, y, "o", color=colour, markeredgecolor="white", markersize=9, zorder=4)
+            color = ORANGE if k < 2 else RED
+            ax.plot(x, y, "o", color=color, markeredgecolor="white", markersize=9, zorder=4)
             if k:
                 ax.annotate(
                     f"chain {k}",
@@ -109,7 +109,7 @@ def _plane(evidence: Evidence) -> list[Panel]:
                     (9, 0),
                     textcoords="offset points",
                     va="center",
-                    color=theme.ink(colour),
+                    color=theme.ink(color),
                     weight="semibold",
                     path_effects=[withStroke(linewidth=3, foreground="white")],
                 )
@@ -128,7 +128,7 @@ def _methods(evidence: Evidence) -> Panel:
     def draw(ax: Axes) -> None:
         for row, (arm, s) in enumerate(found.items()):
             theme.dots_with_interval(
-                ax, [row], [s["mean"]], [s["lo"]], [s["hi"]], COLOURS[arm], seeds=[seeds[arm]], horizontal=True
+                ax, [row], [s["mean"]], [s["lo"]], [s["hi"]], COLORS[arm], seeds=[seeds[arm]], horizontal=True
             )
         ax.set_yticks(range(len(found)), [NAMES[arm] for arm in found])
         ax.set_ylim(len(found) - 0.5, -0.5)
@@ -148,7 +148,7 @@ def _distance(evidence: Evidence) -> Panel:
     def draw(ax: Axes) -> None:
         for row, arm in enumerate(there):
             s = tv[arm]
-            theme.dots_with_interval(ax, [row], [s["mean"]], [s["lo"]], [s["hi"]], COLOURS[arm], horizontal=True)
+            theme.dots_with_interval(ax, [row], [s["mean"]], [s["lo"]], [s["hi"]], COLORS[arm], horizontal=True)
             agree = f"{100 * same[arm]['mean']:.0f}%"
             ax.text(1.0, row, agree, transform=ax.get_yaxis_transform(), va="center", ha="right", color=theme.MUTED)
         ax.set_yticks(range(len(there)), ["HMC again" if arm == "hmc" else NAMES[arm] for arm in there])
@@ -172,20 +172,20 @@ def _mixing(evidence: Evidence) -> Panel:
 
     def draw(ax: Axes) -> None:
         edges = np.linspace(0.98, float(np.quantile(np.concatenate([*values.values()]), 0.985)), 40)
-        for space, colour in (("weight", theme.GREYS[1]), ("function", BLUE)):
+        for space, color in (("weight", theme.GRAYS[1]), ("function", BLUE)):
             shares, _ = np.histogram(np.clip(values[space], edges[0], edges[-1]), edges)
-            ax.stairs(shares / len(values[space]), edges, fill=True, color=colour, alpha=0.55)
-            ax.stairs(shares / len(values[space]), edges, color=colour, linewidth=1.8)
-        for y, (space, colour, name) in zip(
+            ax.stairs(shares / len(values[space]), edges, fill=True, color=color, alpha=0.55)
+            ax.stairs(shares / len(values[space]), edges, color=color, linewidth=1.8)
+        for y, (space, color, name) in zip(
             (0.9, 0.68),
-            (("function", BLUE, "predictions"), ("weight", theme.GREYS[0], "weights")),
+            (("function", BLUE, "predictions"), ("weight", theme.GRAYS[0], "weights")),
             strict=True,
         ):
             ax.text(
                 0.97,
                 y,
                 f"{name}: median {medians[space]:.3f}",
-                color=theme.ink(colour),
+                color=theme.ink(color),
                 ha="right",
                 transform=ax.transAxes,
                 fontsize=theme.SMALL,
@@ -203,17 +203,17 @@ def _mixing(evidence: Evidence) -> Panel:
 def _temperature(evidence: Evidence) -> Panel:
     curves = {
         "HMC": (BLUE, evidence.across_seeds("accuracy", over="temperature", arm="tempered")),
-        "SGHMC": (theme.GREYS[0], evidence.across_seeds("accuracy", over="temperature", arm="plain")),
+        "SGHMC": (theme.GRAYS[0], evidence.across_seeds("accuracy", over="temperature", arm="plain")),
         "… shifts": (RED, evidence.across_seeds("accuracy", over="temperature", arm="augmented")),
     }
 
     ticks = sorted({float(t) for _, c in curves.values() for t in c.index})
 
     def draw(ax: Axes) -> None:
-        for name, (colour, c) in curves.items():
-            theme.band(ax, c.index, c["lo"], c["hi"], colour)
-            ax.plot(c.index, c["mean"], "-o", color=colour)
-            theme.label_line_end(ax, ticks[-1], c["mean"].iloc[-1], name, colour)
+        for name, (color, c) in curves.items():
+            theme.band(ax, c.index, c["lo"], c["hi"], color)
+            ax.plot(c.index, c["mean"], "-o", color=color)
+            theme.label_line_end(ax, ticks[-1], c["mean"].iloc[-1], name, color)
         ax.set_xscale("log")
         ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
         ax.minorticks_off()
@@ -229,17 +229,17 @@ def _temperature(evidence: Evidence) -> Panel:
 def _shift(evidence: Evidence) -> Panel:
     arms = {
         "shift_empcov": ("HMC, EmpCov", GREEN),
-        "shift_map": ("one optimum", theme.GREYS[0]),
+        "shift_map": ("one optimum", theme.GRAYS[0]),
         "shift_hmc": ("HMC", BLUE),
     }
     curves = {arm: evidence.across_seeds("accuracy", over="noise", arm=arm) for arm in arms}
 
     def draw(ax: Axes) -> None:
         for arm, c in curves.items():
-            name, colour = arms[arm]
-            theme.band(ax, c.index, c["lo"], c["hi"], colour)
-            ax.plot(c.index, c["mean"], "-o", color=colour)
-            theme.label_line_end(ax, c.index[-1], c["mean"].iloc[-1], name, colour)
+            name, color = arms[arm]
+            theme.band(ax, c.index, c["lo"], c["hi"], color)
+            ax.plot(c.index, c["mean"], "-o", color=color)
+            theme.label_line_end(ax, c.index[-1], c["mean"].iloc[-1], name, color)
         ax.set_ylim(0, 1.02)
         ax.set_xlabel("standard deviation")
         theme.tidy(ax, grid="y", ticks=4)

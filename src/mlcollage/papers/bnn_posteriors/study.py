@@ -1,7 +1,7 @@
 """What is run and what is claimed of Bayesian neural-network posteriors (Izmailov et al., ICML 2021).
 
 Claims, margins, grids and seeds were written before the runs with the study's seeds. A seed is a split of the data,
-with initialisations and chains of its own. The Hamiltonian Monte Carlo sampler is not tuned in the study: trajectory
+with initializations and chains of its own. The Hamiltonian Monte Carlo sampler is not tuned in the study: trajectory
 and temperature follow the paper's rules, prior variance and step size an earlier pilot on one split. Every rival is, on
 validation samples that are in neither the training nor the test set.
 """

@@ -1,6 +1,6 @@
 """Class selectivity of units: an index, a knob that turns it up or down in training, and tests of what it does.
 
-The regulariser adds -alpha times the mean selectivity index to the loss (Leavitt and Morcos, "Selectivity considered
+The regularizer adds -alpha times the mean selectivity index to the loss (Leavitt and Morcos, "Selectivity considered
 harmful", ICLR 2021): negative alpha discourages, positive alpha promotes class selectivity.
 """
 

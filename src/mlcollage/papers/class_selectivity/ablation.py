@@ -44,7 +44,7 @@ def ablate_units(
     model
         Maps a batch to logits; evaluation mode is used, and nothing of it is changed.
     data
-        Labelled samples, as for :func:`~mlcollage.papers.class_selectivity.index.measure_selectivity`.
+        Labeled samples, as for :func:`~mlcollage.papers.class_selectivity.index.measure_selectivity`.
     layers
         Whose units; as for :class:`~mlcollage.measure.layer_tap.LayerTap`.
     order

@@ -1,4 +1,4 @@
-"""The regulariser in Lightning and in the Hugging Face Trainer."""
+"""The regularizer in Lightning and in the Hugging Face Trainer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def lightning_callback(
     model: Callable[[Any], nn.Module] | None = None,
     **options: Any,
 ) -> Any:
-    """The regulariser as a Lightning ``Callback``: ``Trainer(callbacks=[lightning_callback(alpha=-2.0)])``.
+    """The regularizer as a Lightning ``Callback``: ``Trainer(callbacks=[lightning_callback(alpha=-2.0)])``.
 
     The term is added to the loss that ``training_step`` returns (a tensor, or a dictionary with ``"loss"``), and
     its mean index is logged as ``selectivity``. The module is left as it was when training ends.
@@ -93,7 +93,7 @@ def lightning_callback(
 def transformers_callback(
     alpha: Alpha, layers: Any, *, targets: Callable[[dict[str, Any]], Tensor] | None = None, **options: Any
 ) -> Any:
-    """The regulariser as a Hugging Face ``TrainerCallback``: ``Trainer(callbacks=[transformers_callback(-2.0, ...)])``.
+    """The regularizer as a Hugging Face ``TrainerCallback``: ``Trainer(callbacks=[transformers_callback(-2.0, ...)])``.
 
     The term is added to the loss that the model returns when it is given ``labels`` in training. Transformers have
     GELUs: name the layers, such as ``"*intermediate_act_fn"``, and a sign policy, ``negative="relu"``.

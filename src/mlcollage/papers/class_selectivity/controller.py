@@ -124,7 +124,7 @@ class SelectivityController:
         """
         last = self.regularizer.last
         if measured is None and not last:
-            raise InvalidInput("the regulariser has not been called yet; step after the first batch, or give a value.")
+            raise InvalidInput("the regularizer has not been called yet; step after the first batch, or give a value.")
         value = sum(last.values()) / len(last) if measured is None else float(measured)
         if not math.isfinite(value):
             raise InvalidInput(f"the measured selectivity is {value}; it must be finite.")

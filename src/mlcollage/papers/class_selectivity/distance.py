@@ -1,4 +1,4 @@
-"""Does a regulariser only rotate a representation? Ratio of CCA distances, with a bootstrap over seeds."""
+"""Does a regularizer only rotate a representation? Ratio of CCA distances, with a bootstrap over seeds."""
 
 from __future__ import annotations
 
@@ -68,16 +68,16 @@ def cca_distance_ratio(
     n_boot: int = 2000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    r"""How far regularised networks lie from plain ones, against how far plain ones lie from each other.
+    r"""How far regularized networks lie from plain ones, against how far plain ones lie from each other.
 
     .. math:: \frac{d(\alpha, 0)}{d(0, 0)}, \qquad d = 1 - \bar\rho \text{ averaged over pairs of seeds}
 
-    CCA does not see affine maps. Had a regulariser only rotated selectivity away from the units, the ratio would be 1.
+    CCA does not see affine maps. Had a regularizer only rotated selectivity away from the units, the ratio would be 1.
 
     Parameters
     ----------
     models_reg, models_base
-        Networks trained with and without the regulariser, one a seed, at least two plain ones.
+        Networks trained with and without the regularizer, one a seed, at least two plain ones.
     data, layers
         As for :func:`~mlcollage.papers.class_selectivity.index.measure_selectivity`; both kinds must have the layers.
     method
@@ -85,7 +85,7 @@ def cca_distance_ratio(
     space
         How feature maps become rows.
     paired
-        The i-th networks of both lists share seed and initialisation: such pairs are left out, and seeds are drawn
+        The i-th networks of both lists share seed and initialization: such pairs are left out, and seeds are drawn
         together.
     n_boot, seed
         Draws of the block bootstrap. Pairs that share a seed are not independent, so seeds are drawn, with all pairs
@@ -137,10 +137,10 @@ def distance_ratio(
     1.0
     """
     if len(base) < 2 or not reg:
-        raise InvalidInput(f"the ratio needs at least 2 plain networks and 1 regularised; got {len(base)}, {len(reg)}.")
+        raise InvalidInput(f"the ratio needs at least 2 plain networks and 1 regularized; got {len(base)}, {len(reg)}.")
     if paired and len(reg) != len(base):
         raise InvalidInput(
-            f"paired=True needs as many regularised as plain networks, seed by seed; got {len(reg)} and {len(base)}."
+            f"paired=True needs as many regularized as plain networks, seed by seed; got {len(reg)} and {len(base)}."
         )
     names = list(base[0])
     for who in (*reg, *base):

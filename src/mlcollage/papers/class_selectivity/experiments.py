@@ -111,7 +111,7 @@ def problem(run: Run, workload: Workload | None) -> Problem:
     size, val, test = (run.integer(k) for k in ("train", "val", "test"))
     if workload is None:
         x, y, xt, yt = fashion_mnist.load()
-        # A seed has training samples of its own, so that intervals are over data as well as over initialisations.
+        # A seed has training samples of its own, so that intervals are over data as well as over initializations.
         order = np.random.default_rng([run.seed, 17]).permutation(len(x))[: size + val]
         x, y, classes = x[order].reshape(-1, 1, 28, 28), y[order], 10
         xt = xt.reshape(-1, 1, 28, 28)
@@ -159,7 +159,7 @@ def train(
 ) -> Trained | None:
     """One network: SGD with momentum 0.9, a warm-up of 30 % and a cosine to 0, and the penalty.
 
-    Initialisation and order of the data depend on the seed only, so that all penalties are compared on pairs.
+    Initialization and order of the data depend on the seed only, so that all penalties are compared on pairs.
     """
     model = build(p.make, seed)
     layers, negative = layers_for(model)
@@ -310,7 +310,7 @@ def _distances(m: Measurements, p: Problem, nets: Mapping[float, Trained], refer
 
     Each seed has a reference of its own, so that the ratios of different seeds are independent. A layer counts where
     all networks have four samples a unit and more; a small test set is filled up with other samples, since this is
-    about what networks compute and not about how they generalise.
+    about what networks compute and not about how they generalize.
     """
     there = _factors(reference, p)
     d = {alpha: _mean_distance(_factors(net, p), there) for alpha, net in nets.items()}

@@ -231,7 +231,7 @@ def measure_selectivity(
         C; default the largest label and one (soft targets: their width).
     reduce
         ``"spatial_mean"`` (default, the paper's), or ``"positions"``: labels of samples are given to each position.
-        Labels of pixels need neither: each layer's grid gets them by nearest neighbour.
+        Labels of pixels need neither: each layer's grid gets them by nearest neighbor.
     negative
         As in :func:`selectivity_index`; ``"abs"`` and ``"relu"`` transform single responses, before they are averaged.
     device
@@ -373,7 +373,7 @@ def is_dense(targets: Tensor) -> bool:
 def fit_targets(h: Tensor, targets: Tensor, positions: bool = False) -> tuple[Tensor, Tensor]:
     """Responses and targets of one layer, ready for class means.
 
-    Targets of pixels go to the layer's own grid by nearest neighbour. With ``positions`` the label of a sample is
+    Targets of pixels go to the layer's own grid by nearest neighbor. With ``positions`` the label of a sample is
     given to each of its positions; otherwise responses are averaged over positions.
     """
     grid = list(h.shape[2:] if h.ndim > 3 else h.shape[1:2] if h.ndim == 3 else ())

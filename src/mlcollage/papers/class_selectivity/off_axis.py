@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mlcollage.errors import InvalidInput
-from mlcollage.measure.representation import as_samples, centred_matrix
+from mlcollage.measure.representation import as_samples, centered_matrix
 
 __all__ = ["OffAxisResult", "class_variance_ratios", "off_axis_upper_bound"]
 
@@ -156,7 +156,7 @@ def class_variance_ratios(acts: Any, y: Any) -> Floats:
 
     .. math:: S_B w = \lambda S_T w, \qquad \lambda(w) = \frac{w^\top S_B w}{w^\top S_T w} \in [0, 1]
 
-    For one direction the share between classes is a Rayleigh quotient, so the best directions solve a generalised
+    For one direction the share between classes is a Rayleigh quotient, so the best directions solve a generalized
     eigenproblem: no search, no local optimum. No rotation can give a unit a larger share than the first value.
 
     Parameters
@@ -195,7 +195,7 @@ def _check(acts: Any, y: Any) -> tuple[Tensor, Tensor]:
     if isinstance(acts, Tensor) and acts.ndim > 2:
         acts = as_samples(acts)
     a = acts.detach() if isinstance(acts, Tensor) else torch.from_numpy(np.array(acts, dtype=np.float64))
-    centred_matrix(a, "acts")  # checks shape and values
+    centered_matrix(a, "acts")  # checks shape and values
     a = (a.cpu() if a.device.type == "mps" else a).double()
     labels = torch.as_tensor(y).to(a.device)
     if labels.is_floating_point() or labels.shape != a.shape[:1] or bool((labels < 0).any()):
@@ -228,14 +228,14 @@ def _class_frames(means: Tensor) -> list[Tensor]:
 
     Less their mean, C means span C - 1 directions; the one that is left open is that of the mean itself, either way.
     """
-    centre = means.mean(dim=0)
-    largest = (means - centre).norm(dim=1).argsort(descending=True)[: means.shape[1]]
-    left, size, right = torch.linalg.svd((means - centre)[largest], full_matrices=True)
+    center = means.mean(dim=0)
+    largest = (means - center).norm(dim=1).argsort(descending=True)[: means.shape[1]]
+    left, size, right = torch.linalg.svd((means - center)[largest], full_matrices=True)
     rank = int((size > 1e-9 * size[0]).sum()) if float(size[0]) > 0 else 0
     if rank == len(largest):
         return [torch.cat([left @ right[:rank], right[rank:]])]
     rest = right[rank:]
-    toward = rest @ centre  # complete by the mean's part outside of the span
+    toward = rest @ center  # complete by the mean's part outside of the span
     turned = torch.linalg.svd(toward[None], full_matrices=True)[2] @ rest
     frames = []
     for sign in (1.0, -1.0):

@@ -1,4 +1,4 @@
-"""The selectivity regulariser: one term for the loss of any network, from the class means of its minibatches."""
+"""The selectivity regularizer: one term for the loss of any network, from the class means of its minibatches."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class SelectivityRegularizer(nn.Module):
         :math:`\varepsilon` of the index.
     dense
         Targets are those of positions, (N, H, W) labels or (N, C, H, W) soft ones, as in segmentation: feature maps are
-        kept whole, and each gets the targets at its own size by nearest neighbour.
+        kept whole, and each gets the targets at its own size by nearest neighbor.
     sync
         With ``torch.distributed``: add up class sums over processes, so that the term is that of the whole batch. Its
         gradient is scaled for averaging over processes, as DistributedDataParallel does. False: each process by itself.
@@ -164,7 +164,7 @@ class SelectivityRegularizer(nn.Module):
         self._last: tuple[list[str], Tensor] | None = None
         self._least: dict[str, Tensor] = {}
         tap = LayerTap(model, layers, consume=self._keep, detach=False)
-        self._tap = tap  # no module, so that the model does not become a part of its regulariser
+        self._tap = tap  # no module, so that the model does not become a part of its regularizer
         unknown = [p for p in self.per_layer_alpha if not any(_names(p, name) for name in tap.layers)]
         if unknown:
             raise UnknownName(f"per_layer_alpha names {unknown[0]!r}; the layers are {', '.join(tap.layers)}.")
@@ -236,7 +236,7 @@ class SelectivityRegularizer(nn.Module):
         ----------
         targets
             Labels (N,) of the batch that the model has just seen, soft targets (N, C) in a float type (mixup, label
-            smoothing); with ``dense`` targets of positions. Samples labelled -100 are left out.
+            smoothing); with ``dense`` targets of positions. Samples labeled -100 are left out.
         loss
             The loss that the term is added to; if given, a term ten times as large is warned of, once.
 
@@ -330,7 +330,7 @@ class SelectivityRegularizer(nn.Module):
     def _captured(self, targets: Tensor) -> dict[str, Tensor]:
         if not self._kept:
             if not self._handles:
-                raise InvalidInput("the regulariser was removed from the model; attach() puts it back.")
+                raise InvalidInput("the regularizer was removed from the model; attach() puts it back.")
             raise InvalidInput(
                 "no activations are there: run the model (itself, not a part of it) once before each call, and choose "
                 "layers other than its output, which exclude_output leaves out."

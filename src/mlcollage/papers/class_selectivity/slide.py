@@ -20,7 +20,7 @@ from .study import arms_of
 
 LESS, PLAIN, MORE = theme.PALETTE["blue"], theme.PALETTE["black"], theme.PALETTE["vermillion"]
 BOUND, LONG = theme.PALETTE["purple"], theme.PALETTE["green"]
-GREY = theme.GREYS[0]
+GRAY = theme.GRAYS[0]
 _EXAMPLE = np.array([0.22, 0.3, 0.18, 1.0, 0.26, 0.15, 0.34, 0.2, 0.28, 0.17])
 
 
@@ -38,7 +38,7 @@ _MESSAGES = {
 }
 
 
-def _colour(alpha: float) -> str:
+def _color(alpha: float) -> str:
     return LESS if alpha < 0 else MORE if alpha > 0 else PLAIN
 
 
@@ -81,20 +81,20 @@ def _idea(evidence: Evidence) -> Panel:
         width = 310.0 / len(curve)
         for i, response in enumerate(curve):
             tall = max(2.0, height * float(response))
-            shade = MORE if i == 0 else GREY
+            shade = MORE if i == 0 else GRAY
             d.image(left + width * (i + 0.5), base - tall / 2, 0.7 * width, tall, _patch(shade))
         rest = base - height * float(curve[1:].mean())
         d.line((left, base), (left + 310, base))
-        d.arrow((left + width, rest), (left + 310, rest), head=False, dashed=True, colour=theme.INK, width=1.4)
-        d.note(left + 316, rest, r"$\mu_{-\max}$", colour=theme.INK, ha="left", fontsize=theme.BODY + 2)
-        d.note(left + width + 6, base - height + 10, r"$\mu_{\max}$", colour=MORE, ha="left", fontsize=theme.BODY + 2)
+        d.arrow((left + width, rest), (left + 310, rest), head=False, dashed=True, color=theme.INK, width=1.4)
+        d.note(left + 316, rest, r"$\mu_{-\max}$", color=theme.INK, ha="left", fontsize=theme.BODY + 2)
+        d.note(left + width + 6, base - height + 10, r"$\mu_{\max}$", color=MORE, ha="left", fontsize=theme.BODY + 2)
         d.note(left + 155, 218, "a unit's mean response to each class")
         d.field(200, 356, 400, 220)
         equation = r"\mathrm{SI} = \frac{\mu_{\max} - \mu_{-\max}}{\mu_{\max} + \mu_{-\max} + \varepsilon}"
         d.equation(200, 290, equation, size=22)
         d.equation(200, 356, r"L = \mathrm{CE} - \alpha \cdot \overline{\mathrm{SI}}", size=22)
-        d.note(104, 404, "α < 0 discourages", colour=LESS, weight="semibold")
-        d.note(302, 404, "α > 0 promotes", colour=MORE, weight="semibold")
+        d.note(104, 404, "α < 0 discourages", color=LESS, weight="semibold")
+        d.note(302, 404, "α > 0 promotes", color=MORE, weight="semibold")
         d.note(200, 440, "the mean is over units, then layers")
 
     alt = (
@@ -105,10 +105,10 @@ def _idea(evidence: Evidence) -> Panel:
     return Panel("The idea", draw, alt, subtitle)
 
 
-def _patch(colour: str) -> npt.NDArray[np.float64]:
+def _patch(color: str) -> npt.NDArray[np.float64]:
     from matplotlib.colors import to_rgb
 
-    return np.asarray(to_rgb(colour)).reshape(1, 1, 3)
+    return np.asarray(to_rgb(color)).reshape(1, 1, 3)
 
 
 def _by_alpha(evidence: Evidence, metric: str, arm: str) -> pd.DataFrame:
@@ -125,11 +125,11 @@ def _knob(evidence: Evidence) -> Panel:
 
     def draw(ax: Axes) -> None:
         x = _positions(alphas)
-        ax.plot(x, si["mean"], color=theme.GREYS[1], linewidth=1.6, zorder=1)
+        ax.plot(x, si["mean"], color=theme.GRAYS[1], linewidth=1.6, zorder=1)
         for i, a in enumerate(alphas):
             row = si.iloc[i]
             values = _seeds(evidence, "si", "penalty", [a])
-            theme.dots_with_interval(ax, [x[i]], [row["mean"]], [row["lo"]], [row["hi"]], _colour(a), seeds=values)
+            theme.dots_with_interval(ax, [x[i]], [row["mean"]], [row["lo"]], [row["hi"]], _color(a), seeds=values)
         ax.set_ylim(0, max(0.1, float(si["hi"].max()) * 1.08))
         _axis(ax, alphas)
         theme.tidy(ax, grid="y", ticks=4)
@@ -150,20 +150,20 @@ def _headline(evidence: Evidence) -> Panel:
         ax.axhspan(
             float(true["lo"][0.0]), float(true["hi"][0.0]), color=theme.tint(PLAIN, 0.12), linewidth=0, zorder=0.8
         )
-        ax.plot(x, true["mean"], color=theme.GREYS[1], linewidth=1.6, zorder=1)
+        ax.plot(x, true["mean"], color=theme.GRAYS[1], linewidth=1.6, zorder=1)
         for i, a in enumerate(alphas):
             row = true.iloc[i]
             values = [100 * v for v in _seeds(evidence, "test_accuracy", "penalty", [a])]
-            theme.dots_with_interval(ax, [x[i]], [row["mean"]], [row["lo"]], [row["hi"]], _colour(a), seeds=values)
-        for table, colour, shift in ((control, GREY, 0.09), (long, LONG, 0.0)):
+            theme.dots_with_interval(ax, [x[i]], [row["mean"]], [row["lo"]], [row["hi"]], _color(a), seeds=values)
+        for table, color, shift in ((control, GRAY, 0.09), (long, LONG, 0.0)):
             at = _positions([float(a) for a in table.index]) + shift
             # Without a penalty it does not matter which labels it would have had.
             line = table["mean"] if 0.0 in table.index else pd.concat([table["mean"], true["mean"][[0.0]]]).sort_index()
             where = _positions([float(a) for a in line.index]) + shift
-            ax.plot(where, line, color=colour, linewidth=1.2, linestyle=(0, (3, 2)), zorder=1)
-            theme.dots_with_interval(ax, at, table["mean"], table["lo"], table["hi"], colour, hollow=True)
+            ax.plot(where, line, color=color, linewidth=1.2, linestyle=(0, (3, 2)), zorder=1)
+            theme.dots_with_interval(ax, at, table["mean"], table["lo"], table["hi"], color, hollow=True)
         theme.label_line_end(ax, float(x[-1]) + 0.12, float(true["mean"].iloc[-1]), "true labels", MORE)
-        theme.label_line_end(ax, float(at_end(control)), float(control["mean"].iloc[-1]), "shuffled labels", GREY)
+        theme.label_line_end(ax, float(at_end(control)), float(control["mean"].iloc[-1]), "shuffled labels", GRAY)
         middle = float(_positions([float(a) for a in long.index]).mean())
         ax.annotate(
             "trained longer",
@@ -203,9 +203,9 @@ def _scatter(evidence: Evidence) -> Panel:
 
     def draw(ax: Axes) -> None:
         for a, (si, acc) in pairs.items():
-            ax.plot(si, acc[si.index], "o", color=_colour(a), alpha=0.55, markersize=6, markeredgewidth=0)
+            ax.plot(si, acc[si.index], "o", color=_color(a), alpha=0.55, markersize=6, markeredgewidth=0)
         middle = [(float(si.mean()), float(acc.mean())) for si, acc in pairs.values()]
-        ax.plot(*zip(*middle, strict=True), color=theme.GREYS[1], linewidth=1.6, zorder=1)
+        ax.plot(*zip(*middle, strict=True), color=theme.GRAYS[1], linewidth=1.6, zorder=1)
         for (a, _), (x, y) in zip(pairs.items(), middle, strict=True):
             ax.annotate(
                 _shown(a),
@@ -213,7 +213,7 @@ def _scatter(evidence: Evidence) -> Panel:
                 (0, 12),
                 textcoords="offset points",
                 ha="center",
-                color=theme.ink(_colour(a)),
+                color=theme.ink(_color(a)),
                 weight="semibold",
             )
         ax.margins(0.08, 0.16)
@@ -231,9 +231,9 @@ def _depth(evidence: Evidence) -> Panel:
 
     def draw(ax: Axes) -> None:
         for a, c in curves.items():
-            theme.band(ax, c.index, c["lo"], c["hi"], _colour(a))
-            ax.plot(c.index, c["mean"], "o-", color=_colour(a), markersize=5)
-            theme.label_line_end(ax, float(c.index[-1]), float(c["mean"].iloc[-1]), f"α = {_shown(a)}", _colour(a))
+            theme.band(ax, c.index, c["lo"], c["hi"], _color(a))
+            ax.plot(c.index, c["mean"], "o-", color=_color(a), markersize=5)
+            theme.label_line_end(ax, float(c.index[-1]), float(c["mean"].iloc[-1]), f"α = {_shown(a)}", _color(a))
         layers = [int(i) for i in curves[0.0].index]
         ax.set_xticks(layers if len(layers) <= 8 else layers[:: len(layers) // 5])
         ax.set_ylim(bottom=0)
@@ -260,10 +260,10 @@ def _off_axis(evidence: Evidence) -> Panel:
             ax.set_axis_off()
             return
         x = _positions(alphas)
-        for table, colour, name in ((bound, BOUND, "best rotation"), (axis, PLAIN, "units")):
-            theme.band(ax, x, table["lo"], table["hi"], colour)
-            ax.plot(x, table["mean"], "o-", color=colour, markersize=5)
-            theme.label_line_end(ax, float(x[-1]), float(table["mean"].iloc[-1]), name, colour)
+        for table, color, name in ((bound, BOUND, "best rotation"), (axis, PLAIN, "units")):
+            theme.band(ax, x, table["lo"], table["hi"], color)
+            ax.plot(x, table["mean"], "o-", color=color, markersize=5)
+            theme.label_line_end(ax, float(x[-1]), float(table["mean"].iloc[-1]), name, color)
         ax.set_ylim(0, max(0.1, float(max(bound["hi"].max(), axis["hi"].max())) * 1.08))
         _axis(ax, alphas)
         theme.tidy(ax, grid="y", ticks=4)

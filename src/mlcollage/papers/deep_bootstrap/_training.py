@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mlcollage._random import generator, permutation
 from mlcollage.data.world import DataWorld
 from mlcollage.errors import InvalidInput
-from mlcollage.papers.deep_bootstrap._random import generator, permutation
 from mlcollage.papers.deep_bootstrap.metrics import error, soft_error
 
 __all__ = [

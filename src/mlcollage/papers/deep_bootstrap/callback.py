@@ -39,8 +39,8 @@ def _forward(model: nn.Module, x: Tensor) -> Tensor:
 class BootstrapCallback:
     """Trains an ideal twin beside a loop of yours, which is the Real World, and measures both.
 
-    The twin starts as a copy of your network. Whenever your optimiser has made an update, the twin makes one with an
-    optimiser of the same kind and the settings (learning rate, momentum, ...) that yours just used, on a fresh batch of
+    The twin starts as a copy of your network. Whenever your optimizer has made an update, the twin makes one with an
+    optimizer of the same kind and the settings (learning rate, momentum, ...) that yours just used, on a fresh batch of
     the world. So the schedule is the same by construction. Your run is not changed: its random numbers, weights and
     modes are left as they are. It costs about one more training step a step.
 
@@ -57,7 +57,7 @@ class BootstrapCallback:
     train
         Your training inputs and labels (or a fixed part of them) for the train metrics and T(n); None leaves them out.
     loss
-        As in :class:`DeepBootstrap`; what your loop minimises.
+        As in :class:`DeepBootstrap`; what your loop minimizes.
     clip_norm
         Norm that your loop clips gradients to; None (default) if it does not.
     evaluations
@@ -124,7 +124,7 @@ class BootstrapCallback:
         self._handle: Any = None
 
     def start(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Copy the network and its optimiser; call it before the first update."""
+        """Copy the network and its optimizer; call it before the first update."""
         self.stop()
         optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps the real one
         self._twin = copy.deepcopy(model)
@@ -153,7 +153,7 @@ class BootstrapCallback:
             raise InvalidInput("on_step was called before start(model, optimizer), which copies the network.")
         if not self._pending and not self._done:
             raise InvalidInput(
-                "no update of the optimiser given to start() was seen; give start() the one that trains the model."
+                "no update of the optimizer given to start() was seen; give start() the one that trains the model."
             )
         for settings in self._pending:
             self._update(settings)
@@ -169,7 +169,7 @@ class BootstrapCallback:
         return BootstrapResult(curves, {**settings, "loss": loss, "world": type(self.world).__name__})
 
     def stop(self) -> None:
-        """Let go of your optimiser; called by the adapters at the end of training."""
+        """Let go of your optimizer; called by the adapters at the end of training."""
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
@@ -212,11 +212,11 @@ class BootstrapCallback:
 
 
 def _twin_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, twin: nn.Module) -> torch.optim.Optimizer:
-    """An optimiser of the same class, settings and state over the twin's parameters."""
+    """An optimizer of the same class, settings and state over the twin's parameters."""
     pair = {id(a): b for a, b in zip(model.parameters(), twin.parameters(), strict=True)}
     if any(id(p) not in pair for g in optimizer.param_groups for p in g["params"]):
         raise InvalidInput(
-            "the optimiser holds parameters that are not the model's; give start() the model that it trains."
+            "the optimizer holds parameters that are not the model's; give start() the model that it trains."
         )
     groups = [{**g, "params": [pair[id(p)] for p in g["params"]]} for g in optimizer.param_groups]
     try:
@@ -233,7 +233,7 @@ def _twin_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, twin: nn
 def lightning_callback(callback: BootstrapCallback) -> Any:
     """The callback as a Lightning ``Callback``: ``Trainer(callbacks=[lightning_callback(callback)])``.
 
-    The Lightning module's ``forward`` must give logits (or pass ``forward``), and it must have one optimiser.
+    The Lightning module's ``forward`` must give logits (or pass ``forward``), and it must have one optimizer.
 
     Raises
     ------
@@ -251,7 +251,7 @@ def lightning_callback(callback: BootstrapCallback) -> Any:
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
             if len(trainer.optimizers) != 1:
                 raise InvalidInput(
-                    f"the module has {len(trainer.optimizers)} optimisers; the Ideal World's twin needs exactly one."
+                    f"the module has {len(trainer.optimizers)} optimizers; the Ideal World's twin needs exactly one."
                 )
             self._last = trainer.global_step
             # The twin must not drag a copy of trainer and data loaders along.

@@ -129,7 +129,7 @@ def _model_fn(run: Run, world: DataWorld, workload: Workload | None) -> Callable
     return make
 
 
-def _standardise(run: Run, world: DataWorld) -> Callable[[Tensor], Tensor] | None:
+def _standardize(run: Run, world: DataWorld) -> Callable[[Tensor], Tensor] | None:
     """Mean 0 and deviation 1 over the test block; a user's own model gets the inputs as they are."""
     if run.settings["architecture"] == "user":
         return None
@@ -143,7 +143,7 @@ def _pretrained(run: Run, world: DataWorld, architecture: Architecture) -> dict[
     from mlcollage.nn.init import build
     from mlcollage.train.loop import steps
 
-    other, transform = GlyphWorld.preset(run.text("data"), alphabet_seed=1), _standardise(run, world)
+    other, transform = GlyphWorld.preset(run.text("data"), alphabet_seed=1), _standardize(run, world)
     assert transform is not None
     network = build(lambda: architecture.make(world.shape, world.num_classes), run.seed)
     total, batch = run.integer("pretrain_steps"), run.integer("batch_size")
@@ -170,7 +170,7 @@ def train_worlds(run: Run, workload: Workload | None) -> Measurements:
         optimizer_fn=known.optimizer,
         schedule=cosine(steps, warmup=min(known.warmup, steps // 4)),
         loss=str(s.get("loss") or "cross_entropy"),
-        transform=_standardise(run, world),
+        transform=_standardize(run, world),
         augment=AUGMENTATIONS[run.text("augment")] if s.get("augment") else None,
         eval_at=run.integer("evaluations"),
         seeds=[run.seed],
@@ -197,7 +197,7 @@ def _record(m: Measurements, result: BootstrapResult) -> None:
     end, at_t, most = (
         result.gap(metric, at=at).set_index("n").astype(float, errors="ignore") for at in ("end", "T", "max")
     )
-    classical_end, classical_t = (result.generalisation_gap(metric, at=at).set_index("n") for at in ("end", "T"))
+    classical_end, classical_t = (result.generalization_gap(metric, at=at).set_index("n") for at in ("end", "T"))
     for n in result.n:
         converged = bool(np.isfinite(float(at_t["gap"][n])))
         there, classical = (at_t, classical_t) if converged else (end, classical_end)

@@ -46,7 +46,7 @@ _PAPER_SGD = partial(torch.optim.SGD, lr=0.1)
 class DeepBootstrap:
     r"""Train the same network in the Real World of n samples and in the Ideal World of fresh samples.
 
-    For a distribution D, an architecture with optimiser and schedule F, a sample size n and t steps of batch b, the
+    For a distribution D, an architecture with optimizer and schedule F, a sample size n and t steps of batch b, the
     Real World draws :math:`S \sim D^n` once and reuses it over epochs (:math:`f_t`), the Ideal World draws every batch
     fresh (:math:`f_t^{\mathrm{iid}}`). Then
 
@@ -56,7 +56,7 @@ class DeepBootstrap:
     and the paper's claim is that the bootstrap error :math:`\varepsilon` is small for all t up to the time T(n) at
     which the Real World has fitted its set. The Ideal World does not depend on n, so one ideal run serves every n.
 
-    The worlds of a seed share all random numbers they can: initialisation, test block, schedule, dropout and
+    The worlds of a seed share all random numbers they can: initialization, test block, schedule, dropout and
     augmentation draws, and the first epoch of data (see ``coupling``), which makes their difference far less noisy
     than either curve.
 
@@ -77,7 +77,7 @@ class DeepBootstrap:
     batch_size
         Samples b of an update, in every world.
     optimizer_fn
-        From parameters to a torch optimiser. Default: the paper's SGD with learning rate 0.1, no momentum and no
+        From parameters to a torch optimizer. Default: the paper's SGD with learning rate 0.1, no momentum and no
         weight decay.
     schedule
         Factor on the learning rate at 0-based step, ``"cosine"`` (default, to 0 over ``steps``) or None for a

@@ -26,7 +26,7 @@ COLUMNS = ("world", "n", "seed", "step", "split", *METRICS)
 RULES: Mapping[str, float] = {"train_error": 0.01, "train_loss": 0.01, "budget": 0.0}
 """The three stopping rules and their thresholds: train error <= 1 %, train loss < 0.01, the whole budget."""
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito, colour-blind safe
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito, color-blind safe
 _IDEAL = "#222222"
 _LABELS = {"loss": "loss", "error": "error", "soft_error": "soft-error"}
 _META_KEY = b"mlcollage.deep_bootstrap"
@@ -202,7 +202,7 @@ class BootstrapResult:
             rows.append({"n": n, "seed": seed, **row[["step", "real", "ideal", "gap"]].to_dict(), "status": status})
         return _typed(rows, ["n", "seed", "step", "real", "ideal", "gap", "status"])
 
-    def generalisation_gap(
+    def generalization_gap(
         self, metric: str = "soft_error", *, at: str | int = "T", rule: Rule = "train_error"
     ) -> pd.DataFrame:
         """Test minus train in the Real World (the classical gap): ``n, seed, step, train, test, gap, status``."""
@@ -273,7 +273,7 @@ class BootstrapResult:
     def compare(
         self, other: BootstrapResult, metric: str = "soft_error", *, at: str | int = "end", rule: Rule = "train_error"
     ) -> pd.DataFrame:
-        """Another run (architecture, optimiser, augmentation) beside this one, in both worlds.
+        """Another run (architecture, optimizer, augmentation) beside this one, in both worlds.
 
         Parameters
         ----------
@@ -384,13 +384,13 @@ class BootstrapResult:
         """Test curves of all worlds (mean and 95 % interval over seeds), train dashed, T(n) marked."""
         self._check_metric(metric)
         ax = _axes(ax)
-        for n, colour in self._colours():
-            step, mean = _band(ax, self.select("real", n=n), metric, colour, f"real, n = {n:,}")
+        for n, color in self._colors():
+            step, mean = _band(ax, self.select("real", n=n), metric, color, f"real, n = {n:,}")
             train = self.select("real", "train", n=n).groupby("step")[metric].mean()
-            ax.plot(train.index, train, color=colour, linestyle=(0, (4, 2)), linewidth=1)
+            ax.plot(train.index, train, color=color, linestyle=(0, (4, 2)), linewidth=1)
             t = self.stopping_time(n, rule) if not self.curves["error"].isna().all() else None
             if t is not None:
-                ax.plot([t], [np.interp(t, step, mean)], "o", color=colour, markeredgecolor="white", zorder=5)
+                ax.plot([t], [np.interp(t, step, mean)], "o", color=color, markeredgecolor="white", zorder=5)
         _band(ax, self.select("ideal"), metric, _IDEAL, "ideal")
         _finish(ax, self, _LABELS[metric])
         ax.set_title("solid: test, dashed: train, dot: converged", fontsize="small", loc="left")
@@ -401,8 +401,8 @@ class BootstrapResult:
         gaps = self.gaps(metric)
         ax = _axes(ax)
         ax.axhline(0, color=_IDEAL, linewidth=0.8)
-        for n, colour in self._colours():
-            _band(ax, gaps[gaps["n"] == n], "gap", colour, f"n = {n:,}")
+        for n, color in self._colors():
+            _band(ax, gaps[gaps["n"] == n], "gap", color, f"n = {n:,}")
         _finish(ax, self, f"bootstrap error ({_LABELS[metric]})")
         return ax
 
@@ -420,9 +420,9 @@ class BootstrapResult:
         ax = _axes(ax)
         runs = {name or "this run": self, **(others or {})}
         highest = 0.0
-        for (label, result), colour in zip(runs.items(), _cycle(len(runs)), strict=True):
+        for (label, result), color in zip(runs.items(), _cycle(len(runs)), strict=True):
             points = result.gap(metric, at=at, rule=rule)
-            ax.scatter(points["ideal"], points["real"], color=colour, s=22, label=label, zorder=3)
+            ax.scatter(points["ideal"], points["real"], color=color, s=22, label=label, zorder=3)
             highest = float(np.nanmax([highest, *points["real"], *points["ideal"]]))
         top = 1.08 * highest or 1.0
         ax.plot([0, top], [0, top], color=_IDEAL, linewidth=0.8)
@@ -437,7 +437,7 @@ class BootstrapResult:
             ax.legend(frameon=False, fontsize="small")
         return ax
 
-    def _colours(self) -> list[tuple[int, str]]:
+    def _colors(self) -> list[tuple[int, str]]:
         return list(zip(self.n, _cycle(len(self.n)), strict=True))
 
 
@@ -458,7 +458,7 @@ def _typed(rows: Sequence[Mapping[Any, Any]], columns: list[str]) -> pd.DataFram
 
 
 def _cycle(count: int) -> list[str]:
-    return [_COLOURS[i % len(_COLOURS)] for i in range(count)]
+    return [_COLORS[i % len(_COLORS)] for i in range(count)]
 
 
 def _axes(ax: Axes | None) -> Axes:
@@ -469,16 +469,16 @@ def _axes(ax: Axes | None) -> Axes:
     return Figure(figsize=(6, 4), layout="constrained").add_subplot()
 
 
-def _band(ax: Axes, rows: pd.DataFrame, column: str, colour: str, label: str) -> tuple[Any, Any]:
-    """Mean over seeds with its Student interval, labelled at the end of the line."""
+def _band(ax: Axes, rows: pd.DataFrame, column: str, color: str, label: str) -> tuple[Any, Any]:
+    """Mean over seeds with its Student interval, labeled at the end of the line."""
     from scipy import stats
 
     groups = rows.groupby("step")[column]
     mean, count = groups.mean(), groups.count()
     half = stats.t.ppf(0.975, (count - 1).clip(lower=1)) * groups.std().fillna(0) / np.sqrt(count)
-    ax.plot(mean.index, mean, color=colour, label=label)
+    ax.plot(mean.index, mean, color=color, label=label)
     if (count > 1).any():
-        ax.fill_between(mean.index, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
+        ax.fill_between(mean.index, mean - half, mean + half, color=color, alpha=0.2, linewidth=0)
     return mean.index.to_numpy(), mean.to_numpy()
 
 
@@ -502,6 +502,6 @@ def _label_ends(ax: Axes) -> None:
     for line in sorted(named, key=lambda e: float(np.asarray(e.get_ydata())[-1])):
         x, y = (float(np.asarray(v)[-1]) for v in line.get_data())
         floor = max(y, floor + 0.055 * (high - low))
-        colour = str(line.get_color())
+        color = str(line.get_color())
         where = {"textcoords": ax.get_yaxis_transform(), "va": "center", "fontsize": "small"}
-        ax.annotate(str(line.get_label()), (x, y), (1.02, floor), color=colour, **where)  # type: ignore[arg-type]
+        ax.annotate(str(line.get_label()), (x, y), (1.02, floor), color=color, **where)  # type: ignore[arg-type]

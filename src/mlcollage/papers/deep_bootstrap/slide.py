@@ -40,7 +40,7 @@ def collage(evidence: Evidence, verdicts: Mapping[str, Verdict]) -> Collage:
         run for run in evidence.find_runs(seed=0) if run.arm == "mlp128" and run.settings["data"] != "workload"
     ]:
         panels.append(_examples(evidence, sheets[0].id))
-    tagline = "to generalise offline is to learn fast online"
+    tagline = "to generalize offline is to learn fast online"
     return Collage(tagline, _IDEA, with_headlines(panels, verdicts, _MESSAGES))
 
 
@@ -54,21 +54,21 @@ _MESSAGES = {
 
 def _draw_idea(ax: Axes) -> None:
     d = Diagram(ax, 400, 400)
-    d.note(100, 8, "Real World", colour=REAL, weight="semibold", fontsize=theme.BODY)
-    d.note(300, 8, "Ideal World", colour=IDEAL, weight="semibold", fontsize=theme.BODY)
-    sample = d.box(100, 48, 150, 46, "n samples", colour=REAL)
-    fresh = d.box(300, 48, 150, 46, "fresh samples", colour=IDEAL)
-    left = d.box(100, 142, 150, 46, "network $f_t$", colour=REAL, filled=True)
-    right = d.box(300, 142, 150, 46, "its twin", colour=IDEAL, filled=True)
-    d.arrow(sample, left, "many epochs", colour=REAL)
-    d.arrow(fresh, right, "one pass", colour=IDEAL)
-    d.arrow(left, right, both=True, dashed=True, colour=theme.MUTED)
+    d.note(100, 8, "Real World", color=REAL, weight="semibold", fontsize=theme.BODY)
+    d.note(300, 8, "Ideal World", color=IDEAL, weight="semibold", fontsize=theme.BODY)
+    sample = d.box(100, 48, 150, 46, "n samples", color=REAL)
+    fresh = d.box(300, 48, 150, 46, "fresh samples", color=IDEAL)
+    left = d.box(100, 142, 150, 46, "network $f_t$", color=REAL, filled=True)
+    right = d.box(300, 142, 150, 46, "its twin", color=IDEAL, filled=True)
+    d.arrow(sample, left, "many epochs", color=REAL)
+    d.arrow(fresh, right, "one pass", color=IDEAL)
+    d.arrow(left, right, both=True, dashed=True, color=theme.MUTED)
     d.note(200, 188, "same start, same steps, same schedule")
     d.field(200, 306, 400, 188)
     d.equation(200, 238, r"\mathrm{TestError}(f_t) \; =", size=18)
     d.equation(200, 278, r"\mathrm{TestError}(f_t^{\,\mathrm{ideal}})\; +\; \varepsilon(n, t)", size=20)
-    d.note(128, 316, "online learning", colour=IDEAL, weight="semibold")
-    d.note(302, 316, "bootstrap error", colour=REAL, weight="semibold")
+    d.note(128, 316, "online learning", color=IDEAL, weight="semibold")
+    d.note(302, 316, "bootstrap error", color=REAL, weight="semibold")
     d.note(200, 366, "The claim: the second term stays\nsmall until the train set is fitted.")
 
 
@@ -96,19 +96,19 @@ def _curves(evidence: Evidence, main: str) -> Panel:
     shades = dict(zip(shown, (theme.PALETTE["vermillion"], REAL), strict=False))
 
     def draw(ax: Axes) -> None:
-        for n, colour in shades.items():
+        for n, color in shades.items():
             test, train = (
                 evidence.across_seeds("soft_error", arm=main, world="real", split=split, n=n).drop(0, errors="ignore")
                 for split in ("test", "train")
             )
-            theme.band(ax, test.index, test["lo"], test["hi"], colour)
-            ax.plot(test.index, test["mean"], color=colour)
-            ax.plot(train.index, train["mean"], color=colour, linestyle=(0, (3, 2)), linewidth=1.6)
-            theme.label_line_end(ax, test.index[-1], test["mean"].iloc[-1], f"n={n:,}", colour)
+            theme.band(ax, test.index, test["lo"], test["hi"], color)
+            ax.plot(test.index, test["mean"], color=color)
+            ax.plot(train.index, train["mean"], color=color, linestyle=(0, (3, 2)), linewidth=1.6)
+            theme.label_line_end(ax, test.index[-1], test["mean"].iloc[-1], f"n={n:,}", color)
             stop = evidence.select("stop_train_error", arm=main, n=n)["value"]
             if stop.notna().all():
                 t = float(stop.median())
-                ax.plot([t], [np.interp(t, test.index, test["mean"])], "o", color=colour, markersize=8)
+                ax.plot([t], [np.interp(t, test.index, test["mean"])], "o", color=color, markersize=8)
         curve = ideal.drop(0, errors="ignore")
         theme.band(ax, curve.index, curve["lo"], curve["hi"], IDEAL)
         ax.plot(curve.index, curve["mean"], color=IDEAL)
@@ -132,19 +132,19 @@ def _scatter(evidence: Evidence) -> Panel:
         pair = [evidence.select(name, arm=arm) for name in ("final_ideal", "final_real")]
         finals[arm] = [t.pivot(index="seed", columns="n", values="value") for t in pair]
     largest = max(float(t[0].columns.max()) for t in finals.values())
-    colours = dict(zip(FAMILIES, theme.PALETTE.values(), strict=False))
+    colors = dict(zip(FAMILIES, theme.PALETTE.values(), strict=False))
 
     def draw(ax: Axes) -> None:
         top = max(float(np.nanmax(t.to_numpy())) for pair in finals.values() for t in pair) * 1.08
-        ax.plot([0, top], [0, top], color=theme.GREYS[0], linewidth=1.4, zorder=1)
+        ax.plot([0, top], [0, top], color=theme.GRAYS[0], linewidth=1.4, zorder=1)
         named = set()
         for arm, (ideal, real) in finals.items():
             family = next((f for f in FAMILIES if arm.startswith(f)), "mlp")
             for n in real.columns:
                 full = float(str(n)) == largest
-                face = colours[family] if full else theme.CARD
+                face = colors[family] if full else theme.CARD
                 x, y = ideal[n].mean(), real[n].mean()
-                ax.plot([x], [y], "o", color=colours[family], markerfacecolor=face, markersize=8, markeredgewidth=1.8)
+                ax.plot([x], [y], "o", color=colors[family], markerfacecolor=face, markersize=8, markeredgewidth=1.8)
                 if full and family not in named:
                     named.add(family)
         for i, family in enumerate(f for f in reversed(FAMILIES) if f in named):
@@ -153,7 +153,7 @@ def _scatter(evidence: Evidence) -> Panel:
                 0.05 + 0.135 * i,
                 FAMILIES[family],
                 transform=ax.transAxes,
-                color=theme.ink(colours[family]),
+                color=theme.ink(colors[family]),
                 weight="semibold",
                 ha="right",
                 va="bottom",
@@ -186,7 +186,7 @@ def _by_n(evidence: Evidence, main: str) -> Panel:
         ax.plot(x, classical, "-s", color=CLASSICAL, linewidth=1.6)
         theme.label_line_end(ax, x[-1], gap["mean"].iloc[-1], "bootstrap", REAL)
         theme.label_line_end(ax, x[-1], classical.iloc[-1], "classical", CLASSICAL)
-        ax.axhline(0, color=theme.GREYS[1], linewidth=1)
+        ax.axhline(0, color=theme.GRAYS[1], linewidth=1)
         ax.set_xticks(x, [f"{n:,.0f}" for n in gap.index])
         ax.set_xlabel("samples n")
         theme.tidy(ax, grid="y", ticks=4)
@@ -214,15 +214,15 @@ def _augmentations(evidence: Evidence) -> Panel:
 
     def draw(ax: Axes) -> None:
         arms = list(dict.fromkeys(arm for arm, _ in effects))
-        for j, (metric, (_, colour)) in enumerate(measures.items()):
+        for j, (metric, (_, color)) in enumerate(measures.items()):
             values = [effects[arm, metric] for arm in arms]
             place = [i + 0.24 * (j - 1) for i in range(len(arms))]
             ends = [_interval(v) for v in values]
             theme.dots_with_interval(
-                ax, place, [v.mean() for v in values], [e[0] for e in ends], [e[1] for e in ends], colour
+                ax, place, [v.mean() for v in values], [e[0] for e in ends], [e[1] for e in ends], color
             )
-            theme.label_line_end(ax, place[-1] + 0.06, float(values[-1].mean()), measures[metric][0], colour)
-        ax.axhline(0, color=theme.GREYS[1], linewidth=1)
+            theme.label_line_end(ax, place[-1] + 0.06, float(values[-1].mean()), measures[metric][0], color)
+        ax.axhline(0, color=theme.GRAYS[1], linewidth=1)
         ax.set_xticks(range(len(arms)), [names[a] for a in arms])
         ax.set_xlim(-0.6, len(arms) - 0.35)
         theme.tidy(ax, grid="y", ticks=4)
@@ -250,10 +250,10 @@ def _limits(evidence: Evidence) -> Panel:
     )
 
     def draw(ax: Axes) -> None:
-        for c, name, colour in ((real, "real", REAL), (ideal, "ideal", IDEAL)):
-            theme.band(ax, c.index, c["lo"], c["hi"], colour)
-            ax.plot(c.index, c["mean"], color=colour)
-            theme.label_line_end(ax, c.index[-1], c["mean"].iloc[-1], name, colour)
+        for c, name, color in ((real, "real", REAL), (ideal, "ideal", IDEAL)):
+            theme.band(ax, c.index, c["lo"], c["hi"], color)
+            ax.plot(c.index, c["mean"], color=color)
+            theme.label_line_end(ax, c.index[-1], c["mean"].iloc[-1], name, color)
         ax.set_xscale("log")
         ax.set_ylim(bottom=0)
         ax.set_xlabel("steps")

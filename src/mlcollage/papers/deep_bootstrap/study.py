@@ -43,7 +43,7 @@ def worst_gap(rows: pd.DataFrame) -> float:
 
 
 def gap_and_classical_gap(rows: pd.DataFrame) -> dict[str, float]:
-    """Bootstrap error and generalisation gap at T (or at the end), means over networks at the smallest common n."""
+    """Bootstrap error and generalization gap at T (or at the end), means over networks at the smallest common n."""
     names = ("gap_at_stop", "classical_gap_at_stop")
     tables = [_of(rows, name, FITTED).dropna(axis="columns") for name in names]
     return {name: float(table[table.columns.min()].mean()) for name, table in zip(names, tables, strict=True)}
@@ -126,9 +126,9 @@ CLAIMS = (
         id="C1b",
         title="Below the classical gap",
         sentence="When the Real World has fitted its train set (or at the end), the bootstrap error is smaller than "
-        "the generalisation gap between test and train.",
+        "the generalization gap between test and train.",
         source="Fig. 1",
-        estimand=PerSeed(gap_and_classical_gap, "bootstrap error minus generalisation gap at T, smallest n", FITTED),
+        estimand=PerSeed(gap_and_classical_gap, "bootstrap error minus generalization gap at T, smallest n", FITTED),
         direction="less",
         margin=0.02,
         digits=3,
@@ -171,7 +171,7 @@ CLAIMS = (
         title="Sizes rank alike",
         sentence="Widths from one that cannot fit the train set to one that can are ranked alike in the two worlds: "
         "Kendall's tau is above 0.",
-        source="over- and under-parameterised",
+        source="over- and under-parameterized",
         estimand=PerSeed(width_agreement, "Kendall tau of widths 8, 32, 128 between the worlds", _WIDTHS),
         direction="greater",
         margin=0.5,

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset, default_collate
 
+from mlcollage._random import permutation
 from mlcollage.errors import InvalidInput, MissingFile
-from mlcollage.papers.deep_bootstrap._random import permutation
 
 __all__ = ["FiniteAsIdeal", "NpzParts", "cifar5m", "memory_map_npz"]
 
@@ -170,7 +170,7 @@ class FiniteAsIdeal:
 
     def _order(self, turn: int) -> Tensor:
         if turn not in self._orders:
-            # The last two passes suffice: a batch spans at most neighbours unless the stream is smaller than it.
+            # The last two passes suffice: a batch spans at most neighbors unless the stream is smaller than it.
             self._orders = {t: o for t, o in self._orders.items() if t >= turn - 1}
             self._orders[turn] = self._stream[permutation(self.stream_size, self.seed, _STREAM, self._view, turn)]
         return self._orders[turn]

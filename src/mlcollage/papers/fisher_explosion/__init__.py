@@ -1,6 +1,6 @@
 """Catastrophic Fisher explosion: the trace of the Fisher information early in training, and a penalty on it.
 
-Training with a small learning rate lets Tr(F) grow early, and such networks generalise worse; penalising it early
+Training with a small learning rate lets Tr(F) grow early, and such networks generalize worse; penalizing it early
 closes much of that gap (Jastrzębski, Arpit, Åstrand, Kerg, Wang, Xiong, Socher, Cho, Geras, ICML 2021).
 """
 

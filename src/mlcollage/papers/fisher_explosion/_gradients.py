@@ -67,7 +67,7 @@ def trainable(model: nn.Module, chosen: Sequence[nn.Parameter] | None) -> dict[s
     found = {n: p for n, p in unwrap(model).named_parameters() if p.requires_grad and (keep is None or id(p) in keep)}
     if not found:
         raise InvalidInput(
-            "none of the penalised parameters requires a gradient; unfreeze some, or choose others with params."
+            "none of the penalized parameters requires a gradient; unfreeze some, or choose others with params."
         )
     return found
 

@@ -25,7 +25,7 @@ from mlcollage.nn.convnet import ConvNet
 from mlcollage.nn.mlp import MLP
 
 from .labels import derive
-from .records import Problem, Recorder, evaluation_steps, summarise, tail
+from .records import Problem, Recorder, evaluation_steps, summarize, tail
 from .training import Cells, Stack, train
 
 __all__ = ["EXPERIMENTS", "TUNING_SEED", "Setting", "base_data", "problem"]
@@ -163,7 +163,7 @@ def base_data(run: Run, workload: Workload | None) -> Base:
 
 
 def problem(base: Base, run: Run, seed: int, noise: float) -> Problem:
-    """A seed's training, validation and test samples; own networks get them standardised by the training part."""
+    """A seed's training, validation and test samples; own networks get them standardized by the training part."""
     rng = np.random.default_rng([seed, 11])
     order = rng.permutation(len(base.x))
     n = min(run.integer("train_size"), int(0.7 * len(order)))
@@ -203,7 +203,7 @@ def _write(
 ) -> None:
     recorder.write(m, lambda r: arm, lambda r: {"seed": seeds[r], **keys})
     for r, seed in enumerate(seeds):
-        values = summarise(recorder.curves(r), early_loss=s.early_loss, late_loss=s.late_loss)
+        values = summarize(recorder.curves(r), early_loss=s.early_loss, late_loss=s.late_loss)
         for metric, value in values.items():
             m.add(metric, value, step=0, arm=arm, seed=seed, **keys)
 

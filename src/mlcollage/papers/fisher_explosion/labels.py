@@ -107,7 +107,7 @@ def check_true_labels(y: Tensor | None, logits: Tensor) -> Tensor:
     """The data set's labels (B,), or a sentence on why these cannot be used."""
     b, classes = logits.shape
     if y is None:
-        raise InvalidInput("labels='true' penalises the gradient at the data set's labels; pass them as y.")
+        raise InvalidInput("labels='true' penalizes the gradient at the data set's labels; pass them as y.")
     if not isinstance(y, Tensor) or y.is_floating_point() or y.ndim != 1:
         shape = f"{y.dtype} of shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
         raise InvalidInput(

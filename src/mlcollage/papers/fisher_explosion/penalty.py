@@ -50,7 +50,7 @@ class FisherPenalty(nn.Module):
 
         \mathrm{Tr}(F) = \mathbb{E}_x\, \mathbb{E}_{\hat y \sim p_\theta(\cdot \mid x)} \| g(x, \hat y) \|^2 .
 
-    The penalised loss of a batch of B samples is
+    The penalized loss of a batch of B samples is
 
     .. math::
 
@@ -74,7 +74,7 @@ class FisherPenalty(nn.Module):
     Parameters
     ----------
     model
-        The network whose parameters are penalised; also wrapped in DistributedDataParallel or compiled. It is not
+        The network whose parameters are penalized; also wrapped in DistributedDataParallel or compiled. It is not
         registered as a submodule.
     alpha
         Coefficient, at least 0; may be changed between steps (``penalty.alpha = ...``). About 0.01 to 1 at B = 100
@@ -94,16 +94,16 @@ class FisherPenalty(nn.Module):
         ``"jvp"`` need no double backward: call :meth:`step_grad` after ``loss.backward()``. They are for
         ``estimator="minibatch"`` and ``target="params"``.
     interval
-        Penalise every so many optimisation steps (default 10, as in the paper).
+        Penalize every so many optimization steps (default 10, as in the paper).
     start, stop
-        First step that may be penalised, and the first that no longer is (None: never stop).
+        First step that may be penalized, and the first that no longer is (None: never stop).
     rescale_by_interval
-        Multiply by ``interval`` on penalised steps, so that the average weight does not depend on it. Default False.
+        Multiply by ``interval`` on penalized steps, so that the average weight does not depend on it. Default False.
     normalize
         ``"none"`` (default) or ``"batch"``: multiply the mini-batch form by B. No effect on the other estimators,
         which do not depend on B.
     params
-        Parameters to penalise, or their names; None (default) for all that require gradients. Frozen ones are left
+        Parameters to penalize, or their names; None (default) for all that require gradients. Frozen ones are left
         out.
     score_term
         Only for ``"exact"`` with ``labels="model"``: also differentiate the probabilities that weigh the classes, which
@@ -112,7 +112,7 @@ class FisherPenalty(nn.Module):
         Length h of the finite difference in parameter space; None (default) for
         :math:`\sqrt{\epsilon}\,(1 + \|\theta\|)`.
     accumulation_steps
-        Calls for each optimisation step (micro-batches). Default 1.
+        Calls for each optimization step (micro-batches). Default 1.
     generator
         Where labels are drawn from. An int (default 0) seeds each step's own stream, together with the process's rank:
         a resumed training then draws what an unbroken one would. A ``torch.Generator`` is used as it comes, and its
@@ -121,14 +121,14 @@ class FisherPenalty(nn.Module):
     Attributes
     ----------
     steps : int
-        Optimisation steps seen so far.
+        Optimization steps seen so far.
     last : Tensor or None
-        Squared norm (or trace) at the last penalised step, before any coefficient; detached, shape ().
+        Squared norm (or trace) at the last penalized step, before any coefficient; detached, shape ().
 
     Raises
     ------
     InvalidInput
-        For settings that do not exist or do not go together, and, on the first penalised step, for logits that are
+        For settings that do not exist or do not go together, and, on the first penalized step, for logits that are
         probabilities, targets that are not class numbers, and networks whose backward pass cannot be differentiated.
 
     Notes
@@ -141,7 +141,7 @@ class FisherPenalty(nn.Module):
     ever. Its expectation is that of the micro-batch's size: use ``normalize="batch"`` to be independent of it.
 
     *Several processes.* The mini-batch form is that of the joint batch of all processes: gradients are averaged over
-    them (one all-reduce on penalised steps), and the gradient that DistributedDataParallel averages afterwards is
+    them (one all-reduce on penalized steps), and the gradient that DistributedDataParallel averages afterwards is
     exactly that of the joint penalty. Processes draw their labels independently if
     ``generator`` is an int; give each its own seed if it is a Generator.
 
@@ -225,7 +225,7 @@ class FisherPenalty(nn.Module):
 
     @property
     def steps(self) -> int:
-        """Optimisation steps seen so far; may be set when training is resumed without a state."""
+        """Optimization steps seen so far; may be set when training is resumed without a state."""
         return self._calls // self.accumulation_steps
 
     @steps.setter
@@ -234,7 +234,7 @@ class FisherPenalty(nn.Module):
 
     @property
     def active(self) -> bool:
-        """Whether the next call is penalised."""
+        """Whether the next call is penalized."""
         t = self.steps
         due = t >= self.start and (self.stop is None or t < self.stop) and (t - self.start) % self.interval == 0
         return due and self.training and self.alpha > 0
@@ -264,7 +264,7 @@ class FisherPenalty(nn.Module):
         Returns
         -------
         Tensor
-            Shape (), float32 (float64 for float64 logits). Zero, without a graph, on steps that are not penalised, and
+            Shape (), float32 (float64 for float64 logits). Zero, without a graph, on steps that are not penalized, and
             in evaluation mode, where steps are not counted.
         """
         if self.grad != "double_backprop":
@@ -296,7 +296,7 @@ class FisherPenalty(nn.Module):
         Parameters
         ----------
         closure
-            Computes the batch's logits again, ``lambda: model(x)``. Called two or three times on penalised steps, else
+            Computes the batch's logits again, ``lambda: model(x)``. Called two or three times on penalized steps, else
             never.
         y
             Class numbers (B,), for ``labels="true"``.
@@ -477,7 +477,7 @@ class FisherPenalty(nn.Module):
             if not (isinstance(x, Tensor) and x.requires_grad):
                 raise InvalidInput(
                     "target='input' needs x.requires_grad_() before logits = model(x), and that same x passed here; "
-                    "whole numbers such as token ids have no gradient, penalise their embeddings."
+                    "whole numbers such as token ids have no gradient, penalize their embeddings."
                 )
         elif self.estimator != "minibatch":
             if x is None:

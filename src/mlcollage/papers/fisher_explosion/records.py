@@ -18,7 +18,7 @@ from mlcollage.lab.measurements import Measurements
 from .labels import derive
 from .training import Stack
 
-__all__ = ["Problem", "Recorder", "evaluation_steps", "summarise", "tail"]
+__all__ = ["Problem", "Recorder", "evaluation_steps", "summarize", "tail"]
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def _norm_ratio(model: torch.nn.Module, p: Problem, most: int = 500) -> float:
     return float((norms[wrong].mean() / norms[~wrong].mean()).log())
 
 
-def summarise(curves: pd.DataFrame, *, early_loss: float, late_loss: float, fit: float = 0.85) -> dict[str, float]:
+def summarize(curves: pd.DataFrame, *, early_loss: float, late_loss: float, fit: float = 0.85) -> dict[str, float]:
     r"""The numbers that claims are about, from one training's curves; what was not reached is left out.
 
     Parameters
@@ -143,7 +143,7 @@ def summarise(curves: pd.DataFrame, *, early_loss: float, late_loss: float, fit:
         :math:`\epsilon`, at which the early trace is read (the loss falls below it for the first time; the logarithm of
         the trace is interpolated between evaluations), and the training loss at which ends are compared.
     fit
-        Share of rightly labelled training samples fitted, at which memorisation is compared.
+        Share of rightly labeled training samples fitted, at which memorization is compared.
 
     Returns
     -------
@@ -158,7 +158,7 @@ def summarise(curves: pd.DataFrame, *, early_loss: float, late_loss: float, fit:
     >>> curves = pd.DataFrame({"step": [10, 20], "train_loss": [2.0, 1.0], "test_accuracy": [0.4, 0.6],
     ...                        "val_accuracy": [0.4, 0.5], "trace": [10.0, 40.0], "fit_right": [0.5, 0.7],
     ...                        "fit_wrong": [0.0, 0.0]})
-    >>> found = summarise(curves, early_loss=1.5, late_loss=0.1)
+    >>> found = summarize(curves, early_loss=1.5, late_loss=0.1)
     >>> round(found["early_trace"], 6), "accuracy_at_loss" in found
     (20.0, False)
     """

@@ -18,7 +18,7 @@ from mlcollage.lab.evidence import Evidence
 from mlcollage.lab.headlines import with_headlines
 
 SMALL, LARGE, FP = (theme.PALETTE[c] for c in ("vermillion", "blue", "green"))
-GREY = theme.GREYS[0]
+GRAY = theme.GRAYS[0]
 ARMS = {"small": ("small η", SMALL), "large": ("large η", LARGE), "small_fp": ("small η + FP", FP)}
 METHODS = {
     "none": "none",
@@ -35,20 +35,20 @@ METHODS = {
 def collage(evidence: Evidence, verdicts: Mapping[str, Verdict]) -> Collage:
     """The idea, and five panels; a panel whose runs are missing is left out."""
     panels = []
-    for draw in (_explosion, _memorising, _scatter, _methods, _flat):
+    for draw in (_explosion, _memorizing, _scatter, _methods, _flat):
         try:
             panels.append(draw(evidence))
         except (UnknownName, LookupError):
             continue
     if not panels:
         raise UnknownName("no run of this study has finished, so there is nothing to draw.")
-    return Collage("tame the trace early, generalise late", _IDEA, with_headlines(panels, verdicts, _MESSAGES))
+    return Collage("tame the trace early, generalize late", _IDEA, with_headlines(panels, verdicts, _MESSAGES))
 
 
 _MESSAGES = {
     "The trace while training": ("C1", "Small steps, large trace"),
     "Accuracy with wrong labels": ("C6", "FP holds out against noise"),
-    "What is memorised": ("C6b", "Wrong labels are learned later"),
+    "What is memorized": ("C6b", "Wrong labels are learned later"),
     "Early trace, late accuracy": ("C2", "The early trace foretells"),
     "Flatness at equal loss": ("C7b", "FP ends flatter"),
 }
@@ -57,20 +57,20 @@ _MESSAGES = {
 def _draw_idea(ax: Axes) -> None:
     d = Diagram(ax, 400, 400)
     batch = d.box(70, 40, 116, 48, "batch $x_i$")
-    model = d.box(210, 40, 90, 48, "model", colour=FP, filled=True)
-    label = d.box(336, 40, 106, 48, r"draw $\hat y_i$", colour=FP)
-    gradient = d.box(336, 138, 106, 48, r"gradient $\bar g$", colour=FP)
-    penalty = d.box(186, 138, 130, 48, r"$+\,\alpha\,\|\bar g\|^2$", colour=FP)
+    model = d.box(210, 40, 90, 48, "model", color=FP, filled=True)
+    label = d.box(336, 40, 106, 48, r"draw $\hat y_i$", color=FP)
+    gradient = d.box(336, 138, 106, 48, r"gradient $\bar g$", color=FP)
+    penalty = d.box(186, 138, 130, 48, r"$+\,\alpha\,\|\bar g\|^2$", color=FP)
     d.arrow(batch, model)
-    d.arrow(model, label, colour=FP)
-    d.arrow(label, gradient, colour=FP)
-    d.arrow(gradient, penalty, colour=FP)
-    d.arrow(penalty, model, "back", colour=FP, dashed=True)
+    d.arrow(model, label, color=FP)
+    d.arrow(label, gradient, color=FP)
+    d.arrow(gradient, penalty, color=FP)
+    d.arrow(penalty, model, "back", color=FP, dashed=True)
     d.field(200, 300, 400, 196)
     d.equation(200, 232, r"\mathrm{Tr}\,F=\mathrm{E}_x\,\mathrm{E}_{\hat y\sim p_\theta}\,\|g(x,\hat y)\|^2", size=19)
     d.equation(200, 278, r"\mathrm{E}\,\|\bar g\|^2=\mathrm{Tr}\,F\,/\,B", size=20)
-    d.note(200, 312, "one mini-batch gradient measures the trace", colour=FP, weight="semibold")
-    d.note(200, 362, "The claim: the trace explodes early when\nsteps are small; penalised, it cannot.")
+    d.note(200, 312, "one mini-batch gradient measures the trace", color=FP, weight="semibold")
+    d.note(200, 362, "The claim: the trace explodes early when\nsteps are small; penalized, it cannot.")
 
 
 _IDEA = Panel(
@@ -79,7 +79,7 @@ _IDEA = Panel(
     "A batch goes through the model, which draws labels from its own predictions; the squared norm of the gradient at "
     "these labels, times alpha, is added to the loss. Its expectation is the trace of the Fisher information over the "
     "batch size.",
-    "Penalise the gradient at labels that the model itself would draw.",
+    "Penalize the gradient at labels that the model itself would draw.",
 )
 
 
@@ -97,12 +97,12 @@ def _explosion(evidence: Evidence) -> Panel:
 
     def draw(ax: Axes) -> None:
         for arm, c in curves.items():
-            name, colour = ARMS[arm]
-            theme.band(ax, c.index, c["lo"], c["hi"], colour)
-            ax.plot(c.index, c["mean"], color=colour)
+            name, color = ARMS[arm]
+            theme.band(ax, c.index, c["lo"], c["hi"], color)
+            ax.plot(c.index, c["mean"], color=color)
             top = int(c["mean"].argmax())
-            ax.plot([c.index[top]], [c["mean"].iloc[top]], "o", color=colour, markersize=8)
-            theme.label_line_end(ax, c.index[-1], c["mean"].iloc[-1], name, colour)
+            ax.plot([c.index[top]], [c["mean"].iloc[top]], "o", color=color, markersize=8)
+            theme.label_line_end(ax, c.index[-1], c["mean"].iloc[-1], name, color)
         ax.set_xscale("log")
         ax.set_ylim(bottom=0)
         ax.set_xlabel("steps (log); dot: peak")
@@ -123,11 +123,11 @@ def _methods(evidence: Evidence) -> Panel:
 
     def draw(ax: Axes) -> None:
         for place, m in enumerate(order):
-            colour = {"fp": FP, "none": SMALL}.get(m, GREY)
+            color = {"fp": FP, "none": SMALL}.get(m, GRAY)
             best, values = float(found[m, "best_accuracy"].mean()), found[m, "final_accuracy"]
             lo, hi = _interval(values)
-            theme.dots_with_interval(ax, [place], [values.mean()], [lo], [hi], colour, seeds=[values])
-            ax.plot([place], [best], "_", color=colour, markersize=17, markeredgewidth=2.6)
+            theme.dots_with_interval(ax, [place], [values.mean()], [lo], [hi], color, seeds=[values])
+            ax.plot([place], [best], "_", color=color, markersize=17, markeredgewidth=2.6)
         ax.set_xticks(range(len(order)), [METHODS[m] for m in order])
         ax.set_xlim(-0.6, len(order) - 0.4)
         theme.tidy(ax, grid="y", ticks=4)
@@ -144,24 +144,24 @@ def _methods(evidence: Evidence) -> Panel:
     )
 
 
-def _memorising(evidence: Evidence) -> Panel:
+def _memorizing(evidence: Evidence) -> Panel:
     arms = {"noise_none": ("none", SMALL), "noise_fp": ("FP", FP)}
     kinds = {"fit_right": "-", "fit_wrong": (0, (3, 2))}
     curves = {(a, k): evidence.across_seeds(k, arm=a) for a in arms for k in kinds}
 
     def draw(ax: Axes) -> None:
         for (arm, kind), c in curves.items():
-            name, colour = arms[arm]
-            theme.band(ax, c.index, c["lo"], c["hi"], colour)
-            ax.plot(c.index, c["mean"], color=colour, linestyle=kinds[kind])
+            name, color = arms[arm]
+            theme.band(ax, c.index, c["lo"], c["hi"], color)
+            ax.plot(c.index, c["mean"], color=color, linestyle=kinds[kind])
             word = "right" if kind == "fit_right" else "wrong"
-            theme.label_line_end(ax, c.index[-1], c["mean"].iloc[-1], f"{name}, {word}", colour)
+            theme.label_line_end(ax, c.index[-1], c["mean"].iloc[-1], f"{name}, {word}", color)
         ax.set_ylim(0, 1.02)
         ax.set_xlabel("steps")
         theme.tidy(ax, grid="y", ticks=4)
 
     ends = ", ".join(f"{arms[a][0]} {k.removeprefix('fit_')} {c['mean'].iloc[-1]:.2f}" for (a, k), c in curves.items())
-    return Panel("What is memorised", draw, f"Fitted shares at the end: {ends}.", "share of train labels fitted")
+    return Panel("What is memorized", draw, f"Fitted shares at the end: {ends}.", "share of train labels fitted")
 
 
 def _scatter(evidence: Evidence) -> Panel:
@@ -216,7 +216,7 @@ def _flat(evidence: Evidence) -> Panel:
         theme.tidy(left, grid="y", ticks=4)
         left.tick_params(axis="x", length=0)
         bars = [100 * noise, 100 * error.abs().mean()]
-        right.bar([0, 1], bars, color=[GREY, FP], width=0.6)
+        right.bar([0, 1], bars, color=[GRAY, FP], width=0.6)
         for x, value in enumerate(bars):
             right.text(x, value, f"{value:.0f}%", ha="center", va="bottom")
         right.set_ylim(0, 1.25 * max(bars))

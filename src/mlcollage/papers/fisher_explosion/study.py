@@ -53,12 +53,12 @@ def grid_correlation(rows: pd.DataFrame) -> float:
 
 
 def half_closed(rows: pd.DataFrame) -> float:
-    """Accuracy of the penalised small learning rate minus the middle between small and large."""
+    """Accuracy of the penalized small learning rate minus the middle between small and large."""
     small, large, fp = (_value(rows, "final_accuracy", arm) for arm in ("small", "large", "small_fp"))
     return fp - (small + large) / 2
 
 
-def memorisation(rows: pd.DataFrame) -> float:
+def memorization(rows: pd.DataFrame) -> float:
     """What FP takes off the fitted share of wrong labels beyond what it takes off right ones, means over training."""
     wrong, right = (
         _value(rows, metric, "noise_fp") - _value(rows, metric, "noise_none") for metric in ("area_wrong", "area_right")
@@ -104,7 +104,7 @@ CLAIMS = (
     ),
     Claim(
         id="C1b",
-        title="and generalises worse",
+        title="and generalizes worse",
         sentence="Trained until both fit, the small learning rate ends with a lower test accuracy than the large one.",
         source="Fig. 1",
         estimand=Difference("final_accuracy", "small", "large"),
@@ -189,11 +189,11 @@ CLAIMS = (
     ),
     Claim(
         id="C6b",
-        title="It slows memorising",
+        title="It slows memorizing",
         sentence="The Fisher penalty lowers the fitted share of wrong labels, over all of training, by more than that "
         "of right labels.",
         source="Table 3",
-        estimand=PerSeed(memorisation, "change of fitted wrong − of fitted right labels", ("noise_fp", "noise_none")),
+        estimand=PerSeed(memorization, "change of fitted wrong − of fitted right labels", ("noise_fp", "noise_none")),
         direction="less",
         margin=0.02,
         **_ACCURACY,
@@ -212,7 +212,7 @@ CLAIMS = (
     Claim(
         id="C6d",
         title="and at equal fit",
-        sentence="With wrong labels, the test accuracy where 85% of the rightly labelled training images are fitted is "
+        sentence="With wrong labels, the test accuracy where 85% of the rightly labeled training images are fitted is "
         "higher with the Fisher penalty.",
         source="Table 3",
         estimand=Difference("accuracy_at_fit", "noise_fp", "noise_none"),
@@ -279,7 +279,7 @@ CLAIMS = (
         title="Wrong labels pull harder",
         sentence="Without a penalty, gradients at wrong labels are longer than at right ones, on average over "
         "training.",
-        source="memorisation",
+        source="memorization",
         estimand=Level("norm_log_ratio", "noise_none", at="mean"),
         direction="greater",
         margin=0.1,

@@ -40,11 +40,11 @@ class Cells:
     method
         One of :data:`METHODS`.
     seeds
-        One a replica: initialisation, order of the data and drawn labels. Equal seeds share them.
+        One a replica: initialization, order of the data and drawn labels. Equal seeds share them.
     lr
         Learning rates, one a replica.
     coefficient
-        Of the penalty on penalised steps; rho of SAM; alpha of mixup. One a replica.
+        Of the penalty on penalized steps; rho of SAM; alpha of mixup. One a replica.
     interval, start, stop
         When penalties are active, as in :class:`~mlcollage.papers.fisher_explosion.FisherPenalty`.
     """
@@ -64,7 +64,7 @@ class Cells:
             raise InvalidInput("Cells needs one seed, learning rate and coefficient for each replica.")
 
     def active(self, step: int) -> bool:
-        """Whether the 0-based step is penalised."""
+        """Whether the 0-based step is penalized."""
         inside = step >= self.start and (self.stop is None or step < self.stop)
         return inside and (step - self.start) % self.interval == 0
 
@@ -220,8 +220,8 @@ def _gradient(
         logits = stack(torch.stack([m.x for m in mixed]))
         losses = [soft_cross_entropy(z, m.y) for z, m in zip(logits, mixed, strict=True)]
         return _grad(torch.stack(losses).sum(), parameters)
-    penalised = method in _LABELS and cells.active(t)
-    if penalised and method == "gpx":
+    penalized = method in _LABELS and cells.active(t)
+    if penalized and method == "gpx":
         x = x.detach().requires_grad_()
     logits = stack(x)
     objective = _losses(logits, y).sum()
@@ -231,7 +231,7 @@ def _gradient(
         share = coefficient / (norm + 1e-12)
         moved = [(p + _along(share, g) * g).detach().requires_grad_() for p, g in zip(parameters, uphill, strict=True)]
         return _grad(_losses(stack(x, moved=moved), y).sum(), moved)
-    if not penalised:
+    if not penalized:
         return _grad(objective, parameters)
     drawn = _draw(logits, y, _LABELS[method], cells.seeds, t)
     if method == "trf":

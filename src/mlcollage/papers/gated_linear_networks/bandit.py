@@ -29,7 +29,7 @@ class GLNBandit:
     where :math:`N_{a,u}(z)` counts how often the context of neuron :math:`u` that :math:`z` selects was learned from
     when action :math:`a` was played. Rewards that are not binary are predicted by a complete binary tree of depth
     :math:`D` over :math:`2^D` equal bins: each inner node is a network for "the upper half", and the expected reward is
-    the mean of the bins' centres under the tree's leaf probabilities.
+    the mean of the bins' centers under the tree's leaf probabilities.
 
     Parameters
     ----------
@@ -206,8 +206,8 @@ class GLNBandit:
         for level in range(self.tree_depth):
             node = p[:, 2**level - 1 : 2 ** (level + 1) - 1]
             leaves = np.stack([leaves * (1 - node), leaves * node], axis=2).reshape(self.n_actions, -1)
-        centres = (np.arange(2**self.tree_depth) + 0.5) / 2**self.tree_depth
-        return low + (high - low) * (leaves @ centres)
+        centers = (np.arange(2**self.tree_depth) + 0.5) / 2**self.tree_depth
+        return low + (high - low) * (leaves @ centers)
 
     def _counts(self, side: Array) -> Array:
         roots = range(0, self.n_actions * self.nodes, self.nodes)  # every update of an action passes its root

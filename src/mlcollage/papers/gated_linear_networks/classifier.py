@@ -58,7 +58,7 @@ class GLNClassifier(ClassifierMixin, BaseEstimator):
         w_{c(z)} \leftarrow \operatorname{clip}(w_{c(z)} - \eta_t (q - x) \operatorname{logit}(p), -b, b),
 
     (Veness et al., AAAI 2021, Section 2). There is one network a class (one-vs-all, two for a binary problem), and the
-    outputs are normalised to sum to one by their ratio.
+    outputs are normalized to sum to one by their ratio.
 
     Parameters
     ----------
@@ -80,11 +80,11 @@ class GLNClassifier(ClassifierMixin, BaseEstimator):
     layer_bias : float, default 0.731
         Probability of the constant input that every layer has, ``sigmoid(1)`` in the official code.
     base_predictor : {"standardize", "minmax"}, callable or fitted estimator, default "standardize"
-        Base predictions: ``sigmoid`` of the online-standardised features; features rescaled to [0, 1] within each
+        Base predictions: ``sigmoid`` of the online-standardized features; features rescaled to [0, 1] within each
         sample; ``callable(X) -> (n, k)`` probabilities; or ``estimator.predict_proba``. Side information is the
-        online-standardised sample in all cases.
+        online-standardized sample in all cases.
     std_offset : float, default 0
-        Added to the running standard deviation when standardising; the official MNIST example has 1 for pixels from 0
+        Added to the running standard deviation when standardizing; the official MNIST example has 1 for pixels from 0
         to 255. With 0, results do not depend on the features' units.
     weight_init : {"mean", "zeros"}, default "mean"
         Weights start at 1/fan-in or at 0.
@@ -123,7 +123,7 @@ class GLNClassifier(ClassifierMixin, BaseEstimator):
     that name as the promise that weight 2 equals the sample twice, which no single-pass learner can keep. Here a
     weight scales the step.
 
-    Sparse ``X`` is refused: standardised samples are dense.
+    Sparse ``X`` is refused: standardized samples are dense.
 
     References
     ----------
@@ -257,7 +257,7 @@ class GLNClassifier(ClassifierMixin, BaseEstimator):
     ) -> Array:
         """Test, then train: each sample is predicted, then learned from, as :meth:`partial_fit` does.
 
-        Before the first call of any kind, ``classes`` defaults to the labels in ``y``. Inputs are standardised with
+        Before the first call of any kind, ``classes`` defaults to the labels in ``y``. Inputs are standardized with
         the sample's own features included, which needs no label.
 
         Returns

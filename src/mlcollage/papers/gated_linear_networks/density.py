@@ -157,7 +157,7 @@ class GLNDensity(DensityMixin, BaseEstimator):
     def _validate(self, X: ArrayLike, *, reset: bool) -> Array:
         X = np.asarray(validate_data(self, X, reset=reset, dtype=np.float64))
         if not np.isin(X, (0, 1)).all():
-            raise InvalidInput("GLNDensity models binary vectors: X must hold 0 and 1 only; binarise it, e.g. X > 0.5.")
+            raise InvalidInput("GLNDensity models binary vectors: X must hold 0 and 1 only; binarize it, e.g. X > 0.5.")
         return X
 
     def _inputs(self, X: Array) -> tuple[Array, Array]:

@@ -56,7 +56,7 @@ def _hidden(run: Run) -> tuple[int, ...]:
 
 
 class _Scaled:
-    """An :class:`OnlineMLP` behind fixed standardisation: the baselines may know mean and spread beforehand."""
+    """An :class:`OnlineMLP` behind fixed standardization: the baselines may know mean and spread beforehand."""
 
     def __init__(self, X: Array, classes: int, seed: int, setting: dict[str, Any]) -> None:
         self.mean, self.scale = X.mean(axis=0), X.std(axis=0) + 1.0
@@ -238,12 +238,12 @@ def capacity(run: Run, workload: Workload | None) -> Measurements:
             for _ in range(passes):
                 learner.learn(X, y)
             fitted.append(float(_right(learner.scores(X), y).mean()))
-        m.add("memorised", max(fitted), size=size)
+        m.add("memorized", max(fitted), size=size)
     return m
 
 
 def regret(run: Run, workload: Workload | None) -> Measurements:
-    """A single gated neuron against the best fixed weights a context, found in hindsight by convex optimisation."""
+    """A single gated neuron against the best fixed weights a context, found in hindsight by convex optimization."""
     X, y, *_ = classification_data(run, workload)
     rng = np.random.default_rng([run.seed, 4])
     horizon = run.integer("horizon")
@@ -289,7 +289,7 @@ def _best_fixed_loss(inputs: Array, target: Array, box: float = 200.0) -> float:
 
 
 def density(run: Run, workload: Workload | None) -> Measurements:
-    """Nats an image of binarised digits, predicted pixel after pixel in one pass."""
+    """Nats an image of binarized digits, predicted pixel after pixel in one pass."""
     from .density import GLNDensity
 
     X, _, X_test, _ = classification_data(run, workload)
@@ -315,15 +315,15 @@ def density(run: Run, workload: Workload | None) -> Measurements:
 
 
 def regression(run: Run, workload: Workload | None) -> Measurements:
-    """Root mean squared error and negative log-likelihood of standardised targets, on three data sets."""
+    """Root mean squared error and negative log-likelihood of standardized targets, on three data sets."""
     from sklearn.linear_model import BayesianRidge
     from sklearn.preprocessing import StandardScaler
 
     m, errors = Measurements(), []
     for name, (X, y, X_test, y_test) in _regression_sets(run).items():
-        scaler, spread, centre = StandardScaler().fit(X), float(y.std()), float(y.mean())
+        scaler, spread, center = StandardScaler().fit(X), float(y.std()), float(y.mean())
         X, X_test = scaler.transform(X), scaler.transform(X_test)
-        y, y_test = (y - centre) / spread, (y_test - centre) / spread
+        y, y_test = (y - center) / spread, (y_test - center) / spread
         if run.arm == "bayesian_ridge":
             mean, std = BayesianRidge().fit(X, y).predict(X_test, return_std=True)
         else:

@@ -1,6 +1,6 @@
 r"""From features to what a network reads: base predictions :math:`p_0` as logits, and side information :math:`z`.
 
-Side information is always the online-standardised sample :math:`s = (x - \bar x) / (\hat\sigma_x + o)` with Welford's
+Side information is always the online-standardized sample :math:`s = (x - \bar x) / (\hat\sigma_x + o)` with Welford's
 running mean and deviation, the sample included. The official MNIST example has the offset :math:`o = 1` on pixels
 from 0 to 255; with the default :math:`o = 0` results do not depend on the features' units. Base predictions are
 :math:`\sigma(s)`, or the sample rescaled to [0, 1], or the probabilities of any model.
@@ -54,7 +54,7 @@ def check_base_predictor(predictor: BasePredictor) -> None:
 
 
 class Inputs:
-    """Online standardisation and base predictions, with their running state.
+    """Online standardization and base predictions, with their running state.
 
     Parameters
     ----------

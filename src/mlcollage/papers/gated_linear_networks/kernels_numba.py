@@ -1,6 +1,6 @@
 """The online loops, compiled: one pass over a chunk for one head, with everything fused and nothing allocated.
 
-Every function has one specialisation per floating-point type (all weights of a head lie in one flat array, so the
+Every function has one specialization per floating-point type (all weights of a head lie in one flat array, so the
 number of layers is data and not part of the type), is cached on disk where the installation or the user's cache folder
 can be written, and releases the interpreter lock. :mod:`.kernels_numpy` holds the same functions without a compiler.
 """
@@ -76,7 +76,7 @@ def pack(projected, column, side, tolerances, planes, offsets, first, bits, cont
         margins = projected[i, column : column + width]
         tolerance = tolerances[i]
         near = 0
-        for h in range(width):  # two plain loops, which vectorise
+        for h in range(width):  # two plain loops, which vectorize
             margin = margins[h] - threshold[h]
             codes[h] = power[h] if margin > 0 else 0
             near += 1 if abs(margin) <= tolerance else 0
@@ -184,7 +184,7 @@ def run_bernoulli(  # type: ignore[no-untyped-def]
 
 @_compile()
 def running_moments(y, moments, seen, scaled, before):  # type: ignore[no-untyped-def]
-    """Standardise a stream of targets by Welford's moments; ``before`` gets mean and deviation from before each one."""
+    """Standardize a stream of targets by Welford's moments; ``before`` gets mean and deviation from before each one."""
     for i in range(y.shape[0]):
         deviation = math.sqrt(moments[1, 0] / max(seen[0], 1.0))
         before[0, i] = moments[0, 0]

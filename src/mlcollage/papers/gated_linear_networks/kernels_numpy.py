@@ -150,7 +150,7 @@ def run_bernoulli(
 
 
 def running_moments(y: Array, moments: Array, seen: Array, scaled: Array, before: Array) -> None:
-    """Standardise a stream of targets by Welford's moments; ``before`` gets mean and deviation from before each one."""
+    """Standardize a stream of targets by Welford's moments; ``before`` gets mean and deviation from before each one."""
     for i, value in enumerate(y):
         before[:, i] = moments[0, 0], np.sqrt(moments[1, 0] / max(seen[0], 1.0)) or 1.0
         seen[0] += 1.0

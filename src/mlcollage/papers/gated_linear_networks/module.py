@@ -18,7 +18,7 @@ __all__ = ["GLN"]
 class GLN(nn.Module):
     r"""Gated linear network head: ``forward(p, z)`` predicts, ``update(p, z, target, lr)`` learns.
 
-    One network a class (one-vs-all). Weights, hyperplanes, visit counts are buffers: optimisers do not see them,
+    One network a class (one-vs-all). Weights, hyperplanes, visit counts are buffers: optimizers do not see them,
     ``state_dict`` holds them, ``to()`` moves them. ``forward`` is differentiable in ``p``, so gradients can pass to a
     backbone. The arithmetic is that of :class:`GatedNetwork`, to rounding.
 

@@ -32,7 +32,7 @@ class GLNRegressor(RegressorMixin, BaseEstimator):
 
     A neuron is the weighted product of the Gaussians below it, with the weights that its context selects, and descends
     its own negative log-likelihood (Budden et al., NeurIPS 2020; see :mod:`.gaussian` for the equations). Features
-    enter as :math:`N(s_i, 1)`, online-standardised; the target is online-standardised too, so that its units do not
+    enter as :math:`N(s_i, 1)`, online-standardized; the target is online-standardized too, so that its units do not
     matter.
 
     Parameters
@@ -227,7 +227,7 @@ class GLNRegressor(RegressorMixin, BaseEstimator):
     # ------------------------------------------------------------------ prediction
 
     def _neurons(self, X: Any) -> tuple[Array, float, float]:
-        """Mean and precision of all neurons in standardised units, and the target's mean and deviation."""
+        """Mean and precision of all neurons in standardized units, and the target's mean and deviation."""
         check_is_fitted(self, "network_")
         X = validate_data(self, X, reset=False, dtype=(np.float64, np.float32))
         parts = [
@@ -239,8 +239,8 @@ class GLNRegressor(RegressorMixin, BaseEstimator):
     def predict(self, X: Any, return_std: bool = False) -> Any:
         """Predictive mean ``(n,)``; with ``return_std`` also the predictive standard deviation ``(n,)``."""
         out, mean, deviation = self._neurons(X)
-        centre = mean + deviation * out[:, 0, -1].astype(np.float64)
-        return (centre, deviation / np.sqrt(out[:, 1, -1].astype(np.float64))) if return_std else centre
+        center = mean + deviation * out[:, 0, -1].astype(np.float64)
+        return (center, deviation / np.sqrt(out[:, 1, -1].astype(np.float64))) if return_std else center
 
     def layer_predictions(self, X: Any) -> list[tuple[Array, Array]]:
         """Mean and standard deviation that every neuron predicts: a list over layers of two ``(n, K_l)`` arrays."""

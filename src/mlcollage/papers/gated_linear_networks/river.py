@@ -27,7 +27,7 @@ Array = NDArray[Any]
 class RiverGLN(base.Classifier):
     """Gated linear network for river: ``learn_one(x, y)``, ``predict_proba_one(x)``, any features, any classes.
 
-    A feature is standardised by the running mean and deviation of the samples that had it; a sample that lacks it
+    A feature is standardized by the running mean and deviation of the samples that had it; a sample that lacks it
     counts as having its mean. Features that are strings are one-hot (``name=value``). A feature not met before widens
     the network, and a class not met before adds one, from that sample on.
 

@@ -20,8 +20,8 @@ from mlcollage.lab.headlines import with_headlines
 
 from .study import FORGET_ARMS
 
-COLOURS = theme.arm_colours(["gln", "mlp", "linear"])
-DIVERGING = LinearSegmentedColormap.from_list("for_against", [COLOURS["mlp"], "#FFFFFF", COLOURS["gln"]])
+COLORS = theme.arm_colors(["gln", "mlp", "linear"])
+DIVERGING = LinearSegmentedColormap.from_list("for_against", [COLORS["mlp"], "#FFFFFF", COLORS["gln"]])
 
 
 def collage(evidence: Evidence, verdicts: Mapping[str, Verdict]) -> Collage:
@@ -44,19 +44,19 @@ _MESSAGES = {
 
 def _draw_idea(ax: Axes) -> None:
     d = Diagram(ax, 400, 400)
-    blue, red = COLOURS["gln"], COLOURS["mlp"]
+    blue, red = COLORS["gln"], COLORS["mlp"]
     plane = d.halfspaces(68, 68, 132, 120, [[1.0, 0.45], [-0.5, 1.0]], [0.1, -0.15])
-    d.circle(88, 56, 6, colour=red)
-    d.note(106, 50, "$z$", colour=theme.INK, fontsize=16)
+    d.circle(88, 56, 6, color=red)
+    d.note(106, 50, "$z$", color=theme.INK, fontsize=16)
     d.note(68, 146, "input $z$")
     values = np.array([[3, 1, 4, 1, 5], [2, 6, 5, 3, 5], [8, 9, 7, 9, 3], [4, 9, 6, 2, 7]])
-    weights = d.tensor(290, 66, values, cell=25, highlight=[3], colour=blue)
+    weights = d.tensor(290, 66, values, cell=25, highlight=[3], color=blue)
     d.note(290, 2, "weights, one row a region")
     d.arrow(plane.right, (224, 102), curve=0.2)
-    q = d.circle(290, 196, 25, "$q$", colour=blue, size=18)
+    q = d.circle(290, 196, 25, "$q$", color=blue, size=18)
     d.arrow(weights.bottom, q.top, "$w_{c(z)}$")
     for y in (166, 187, 208, 229):
-        d.line(d.circle(150, y, 8, colour="#9DB2C2"), q)
+        d.line(d.circle(150, y, 8, color="#9DB2C2"), q)
     d.note(66, 206, "predictions $p_i$\nof the layer\nbelow")
     d.arrow(q, (346, 196))
     d.note(374, 196, "next\nlayer")
@@ -81,9 +81,9 @@ def _progress(evidence: Evidence) -> Panel:
 
     def draw(ax: Axes) -> None:
         for arm, c in curves.items():
-            theme.band(ax, c.index, c["lo"].clip(0, 1), c["hi"].clip(0, 1), COLOURS[arm])
-            ax.plot(c.index, c["mean"], color=COLOURS[arm])
-            theme.label_line_end(ax, c.index[-1], c["mean"].iloc[-1], names[arm], COLOURS[arm])
+            theme.band(ax, c.index, c["lo"].clip(0, 1), c["hi"].clip(0, 1), COLORS[arm])
+            ax.plot(c.index, c["mean"], color=COLORS[arm])
+            theme.label_line_end(ax, c.index[-1], c["mean"].iloc[-1], names[arm], COLORS[arm])
         seen = curves["gln"].index
         ax.set_xscale("log")
         ax.xaxis.set_minor_locator(NullLocator())
@@ -106,11 +106,11 @@ def _keeps(evidence: Evidence) -> Panel:
 
     def draw(ax: Axes) -> None:
         for arm, c in curves.items():
-            colour = COLOURS["mlp" if arm == "mlp" else "gln"]
-            theme.band(ax, c.index, c["lo"].clip(0, 1), c["hi"].clip(0, 1), colour)
+            color = COLORS["mlp" if arm == "mlp" else "gln"]
+            theme.band(ax, c.index, c["lo"].clip(0, 1), c["hi"].clip(0, 1), color)
             style = "--o" if arm == "gln_m2" else "-o"
-            ax.plot(c.index, c["mean"], style, color=colour)
-            theme.label_line_end(ax, c.index[-1], c["mean"].iloc[-1], names[arm], colour)
+            ax.plot(c.index, c["mean"], style, color=color)
+            theme.label_line_end(ax, c.index[-1], c["mean"].iloc[-1], names[arm], color)
         ax.set_xticks(curves["mlp"].index)
         ax.set_xlabel("permuted tasks learned so far")
         theme.tidy(ax, grid="y", ticks=4)
@@ -128,8 +128,8 @@ def _dose(evidence: Evidence) -> Panel:
 
     def draw(ax: Axes) -> None:
         mean, lo, hi = ([s[k] for s in summary] for k in ("mean", "lo", "hi"))
-        theme.dots_with_interval(ax, range(len(sizes)), mean, lo, hi, COLOURS["gln"], seeds=by_arm)
-        theme.reference_line(ax, mlp["mean"], "MLP", COLOURS["mlp"])
+        theme.dots_with_interval(ax, range(len(sizes)), mean, lo, hi, COLORS["gln"], seeds=by_arm)
+        theme.reference_line(ax, mlp["mean"], "MLP", COLORS["mlp"])
         ax.set_xticks(range(len(sizes)), [str(m) for m in sizes])
         ax.set_xlim(-0.5, len(sizes) - 0.5)
         ax.set_xlabel("half-spaces a neuron")
@@ -150,9 +150,9 @@ def _surfaces(evidence: Evidence) -> Panel:
         for i, (ax, p) in enumerate(zip(axes, layers, strict=True), start=1):
             ax.imshow(p, origin="lower", extent=(-2.5, 2.5, -2.5, 2.5), cmap=DIVERGING, vmin=0, vmax=1)
             ax.contour(np.linspace(-2.5, 2.5, len(p)), np.linspace(-2.5, 2.5, len(p)), p, [0.5], colors=theme.INK)
-            for c, colour in ((0, COLOURS["mlp"]), (1, COLOURS["gln"])):
+            for c, color in ((0, COLORS["mlp"]), (1, COLORS["gln"])):
                 chosen = points[labels == c][:60]
-                ax.plot(*chosen.T, "o", color=colour, markersize=3.2, markeredgewidth=0.5, markeredgecolor="white")
+                ax.plot(*chosen.T, "o", color=color, markersize=3.2, markeredgewidth=0.5, markeredgecolor="white")
             ax.set_title("output" if i == len(layers) else f"layer {i}", loc="center")
             ax.set_xticks([])
             ax.set_yticks([])
@@ -163,7 +163,7 @@ def _surfaces(evidence: Evidence) -> Panel:
 
 
 def _picture(features: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Features as an image if their number allows it (grey or three planes), else as one row."""
+    """Features as an image if their number allows it (gray or three planes), else as one row."""
     for planes in (1, 3):
         side = round((len(features) / planes) ** 0.5)
         if side > 4 and planes * side * side == len(features):

@@ -90,7 +90,7 @@ CLAIMS = (
         title="Capacity grows with size",
         sentence="The share of random labels of uniform noise that a GLN can learn rises with its number of neurons.",
         source="Fig. 2",
-        estimand=Trend("memorised", over="size", arm="gln"),
+        estimand=Trend("memorized", over="size", arm="gln"),
         direction="greater",
         margin=0.5,
         test="trend",
@@ -133,9 +133,9 @@ CLAIMS = (
     Claim(
         id="C8",
         title="Better density than linear",
-        sentence="Sixty-four chained GLNs describe binarised digits in fewer nats an image, after one pass, than "
+        sentence="Sixty-four chained GLNs describe binarized digits in fewer nats an image, after one pass, than "
         "logistic autoregression trained the same way.",
-        source="2017 report, binarised MNIST",
+        source="2017 report, binarized MNIST",
         estimand=Difference("nats", "gln_density", "autoregression"),
         direction="less",
         margin=0.5,

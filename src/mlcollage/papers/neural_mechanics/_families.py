@@ -118,7 +118,7 @@ def _grouped(slots: Sequence[Slot], solution: Solution) -> list[Family]:
     by_signature: dict[frozenset[tuple[int, Fraction]], list[int]] = defaultdict(list)
     cleaned: dict[int, dict[tuple[int, Fraction], list[int]]] = {}
     for f, where in touches.items():
-        kept = _without_cancelled(slots, where)
+        kept = _without_canceled(slots, where)
         if kept:
             cleaned[f] = kept
             by_signature[frozenset(kept)].append(f)
@@ -132,7 +132,7 @@ def _grouped(slots: Sequence[Slot], solution: Solution) -> list[Family]:
     return out
 
 
-def _without_cancelled(
+def _without_canceled(
     slots: Sequence[Slot], where: dict[tuple[int, float], list[int]]
 ) -> dict[tuple[int, Fraction], list[int]]:
     """One law's entries in whole numbers; whole-parameter entries of several axes added up, vanished ones dropped."""

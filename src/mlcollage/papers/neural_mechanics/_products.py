@@ -1,4 +1,4 @@
-"""Rules of the operations that mix channels or normalise them: linear maps, products, norms, embeddings."""
+"""Rules of the operations that mix channels or normalize them: linear maps, products, norms, embeddings."""
 
 from __future__ import annotations
 
@@ -235,7 +235,7 @@ def _repeated(value: Value, heads: int) -> Value:
 
 
 def _affine(walk: Walk, out: Any, weight: Any, bias: Any, axis: int | None) -> Value:
-    """After a normalisation, which forgets the degree of its input: the degree of the gain, and the bias has it too."""
+    """After a normalization, which forgets the degree of its input: the degree of the gain, and the bias has it too."""
     live = any(isinstance(value, Value) and value.live for value in (weight, bias))
     if not live:
         return Value(out, (), None, True)
@@ -262,7 +262,7 @@ def _affine(walk: Walk, out: Any, weight: Any, bias: Any, axis: int | None) -> V
     return Value(out, degree, None, True)
 
 
-def _normalise(walk: Walk, x: Value, axes: Sequence[int]) -> None:
+def _normalize(walk: Walk, x: Value, axes: Sequence[int]) -> None:
     degree = walk.uniform(x, axes)
     walk.diagonal(x.degree)
     walk.eps(degree)
@@ -272,13 +272,13 @@ def _normalise(walk: Walk, x: Value, axes: Sequence[int]) -> None:
 def _layer_norm(
     walk: Walk, out: Any, x: Value, shape: Sequence[int], weight: Any = None, bias: Any = None, *a: Any
 ) -> Any:
-    _normalise(walk, x, range(len(x.shape) - len(shape), len(x.shape)))
+    _normalize(walk, x, range(len(x.shape) - len(shape), len(x.shape)))
     return _affine(walk, out, weight, bias, None)
 
 
 @rule("rms_norm")
 def _rms_norm(walk: Walk, out: Any, x: Value, shape: Sequence[int], weight: Any = None, *args: Any) -> Any:
-    _normalise(walk, x, range(len(x.shape) - len(shape), len(x.shape)))
+    _normalize(walk, x, range(len(x.shape) - len(shape), len(x.shape)))
     return _affine(walk, out, weight, None, None)
 
 
@@ -287,7 +287,7 @@ def _group_norm(walk: Walk, out: Any, x: Value, groups: int, weight: Any = None,
     shape = (x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
     grouped = Value(shape, tuple(Part(p.coef, reshape_ids(p.ids, x.shape, shape)) for p in x.degree))
     walk.diagonal(x.degree)
-    _normalise(walk, grouped, range(2, len(shape)))
+    _normalize(walk, grouped, range(2, len(shape)))
     return _affine(walk, out, weight, bias, 1)
 
 
@@ -297,7 +297,7 @@ def _instance_norm(
     use_input_stats: bool = True, *args: Any,
 ) -> Any:  # fmt: skip
     if use_input_stats:
-        _normalise(walk, x, range(2, len(x.shape)))
+        _normalize(walk, x, range(2, len(x.shape)))
     else:
         walk.fix(x)
     return _affine(walk, out, weight, bias, 1)
@@ -310,7 +310,7 @@ def _instance_norm(
 def _batch_norm(walk: Walk, out: Any, x: Value, weight: Any, bias: Any, *rest: Any) -> Any:
     flags = [value for value in rest if isinstance(value, bool)]
     if "with_update" in walk.operator or (flags and flags[0]):
-        _normalise(walk, x, [axis for axis in range(len(x.shape)) if axis != 1])
+        _normalize(walk, x, [axis for axis in range(len(x.shape)) if axis != 1])
     else:
         walk.frozen_norms.append(walk.site)
         walk.fix(x)

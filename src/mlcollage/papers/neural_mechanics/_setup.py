@@ -1,4 +1,4 @@
-"""What a tracker checks of model and optimiser before it starts."""
+"""What a tracker checks of model and optimizer before it starts."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def group_of(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Param
     if missing:
         shown = ", ".join(map(repr, missing[:3])) + (" and more" if len(missing) > 3 else "")
         raise InvalidInput(
-            f"the optimiser does not train {shown}, on which the laws act; give it all parameters of the "
+            f"the optimizer does not train {shown}, on which the laws act; give it all parameters of the "
             "laws, or track laws of trained parameters only."
         )
     return {name: where[id(p)] for name, p in parameters.items()}

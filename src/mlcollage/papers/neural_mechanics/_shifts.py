@@ -1,7 +1,7 @@
 """Translation symmetries: which constant shifts of an activation the rest of the network, or the loss, does not see.
 
 Read backwards from the operations that forget a shift. A softmax forgets what is constant along its axis, layer norm
-what is constant over the normalised axes, batch norm what is constant over examples and space. A node's shift is
+what is constant over the normalized axes, batch norm what is constant over examples and space. A node's shift is
 forgotten if every one of its users forgets it; the pattern is the set of axes along which the shift must be constant.
 """
 
@@ -95,9 +95,9 @@ def _softmax(back: _Back, node: fx.Node, user: fx.Node, _: Pattern | None) -> Pa
 def _layer_norm(back: _Back, node: fx.Node, user: fx.Node, _: Pattern | None) -> Pattern | None:
     if not _only_first(node, user):
         return None
-    normalised: Any = user.args[1]
+    normalized: Any = user.args[1]
     rank = _rank(node)
-    return frozenset(range(rank - len(normalised), rank))
+    return frozenset(range(rank - len(normalized), rank))
 
 
 def _group_norm(back: _Back, node: fx.Node, user: fx.Node, _: Pattern | None) -> Pattern | None:

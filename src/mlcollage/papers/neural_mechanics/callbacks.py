@@ -78,7 +78,7 @@ def lightning_callback(syms: SymmetrySet, model: nn.Module | None = None, **opti
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
             if len(trainer.optimizers) != 1:
                 raise InvalidInput(
-                    f"the module has {len(trainer.optimizers)} optimisers; a tracker watches one: use "
+                    f"the module has {len(trainer.optimizers)} optimizers; a tracker watches one: use "
                     "ConservationTracker inside the module for each."
                 )
             holder.begin(pl_module, trainer.optimizers[0])
@@ -102,7 +102,7 @@ def transformers_callback(syms: SymmetrySet, model: nn.Module | None = None, **o
     """The tracker as a Hugging Face ``TrainerCallback``: ``Trainer(callbacks=[transformers_callback(syms)])``.
 
     Parameters as for :func:`lightning_callback`; by default the laws are those of the trainer's model. The trainer's
-    optimiser is AdamW unless told otherwise: the ledger then is the exact split of each step.
+    optimizer is AdamW unless told otherwise: the ledger then is the exact split of each step.
 
     Raises
     ------

@@ -132,7 +132,7 @@ def check_hessian(
     most
         At most so many laws of a family, drawn at random.
     chunk
-        How many Hessian-vector products share one vectorised pass; where an operation cannot be vectorised they are
+        How many Hessian-vector products share one vectorized pass; where an operation cannot be vectorized they are
         done one by one.
     generator
         Draws laws and rearrangements.
@@ -310,7 +310,7 @@ def _whole(part: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Name
 def _products(
     parameters: Mapping[str, Tensor], slopes: Mapping[str, Tensor], vectors: Sequence[Named], chunk: int
 ) -> list[Named]:
-    """Hessian-vector products, several in one vectorised backward pass where that works."""
+    """Hessian-vector products, several in one vectorized backward pass where that works."""
     roots = [name for name, slope in slopes.items() if slope.requires_grad]
     free = [name for name, p in parameters.items() if p.requires_grad]
     if not roots:  # a loss that is linear in every parameter

@@ -130,7 +130,7 @@ def _rate(run: Run, task: Task, make: Callable[[], nn.Module]) -> float:
         if losses[-1] < 3 * losses[0]:
             return factor
     raise InvalidInput(
-        f"the workload's model diverges at every learning rate down to {lr * _RATES[-1]:g}; check its initialisation."
+        f"the workload's model diverges at every learning rate down to {lr * _RATES[-1]:g}; check its initialization."
     )
 
 
@@ -257,7 +257,7 @@ def _first_order(own: Mapping[str, Any], kind: Any, lr: float, decay: float, mom
     gaps = np.diff(own["step"])
     forcing = None
     if kind != "translation":
-        forcing = np.repeat(own["discretisation"][1:] / (lr**2 * gaps[:, None]), gaps, axis=0)
+        forcing = np.repeat(own["discretization"][1:] / (lr**2 * gaps[:, None]), gaps, axis=0)
     path = predict(own["measured"][0], lr, decay, momentum, 0.0, int(gaps.sum()), forcing, kind=kind, order=1)
     return path[own["step"]]
 
@@ -315,14 +315,14 @@ def _curves(own: Mapping[str, Any], m: Measurements, column: str = "closed_form"
 def _signs(own: Mapping[str, Floats]) -> float:
     """Share of steps and laws in which dQ has the sign of centrifugal minus centripetal force."""
     moved = np.diff(own["measured"], axis=0)
-    force = own["discretisation"][1:] + own["weight_decay"][1:]
+    force = own["discretization"][1:] + own["weight_decay"][1:]
     return float((np.sign(moved) == np.sign(force)).mean())
 
 
 def _budget(own: Mapping[str, Any], m: Measurements, **where: Any) -> None:
     """Mean over laws of each part, added up over the steps, relative to the mean size at the start."""
     size = float(np.abs(own["measured"][0]).mean()) or 1.0
-    parts = [n for n in ("symmetry", "weight_decay", "momentum", "preconditioner", "discretisation") if n in own]
+    parts = [n for n in ("symmetry", "weight_decay", "momentum", "preconditioner", "discretization") if n in own]
     total: Floats = own["measured"] - own["measured"][0]
     explained = sum(np.cumsum(own[n], axis=0) for n in parts)
     for k, step in _grid(own):
@@ -357,7 +357,7 @@ def _idle_biases(model: nn.Module, syms: SymmetrySet) -> set[str]:
 
 
 def _warm(run: Run, task: Task, net: _Net) -> nn.Module:
-    """The network after a few steps: not at its initialisation, where biases are zero."""
+    """The network after a few steps: not at its initialization, where biases are zero."""
     model = net.make()
     optimizer = torch.optim.SGD(model.parameters(), lr=run.real("lr") * net.rate)
     for _ in _steps(run, task, model, optimizer, run.integer("warm_steps")):

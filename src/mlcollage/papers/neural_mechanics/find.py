@@ -70,7 +70,7 @@ def find_symmetries(
     Raises
     ------
     InvalidInput
-        Lazy, complex, quantised or sparse parameters, no trainable ones, one example only with batch norm, a loss that
+        Lazy, complex, quantized or sparse parameters, no trainable ones, one example only with batch norm, a loss that
         is not one finite number.
 
     References
@@ -192,7 +192,7 @@ def _check_parameter(name: str, value: Tensor) -> None:
     if value.is_complex():
         raise InvalidInput(f"the parameter {name!r} is complex; only real parameters have these laws.")
     if value.is_quantized or not value.is_floating_point():
-        raise InvalidInput(f"the parameter {name!r} is quantised ({value.dtype}); pass the model before quantisation.")
+        raise InvalidInput(f"the parameter {name!r} is quantized ({value.dtype}); pass the model before quantization.")
     if value.layout != torch.strided:
         raise InvalidInput(f"the parameter {name!r} is sparse ({value.layout}); make it dense first.")
 

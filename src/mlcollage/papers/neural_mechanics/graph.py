@@ -2,7 +2,7 @@
 
 ``torch.export`` gives the graph of aten operators. Every operator puts linear equations on the degrees of its inputs,
 outputs and parameters; the null space of all equations is the space of the network's diagonal symmetries, of which each
-channel of a hidden layer, each normalised weight, each pair of a rotary embedding is one. Residual connections, shared
+channel of a hidden layer, each normalized weight, each pair of a rotary embedding is one. Residual connections, shared
 weights, grouped heads and flattened feature maps need no case of their own: they are equations like the others.
 """
 

@@ -12,7 +12,7 @@ if it is exact. Then with P = p(v) the quantity obeys a recursion in two numbers
 .. math:: s = βP + (1-d)(r + λQ), \qquad Q' = Q - fηs + η^2V, \qquad P' = s - ηV .
 
 The *breaking budget* of the step is its four parts: symmetry -fη(1-d)r, weight decay -fη(1-d)λQ, momentum -fηβP and
-discretisation η²V. Optimisers that do more to the gradient add a part for their preconditioner, and one for clipping.
+discretization η²V. Optimizers that do more to the gradient add a part for their preconditioner, and one for clipping.
 
 The functions take numbers, NumPy arrays and tensors alike.
 """
@@ -29,7 +29,7 @@ from mlcollage.papers.neural_mechanics.closed_form import check_settings, per_st
 
 __all__ = ["TERMS", "LedgerState", "budget", "effective_lr", "equilibrium", "sgd_budget", "sgd_ledger", "sgd_step"]
 
-TERMS = ("symmetry", "weight_decay", "momentum", "preconditioner", "clipping", "discretisation")
+TERMS = ("symmetry", "weight_decay", "momentum", "preconditioner", "clipping", "discretization")
 """The parts of the breaking budget, in the order in which they are drawn."""
 
 X = TypeVar("X")
@@ -100,7 +100,7 @@ def sgd_budget(
     --------
     >>> parts = sgd_budget(LedgerState(1.0, 0.0), V=4.0, lr=0.1, weight_decay=0.5, residual=0.01)
     >>> {name: round(part, 3) for name, part in parts.items()}
-    {'symmetry': -0.002, 'weight_decay': -0.1, 'momentum': -0.0, 'discretisation': 0.04}
+    {'symmetry': -0.002, 'weight_decay': -0.1, 'momentum': -0.0, 'discretization': 0.04}
     """
     entering = 1.0 if first or momentum == 0 else 1 - dampening
     scale = -(1 + quadratic) * lr
@@ -108,7 +108,7 @@ def sgd_budget(
         "symmetry": scale * entering * residual,
         "weight_decay": scale * entering * weight_decay * state.Q,
         "momentum": scale * momentum * state.P,
-        "discretisation": lr**2 * quadratic * V,
+        "discretization": lr**2 * quadratic * V,
     }
 
 
@@ -121,7 +121,7 @@ def budget(
     momentum: X | None = None,
     raw: X | None = None,
 ) -> dict[str, X]:
-    """The breaking budget of one step of any optimiser, from products along the step.
+    """The breaking budget of one step of any optimizer, from products along the step.
 
     All first-order parts are f p(x), with p(x) and f as at the head of this module.
 
@@ -132,14 +132,14 @@ def budget(
     residual, decay
         -η f p(g) with the final gradient, and -ηλ f p(θ): what plain SGD would have done.
     momentum
-        -η f p(m - g - λθ) for an optimiser with a running mean m of gradients (bias corrected); None: it has none.
+        -η f p(m - g - λθ) for an optimizer with a running mean m of gradients (bias corrected); None: it has none.
     raw
         -η f p(g) with the gradient before it was clipped; None: it was not clipped.
 
     Returns
     -------
     dict
-        The parts by name. ``preconditioner`` is what remains of the first order: what the optimiser did to the
+        The parts by name. ``preconditioner`` is what remains of the first order: what the optimizer did to the
         direction beyond momentum and decay.
 
     Examples
@@ -155,7 +155,7 @@ def budget(
     if momentum is not None:
         parts["momentum"] = momentum
         rest = rest - momentum
-    return {**parts, "preconditioner": rest, "discretisation": second}
+    return {**parts, "preconditioner": rest, "discretization": second}
 
 
 def sgd_ledger(
@@ -237,7 +237,7 @@ def effective_lr(lr: Any, Q: Any) -> Any:
 
 
 def equilibrium(lr: float, weight_decay: float, unit_gradient: Any, momentum: float = 0.0) -> Any:
-    r"""‖θ‖² at which weight decay and discretisation balance for a scale-invariant weight.
+    r"""‖θ‖² at which weight decay and discretization balance for a scale-invariant weight.
 
     The gradient is :math:`\hat g/‖θ‖`, with :math:`\hat g` that at unit norm, so that :math:`\dot Q = 0` gives
     :math:`‖θ‖^4 = η‖\hat g‖^2 / 2λ(1-β)` (with momentum: if gradients of different steps are uncorrelated).

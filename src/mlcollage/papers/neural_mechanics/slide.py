@@ -24,7 +24,7 @@ KINDS: Mapping[str, str] = {
     "matrix": theme.PALETTE["purple"],
 }
 PARTS: Mapping[str, tuple[str, str]] = {
-    "discretisation": ("steps", theme.PALETTE["orange"]),
+    "discretization": ("steps", theme.PALETTE["orange"]),
     "preconditioner": ("Adam", theme.PALETTE["purple"]),
     "momentum": ("momentum", theme.PALETTE["sky"]),
     "weight_decay": ("decay", theme.PALETTE["blue"]),
@@ -102,12 +102,12 @@ def _idea(evidence: Evidence) -> Panel:
     def draw(ax: Axes) -> None:
         d = Diagram(ax, 420, 466)
         for row, (kind, source, constraint, law) in enumerate(_LAWS):
-            y, colour = 52 + 102 * row, KINDS[kind]
+            y, color = 52 + 102 * row, KINDS[kind]
             d.field(210, y, 420, 94, theme.WASH if row % 2 else theme.PAPER)
-            _SURFACES[kind](ax, 62, y, colour)
+            _SURFACES[kind](ax, 62, y, color)
             number = sum(counts[kind].values())
-            d.note(128, y - 30, kind, colour=colour, weight="semibold", fontsize=theme.BODY, ha="left")
-            d.note(412, y - 30, f"{number:,} found" if number else "none found", ha="right", colour=colour)
+            d.note(128, y - 30, kind, color=color, weight="semibold", fontsize=theme.BODY, ha="left")
+            d.note(412, y - 30, f"{number:,} found" if number else "none found", ha="right", color=color)
             d.note(128, y + 1, f"{source}:", ha="left")
             d.equation(322, y + 1, constraint, size=15.5, room=180)
             d.note(128, y + 31, "conserves", ha="left")
@@ -141,43 +141,43 @@ def _wiggle(n: int = 60) -> tuple[Floats, Floats]:
     return t, 2.2 * np.sin(26 * t) * (1 - 0.4 * t)
 
 
-def _plane(ax: Axes, x: float, y: float, colour: str) -> None:
+def _plane(ax: Axes, x: float, y: float, color: str) -> None:
     corners = np.array([(-52, 22), (12, 22), (52, -10), (-12, -10)]) + np.array((x, y))
-    ax.fill(*corners.T, facecolor=theme.tint(colour, 0.25), edgecolor=colour, linewidth=1.6, zorder=2)
+    ax.fill(*corners.T, facecolor=theme.tint(color, 0.25), edgecolor=color, linewidth=1.6, zorder=2)
     t, w = _wiggle()
     _path(ax, x - 28 + 52 * t, y + 10 - 8 * t - 36 * t**2.5 + w)
 
 
-def _sphere(ax: Axes, x: float, y: float, colour: str) -> None:
+def _sphere(ax: Axes, x: float, y: float, color: str) -> None:
     angle = np.linspace(0, 2 * np.pi, 120)
-    ax.fill(x + 34 * np.cos(angle), y + 34 * np.sin(angle), facecolor=theme.tint(colour, 0.25), edgecolor=colour,
+    ax.fill(x + 34 * np.cos(angle), y + 34 * np.sin(angle), facecolor=theme.tint(color, 0.25), edgecolor=color,
             linewidth=1.6, zorder=2)  # fmt: skip
     half = angle[:60]
-    ax.plot(x + 34 * np.cos(half), y + 11 * np.sin(half), color=colour, linewidth=1.2, zorder=2)
+    ax.plot(x + 34 * np.cos(half), y + 11 * np.sin(half), color=color, linewidth=1.2, zorder=2)
     t, w = _wiggle()
     a, r = np.pi * (0.95 + 0.75 * t), 30 + 16 * t**1.5
     _path(ax, x + r * np.cos(a), y + r * np.sin(a) + w)
 
 
-def _hyperbola(ax: Axes, x: float, y: float, colour: str) -> None:
+def _hyperbola(ax: Axes, x: float, y: float, color: str) -> None:
     s = np.linspace(-1.25, 1.25, 60)
     for side in (-1, 1):
         xs, ys = x + side * (16 + 20 * (np.cosh(s) - 1)), y + 22 * np.sinh(s)
         edge = x + side * 56 + 0 * s
-        ax.fill_betweenx(ys, xs, edge, color=theme.tint(colour, 0.25), linewidth=0, zorder=1.8)
-        ax.plot(xs, ys, color=colour, linewidth=1.6, zorder=2)
+        ax.fill_betweenx(ys, xs, edge, color=theme.tint(color, 0.25), linewidth=0, zorder=1.8)
+        ax.plot(xs, ys, color=color, linewidth=1.6, zorder=2)
     t, w = _wiggle()
     v = 1.1 - 1.9 * t
     _path(ax, x + 16 + 20 * (np.cosh(v) - 1) - 15 * t**1.5 + w, y + 22 * np.sinh(v))
 
 
-def _cells(ax: Axes, x: float, y: float, colour: str) -> None:
+def _cells(ax: Axes, x: float, y: float, color: str) -> None:
     values = np.array([[0.9, 0.35, 0.15], [0.35, 0.7, 0.45], [0.15, 0.45, 1.0]])
     size = 20
     for (i, j), v in np.ndenumerate(values):
         left, top = x - 1.5 * size + j * size, y - 1.5 * size + i * size
         ax.fill([left, left + size - 2, left + size - 2, left], [top, top, top + size - 2, top + size - 2],
-                color=theme.tint(colour, 0.15 + 0.7 * v), linewidth=0, zorder=2)  # fmt: skip
+                color=theme.tint(color, 0.15 + 0.7 * v), linewidth=0, zorder=2)  # fmt: skip
     t, w = _wiggle()
     _path(ax, x - 26 + 62 * t, y + 20 - 20 * t - 34 * t**3 + w)
 
@@ -201,7 +201,7 @@ def _curves(evidence: Evidence) -> Panel:
     homes = dict(list(homes.items())[:3])
     rows = evidence.select("measured_along")
     decays = sorted(rows[rows["momentum"] == 0]["weight_decay"].unique())
-    colours = dict(zip(decays, DECAYS, strict=False))
+    colors = dict(zip(decays, DECAYS, strict=False))
     curves = {
         (kind, decay, what): evidence.across_seeds(
             f"{what}_along", arm=home, kind=kind, weight_decay=decay, momentum=0.0
@@ -214,20 +214,20 @@ def _curves(evidence: Evidence) -> Panel:
     def draw(part: SubFigure) -> None:
         axes = part.subplots(1, len(homes), squeeze=False, gridspec_kw={"wspace": 0.5})[0]
         for ax, kind in zip(axes, homes, strict=True):
-            ax.axhline(1, color=theme.GREYS[0], linewidth=1.4, linestyle=(0, (1, 2)), zorder=1)
-            for decay, colour in colours.items():
+            ax.axhline(1, color=theme.GRAYS[0], linewidth=1.4, linestyle=(0, (1, 2)), zorder=1)
+            for decay, color in colors.items():
                 c, p = curves[kind, decay, "measured"], curves[kind, decay, "predicted"]
-                theme.band(ax, c.index, c["lo"], c["hi"], colour, strength=0.25)
-                ax.plot(c.index, c["mean"], color=colour, linewidth=4.0)
+                theme.band(ax, c.index, c["lo"], c["hi"], color, strength=0.25)
+                ax.plot(c.index, c["mean"], color=color, linewidth=4.0)
                 ax.plot(p.index, p["mean"], color=theme.INK, linewidth=1.6, linestyle=(0, (3, 2)))
             ax.set_title(f"{kind} (BN)" if homes[kind] == "norm" else kind, color=theme.ink(KINDS[kind]))
             ax.set_xlabel("steps")
             ax.margins(y=0.12)
             theme.tidy(ax, grid="y", ticks=4)
         kind = next(iter(homes))
-        for decay, colour in colours.items():
+        for decay, color in colors.items():
             c = curves[kind, decay, "measured"]
-            theme.label_line_end(axes[0], c.index[-1], c["mean"].iloc[-1], f"λ={_short(decay)}", colour)
+            theme.label_line_end(axes[0], c.index[-1], c["mean"].iloc[-1], f"λ={_short(decay)}", color)
 
     ends = ", ".join(
         f"{kind} λ={decay:g}: {curves[kind, decay, 'measured']['mean'].iloc[-1]:.4f} measured, "
@@ -253,11 +253,11 @@ def _short(value: float) -> str:
 def _errors(evidence: Evidence) -> Panel:
     rows = evidence.select("closed_form_rc")
     plain, driven = rows[rows["momentum"] == 0], rows[rows["momentum"] > 0]
-    found: dict[str, tuple[float, str]] = {"nothing moves": (100.0, theme.GREYS[2])}
+    found: dict[str, tuple[float, str]] = {"nothing moves": (100.0, theme.GRAYS[2])}
     metrics = set(evidence.table["metric"])
     if "first_order_rc" in metrics:
         first = evidence.select("first_order_rc")
-        found["β>0, no inertia"] = (_typical(first), theme.GREYS[0])
+        found["β>0, no inertia"] = (_typical(first), theme.GRAYS[0])
     if len(driven):
         found["β>0, oscillator"] = (_typical(driven), theme.PALETTE["black"])
     for kind in ("translation", "scale", "rescale", "matrix"):
@@ -293,8 +293,8 @@ def _slopes(evidence: Evidence) -> Any:
 def _drift(evidence: Evidence) -> Panel:
     rows = _slopes(evidence)
     lines = {key: g.groupby("eta")["value"].mean() for key, g in rows.groupby(["arm", "kind"])}
-    colours = (theme.PALETTE["vermillion"], theme.PALETTE["orange"], theme.PALETTE["purple"])
-    shades = dict(zip(lines, colours, strict=False))
+    colors = (theme.PALETTE["vermillion"], theme.PALETTE["orange"], theme.PALETTE["purple"])
+    shades = dict(zip(lines, colors, strict=False))
     slopes = {k: float(np.polyfit(np.log(v.index.to_numpy(float)), np.log(v), 1)[0]) for k, v in lines.items()}
 
     def draw(ax: Axes) -> None:
@@ -304,8 +304,8 @@ def _drift(evidence: Evidence) -> Panel:
             theme.label_line_end(ax, line.index[-1], line.iloc[-1], NAMES[key[0]], shade)
         first = lines[next(iter(lines))]
         x = first.index.to_numpy(float)
-        ax.plot(x, 0.45 * first.iloc[0] * x / x[0], color=theme.GREYS[0], linewidth=1.6, linestyle=(0, (4, 3)))
-        theme.label_line_end(ax, x[-1], 0.45 * first.iloc[0] * x[-1] / x[0], "slope 1", theme.GREYS[2])
+        ax.plot(x, 0.45 * first.iloc[0] * x / x[0], color=theme.GRAYS[0], linewidth=1.6, linestyle=(0, (4, 3)))
+        theme.label_line_end(ax, x[-1], 0.45 * first.iloc[0] * x[-1] / x[0], "slope 1", theme.GRAYS[2])
         ax.set_xscale("log")
         ax.set_yscale("log")
         ax.set_xlabel("learning rate η")
@@ -323,13 +323,13 @@ def _oscillator(evidence: Evidence) -> Panel:
     kind, momentum = kinds[0], float(rows["momentum"].max())
     where: dict[str, Any] = {"arm": str(rows["arm"].iloc[0]), "kind": kind, "momentum": momentum}
     curves = {n: evidence.across_seeds(f"{n}_along", **where) for n in ("measured", "predicted", "first_order")}
-    colour = KINDS[kind]
+    color = KINDS[kind]
 
     def draw(ax: Axes) -> None:
         m, p, f = (curves[n] for n in ("measured", "predicted", "first_order"))
-        ax.plot(f.index, f["mean"], color=theme.GREYS[0], linewidth=2.0)
-        theme.band(ax, m.index, m["lo"], m["hi"], colour)
-        ax.plot(m.index, m["mean"], color=colour, linewidth=4.0)
+        ax.plot(f.index, f["mean"], color=theme.GRAYS[0], linewidth=2.0)
+        theme.band(ax, m.index, m["lo"], m["hi"], color)
+        ax.plot(m.index, m["mean"], color=color, linewidth=4.0)
         ax.plot(p.index, p["mean"], color=theme.INK, linewidth=1.6, linestyle=(0, (3, 2)))
         k = len(f) // 3
         ax.annotate(
@@ -337,10 +337,10 @@ def _oscillator(evidence: Evidence) -> Panel:
             (f.index[k], f["mean"].iloc[k]),
             (10, 22),
             textcoords="offset points",
-            color=theme.ink(theme.GREYS[2]),
-            arrowprops={"arrowstyle": "-", "color": theme.GREYS[0]},
+            color=theme.ink(theme.GRAYS[2]),
+            arrowprops={"arrowstyle": "-", "color": theme.GRAYS[0]},
         )
-        ax.axhline(0, color=theme.GREYS[1], linewidth=1)
+        ax.axhline(0, color=theme.GRAYS[1], linewidth=1)
         ax.set_xlabel("steps")
         theme.tidy(ax, grid="y", ticks=4)
 
@@ -367,19 +367,19 @@ def _budget(evidence: Evidence) -> Panel:
         top, bottom = np.zeros(len(table)), np.zeros(len(table))
         reach = float(table[parts].iloc[-1].abs().sum()) or 1.0
         for part in parts:
-            name, colour = PARTS[part]
+            name, color = PARTS[part]
             value = table[part].to_numpy(float)
             up, down = np.clip(value, 0, None), np.clip(value, None, 0)
-            ax.fill_between(table.index, top, top + up, color=theme.tint(colour, 0.75), linewidth=0)
-            ax.fill_between(table.index, bottom, bottom + down, color=theme.tint(colour, 0.75), linewidth=0)
+            ax.fill_between(table.index, top, top + up, color=theme.tint(color, 0.75), linewidth=0)
+            ax.fill_between(table.index, bottom, bottom + down, color=theme.tint(color, 0.75), linewidth=0)
             end = value[-1]
             place = (top + up / 2)[-1] if end >= 0 else (bottom + down / 2)[-1]
             if abs(end) > 0.04 * reach:  # the others are in the text alternative
-                theme.label_line_end(ax, table.index[-1], place, name, colour)
+                theme.label_line_end(ax, table.index[-1], place, name, color)
             top, bottom = top + up, bottom + down
         ax.plot(table.index, table["change"], color=theme.INK, linewidth=2.2)
         theme.label_line_end(ax, table.index[-1], float(table["change"].iloc[-1]), "ΔQ", theme.INK)
-        ax.axhline(0, color=theme.GREYS[1], linewidth=1)
+        ax.axhline(0, color=theme.GRAYS[1], linewidth=1)
         ax.set_xlabel("steps")
         theme.tidy(ax, grid="y", ticks=4)
 

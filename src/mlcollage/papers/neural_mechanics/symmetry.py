@@ -187,7 +187,7 @@ def reduce_sum(term: Term, a: Tensor) -> Tensor:
 
 
 def reduce_product(term: Term, a: Tensor, b: Tensor) -> Tensor:
-    """Unsigned sums of a·b by kept index, (kept,) in float64; (kept, d, d), unsymmetrised a bᵀ, for a matrix term."""
+    """Unsigned sums of a·b by kept index, (kept,) in float64; (kept, d, d), unsymmetrized a bᵀ, for a matrix term."""
     x = term.block(a.detach()).to(torch.float64)
     y = x if b is a else term.block(b.detach()).to(torch.float64)
     if term.gram is None:
@@ -275,7 +275,7 @@ class Symmetry:
         return self._total(named_tensors(a), None, None)
 
     def bilinear(self, a: nn.Module | Tensors, b: nn.Module | Tensors) -> Tensor:
-        """Σ ± a·b by law, of the shape of the quantities, float64; symmetrised for matrix laws.
+        """Σ ± a·b by law, of the shape of the quantities, float64; symmetrized for matrix laws.
 
         For every kind but translation ``Q(θ + Δ) = Q(θ) + 2 bilinear(θ, Δ) + bilinear(Δ, Δ)``. A translation sums w·a·b
         over its index set.

@@ -1,9 +1,9 @@
 r"""Watching the laws of a model while it trains, without a change to the training loop.
 
-:class:`ConservationTracker` hangs two hooks on the optimiser. Before a step it sees the final gradients (after loss
+:class:`ConservationTracker` hangs two hooks on the optimizer. Before a step it sees the final gradients (after loss
 scaling and clipping), after it the new parameters; what it keeps is a few numbers a law. For SGD the exact ledger of
 :mod:`~mlcollage.papers.neural_mechanics.ledger` runs along, and if asked the closed form of
-:mod:`~mlcollage.papers.neural_mechanics.closed_form`; for every other optimiser the exact split of each step's change.
+:mod:`~mlcollage.papers.neural_mechanics.closed_form`; for every other optimizer the exact split of each step's change.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class ConservationTracker:
     model
         The model that is trained (bare, compiled, or wrapped by DistributedDataParallel).
     optimizer
-        Any ``torch.optim`` optimiser that trains all parameters of the laws. ``SGD`` with any momentum, dampening,
+        Any ``torch.optim`` optimizer that trains all parameters of the laws. ``SGD`` with any momentum, dampening,
         weight decay and schedule gets the exact ledger, predicted from squared norms alone; all others (Nesterov
         momentum too) get the exact split of the measured step, with the running mean of Adam and AdamW told apart.
     syms
@@ -64,13 +64,13 @@ class ConservationTracker:
     Raises
     ------
     InvalidInput
-        If the optimiser does not train a parameter of a law, a parameter is complex or lazy, settings are out of range,
+        If the optimizer does not train a parameter of a law, a parameter is complex or lazy, settings are out of range,
         or the closed form is asked for where there is none.
 
     Notes
     -----
-    With a fused optimiser, ``GradScaler.step`` leaves unscaling to the optimiser, where no hook sees the gradients:
-    call ``scaler.unscale_(optimizer)`` first (as one does for clipping), or make the optimiser with ``fused=False``.
+    With a fused optimizer, ``GradScaler.step`` leaves unscaling to the optimizer, where no hook sees the gradients:
+    call ``scaler.unscale_(optimizer)`` first (as one does for clipping), or make the optimizer with ``fused=False``.
 
     Examples
     --------
@@ -301,7 +301,7 @@ class ConservationTracker:
             return
         if getattr(self.optimizer, "grad_scale", None) is not None:
             raise InvalidInput(
-                "the gradients are still multiplied by the GradScaler's scale, because the optimiser is fused; call "
+                "the gradients are still multiplied by the GradScaler's scale, because the optimizer is fused; call "
                 "scaler.unscale_(optimizer) before scaler.step(optimizer), or make it with fused=False."
             )
         frozen = frozen_statistics(self.model)
@@ -332,7 +332,7 @@ class ConservationTracker:
     def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         seen, self._seen = self._seen, None
         if seen is None:
-            raise InvalidInput("the optimiser stepped without its pre-step hook; start the tracker outside of a step.")
+            raise InvalidInput("the optimizer stepped without its pre-step hook; start the tracker outside of a step.")
         settings: list[Settings] = seen["settings"]
         if seen["fast"]:
             self._sgd_step(seen)
@@ -403,7 +403,7 @@ class ConservationTracker:
         self._flow = flow
 
     def _any_step(self, seen: Mapping[str, Any]) -> None:
-        """The exact split of the measured step, for any optimiser; nothing is assumed of it but its lr and decay."""
+        """The exact split of the measured step, for any optimizer; nothing is assumed of it but its lr and decay."""
         settings: list[Settings] = seen["settings"]
         values = self._values()
         exact = []

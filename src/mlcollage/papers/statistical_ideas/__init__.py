@@ -3,7 +3,7 @@
 =============================  =================================================================================
 causal inference               :class:`AverageEffect`, :func:`paired_difference`, :func:`sign_flip_test`, ...
 bootstrap and simulation       :func:`bootstrap_ci`, :func:`posterior_predictive_check`, :func:`sbc_uniformity`, ...
-regularisation                 :class:`RandomReLURegressor`, :func:`double_descent`, :class:`HorseshoePrior`, ...
+regularization                 :class:`RandomReLURegressor`, :func:`double_descent`, :class:`HorseshoePrior`, ...
 multilevel models              :class:`PartialPooling`
 generic computation            :mod:`hmc`, :mod:`nuts`, :func:`sbc`, :func:`rhat`, :func:`ess`
 adaptive decisions             :class:`ThompsonSampling`, :class:`SuccessiveHalving`, :class:`ConfidenceSequence`, ...
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mlcollage.stats.causal_effects import AverageEffect, aipw, hajek, regression_adjustment
     from mlcollage.stats.explore import cd_diagram, ecdf, forest, lineup, sbc_ecdf, slope
     from mlcollage.stats.multilevel import PartialPooling
-    from mlcollage.stats.regularise import (
+    from mlcollage.stats.regularize import (
         HorseshoePrior,
         RandomReLURegressor,
         double_descent,
@@ -110,7 +110,7 @@ _HOME = {
     "stats.sensitivity": ("e_value", "placebo", "random_common_cause", "rosenbaum_gamma"),
     "stats.bootstrap": ("bootstrap_ci", "bootstrap_t_interval", "wild_bootstrap"),
     "stats.simulation": ("posterior_predictive_check", "sbc_uniformity"),
-    "stats.regularise": (
+    "stats.regularize": (
         "HorseshoePrior",
         "RandomReLURegressor",
         "double_descent",

@@ -39,7 +39,7 @@ from mlcollage.stats.causal import paired_difference
 from mlcollage.stats.causal_effects import AverageEffect, hajek
 from mlcollage.stats.explore import Lineup
 from mlcollage.stats.multilevel import PartialPooling
-from mlcollage.stats.regularise import double_descent, noisy_line
+from mlcollage.stats.regularize import double_descent, noisy_line
 from mlcollage.stats.robust import iqm, mad
 from mlcollage.stats.sequential import ConfidenceSequence
 from mlcollage.stats.simulation import posterior_predictive_check, sbc_uniformity
@@ -140,7 +140,7 @@ def paired(run: Run, workload: Workload | None) -> Measurements:
 
 
 def _classification(workload: Workload | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """All samples, flat and standardised as a whole, with their labels: digits, or the user's."""
+    """All samples, flat and standardized as a whole, with their labels: digits, or the user's."""
     if workload is None:
         features, labels = load_digits(return_X_y=True)
     else:
@@ -178,7 +178,7 @@ def coverage(run: Run, workload: Workload | None) -> Measurements:
     return m
 
 
-# --- idea 3: overparameterised models and regularisation --------------------------------------------------------------
+# --- idea 3: overparameterized models and regularization --------------------------------------------------------------
 
 
 def descent(run: Run, workload: Workload | None) -> Measurements:
@@ -237,18 +237,18 @@ def sampler(run: Run, workload: Workload | None) -> Measurements:
     generator = torch.Generator().manual_seed(run.seed)
     y, s = (torch.tensor(v, dtype=torch.float64) for v in (schools.EFFECTS, schools.ERRORS))
     m = Measurements()
-    draws = _sampled(run, schools.non_centred(y, s), generator)
+    draws = _sampled(run, schools.non_centered(y, s), generator)
     flat = torch.cat(
         [draws[..., :1], draws[..., 1:2].exp(), draws[..., :1] + draws[..., 1:2].exp() * draws[..., 2:]], 2
     )
     exact = PartialPooling(schools.SCALE, schools.SCALE, "half-normal").fit(schools.EFFECTS, schools.ERRORS).exact()
     parts = (exact.mu, exact.tau, exact.theta)
     mean, sd = (np.concatenate([np.atleast_1d(getattr(p, name)) for p in parts]) for name in ("mean", "sd"))
-    m.add("quadrature_error", np.abs((flat.mean(dim=(0, 1)).numpy() - mean) / sd).max(), arm="non_centred")
-    m.add("rhat", rhat(flat).max(), arm="non_centred")
+    m.add("quadrature_error", np.abs((flat.mean(dim=(0, 1)).numpy() - mean) / sd).max(), arm="non_centered")
+    m.add("rhat", rhat(flat).max(), arm="non_centered")
     theta = schools.SCALE * torch.randn(1, generator=generator) + torch.randn(8, generator=generator)
     small = theta.double() + s * torch.randn(8, dtype=torch.float64, generator=generator)
-    for arm, form in (("non_centred", schools.non_centred), ("centred", schools.centred)):
+    for arm, form in (("non_centered", schools.non_centered), ("centered", schools.centered)):
         draws = _sampled(run, form(small, s), generator)
         m.add("ess_share", float(ess(draws[..., 1])) / draws[..., 1].numel(), arm=arm)
     return m
@@ -447,8 +447,8 @@ def _stands_out(drop: float, rng: np.random.Generator) -> bool:
     """Whether the plot of 30 accuracies, one of them lower by ``drop``, has the deepest gap of twenty plots."""
     seeds = rng.normal(0.9, 0.01, 30)
     seeds[0] -= drop
-    centre, scale = float(np.median(seeds)), mad(seeds)
-    panels = [rng.normal(centre, scale, 30) for _ in range(19)]
+    center, scale = float(np.median(seeds)), mad(seeds)
+    panels = [rng.normal(center, scale, 30) for _ in range(19)]
     position = int(rng.integers(20))
     panels.insert(position, seeds)
     shown = Lineup(20, position + 1, tuple(panels))

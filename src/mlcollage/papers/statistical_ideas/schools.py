@@ -3,7 +3,7 @@ r"""The eight schools: the model on which samplers, pooling and calibration are 
 .. math:: y_j \sim \mathrm{N}(\theta_j, s_j^2), \qquad \theta_j = \mu + \tau z_j, \qquad z_j \sim \mathrm{N}(0, 1),
     \qquad \mu \sim \mathrm{N}(0, 5^2), \qquad \tau \sim \text{half-normal}(5).
 
-Positions hold :math:`(\mu, \log \tau, z_1, \dots, z_8)`, or :math:`\theta` in place of z in the centred form. D. B.
+Positions hold :math:`(\mu, \log \tau, z_1, \dots, z_8)`, or :math:`\theta` in place of z in the centered form. D. B.
 Rubin, Journal of Educational Statistics 1981.
 """
 
@@ -22,9 +22,9 @@ __all__ = [
     "QUANTITIES",
     "SCALE",
     "by_sampler",
-    "centred",
+    "centered",
     "effects",
-    "non_centred",
+    "non_centered",
     "prior",
     "quantities",
     "simulator",
@@ -39,7 +39,7 @@ Density = Callable[[Tensor], tuple[Tensor, Tensor]]
 Fit = Callable[[Tensor, int, torch.Generator], Tensor]
 
 
-def non_centred(y: Tensor, s: Tensor, *, jacobian: float = 1.0, tau_scale: float = SCALE) -> Density:
+def non_centered(y: Tensor, s: Tensor, *, jacobian: float = 1.0, tau_scale: float = SCALE) -> Density:
     """Log-density and gradient over (mu, log tau, z), shapes (chains,) and (chains, 10).
 
     ``jacobian=0`` forgets the Jacobian of log tau and ``tau_scale`` is the prior's scale: two bugs to be caught. ``y``
@@ -59,7 +59,7 @@ def non_centred(y: Tensor, s: Tensor, *, jacobian: float = 1.0, tau_scale: float
     return density
 
 
-def centred(y: Tensor, s: Tensor) -> Density:
+def centered(y: Tensor, s: Tensor) -> Density:
     """Log-density and gradient over (mu, log tau, theta): the same posterior, whose funnel samplers stick in."""
 
     def density(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,7 +82,7 @@ def prior(n: int, generator: torch.Generator) -> Tensor:
 
 
 def effects(x: Tensor) -> Tensor:
-    """The schools' effects theta of non-centred positions, (n, 8)."""
+    """The schools' effects theta of non-centered positions, (n, 8)."""
     return x[:, :1] + x[:, 1:2].exp() * x[:, 2:]
 
 
@@ -106,8 +106,8 @@ def by_sampler(s: Tensor, *, warmup: int, thin: int, mutant: str = "") -> Fit:
     def fit(y: Tensor, draws: int, generator: torch.Generator) -> Tensor:
         start = 0.5 * torch.randn(len(y), 10, dtype=torch.float64, generator=generator)
         if mutant == "no_metropolis":
-            return _without_metropolis(non_centred(y, s), start, draws, thin, generator)
-        density = non_centred(y, s, **bugs.get(mutant, {}))
+            return _without_metropolis(non_centered(y, s), start, draws, thin, generator)
+        density = non_centered(y, s, **bugs.get(mutant, {}))
         return hmc.sample(
             density, start, draws=draws, warmup=warmup, thin=thin, steps=(3, 7), pooled=False, generator=generator
         ).draws

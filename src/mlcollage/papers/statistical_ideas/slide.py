@@ -24,7 +24,7 @@ from .schools import QUANTITIES
 from .study import MUTANTS
 
 BLUE, RED, GREEN, PURPLE = (theme.PALETTE[c] for c in ("blue", "vermillion", "green", "purple"))
-GREY = theme.GREYS[0]
+GRAY = theme.GRAYS[0]
 
 
 def collage(evidence: Evidence, verdicts: Mapping[str, Verdict]) -> Collage:
@@ -49,7 +49,7 @@ def collage(evidence: Evidence, verdicts: Mapping[str, Verdict]) -> Collage:
 _EIGHT = (
     ("causal inference", r"$Y(1) - Y(0)$"),
     ("bootstrap, simulation", r"$x^* \sim \hat F$"),
-    ("regularised models", r"$\min\, \ell + \lambda\|\beta\|^2$"),
+    ("regularized models", r"$\min\, \ell + \lambda\|\beta\|^2$"),
     ("multilevel models", r"$\theta_j \sim \mathrm{N}(\mu, \tau^2)$"),
     ("generic computation", r"$\theta \sim e^{-H}$"),
     ("adaptive decisions", r"$\arg\max_a\, \tilde\theta_a$"),
@@ -60,22 +60,22 @@ _EIGHT = (
 
 def _draw_idea(ax: Axes) -> None:
     d = Diagram(ax, 440, 440)
-    colours = (BLUE, RED, GREEN, PURPLE, theme.PALETTE["orange"], theme.PALETTE["sky"], GREY, theme.PALETTE["black"])
+    colors = (BLUE, RED, GREEN, PURPLE, theme.PALETTE["orange"], theme.PALETTE["sky"], GRAY, theme.PALETTE["black"])
     places = [(74, 62), (220, 62), (366, 62), (366, 220), (366, 378), (220, 378), (74, 378), (74, 220)]
-    centre = d.box(220, 220, 118, 92, "one claim, one verdict", colour=theme.INK, filled=True, size=theme.BODY + 1)
-    for (name, formula), (x, y), colour in zip(_EIGHT, places, colours, strict=True):
+    center = d.box(220, 220, 118, 92, "one claim, one verdict", color=theme.INK, filled=True, size=theme.BODY + 1)
+    for (name, formula), (x, y), color in zip(_EIGHT, places, colors, strict=True):
         d.field(x, y, 140, 110)
-        d.box(x, y - 18, 140, 62, name, colour=colour)
+        d.box(x, y - 18, 140, 62, name, color=color)
         d.equation(x, y + 34, formula, size=15, room=134)
         start = (x + 70 * np.sign(220 - x), y + 55 * np.sign(220 - y))
-        d.arrow((float(start[0]), float(start[1])), centre.edge_towards((float(start[0]), float(start[1]))))
+        d.arrow((float(start[0]), float(start[1])), center.edge_towards((float(start[0]), float(start[1]))))
 
 
 _IDEA = Panel(
     "The idea",
     _draw_idea,
-    "Eight boxes (causal inference, bootstrap and simulation, regularisation, multilevel models, generic computation, "
-    "adaptive decisions, robust inference, exploring by eye) point at the centre: one claim, one verdict.",
+    "Eight boxes (causal inference, bootstrap and simulation, regularization, multilevel models, generic computation, "
+    "adaptive decisions, robust inference, exploring by eye) point at the center: one claim, one verdict.",
     "The eight ideas are the tools with which claims are judged here; this study judges the tools.",
 )
 
@@ -93,9 +93,9 @@ def _bias(evidence: Evidence) -> Panel:
 
     def draw(ax: Axes) -> None:
         for row, (arm, s) in enumerate(found.items()):
-            colour = BLUE if arm.startswith("aipw") else RED if arm == "naive" else GREY
+            color = BLUE if arm.startswith("aipw") else RED if arm == "naive" else GRAY
             theme.dots_with_interval(
-                ax, [row], [s["mean"]], [s["lo"]], [s["hi"]], colour, seeds=[blocks[arm]], horizontal=True
+                ax, [row], [s["mean"]], [s["lo"]], [s["hi"]], color, seeds=[blocks[arm]], horizontal=True
             )
         ax.axvline(0, color=theme.LINE, linewidth=1.4, zorder=1)
         ax.set_yticks(range(len(names)), list(names.values()))
@@ -109,15 +109,15 @@ def _bias(evidence: Evidence) -> Panel:
 
 def _coverage(evidence: Evidence) -> Panel:
     names = {"t": "Student t", "bootstrap_t": "bootstrap-t", "bca": "BCa", "percentile": "percentile"}
-    colours = dict(zip(names, (GREEN, BLUE, PURPLE, RED), strict=True))
+    colors = dict(zip(names, (GREEN, BLUE, PURPLE, RED), strict=True))
     curves = {a: evidence.across_seeds("coverage", over="n", arm=a, population="normal") for a in names}
 
     def draw(ax: Axes) -> None:
         ax.axhline(0.95, color=theme.LINE, linewidth=1.6, linestyle=(0, (4, 3)), zorder=1)
         for arm, c in curves.items():
-            theme.band(ax, range(len(c)), c["lo"], c["hi"], colours[arm])
-            ax.plot(range(len(c)), c["mean"], "-o", color=colours[arm])
-            theme.label_line_end(ax, len(c) - 1, c["mean"].iloc[-1], names[arm], colours[arm])
+            theme.band(ax, range(len(c)), c["lo"], c["hi"], colors[arm])
+            ax.plot(range(len(c)), c["mean"], "-o", color=colors[arm])
+            theme.label_line_end(ax, len(c) - 1, c["mean"].iloc[-1], names[arm], colors[arm])
         ax.set_xticks(range(len(curves["t"])), [f"{n:g}" for n in curves["t"].index])
         ax.set_xlabel("seeds")
         theme.tidy(ax, grid="y", ticks=4)
@@ -130,7 +130,7 @@ def _coverage(evidence: Evidence) -> Panel:
 
 def _descent(evidence: Evidence) -> Panel:
     names = {"min_norm": "least norm", "ridge": "tuned ridge"}
-    colours = {"min_norm": RED, "ridge": BLUE}
+    colors = {"min_norm": RED, "ridge": BLUE}
     curves = {}
     for arm in names:
         by_size = evidence.select("test_error", arm=arm).groupby("features")["value"]
@@ -140,9 +140,9 @@ def _descent(evidence: Evidence) -> Panel:
 
     def draw(ax: Axes) -> None:
         for arm, c in curves.items():
-            theme.band(ax, c.index, c["lo"], c["hi"], colours[arm])
-            ax.plot(c.index, c["mid"], "-o", color=colours[arm])
-            theme.label_line_end(ax, c.index[-1], c["mid"].iloc[-1], names[arm], colours[arm])
+            theme.band(ax, c.index, c["lo"], c["hi"], colors[arm])
+            ax.plot(c.index, c["mid"], "-o", color=colors[arm])
+            theme.label_line_end(ax, c.index[-1], c["mid"].iloc[-1], names[arm], colors[arm])
         ax.set_xscale("log")
         ax.set_yscale("log")
         theme.reference_line(ax, 100, "P = n", vertical=True)
@@ -166,7 +166,7 @@ def _schools(evidence: Evidence) -> Panel:
 
     def draw(ax: Axes) -> None:
         intervals = np.stack([estimate - 1.96 * se, estimate + 1.96 * se], axis=1)
-        forest(ax, list("ABCDEFGH"), estimate, intervals, shrunken=shrunken, color=GREY, shrunken_color=BLUE)
+        forest(ax, list("ABCDEFGH"), estimate, intervals, shrunken=shrunken, color=GRAY, shrunken_color=BLUE)
         for note in ax.texts:
             if isinstance(note, Annotation) and note.arrow_patch is not None:
                 note.arrow_patch.set_linewidth(1.4)  # the slides' style draws patches without an edge
@@ -205,10 +205,10 @@ def _calibration(evidence: Evidence) -> Panel:
     def draw(ax: Axes) -> None:
         sbc_ecdf(ax, passed, colors=[BLUE] * len(QUANTITIES))
         tones = (RED, GREEN, PURPLE)
-        for name, difference, colour in zip(broken.names, broken.difference, tones, strict=True):
-            ax.plot(broken.band.z, difference, color=colour)
+        for name, difference, color in zip(broken.names, broken.difference, tones, strict=True):
+            ax.plot(broken.band.z, difference, color=color)
             at = float(difference[np.abs(difference).argmax()])
-            theme.label_line_end(ax, 1.0, at, name, colour)
+            theme.label_line_end(ax, 1.0, at, name, color)
         theme.label_line_end(ax, 1.0, 0.0, "as it is", BLUE)
         ax.set_yscale("symlog", linthresh=0.05)
         ax.set_yticks([-0.5, -0.05, 0, 0.05], ["−.5", "−.05", "0", ".05"])
@@ -228,7 +228,7 @@ def _calibration(evidence: Evidence) -> Panel:
 
 def _regret_and_error(evidence: Evidence) -> Panel:
     policies = {"uniform": "uniform", "ucb1": "UCB1", "epsilon_greedy": "ε-greedy", "thompson": "Thompson"}
-    tones = dict(zip(policies, (GREY, PURPLE, GREEN, BLUE), strict=True))
+    tones = dict(zip(policies, (GRAY, PURPLE, GREEN, BLUE), strict=True))
     curves = {a: evidence.across_seeds("regret", arm=a) for a in policies}
     locations = ("mean", "median", "iqm")
     populations = {"clean": "N", "contaminated": "N+", "t2": "t₂"}
@@ -241,7 +241,7 @@ def _regret_and_error(evidence: Evidence) -> Panel:
         for arm, c in curves.items():
             left.plot(c.index, c["mean"], color=tones[arm])
         top = curves["uniform"]["mean"].iloc[-1]
-        left.text(0, 1.02 * top, "uniform", color=theme.ink(GREY), va="top")
+        left.text(0, 1.02 * top, "uniform", color=theme.ink(GRAY), va="top")
         left.text(curves["uniform"].index[-1], -0.03 * top, "Thompson", color=theme.ink(BLUE), ha="right", va="top")
         left.set_ylim(bottom=-0.3 * top)
         left.set_xticks([])
@@ -269,7 +269,7 @@ def _pairs(evidence: Evidence) -> Panel:
 
     def draw(ax: Axes) -> None:
         ends = [min(with_decay.min(), without.min()), max(with_decay.max(), without.max())]
-        ax.plot(ends, ends, color=GREY, linewidth=1.4, zorder=1)
+        ax.plot(ends, ends, color=GRAY, linewidth=1.4, zorder=1)
         ax.plot(without, with_decay, "o", color=BLUE, alpha=0.5, markeredgewidth=0)
         ax.set_xlabel("accuracy without weight decay")
         ax.set_ylabel("with")

@@ -47,7 +47,7 @@ CLAIMS = (
     Claim(
         id="C1b",
         title="Paired seeds save seeds",
-        sentence="Networks trained on digits with and without weight decay from the same seed (initialisation, order "
+        sentence="Networks trained on digits with and without weight decay from the same seed (initialization, order "
         "of the data, split) have positively correlated test accuracies, so that pairing needs fewer seeds.",
         source="idea 1, potential outcomes",
         estimand=Level("pair_correlation", "weight_decay"),
@@ -127,7 +127,7 @@ CLAIMS = (
     Claim(
         id="C2c",
         title="Bootstrap-t holds at 5 seeds",
-        sentence="The studentised bootstrap covers the mean of five normal values in 95% of samples, give or take "
+        sentence="The studentized bootstrap covers the mean of five normal values in 95% of samples, give or take "
         "three points.",
         source="idea 2, bootstrap",
         estimand=Level("coverage", "bootstrap_t", where={"population": "normal", "n": 5}),
@@ -154,7 +154,7 @@ CLAIMS = (
         title="Error peaks at P = n",
         sentence="The test error of the interpolating fit of least norm is at least five times as large with as many "
         "features as training units (100) as with thirty times as many.",
-        source="idea 3, overparameterised models",
+        source="idea 3, overparameterized models",
         estimand=Difference(
             "test_error",
             "min_norm",
@@ -172,7 +172,7 @@ CLAIMS = (
         title="Beyond it, below the classic",
         sentence="With 3,000 features the interpolating fit has a smaller test error than the best fit with fewer "
         "features than training units.",
-        source="idea 3, overparameterised models",
+        source="idea 3, overparameterized models",
         estimand=PerSeed(_beyond_and_classical, "test error at 3,000 features − least one below 100", ("descent",)),
         direction="less",
         margin=0.05,
@@ -182,7 +182,7 @@ CLAIMS = (
         title="A tuned ridge has no peak",
         sentence="The test error of a ridge whose penalty is chosen by leave-one-out falls with the number of "
         "features.",
-        source="idea 3, regularisation",
+        source="idea 3, regularization",
         estimand=Trend("test_error", over="features", arm="ridge"),
         direction="less",
         margin=0.5,
@@ -216,7 +216,7 @@ CLAIMS = (
         sentence="Posterior means of the eight schools by Hamiltonian Monte Carlo lie within a tenth of a posterior "
         "standard deviation of those by quadrature, all ten at once.",
         source="idea 5, generic computation",
-        estimand=Level("quadrature_error", "non_centred"),
+        estimand=Level("quadrature_error", "non_centered"),
         direction="at_most",
         null=0.1,
         unit="sd",
@@ -224,11 +224,11 @@ CLAIMS = (
     ),
     Claim(
         id="C5b",
-        title="Non-centring helps",
+        title="Non-centering helps",
         sentence="With small true spread, the same sampler has more effective draws of the log spread in the "
-        "non-centred than in the centred form.",
+        "non-centered than in the centered form.",
         source="idea 5, generic computation",
-        estimand=Difference("ess_share", "non_centred", "centred"),
+        estimand=Difference("ess_share", "non_centered", "centered"),
         direction="greater",
         margin=0.05,
         factor=100,

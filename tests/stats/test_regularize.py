@@ -15,7 +15,7 @@ from sklearn.linear_model import Ridge
 from sklearn.utils.estimator_checks import check_estimator
 
 from mlcollage.errors import InvalidInput
-from mlcollage.stats.regularise import (
+from mlcollage.stats.regularize import (
     HorseshoePrior,
     RandomReLURegressor,
     _Spectral,

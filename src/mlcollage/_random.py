@@ -1,4 +1,4 @@
-"""Seeds derived from seeds: every random choice of the framework has a key of its own."""
+"""Seeds derived from seeds: every random choice of a program has a key of its own."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ __all__ = ["derive", "generator", "permutation"]
 
 
 def derive(*key: int) -> int:
-    """A 63-bit seed for a key of non-negative integers; different keys give unrelated seeds."""
-    state = np.random.SeedSequence([int(k) for k in key]).generate_state(2, np.uint32)
+    """A 63-bit seed for a key of integers; different keys give unrelated seeds.
+
+    Drawing each step's numbers from a stream of its own is what lets a resumed training go on with the same ones.
+    """
+    words = [int(k) & 0xFFFFFFFFFFFFFFFF for k in key]  # SeedSequence takes no negative numbers
+    state = np.random.SeedSequence(words).generate_state(2, np.uint32)
     return (int(state[0]) << 31) ^ int(state[1])
 
 

@@ -57,8 +57,8 @@ def effective_degrees_of_freedom(X: npt.ArrayLike, penalty: float) -> float:
         = \sum_i \frac{s_i^2}{s_i^2 + \lambda},
 
     with s the singular values of X: the rank at :math:`\lambda = 0`, falling to 0. T. Hastie, R. Tibshirani and
-    J. Friedman, "The Elements of Statistical Learning", 2009, eq. 3.50. Centre X first if the model has an intercept
-    that is not penalised, and count one more.
+    J. Friedman, "The Elements of Statistical Learning", 2009, eq. 3.50. Center X first if the model has an intercept
+    that is not penalized, and count one more.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ class RandomReLURegressor(RegressorMixin, BaseEstimator):
     penalty
         :math:`\lambda \ge 0`.
     bias
-        Scale of the offsets c; 0 suits centred inputs of many dimensions.
+        Scale of the offsets c; 0 suits centered inputs of many dimensions.
     random_state
         Seed of W and c.
 
@@ -327,7 +327,7 @@ def _log_half_cauchy(log_value: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class HorseshoePrior:
-    r"""Horseshoe prior on D coefficients, non-centred and unconstrained, ready for any gradient sampler.
+    r"""Horseshoe prior on D coefficients, non-centered and unconstrained, ready for any gradient sampler.
 
     .. math:: \beta_j = z_j\, \tau\, \tilde\lambda_j, \quad z_j \sim N(0, 1), \quad \lambda_j \sim C^+(0, 1), \quad
         \tau \sim C^+(0, \tau_0), \quad \tilde\lambda_j^2 = \frac{c^2 \lambda_j^2}{c^2 + \tau^2 \lambda_j^2}.

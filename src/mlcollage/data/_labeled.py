@@ -16,7 +16,7 @@ from mlcollage.errors import InvalidInput
 
 __all__ = [
     "SPLIT_NOTE",
-    "LabelledTensors",
+    "LabeledTensors",
     "check_options",
     "encode",
     "encode_as",
@@ -30,7 +30,7 @@ SPLIT_NOTE = " (80/20 split)"
 """Added to the name of a workload whose test set we split off."""
 
 
-class LabelledTensors(TensorDataset):
+class LabeledTensors(TensorDataset):
     """A ``TensorDataset`` of inputs and labels that knows what the classes are called.
 
     Attributes
@@ -142,7 +142,7 @@ def image_tensor(image: Any, size: int | None, channels: int) -> torch.Tensor:
     from PIL import Image, ImageOps
 
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit grey; converting it to "L" would clip it
+    if image.mode.startswith("I"):  # 16-bit gray; converting it to "L" would clip it
         image = Image.fromarray((np.asarray(image, dtype=np.float32) / 257).clip(0, 255).round().astype(np.uint8))
     image = image.convert("L" if channels == 1 else "RGB")
     if size is not None:

@@ -8,10 +8,10 @@ from typing import Any
 from mlcollage.data import cifar, fashion_mnist, tables, tiny_imagenet
 from mlcollage.data.glyphs import PRESETS
 
-__all__ = ["catalogue"]
+__all__ = ["catalog"]
 
 
-def catalogue() -> list[dict[str, Any]]:
+def catalog() -> list[dict[str, Any]]:
     """Return one dictionary a data source.
 
     Returns
@@ -22,7 +22,7 @@ def catalogue() -> list[dict[str, Any]]:
 
     Examples
     --------
-    >>> {row["name"]: row["shape"] for row in catalogue()}["glyphs:easy16"]
+    >>> {row["name"]: row["shape"] for row in catalog()}["glyphs:easy16"]
     [1, 16, 16]
     """
     rows = [
@@ -39,7 +39,7 @@ def catalogue() -> list[dict[str, Any]]:
     for name, classes in (("cifar10", 10), ("cifar100", 100)):
         folder = cifar.find(name)
         where = str(folder) if folder else f"your folder of the binary version: {name}:folder"
-        what = f"colour photographs of {classes} kinds of things"
+        what = f"color photographs of {classes} kinds of things"
         rows.append(_row(name, what, 50_000, 10_000, [3, 32, 32], where, folder is not None))
     folder = tiny_imagenet.find()
     where = str(folder) if folder else "your folder tiny-imagenet-200: tiny_imagenet:folder"
@@ -57,7 +57,7 @@ def catalogue() -> list[dict[str, Any]]:
         ("table.parquet", "the same as Parquet", "your file", True),
         ("folder/", "images as train/cat/1.png or cat/1.png", "your folder", True),
         ("data.imdb", "film reviews as word numbers, from the folder aclImdb; in Python only", "your folder", True),
-        ("data.uci", "UCI regression tables, standardised splits; in Python only", "your file", True),
+        ("data.uci", "UCI regression tables, standardized splits; in Python only", "your file", True),
         ("hf:name", "a data set of the Hugging Face hub", "the hub" if hub else "pip install 'mlcollage[hub]'", hub),
     ]
     rows += [_row(name, what, None, None, None, where, there) for name, what, where, there in own]
@@ -89,6 +89,6 @@ def _shape(settings: dict[str, Any]) -> list[int]:
 
 
 def _preset(settings: dict[str, Any]) -> str:
-    colour = "grey" if settings["channels"] == 1 else "RGB"
+    color = "gray" if settings["channels"] == 1 else "RGB"
     hidden = ", partly hidden" if settings.get("occluders") else ""
-    return f"{settings.get('num_classes', 10)} classes, {colour}{hidden}"
+    return f"{settings.get('num_classes', 10)} classes, {color}{hidden}"
