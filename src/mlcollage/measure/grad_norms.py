@@ -20,13 +20,12 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from mlcollage.errors import InvalidInput
 from mlcollage.measure import _fallback
 from mlcollage.measure._tape import Tape
 from mlcollage.measure._uses import Use, sqnorm, wide
-from mlcollage.measure.layer_tap import refuse_compiled
+from mlcollage.measure.layer_tap import hookable
 
 __all__ = ["GhostNorms", "per_example_grad_sqnorm"]
 
@@ -179,7 +178,7 @@ class GhostNorms:
     """
 
     def __init__(self, model: nn.Module, params: Iterable[nn.Parameter] | None = None) -> None:
-        self.model = _plain(model)
+        self.model = hookable(model, "a gradient norm")
         named = {id(p): (name, p) for name, p in self.model.named_parameters() if p.requires_grad}
         if params is not None:
             wanted = {id(p) for p in params}
@@ -445,15 +444,6 @@ def _total(norms: Mapping[str, Tensor]) -> Tensor:
     for v in values[1:]:
         dtype = torch.promote_types(dtype, v.dtype)
     return values[0] if len(values) == 1 else torch.stack([v.to(dtype) for v in values]).sum(0)
-
-
-def _plain(model: nn.Module) -> nn.Module:
-    if not isinstance(model, nn.Module):
-        raise InvalidInput(f"a model must be an nn.Module, not {type(model).__name__}.")
-    if isinstance(model, DataParallel | DistributedDataParallel):
-        model = model.module
-    refuse_compiled(model, "a gradient norm")
-    return model
 
 
 def layer_name(model: nn.Module, name: str) -> str:

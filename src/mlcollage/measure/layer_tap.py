@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
 from mlcollage.errors import InvalidInput, UnknownName
+from mlcollage.nn.wrapped import unwrap
 
-__all__ = ["LayerTap", "layers_of", "refuse_compiled"]
+__all__ = ["LayerTap", "hookable", "layers_of"]
 
 Layers = str | type[nn.Module] | Sequence[str | type[nn.Module]]
 
@@ -85,7 +85,9 @@ class LayerTap(Mapping[str, Tensor]):
         detach: bool = True,
         copy: bool = False,
     ) -> None:
-        self.model = _inner(model)
+        if isinstance(model, nn.DataParallel):
+            raise InvalidInput("nn.DataParallel runs one copy of the model per device: tap model.module and run that.")
+        self.model = hookable(model, "LayerTap")
         self.layers = layers_of(self.model, layers)
         self._reduce, self._consume, self._detach, self._copy = reduce, consume, detach, copy
         self._handles: list[RemovableHandle] = []
@@ -98,7 +100,7 @@ class LayerTap(Mapping[str, Tensor]):
     def open(self) -> LayerTap:
         """Install the hooks; a tap that is open stays so."""
         if not self._handles:
-            refuse_compiled(self.model, "LayerTap")
+            hookable(self.model, "LayerTap")
             # A function, not a bound method: copying the model would copy the tap, and what it holds, with the latter.
             self._handles.append(self.model.register_forward_pre_hook(lambda module, args: self._start(module, args)))
             for name, module in self.layers.items():
@@ -246,16 +248,22 @@ def _nothing(want: str | type[nn.Module], modules: Mapping[str, nn.Module]) -> I
     return UnknownName(f"the model has no layer {want!r}; its modules are {some or 'none'}.")
 
 
-def refuse_compiled(model: nn.Module, caller: str) -> None:
-    """Raise InvalidInput for a compiled or scripted model, in which hooks are skipped or ignored.
+def hookable(model: nn.Module, caller: str) -> nn.Module:
+    """The network inside its parallel wrapper, if its hooks run.
 
     Parameters
     ----------
     model
-        Any module.
+        Any module, also in ``DistributedDataParallel`` or ``DataParallel``.
     caller
         Name at the head of the sentence.
+
+    Raises
+    ------
+    InvalidInput
+        For a compiled or scripted model, or one with such a part, in which hooks are skipped or ignored.
     """
+    network = unwrap(model)
     for module in model.modules():
         compiled = "_orig_mod" in module._modules or module._compiled_call_impl is not None
         if compiled or isinstance(module, torch.jit.ScriptModule):
@@ -264,17 +272,7 @@ def refuse_compiled(model: nn.Module, caller: str) -> None:
                 f"{caller} reads a model through hooks, which a model from {how} does not run: pass the original "
                 "module (model._orig_mod of a compiled one); the two share their parameters."
             )
-
-
-def _inner(model: nn.Module) -> nn.Module:
-    if not isinstance(model, nn.Module):
-        raise InvalidInput(f"a model must be an nn.Module, not {type(model).__name__}.")
-    if isinstance(model, DataParallel):
-        raise InvalidInput("nn.DataParallel runs copies of the model, one a device: tap model.module and run that.")
-    if isinstance(model, DistributedDataParallel):
-        model = model.module
-    refuse_compiled(model, "LayerTap")
-    return model
+    return network
 
 
 def _in_backward() -> bool:

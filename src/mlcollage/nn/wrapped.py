@@ -1,0 +1,76 @@
+"""The network inside its wrappers, and the logits inside what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from mlcollage.errors import InvalidInput
+
+__all__ = ["logits_of", "unwrap"]
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The network inside ``DistributedDataParallel``, ``DataParallel`` and ``torch.compile``, in any nesting.
+
+    It shares its parameters with the wrapper, and its parameters and modules have their own names, without the
+    wrapper's ``module.`` or ``_orig_mod.``. A model that was not wrapped is returned as it is; so is one after
+    ``fully_shard``, which changes modules in place, and ``FullyShardedDataParallel``, whose inside cannot run alone.
+
+    Parameters
+    ----------
+    model
+        Any module.
+
+    Raises
+    ------
+    InvalidInput
+        If ``model`` is not a module.
+
+    Examples
+    --------
+    >>> model = nn.Linear(3, 2)
+    >>> unwrap(nn.DataParallel(model)) is model
+    True
+    """
+    if not isinstance(model, nn.Module):
+        raise InvalidInput(f"a model must be an nn.Module, not {type(model).__name__}.")
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):  # torch.compile's OptimizedModule
+            model = inner
+        else:
+            return model
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits of what a model returned: itself if it is a tensor, else its entry or attribute ``logits``.
+
+    Parameters
+    ----------
+    output
+        A tensor, a mapping with the key ``"logits"``, or an object with the attribute ``logits``, such as the outputs
+        of Hugging Face models.
+
+    Raises
+    ------
+    InvalidInput
+        If there are no logits; a plain tuple does not say which of its tensors they are.
+
+    Examples
+    --------
+    >>> import torch
+    >>> logits_of({"loss": torch.zeros(()), "logits": torch.ones(1, 2)})
+    tensor([[1., 1.]])
+    """
+    if isinstance(output, Tensor):
+        return output
+    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if isinstance(found, Tensor):
+        return found
+    raise InvalidInput(
+        f"the model returned {type(output).__name__}: logits, or an object or dict with 'logits', are needed."
+    )
