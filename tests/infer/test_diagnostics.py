@@ -127,19 +127,19 @@ def normal(x):
     return -0.5 * x.square().sum(dim=1)
 
 
-def test_samples_become_arviz_data_of_the_installed_release():
-    samples = hmc.sample(normal, torch.zeros(4, 3, dtype=torch.float64), draws=60, warmup=40)
-    data = samples.to_arviz(["a", "b", "c"])
+def test_chains_become_arviz_data_of_the_installed_release():
+    chains = hmc.sample(normal, torch.zeros(4, 3, dtype=torch.float64), draws=60, warmup=40)
+    data = chains.to_arviz(["a", "b", "c"])
     assert list(az.summary(data).index) == ["a", "b", "c"]
-    assert data.posterior["b"].to_numpy() == pytest.approx(samples.draws[..., 1].numpy())
-    assert data.sample_stats["lp"].to_numpy() == pytest.approx(samples.log_prob.numpy())
+    assert data.posterior["b"].to_numpy() == pytest.approx(chains.draws[..., 1].numpy())
+    assert data.sample_stats["lp"].to_numpy() == pytest.approx(chains.log_prob.numpy())
     assert data.sample_stats["energy"].shape == (4, 60)
-    parts = samples.to_arviz({"first": 0, "rest": slice(1, 3), "pair": [0, 2], "scale": lambda x: x[..., 0].exp()})
+    parts = chains.to_arviz({"first": 0, "rest": slice(1, 3), "pair": [0, 2], "scale": lambda x: x[..., 0].exp()})
     assert parts.posterior["rest"].shape == (4, 60, 2)
-    assert parts.posterior["scale"].to_numpy() == pytest.approx(samples.draws[..., 0].exp().numpy())
-    assert samples.to_arviz().posterior["x"].shape == (4, 60, 3)
+    assert parts.posterior["scale"].to_numpy() == pytest.approx(chains.draws[..., 0].exp().numpy())
+    assert chains.to_arviz().posterior["x"].shape == (4, 60, 3)
     with pytest.raises(InvalidInput, match="2 names for draws"):
-        samples.to_arviz(["a", "b"])
+        chains.to_arviz(["a", "b"])
 
 
 def test_many_short_chains_are_exported_without_a_warning():

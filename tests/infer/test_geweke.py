@@ -61,7 +61,7 @@ def run(transition, **options):
 
 def test_hmc_passes_whatever_its_step_size():
     for step_size in (0.05, 0.3):
-        result = run(by_hmc(step_size=step_size), rng=1)
+        result = run(by_hmc(step_size=step_size), generator=1)
         assert result.passed(), str(result)
 
 
@@ -124,7 +124,7 @@ def test_p_values_are_uniform_for_an_exact_kernel():
             {"theta": lambda x, y: x[:, 0]},
             n_chains=100,
             n_steps=3,
-            rng=seed,
+            generator=seed,
         )
         p.append(result.z_p_values[0])
         z.append(result.z[0])
@@ -133,7 +133,7 @@ def test_p_values_are_uniform_for_an_exact_kernel():
 
 
 def test_the_same_seed_gives_the_same_result_and_the_default_quantities_are_moments():
-    results = [geweke(prior, simulate, by_hmc(), n_chains=50, n_steps=2, rng=seed) for seed in (3, 3, 4)]
+    results = [geweke(prior, simulate, by_hmc(), n_chains=50, n_steps=2, generator=seed) for seed in (3, 3, 4)]
     assert results[0].names == ("theta_1", "theta_2", "theta_1^2", "theta_2^2")
     np.testing.assert_array_equal(results[0].z, results[1].z)
     assert (results[0].z != results[2].z).all()

@@ -37,23 +37,23 @@ def distance_in_mcse(draws, known):
 
 
 def test_a_conjugate_posterior_is_met_in_mean_and_variance(regression):
-    samples = hmc.sample(regression.log_prob, spread(32, 3), draws=400, warmup=200, generator=3)
-    mean, variance = distance_in_mcse(samples.draws, regression)
+    chains = hmc.sample(regression.log_prob, spread(32, 3), draws=400, warmup=200, generator=3)
+    mean, variance = distance_in_mcse(chains.draws, regression)
     assert mean.max() < 3.5
     assert variance.max() < 3.5
-    assert rhat(samples.draws).max() < 1.01
-    learned = 1 / samples.mass[0].numpy()
+    assert rhat(chains.draws).max() < 1.01
+    learned = 1 / chains.mass[0].numpy()
     assert np.allclose(learned, regression.sd**2 * 400 / 405 + 1e-3 / 81, rtol=0.3)
 
 
 def test_eight_schools_agrees_with_quadrature(eight_schools):
-    samples = hmc.sample(eight_schools.log_prob, spread(64, 10, scale=0.5), draws=500, warmup=300, generator=4)
-    mean, variance = distance_in_mcse(samples.draws, eight_schools)
+    chains = hmc.sample(eight_schools.log_prob, spread(64, 10, scale=0.5), draws=500, warmup=300, generator=4)
+    mean, variance = distance_in_mcse(chains.draws, eight_schools)
     assert mean.max() < 3.5
     assert variance[0] < 3.5
     assert variance[2:].max() < 3.5  # tau's fourth moment is not finite
-    assert rhat(eight_schools.quantities(samples.draws)).max() < 1.01
-    assert ess(samples.draws).min() > 5000
+    assert rhat(eight_schools.quantities(chains.draws)).max() < 1.01
+    assert ess(chains.draws).min() > 5000
 
 
 def test_a_horseshoe_keeps_large_effects_and_shrinks_the_rest():
@@ -66,8 +66,8 @@ def test_a_horseshoe_keeps_large_effects_and_shrinks_the_rest():
         return prior.log_prob(theta) - 0.5 * (y - prior.coefficients(theta) @ x.T).square().sum(1)
 
     start = prior.sample(32, generator=rng(5)).clamp(-2, 2).double()
-    samples = hmc.sample(log_prob, start, draws=200, warmup=300, steps=(5, 15), target_accept=0.9)
-    coefficients = prior.coefficients(samples.draws.reshape(-1, 17)).reshape(32, 200, 8)
+    chains = hmc.sample(log_prob, start, draws=200, warmup=300, steps=(5, 15), target_accept=0.9)
+    coefficients = prior.coefficients(chains.draws.reshape(-1, 17)).reshape(32, 200, 8)
     assert rhat(coefficients).max() < 1.1  # heavy tails: slow, but mixing
     mean, least_squares = coefficients.mean((0, 1)), torch.linalg.lstsq(x, y[:, None]).solution[:, 0]
     assert torch.allclose(mean[:2], beta[:2], atol=0.4)
@@ -155,11 +155,11 @@ def test_a_rejected_step_repeats_the_old_state():
 
 
 def test_rejected_draws_are_kept_as_draws():
-    samples = hmc.sample(normal, spread(50, 20), draws=40, warmup=0, step_size=1.2, steps=3, mass=None)
-    repeated = (samples.draws[:, 1:] == samples.draws[:, :-1]).all(dim=2)
-    assert samples.draws.shape == (50, 40, 20)
+    chains = hmc.sample(normal, spread(50, 20), draws=40, warmup=0, step_size=1.2, steps=3, mass=None)
+    repeated = (chains.draws[:, 1:] == chains.draws[:, :-1]).all(dim=2)
+    assert chains.draws.shape == (50, 40, 20)
     assert 0.05 < repeated.double().mean() < 0.95
-    assert torch.equal(samples.log_prob, normal(samples.draws.reshape(-1, 20)).reshape(50, 40))
+    assert torch.equal(chains.log_prob, normal(chains.draws.reshape(-1, 20)).reshape(50, 40))
 
 
 def test_a_step_into_no_density_is_rejected_even_without_metropolis():
@@ -202,15 +202,15 @@ def test_chains_are_one_batch_and_do_not_see_each_other():
 
 def test_temperature_widens_by_its_root():
     for temperature in (0.1, 4.0):
-        samples = hmc.sample(normal, spread(64, 2), draws=300, warmup=100, temperature=temperature, generator=1)
-        assert float(samples.draws.var()) == pytest.approx(temperature, rel=0.05)
-        assert float(samples.log_prob.mean()) == pytest.approx(-temperature, rel=0.05)  # untempered
+        chains = hmc.sample(normal, spread(64, 2), draws=300, warmup=100, temperature=temperature, generator=1)
+        assert float(chains.draws.var()) == pytest.approx(temperature, rel=0.05)
+        assert float(chains.log_prob.mean()) == pytest.approx(-temperature, rel=0.05)  # untempered
 
 
 def test_a_quarter_of_the_priors_period_forgets_the_start():
     scale = 0.3
     length = hmc.prior_period(scale)
-    samples = hmc.sample(
+    chains = hmc.sample(
         lambda x: normal(x / scale),
         spread(64, 5, scale=scale),
         draws=200,
@@ -219,8 +219,8 @@ def test_a_quarter_of_the_priors_period_forgets_the_start():
         step_size=0.02,
         mass=None,
     )
-    assert int(samples.steps[0, 0]) == math.ceil(length / 0.02)
-    x = samples.draws - samples.draws.mean((0, 1))
+    assert int(chains.steps[0, 0]) == math.ceil(length / 0.02)
+    x = chains.draws - chains.draws.mean((0, 1))
     assert abs(float((x[:, 1:] * x[:, :-1]).mean() / x.square().mean())) < 0.03
     tempered = hmc.prior_period(scale, 0.25)
     assert tempered == pytest.approx(length / 2)
@@ -228,11 +228,11 @@ def test_a_quarter_of_the_priors_period_forgets_the_start():
 
 @pytest.mark.parametrize("target", [0.65, 0.8, 0.95])
 def test_adaptation_meets_the_acceptance_asked_for(target, eight_schools):
-    samples = hmc.sample(
+    chains = hmc.sample(
         eight_schools.log_prob, spread(32, 10, scale=0.5), draws=150, warmup=300, target_accept=target, generator=2
     )
-    assert float(samples.accept.mean()) == pytest.approx(target, abs=0.1)
-    assert samples.step_size.shape == (1,)
+    assert float(chains.accept.mean()) == pytest.approx(target, abs=0.1)
+    assert chains.step_size.shape == (1,)
 
 
 def test_unpooled_chains_learn_each_for_their_own_density():
@@ -280,7 +280,7 @@ def test_energies_keep_their_digits_in_float32():
 
 def test_thinning_store_and_progress():
     seen = []
-    samples = hmc.sample(
+    chains = hmc.sample(
         normal,
         spread(6, 3),
         draws=5,
@@ -290,19 +290,19 @@ def test_thinning_store_and_progress():
         store=lambda x: x.square().sum(1),
         progress=lambda done, total: seen.append((done, total)),
     )
-    assert samples.draws.shape == (6, 5)
-    assert torch.equal(samples.steps, torch.full((6, 5), 8))
-    assert torch.allclose(samples.draws, -2 * samples.log_prob)
+    assert chains.draws.shape == (6, 5)
+    assert torch.equal(chains.steps, torch.full((6, 5), 8))
+    assert torch.allclose(chains.draws, -2 * chains.log_prob)
     assert seen == [(i, 40) for i in range(1, 41)]
-    assert samples.accept_rate.shape == (6,)
+    assert chains.accept_rate.shape == (6,)
 
 
 def test_draws_can_be_streamed_instead_of_stored():
     stream, settings = Streaming(), {"draws": 64, "warmup": 50, "generator": 3}
-    samples = hmc.sample(normal, spread(6, 3), store=stream.update, **settings)
+    chains = hmc.sample(normal, spread(6, 3), store=stream.update, **settings)
     stored = hmc.sample(normal, spread(6, 3), **settings)
-    assert samples.draws.shape == (6, 0)
-    assert torch.equal(samples.log_prob, stored.log_prob)
+    assert chains.draws.shape == (6, 0)
+    assert torch.equal(chains.log_prob, stored.log_prob)
     assert torch.allclose(stream.mean(), stored.draws.mean((0, 1)))
     assert stream.rhat().numpy() == pytest.approx(rhat(stored.draws, "split"))
 
@@ -317,18 +317,18 @@ def test_a_run_continues_where_it_ended():
 
 
 def test_steps_are_jittered_within_their_range():
-    samples = hmc.sample(normal, spread(3, 2), draws=200, warmup=0, step_size=0.1, steps=(2, 5), mass=None)
-    assert set(samples.steps.flatten().tolist()) == {2, 3, 4, 5}
-    assert (samples.steps == samples.steps[:1]).all()
+    chains = hmc.sample(normal, spread(3, 2), draws=200, warmup=0, step_size=0.1, steps=(2, 5), mass=None)
+    assert set(chains.steps.flatten().tolist()) == {2, 3, 4, 5}
+    assert (chains.steps == chains.steps[:1]).all()
 
 
 def test_divergences_are_counted():
     with pytest.warns(UserWarning, match=r"only 0.0% of the proposals were accepted, at step size 1"):
-        samples = hmc.sample(
+        chains = hmc.sample(
             lambda x: -1e4 * x.square().sum(1), spread(5, 1), draws=10, warmup=0, step_size=1.0, steps=5, mass=None
         )
-    assert samples.divergences == 50
-    assert bool((samples.accept == 0).all())
+    assert chains.divergences == 50
+    assert bool((chains.accept == 0).all())
 
 
 def nan_at_two(x):
@@ -396,10 +396,10 @@ def test_build_and_prior_period_refuse_what_cannot_be():
     ids=["float32", "array", "list"],
 )
 def test_starts_of_any_kind_keep_or_get_a_precision(sampler, init, dtype):
-    samples = sampler.sample(normal, init, draws=150, warmup=80)
-    assert samples.draws.dtype == samples.state.position.dtype == dtype
-    assert samples.accept.dtype == samples.energy.dtype == torch.float64
-    assert float(samples.draws.std()) == pytest.approx(1, abs=0.12)
+    chains = sampler.sample(normal, init, draws=150, warmup=80)
+    assert chains.draws.dtype == chains.state.position.dtype == dtype
+    assert chains.accept.dtype == chains.energy.dtype == torch.float64
+    assert float(chains.draws.std()) == pytest.approx(1, abs=0.12)
 
 
 def test_a_density_that_brings_its_gradient_is_asked_for_values_only_where_trajectories_end():

@@ -22,14 +22,14 @@ def spread(chains, dim, seed=1, scale=1.0):
 @pytest.mark.parametrize("posterior", ["regression", "eight_schools"])
 def test_a_known_posterior_is_met_in_mean_and_variance(posterior, request):
     known = request.getfixturevalue(posterior)
-    samples = nuts.sample(known.log_prob, spread(16, known.dim, scale=0.5), draws=300, warmup=200, generator=2)
-    x = known.quantities(samples.draws)
+    chains = nuts.sample(known.log_prob, spread(16, known.dim, scale=0.5), draws=300, warmup=200, generator=2)
+    x = known.quantities(chains.draws)
     off = (x.mean((0, 1)).numpy() - known.mean) / (known.sd / np.sqrt(ess(x, "mean")))
     assert np.abs(off).max() < 3.5
     assert x.std((0, 1)).numpy() == pytest.approx(known.sd, rel=0.15)
     assert rhat(x).max() < 1.02
-    assert bfmi(samples.energy).min() > 0.3
-    assert samples.divergences < 0.01 * 16 * 300
+    assert bfmi(chains.energy).min() > 0.3
+    assert chains.divergences < 0.01 * 16 * 300
 
 
 @pytest.mark.parametrize("step_size", [0.3, 1.1])
@@ -108,10 +108,10 @@ def test_same_seed_same_numbers():
 
 def test_temperature_and_unpooled_chains():
     scale = torch.tensor([0.01, 1.0, 100.0], dtype=torch.float64)[:, None]
-    samples = nuts.sample(
+    chains = nuts.sample(
         lambda x: normal(x / scale), spread(3, 2) * scale, draws=400, warmup=200, temperature=0.25, pooled=False
     )
-    assert (samples.draws.std((1, 2)) / scale[:, 0]).tolist() == pytest.approx([0.5] * 3, rel=0.2)
+    assert (chains.draws.std((1, 2)) / scale[:, 0]).tolist() == pytest.approx([0.5] * 3, rel=0.2)
 
 
 @pytest.mark.parametrize("depth", [0, 21, 2.0, True])

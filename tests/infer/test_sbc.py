@@ -79,7 +79,7 @@ QUANTITIES = {
 
 
 def pvalues(fit):
-    ranks = sbc(prior, simulate, fit, QUANTITIES, n_sims=SIMS, n_ranks=RANKS, rng=1)
+    ranks = sbc(prior, simulate, fit, QUANTITIES, n_sims=SIMS, n_ranks=RANKS, generator=1)
     return sbc_uniformity(ranks, RANKS).p_values
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from mlcollage.errors import InvalidInput
 from mlcollage.infer.adaptation import DualAveraging, RunningVariance, mass_windows
+from mlcollage.infer.chains import Chains, Info
 from mlcollage.infer.density import LogDensity, State
-from mlcollage.infer.samples import Info, Samples
 
 _STUCK = 0.05  # mean acceptance below which a run deserves a word
 DIVERGENCE = 1000.0  # energy error beyond which a trajectory has left the level set, as in Stan
@@ -26,7 +26,7 @@ Transition = Callable[[State, Tensor, Tensor | None, int, bool], tuple[State, In
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunSettings:
     """The settings of a run that do not depend on the kernel."""
 
     draws: int
@@ -121,7 +121,7 @@ def first_step_size(
 
 
 def warm_up(
-    density: LogDensity, state: State, transition: Transition, plan: Plan, generator: torch.Generator
+    density: LogDensity, state: State, transition: Transition, plan: RunSettings, generator: torch.Generator
 ) -> tuple[State, Tensor, Tensor | None]:
     """Run warm-up: the state after it, the step size (groups,) and the mass (groups, dim) to draw with."""
     learn_mass = isinstance(plan.mass, str)
@@ -154,10 +154,10 @@ def run(
     density: LogDensity,
     state: State,
     transition: Transition,
-    plan: Plan,
+    plan: RunSettings,
     store: Store | None,
     generator: torch.Generator,
-) -> Samples:
+) -> Chains:
     """Warm up, then draw with what was learned held fixed."""
     state, step, mass = warm_up(density, state, transition, plan, generator)
     total, at = plan.warmup + plan.draws * plan.thin, plan.warmup
@@ -190,4 +190,4 @@ def run(
             "moved; give a smaller step_size, or None to adapt it."
         )
     draws = torch.stack(kept, dim=1) if kept else state.position.new_empty((len(state.position), 0))
-    return Samples(draws, log_prob, accept, energy, diverging, steps, step, mass, state)
+    return Chains(draws, log_prob, accept, energy, diverging, steps, step, mass, state)

@@ -189,19 +189,19 @@ def _chains(bad: Tensor) -> str:
     return f"chain{'s' if len(names) > 1 else ''} {shown} ({len(names)} of {len(bad)})"
 
 
-def torch_generator(generator: Generator, device: torch.device) -> torch.Generator:
-    """A generator on ``device``: the given one, or a fresh one from an integer seed.
+def torch_generator(generator: Generator, device: torch.device | None = None) -> torch.Generator:
+    """A generator on ``device`` (None: wherever the given one is, or the CPU): the given one, or one from a seed.
 
     Examples
     --------
-    >>> a, b = (torch.rand(2, generator=torch_generator(7, torch.device("cpu"))) for _ in range(2))
+    >>> a, b = (torch.rand(2, generator=torch_generator(7)) for _ in range(2))
     >>> bool((a == b).all())
     True
     """
     if isinstance(generator, torch.Generator):
-        if generator.device.type != device.type:
+        if device is not None and generator.device.type != device.type:
             raise InvalidInput(f"the generator is on {generator.device} but the chains are on {device}; make it there.")
         return generator
     if not isinstance(generator, int) or isinstance(generator, bool):
         raise InvalidInput(f"generator is {type(generator).__name__}; a torch.Generator or an integer seed is needed.")
-    return torch.Generator(device).manual_seed(generator)
+    return torch.Generator("cpu" if device is None else device).manual_seed(generator)

@@ -109,7 +109,7 @@ def bfmi(energy: Tensor | npt.ArrayLike) -> Floats:
     Parameters
     ----------
     energy
-        (chains, draws), from ``Samples.energy``.
+        (chains, draws), from ``Chains.energy``.
 
     Examples
     --------

@@ -74,7 +74,7 @@ def geweke(
     *,
     n_chains: int = 2000,
     n_steps: int = 20,
-    rng: Generator = 0,
+    generator: Generator = 0,
 ) -> GewekeResult:
     r"""Compare what a kernel does to the joint distribution of parameters and data with that distribution.
 
@@ -95,7 +95,7 @@ def geweke(
         Independent chains; errors are found at about 3 / sqrt(n_chains) standard deviations and beyond.
     n_steps
         Steps of each chain: enough for a wrong kernel to lead away.
-    rng
+    generator
         A torch.Generator, or a seed.
 
     Returns
@@ -128,7 +128,7 @@ def geweke(
             raise InvalidInput(f"{name}={value!r} must be an integer of at least {least}.")
     if quantities is not None and not quantities:
         raise InvalidInput("quantities is empty; name at least one function of (theta, data), or leave it out.")
-    generator = torch_generator(rng, rng.device if isinstance(rng, torch.Generator) else torch.device("cpu"))
+    generator = torch_generator(generator)
     fresh = _parameters("prior", prior(n_chains, generator), n_chains, None)
     fresh_data = simulate(fresh, generator)
     theta = _parameters("prior", prior(n_chains, generator), n_chains, fresh.shape[1])

@@ -29,8 +29,8 @@ from mlcollage.errors import InvalidInput
 from mlcollage.infer._run import (
     DIVERGENCE,
     Mass,
-    Plan,
     Progress,
+    RunSettings,
     Store,
     check_mass,
     check_step_size,
@@ -38,16 +38,16 @@ from mlcollage.infer._run import (
     kinetic,
     run,
 )
+from mlcollage.infer.chains import Chains, Info
 from mlcollage.infer.density import Generator, LogDensity, LogProb, State, start, torch_generator
-from mlcollage.infer.samples import Info, Samples
 
-__all__ = ["Kernel", "build", "init", "leapfrog", "prior_period", "sample", "update"]
+__all__ = ["Sampler", "build", "init", "leapfrog", "prior_period", "sample", "update"]
 
 Steps = int | tuple[int, int]
 _MOST_STEPS = 1_000_000
 
 
-class Kernel(NamedTuple):
+class Sampler(NamedTuple):
     """One iteration of a sampler over explicit state.
 
     Attributes
@@ -231,7 +231,7 @@ def build(
     mass: Tensor | None = None,
     temperature: float = 1.0,
     metropolis: bool = True,
-) -> Kernel:
+) -> Sampler:
     """HMC with fixed settings, as a pair of functions over explicit state.
 
     Parameters
@@ -266,7 +266,7 @@ def build(
             state, density, step_size=step_size, steps=low, mass=mass, metropolis=metropolis, generator=generator
         )
 
-    return Kernel(start_at, advance)
+    return Sampler(start_at, advance)
 
 
 def sample(
@@ -288,7 +288,7 @@ def sample(
     store: Store | None = None,
     generator: Generator = 0,
     progress: Progress | None = None,
-) -> Samples:
+) -> Chains:
     r"""Warm up, then draw from a density with as many chains as ``init`` has rows.
 
     Parameters
@@ -338,7 +338,7 @@ def sample(
 
     Returns
     -------
-    Samples
+    Chains
 
     Raises
     ------
@@ -351,30 +351,30 @@ def sample(
 
     >>> covariance = torch.tensor([[1.0, 0.9], [0.9, 1.0]], dtype=torch.float64) * torch.tensor([[1.0, 10], [10, 100]])
     >>> precision = torch.linalg.inv(covariance)
-    >>> samples = sample(lambda x: -0.5 * ((x @ precision) * x).sum(dim=1), torch.zeros(32, 2, dtype=torch.float64),
+    >>> chains = sample(lambda x: -0.5 * ((x @ precision) * x).sum(dim=1), torch.zeros(32, 2, dtype=torch.float64),
     ...                  draws=200, warmup=200, generator=1)
-    >>> samples.draws.shape
+    >>> chains.draws.shape
     torch.Size([32, 200, 2])
-    >>> torch.cov(samples.draws.reshape(-1, 2).T).round().tolist()
+    >>> torch.cov(chains.draws.reshape(-1, 2).T).round().tolist()
     [[1.0, 9.0], [9.0, 99.0]]
     """
     density = LogDensity(log_prob, temperature)
-    plan = Plan(draws, warmup, thin, step_size, target_accept, mass, pooled, progress)
+    plan = RunSettings(draws, warmup, thin, step_size, target_accept, mass, pooled, progress)
     if not 0 <= jitter < 1:
         raise InvalidInput(f"jitter={jitter} must lie in [0, 1): a share of the step size.")
     state = start(density, init)
-    rng = torch_generator(generator, state.position.device)
-    count = _counts(steps, trajectory, warmup + draws * thin, pooled, rng)
+    generator = torch_generator(generator, state.position.device)
+    count = _counts(steps, trajectory, warmup + draws * thin, pooled, generator)
 
     def transition(state: State, step: Tensor, mass: Tensor | None, at: int, warming: bool) -> tuple[State, Info]:
         n = count(at, step)
         if jitter:
-            noise = torch.rand(len(state.position), dtype=step.dtype, device=step.device, generator=rng)
+            noise = torch.rand(len(state.position), dtype=step.dtype, device=step.device, generator=generator)
             step = step * (1 + jitter * (2 * noise - 1))
         metropolis = metropolis_burn_in or not warming
-        return update(state, density, step_size=step, steps=n, mass=mass, metropolis=metropolis, generator=rng)
+        return update(state, density, step_size=step, steps=n, mass=mass, metropolis=metropolis, generator=generator)
 
-    return run(density, state, transition, plan, store, rng)
+    return run(density, state, transition, plan, store, generator)
 
 
 def _density(log_prob: LogProb | LogDensity) -> LogDensity:

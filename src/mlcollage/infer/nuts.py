@@ -27,10 +27,10 @@ import torch
 from torch import Tensor
 
 from mlcollage.errors import InvalidInput
-from mlcollage.infer._run import DIVERGENCE, Mass, Plan, Progress, Store, draw_momentum, kinetic, run
+from mlcollage.infer._run import DIVERGENCE, Mass, Progress, RunSettings, Store, draw_momentum, kinetic, run
+from mlcollage.infer.chains import Chains, Info
 from mlcollage.infer.density import Generator, LogDensity, LogProb, State, start, torch_generator
 from mlcollage.infer.hmc import leapfrog
-from mlcollage.infer.samples import Info, Samples
 
 __all__ = ["sample", "update"]
 
@@ -261,7 +261,7 @@ def sample(
     store: Store | None = None,
     generator: Generator = 0,
     progress: Progress | None = None,
-) -> Samples:
+) -> Chains:
     """Warm up, then draw; everything but ``max_depth`` as in :func:`mlcollage.infer.hmc.sample`.
 
     Parameters
@@ -273,7 +273,7 @@ def sample(
 
     Returns
     -------
-    Samples
+    Chains
 
     Raises
     ------
@@ -282,19 +282,19 @@ def sample(
 
     Examples
     --------
-    >>> samples = sample(lambda x: -0.5 * x.square().sum(dim=1), torch.zeros(8, 3, dtype=torch.float64), draws=100,
+    >>> chains = sample(lambda x: -0.5 * x.square().sum(dim=1), torch.zeros(8, 3, dtype=torch.float64), draws=100,
     ...                  warmup=100)
-    >>> samples.draws.shape, bool((samples.draws.std() - 1).abs() < 0.1)
+    >>> chains.draws.shape, bool((chains.draws.std() - 1).abs() < 0.1)
     (torch.Size([8, 100, 3]), True)
     """
     if isinstance(max_depth, bool) or not isinstance(max_depth, int) or not 1 <= max_depth <= 20:
         raise InvalidInput(f"max_depth={max_depth!r} must be an integer from 1 to 20.")
     density = LogDensity(log_prob, temperature)
-    plan = Plan(draws, warmup, thin, step_size, target_accept, mass, pooled, progress)
+    plan = RunSettings(draws, warmup, thin, step_size, target_accept, mass, pooled, progress)
     state = start(density, init)
-    rng = torch_generator(generator, state.position.device)
+    generator = torch_generator(generator, state.position.device)
 
     def transition(state: State, step: Tensor, mass: Tensor | None, at: int, warming: bool) -> tuple[State, Info]:
-        return update(state, density, step_size=step, mass=mass, max_depth=max_depth, generator=rng)
+        return update(state, density, step_size=step, mass=mass, max_depth=max_depth, generator=generator)
 
-    return run(density, state, transition, plan, store, rng)
+    return run(density, state, transition, plan, store, generator)

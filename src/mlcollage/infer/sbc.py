@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from mlcollage.errors import InvalidInput
+from mlcollage.infer.chains import Chains
 from mlcollage.infer.density import Generator, torch_generator
-from mlcollage.infer.samples import Samples
 from mlcollage.stats.simulation import sbc_ranks
 
 __all__ = ["sbc"]
@@ -34,11 +34,11 @@ Quantity = Callable[[Tensor, Any], Tensor]
 def sbc(
     prior: Callable[[int, torch.Generator], Tensor],
     simulate: Callable[[Tensor, torch.Generator], Any],
-    fit: Callable[[Any, int, torch.Generator], Tensor | Samples],
+    fit: Callable[[Any, int, torch.Generator], Tensor | Chains],
     quantities: Mapping[str, Quantity],
     n_sims: int = 600,
     n_ranks: int = 100,
-    rng: Generator = 0,
+    generator: Generator = 0,
 ) -> dict[str, npt.NDArray[np.int64]]:
     r"""Ranks of true quantities among their posterior draws.
 
@@ -52,7 +52,7 @@ def sbc(
         ``simulate(theta, generator)``: a data set for each row, in any form that ``fit`` and ``quantities`` take.
     fit
         ``fit(data, L, generator)``: posterior draws (n_sims, draws, dim) for each data set, or
-        :class:`~mlcollage.infer.samples.Samples`, in the coordinates of ``prior``. They should be nearly independent
+        :class:`~mlcollage.infer.chains.Chains`, in the coordinates of ``prior``. They should be nearly independent
         (thin them in the sampler); more than L draws are thinned evenly.
     quantities
         Name to ``f(theta, data)``: (n_sims, dim) and the data to (n_sims,). Rank every parameter, and the
@@ -60,7 +60,7 @@ def sbc(
     n_sims, n_ranks
         Simulated data sets, and possible ranks, L + 1: the truth is ranked among L = ``n_ranks - 1`` draws. A number
         with many divisors bins well.
-    rng
+    generator
         A torch.Generator, or a seed.
 
     Returns
@@ -94,14 +94,14 @@ def sbc(
             raise InvalidInput(f"{name}={value!r} must be an integer of at least {least}.")
     if not quantities:
         raise InvalidInput("quantities is empty; name at least one function of (theta, data) to rank.")
-    generator = torch_generator(rng, rng.device if isinstance(rng, torch.Generator) else torch.device("cpu"))
+    generator = torch_generator(generator)
     theta = prior(n_sims, generator)
     if theta.ndim != 2 or len(theta) != n_sims:
         raise InvalidInput(f"prior returned shape {tuple(theta.shape)}; ({n_sims}, dim) is needed.")
     data = simulate(theta, generator)
     kept = n_ranks - 1
     fitted = fit(data, kept, generator)
-    draws = fitted.draws if isinstance(fitted, Samples) else fitted
+    draws = fitted.draws if isinstance(fitted, Chains) else fitted
     if draws.ndim != 3 or (len(draws), draws.shape[2]) != theta.shape or draws.shape[1] < kept:
         raise InvalidInput(
             f"fit returned draws of shape {tuple(draws.shape)}; ({n_sims}, at least {kept}, {theta.shape[1]}) is "

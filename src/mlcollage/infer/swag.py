@@ -70,14 +70,14 @@ class SWAG:
     --------
     >>> model = torch.nn.Linear(3, 1)
     >>> optimizer, swag = torch.optim.SGD(model.parameters(), lr=0.1), SWAG(model, rank=5)
-    >>> rng = torch.Generator().manual_seed(0)
+    >>> generator = torch.Generator().manual_seed(0)
     >>> for epoch in range(10):
-    ...     x = torch.randn(16, 3, generator=rng)
+    ...     x = torch.randn(16, 3, generator=generator)
     ...     optimizer.zero_grad()
     ...     (model(x) - x.sum(1, keepdim=True)).square().mean().backward()
     ...     optimizer.step()
     ...     swag.update(model)
-    >>> model.load_state_dict(swag.sample(rng))
+    >>> model.load_state_dict(swag.sample(generator))
     <All keys matched successfully>
     >>> swag.count, swag.mean.shape, swag.deviations.shape
     (10, torch.Size([4]), torch.Size([5, 4]))
@@ -170,10 +170,10 @@ class SWAG:
         self._needs(2)
         if not 0 <= scale < math.inf:
             raise InvalidInput(f"scale={scale!r} must be zero or a positive number.")
-        rng = torch_generator(generator, self.mean.device)
+        generator = torch_generator(generator, self.mean.device)
 
         def normal(size: int) -> Tensor:
-            return torch.randn(size, dtype=self.mean.dtype, device=self.mean.device, generator=rng)
+            return torch.randn(size, dtype=self.mean.dtype, device=self.mean.device, generator=generator)
 
         offset = self.variance.sqrt() * normal(len(self.mean))
         if self.rank:

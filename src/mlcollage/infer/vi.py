@@ -117,9 +117,9 @@ def elbo(
 
     Examples
     --------
-    >>> rng = torch.Generator().manual_seed(0)
+    >>> generator = torch.Generator().manual_seed(0)
     >>> value, by_mean, by_log_sd = elbo(
-    ...     lambda x: -0.5 * (x - 3).square().sum(1), torch.zeros(1), torch.zeros(1), generator=rng)
+    ...     lambda x: -0.5 * (x - 3).square().sum(1), torch.zeros(1), torch.zeros(1), generator=generator)
     >>> round(float(by_mean), 4)  # exact, since the density is Gaussian
     3.0
     """
@@ -194,12 +194,12 @@ def fit(
         raise InvalidInput(f"init has shape {tuple(first.shape)}; one mean (dim,) is needed, there are no chains here.")
     mean = start(density, first[None]).position[0]
     log_sd = torch.full_like(mean, math.log(init_sd))
-    rng = torch_generator(generator, mean.device)
+    generator = torch_generator(generator, mean.device)
     adam = torch.optim.Adam([mean, log_sd], lr=learning_rate, maximize=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
     trace = []
     for step in range(steps):
-        value, mean.grad, log_sd.grad = elbo(density, mean, log_sd, draws=draws, generator=rng)
+        value, mean.grad, log_sd.grad = elbo(density, mean, log_sd, draws=draws, generator=generator)
         if not value.isfinite():
             raise InvalidInput(
                 f"the ELBO is {float(value)} at step {step}; lower learning_rate or init_sd, or make log_prob finite "

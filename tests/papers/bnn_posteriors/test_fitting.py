@@ -262,8 +262,8 @@ def test_unknown_names_are_refused():
 
 def test_the_density_serves_the_samplers_of_infer_as_it_is():
     model = linear()
-    samples = infer_hmc.sample(model.log_density(X, Y), model.initial(32), draws=150, warmup=100, generator=0)
+    chains = infer_hmc.sample(model.log_density(X, Y), model.initial(32), draws=150, warmup=100, generator=0)
     mu, covariance, _ = exact()
-    draws = samples.draws.flatten(0, 1)
+    draws = chains.draws.flatten(0, 1)
     torch.testing.assert_close(draws.mean(0), mu, rtol=0, atol=0.02)
     torch.testing.assert_close(draws.std(0), covariance.diagonal().sqrt(), rtol=0.1, atol=0)

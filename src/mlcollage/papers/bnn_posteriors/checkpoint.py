@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mlcollage.errors import InvalidInput
 from mlcollage.infer.density import State
-from mlcollage.infer.samples import Samples
+from mlcollage.infer.chains import Chains
 
 from ._checks import as_tensor
 from .layout import Layout
@@ -40,7 +40,7 @@ class Checkpoint:
         Where the chains stand, and with what they go on; None in a fresh folder.
     draws : int
         Draws of each chain so far.
-    columns : list of Samples
+    columns : list of Chains
         How the sampler fared so far.
     """
 
@@ -50,7 +50,7 @@ class Checkpoint:
     step_size: Tensor | None = None
     mass: Tensor | None = None
     draws: int = 0
-    columns: list[Samples] = field(default_factory=list)
+    columns: list[Chains] = field(default_factory=list)
 
     @classmethod
     def open(
@@ -104,7 +104,7 @@ class Checkpoint:
         self.mass = state["mass"].to(device) if "mass" in state else None
         self.draws = int(state["draws"])
         rng.set_state(state["generator"])
-        self.columns = [self._as_samples({name: state[f"columns.{name}"].to(device) for name in _COLUMNS})]
+        self.columns = [self._as_chains({name: state[f"columns.{name}"].to(device) for name in _COLUMNS})]
         if keeper.stream is not None:
             own = {k.removeprefix("stream."): v.to(device) for k, v in state.items() if k.startswith("stream.")}
             keeper.stream = PredictionStream.from_tensors(model.likelihood, own)
@@ -113,12 +113,12 @@ class Checkpoint:
                 keeper.kept += list(_load(self.folder / name)[1]["params"].to(device).unbind(dim=1))
         self.header["blocks"] = header["blocks"]
 
-    def _as_samples(self, columns: dict[str, Tensor]) -> Samples:
+    def _as_chains(self, columns: dict[str, Tensor]) -> Chains:
         assert self.position is not None
         assert self.step_size is not None
         nothing = self.position.new_empty((len(self.position), 0))
         state = State(self.position, nothing[:, 0:0], nothing)
-        return Samples(nothing, **columns, step_size=self.step_size, mass=self.mass, state=state)
+        return Chains(nothing, **columns, step_size=self.step_size, mass=self.mass, state=state)
 
     def write(
         self,
@@ -126,7 +126,7 @@ class Checkpoint:
         step_size: Tensor,
         mass: Tensor | None,
         draws: int,
-        columns: list[Samples],
+        columns: list[Chains],
         keeper: Keeper,
         rng: torch.Generator,
     ) -> None:

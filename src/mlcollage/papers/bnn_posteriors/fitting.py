@@ -22,7 +22,7 @@ from mlcollage.infer import hmc as infer_hmc
 from mlcollage.infer import nuts as infer_nuts
 from mlcollage.infer._run import Mass
 from mlcollage.infer.density import Generator, LogDensity, torch_generator
-from mlcollage.infer.samples import Samples
+from mlcollage.infer.chains import Chains
 
 from ._checks import as_data
 from ._keep import Init, Keeper, Progress, Store, positive, whole
@@ -155,7 +155,7 @@ def hmc(
         start = model.initial(chains, init, generator=rng)
         advance = _shifted(progress, 0, total)
         position = _burn_in(density, start, burn_in, step_size, length, temperature, rng, advance)
-    columns: list[Samples] = [] if saved is None else saved.columns
+    columns: list[Chains] = [] if saved is None else saved.columns
     block = samples if saved is None else whole(checkpoint_every, "checkpoint_every")
     while done < samples:
         first = done == 0
@@ -217,7 +217,7 @@ def _shifted(progress: Progress | None, by: int, total: int) -> Progress | None:
     return None if progress is None else lambda done, _: progress(by + done, total)
 
 
-def _stats(columns: list[Samples]) -> dict[str, Tensor]:
+def _stats(columns: list[Chains]) -> dict[str, Tensor]:
     named = {
         "accept_prob": "accept",
         "energy": "energy",

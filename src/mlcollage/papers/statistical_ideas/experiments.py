@@ -273,7 +273,7 @@ def calibration(run: Run, workload: Workload | None) -> Measurements:
             schools.quantities(s),
             n_sims=run.integer("simulations"),
             n_ranks=ranks,
-            rng=10 * run.seed + place,
+            generator=10 * run.seed + place,
         )
         result = sbc_uniformity(found, ranks, rng=run.seed)
         rejected[arm] = not result.passed(0.01)

@@ -13,7 +13,7 @@ from mlcollage.errors import InvalidInput
 from mlcollage.infer.density import State
 from mlcollage.infer.export import to_arviz
 
-__all__ = ["Info", "Samples"]
+__all__ = ["Chains", "Info"]
 
 Part = int | slice | Sequence[int] | Callable[[Tensor], Tensor]
 
@@ -47,7 +47,7 @@ class Info:
 
 
 @dataclass(frozen=True)
-class Samples:
+class Chains:
     """Draws of several chains, with what diagnostics need.
 
     Attributes
@@ -111,8 +111,8 @@ class Samples:
         --------
         >>> import torch
         >>> from mlcollage.infer import hmc
-        >>> samples = hmc.sample(lambda x: -0.5 * x.square().sum(1), torch.zeros(4, 2), draws=50, warmup=50)
-        >>> data = samples.to_arviz({"mu": 0, "tau": lambda draws: draws[..., 1].exp()})
+        >>> chains = hmc.sample(lambda x: -0.5 * x.square().sum(1), torch.zeros(4, 2), draws=50, warmup=50)
+        >>> data = chains.to_arviz({"mu": 0, "tau": lambda draws: draws[..., 1].exp()})
         >>> sorted(data.posterior.data_vars)
         ['mu', 'tau']
         """
