@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from mlcollage._random import derive
 from mlcollage.errors import InvalidInput
 
 __all__ = ["build", "seeded"]
@@ -39,8 +40,8 @@ def seeded(seed: int, *more: int) -> Iterator[None]:
     generators = [torch.default_generator]
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         generators += list(torch.cuda.default_generators)
-    for number in more:
-        seed = _mix(seed, number)
+    if more:
+        seed = derive(seed, *more)
     states = [g.get_state() for g in generators]
     try:
         for g in generators:
@@ -49,13 +50,6 @@ def seeded(seed: int, *more: int) -> Iterator[None]:
     finally:
         for g, state in zip(generators, states, strict=True):
             g.set_state(state)
-
-
-def _mix(seed: int, number: int) -> int:
-    """One seed from two, so that neighbors share no noise (a round of splitmix64)."""
-    z = (seed * 0x9E3779B97F4A7C15 + (number + 1) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-    return (z ^ (z >> 27)) & 0x7FFFFFFFFFFFFFFF
 
 
 def build(model_fn: Callable[[], nn.Module], seed: int) -> nn.Module:

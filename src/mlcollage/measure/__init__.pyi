@@ -1,0 +1,71 @@
+from .calibration import CalibrationCurve as CalibrationCurve
+from .calibration import MonteCarlo as MonteCarlo
+from .calibration import accuracy as accuracy
+from .calibration import agreement as agreement
+from .calibration import auroc_ood as auroc_ood
+from .calibration import brier as brier
+from .calibration import calibration_curve as calibration_curve
+from .calibration import confidence_gap as confidence_gap
+from .calibration import ece as ece
+from .calibration import jackknife as jackknife
+from .calibration import mutual_information as mutual_information
+from .calibration import nll as nll
+from .cca import CCAFactor as CCAFactor
+from .cca import CCAResult as CCAResult
+from .cca import cca as cca
+from .cca import pwcca as pwcca
+from .cca import svcca as svcca
+from .class_means import ClassMeans as ClassMeans
+from .dimensionality import dimensionality as dimensionality
+from .dimensionality import participation_ratio as participation_ratio
+from .dimensionality import spectrum as spectrum
+from .fisher import fisher_sqnorm as fisher_sqnorm
+from .fisher import fisher_trace as fisher_trace
+from .fisher import sample_labels as sample_labels
+from .grad_norms import GhostNorms as GhostNorms
+from .grad_norms import per_example_grad_sqnorm as per_example_grad_sqnorm
+from .hessian import hessian_eigenvalues as hessian_eigenvalues
+from .hessian import hessian_trace as hessian_trace
+from .hessian import hessian_vector_product as hessian_vector_product
+from .layer_tap import LayerTap as LayerTap
+from .layer_tap import layers_of as layers_of
+from .representation import as_samples as as_samples
+from .representation import centered_matrix as centered_matrix
+from .trace import TraceResult as TraceResult
+
+__all__ = [
+    "CCAFactor",
+    "CCAResult",
+    "CalibrationCurve",
+    "ClassMeans",
+    "GhostNorms",
+    "LayerTap",
+    "MonteCarlo",
+    "TraceResult",
+    "accuracy",
+    "agreement",
+    "as_samples",
+    "auroc_ood",
+    "brier",
+    "calibration_curve",
+    "cca",
+    "centered_matrix",
+    "confidence_gap",
+    "dimensionality",
+    "ece",
+    "fisher_sqnorm",
+    "fisher_trace",
+    "hessian_eigenvalues",
+    "hessian_trace",
+    "hessian_vector_product",
+    "jackknife",
+    "layers_of",
+    "mutual_information",
+    "nll",
+    "participation_ratio",
+    "per_example_grad_sqnorm",
+    "pwcca",
+    "sample_labels",
+    "spectrum",
+    "svcca",
+]
