@@ -270,7 +270,7 @@ def _traces(quick: bool) -> list[Row]:
         rng = torch.Generator().manual_seed(2)
         costs = take_turns([lambda d=d, g=rng: d(g) for d in draws.values()], 6 if quick else 40)
         # Labels drawn one by one have one standard error, whoever draws them; ours is measured with many draws.
-        many = fisher_trace(task.model, task.x, method="mc", n_samples=100, generator=rng)
+        many = fisher_trace(task.model, task.x, method="mc", draws=100, generator=rng)
         values = {}
         for (name, draw), seconds in zip(draws.items(), costs, strict=True):
             per_label = "Hutchinson" not in name and "mini-batch" not in name

@@ -133,7 +133,7 @@ def test_tokens_and_pixels():
     image = build(lambda: Tokens(True))
     assert image(x).shape == (3, 3, 1, 2)
     torch.testing.assert_close(fisher_trace(image, x, per_example=True).per_example, truth)
-    drawn = fisher_trace(model, x, method="mc", n_samples=2000, generator=0)
+    drawn = fisher_trace(model, x, method="mc", draws=2000, generator=0)
     assert abs(drawn.value - float(truth.mean())) < 4 * drawn.stderr
 
 
@@ -143,11 +143,11 @@ def test_drawn_estimates_are_unbiased_and_their_errors_honest(method, likelihood
     model, x = mlp(), inputs(6, 4)
     truth = float(matrix_trace(model, x, likelihood).mean())
     found = fisher_trace(
-        model, x, method=method, likelihood=likelihood, n_samples=400, generator=0, batch_size=4, per_layer=True
+        model, x, method=method, likelihood=likelihood, draws=400, generator=0, batch_size=4, per_layer=True
     )
     assert abs(found.value - truth) < 4 * found.stderr
     assert sum(found.per_layer.values()) == pytest.approx(found.value)
-    again = [fisher_trace(model, x, method=method, likelihood=likelihood, n_samples=10, generator=s) for s in range(60)]
+    again = [fisher_trace(model, x, method=method, likelihood=likelihood, draws=10, generator=s) for s in range(60)]
     spread = torch.tensor([r.value for r in again]).std()
     assert float(torch.tensor([r.stderr for r in again]).mean()) == pytest.approx(float(spread), rel=0.35)
 
@@ -203,7 +203,7 @@ def test_kinds_of_data_and_of_output():
     loader = DataLoader(TensorDataset(x, y), batch_size=3)  # the last batch has one example
     for data in (x, (x, y), loader, [x[:7], x[7:]], [(x[:7], y[:7]), (x[7:], y[7:])], [{"input": x, "labels": y}]):
         assert fisher_trace(model, data).value == pytest.approx(truth)
-    drawn = fisher_trace(model, loader, method="minibatch", n_samples=300, generator=0)
+    drawn = fisher_trace(model, loader, method="minibatch", draws=300, generator=0)
     assert abs(drawn.value - truth) < 4 * drawn.stderr
     named = build(Named)
     assert fisher_trace(named, {"x": x, "labels": None}).value > 0
@@ -273,7 +273,7 @@ def test_one_forward_pass_serves_loss_and_penalty():
     model, x, y = mlp(), inputs(4, 4), torch.tensor([0, 1, 2, 0])
     ghost = GhostNorms(model)
     loss = F.cross_entropy(ghost.run(x, differentiable=True), y)
-    parts = fisher_sqnorm(ghost, generator=0, per_layer=True, n_samples=2)
+    parts = fisher_sqnorm(ghost, generator=0, per_layer=True, draws=2)
     (loss + 0.1 * sum(parts.values()).mean()).backward()
     assert all(p.grad is not None for p in model.parameters())
     assert set(parts) == {"0", "2"}
@@ -285,9 +285,17 @@ def test_labels_follow_the_models_distribution():
     assert abs(rate - 0.75) < 4 * math.sqrt(0.75 * 0.25 / 4000)
     ones = sample_labels(torch.full((4000,), math.log(3.0)), likelihood="bernoulli", generator=0)
     assert abs(ones.mean() - 0.75) < 4 * math.sqrt(0.75 * 0.25 / 4000)
-    assert sample_labels(torch.zeros(5, 7, 2), count=3, generator=0).shape == (3, 5, 7)
+    assert sample_labels(torch.zeros(5, 7, 2), draws=3, generator=0).shape == (3, 5, 7)
     values = sample_labels(torch.full((4000,), 2.0), likelihood="gaussian", generator=0)
     assert abs(values.mean() - 2) < 4 / math.sqrt(4000)
+
+
+def test_labels_invert_the_distribution_function_at_the_generators_numbers():
+    """What makes a generator give the same labels on every device."""
+    z = inputs(6, 5)
+    u = torch.rand(6, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    below = z.double().softmax(1).cumsum(1).unsqueeze(1) <= u.unsqueeze(2)  # (examples, draws, classes)
+    assert torch.equal(sample_labels(z, draws=3, generator=2), below.sum(2).T)
 
 
 def test_half_precision():
@@ -300,17 +308,17 @@ def test_half_precision():
 
 def test_bad_input():
     model, x = mlp(), inputs(4, 4)
-    with pytest.raises(UnknownName, match="choose one of exact, mc, minibatch"):
+    with pytest.raises(UnknownName, match="must be one of 'exact', 'mc', 'minibatch'"):
         fisher_trace(model, x, method="empirical")
-    with pytest.raises(UnknownName, match="choose one of categorical"):
+    with pytest.raises(UnknownName, match="must be one of 'categorical'"):
         fisher_trace(model, x, likelihood="poisson")
     for method in ("mc", "minibatch"):
         with pytest.raises(InvalidInput, match="pass generator="):
             fisher_trace(model, x, method=method)
     with pytest.raises(InvalidInput, match="draws nothing"):
-        fisher_trace(model, x, n_samples=2)
-    with pytest.raises(InvalidInput, match="n_samples must be a whole number"):
-        fisher_trace(model, x, method="mc", n_samples=0, generator=0)
+        fisher_trace(model, x, draws=2)
+    with pytest.raises(InvalidInput, match="draws must be a whole number"):
+        fisher_trace(model, x, method="mc", draws=0, generator=0)
     with pytest.raises(InvalidInput, match="no value for a single example"):
         fisher_trace(model, x, method="minibatch", per_example=True, generator=0)
     with pytest.raises(InvalidInput, match="return logits, without the softmax"):
@@ -341,9 +349,9 @@ def test_bad_input():
         fisher_sqnorm(model, x, score_term=True, generator=0)
     with pytest.raises(InvalidInput, match="use method='mc'"):
         fisher_sqnorm(build(Tokens), inputs(3, 2, 4), method="exact")
-    with pytest.raises(UnknownName, match="choose 'model' or 'uniform'"):
+    with pytest.raises(UnknownName, match="must be one of 'model', 'uniform'"):
         fisher_sqnorm(model, x, labels="true", generator=0)
-    with pytest.raises(UnknownName, match="choose 'mc' or 'exact'"):
+    with pytest.raises(UnknownName, match="must be one of 'mc', 'exact'"):
         fisher_sqnorm(model, x, method="minibatch", generator=0)
     with pytest.raises(InvalidInput, match="pass generator="):
         sample_labels(torch.zeros(2, 2), generator="seed")

@@ -12,17 +12,22 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from mlcollage.errors import InvalidInput, UnknownName
+from mlcollage import _checks as checks
+from mlcollage.errors import InvalidInput
 
 __all__ = ["KINDS", "as_generator", "check_outputs", "columns", "count_columns", "draw", "draw_scores", "score"]
 
 KINDS = ("categorical", "gaussian", "bernoulli")
 
 
-def as_generator(generator: torch.Generator | int | None, device: torch.device) -> torch.Generator:
-    """The generator itself, or one from a seed, on ``device``; None is refused."""
+def as_generator(generator: torch.Generator | int | None, device: torch.device | None = None) -> torch.Generator:
+    """The generator itself, or one from a seed; None is refused.
+
+    With a ``device`` it must be there. Without, it may be anywhere, and one from a seed is on the CPU: what is drawn is
+    then moved, and is the same for every device.
+    """
     if isinstance(generator, torch.Generator):
-        if generator.device.type != device.type:
+        if device is not None and generator.device.type != device.type:
             raise InvalidInput(
                 f"the generator is on {generator.device} but the model's output on {device}: make it there."
             )
@@ -32,7 +37,7 @@ def as_generator(generator: torch.Generator | int | None, device: torch.device) 
             "labels are drawn from the model, so pass generator=, a torch.Generator or a whole number as seed, for the "
             "same numbers another time."
         )
-    return torch.Generator(device).manual_seed(generator)
+    return torch.Generator(device or "cpu").manual_seed(generator)
 
 
 def check_outputs(z: Tensor, likelihood: str, class_dim: int | None) -> int:
@@ -40,8 +45,7 @@ def check_outputs(z: Tensor, likelihood: str, class_dim: int | None) -> int:
 
     Without ``class_dim`` it is the last of (B, C) and of tokens (B, T, C), and the second of images (B, C, H, W).
     """
-    if likelihood not in KINDS:
-        raise UnknownName(f"likelihood {likelihood!r} is not known; choose one of {', '.join(KINDS)}.")
+    checks.choice("likelihood", likelihood, KINDS)
     low, high = (float(v) for v in z.detach().aminmax()) if z.is_floating_point() and z.numel() else (math.nan, 0.0)
     if not (math.isfinite(low) and math.isfinite(high)):
         raise InvalidInput("the model's output has values that are not finite numbers, so it has no Fisher matrix.")
@@ -68,36 +72,45 @@ def check_outputs(z: Tensor, likelihood: str, class_dim: int | None) -> int:
     return where
 
 
-def draw(z: Tensor, likelihood: str, class_dim: int, count: int, generator: torch.Generator) -> Tensor:
-    """Labels from the model, (count, B, ...): class indices without the class dimension, or values shaped as z."""
-    z = z.detach()
-    z = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+def draw(z: Tensor, likelihood: str, class_dim: int, draws: int, generator: torch.Generator) -> Tensor:
+    """Labels from the model, (draws, B, ...): class numbers without the class dimension, or values shaped as z."""
+    z = _at_least_single(z.detach())
     if likelihood == "categorical":
-        return _classes(z.movedim(class_dim, -1).softmax(-1), count, generator).movedim(-1, 0)
+        return _classes(z.movedim(class_dim, -1), draws, generator)
+    shape, where = (draws, *z.shape), generator.device
     if likelihood == "bernoulli":
-        return torch.bernoulli(z.sigmoid().expand(count, *z.shape), generator=generator)
-    return z + torch.randn((count, *z.shape), generator=generator, device=z.device, dtype=z.dtype)
+        return (torch.rand(shape, generator=generator, device=where).to(z.device) < z.sigmoid()).to(z.dtype)
+    return z + torch.randn(shape, generator=generator, device=where).to(z)
 
 
-def _classes(p: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Draws (..., count) from the last dimension, by inverting the distribution function."""
-    classes = p.shape[-1]
-    if classes > 256 and p.device.type != "mps":
-        p = p.double()  # sums of many small numbers
-    u = torch.rand((*p.shape[:-1], count), generator=generator, dtype=p.dtype, device=p.device)
-    return torch.searchsorted(p.cumsum(-1), u, right=True).clamp_(max=classes - 1)
+def _classes(logits: Tensor, draws: int, generator: torch.Generator) -> Tensor:
+    """Class numbers (draws, ...) from logits (..., C), by inverting the distribution function at uniform numbers.
+
+    The numbers come from the generator's own device, so that a generator gives the same labels on every device.
+    """
+    # Sums of many small probabilities want double precision; Apple's GPUs have none.
+    kind = torch.float32 if logits.device.type == "mps" else torch.float64
+    *lead, classes = logits.shape
+    u = torch.rand((*lead, draws), generator=generator, device=generator.device, dtype=torch.float64)
+    up_to = logits.to(kind).softmax(-1).cumsum(-1)  # (..., C): probability of this class or one before it
+    found = torch.searchsorted(up_to, u.to(kind).to(logits.device), right=True)  # (..., draws)
+    return found.clamp_(max=classes - 1).movedim(-1, 0)
 
 
-def draw_scores(z: Tensor, likelihood: str, class_dim: int, count: int, generator: torch.Generator) -> Tensor:
-    """Scores (count, B, ...) at labels drawn from the model, without a graph."""
-    z = z.detach()
-    z = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+def draw_scores(z: Tensor, likelihood: str, class_dim: int, draws: int, generator: torch.Generator) -> Tensor:
+    """Scores (draws, B, ...) at labels drawn from the model, without a graph."""
+    z = _at_least_single(z.detach())
     if likelihood != "categorical":
-        return score(z, draw(z, likelihood, class_dim, count, generator), likelihood, class_dim)
-    p = z.movedim(class_dim, -1).softmax(-1)
-    y = _classes(p, count, generator).movedim(-1, 0).unsqueeze(-1)
+        return score(z, draw(z, likelihood, class_dim, draws, generator), likelihood, class_dim)
+    last = z.movedim(class_dim, -1)  # (B, ..., C)
+    p = last.softmax(-1)
+    y = _classes(last, draws, generator).unsqueeze(-1)  # (draws, B, ..., 1)
     minus_one = torch.full((), -1, dtype=p.dtype, device=p.device).expand(y.shape)
-    return p.expand(count, *p.shape).scatter_add(-1, y, minus_one).movedim(-1, class_dim + 1)
+    return p.expand(draws, *p.shape).scatter_add(-1, y, minus_one).movedim(-1, class_dim + 1)
+
+
+def _at_least_single(z: Tensor) -> Tensor:
+    return z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
 
 
 def score(z: Tensor, y: Tensor, likelihood: str, class_dim: int) -> Tensor:
@@ -122,35 +135,37 @@ def columns(z: Tensor, likelihood: str, class_dim: int, size: int) -> Iterator[T
     :math:`q_j = \sum_{l > j} p_l`:
     :math:`L_{jj} = \sqrt{p_j q_j / q_{j-1}}`, :math:`L_{ij} = -L_{jj}\, p_i / q_j` for i > j. It has C - 1 columns.
     """
-    z = z.detach()
-    z = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+    z = _at_least_single(z.detach())
     numbers = z[0].numel()
     if likelihood != "categorical":
+        # Outputs are independent: F_z is diagonal, and so is its root; one column for each output.
         scale = (z.sigmoid() * (-z).sigmoid()).sqrt() if likelihood == "bernoulli" else torch.ones_like(z)
         flat = scale.reshape(len(z), numbers)
         for start in range(0, numbers, size):
             ids = torch.arange(start, min(start + size, numbers), device=z.device)
-            out = flat.new_zeros(len(ids), len(z), numbers)
+            out = flat.new_zeros(len(ids), len(z), numbers)  # (K, B, outputs), one non-zero output in each column
             out[torch.arange(len(ids), device=z.device), :, ids] = flat[:, ids].T
             yield out.reshape(len(ids), *z.shape)
         return
     moved = z.movedim(class_dim, -1)
     classes, shape = moved.shape[-1], moved.shape
-    p = moved.softmax(-1).reshape(len(z), -1, classes)
+    p = moved.softmax(-1).reshape(len(z), -1, classes)  # (B, positions, C)
     rest = p.flip(-1).cumsum(-1).flip(-1)  # sums of p from each class on, without cancellation
     before, after = rest[..., :-1], rest[..., 1:]
+    # L_jj, (B, positions, C - 1); clamped where no probability is left, as 0 / 0 there means 0.
     diagonal = (p[..., :-1] * after / before.clamp_min(torch.finfo(p.dtype).tiny)).sqrt()
     positions = p.shape[1]
     total = positions * (classes - 1)
     for start in range(0, total, size):
         ids = torch.arange(start, min(start + size, total), device=z.device)
-        place, j = ids // (classes - 1), ids % (classes - 1)
+        place, j = ids // (classes - 1), ids % (classes - 1)  # (K,) each: position and class of a column
         below = torch.arange(classes, device=z.device) > j.unsqueeze(1)  # (K, C)
-        head = diagonal[:, place, j].T  # (K, B)
+        head = diagonal[:, place, j].T  # (K, B): L_jj
+        # (K, B, C): p_i / q_j, kept for the classes i > j
         tail = p[:, place].transpose(0, 1) / after[:, place, j].T.unsqueeze(-1).clamp_min(torch.finfo(p.dtype).tiny)
         column = torch.where(below.unsqueeze(1), -tail, torch.zeros_like(tail)) * head.unsqueeze(-1)
         k = torch.arange(len(ids), device=z.device)
         column[k, :, j] = head
-        out = p.new_zeros(len(ids), len(z), positions, classes)
+        out = p.new_zeros(len(ids), len(z), positions, classes)  # zero but at the column's own position
         out[k, :, place] = column
         yield out.reshape(len(ids), *shape).movedim(-1, class_dim + 1)

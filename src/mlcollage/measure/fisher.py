@@ -22,11 +22,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mlcollage.errors import InvalidInput, UnknownName
+from mlcollage import _checks as checks
+from mlcollage.errors import InvalidInput
 from mlcollage.measure._likelihood import as_generator, check_outputs, columns, count_columns, draw, draw_scores, score
 from mlcollage.measure._uses import wide
 from mlcollage.measure.grad_norms import GhostNorms, call, layer_name
 from mlcollage.measure.trace import TraceResult
+from mlcollage.nn.wrapped import logits_of
 
 __all__ = ["fisher_sqnorm", "fisher_trace", "sample_labels"]
 
@@ -39,7 +41,7 @@ def fisher_trace(
     data: Any,
     *,
     method: str = "exact",
-    n_samples: int = 1,
+    draws: int = 1,
     per_layer: bool = False,
     per_example: bool = False,
     likelihood: str = "categorical",
@@ -69,7 +71,7 @@ def fisher_trace(
         such as a DataLoader.
     method
         ``"exact"``, ``"mc"`` or ``"minibatch"``.
-    n_samples
+    draws
         Draws of all labels; not for ``"exact"``.
     per_layer
         Give the parts of the modules as well.
@@ -79,7 +81,7 @@ def fisher_trace(
         ``"categorical"`` (logits of classes), ``"bernoulli"`` (each output the logit of a yes or no), or
         ``"gaussian"`` (each output a mean, with variance 1).
     generator
-        Source of the labels, or a seed; required unless ``"exact"``.
+        Source of the labels, on any device, or a seed; required unless ``"exact"``.
     params
         Parameters to count; by default all that require a gradient.
     batch_size
@@ -112,24 +114,24 @@ def fisher_trace(
     >>> round(fisher_trace(model, torch.ones(4, 3), method="mc", generator=0).value, 5)
     2.0
     """
-    _check(method, n_samples, batch_size, per_example)
+    _check(method, draws, batch_size, per_example)
     if any(isinstance(m, _BatchNorm) and m.training for m in model.modules()):
         raise InvalidInput(
             "batch normalization in training mode couples the examples, so that the trace is not a mean over them: "
             "call model.eval() first (or only its BatchNorm layers'), or use GroupNorm or LayerNorm."
         )
     ghost = GhostNorms(model, params)
-    device = next(iter(ghost.model.parameters())).device
-    source = None if method == "exact" else as_generator(generator, device)
-    totals = _Totals(method, n_samples)
+    device = next(ghost.model.parameters()).device
+    source = None if method == "exact" else as_generator(generator)
+    totals = _Totals(method, draws)
     for x in _batches(data, batch_size, device):
         if method == "minibatch":
-            totals.add(*_minibatch(ghost, x, n_samples, likelihood, class_dim, _needed(source)))
+            totals.add(*_minibatch(ghost, x, draws, likelihood, class_dim, _needed(source)))
         elif method == "exact":
             traces = _exact(ghost, x, likelihood, class_dim)
             totals.add({layer: v.unsqueeze(0) for layer, v in traces.items()}, ghost.batch)
         else:
-            totals.add(_norms(ghost, x, "model", n_samples, likelihood, class_dim, source, False), ghost.batch)
+            totals.add(_norms(ghost, x, "model", draws, likelihood, class_dim, source, False), ghost.batch)
     return totals.result(per_layer, per_example)
 
 
@@ -139,7 +141,7 @@ def fisher_sqnorm(
     *,
     labels: str | Tensor = "model",
     method: str = "mc",
-    n_samples: int = 1,
+    draws: int = 1,
     score_term: bool = False,
     per_layer: bool = False,
     likelihood: str = "categorical",
@@ -165,7 +167,7 @@ def fisher_sqnorm(
         ``"model"``, ``"uniform"`` (over classes), or labels (B, ...).
     method
         ``"mc"`` or ``"exact"``.
-    n_samples
+    draws
         Draws of all labels, for ``"mc"``.
     score_term
         Let gradients go through the probabilities, for ``"exact"``.
@@ -198,18 +200,16 @@ def fisher_sqnorm(
         raise InvalidInput(
             "drawn labels are constants and have no score term: use method='exact', or score_term=False."
         )
-    if method not in ("mc", "exact"):
-        raise UnknownName(f"method {method!r} is not known; choose 'mc' or 'exact'.")
+    checks.choice("method", method, ("mc", "exact"))
     ghost = model if isinstance(model, GhostNorms) else GhostNorms(model, params)
-    device = next(iter(ghost.model.parameters())).device
     if method == "exact":
         norms = _expected(ghost, x, likelihood, class_dim, score_term, retain_graph)
     else:
         drawn = isinstance(labels, str)
-        source = as_generator(generator, device) if drawn else None
-        if drawn and labels not in ("model", "uniform"):
-            raise UnknownName(f"labels {labels!r} are not known; choose 'model' or 'uniform', or give a tensor.")
-        norms = _norms(ghost, x, labels, n_samples, likelihood, class_dim, source, True, retain_graph)
+        source = as_generator(generator) if drawn else None
+        if not isinstance(labels, Tensor):
+            checks.choice("labels", labels, ("model", "uniform"))
+        norms = _norms(ghost, x, labels, draws, likelihood, class_dim, source, True, retain_graph)
         norms = {layer: v.mean(0) for layer, v in norms.items()}
     return norms if per_layer else torch.stack(list(norms.values())).sum(0)
 
@@ -218,11 +218,11 @@ def sample_labels(
     outputs: Tensor,
     *,
     likelihood: str = "categorical",
-    count: int = 1,
+    draws: int = 1,
     generator: torch.Generator | int | None = None,
     class_dim: int | None = None,
 ) -> Tensor:
-    """Labels drawn from the model's own distribution.
+    """Labels drawn from the model's own distribution; the same on every device for the same generator.
 
     Parameters
     ----------
@@ -230,13 +230,13 @@ def sample_labels(
         Logits or means, (B, ...).
     likelihood, generator, class_dim
         As for :func:`fisher_trace`.
-    count
+    draws
         Labels for each example.
 
     Returns
     -------
     Tensor
-        (count, B, ...): class indices, zeros and ones, or values.
+        (draws, B, ...): class numbers, zeros and ones, or values.
 
     Examples
     --------
@@ -244,7 +244,8 @@ def sample_labels(
     tensor([[0, 1]])
     """
     where = check_outputs(outputs, likelihood, class_dim)
-    return draw(outputs, likelihood, where, count, as_generator(generator, outputs.device))
+    draws = checks.integer("draws", draws, least=1)
+    return draw(outputs, likelihood, where, draws, as_generator(generator))
 
 
 # One batch -----------------------------------------------------------------------------------------------------------
@@ -256,22 +257,11 @@ def _run(
     """Run the model if x is given; its logits, the dimension of the classes, and the place among the outputs."""
     if x is not None:
         ghost.run(x, differentiable=differentiable)
-    z = _logits_of(ghost.output)
-    places = [i for i, o in enumerate(ghost.outputs) if o is z]
+    z = logits_of(ghost.output)
+    places = [i for i, o in enumerate(ghost.outputs) if o is z]  # among the tensors that depend on parameters
     if not places:
         raise InvalidInput("the model's logits do not depend on the parameters that are to be counted.")
     return z, check_outputs(z.detach(), likelihood, class_dim), places[0]
-
-
-def _logits_of(output: Any) -> Tensor:
-    if isinstance(output, Tensor):
-        return output
-    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    if isinstance(found, Tensor):
-        return found
-    raise InvalidInput(
-        f"the model returned {type(output).__name__}: logits, or an object or dict with 'logits', are needed."
-    )
 
 
 def _needed(source: torch.Generator | None) -> torch.Generator:
@@ -281,7 +271,7 @@ def _needed(source: torch.Generator | None) -> torch.Generator:
 
 def _cotangents(ghost: GhostNorms, place: int, c: Tensor) -> list[Tensor]:
     """C for the logits, and zeros for the model's other outputs."""
-    many = len(c)
+    many = len(c)  # (K, B, ...): K gradients at once
     zeros = (torch.zeros((), dtype=o.dtype, device=o.device).expand(many, *o.shape) for o in ghost.outputs)
     return [c.to(o.dtype) if i == place else z for i, (o, z) in enumerate(zip(ghost.outputs, zeros, strict=True))]
 
@@ -290,7 +280,7 @@ def _norms(
     ghost: GhostNorms,
     x: Any,
     labels: str | Tensor,
-    n_samples: int,
+    draws: int,
     likelihood: str,
     class_dim: int | None,
     source: torch.Generator | None,
@@ -300,14 +290,14 @@ def _norms(
     """Squared norms (draws, B) for drawn or given labels, by layer."""
     z, where, place = _run(ghost, x, differentiable, likelihood, class_dim)
     if isinstance(labels, str) and labels == "model" and not differentiable:
-        c = draw_scores(z, likelihood, where, n_samples, _needed(source))
+        c = draw_scores(z, likelihood, where, draws, _needed(source))
     else:
         if isinstance(labels, Tensor):
-            y = labels.unsqueeze(0)
+            y = labels.unsqueeze(0)  # one draw, (1, B, ...)
         else:
-            y = draw(torch.zeros_like(z) if labels == "uniform" else z, likelihood, where, n_samples, _needed(source))
+            y = draw(torch.zeros_like(z) if labels == "uniform" else z, likelihood, where, draws, _needed(source))
         with torch.set_grad_enabled(differentiable):
-            c = score(z, y, likelihood, where)
+            c = score(z, y, likelihood, where)  # (draws, B, ...), with z's graph if the norms are to have one
     if len(c) == 1:  # without torch.vmap, which costs small models more than the pass itself
         one = [v[0] for v in _cotangents(ghost, place, c)]
         norms = ghost.sqnorm(one, differentiable=differentiable, retain_graph=retain_graph)
@@ -319,13 +309,13 @@ def _norms(
 def _exact(ghost: GhostNorms, x: Any, likelihood: str, class_dim: int | None) -> dict[str, Tensor]:
     """The trace of each example (B,), by layer."""
     z, where, place = _run(ghost, x, True, likelihood, class_dim)
-    size = max(1, _NUMBERS // max(1, ghost.activations))
+    size = max(1, _NUMBERS // max(1, ghost.activations))  # columns at a time, for the memory of their gradients
     sums: dict[str, Tensor] = {}
     total = count_columns(z, likelihood, where)
     for done, c in enumerate(columns(z, likelihood, where, size), 1):
         last = done * size >= total
         norms = ghost.sqnorm(_cotangents(ghost, place, c), batched=True, retain_graph=not last)
-        for layer, v in norms.items():
+        for layer, v in norms.items():  # (columns, B): the trace is the sum over all columns
             sums[layer] = sums[layer] + v.sum(0) if layer in sums else v.sum(0)
     return sums
 
@@ -341,11 +331,11 @@ def _expected(
             f"{tuple(z.shape)} under a {likelihood} likelihood: use method='mc'."
         )
     if likelihood == "categorical":
-        p = wide(z).softmax(1).T
+        p = wide(z).softmax(1).T  # (C, B)
         y = torch.arange(len(p), device=z.device).unsqueeze(1).expand(p.shape)
     else:
         p = wide(z).reshape(1, -1)
-        p = torch.cat([(-p).sigmoid(), p.sigmoid()])
+        p = torch.cat([(-p).sigmoid(), p.sigmoid()])  # (2, B): no, yes
         y = torch.stack([torch.zeros_like(z), torch.ones_like(z)])
     p = p if score_term else p.detach()
     given = _cotangents(ghost, place, score(z, y, likelihood, where))
@@ -356,21 +346,21 @@ def _expected(
 def _minibatch(
     ghost: GhostNorms,
     x: Any,
-    n_samples: int,
+    draws: int,
     likelihood: str,
     class_dim: int | None,
     source: torch.Generator,
 ) -> tuple[dict[str, Tensor], int]:
     """B times the squared norm of the mean gradient (draws,), by layer; and B."""
     with torch.inference_mode(False), torch.enable_grad():
-        z = _logits_of(call(ghost.model, x))
+        z = logits_of(call(ghost.model, x))
         batch = len(z)
         where = check_outputs(z.detach(), likelihood, class_dim)
-        scores = draw_scores(z, likelihood, where, n_samples, source)
+        scores = draw_scores(z, likelihood, where, draws, source)  # (draws, B, ...)
         params = {name: ghost.model.get_parameter(name) for name in ghost.names.values()}
         sums: dict[str, list[Tensor]] = {}
         for k, c in enumerate(scores):
-            keep = k < n_samples - 1
+            keep = k < draws - 1
             found = torch.autograd.grad(
                 z,
                 list(params.values()),
@@ -382,6 +372,7 @@ def _minibatch(
             layers: dict[str, Tensor] = {}
             for name, g in zip(params, found, strict=True):
                 layer = layer_name(ghost.model, name)
+                # B |mean gradient|^2: an unbiased estimate of the mean trace
                 layers[layer] = layers.get(layer, 0) + batch * wide(g).square().sum()
             for layer, v in layers.items():
                 sums.setdefault(layer, []).append(v)
@@ -394,8 +385,8 @@ def _minibatch(
 class _Totals:
     """Adds up batches: examples' traces with their draws, or whole batches' draws."""
 
-    def __init__(self, method: str, n_samples: int) -> None:
-        self.method, self.n_samples = method, n_samples
+    def __init__(self, method: str, draws: int) -> None:
+        self.method, self.draws = method, draws
         self.layers: list[str] = []
         self.parts: list[Tensor] = []  # (layers, draws, B), or (layers, draws, 1) for a whole batch
         self.sizes: list[int] = []
@@ -404,6 +395,7 @@ class _Totals:
         """One batch, its parts (draws, B) or, for whole batches, (draws,)."""
         self.layers = list(norms)
         values = list(norms.values())
+        # Layers may differ in precision under autocast.
         if any(v.dtype != values[0].dtype for v in values):
             values = [v.double() for v in values]
         parts = torch.stack(values).detach()
@@ -417,7 +409,8 @@ class _Totals:
         parts = np.concatenate([p.cpu().numpy() for p in self.parts], 2, dtype=np.float64)
         draws, columns = parts.shape[1:]
         totals = parts.sum(0)  # (draws, columns)
-        each = totals.sum(0) / draws
+        each = totals.sum(0) / draws  # (columns,): an example, or a batch
+        # Batches weigh by their size, examples alike.
         share = np.asarray(self.sizes) / sum(self.sizes) if self.method == "minibatch" else 1 / columns
         value = float((each * share).sum())
         layers = None
@@ -425,14 +418,14 @@ class _Totals:
             layers = {n: float((p.mean(0) * share).sum()) for n, p in zip(self.layers, parts, strict=True)}
         if self.method == "exact":
             stderr = 0.0
-        elif draws > 1:
+        elif draws > 1:  # the spread of draws within each column, the columns' variances added up
             stderr = math.sqrt((((totals - each) * share) ** 2).sum() / (draws - 1) / draws)
-        elif columns > 1:
+        elif columns > 1:  # one draw: the spread over columns holds that of the draws, and more
             stderr = math.sqrt((((each - value) * share) ** 2).sum() * columns / (columns - 1))
         else:
             stderr = math.nan
         own = torch.cat([p.double().sum(0).mean(0) for p in self.parts]) if per_example else None
-        return TraceResult(value, stderr, layers, own, draws=0 if self.method == "exact" else self.n_samples)
+        return TraceResult(value, stderr, layers, own, draws=0 if self.method == "exact" else self.draws)
 
 
 def _batches(data: Any, batch_size: int, device: torch.device) -> Iterator[Any]:
@@ -469,13 +462,11 @@ def _input_of(batch: Any, device: torch.device) -> Any:
     return batch.to(device)
 
 
-def _check(method: str, n_samples: int, batch_size: int, per_example: bool) -> None:
-    if method not in _METHODS:
-        raise UnknownName(f"method {method!r} is not known; choose one of {', '.join(_METHODS)}.")
-    for name, value in (("n_samples", n_samples), ("batch_size", batch_size)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InvalidInput(f"{name} must be a whole number of at least 1, not {value!r}.")
-    if method == "exact" and n_samples != 1:
-        raise InvalidInput("method='exact' draws nothing: leave n_samples out, or use method='mc'.")
+def _check(method: str, draws: int, batch_size: int, per_example: bool) -> None:
+    checks.choice("method", method, _METHODS)
+    checks.integer("draws", draws, least=1)
+    checks.integer("batch_size", batch_size, least=1)
+    if method == "exact" and draws != 1:
+        raise InvalidInput("method='exact' draws nothing: leave draws out, or use method='mc'.")
     if method == "minibatch" and per_example:
         raise InvalidInput("method='minibatch' has no value for a single example: use method='mc' or 'exact'.")

@@ -107,7 +107,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from mlcollage.data.workload import Workload
+from mlcollage.data.workload import Labeled
 
 
 def model():
@@ -130,7 +130,7 @@ def make(model=model):
     g = torch.Generator().manual_seed(5)
     x = torch.rand(300, 1, 8, 8, generator=g)
     y = (3 * x.mean(dim=(1, 2, 3)).sub(0.45).div(0.1).clamp(0, 0.999)).long()
-    return Workload(TensorDataset(x[:240], y[:240]), TensorDataset(x[240:], y[240:]), 3, model, name="brightness")
+    return Labeled(TensorDataset(x[:240], y[:240]), TensorDataset(x[240:], y[240:]), 3, model, name="brightness")
 
 
 def recurrent():

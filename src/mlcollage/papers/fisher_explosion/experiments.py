@@ -264,7 +264,7 @@ def _identity(m: Measurements, stack: Stack, problems: list[Problem], seeds: lis
         exact = fisher_trace(model, x, method="exact").value
         draws = run.integer("identity_draws")
         found = fisher_trace(
-            model, x, method="minibatch", n_samples=draws, generator=derive(seeds[r], 8, t), batch_size=len(x)
+            model, x, method="minibatch", draws=draws, generator=derive(seeds[r], 8, t), batch_size=len(x)
         )
         one = fisher_trace(model, x, method="minibatch", generator=derive(seeds[r], 9, t), batch_size=len(x))
         values = {

@@ -70,7 +70,7 @@ class FisherTraceTracker:
         Steps between measurements (default 50); the first call is always measured.
     method
         ``"mc"`` (default: one drawn label a sample, about one backward pass), ``"exact"`` or ``"minibatch"``.
-    n_samples
+    draws
         Draws of all labels.
     per_layer
         Keep the parts of the layers (default True); the alarm names them.
@@ -130,7 +130,7 @@ class FisherTraceTracker:
         *,
         every: int = 50,
         method: Literal["mc", "exact", "minibatch"] = "mc",
-        n_samples: int = 1,
+        draws: int = 1,
         per_layer: bool = True,
         early: int | None = None,
         loss_threshold: float | None = None,
@@ -143,14 +143,14 @@ class FisherTraceTracker:
         seed: int = 0,
     ) -> None:
         self.x, self.y = _split(data)
-        for name, value in (("every", every), ("n_samples", n_samples), ("batch_size", batch_size)):
+        for name, value in (("every", every), ("draws", draws), ("batch_size", batch_size)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InvalidInput(f"{name}={value!r} must be a whole number of at least 1.")
         if not 0 <= smoothing < 1:
             raise InvalidInput(f"smoothing={smoothing!r} must be at least 0 and below 1.")
         if alarm_factor is not None and not alarm_factor > 1:
             raise InvalidInput(f"alarm_factor={alarm_factor!r} must be above 1, or None.")
-        self.every, self.method, self.n_samples, self.per_layer = every, method, n_samples, per_layer
+        self.every, self.method, self.draws, self.per_layer = every, method, draws, per_layer
         self.early, self.loss_threshold, self.smoothing = early, loss_threshold, smoothing
         self.alarm_factor, self.on_alarm = alarm_factor, on_alarm
         self.batch_size, self.likelihood, self.seed = batch_size, likelihood, seed
@@ -265,7 +265,7 @@ class FisherTraceTracker:
                 inner,
                 [_part(self.x, i, self.batch_size, device) for i in range(0, _length(self.x), self.batch_size)],
                 method=self.method,
-                n_samples=self.n_samples,
+                draws=self.draws,
                 per_layer=self.per_layer,
                 likelihood=self.likelihood,
                 generator=None if self.method == "exact" else derive(self.seed, step),
