@@ -11,7 +11,9 @@ from mlcollage.nn.init import build
 from mlcollage.nn.mlp import MLP
 from mlcollage.nn.resnet import ResNet
 from mlcollage.nn.vit import ViT
+from mlcollage.train.mixup import mixup_batch, soft_cross_entropy
 from mlcollage.train.replicas import Replicas, stackable
+from mlcollage.train.sam import SAM
 from mlcollage.train.schedules import cosine
 
 SHAPE, SEEDS, STEPS = (2, 8, 8), (3, 1, 4), 5
@@ -216,6 +218,165 @@ def test_an_optimizer_may_come_from_a_function():
     assert replicas.optimizer.param_groups[0]["lr"] == 0.4
 
 
+class Reader(nn.Module):
+    """Recurrent: torch.vmap cannot run it."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.head = nn.GRU(8, 6, batch_first=True), nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.head(self.rnn(x[:, 0])[0][:, -1])
+
+
+def losses_of(logits, y):
+    return torch.stack([F.cross_entropy(z, y if y.ndim == 1 else y[r]) for r, z in enumerate(logits)])
+
+
+def test_an_objective_of_ones_own_is_that_of_each_network_alone():
+    """Here the loss and a multiple of each replica's own for its squared logits."""
+    strength = torch.tensor([0.0, 0.1, 0.3], dtype=torch.float64)
+    data, kwargs = batches(replicas=3), {"momentum": 0.9}
+    replicas = Replicas(lambda: NETWORKS["mlp"]().double(), SEEDS, lr=[0.1, 0.05, 0.2], **kwargs)
+    found = []
+    for x, y in data:
+
+        def objective(x=x, y=y):
+            logits = replicas(x, in_dim=0)
+            return losses_of(logits, y) + strength * logits.square().mean((1, 2))
+
+        found.append(replicas.update(objective))
+    for r, (seed, lr) in enumerate(zip(SEEDS, (0.1, 0.05, 0.2), strict=True)):
+        model = build(lambda: NETWORKS["mlp"]().double(), seed)
+        optimizer = torch.optim.SGD(model.parameters(), lr=lr, **kwargs)
+        for t, (x, y) in enumerate(data):
+            optimizer.zero_grad()
+            logits = model(x[r])
+            loss = F.cross_entropy(logits, y[r]) + strength[r] * logits.square().mean()
+            loss.backward()
+            optimizer.step()
+            torch.testing.assert_close(found[t][r], loss.detach(), rtol=1e-10, atol=1e-12)
+        for name, value in replicas.module(r).state_dict().items():
+            torch.testing.assert_close(value, model.state_dict()[name], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["mlp", "convnet batch"])
+@pytest.mark.parametrize("stacked", [True, False])
+def test_sam_moves_each_replica_by_a_length_of_its_own(name, stacked):
+    rho, rates, data = (0.05, 0.3, 0.0), [0.1, 0.03, 0.2], batches(replicas=3)
+    replicas = Replicas(
+        lambda: NETWORKS[name]().double(), SEEDS, optimizer=SAM, base_optimizer=torch.optim.SGD, rho=rho, lr=rates,
+        momentum=0.9, stacked=stacked,
+    )  # fmt: skip
+    losses = torch.stack([replicas.step(x, y) for x, y in data])
+    for r, seed in enumerate(SEEDS):
+        model = build(lambda: NETWORKS[name]().double(), seed)
+        optimizer = SAM(model.parameters(), torch.optim.SGD, rho=rho[r], lr=rates[r], momentum=0.9)
+        for t, (x, y) in enumerate(data):
+
+            def closure(model=model, x=x[r], y=y[r]):
+                loss = F.cross_entropy(model(x), y)
+                loss.backward()
+                return loss
+
+            torch.testing.assert_close(losses[t, r], optimizer.step(closure).detach(), rtol=1e-8, atol=1e-10)
+        for key, value in replicas.module(r).state_dict().items():
+            torch.testing.assert_close(value, model.state_dict()[key], rtol=1e-8, atol=1e-10)
+
+
+def test_mixed_batches_are_trained_as_by_each_network_alone():
+    replicas, losses = Replicas(lambda: NETWORKS["mlp"]().double(), SEEDS, lr=0.1), []
+    mixed = [
+        [
+            mixup_batch(x[r], y[r], 1.0 + r, 4, generator=torch.Generator().manual_seed(10 * t + r))
+            for r in range(3)
+        ]
+        for t, (x, y) in enumerate(batches(replicas=3))
+    ]  # fmt: skip
+    for row in mixed:
+        x, y = torch.stack([m.x for m in row]), torch.stack([m.y for m in row])
+        losses.append(replicas.step(x, y, loss=soft_cross_entropy, in_dims=(0, 0)))
+    for r, seed in enumerate(SEEDS):
+        model = build(lambda: NETWORKS["mlp"]().double(), seed)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for t, row in enumerate(mixed):
+            optimizer.zero_grad()
+            loss = soft_cross_entropy(model(row[r].x), row[r].y)
+            loss.backward()
+            optimizer.step()
+            torch.testing.assert_close(losses[t][r], loss.detach(), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_a_branch_goes_on_as_the_whole_and_leaves_it_alone(stacked):
+    make = NETWORKS["convnet batch"]
+    data = batches(torch.float32, replicas=3)
+    whole = Replicas(make, SEEDS, optimizer=torch.optim.Adam, lr=[0.01, 0.02, 0.03], stacked=stacked)
+    for x, y in data[:2]:
+        whole.step(x, y)
+    branch, other = whole.copy(), whole.copy()
+    other.step(*data[4])  # touches neither of the two
+    for x, y in data[2:]:
+        assert torch.equal(whole.step(x, y), branch.step(x, y))
+    assert whole.steps_done == branch.steps_done == 5
+    for (name, a), b in zip(whole.parameters.items(), branch.parameters.values(), strict=True):
+        assert torch.equal(a, b), name
+        assert not torch.equal(a, other.parameters[name])
+    for name, a in whole.buffers.items():
+        assert torch.equal(a, branch.buffers[name])
+
+
+def test_a_branch_with_sam_goes_on_with_sam():
+    replicas = Replicas(NETWORKS["mlp"], SEEDS, optimizer=SAM, base_optimizer=torch.optim.Adam, rho=0.5, lr=0.01)
+    data = batches(torch.float32)
+    replicas.step(*data[0])
+    branch = replicas.copy()
+    assert torch.equal(replicas.step(*data[1]), branch.step(*data[1]))
+    assert torch.equal(replicas.step(*data[2]), branch.step(*data[2]))
+
+
+def test_parameters_can_be_put_in_place_of_the_stacked_ones():
+    replicas = Replicas(NETWORKS["mlp"], SEEDS, lr=0.1)
+    (x, _), *_ = batches(torch.float32)
+    doubled = {k: 2 * p for k, p in replicas.parameters.items() if k.startswith("head")}
+    torch.testing.assert_close(replicas(x, parameters=doubled), 2 * replicas(x))
+
+
+@pytest.mark.parametrize("name", ["mlp", "convnet batch"])
+def test_called_one_after_the_other_they_train_the_same(name):
+    found = []
+    for stacked in (True, False):
+        replicas = Replicas(lambda: NETWORKS[name]().double(), SEEDS, lr=[0.1, 0.2, 0.3], stacked=stacked)
+        losses = torch.stack([replicas.step(x, y) for x, y in batches(replicas=3)])
+        logits, acts = replicas.predict(batches()[0][0], activations=True, batch_size=5)
+        found.append((replicas, losses, logits, acts))
+    (a, *first), (b, *second) = found
+    assert (a.stacked, b.stacked) == (True, False)
+    torch.testing.assert_close(first, second, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(a.buffers, b.buffers, rtol=1e-9, atol=1e-11)
+
+
+def test_networks_that_vmap_cannot_run_are_found_out_if_one_asks_for_it():
+    data = batches(torch.float32)
+    for make, known in ((Reader, True), (Branching, False)):
+        replicas = Replicas(make, SEEDS, lr=[0.1, 0.1, 0.05], stacked=None)
+        assert replicas.stacked is not known  # a branch in plain Python shows when it runs
+        losses = torch.stack([replicas.step(x, y) for x, y in data])
+        assert not replicas.stacked
+        for r, (seed, lr) in enumerate(zip(SEEDS, (0.1, 0.1, 0.05), strict=True)):
+            model = build(make, seed)
+            optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+            for t, (x, y) in enumerate(data):
+                optimizer.zero_grad()
+                loss = F.cross_entropy(model(x), y)
+                loss.backward()
+                optimizer.step()
+                torch.testing.assert_close(losses[t, r], loss.detach(), rtol=1e-4, atol=1e-5)
+    assert Replicas(NETWORKS["mlp"], SEEDS, lr=0.1, stacked=None).stacked
+    with pytest.raises(InvalidInput, match="no trainable parameter"):
+        Replicas(nn.ReLU, SEEDS, lr=0.1, stacked=None)
+
+
 class NormalisedGradient(torch.optim.SGD):
     """Not element by element: it divides by the length of the whole gradient."""
 
@@ -266,7 +427,7 @@ def test_models_that_cannot_be_stacked_are_named():
     assert "no trainable parameter" in stackable(nn.ReLU())
     with pytest.raises(InvalidInput, match="LSTM cannot be trained as one stacked model"):
         Replicas(lambda: nn.LSTM(2, 2), [0, 1], lr=0.1)
-    with pytest.raises(InvalidInput, match=r"torch.vmap cannot run this Branching.*one after the other"):
+    with pytest.raises(InvalidInput, match=r"torch.vmap cannot run this Branching.*stacked=None"):
         Replicas(Branching, [0, 1], lr=0.1).step(*batches(torch.float32)[0])
 
 
@@ -276,9 +437,9 @@ def test_bad_input_is_explained():
         Replicas(make, [], lr=0.1)
     with pytest.raises(InvalidInput, match="lr is missing"):
         Replicas(make, SEEDS)
-    with pytest.raises(InvalidInput, match="2 learning rates for 3 replicas"):
+    with pytest.raises(InvalidInput, match="there are 2 learning rates for 3 replicas"):
         Replicas(make, SEEDS, lr=[0.1, 0.2])
-    with pytest.raises(InvalidInput, match="finite and at least 0"):
+    with pytest.raises(InvalidInput, match="learning rates must be a finite number of at least 0"):
         Replicas(make, SEEDS, lr=[0.1, -0.2, 0.1])
     widths = iter([8, 8, 16])
     with pytest.raises(InvalidInput, match="the same architecture for every seed"):
@@ -291,7 +452,13 @@ def test_bad_input_is_explained():
         replicas.step(x, y.expand(2, 16))
     with pytest.raises(InvalidInput, match="the loss of one replica must be one number"):
         replicas.step(x, y, loss=lambda a, b: F.cross_entropy(a, b, reduction="none"))
-    with pytest.raises(InvalidInput, match="lr_factor must be finite"):
+    with pytest.raises(InvalidInput, match=r"must be one number, \(3,\) for all, but has shape \(3, 16, 4\)"):
+        replicas.update(lambda: replicas(x))
+    with pytest.raises(InvalidInput, match="2 lengths rho for 3 replicas"):
+        Replicas(make, SEEDS, optimizer=SAM, base_optimizer=torch.optim.SGD, rho=[0.1, 0.2], lr=0.1)
+    with pytest.raises(InvalidInput, match="clip_norm must be a finite number above 0"):
+        replicas.step(x, y, clip_norm=0.0)
+    with pytest.raises(InvalidInput, match="lr_factor must be a finite number"):
         replicas.step(x, y, lr_factor=float("nan"))
     with pytest.raises(InvalidInput, match="replica 3 does not exist"):
         replicas.module(3)

@@ -54,6 +54,32 @@ def test_one_update_follows_the_equations(adaptive):
     assert float(loss.detach()) == pytest.approx(float(F.cross_entropy(problem()[0](x), y)), rel=1e-12)
 
 
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_stacked_parameters_take_a_step_for_each_network(adaptive):
+    g = torch.Generator().manual_seed(0)
+    start = [torch.randn(3, *shape, generator=g, dtype=torch.float64) for shape in ((4, 2), (2,), ())]
+    rho, goals = [0.1, 0.5, 0.0], torch.arange(3, dtype=torch.float64)
+
+    def train(weights, goal, rho, stacked):
+        weights = [w.clone().requires_grad_() for w in weights]
+        optimizer = SAM(weights, torch.optim.SGD, rho=rho, adaptive=adaptive, stacked=stacked, lr=0.1)
+
+        def closure():
+            along = [goal.view(-1, *(1,) * (w.ndim - 1)) if stacked else goal for w in weights]
+            loss = sum(((w - a) ** 4).sum() for w, a in zip(weights, along, strict=True))
+            loss.backward()
+            return loss
+
+        for _ in range(3):
+            optimizer.step(closure)
+        return [w.detach() for w in weights]
+
+    together = train(start, goals, rho, True)
+    for r in range(3):
+        alone = train([w[r] for w in start], goals[r], rho[r], False)
+        torch.testing.assert_close([w[r] for w in together], alone, rtol=1e-12, atol=1e-12)
+
+
 def test_two_steps_are_the_closure():
     (a, x, y), (b, _, _) = problem(), problem()
     one = SAM(a.parameters(), torch.optim.SGD, lr=0.1, momentum=0.9)

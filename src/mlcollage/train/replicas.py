@@ -9,8 +9,8 @@ would compute alone, to rounding.
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,8 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
+from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 from mlcollage.nn.init import build, seeded
+from mlcollage.train.sam import SAM
 
 __all__ = ["Replicas", "stackable"]
 
@@ -28,7 +30,7 @@ InDims = tuple[int | None, int | None]
 
 
 def stackable(model: nn.Module) -> str | None:
-    """Why copies of a model cannot be trained as one stacked model, in one sentence; None if nothing speaks against it.
+    """Why copies of a model cannot be trained as one stacked model, in one sentence; None if it can be stacked.
 
     Looks at the modules only. What a ``forward`` does in plain Python (``.item()``, branches on values, indexing with
     masks) shows when it runs; :meth:`Replicas.step` then says so.
@@ -65,6 +67,11 @@ def stackable(model: nn.Module) -> str | None:
             )
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
             return f"{where} is an embedding with sparse gradients; make it with sparse=False."
+    return _untrainable(model)
+
+
+def _untrainable(model: nn.Module) -> str | None:
+    """What keeps a model from being trained, stacked or not."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if nn.parameter.is_lazy(tensor):
             return f"its parameter {name!r} is lazy; run one batch through the model in model_fn before returning it."
@@ -98,8 +105,12 @@ class Replicas:
         One learning rate for all, or one for each replica. Needed with a class; with a function None keeps its own.
     device
         Where to train; by default where ``model_fn`` puts the network.
+    stacked
+        True (default): refuse networks that ``torch.vmap`` cannot run. None: call these one after the other, with the
+        same results at the price of separate trainings. False: call any network one after the other.
     **optimizer_kwargs
-        Handed to ``optimizer``, e.g. ``momentum=0.9``.
+        Handed to ``optimizer``, e.g. ``momentum=0.9``. With ``optimizer=SAM``: ``base_optimizer``, and ``rho``, one
+        for all or one for each replica.
 
     Attributes
     ----------
@@ -111,12 +122,14 @@ class Replicas:
         Over ``parameters``.
     steps_done : int
         Updates so far.
+    stacked : bool
+        Whether the networks run as one; False once they are called one after the other.
 
     Raises
     ------
     InvalidInput
-        If the network cannot be stacked (see :func:`stackable`), the optimizer does not work element by element, or
-        there is not one learning rate for each seed.
+        If the network cannot be stacked (see :func:`stackable`) although ``stacked=True``, the optimizer does not work
+        element by element, or there is not one learning rate for each seed.
 
     Notes
     -----
@@ -145,6 +158,16 @@ class Replicas:
     [True, False, False]
     >>> tuple(replicas.predict(x).shape), type(replicas.module(0)).__name__
     ((3, 64, 2), 'MLP')
+
+    An objective of one's own, here the loss on logits plus a small multiple of their squares, and a branch of it:
+
+    >>> def objective():
+    ...     logits = replicas(x)  # (R, 64, 2)
+    ...     losses = torch.stack([F.cross_entropy(z, y) for z in logits])
+    ...     return losses + 1e-3 * logits.square().mean((1, 2))
+    >>> branch = replicas.copy()
+    >>> tuple(replicas.update(objective).shape), replicas.steps_done, branch.steps_done
+    ((3,), 21, 20)
     """
 
     def __init__(
@@ -155,6 +178,7 @@ class Replicas:
         optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD,
         lr: float | Sequence[float] | None = None,
         device: torch.device | str | None = None,
+        stacked: bool | None = True,
         **optimizer_kwargs: Any,
     ) -> None:
         self.seeds = tuple(int(s) for s in seeds)
@@ -162,21 +186,21 @@ class Replicas:
             raise InvalidInput("Replicas needs at least one seed, such as seeds=range(8).")
         models = [build(model_fn, seed).to(device) for seed in self.seeds]
         reason = stackable(models[0])
-        if reason is not None:
+        if reason is not None and (stacked or reason == _untrainable(models[0])):
             raise InvalidInput(f"{type(models[0]).__name__} cannot be trained as one stacked model: {reason}")
         _check_same_architecture(models)
-        stacked, buffers = stack_module_state(models)
-        self.parameters: dict[str, Tensor] = dict(stacked)
+        parameters, buffers = stack_module_state(models)
+        self.parameters: dict[str, Tensor] = dict(parameters)
         self.buffers: dict[str, Tensor] = dict(buffers)
         self.steps_done = 0
+        self.stacked = reason is None and stacked is not False
+        self._may_fall_back = self.stacked and stacked is None  # until the first pass has shown that vmap can run it
         self._model = models[0]  # its own weights are never read: functional_call puts the stacked ones in
         self._device = next(iter(self.parameters.values())).device
-        trainable = [p for p in self.parameters.values() if p.requires_grad]
-        make, ratios = _optimizer_factory(optimizer, lr, len(self.seeds), optimizer_kwargs)
-        _check_elementwise(make, ratios)
-        self.optimizer = make(trainable)
+        self._make, ratios = _optimizer_factory(optimizer, lr, len(self.seeds), optimizer_kwargs)
+        _check_elementwise(self._make, ratios)
         self._ratios = None if ratios is None else ratios.to(self._device)
-        self._trainable = trainable
+        self.optimizer = self._make(self.trainable)
         self._base_rates = [float(g["lr"]) for g in self.optimizer.param_groups]
 
     @property
@@ -184,11 +208,37 @@ class Replicas:
         """Number of replicas R."""
         return len(self.seeds)
 
+    @property
+    def trainable(self) -> list[Tensor]:
+        """The stacked parameters that require gradients."""
+        return [p for p in self.parameters.values() if p.requires_grad]
+
     def __len__(self) -> int:
         return self.size
 
     def __repr__(self) -> str:
         return f"Replicas({type(self._model).__name__}, seeds={self.seeds}, {type(self.optimizer).__name__})"
+
+    def __call__(
+        self, x: Tensor, *, in_dim: int | None = None, parameters: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """Outputs (R, b, ...) in training mode, with their graph; for objectives of your own (:meth:`update`).
+
+        Parameters
+        ----------
+        x
+            Inputs (b, ...) that all replicas share, or (R, b, ...) with ``in_dim=0``.
+        in_dim
+            None if the replicas share x, 0 if x holds a batch for each.
+        parameters
+            Stacked tensors (R, ...) that stand in for parameters of these names: weights a step further, say.
+        """
+
+        def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Tensor:
+            return functional_call(self._model, (parameters, buffers), (x,))
+
+        self._model.train()
+        return self._map(one, (in_dim,), x.to(self._device, non_blocking=True), parameters=parameters)
 
     def step(
         self,
@@ -211,10 +261,8 @@ class Replicas:
             Targets (b, ...) or (R, b, ...).
         loss
             From one replica's output and targets to a scalar.
-        lr_factor
-            Factor on the learning rates in this step: a schedule's value.
-        clip_norm
-            Scale each replica's gradient down to this Euclidean norm if it is longer.
+        lr_factor, clip_norm
+            As for :meth:`update`.
         autocast
             ``torch.bfloat16`` runs model and loss under ``torch.autocast``.
         in_dims
@@ -231,26 +279,56 @@ class Replicas:
         InvalidInput
             For shapes that do not fit, a loss that is not a scalar, or a model or loss that ``torch.vmap`` cannot run.
         """
-        if not (math.isfinite(lr_factor) and lr_factor >= 0):
-            raise InvalidInput(f"lr_factor must be finite and at least 0, not {lr_factor!r}.")
         x, y = x.to(self._device, non_blocking=True), y.to(self._device, non_blocking=True)
         in_dims = _infer_dims(x, y, self.size) if in_dims is None else _check_dims(x, y, self.size, in_dims)
 
         def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
             return loss(functional_call(self._model, (parameters, buffers), (x,)), y)
 
-        self._model.train()
-        with torch.autocast(self._device.type, dtype=autocast, enabled=autocast is not None):
-            losses = self._vmapped(one, (*in_dims,), x, y)
-        if losses.ndim != 1:
-            raise InvalidInput(f"the loss of one replica must be one number, but has shape {tuple(losses.shape[1:])}.")
-        self.optimizer.zero_grad(set_to_none=True)
-        losses.sum().backward()
+        def objective() -> Tensor:
+            self._model.train()
+            with torch.autocast(self._device.type, dtype=autocast, enabled=autocast is not None):
+                return self._map(one, in_dims, x, y)
+
+        return self.update(objective, lr_factor=lr_factor, clip_norm=clip_norm)
+
+    def update(
+        self, objective: Callable[[], Tensor], *, lr_factor: float = 1.0, clip_norm: float | None = None
+    ) -> Tensor:
+        """One update of every replica down the gradient of an objective of your own.
+
+        Parameters
+        ----------
+        objective
+            Gives one number for each replica, (R,), with its graph: losses of ``replicas(x)``, a penalty added, and so
+            on. Called once; with :class:`~mlcollage.train.sam.SAM` as optimizer twice, the second time at the weights
+            uphill.
+        lr_factor
+            Factor on the learning rates in this step: a schedule's value.
+        clip_norm
+            Scale each replica's gradient down to this Euclidean norm if it is longer.
+
+        Returns
+        -------
+        Tensor
+            The objective before the update, (R,), detached.
+
+        Raises
+        ------
+        InvalidInput
+            For an objective of another shape, or factors that are no positive numbers.
+        """
+        lr_factor = checks.real("lr_factor", lr_factor, least=0)
+        values = self._backward(objective)
+        if isinstance(self.optimizer, SAM):
+            self.optimizer.first_step()
+            self._backward(objective)
+            self.optimizer.restore()
         if clip_norm is not None:
-            self._clip(clip_norm)
-        self._update(lr_factor)
+            self._clip(checks.positive("clip_norm", clip_norm))
+        self._descend(lr_factor)
         self.steps_done += 1
-        return losses.detach()
+        return values
 
     def predict(
         self, x: Tensor, *, batch_size: int = 1024, activations: bool = False, in_dim: int | None = None
@@ -273,9 +351,9 @@ class Replicas:
         Tensor
             (R, n, classes); with ``activations=True`` a pair of it and a dict of activations, each (R, n, ...).
         """
+        samples = 1 if in_dim == 0 else 0  # the dimension of x that holds the samples
         if in_dim == 0 and len(x) != self.size:
             raise InvalidInput(f"x holds inputs for {len(x)} replicas, but there are {self.size}.")
-        samples = 1 if in_dim == 0 else 0
         if x.ndim <= samples or x.shape[samples] == 0 or batch_size < 1:
             raise InvalidInput(f"predict needs at least one sample and batch_size >= 1, not x of {tuple(x.shape)}.")
 
@@ -286,7 +364,7 @@ class Replicas:
         self._model.eval()
         with torch.no_grad():
             parts = [
-                self._vmapped(one, (in_dim,), part.to(self._device, non_blocking=True))
+                self._map(one, (in_dim,), part.to(self._device, non_blocking=True))
                 for part in x.split(batch_size, samples)
             ]
         if not activations:
@@ -305,45 +383,112 @@ class Replicas:
                 tensor.copy_((self.parameters if name in self.parameters else self.buffers)[name][r])
         return model.eval()
 
-    def _vmapped(self, one: Callable[..., Any], dims: tuple[int | None, ...], *args: Tensor) -> Any:
+    def copy(self) -> Replicas:
+        """The same replicas in the same state, the optimizer's included, sharing nothing: a branch of the training."""
+        twin = copy.copy(self)
+        twin.parameters = {k: p.detach().clone().requires_grad_(p.requires_grad) for k, p in self.parameters.items()}
+        twin.buffers = {k: b.clone() for k, b in self.buffers.items()}
+        twin.optimizer = self._make(twin.trainable)
+        twin.optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))  # torch's loading shares tensors
+        return twin
+
+    def _map(
+        self,
+        one: Callable[..., Any],
+        dims: tuple[int | None, ...],
+        *args: Tensor,
+        parameters: Mapping[str, Tensor] | None = None,
+    ) -> Any:
         """Run ``one`` for every replica; noise is different for each and depends on the seeds and the step only."""
-        try:
-            with seeded(self.steps_done, *self.seeds):
-                return vmap(one, in_dims=(0, 0, *dims), randomness="different")(self.parameters, self.buffers, *args)
-        except RuntimeError as error:
-            if "vmap" not in str(error):
-                raise
-            reason = str(error).strip().splitlines()[0]
+        state = {**self.parameters, **(parameters or {})}
+        with seeded(self.steps_done, *self.seeds):
+            if self.stacked:
+                kept = {k: b.clone() for k, b in self.buffers.items()} if self._may_fall_back else {}
+                try:
+                    with warnings.catch_warnings():
+                        warnings.filterwarnings("ignore", message="There is a performance drop")
+                        found = vmap(one, in_dims=(0, 0, *dims), randomness="different")(state, self.buffers, *args)
+                    self._may_fall_back = False
+                    return found
+                except RuntimeError as error:
+                    if not self._may_fall_back:
+                        self._refuse_vmap(error)
+                    self.stacked = self._may_fall_back = False
+                    self.buffers |= kept  # the pass may have updated some of them
+            return self._one_by_one(one, dims, state, args)
+
+    def _one_by_one(
+        self, one: Callable[..., Any], dims: tuple[int | None, ...], state: Mapping[str, Tensor], args: Sequence[Tensor]
+    ) -> Any:
+        """What ``torch.vmap`` gives, by a loop."""
+        rows = []
+        for r in range(self.size):
+            buffers = {k: b[r].clone() for k, b in self.buffers.items()}  # updated in place by batch norm
+            own = [a if dim is None else a[r] for a, dim in zip(args, dims, strict=True)]
+            rows.append(one({k: p[r] for k, p in state.items()}, buffers, *own))
+            for k, b in buffers.items():
+                self.buffers[k][r] = b
+        return _stack(rows)
+
+    def _refuse_vmap(self, error: RuntimeError) -> None:
+        if "vmap" not in str(error):
+            raise error
+        reason = str(error).strip().splitlines()[0]
+        raise InvalidInput(
+            f"torch.vmap cannot run this {type(self._model).__name__} or its loss ({reason}); rewrite that operation, "
+            "or use Replicas(..., stacked=None), which calls such networks one after the other."
+        ) from error
+
+    def _backward(self, objective: Callable[[], Tensor]) -> Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        values = objective()
+        if values.shape != (self.size,):
             raise InvalidInput(
-                f"torch.vmap cannot run this {type(self._model).__name__} or its loss ({reason}); "
-                "rewrite that operation, or train the seeds one after the other with mlcollage.train.loop.steps."
-            ) from error
+                f"the loss of one replica must be one number, {(self.size,)} for all, but has shape "
+                f"{tuple(values.shape)}."
+            )
+        values.sum().backward()  # the gradient of the sum with respect to replica r is that of its own term
+        return values.detach()
 
     def _clip(self, clip_norm: float) -> None:
         """What ``clip_grad_norm_`` does, for each replica by itself."""
-        if not clip_norm > 0:
-            raise InvalidInput(f"clip_norm must be a positive number or None, not {clip_norm!r}.")
-        grads = [p.grad for p in self._trainable if p.grad is not None]
-        norm = torch.stack([g.flatten(1).norm(dim=1) for g in grads]).norm(dim=0)
+        grads = [p.grad for p in self.trainable if p.grad is not None]
+        # (parameters, R) norms of each part, then (R,) of the whole
+        norm = torch.stack([g.reshape(self.size, -1).norm(dim=1) for g in grads]).norm(dim=0)
         scale = (clip_norm / (norm + 1e-6)).clamp(max=1.0)
         for g in grads:
             g.mul_(_along(scale, g))
 
     @torch.no_grad()
-    def _update(self, lr_factor: float) -> None:
+    def _descend(self, lr_factor: float) -> None:
         for group, rate in zip(self.optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = rate * lr_factor
         if self._ratios is None:
-            self.optimizer.step()
+            _base(self.optimizer).step()
         else:
-            _scaled_step(self.optimizer, self._trainable, self._ratios)
+            _scaled_step(self.optimizer, self.trainable, self._ratios)
+
+
+def _stack(rows: Sequence[Any]) -> Any:
+    """Outputs of R networks as one with a new first dimension: tensors, or tuples and dicts of such."""
+    first = rows[0]
+    if isinstance(first, Tensor):
+        return torch.stack(list(rows))
+    if isinstance(first, Mapping):
+        return {k: _stack([row[k] for row in rows]) for k in first}
+    return tuple(_stack(column) for column in zip(*rows, strict=True))
+
+
+def _base(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """What makes the update: with SAM, the optimizer inside."""
+    return optimizer.base_optimizer if isinstance(optimizer, SAM) else optimizer
 
 
 @torch.no_grad()
 def _scaled_step(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], ratios: Tensor) -> None:
     """Step with the largest rate, then go back to each replica's share of the way."""
     before = [p.clone() for p in parameters]
-    optimizer.step()
+    _base(optimizer).step()
     for p, old in zip(parameters, before, strict=True):
         p.copy_(torch.lerp(old, p, _along(ratios, p).to(p.dtype)))
 
@@ -360,15 +505,20 @@ def _optimizer_factory(
     kwargs: dict[str, Any],
 ) -> tuple[Callable[[list[Tensor]], torch.optim.Optimizer], Tensor | None]:
     """A function that makes the optimizer at the largest rate, and each replica's share of it (None: all the same)."""
-    rates = _rates(lr, size)
+    rates = None if lr is None else _one_each("learning rates", lr, size)
     largest = None if rates is None else max(rates)
+    if "rho" in kwargs:
+        kwargs = {**kwargs, "rho": _one_each("lengths rho", kwargs["rho"], size)}
 
     def make(parameters: list[Tensor]) -> torch.optim.Optimizer:
         if isinstance(optimizer, type):
-            return optimizer(parameters, lr=largest, **kwargs)
-        made = optimizer(parameters, **kwargs)
-        for group in made.param_groups:
-            group["lr"] = group["lr"] if largest is None else largest
+            made = optimizer(parameters, lr=largest, **kwargs)
+        else:
+            made = optimizer(parameters, **kwargs)
+            for group in made.param_groups:
+                group["lr"] = group["lr"] if largest is None else largest
+        if isinstance(made, SAM):
+            made.stacked = True
         return made
 
     if isinstance(optimizer, type) and rates is None:
@@ -378,15 +528,13 @@ def _optimizer_factory(
     return make, torch.tensor([r / max(rates) for r in rates], dtype=torch.float64)
 
 
-def _rates(lr: float | Sequence[float] | None, size: int) -> list[float] | None:
-    if lr is None:
-        return None
-    rates = [float(r) for r in lr] if isinstance(lr, Iterable) else [float(lr)] * size
-    if len(rates) != size:
-        raise InvalidInput(f"lr holds {len(rates)} learning rates for {size} replicas; give one, or one for each.")
-    if not all(math.isfinite(r) and r >= 0 for r in rates):
-        raise InvalidInput(f"learning rates must be finite and at least 0, not {rates}.")
-    return rates
+def _one_each(what: str, values: float | Sequence[float], size: int) -> list[float]:
+    found = [float(v) for v in values] if isinstance(values, Iterable) else [float(values)] * size
+    if len(found) != size:
+        raise InvalidInput(f"there are {len(found)} {what} for {size} replicas; give one, or one for each.")
+    for value in found:
+        checks.real(what, value, least=0)
+    return found
 
 
 def _check_elementwise(make: Callable[[list[Tensor]], torch.optim.Optimizer], ratios: Tensor | None) -> None:
@@ -404,7 +552,7 @@ def _check_elementwise(make: Callable[[list[Tensor]], torch.optim.Optimizer], ra
         for grad in grads:
             parameter.grad = grad.clone()
             if share is None:
-                optimizer.step()
+                _base(optimizer).step()
             else:
                 _scaled_step(optimizer, [parameter], share)
         return parameter.detach()

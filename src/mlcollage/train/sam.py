@@ -6,14 +6,14 @@ ICML 2021, arXiv:2102.11600, equation 5, with the elementwise operator :math:`T_
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 
 __all__ = ["SAM"]
@@ -39,10 +39,14 @@ class SAM(torch.optim.Optimizer):
         A ``torch.optim`` class that makes the update.
     rho
         Length of the step uphill; 0.05 (default) is the paper's for small data sets, ASAM uses about ten times more.
+        With ``stacked``, also one for each replica.
     adaptive
         Use the adaptive form.
     offset
         :math:`\eta` of ASAM, by default 0.01; keeps weights of zero movable.
+    stacked
+        Parameters (R, ...) are those of R networks, and each network takes a step of its own length in its own
+        direction. :class:`~mlcollage.train.replicas.Replicas` sets this. Default False.
     **kwargs
         Handed to ``base_optimizer``, e.g. ``lr=0.1, momentum=0.9``.
 
@@ -90,20 +94,22 @@ class SAM(torch.optim.Optimizer):
         params: ParamsT,
         base_optimizer: type[torch.optim.Optimizer],
         *,
-        rho: float = 0.05,
+        rho: float | Sequence[float] = 0.05,
         adaptive: bool = False,
         offset: float = 0.01,
+        stacked: bool = False,
         **kwargs: Any,
     ) -> None:
-        for name, value in (("rho", rho), ("offset", offset)):
-            if not (math.isfinite(value) and value >= 0):
-                raise InvalidInput(f"{name}={value!r} must be a finite number of at least 0.")
+        for value in rho if isinstance(rho, Sequence) else (rho,):
+            checks.real("rho", value, least=0)
+        checks.real("offset", offset, least=0)
         if not (isinstance(base_optimizer, type) and issubclass(base_optimizer, torch.optim.Optimizer)):
             raise InvalidInput(
                 f"base_optimizer must be a class such as torch.optim.SGD, not {base_optimizer!r}; its settings "
                 "follow as keywords."
             )
         super().__init__(params, {"rho": rho, "adaptive": adaptive, "offset": offset, **kwargs})
+        self.stacked = stacked
         self.base_optimizer = base_optimizer(self.param_groups, **kwargs)
         self._share()
 
@@ -121,13 +127,15 @@ class SAM(torch.optim.Optimizer):
         zero_grad
             Also clear the gradients, ready for the second ``backward()``.
         """
-        total = self._gradient_norm()
+        total = self._gradient_norm()  # (), or (R,) of stacked networks
         for group in self.param_groups:
+            share = torch.as_tensor(group["rho"], dtype=total.dtype, device=total.device) / (total + 1e-12)
             for p in group["params"]:
                 if p.grad is None:
                     continue
                 self.state[p]["sam_origin"] = p.detach().clone()
-                p.add_(_scaled(_scaled(p.grad, p, group), p, group) * (group["rho"] / (total + 1e-12)).to(p))
+                own = share.view(-1, *(1,) * (p.ndim - 1)) if share.ndim else share  # (R, 1, ..., 1) beside (R, ...)
+                p.add_(_scaled(_scaled(p.grad, p, group), p, group) * own.to(p))
         if zero_grad:
             self.zero_grad()
 
@@ -193,14 +201,14 @@ class SAM(torch.optim.Optimizer):
 
     def _gradient_norm(self) -> Tensor:
         norms = [
-            _norm(_scaled(p.grad, p, group))
+            _norm(_scaled(p.grad, p, group), self.stacked)
             for group in self.param_groups
             for p in group["params"]
             if p.grad is not None
         ]
         if not norms:
             raise InvalidInput("first_step was called before any gradient was there; call loss.backward() first.")
-        return torch.stack([n.to(norms[0].device) for n in norms]).norm()
+        return torch.stack([n.to(norms[0].device) for n in norms]).norm(dim=0)
 
 
 def _scaled(tensor: Tensor, p: Tensor, group: dict[str, Any]) -> Tensor:
@@ -208,5 +216,7 @@ def _scaled(tensor: Tensor, p: Tensor, group: dict[str, Any]) -> Tensor:
     return tensor * (p.detach().abs() + group["offset"]) if group["adaptive"] else tensor
 
 
-def _norm(tensor: Tensor) -> Tensor:
-    return (tensor if tensor.dtype == torch.float64 else tensor.float()).norm()
+def _norm(tensor: Tensor, stacked: bool) -> Tensor:
+    """Euclidean norm in at least single precision: (), or (R,) of stacked networks."""
+    wide = tensor if tensor.dtype == torch.float64 else tensor.float()
+    return wide.reshape(len(wide), -1).norm(dim=1) if stacked else wide.norm()
