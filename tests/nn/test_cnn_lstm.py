@@ -98,7 +98,7 @@ def test_precision_vmap_compilation_and_second_derivatives():
         (lambda: CNNLSTM(0), InvalidInput, "vocabulary must be a whole number"),
         (lambda: CNNLSTM(hidden=2.5), InvalidInput, "hidden must be a whole number"),
         (lambda: CNNLSTM(length=6), InvalidInput, "leaves no step .* at least 8 tokens"),
-        (lambda: CNNLSTM(activation="swish"), UnknownName, "choose one of relu"),
+        (lambda: CNNLSTM(activation="swish"), UnknownName, "activation must be one of .relu."),
         (lambda: small()(tokens(length=12)), InvalidInput, r"samples of shape \(16,\)"),
         (lambda: small()(tokens().float()), InvalidInput, r"torch.float32; tokens are whole numbers"),
     ],

@@ -83,7 +83,7 @@ def test_bad_norms_are_explained():
         image_norm("instanse", 8)
     with pytest.raises(InvalidInput, match=r"needs an input of shape \(batch, 3, ...\), but got \(2, 4\)"):
         FilterResponseNorm(3)(torch.zeros(2, 4))
-    with pytest.raises(InvalidInput, match="eps must be a positive number"):
+    with pytest.raises(InvalidInput, match="eps must be a finite number above 0"):
         FilterResponseNorm(3, eps=0.0)
     with pytest.raises(InvalidInput, match="num_channels"):
         TLU(0)

@@ -69,7 +69,7 @@ def test_initial_weights_are_the_papers():
     [
         (lambda: VGG((3, 28, 28), 10), InvalidInput, "too small"),
         (lambda: VGG((3, 32, 32), 10, depth=12), UnknownName, "depth=12"),
-        (lambda: VGG((3, 32, 32), 10, norm="group"), UnknownName, "norm='group'"),
+        (lambda: VGG((3, 32, 32), 10, norm="group"), UnknownName, "norm, if not None, must be one of 'batch'"),
         (lambda: VGG((3, 32, 32), 10, dropout=1.0), InvalidInput, "dropout"),
         (lambda: VGG((3, 32, 32), 10, width=0), InvalidInput, "width"),
         (lambda: VGG((32, 32), 10), InvalidInput, "channels"),

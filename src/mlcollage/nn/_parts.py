@@ -1,13 +1,17 @@
-"""What the networks share: checks of their arguments, nonlinearities by name, and the record of activations."""
+"""What the networks share: the way through their layers, the record of activations, checks of their arguments."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from mlcollage.errors import InvalidInput, UnknownName
+from mlcollage import _checks as checks
+from mlcollage.errors import InvalidInput
+
+Record = dict[str, Tensor] | None  # activations by name in order of execution; None if they were not asked for
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -21,53 +25,88 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 def make_activation(name: str) -> nn.Module:
     """The nonlinearity called ``name``; never in place, so that the activation before it stays readable."""
-    if name not in ACTIVATIONS:
-        raise UnknownName(f"activation {name!r} is not known; choose one of {', '.join(ACTIVATIONS)}.")
-    return ACTIVATIONS[name]()
+    return ACTIVATIONS[checks.choice("activation", name, ACTIVATIONS)]()
 
 
-def keep(record: dict[str, Tensor] | None, name: str, value: Tensor) -> Tensor:
+def keep(record: Record, name: str, value: Tensor) -> Tensor:
     """Write ``value`` under ``name`` if activations were asked for; returns ``value`` itself."""
     if record is not None:
         record[name] = value
     return value
 
 
-def as_size(value: Any, what: str, least: int = 1) -> int:
-    """``value`` as an int of at least ``least``, or one sentence that says what is wrong."""
-    try:
-        size = int(value.__index__())
-    except (AttributeError, TypeError):
-        raise InvalidInput(f"{what} must be a whole number of at least {least}, not {value!r}.") from None
-    if size < least or isinstance(value, bool):
-        raise InvalidInput(f"{what} must be a whole number of at least {least}, not {value!r}.")
-    return size
+class Block(nn.Module):
+    """A part of a network that records the activations inside it; by default all its layers in turn."""
+
+    def forward(self, x: Tensor, record: Record = None, name: str = "") -> Tensor:
+        return self.through([layer for layer, _ in self.named_children()], x, record, name)
+
+    def through(self, layers: Sequence[str], x: Tensor, record: Record, name: str) -> Tensor:
+        """The output of some of the layers in turn; each one's is recorded under its path."""
+        for layer in layers:
+            x = keep(record, f"{name}.{layer}", self.get_submodule(layer)(x))
+        return x
 
 
-def as_sizes(values: Any, what: str, *, empty: bool = False) -> tuple[int, ...]:
+class Network(nn.Module):
+    """Features, and a linear ``head`` that makes logits of them."""
+
+    in_shape: tuple[int, ...]
+    num_classes: int
+    head: nn.Linear
+
+    def forward(self, x: Tensor, activations: bool = False) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """Logits (batch, classes) of x (batch, *in_shape); with ``activations=True`` also the activations by name."""
+        if x.shape[1:] != self.in_shape:
+            raise InvalidInput(
+                f"the network was made for a batch of samples of shape {self.in_shape}, but got an input of shape "
+                f"{tuple(x.shape)}; reshape the data or build the network with in_shape={tuple(x.shape[1:])}."
+            )
+        record: Record = {} if activations else None
+        logits = keep(record, "logits", self.head(self.features(x, record)))
+        return logits if record is None else (logits, record)
+
+    def features(self, x: Tensor, record: Record = None) -> Tensor:
+        """What the head sees, (batch, features): the output of all layers but the head in turn."""
+        for name, layer in self.named_children():
+            if isinstance(layer, Block):  # records by itself what is inside it
+                x = layer(x, record, name)
+            elif name != "head":
+                x = keep(record, name, layer(x))
+        return x
+
+
+def cut_normal_(tensor: Tensor, std: float) -> None:
+    """Fill with draws from a normal distribution, those beyond two standard deviations drawn again."""
+    # torch's own default cuts at the values -2 and 2, whatever the deviation.
+    nn.init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std)
+
+
+def he_normal_(weight: Tensor) -> None:
+    """Fill a convolution's weight as He et al. (2015) do, with the variance that keeps gradients' size (fan out)."""
+    nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
+
+
+def wide(x: Tensor) -> Tensor:
+    """The numbers of x in at least float32, for sums over many numbers."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def as_sizes(name: str, values: Any, *, empty: bool = False) -> tuple[int, ...]:
     """A tuple of positive ints."""
     if isinstance(values, str) or not isinstance(values, Sequence):
-        raise InvalidInput(f"{what} must be a tuple of positive whole numbers such as (64, 64), not {values!r}.")
+        raise InvalidInput(f"{name} must be a tuple of positive whole numbers such as (64, 64), not {values!r}.")
     if not values and not empty:
-        raise InvalidInput(f"{what} must name at least one size, not {values!r}.")
-    return tuple(as_size(v, f"each of {what}") for v in values)
+        raise InvalidInput(f"{name} must name at least one size, not {values!r}.")
+    return tuple(checks.integer(f"each of {name}", v, least=1) for v in values)
 
 
 def as_image_shape(in_shape: Any) -> tuple[int, int, int]:
     """``in_shape`` as (channels, height, width)."""
-    shape = as_sizes(in_shape, "in_shape")
+    shape = as_sizes("in_shape", in_shape)
     if len(shape) != 3:
         raise InvalidInput(
             f"in_shape must be (channels, height, width) without the batch, such as (3, 32, 32), not {shape}; "
             "an MLP takes inputs of any shape."
         )
     return shape[0], shape[1], shape[2]
-
-
-def check_input(x: Tensor, in_shape: tuple[int, ...]) -> None:
-    """Refuse a batch whose samples do not have the shape the network was made for."""
-    if x.shape[1:] != in_shape:
-        raise InvalidInput(
-            f"the network was made for a batch of samples of shape {in_shape}, but got an input of shape "
-            f"{tuple(x.shape)}; reshape the data or build the network with in_shape={tuple(x.shape[1:])}."
-        )

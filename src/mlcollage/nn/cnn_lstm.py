@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
-from mlcollage.nn._parts import as_size, check_input, keep, make_activation
+from mlcollage.nn._parts import Network, Record, cut_normal_, keep, make_activation
 
 __all__ = ["CNNLSTM"]
 
@@ -33,20 +34,20 @@ class _LSTM(nn.Module):
         self.bias = nn.Parameter(torch.zeros(4 * hidden))
 
     def forward(self, x: Tensor) -> Tensor:
-        driven = nn.functional.linear(x, self.weight_x, self.bias)  # of all times in one product
-        # from a product, so that states are batched under vmap and have the type autocast gives them
+        driven = nn.functional.linear(x, self.weight_x, self.bias)  # (batch, time, 4 hidden), all times in one product
+        # Zeros like a product, so that states are batched under vmap and have the type that autocast gives them.
         h = c = torch.zeros_like(driven[:, 0, : self.hidden])
         states = []
         for t in range(x.shape[1]):
             gates = driven[:, t] + nn.functional.linear(h, self.weight_h)
-            i, g, f, o = gates.chunk(4, dim=-1)
+            i, g, f, o = gates.chunk(4, dim=-1)  # input, candidate, forget, output: (batch, hidden) each
             c = (f + 1).sigmoid() * c + i.sigmoid() * g.tanh()
             h = o.sigmoid() * c.tanh()
             states.append(h)
         return torch.stack(states, dim=1)
 
 
-class CNNLSTM(nn.Module):
+class CNNLSTM(Network):
     """Embedding, a convolution over time, max-pooling, an LSTM, and a linear map of its last state.
 
     With the default sizes it is the network of the paper's IMDB experiments, 2,700,098 parameters. As in the authors'
@@ -110,14 +111,13 @@ class CNNLSTM(nn.Module):
         activation: str = "relu",
     ) -> None:
         super().__init__()
-        self.vocabulary, self.num_classes = as_size(vocabulary, "vocabulary"), as_size(num_classes, "num_classes")
-        self.in_shape = (as_size(length, "length"),)
-        embedding, filters = as_size(embedding, "embedding"), as_size(filters, "filters")
-        kernel_size, pool, hidden = (
-            as_size(kernel_size, "kernel_size"),
-            as_size(pool, "pool"),
-            as_size(hidden, "hidden"),
-        )
+        self.vocabulary = checks.integer("vocabulary", vocabulary, least=1)
+        self.num_classes = checks.integer("num_classes", num_classes, least=1)
+        self.in_shape = (checks.integer("length", length, least=1),)
+        embedding = checks.integer("embedding", embedding, least=1)
+        filters = checks.integer("filters", filters, least=1)
+        kernel_size = checks.integer("kernel_size", kernel_size, least=1)
+        pool, hidden = checks.integer("pool", pool, least=1), checks.integer("hidden", hidden, least=1)
         if (length - kernel_size + 1) // pool < 1:
             raise InvalidInput(
                 f"length={length} leaves no step after a convolution of width {kernel_size} and pooling by {pool}; "
@@ -130,30 +130,22 @@ class CNNLSTM(nn.Module):
         self.pool = nn.MaxPool1d(pool)
         self.lstm = _LSTM(filters, hidden)
         self.head = nn.Linear(hidden, self.num_classes)
-        _cut_normal(self.embedding.weight, 1.0)
-        _cut_normal(self.conv.weight, 1 / math.sqrt(embedding * kernel_size))
+        cut_normal_(self.embedding.weight, 1.0)
+        cut_normal_(self.conv.weight, 1 / math.sqrt(embedding * kernel_size))
         for weight in (self.lstm.weight_x, self.lstm.weight_h):
-            _cut_normal(weight, 1 / math.sqrt(filters + hidden))
-        _cut_normal(self.head.weight, 1 / math.sqrt(hidden))
+            cut_normal_(weight, 1 / math.sqrt(filters + hidden))
+        cut_normal_(self.head.weight, 1 / math.sqrt(hidden))
         for layer in (self.conv, self.head):
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor, activations: bool = False) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        """Logits (batch, classes) of tokens x (batch, length); with ``activations=True`` also activations by name."""
-        check_input(x, self.in_shape)
+    def features(self, x: Tensor, record: Record = None) -> Tensor:
+        """Last state of the LSTM, (batch, hidden), for tokens x (batch, length)."""
         if x.dtype not in (torch.int64, torch.int32):
             raise InvalidInput(f"the input is {x.dtype}; tokens are whole numbers: give int64 (or int32).")
-        record: dict[str, Tensor] | None = {} if activations else None
         h = keep(record, "embedding", self.embedding(x))
-        h = keep(record, "conv", self.conv(h.mT))
+        h = keep(record, "conv", self.conv(h.mT))  # from (batch, length, embedding) to (batch, filters, steps)
         h = keep(record, self.activation, self.get_submodule(self.activation)(h))
         h = keep(record, "pool", self.pool(h))
         h = keep(record, "lstm", self.lstm(h.mT))
-        h = keep(record, "last", h[:, -1])
-        logits = keep(record, "logits", self.head(h))
-        return logits if record is None else (logits, record)
-
-
-def _cut_normal(tensor: Tensor, std: float) -> None:
-    nn.init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std)
+        return keep(record, "last", h[:, -1])

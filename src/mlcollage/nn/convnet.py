@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
+from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
-from mlcollage.nn._parts import as_image_shape, as_size, as_sizes, check_input, keep, make_activation
+from mlcollage.nn._parts import Network, as_image_shape, as_sizes, make_activation
 from mlcollage.nn.norm import TLU, image_norm
 
 __all__ = ["ConvNet"]
 
 
-class ConvNet(nn.Module):
+class ConvNet(Network):
     """A few 3x3 convolutions, each with normalization and ReLU, then global average pooling and a linear map.
 
     Parameters
@@ -64,31 +65,22 @@ class ConvNet(nn.Module):
     ) -> None:
         super().__init__()
         self.in_shape = as_image_shape(in_shape)
-        self.num_classes = as_size(num_classes, "num_classes")
-        widths = as_sizes(widths, "widths")
-        strides = (1,) + (2,) * (len(widths) - 1) if strides is None else as_sizes(strides, "strides")
+        self.num_classes = checks.integer("num_classes", num_classes, least=1)
+        widths = as_sizes("widths", widths)
+        # The first convolution sees all pixels; each further one halves height and width.
+        strides = (1,) + (2,) * (len(widths) - 1) if strides is None else as_sizes("strides", strides)
         if len(strides) != len(widths):
             raise InvalidInput(f"strides={strides} must hold one number for each of the {len(widths)} widths {widths}.")
-        self.depth = len(widths)
-        self.nonlinearity = "tlu" if norm == "frn" else "relu"
+        nonlinearity = "tlu" if norm == "frn" else "relu"
         channels = self.in_shape[0]
         for i, (width, stride) in enumerate(zip(widths, strides, strict=True), start=1):
-            # A normalization's own shift makes the bias of the convolution redundant.
+            # Padding 1 keeps height and width at stride 1; a normalization's own shift makes the bias redundant.
             self.add_module(f"conv{i}", nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=norm is None))
             layer = image_norm(norm, width)
             if norm is not None:
                 self.add_module(f"norm{i}", layer)
-            self.add_module(f"{self.nonlinearity}{i}", TLU(width) if norm == "frn" else make_activation("relu"))
+            self.add_module(f"{nonlinearity}{i}", TLU(width) if norm == "frn" else make_activation("relu"))
             channels = width
+        # (batch, channels, height, width) to (batch, channels), whatever the size of the image.
         self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.head = nn.Linear(channels, self.num_classes)
-
-    def forward(self, x: Tensor, activations: bool = False) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        """Logits (batch, classes) of x (batch, *in_shape); with ``activations=True`` also the activations by name."""
-        check_input(x, self.in_shape)
-        record: dict[str, Tensor] | None = {} if activations else None
-        for name, layer in self.named_children():
-            if name != "head":
-                x = keep(record, name, layer(x))
-        logits = keep(record, "logits", self.head(x))
-        return logits if record is None else (logits, record)

@@ -37,10 +37,11 @@ def seeded(seed: int, *more: int) -> Iterator[None]:
     >>> bool((a == b).all())
     True
     """
+    # GPUs only if they are in use already: to ask for the state of another one would start CUDA.
     generators = [torch.default_generator]
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         generators += list(torch.cuda.default_generators)
-    if more:
+    if more:  # a single seed stays what it is: the numbers are those after torch.manual_seed(seed)
         seed = derive(seed, *more)
     states = [g.get_state() for g in generators]
     try:

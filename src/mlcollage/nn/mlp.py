@@ -3,45 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from mlcollage.errors import UnknownName
-from mlcollage.nn._parts import as_size, as_sizes, check_input, keep, make_activation
+from mlcollage import _checks as checks
+from mlcollage.nn._parts import Block, Network, Record, as_sizes, make_activation
 
 __all__ = ["MLP"]
 
 
-class _Hidden(nn.Module):
+class _Hidden(Block):
     """Linear map, normalization, nonlinearity."""
 
     def __init__(self, inputs: int, outputs: int, norm: str | None, activation: str) -> None:
         super().__init__()
         # Batch norm takes the mean off again, so a bias before it would never have a gradient.
         self.linear = nn.Linear(inputs, outputs, bias=norm != "batch")
-        self.norm = _vector_norm(norm, outputs)
-        self.activation = activation
+        self.norm = None if norm is None else _NORMS[norm](outputs)
         self.add_module(activation, make_activation(activation))
 
-    def forward(self, x: Tensor, record: dict[str, Tensor] | None = None, name: str = "") -> Tensor:
-        x = keep(record, f"{name}.linear", self.linear(x))
-        if self.norm is not None:
-            x = keep(record, f"{name}.norm", self.norm(x))
-        return keep(record, f"{name}.{self.activation}", self.get_submodule(self.activation)(x))
+
+_NORMS: dict[str, Callable[[int], nn.Module]] = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
 
 
-def _vector_norm(kind: str | None, width: int) -> nn.Module | None:
-    if kind is None:
-        return None
-    if kind == "batch":
-        return nn.BatchNorm1d(width)
-    if kind == "layer":
-        return nn.LayerNorm(width)
-    raise UnknownName(f"norm {kind!r} is not known for an MLP; choose 'batch', 'layer' or None.")
-
-
-class MLP(nn.Module):
+class MLP(Network):
     """Fully connected network; inputs of any shape are flattened.
 
     Parameters
@@ -88,20 +74,17 @@ class MLP(nn.Module):
         activation: str = "relu",
     ) -> None:
         super().__init__()
-        self.in_shape = as_sizes(in_shape, "in_shape")
-        self.num_classes = as_size(num_classes, "num_classes")
-        sizes = (math.prod(self.in_shape), *as_sizes(widths, "widths", empty=True))
+        self.in_shape = as_sizes("in_shape", in_shape)
+        self.num_classes = checks.integer("num_classes", num_classes, least=1)
+        if norm is not None:
+            checks.choice("norm, if not None,", norm, _NORMS)
+        # Inputs of each linear map, from the flattened sample to the head.
+        sizes = (math.prod(self.in_shape), *as_sizes("widths", widths, empty=True))
         self.depth = len(sizes) - 1
         for i in range(self.depth):
             self.add_module(f"hidden{i + 1}", _Hidden(sizes[i], sizes[i + 1], norm, activation))
         self.head = nn.Linear(sizes[-1], self.num_classes)
 
-    def forward(self, x: Tensor, activations: bool = False) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        """Logits (batch, classes) of x (batch, *in_shape); with ``activations=True`` also the activations by name."""
-        check_input(x, self.in_shape)
-        record: dict[str, Tensor] | None = {} if activations else None
-        x = x.flatten(1)
-        for i in range(1, self.depth + 1):
-            x = self.get_submodule(f"hidden{i}")(x, record, f"hidden{i}")
-        logits = keep(record, "logits", self.head(x))
-        return logits if record is None else (logits, record)
+    def features(self, x: Tensor, record: Record = None) -> Tensor:
+        """Output of the last hidden layer, (batch, widths[-1])."""
+        return super().features(x.flatten(1), record)

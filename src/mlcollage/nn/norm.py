@@ -7,11 +7,14 @@ arXiv:1911.09737, sections 3.1 and 3.2.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from mlcollage.errors import InvalidInput, UnknownName
-from mlcollage.nn._parts import as_size
+from mlcollage import _checks as checks
+from mlcollage.errors import InvalidInput
+from mlcollage.nn._parts import wide
 
 __all__ = ["TLU", "FilterResponseNorm", "group_count", "image_norm"]
 
@@ -53,10 +56,8 @@ class FilterResponseNorm(nn.Module):
 
     def __init__(self, num_channels: int, *, eps: float = 1e-6, learnable_eps: bool = False) -> None:
         super().__init__()
-        self.num_channels = as_size(num_channels, "num_channels")
-        if not eps > 0:
-            raise InvalidInput(f"eps must be a positive number such as 1e-6, not {eps!r}.")
-        self.eps = float(eps)
+        self.num_channels = checks.integer("num_channels", num_channels, least=1)
+        self.eps = checks.positive("eps", eps)
         self.weight = nn.Parameter(torch.ones(self.num_channels))
         self.bias = nn.Parameter(torch.zeros(self.num_channels))
         self.learned_eps = nn.Parameter(torch.tensor(1e-4)) if learnable_eps else None
@@ -64,10 +65,12 @@ class FilterResponseNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalize x, shape (batch, C, *positions); the shape is kept."""
         _check_channels(x, self.num_channels, "FilterResponseNorm")
-        v = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        v = wide(x)
+        # (batch, C, 1, ..., 1); without positions each response is its own mean square.
         nu2 = v.square().mean(tuple(range(2, v.ndim)), keepdim=True) if v.ndim > 2 else v.square()
         eps = self.eps if self.learned_eps is None else self.eps + self.learned_eps.abs()
-        shape = (self.num_channels,) + (1,) * (x.ndim - 2)
+        shape = (self.num_channels,) + (1,) * (x.ndim - 2)  # one number per channel, for all positions
+        # The equation above; rsqrt is one operation in place of a square root and a division.
         y = self.weight.view(shape) * v * torch.rsqrt(nu2 + eps) + self.bias.view(shape)
         return y.to(x.dtype)
 
@@ -95,7 +98,7 @@ class TLU(nn.Module):
 
     def __init__(self, num_channels: int) -> None:
         super().__init__()
-        self.num_channels = as_size(num_channels, "num_channels")
+        self.num_channels = checks.integer("num_channels", num_channels, least=1)
         self.tau = nn.Parameter(torch.zeros(self.num_channels))
 
     def forward(self, y: Tensor) -> Tensor:
@@ -125,6 +128,7 @@ def group_count(channels: int) -> int:
     >>> [group_count(c) for c in (16, 64, 96, 256, 3)]
     [8, 32, 32, 32, 1]
     """
+    # A group of one channel would normalize it by itself, and take its mean away.
     return max(g for g in range(1, 33) if channels % g == 0 and (g == 1 or channels // g >= 2))
 
 
@@ -145,10 +149,9 @@ def image_norm(kind: str | None, channels: int) -> nn.Module:
     """
     if kind is None:
         return nn.Identity()
-    if kind == "batch":
-        return nn.BatchNorm2d(channels)
-    if kind == "group":
-        return nn.GroupNorm(group_count(channels), channels)
-    if kind == "frn":
-        return FilterResponseNorm(channels)
-    raise UnknownName(f"norm {kind!r} is not known for images; choose 'batch', 'group', 'frn' or None.")
+    makers: dict[str, Callable[[int], nn.Module]] = {
+        "batch": nn.BatchNorm2d,
+        "group": lambda c: nn.GroupNorm(group_count(c), c),
+        "frn": FilterResponseNorm,
+    }
+    return makers[checks.choice("norm, if not None,", kind, makers)](channels)

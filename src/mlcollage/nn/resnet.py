@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from mlcollage.errors import InvalidInput
-from mlcollage.nn._parts import as_image_shape, as_size, as_sizes, check_input, keep, make_activation
+from mlcollage import _checks as checks
+from mlcollage.nn._parts import Block, Network, Record, as_image_shape, as_sizes, he_normal_, keep, make_activation
 from mlcollage.nn.norm import TLU, image_norm
 
 __all__ = ["ResNet"]
@@ -17,18 +17,16 @@ class _Style:
     """What every layer of one network has in common: normalization, nonlinearity, biases."""
 
     def __init__(self, norm: str, activation: str, conv_bias: bool) -> None:
-        if norm not in ("batch", "group", "frn"):
-            image_norm(norm, 2)  # raises for unknown names
-            raise InvalidInput("a ResNet needs a normalization: choose norm='batch', 'group' or 'frn'.")
-        self.norm, self.conv_bias = norm, conv_bias
-        # FRN brings its own nonlinearity in place of the ReLU; any other one comes after it.
+        self.norm, self.conv_bias = checks.choice("norm", norm, ("batch", "group", "frn")), conv_bias
+        # FRN brings its own nonlinearity, the TLU, in place of the ReLU; any other nonlinearity comes after the TLU.
         self.tlu_is_last = norm == "frn" and activation == "relu"
         self.name = "tlu" if self.tlu_is_last else activation
         self.activation = activation
 
     def conv(self, inputs: int, outputs: int, kernel: int, stride: int) -> nn.Conv2d:
+        # This padding keeps height and width at stride 1, for kernels of 1 and of 3.
         layer = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=self.conv_bias)
-        nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+        he_normal_(layer.weight)
         return layer
 
     def normalize(self, channels: int) -> nn.Module:
@@ -39,7 +37,7 @@ class _Style:
         return TLU(channels) if self.tlu_is_last else make_activation(self.activation)
 
 
-class _Stem(nn.Module):
+class _Stem(Block):
     """3x3 convolution, normalization, nonlinearity."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, style: _Style) -> None:
@@ -48,13 +46,11 @@ class _Stem(nn.Module):
         self.norm = style.normalize(outputs)
         self.act = style.activate(outputs)
 
-    def forward(self, x: Tensor, record: dict[str, Tensor] | None = None, name: str = "") -> Tensor:
-        x = keep(record, f"{name}.conv", self.conv(x))
-        x = keep(record, f"{name}.norm", self.norm(x))
-        return keep(record, name, self.act(x))
+    def forward(self, x: Tensor, record: Record = None, name: str = "") -> Tensor:
+        return keep(record, name, self.act(self.through(["conv", "norm"], x, record, name)))
 
 
-class _BasicBlock(nn.Module):
+class _BasicBlock(Block):
     """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution where the shape changes (option B)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, style: _Style) -> None:
@@ -68,22 +64,18 @@ class _BasicBlock(nn.Module):
         self.shortcut: nn.Module | None = None
         if stride != 1 or inputs != outputs:
             self.shortcut = nn.Sequential(style.conv(inputs, outputs, 1, stride), style.normalize(outputs))
-        self.add_module(f"{style.name}2", style.activate(outputs))
+        self.add_module(f"{style.name}2", style.activate(outputs))  # registered in the order of execution
 
-    def forward(self, x: Tensor, record: dict[str, Tensor] | None = None, name: str = "") -> Tensor:
+    def forward(self, x: Tensor, record: Record = None, name: str = "") -> Tensor:
         act = self.nonlinearity
-        h = keep(record, f"{name}.conv1", self.conv1(x))
-        h = keep(record, f"{name}.norm1", self.norm1(h))
-        h = keep(record, f"{name}.{act}1", self.get_submodule(f"{act}1")(h))
-        h = keep(record, f"{name}.conv2", self.conv2(h))
-        h = keep(record, f"{name}.norm2", self.norm2(h))
+        h = self.through(["conv1", "norm1", f"{act}1", "conv2", "norm2"], x, record, name)
         if self.shortcut is not None:
-            x = keep(record, f"{name}.shortcut", self.shortcut(x))
-        h = keep(record, f"{name}.add", x + h)
-        return keep(record, f"{name}.{act}2", self.get_submodule(f"{act}2")(h))
+            x = self.through(["shortcut"], x, record, name)
+        h = keep(record, f"{name}.add", x + h)  # before the nonlinearity, as in the paper's figure 2
+        return self.through([f"{act}2"], h, record, name)
 
 
-class ResNet(nn.Module):
+class ResNet(Network):
     """CIFAR-type residual network: a 3x3 stem, stages of basic blocks, global average pooling, a linear map.
 
     The width doubles and the resolution halves from stage to stage. ``blocks=(3, 3, 3)`` is ResNet-20 (272,474
@@ -151,29 +143,18 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         self.in_shape = as_image_shape(in_shape)
-        self.num_classes = as_size(num_classes, "num_classes")
-        blocks = as_sizes(blocks, "blocks")
-        channels = as_size(width, "width")
+        self.num_classes = checks.integer("num_classes", num_classes, least=1)
+        channels = width = checks.integer("width", width, least=1)
+        stem_stride = checks.integer("stem_stride", stem_stride, least=1)
         style = _Style(norm, activation, conv_bias)
-        self.stem = _Stem(self.in_shape[0], channels, as_size(stem_stride, "stem_stride"), style)
-        self.depth = 0
-        for stage, count in enumerate(blocks):
+        self.stem = _Stem(self.in_shape[0], channels, stem_stride, style)
+        number = 0
+        for stage, count in enumerate(as_sizes("blocks", blocks)):
             for i in range(count):
-                outputs = width * 2**stage
-                self.depth += 1
-                stride = 2 if stage > 0 and i == 0 else 1
-                self.add_module(f"block{self.depth}", _BasicBlock(channels, outputs, stride, style))
+                outputs, number = width * 2**stage, number + 1
+                stride = 2 if stage > 0 and i == 0 else 1  # the first block of a stage halves the resolution
+                self.add_module(f"block{number}", _BasicBlock(channels, outputs, stride, style))
                 channels = outputs
+        # (batch, channels, height, width) to (batch, channels), whatever the size of the image.
         self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.head = nn.Linear(channels, self.num_classes)
-
-    def forward(self, x: Tensor, activations: bool = False) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        """Logits (batch, classes) of x (batch, *in_shape); with ``activations=True`` also the activations by name."""
-        check_input(x, self.in_shape)
-        record: dict[str, Tensor] | None = {} if activations else None
-        x = self.stem(x, record, "stem")
-        for i in range(1, self.depth + 1):
-            x = self.get_submodule(f"block{i}")(x, record, f"block{i}")
-        x = keep(record, "pool", self.pool(x))
-        logits = keep(record, "logits", self.head(x))
-        return logits if record is None else (logits, record)

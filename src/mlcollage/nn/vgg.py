@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
+from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput, UnknownName
-from mlcollage.nn._parts import as_image_shape, as_size, as_sizes, check_input, keep
+from mlcollage.nn._parts import Network, as_image_shape, as_sizes, he_normal_
 
 __all__ = ["CONFIGURATIONS", "VGG"]
 
@@ -18,10 +19,10 @@ CONFIGURATIONS: dict[int, tuple[tuple[int, ...], ...]] = {
     16: ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)),
     19: ((64, 64), (128, 128), (256, 256, 256, 256), (512, 512, 512, 512), (512, 512, 512, 512)),
 }
-"""Channels of each convolution, a tuple a stage: the paper's A, B, D and E."""
+"""Channels of each convolution, one tuple per stage: the paper's A, B, D and E."""
 
 
-class VGG(nn.Module):
+class VGG(Network):
     """Stages of 3x3 convolutions with biases, ReLU and max pooling by 2, then a classifier with dropout.
 
     ``VGG((3, 64, 64), 200)`` is the network of Kunin et al. (2021) for Tiny ImageNet (configuration D, classifier
@@ -81,13 +82,13 @@ class VGG(nn.Module):
     ) -> None:
         super().__init__()
         self.in_shape = as_image_shape(in_shape)
-        self.num_classes = as_size(num_classes, "num_classes")
+        self.num_classes = checks.integer("num_classes", num_classes, least=1)
         if depth not in CONFIGURATIONS:
             raise UnknownName(f"depth={depth!r} is not a VGG; choose one of {', '.join(map(str, CONFIGURATIONS))}.")
-        if norm not in (None, "batch"):
-            raise UnknownName(f"norm={norm!r} is not known; use 'batch' or None.")
-        if not 0 <= dropout < 1 or not width > 0:
-            raise InvalidInput(f"dropout={dropout!r} must lie in [0, 1) and width={width!r} must be positive.")
+        if norm is not None:
+            checks.choice("norm, if not None,", norm, ("batch",))
+        dropout = checks.real("dropout", dropout, least=0, below=1)
+        width = checks.positive("width", width)
         stages = CONFIGURATIONS[depth]
         channels, height, breadth = self.in_shape
         if min(height, breadth) < 2 ** len(stages):
@@ -95,10 +96,11 @@ class VGG(nn.Module):
                 f"images of {height} x {breadth} are too small: VGG halves them {len(stages)} times and needs at least "
                 f"{2 ** len(stages)} pixels; resize them, or use ConvNet or ResNet."
             )
-        number = 0
+        number = 0  # of the convolution, through all stages
         for stage, widths in enumerate(stages, start=1):
             for outputs in (max(1, round(w * width)) for w in widths):
                 number += 1
+                # With a bias also before batch normalization, as the published parameter counts have it.
                 self.add_module(f"conv{number}", nn.Conv2d(channels, outputs, 3, padding=1))
                 if norm is not None:
                     self.add_module(f"norm{number}", nn.BatchNorm2d(outputs))
@@ -106,8 +108,9 @@ class VGG(nn.Module):
                 channels = outputs
             self.add_module(f"pool{stage}", nn.MaxPool2d(2))
         self.flatten = nn.Flatten()
+        # Each pooling halves a side, rounded down.
         features = channels * (height >> len(stages)) * (breadth >> len(stages))
-        for i, hidden in enumerate(as_sizes(classifier, "classifier", empty=True), start=1):
+        for i, hidden in enumerate(as_sizes("classifier", classifier, empty=True), start=1):
             self.add_module(f"fc{i}", nn.Linear(features, hidden))
             self.add_module(f"fc_relu{i}", nn.ReLU())
             self.add_module(f"fc_drop{i}", nn.Dropout(dropout))
@@ -118,18 +121,8 @@ class VGG(nn.Module):
     def _initialize(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                he_normal_(module.weight)
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
             elif isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=0.01)
+                nn.init.normal_(module.weight, std=0.01)  # as torchvision does; the paper says a variance of 0.01
                 nn.init.zeros_(module.bias)
-
-    def forward(self, x: Tensor, activations: bool = False) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        """Logits (batch, classes) of x (batch, *in_shape); with ``activations=True`` also the activations by name."""
-        check_input(x, self.in_shape)
-        record: dict[str, Tensor] | None = {} if activations else None
-        for name, layer in self.named_children():
-            if name != "head":
-                x = keep(record, name, layer(x))
-        logits = keep(record, "logits", self.head(x))
-        return logits if record is None else (logits, record)

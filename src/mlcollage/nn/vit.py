@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
-from mlcollage.nn._parts import as_image_shape, as_size, as_sizes, check_input, keep
+from mlcollage.nn._parts import Block, Network, Record, as_image_shape, as_sizes, cut_normal_, keep
 
 __all__ = ["ViT"]
 
@@ -24,11 +25,11 @@ class _Patches(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         (b, c, h, w), (p, q) = x.shape, self.patch
-        x = x.reshape(b, c, h // p, p, w // q, q).permute(0, 2, 4, 1, 3, 5)
-        return self.linear(x.reshape(b, (h // p) * (w // q), c * p * q))
+        x = x.reshape(b, c, h // p, p, w // q, q).permute(0, 2, 4, 1, 3, 5)  # (batch, rows, columns, c, p, q)
+        return self.linear(x.reshape(b, (h // p) * (w // q), c * p * q))  # (batch, patches, dim)
 
 
-class _Attention(nn.Module):
+class _Attention(Block):
     """Multi-head self-attention: softmax(q k^T / sqrt(d)) v."""
 
     def __init__(self, dim: int, heads: int, dropout: float, fused: bool) -> None:
@@ -37,21 +38,23 @@ class _Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, record: dict[str, Tensor] | None = None, name: str = "") -> Tensor:
-        b, t, d = x.shape
+    def forward(self, x: Tensor, record: Record = None, name: str = "") -> Tensor:
+        b, t, d = x.shape  # batch, tokens, width
         qkv = self.qkv(x).reshape(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv[0], qkv[1], qkv[2]
-        if self.fused and record is None:
+        q, k, v = qkv[0], qkv[1], qkv[2]  # (batch, heads, tokens, d / heads) each
+        if self.fused and record is None:  # the fused kernel does not hand out its weights
             p = self.dropout if self.training else 0.0
             h = F.scaled_dot_product_attention(q, k, v, dropout_p=p)
         else:
+            # (batch, heads, tokens, tokens): row i says how much token i takes from each token.
             a = (q @ k.transpose(-2, -1) / math.sqrt(d // self.heads)).softmax(-1)
             a = keep(record, f"{name}.weights", a)
+            # Under autocast the softmax is float32 and v is not.
             h = F.dropout(a, self.dropout, self.training).to(v.dtype) @ v
-        return self.proj(h.transpose(1, 2).reshape(b, t, d))
+        return self.proj(h.transpose(1, 2).reshape(b, t, d))  # heads side by side again
 
 
-class _Mlp(nn.Module):
+class _Mlp(Block):
     """Linear, GELU, linear."""
 
     def __init__(self, dim: int, hidden: int, dropout: float) -> None:
@@ -61,12 +64,12 @@ class _Mlp(nn.Module):
         self.drop = nn.Dropout(dropout)
         self.linear2 = nn.Linear(hidden, dim)
 
-    def forward(self, x: Tensor, record: dict[str, Tensor] | None = None, name: str = "") -> Tensor:
+    def forward(self, x: Tensor, record: Record = None, name: str = "") -> Tensor:
         h = keep(record, f"{name}.gelu", self.gelu(self.linear1(x)))
         return self.linear2(self.drop(h))
 
 
-class _Block(nn.Module):
+class _Block(Block):
     """Pre-norm transformer block: x + attn(ln1(x)), then x + mlp(ln2(x))."""
 
     def __init__(self, dim: int, heads: int, hidden: int, dropout: float, drop_path: float, fused: bool) -> None:
@@ -82,10 +85,11 @@ class _Block(nn.Module):
         branch = self.drop(branch)
         if self.training and self.drop_path > 0:
             # Stochastic depth: the whole branch of a sample is dropped, the others are scaled up to keep the mean.
+            # One mask number per sample, (batch, 1, 1).
             branch = branch * F.dropout(torch.ones_like(branch[:, :1, :1]), self.drop_path)
         return x + branch
 
-    def forward(self, x: Tensor, record: dict[str, Tensor] | None = None, name: str = "") -> Tensor:
+    def forward(self, x: Tensor, record: Record = None, name: str = "") -> Tensor:
         h = keep(record, f"{name}.ln1", self.ln1(x))
         h = keep(record, f"{name}.attn", self.attn(h, record, f"{name}.attn"))
         x = keep(record, f"{name}.add1", self._residual(x, h))
@@ -94,7 +98,7 @@ class _Block(nn.Module):
         return keep(record, f"{name}.add2", self._residual(x, h))
 
 
-class ViT(nn.Module):
+class ViT(Network):
     """Vision transformer: patches, learned position embedding, pre-norm blocks, class token or mean pooling.
 
     Weights start from a normal distribution of standard deviation 0.02 cut at two standard deviations, biases from
@@ -166,26 +170,25 @@ class ViT(nn.Module):
     ) -> None:
         super().__init__()
         self.in_shape = as_image_shape(in_shape)
-        self.num_classes = as_size(num_classes, "num_classes")
+        self.num_classes = checks.integer("num_classes", num_classes, least=1)
         self.patch_size = _patch_size(patch_size, self.in_shape)
         self.grid = (self.in_shape[1] // self.patch_size[0], self.in_shape[2] // self.patch_size[1])
-        dim, self.depth, heads = as_size(dim, "dim"), as_size(depth, "depth"), as_size(heads, "heads")
+        dim, heads = checks.integer("dim", dim, least=1), checks.integer("heads", heads, least=1)
+        depth = checks.integer("depth", depth, least=1)
         if dim % heads:
             raise InvalidInput(f"dim={dim} is not a multiple of heads={heads}; each head gets dim / heads numbers.")
-        if pool not in ("token", "mean"):
-            raise InvalidInput(f"pool must be 'token' or 'mean', not {pool!r}.")
-        for name, p in (("dropout", dropout), ("stochastic_depth", stochastic_depth)):
-            if not 0 <= p < 1:
-                raise InvalidInput(f"{name} must be a probability in [0, 1), not {p!r}.")
-        hidden = as_size(round(mlp_ratio * dim), "mlp_ratio * dim")
+        checks.choice("pool", pool, ("token", "mean"))
+        dropout = checks.real("dropout", dropout, least=0, below=1)
+        stochastic_depth = checks.real("stochastic_depth", stochastic_depth, least=0, below=1)
+        hidden = checks.integer("mlp_ratio * dim", round(mlp_ratio * dim), least=1)
 
         self.patches = _Patches(self.in_shape, self.patch_size, dim)
         self.token = nn.Parameter(torch.zeros(1, 1, dim)) if pool == "token" else None
         tokens = self.grid[0] * self.grid[1] + (pool == "token")
         self.position = nn.Parameter(torch.zeros(1, tokens, dim))
         self.drop = nn.Dropout(dropout)
-        for i in range(self.depth):
-            path = stochastic_depth * i / max(1, self.depth - 1)
+        for i in range(depth):
+            path = stochastic_depth * i / max(1, depth - 1)
             self.add_module(f"block{i + 1}", _Block(dim, heads, hidden, dropout, path, fused))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.head = nn.Linear(dim, self.num_classes)
@@ -194,34 +197,27 @@ class ViT(nn.Module):
     def _initialize(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                _trunc_normal(module.weight)
+                cut_normal_(module.weight, 0.02)
                 nn.init.zeros_(module.bias)
-        _trunc_normal(self.position)
+        cut_normal_(self.position, 0.02)
         if self.token is not None:
-            _trunc_normal(self.token)
+            cut_normal_(self.token, 0.02)
 
-    def forward(self, x: Tensor, activations: bool = False) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        """Logits (batch, classes) of x (batch, *in_shape); with ``activations=True`` also the activations by name."""
-        check_input(x, self.in_shape)
-        record: dict[str, Tensor] | None = {} if activations else None
+    def features(self, x: Tensor, record: Record = None) -> Tensor:
+        """The class token, or the mean of all tokens, after the last block, (batch, dim)."""
         x = keep(record, "patches", self.patches(x))
         if self.token is not None:
-            x = torch.cat([self.token.expand(x.shape[0], -1, -1).to(x.dtype), x], 1)
+            x = torch.cat([self.token.expand(x.shape[0], -1, -1).to(x.dtype), x], 1)  # (batch, 1 + patches, dim)
         x = keep(record, "embed", self.drop(x + self.position))
-        for i in range(1, self.depth + 1):
-            x = self.get_submodule(f"block{i}")(x, record, f"block{i}")
+        for name, layer in self.named_children():
+            if isinstance(layer, Block):
+                x = layer(x, record, name)
         x = keep(record, "norm", self.norm(x))
-        x = keep(record, "pool", x.mean(1) if self.token is None else x[:, 0])
-        logits = keep(record, "logits", self.head(x))
-        return logits if record is None else (logits, record)
-
-
-def _trunc_normal(tensor: Tensor, std: float = 0.02) -> None:
-    nn.init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std)
+        return keep(record, "pool", x.mean(1) if self.token is None else x[:, 0])
 
 
 def _patch_size(patch_size: int | tuple[int, int], in_shape: tuple[int, int, int]) -> tuple[int, int]:
-    sides = as_sizes(patch_size if isinstance(patch_size, tuple | list) else (patch_size, patch_size), "patch_size")
+    sides = as_sizes("patch_size", patch_size if isinstance(patch_size, tuple | list) else (patch_size, patch_size))
     if len(sides) != 2:
         raise InvalidInput(f"patch_size must be one side or (height, width), not {patch_size!r}.")
     for side, size, what in zip(sides, in_shape[1:], ("height", "width"), strict=True):
