@@ -1,6 +1,6 @@
 """The callbacks against the real Lightning and the real Hugging Face Trainer: tiny runs, compared with plain loops."""
 
-import sys
+import pickle
 import warnings
 
 import pytest
@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from mlcollage.errors import InvalidInput, MissingDependency
+from mlcollage.errors import InvalidInput
 from mlcollage.nn.init import seeded
-from mlcollage.papers.class_selectivity import SelectivityRegularizer, lightning_callback, transformers_callback
+from mlcollage.papers.class_selectivity import HuggingFaceSelectivity, LightningSelectivity, SelectivityRegularizer
 
 
 def network():
@@ -51,7 +51,7 @@ def test_lightning(blobs, tmp_path, as_dictionary):
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
-    callback = lightning_callback(-2.0, model=lambda module: module.net)
+    callback = LightningSelectivity(-2.0, model=lambda module: module.net)
     module = Module()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning has advice on workers and loggers
@@ -128,7 +128,7 @@ def trainer_for(model, callback, blobs, folder, **options):
     ("as_tuple", "options"), [(False, {}), (True, {}), (False, {"per_device_train_batch_size": 30})]
 )
 def test_transformers(blobs, tmp_path, as_tuple, options):
-    callback = transformers_callback(-2.0, "net.1")
+    callback = HuggingFaceSelectivity(-2.0, "net.1")
     model = Classifier(as_tuple)
     state = torch.get_rng_state()
     trainer = trainer_for(model, callback, blobs, tmp_path, **options)
@@ -147,7 +147,7 @@ def test_accumulated_gradients_weigh_the_term_once(blobs, tmp_path):
     model = Classifier()
     trainer_for(
         model,
-        transformers_callback(-2.0, "net.1"),
+        HuggingFaceSelectivity(-2.0, "net.1"),
         blobs,
         tmp_path,
         per_device_train_batch_size=30,
@@ -191,7 +191,7 @@ def test_a_transformer_of_theirs(tmp_path, accumulate):
             return BertForSequenceClassification(config)
 
     def after_a_step(alpha):
-        model, callback = fresh(), transformers_callback(alpha, "*intermediate_act_fn", negative="relu")
+        model, callback = fresh(), HuggingFaceSelectivity(alpha, "*intermediate_act_fn", negative="relu")
         arguments = TrainingArguments(
             str(tmp_path),
             max_steps=1,
@@ -229,17 +229,14 @@ def test_a_transformer_of_theirs(tmp_path, accumulate):
 
 def test_what_the_trainer_would_ignore_is_refused(blobs, tmp_path):
     trainer = trainer_for(
-        Classifier(), transformers_callback(-2.0, "net.1"), blobs, tmp_path, label_smoothing_factor=0.1
+        Classifier(), HuggingFaceSelectivity(-2.0, "net.1"), blobs, tmp_path, label_smoothing_factor=0.1
     )
     with pytest.raises(InvalidInput, match="ignores the model's own loss"):
         trainer.train()
 
 
-@pytest.mark.parametrize(
-    ("adapter", "package"), [(lightning_callback, "lightning.pytorch"), (transformers_callback, "transformers")]
-)
-def test_a_missing_trainer_is_named(monkeypatch, adapter, package):
-    monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.setitem(sys.modules, package.split(".")[0], None)
-    with pytest.raises(MissingDependency, match="pip install"):
-        adapter(-1.0, "relu")
+def test_callbacks_can_be_sent_to_other_processes():
+    for callback in (LightningSelectivity(-1.0, "net.1"), HuggingFaceSelectivity(-1.0, "net.1", negative="relu")):
+        again = pickle.loads(pickle.dumps(callback))  # noqa: S301 (our own bytes)
+        assert (again.alpha, again.layers, again.options) == (-1.0, "net.1", callback.options)
+        assert again.regularizer is None

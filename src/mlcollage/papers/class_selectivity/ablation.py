@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -11,10 +11,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 from mlcollage.measure.layer_tap import Layers, layers_of
-from mlcollage.papers.class_selectivity.index import SelectivityReport, as_batches, measure_selectivity
+from mlcollage.measure.representation import resolve_unit_axis
 from mlcollage.train.loop import evaluating
+
+from .index import SelectivityReport, as_batches, device_of, measure_selectivity
 
 __all__ = ["ablate_units"]
 
@@ -32,7 +35,7 @@ def ablate_units(
     fractions: Sequence[float] = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9),
     scope: Literal["layer", "network"] = "layer",
     report: SelectivityReport | None = None,
-    seed: int = 0,
+    rng: np.random.Generator | int = 0,
 ) -> pd.DataFrame:
     """Accuracy with a growing share of units ablated.
 
@@ -59,8 +62,8 @@ def ablate_units(
         ``"layer"``: each layer by itself; ``"network"``: units of all layers in one order.
     report
         Where indices and means come from; by default measured on ``data``.
-    seed
-        Of the random order.
+    rng
+        Draws the random order; an int seeds a fresh one.
 
     Returns
     -------
@@ -80,31 +83,27 @@ def ablate_units(
     >>> ablate_units(model, (x, y), fractions=(0, 0.5))["units"].tolist()
     [0, 4]
     """
-    if order not in ("si", "si_desc", "random") or mode not in ("zero", "mean", "class_mean"):
-        raise InvalidInput(
-            f"order={order!r} must be 'si', 'si_desc' or 'random', and mode={mode!r} 'zero', 'mean' or 'class_mean'."
-        )
-    if scope not in ("layer", "network"):
-        raise InvalidInput(f"scope={scope!r} must be 'layer' or 'network'.")
-    if not len(fractions) or not all(0 <= f <= 1 for f in fractions):
-        raise InvalidInput(f"fractions={tuple(fractions)} must be shares from 0 to 1.")
+    checks.choice("order", order, ("si", "si_desc", "random"))
+    checks.choice("mode", mode, ("zero", "mean", "class_mean"))
+    checks.choice("scope", scope, ("layer", "network"))
+    shares = [checks.probability("a share in fractions", f, inside=False) for f in fractions]
     report = measure_selectivity(model, data, layers) if report is None else report
     modules = layers_of(model, layers)
     units = report.per_unit[report.per_unit["layer"].map(lambda name: name.split("#")[0] in modules)]
     if units.empty:
         raise InvalidInput(f"the report has no units of these layers; it has {', '.join(report.class_means)}.")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(rng)
     groups = units.groupby("layer", sort=False) if scope == "layer" else [("all", units)]
     rows = []
     for name, table in groups:
         table = table.iloc[rng.permutation(len(table))]
         if order != "random":
             table = table.sort_values("si", ascending=order == "si", kind="stable")
-        for fraction in fractions:
+        for fraction in shares:
             chosen = table.iloc[: round(fraction * len(table))]
             out = {str(k): torch.tensor(v["unit"].to_numpy()) for k, v in chosen.groupby("layer")}
-            with _ablated(model, modules, out, mode, report) as show:
-                score = _accuracy(model, data, show)
+            with _ablated(model, modules, out, mode, report) as labels:
+                score = _accuracy(model, data, labels)
             rows.append({"layer": name, "fraction": fraction, "units": len(chosen), "accuracy": score})
     return pd.DataFrame(rows)
 
@@ -122,15 +121,15 @@ def _ablated(
     """Within it the units ``out`` of each call of each module are replaced."""
     labels, calls = _Labels(), dict.fromkeys(modules, 0)
 
-    def hook(name: str) -> Any:
+    def hook(name: str) -> Callable[[nn.Module, Any, Tensor], Tensor]:
         def replace(module: nn.Module, args: Any, h: Tensor) -> Tensor:
             call = calls[name]
             calls[name] = call + 1
-            layer = f"{name}#{call}" if call else name
+            layer = f"{name}#{call}" if call else name  # as LayerTap names the calls of a shared module
             if layer not in out:
                 return h
             index = out[layer].to(h.device)
-            axis = h.ndim - 1 if h.ndim == 3 else 1
+            axis = resolve_unit_axis(h, None)
             h = h.clone().movedim(axis, 1)
             h[:, index] = _replacement(layer, index, h, mode, report, labels)
             return h.movedim(1, axis)
@@ -152,25 +151,25 @@ def _ablated(
 def _replacement(
     layer: str, index: Tensor, h: Tensor, mode: Mode, report: SelectivityReport, labels: _Labels
 ) -> Tensor | float:
+    """What units ``index`` (K,) of responses (N, U, ...) become: 0, or (N, K, ...)."""
     if mode == "zero":
         return 0.0
-    means = report.class_means[layer].to(h)[:, index]
-    counts = report.counts.to(h)
+    means = report.class_means[layer].to(h)[:, index]  # (C, K), NaN where a class was not seen
+    counts = report.counts.to(h)  # (C,)
     if mode == "mean":
-        value = (means.nan_to_num() * counts[:, None]).sum(dim=0)[None] / counts.sum()
+        value = (means.nan_to_num() * counts[:, None]).sum(dim=0)[None] / counts.sum()  # (1, K)
     else:
-        value = means[labels.y]
+        value = means[labels.y]  # (N, K)
     return value.reshape(*value.shape, *(1,) * (h.ndim - 2)).expand(len(h), -1, *h.shape[2:])
 
 
 def _accuracy(model: nn.Module, data: Any, labels: _Labels) -> float:
-    tensors = (*model.parameters(), *model.buffers())
     right = seen = 0
+    device = device_of(model)
     with evaluating(model), torch.no_grad():
         for x, y in as_batches(data, 512):
-            x, y = (t.to(tensors[0].device) if tensors else t for t in (x, y))
-            labels.y = y
-            logits = model(x)
+            labels.y = y = y.to(device)
+            logits = model(x.to(device))
             if logits.ndim != 2 or y.shape != logits.shape[:1]:
                 raise InvalidInput(f"accuracy needs logits (N, C) and labels (N,), not {tuple(logits.shape)}.")
             right += int((logits.argmax(dim=1) == y).sum())

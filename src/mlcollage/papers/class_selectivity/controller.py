@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
+from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
-from mlcollage.papers.class_selectivity.regularizer import SelectivityRegularizer
+
+from .regularizer import SelectivityRegularizer
 
 __all__ = ["SelectivityController", "alpha_schedule"]
 
@@ -38,10 +39,10 @@ def alpha_schedule(alpha: float, *, warmup: int = 0, start: int = 0, stop: int |
     >>> [ramp(t) for t in range(8)]
     [0.0, -1.0, -2.0, -3.0, -4.0, -4.0, -4.0, 0.0]
     """
-    if not math.isfinite(alpha):
-        raise InvalidInput(f"alpha={alpha!r} must be a finite number; negative discourages selectivity.")
-    if warmup < 0 or start < 0 or (stop is not None and stop <= start):
-        raise InvalidInput(f"warmup={warmup}, start={start} and stop={stop} must be steps from 0, with start < stop.")
+    alpha = checks.real("alpha", alpha)
+    warmup, start = checks.integer("warmup", warmup, least=0), checks.integer("start", start, least=0)
+    if stop is not None:
+        checks.integer("stop", stop, least=start + 1)
 
     def schedule(step: int) -> float:
         if step < start or (stop is not None and step >= stop):
@@ -71,7 +72,7 @@ class SelectivityController:
     limits
         :math:`(\alpha_{\min}, \alpha_{\max})`.
     smoothing
-        Share of the earlier value in the exponential mean of the measured index.
+        Share of the earlier value in the exponential mean of the measured index, in [0, 1).
 
     Examples
     --------
@@ -95,16 +96,12 @@ class SelectivityController:
         limits: tuple[float, float] = (-20.0, 20.0),
         smoothing: float = 0.8,
     ) -> None:
-        if not 0 <= target <= 1:
-            raise InvalidInput(f"target={target!r} must be a selectivity index, from 0 to 1.")
-        if not (math.isfinite(gain) and math.isfinite(integral) and gain >= 0 and integral > 0):
-            raise InvalidInput(f"gain={gain!r} must be at least 0 and integral={integral!r} positive, both finite.")
-        if not (all(map(math.isfinite, limits)) and limits[0] < limits[1]):
-            raise InvalidInput(f"limits={limits!r} must be two finite alphas, the smaller first.")
-        if not 0 <= smoothing < 1:
-            raise InvalidInput(f"smoothing={smoothing!r} must lie in [0, 1).")
-        self.regularizer, self.target = regularizer, float(target)
-        self.gain, self.integral, self.limits, self.smoothing = gain, integral, limits, smoothing
+        self.regularizer = regularizer
+        self.target = checks.probability("target", target, inside=False)
+        self.gain, self.integral = checks.real("gain", gain, least=0), checks.positive("integral", integral)
+        low = checks.real("limits[0]", limits[0])
+        self.limits = low, checks.real("limits[1]", limits[1], above=low)
+        self.smoothing = checks.real("smoothing", smoothing, least=0, below=1)
         self.measured: float | None = None
         self._sum = 0.0
 
@@ -125,14 +122,14 @@ class SelectivityController:
         last = self.regularizer.last
         if measured is None and not last:
             raise InvalidInput("the regularizer has not been called yet; step after the first batch, or give a value.")
-        value = sum(last.values()) / len(last) if measured is None else float(measured)
-        if not math.isfinite(value):
-            raise InvalidInput(f"the measured selectivity is {value}; it must be finite.")
+        value = checks.real("measured", sum(last.values()) / len(last) if measured is None else measured)
+        # A batch is noisy, so smooth it; a value that is given counts as it is.
         s = self.smoothing if self.measured is not None and measured is None else 0.0
         self.measured = s * (self.measured or 0.0) + (1 - s) * value
         error = self.target - self.measured
         low, high = self.limits
         wanted = self.gain * error + self.integral * (self._sum + error)
+        # Anti-windup: at a limit the sum only changes if that leads back inside.
         if low <= wanted <= high or (wanted > high) != (error > 0):
             self._sum += error
         self.regularizer.alpha = alpha = min(max(wanted, low), high)

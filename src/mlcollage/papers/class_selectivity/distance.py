@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from mlcollage.errors import InvalidInput
-from mlcollage.measure.cca import CCAFactor, factor, pairwise
+from mlcollage.measure.cca import factor, pairwise
 from mlcollage.measure.layer_tap import Layers, LayerTap
 from mlcollage.measure.representation import as_samples
-from mlcollage.papers.class_selectivity.index import as_batches
 from mlcollage.train.loop import evaluating
+
+from .index import as_batches, device_of
 
 __all__ = ["cca_distance_ratio", "distance_ratio", "representations"]
 
@@ -43,16 +44,14 @@ def representations(
     {'1': (6, 3)}
     """
     parts: dict[str, list[Tensor]] = {}
-    tensors = (*model.parameters(), *model.buffers())
-    with (
-        LayerTap(model, layers, reduce=lambda h: as_samples(h, space)) as tap,
-        evaluating(tap.model),
-        torch.no_grad(),
-    ):
+
+    def keep(name: str, h: Tensor) -> None:
+        parts.setdefault(name, []).append(as_samples(h, space))
+
+    device = device_of(model)
+    with LayerTap(model, layers, consume=keep) as tap, evaluating(tap.model), torch.no_grad():
         for x, _ in as_batches(data, 512):
-            model(x.to(tensors[0].device) if tensors else x)
-            for name in tap:
-                parts.setdefault(name, []).append(tap[name])
+            model(x.to(device))
     return {name: torch.cat(pieces) for name, pieces in parts.items()}
 
 
@@ -66,7 +65,7 @@ def cca_distance_ratio(
     space: Literal["mean", "positions"] = "mean",
     paired: bool = True,
     n_boot: int = 2000,
-    seed: int = 0,
+    rng: np.random.Generator | int = 0,
 ) -> pd.DataFrame:
     r"""How far regularized networks lie from plain ones, against how far plain ones lie from each other.
 
@@ -77,7 +76,7 @@ def cca_distance_ratio(
     Parameters
     ----------
     models_reg, models_base
-        Networks trained with and without the regularizer, one a seed, at least two plain ones.
+        Networks trained with and without the regularizer, one per seed, at least two plain ones.
     data, layers
         As for :func:`~mlcollage.papers.class_selectivity.index.measure_selectivity`; both kinds must have the layers.
     method
@@ -87,9 +86,11 @@ def cca_distance_ratio(
     paired
         The i-th networks of both lists share seed and initialization: such pairs are left out, and seeds are drawn
         together.
-    n_boot, seed
+    n_boot
         Draws of the block bootstrap. Pairs that share a seed are not independent, so seeds are drawn, with all pairs
         they are in.
+    rng
+        Draws them; an int seeds a fresh one, so that all layers get the same draws.
 
     Returns
     -------
@@ -114,7 +115,7 @@ def cca_distance_ratio(
     (['ratio', 'lo', 'hi', 'd_reg', 'd_base'], ['1'])
     """
     found = [[representations(m, data, layers, space=space) for m in models] for models in (models_reg, models_base)]
-    return distance_ratio(*found, method=method, paired=paired, n_boot=n_boot, seed=seed)
+    return distance_ratio(*found, method=method, paired=paired, n_boot=n_boot, rng=rng)
 
 
 def distance_ratio(
@@ -124,9 +125,9 @@ def distance_ratio(
     method: Method = "cca",
     paired: bool = True,
     n_boot: int = 2000,
-    seed: int = 0,
+    rng: np.random.Generator | int = 0,
 ) -> pd.DataFrame:
-    """:func:`cca_distance_ratio` of representations (N, U) by layer that were computed before, one mapping a seed.
+    """:func:`cca_distance_ratio` of representations (N, U) by layer that were computed before, one mapping per seed.
 
     Examples
     --------
@@ -150,34 +151,33 @@ def distance_ratio(
     for name in names:
         plain = {str(i): factor(b[name], name=name) for i, b in enumerate(base)}
         others = {str(i): factor(r[name], name=name) for i, r in enumerate(reg)}
-        d_reg = 1 - _similarities(others, plain, method)
-        d_base = 1 - _similarities(plain, plain, method)
-        rows[name] = _ratio_with_interval(d_reg, d_base, paired, n_boot, np.random.default_rng(seed))
+        d_reg, d_base = (1 - pairwise(who, plain, method=method).to_numpy() for who in (others, plain))
+        rows[name] = _ratio_with_interval(d_reg, d_base, paired, n_boot, np.random.default_rng(rng))
     return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def _similarities(rows: Mapping[str, CCAFactor], columns: Mapping[str, CCAFactor], method: Method) -> Floats:
-    return pairwise(rows, columns, method=method).to_numpy()
 
 
 def _ratio_with_interval(
     d_reg: Floats, d_base: Floats, paired: bool, n_boot: int, rng: np.random.Generator
 ) -> dict[str, float]:
+    """From distances (R, S) of regularized to plain networks and (S, S) of plain ones to each other."""
     allowed_base = ~np.eye(len(d_base), dtype=bool)
     allowed_reg = allowed_base if paired else np.ones_like(d_reg, dtype=bool)
 
     def mean(d: Floats, allowed: npt.NDArray[np.bool_], left: Floats, right: Floats) -> Floats:
-        """Weighted mean over allowed pairs, for each draw (B,)."""
+        """Mean over allowed pairs, weighed by how often each seed (B, R), (B, S) was drawn; for each draw (B,)."""
         weight = np.einsum("bi,ij,bj->b", left, allowed, right)
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.einsum("bi,ij,bj->b", left, d * allowed, right) / weight
 
+    def draw(seeds: int) -> Floats:
+        return rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=n_boot).astype(float)
+
     once = (np.ones((1, len(d_reg))), np.ones((1, len(d_base))))
     d_r, d_b = mean(d_reg, allowed_reg, *once)[0], mean(d_base, allowed_base, once[1], once[1])[0]
     lo = hi = np.nan
-    if len(d_base) >= 3:
-        b = rng.multinomial(len(d_base), np.full(len(d_base), 1 / len(d_base)), size=n_boot).astype(float)
-        r = b if paired else rng.multinomial(len(d_reg), np.full(len(d_reg), 1 / len(d_reg)), size=n_boot).astype(float)
+    if len(d_base) >= 3:  # of two seeds only the draw of both has a pair
+        b = draw(len(d_base))
+        r = b if paired else draw(len(d_reg))
         draws = mean(d_reg, allowed_reg, r, b) / mean(d_base, allowed_base, b, b)
         lo, hi = np.quantile(draws[np.isfinite(draws)], [0.025, 0.975])
     return {"ratio": d_r / d_b, "lo": float(lo), "hi": float(hi), "d_reg": d_r, "d_base": d_b}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 from mlcollage.measure.class_means import ClassMeans
 from mlcollage.measure.layer_tap import Layers, LayerTap
@@ -25,7 +26,7 @@ __all__ = ["SelectivityReport", "measure_selectivity", "selectivity_index"]
 
 Negative = Literal["error", "shift", "abs", "relu"]
 NEGATIVE = ("error", "shift", "abs", "relu")
-_GROUPS = {None: 1, "split": 2, "jackknife": 10}
+_GROUPS = {None: 1, "split": 2, "jackknife": 10}  # random parts of the data that each way to debias needs
 
 
 def selectivity_index(
@@ -44,7 +45,7 @@ def selectivity_index(
     means
         (C, U) mean responses, as :class:`~mlcollage.measure.class_means.ClassMeans` computes. Differentiable.
     counts
-        (C,) samples a class; classes with none, or with a NaN mean, are left out of both terms.
+        (C,) samples per class; classes with none, or with a NaN mean, are left out of both terms.
     eps
         :math:`\varepsilon`, 1e-6 as in the authors' later code.
     negative
@@ -71,15 +72,26 @@ def selectivity_index(
     >>> selectivity_index(torch.tensor([[1.0, 3.0, 0.0], [1.0, 1.0, 2.0], [1.0, 1.0, 0.0]])).round(decimals=3)
     tensor([0.0000, 0.5000, 1.0000])
     """
-    kept = _present(means, counts)
-    kept = _non_negative(kept, negative, "a unit")
-    return index_parts(kept, eps)[0]
+    return index_parts(_non_negative(_present(means, counts), negative), eps)[0]
 
 
-def index_parts(means: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Index, preferred class, its mean and the mean over the others, each (U,), of classes that are all present."""
-    top, best = means.max(dim=0)
-    # Summed without the largest: taking it off the sum would leave its rounding behind.
+def index_parts(means: Tensor, eps: float, best: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Index, preferred class, its mean and the mean over the others, each (...), of classes that are all present.
+
+    Parameters
+    ----------
+    means
+        (C, ...), usually (C, U).
+    eps
+        Of the index.
+    best
+        (...), the preferred class where it was chosen on other data; default the one of the largest mean.
+    """
+    if best is None:
+        top, best = means.max(dim=0)
+    else:
+        top = means.gather(0, best[None])[0]
+    # Summed without the preferred: taking it off the sum would leave its rounding behind.
     rest = means.scatter(0, best[None], 0.0).sum(dim=0) / (len(means) - 1)
     return (top - rest) / (top + rest + eps), best, top, rest
 
@@ -93,10 +105,13 @@ def transform(h: Tensor, negative: Negative) -> Tensor:
 
 def check_policy(negative: str, eps: float) -> None:
     """Refuse policies that do not exist and an eps that is not positive."""
-    if negative not in NEGATIVE:
-        raise InvalidInput(f"negative={negative!r} is not known; use 'error', 'shift', 'abs' or 'relu'.")
-    if not (np.isfinite(eps) and eps > 0):
-        raise InvalidInput(f"eps={eps!r} must be a small positive number such as 1e-6.")
+    checks.choice("negative", negative, NEGATIVE)
+    checks.positive("eps", eps)
+
+
+def device_of(model: nn.Module) -> torch.device | None:
+    """Where the model's first parameter or buffer is; None for a model without any."""
+    return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None)
 
 
 def negative_response(layer: str, least: float) -> InvalidInput:
@@ -122,13 +137,11 @@ def _present(means: Tensor, counts: Tensor | None) -> Tensor:
     return means[seen]
 
 
-def _non_negative(means: Tensor, negative: Negative, layer: str) -> Tensor:
+def _non_negative(means: Tensor, negative: Negative) -> Tensor:
     check_policy(negative, 1.0)
-    if negative == "shift":
-        return means - means.amin(dim=0).clamp(max=0)
-    means = transform(means, negative)
+    means = _shift(transform(means, negative), negative)
     if bool((means < 0).any()):
-        raise negative_response(layer, float(means.min()))
+        raise negative_response("a unit", float(means.min()))
     return means
 
 
@@ -139,7 +152,7 @@ class SelectivityReport:
     Parameters
     ----------
     per_unit
-        One row a unit: ``layer, unit, si, best_class, mu_max, mu_rest, dead, lo, hi``. ``dead``: no class has a
+        One row per unit: ``layer, unit, si, best_class, mu_max, mu_rest, dead, lo, hi``. ``dead``: no class has a
         response; ``lo, hi``: ends of the 95 % interval, NaN unless asked for.
     class_means
         (C, U) float64 by layer, in the order of execution.
@@ -206,14 +219,14 @@ def measure_selectivity(
     ci: Literal["bootstrap"] | None = None,
     n_boot: int = 500,
     batch_size: int = 512,
-    seed: int = 0,
+    generator: torch.Generator | int = 0,
 ) -> SelectivityReport:
     r"""Selectivity of all units of chosen layers over a data set: streaming, exact, in evaluation mode.
 
     The largest of C noisy means lies above the largest true mean, so the plain index is biased upwards, the more so
     the fewer samples a class has. ``debias="split"`` chooses :math:`c^*` on one random half and evaluates the index on
     the other, both ways; units without preference then scatter around 0 (a little below it with a handful of samples
-    a class, since the index is concave in the preferred mean). ``"jackknife"`` takes off the bias
+    per class, since the index is concave in the preferred mean). ``"jackknife"`` takes off the bias
     estimated from tenths left out, :math:`G\,\mathrm{SI} - (G - 1) \overline{\mathrm{SI}_{(-g)}}`.
 
     Parameters
@@ -239,8 +252,10 @@ def measure_selectivity(
     debias, ci
         See above. ``ci="bootstrap"`` redraws class means from normal laws with their own standard errors and gives
         reverse percentile intervals; near an index of 0, where the preferred class is a toss-up, they are rough.
-    n_boot, batch_size, seed
-        Bootstrap draws; samples at once where ``data`` is not batched; seed of the halves and draws.
+    n_boot, batch_size
+        Bootstrap draws; samples at once where ``data`` is not batched.
+    generator
+        Draws the halves or tenths and the bootstrap, on the CPU; an int seeds a fresh one.
 
     Returns
     -------
@@ -262,22 +277,19 @@ def measure_selectivity(
     ({'1': 8}, True)
     """
     check_policy(negative, eps)
-    if debias not in _GROUPS or ci not in (None, "bootstrap"):
-        raise InvalidInput(
-            f"debias={debias!r} must be None, 'split' or 'jackknife', and ci={ci!r} must be None or 'bootstrap'."
-        )
-    if reduce not in ("spatial_mean", "positions"):
-        raise InvalidInput(f"reduce={reduce!r} is not known; use 'spatial_mean' or 'positions'.")
-    batches = list(data) if num_classes is None and _is_one_pass(data) else data
+    for name, value, known in (("debias", debias, ("split", "jackknife")), ("ci", ci, ("bootstrap",))):
+        if value is not None:
+            checks.choice(name, value, known)
+    checks.choice("reduce", reduce, ("spatial_mean", "positions"))
+    batches = list(data) if num_classes is None and isinstance(data, Iterator) else data  # it is read twice
     classes = _count_classes(batches, batch_size) if num_classes is None else num_classes
-    states = _Collector(classes, reduce, negative, _GROUPS[debias], ci is not None, seed)
-    tensors = (*model.parameters(), *model.buffers())
-    device = device if device is not None else (tensors[0].device if tensors else "cpu")
+    states = _Collector(classes, reduce, negative, _GROUPS[debias], ci is not None, generator)
+    device = device_of(model) if device is None else device
     with LayerTap(model, layers, consume=states.keep) as tap, evaluating(tap.model), torch.no_grad():
         for x, y in as_batches(batches, batch_size):
             states.start(y.to(device))
             model(x.to(device))
-    return states.report(eps, debias, n_boot, seed)
+    return states.report(eps, debias, n_boot)
 
 
 def as_batches(data: Any, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -295,10 +307,6 @@ def as_batches(data: Any, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         yield batch[0], batch[1]
 
 
-def _is_one_pass(data: Any) -> bool:
-    return isinstance(data, Iterator)
-
-
 def _count_classes(data: Any, batch_size: int) -> int:
     most = 0
     for _, y in as_batches(data, batch_size):
@@ -309,16 +317,27 @@ def _count_classes(data: Any, batch_size: int) -> int:
 
 
 class _Collector:
-    """Class means of every layer, of random groups of samples where they are needed."""
+    """Class means of every layer, and of random groups of the samples where they are needed."""
 
-    def __init__(self, classes: int, reduce: str, negative: Negative, groups: int, squares: bool, seed: int) -> None:
+    def __init__(
+        self,
+        classes: int,
+        reduce: str,
+        negative: Negative,
+        groups: int,
+        squares: bool,
+        generator: torch.Generator | int,
+    ) -> None:
         self.classes, self.reduce, self.negative, self.groups = classes, reduce, negative, groups
         self.squares: dict[str, ClassMeans] | None = {} if squares else None
         self.means: dict[str, list[ClassMeans]] = {}
-        self.generator = torch.Generator().manual_seed(seed)
+        if not isinstance(generator, torch.Generator):
+            generator = torch.Generator().manual_seed(generator)
+        self.generator = generator
 
     def start(self, targets: Tensor) -> None:
         self.targets = targets
+        # (N,) the group of each sample; all layers share it.
         self.group = torch.randint(self.groups, (len(targets),), generator=self.generator).to(targets.device)
 
     def keep(self, name: str, h: Tensor) -> None:
@@ -330,34 +349,31 @@ class _Collector:
         states = self.means.setdefault(name, [ClassMeans(self.classes) for _ in range(self.groups)])
         try:
             for g, state in enumerate(states):
-                mine = (self.group == g).nonzero().squeeze(1)
+                mine = self.group == g
                 if self.groups == 1:
                     state.update(h, targets)
-                elif len(mine):
+                elif bool(mine.any()):
                     state.update(h[mine], targets[mine])
             if self.squares is not None:
                 self.squares.setdefault(name, ClassMeans(self.classes)).update(h.double() ** 2, targets)
         except InvalidInput as error:
             raise InvalidInput(f"layer {name!r}: {error}") from error
 
-    def report(self, eps: float, debias: str | None, n_boot: int, seed: int) -> SelectivityReport:
+    def report(self, eps: float, debias: str | None, n_boot: int) -> SelectivityReport:
         if not self.means:
             raise InvalidInput("the data hold no batch, so there is nothing to measure.")
         rows, means = [], {}
-        generator = torch.Generator().manual_seed(seed)
         for name, states in self.means.items():
-            total = ClassMeans(self.classes)
-            for state in states:
-                total.merge(state)
-            shifted = _shift(total.compute(), self.negative)
-            present = total.counts > 0
+            total = _merged(states)
+            present = total.counts > 0  # (C,)
             if int(present.sum()) < 2:
                 raise InvalidInput("selectivity needs at least 2 classes with samples in the data.")
-            si, best, top, rest = index_parts(shifted[present], eps)
+            si, best, top, rest = index_parts(_shift(total.compute()[present], self.negative), eps)  # each (U,)
             value = si if debias is None else _debiased(states, si, eps, debias, self.negative)
-            lo, hi = torch.full_like(si, torch.nan), torch.full_like(si, torch.nan)
+            lo = hi = torch.full_like(si, torch.nan)
             if self.squares is not None:
-                lo, hi = _interval(total, self.squares[name], si, value, eps, n_boot, generator, self.negative)
+                squares = self.squares[name]
+                lo, hi = _interval(total, squares, si, value, eps, n_boot, self.generator, self.negative)
             columns = {"si": value, "best_class": present.nonzero().squeeze(1)[best], "mu_max": top, "mu_rest": rest}
             table = {k: v.cpu().numpy() for k, v in {**columns, "dead": top <= 0, "lo": lo, "hi": hi}.items()}
             rows.append(pd.DataFrame({"layer": name, "unit": np.arange(len(si)), **table}))
@@ -376,11 +392,13 @@ def fit_targets(h: Tensor, targets: Tensor, positions: bool = False) -> tuple[Te
     Targets of pixels go to the layer's own grid by nearest neighbor. With ``positions`` the label of a sample is
     given to each of its positions; otherwise responses are averaged over positions.
     """
+    # (N, U, H, W) has the grid (H, W), tokens (N, T, U) have (T,), dense layers (N, U) none.
     grid = list(h.shape[2:] if h.ndim > 3 else h.shape[1:2] if h.ndim == 3 else ())
+    soft = targets.is_floating_point()
     if is_dense(targets):
-        first = 2 if targets.is_floating_point() and h.ndim > 3 else 1
+        first = 2 if soft and h.ndim > 3 else 1  # axis of the targets' grid: (N, C, H, W) has its classes before it
         there = list(targets.shape[first : first + len(grid)])
-        if not grid or targets.ndim - len(grid) != (2 if targets.is_floating_point() else 1):
+        if not grid or targets.ndim - len(grid) != (2 if soft else 1):
             raise InvalidInput(
                 f"targets of positions {tuple(targets.shape)} cannot be given to a layer of shape {tuple(h.shape)}; "
                 "choose layers with feature maps."
@@ -389,41 +407,40 @@ def fit_targets(h: Tensor, targets: Tensor, positions: bool = False) -> tuple[Te
             if new != old:
                 targets = targets.index_select(axis, torch.arange(new, device=h.device) * old // new)
         return h, targets
-    if positions and grid and not targets.is_floating_point():
-        return h, targets.reshape(-1, *(1,) * len(grid)).expand(-1, *grid)
+    if positions and grid and not soft:
+        return h, targets.reshape(-1, *(1,) * len(grid)).expand(-1, *grid)  # (N,) -> (N, *grid)
     return as_samples(h), targets
 
 
 def _shift(means: Tensor, negative: Negative) -> Tensor:
-    seen = means[~means.isnan().all(dim=1)]
-    return means - seen.amin(dim=0).clamp(max=0) if negative == "shift" else means
+    """Means (C, ...) of classes that are present, a unit with a negative one raised until its smallest is 0."""
+    return means - means.amin(dim=0).clamp(max=0) if negative == "shift" else means
+
+
+def _merged(states: list[ClassMeans]) -> ClassMeans:
+    total = ClassMeans(states[0].num_classes)
+    for state in states:
+        total.merge(state)
+    return total
 
 
 def _debiased(states: list[ClassMeans], si: Tensor, eps: float, debias: str, negative: Negative) -> Tensor:
-    seen = torch.stack([s.counts > 0 for s in states])
+    """Indices (U,) by halves or by tenths that are left out."""
     if debias == "split":
-        both = seen.all(dim=0)
+        both = torch.stack([s.counts > 0 for s in states]).all(dim=0)  # (C,) classes that are in both halves
         if int(both.sum()) < 2:
             raise InvalidInput("debias='split' needs 2 classes with samples in both halves; take more data.")
-        halves = [_shift(s.compute(), negative)[both] for s in states]
-        values = []
-        for choose, judge in (halves, halves[::-1]):
-            best = choose.argmax(dim=0, keepdim=True)
-            top = judge.gather(0, best).squeeze(0)
-            rest = (judge.sum(dim=0) - top) / (len(judge) - 1)
-            values.append((top - rest) / (top + rest + eps))
+        first, second = (_shift(s.compute()[both], negative) for s in states)  # each (C, U)
+        values = [index_parts(b, eps, a.argmax(dim=0))[0] for a, b in ((first, second), (second, first))]
         return (values[0] + values[1]) / 2
-    groups = [i for i, s in enumerate(states) if float(s.counts.sum()) > 0]
+    groups = [s for s in states if float(s.counts.sum()) > 0]
     left_out = []
-    for g in groups:
-        others = ClassMeans(states[0].num_classes)
-        for i in groups:
-            if i != g:
-                others.merge(states[i])
+    for g in range(len(groups)):
+        others = _merged(groups[:g] + groups[g + 1 :])
         present = others.counts > 0
         if int(present.sum()) < 2:
             raise InvalidInput("debias='jackknife' needs 2 classes with samples outside of each tenth; take more data.")
-        left_out.append(index_parts(_shift(others.compute(), negative)[present], eps)[0])
+        left_out.append(index_parts(_shift(others.compute()[present], negative), eps)[0])
     size = len(groups)
     return size * si - (size - 1) * torch.stack(left_out).mean(dim=0)
 
@@ -438,22 +455,19 @@ def _interval(
     generator: torch.Generator,
     negative: Negative,
 ) -> tuple[Tensor, Tensor]:
-    """Reverse percentile interval from normal draws of the class means, a block of units at a time."""
+    """Reverse percentile interval (U,), (U,) from normal draws of the class means, a block of units at a time."""
     present = total.counts > 0
-    means = total.compute()[present]
-    n = total.counts[present, None]
-    spread = ((squares.compute()[present] - means**2).clamp(min=0) / (n - 1).clamp(min=1)).sqrt()
+    means = total.compute()[present]  # (C, U)
+    n = total.counts[present, None]  # (C, 1)
+    spread = ((squares.compute()[present] - means**2).clamp(min=0) / (n - 1).clamp(min=1)).sqrt()  # standard errors
     ends = []
-    block = max(1, 2_000_000 // (n_boot * len(means)))
+    block = max(1, 2_000_000 // (n_boot * len(means)))  # 16 MB of draws at once
     for mean, sd in zip(means.split(block, 1), spread.split(block, 1), strict=True):
         noise = torch.randn(n_boot, *mean.shape, generator=generator, dtype=torch.float64).to(mean.device)
-        drawn = mean + sd * noise
-        least = drawn.amin(dim=1, keepdim=True).clamp(max=0)
-        drawn = drawn - least if negative == "shift" else drawn.clamp(min=0)
-        top = drawn.amax(dim=1)
-        rest = (drawn.sum(dim=1) - top) / (len(mean) - 1)
-        index = (top - rest) / (top + rest + eps)
-        ends.append(torch.quantile(index, torch.tensor([0.025, 0.975], dtype=torch.float64, device=mean.device), dim=0))
+        drawn = (mean + sd * noise).transpose(0, 1)  # (C, draws, units of the block)
+        drawn = _shift(drawn, negative) if negative == "shift" else drawn.clamp(min=0)
+        levels = torch.tensor([0.025, 0.975], dtype=torch.float64, device=mean.device)
+        ends.append(torch.quantile(index_parts(drawn, eps)[0], levels, dim=0))
     low, high = torch.cat(ends, dim=1)
     # The debiased value moves the interval with it.
     return ((value + si) - high).clamp(0, 1), ((value + si) - low).clamp(0, 1)

@@ -2,48 +2,68 @@
 
 from __future__ import annotations
 
-import math
-from typing import Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
-from mlcollage.papers.class_selectivity.sums import class_sums
 
-__all__ = ["EmaMemory", "Memory", "QueueMemory", "make_memory"]
+from .sums import class_sums
+
+__all__ = ["ClassMemory", "EmaMemory", "QueueMemory", "make_memory"]
 
 
-class Memory(Protocol):
-    """What adds earlier batches to the class sums of the present one."""
+class ClassMemory:
+    """What adds earlier batches to the class sums of the present one; it holds two tensors of them."""
+
+    names: ClassVar[tuple[str, str]]  # of the two tensors in state_dict
+    held: tuple[Tensor, Tensor] | None = None
 
     def add(self, sums: Tensor, counts: Tensor, rows: Tensor, targets: Tensor, *, keep: bool) -> tuple[Tensor, Tensor]:
-        """Sums (C, U) and counts (C, 1) with memory; the present batch, the only part with gradients, is remembered."""
-        ...
+        """Sums (C, U) and counts (C, 1) of the batch with those of earlier ones added.
+
+        Parameters
+        ----------
+        sums, counts
+            (C, U) and (C, 1) of the present batch, the only part with gradients.
+        rows, targets
+            (N, U) and (N,) or (N, C): what they are sums of.
+        keep
+            Whether the present batch is remembered.
+        """
+        raise NotImplementedError
 
     def state(self) -> dict[str, Tensor]:
-        """Tensors for ``state_dict``."""
-        ...
+        """Tensors for ``state_dict``; none before the first batch."""
+        return {} if self.held is None else dict(zip(self.names, self.held, strict=True))
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Counterpart of ``state``."""
-        ...
+        """Counterpart of :meth:`state`."""
+        first, second = self.names
+        self.held = (state[first], state[second]) if state else None
+
+    def _check_units(self, now: int) -> None:
+        before = now if self.held is None else self.held[0].shape[1]
+        if before != now:
+            raise InvalidInput(
+                f"the memory holds {before} units, the last forward pass gave {now}; a memory needs the same layers "
+                "in every pass."
+            )
 
 
-def make_memory(kind: str | None, num_classes: int | None, decay: float, size: int) -> Memory | None:
+def make_memory(kind: str | None, num_classes: int | None, decay: float, size: int) -> ClassMemory | None:
     """The memory of this kind, or None."""
     if kind is None:
         return None
-    if kind not in ("ema", "queue"):
-        raise InvalidInput(f"memory={kind!r} is not known; use 'ema', 'queue' or None.")
+    checks.choice("memory", kind, ("ema", "queue"))
     if num_classes is None:
         raise InvalidInput(f"memory={kind!r} needs num_classes: batches hold different classes.")
-    if kind == "ema":
-        return EmaMemory(decay)
-    return QueueMemory(size)
+    return EmaMemory(decay) if kind == "ema" else QueueMemory(size)
 
 
-class EmaMemory:
+class EmaMemory(ClassMemory):
     r"""Exponentially forgotten sums and counts.
 
     .. math:: S_t = S_t^{\mathrm{batch}} + d\, S_{t-1}, \qquad n_t = n_t^{\mathrm{batch}} + d\, n_{t-1}
@@ -55,43 +75,30 @@ class EmaMemory:
 
     Examples
     --------
-    >>> memory = EmaMemory(0.5)
-    >>> one = torch.ones(2, 1)
+    >>> memory, one = EmaMemory(0.5), torch.ones(2, 1)
     >>> for _ in range(3):
     ...     sums, counts = memory.add(one, one, one, one, keep=True)
     >>> sums[0].item()
     1.75
     """
 
+    names = ("sums", "counts")
+
     def __init__(self, decay: float) -> None:
-        if not 0 <= decay < 1:
-            raise InvalidInput(f"memory_decay={decay!r} must lie in [0, 1); 0.95 remembers about 20 batches.")
-        self.decay = decay
-        self._sums: Tensor | None = None
-        self._counts: Tensor | None = None
+        self.decay = checks.real("memory_decay", decay, least=0, below=1)
 
     def add(self, sums: Tensor, counts: Tensor, rows: Tensor, targets: Tensor, *, keep: bool) -> tuple[Tensor, Tensor]:
-        """As in :class:`Memory`."""
-        if self._sums is not None and self._counts is not None:
-            _check_units(self._sums.shape[1], sums.shape[1])
-            sums = sums + self.decay * self._sums.to(sums)
-            counts = counts + self.decay * self._counts.to(counts)
+        """As in :class:`ClassMemory`."""
+        self._check_units(sums.shape[1])
+        if self.held is not None:
+            sums = sums + self.decay * self.held[0].to(sums)
+            counts = counts + self.decay * self.held[1].to(counts)
         if keep:
-            self._sums, self._counts = sums.detach(), counts.detach()
+            self.held = sums.detach(), counts.detach()
         return sums, counts
 
-    def state(self) -> dict[str, Tensor]:
-        """As in :class:`Memory`."""
-        if self._sums is None or self._counts is None:
-            return {}
-        return {"sums": self._sums, "counts": self._counts}
 
-    def load(self, state: dict[str, Tensor]) -> None:
-        """As in :class:`Memory`."""
-        self._sums, self._counts = state.get("sums"), state.get("counts")
-
-
-class QueueMemory:
+class QueueMemory(ClassMemory):
     """The responses and targets of the last samples, the oldest of which give way.
 
     Parameters
@@ -109,42 +116,20 @@ class QueueMemory:
     [[1.0], [10.0]]
     """
 
+    names = ("rows", "targets")
+
     def __init__(self, size: int) -> None:
-        if isinstance(size, bool) or math.floor(size) != size or size < 1:
-            raise InvalidInput(f"memory_size={size!r} must be a whole number of samples of at least 1.")
-        self.size = int(size)
-        self._rows: Tensor | None = None
-        self._targets: Tensor | None = None
+        self.size = checks.integer("memory_size", size, least=1)
 
     def add(self, sums: Tensor, counts: Tensor, rows: Tensor, targets: Tensor, *, keep: bool) -> tuple[Tensor, Tensor]:
-        """As in :class:`Memory`."""
-        if self._rows is not None and self._targets is not None:
-            _check_units(self._rows.shape[1], rows.shape[1])
-            self._rows, self._targets = self._rows.to(rows), self._targets.to(targets)
-            old_sums, old_counts = class_sums(self._rows, self._targets, len(sums))
+        """As in :class:`ClassMemory`."""
+        self._check_units(rows.shape[1])
+        parts = [(rows.detach(), targets.detach())]
+        if self.held is not None:
+            parts.insert(0, (self.held[0].to(rows), self.held[1].to(targets)))
+            old_sums, old_counts = class_sums(*parts[0], len(sums))
             sums, counts = sums + old_sums, counts + old_counts
         if keep:
-            new = (rows.detach(), targets.detach())
-            old = (self._rows, self._targets)
-            self._rows, self._targets = (
-                (n if o is None else torch.cat([o, n]))[-self.size :] for o, n in zip(old, new, strict=True)
-            )
+            all_rows, all_targets = (torch.cat(part)[-self.size :] for part in zip(*parts, strict=True))
+            self.held = all_rows, all_targets
         return sums, counts
-
-    def state(self) -> dict[str, Tensor]:
-        """As in :class:`Memory`."""
-        if self._rows is None or self._targets is None:
-            return {}
-        return {"rows": self._rows, "targets": self._targets}
-
-    def load(self, state: dict[str, Tensor]) -> None:
-        """As in :class:`Memory`."""
-        self._rows, self._targets = state.get("rows"), state.get("targets")
-
-
-def _check_units(before: int, now: int) -> None:
-    if before != now:
-        raise InvalidInput(
-            f"the memory holds {before} units, the last forward pass gave {now}; a memory needs the same layers in "
-            "every pass."
-        )

@@ -12,8 +12,11 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
+from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 from mlcollage.measure.representation import as_samples, centered_matrix
+
+from .index import index_parts
 
 __all__ = ["OffAxisResult", "class_variance_ratios", "off_axis_upper_bound"]
 
@@ -33,7 +36,7 @@ class OffAxisResult:
     si_fit
         The same on the samples that the rotation was fitted to; the difference is overfitting.
     W
-        (U, U) float64, one direction a row; orthonormal up to rounding with ``orthonormal=True``.
+        (U, U) float64, one direction per row; orthonormal up to rounding with ``orthonormal=True``.
     ratios
         Class variance ratios of the relaxation, falling; see :func:`class_variance_ratios`.
     ratio_axis, ratio_bound
@@ -56,7 +59,7 @@ def off_axis_upper_bound(
     steps: int = 200,
     orthonormal: bool = True,
     split: float = 0.5,
-    seed: int = 0,
+    generator: torch.Generator | int = 0,
     lr: float = 0.05,
     penalty: float = 1.0,
     response: Literal["shift", "relu"] = "shift",
@@ -84,8 +87,8 @@ def off_axis_upper_bound(
         See above; penalty is :math:`\lambda`.
     split
         Share of the samples that W is fitted to; all results but ``si_fit`` are of the others.
-    seed
-        Draws the split.
+    generator
+        Draws the split, on the CPU; an int seeds a fresh one.
     response
         :math:`f`, since a rotation makes responses negative. ``"shift"`` (default) takes off each direction's minimum
         over the fitting samples; a unit that is off for some sample is left as it is. ``"relu"`` cuts at zero, as a
@@ -116,35 +119,34 @@ def off_axis_upper_bound(
     >>> round(result.si_axis, 1), round(result.si_bound, 1)
     (0.5, 1.0)
     """
-    if not 0 < split < 1 or steps < 1 or not lr > 0 or penalty < 0:
-        raise InvalidInput(f"split={split} must lie in (0, 1), steps={steps} and lr={lr} be positive, penalty >= 0.")
-    if response not in ("relu", "shift"):
-        raise InvalidInput(f"response={response!r} is not known; use 'relu' or 'shift'.")
-    a, labels = _check(acts, y)
-    order = torch.randperm(len(a), generator=torch.Generator().manual_seed(seed)).to(a.device)
+    checks.integer("steps", steps, least=1)
+    checks.probability("split", split)
+    checks.positive("lr", lr)
+    checks.real("penalty", penalty, least=0)
+    checks.choice("response", response, ("relu", "shift"))
+    a, labels = _check(acts, y)  # (N, U), (N,)
+    if not isinstance(generator, torch.Generator):
+        generator = torch.Generator().manual_seed(generator)
+    order = torch.randperm(len(a), generator=generator).to(a.device)
     cut = max(1, round(split * len(a)))
     fit, held = order[:cut], order[cut:]
-    onehot = {part: _membership(labels[index], part) for part, index in (("fitted", fit), ("held out", held))}
+    averages = {part: _averages(labels[index], part) for part, index in (("fitted", fit), ("held out", held))}
 
     def mean_index(w: Tensor, index: Tensor, part: str) -> Tensor:
-        z = a[index] @ w.T
+        z = a[index] @ w.T  # (samples, U) rotated
         z = z.relu() if response == "relu" else (z - (a[fit] @ w.T).amin(dim=0)).clamp(min=0)
-        means = onehot[part] @ z
-        top, best = means.max(dim=0)
-        rest = means.scatter(0, best[None], 0.0).sum(dim=0) / (len(means) - 1)
-        return ((top - rest) / (top + rest + eps)).mean()
+        return index_parts(averages[part] @ z, eps)[0].mean()
+
+    def search(start: Tensor, count: int) -> tuple[float, Tensor]:
+        return _search(lambda w: mean_index(w, fit, "fitted"), start, count, lr, penalty, orthonormal)
 
     eye = torch.eye(a.shape[1], dtype=a.dtype, device=a.device)
-    short = max(1, steps // 5)
-    tries = [
-        _search(lambda w: mean_index(w, fit, "fitted"), start, short, lr, penalty, orthonormal)
-        for start in (eye, *_class_frames(onehot["fitted"] @ a[fit]))
-    ]
-    start = max(tries, key=lambda pair: pair[0])[1]
-    w = _search(lambda w: mean_index(w, fit, "fitted"), start, steps, lr, penalty, orthonormal)[1]
+    starts = (eye, *_class_frames(averages["fitted"] @ a[fit]))
+    tries = [search(start, max(1, steps // 5)) for start in starts]
+    w = search(max(tries, key=lambda pair: pair[0])[1], steps)[1]
     alive = bool((a[held] != a[held][0]).any())
     ratios = class_variance_ratios(a[held], labels[held]) if alive else np.zeros(1)
-    on, off = (_ratio_of_columns(a[held] @ m.T, labels[held]) for m in (eye, w))
+    on, off = (_mean_variance_ratio(a[held] @ m.T, labels[held]) for m in (eye, w))
     with torch.no_grad():
         axis, bound = (float(mean_index(m, held, "held out")) for m in (eye, w))
         fitted = float(mean_index(w, fit, "fitted"))
@@ -177,18 +179,18 @@ def class_variance_ratios(acts: Any, y: Any) -> Floats:
     [0.5]
     """
     a, labels = _check(acts, y)
-    x = (a - a.mean(dim=0)).cpu().numpy()
-    members = _membership(labels, "given")
-    means = (members @ (a - a.mean(dim=0))).cpu().numpy()
-    share = torch.bincount(labels)[labels.unique()].cpu().numpy() / len(x)
-    total, between = x.T @ x / len(x), (means * share[:, None]).T @ means
+    x = a - a.mean(dim=0)  # (N, U)
+    means = (_averages(labels, "given") @ x).cpu().numpy()  # (C, U)
+    share = torch.bincount(labels)[labels.unique()].cpu().numpy() / len(x)  # (C,)
+    x = x.cpu().numpy()
+    total, between = x.T @ x / len(x), (means * share[:, None]).T @ means  # S_T and S_B, both (U, U)
     values, vectors = scipy.linalg.eigh(total)
-    kept = values > values[-1] * len(x) * np.finfo(np.float64).eps
+    kept = values > values[-1] * len(x) * np.finfo(np.float64).eps  # units that depend on others add no direction
     if not kept.any() or values[-1] <= 0:
         raise InvalidInput("all responses are constant, so that no direction varies; look at the layer.")
-    whitener = vectors[:, kept] / np.sqrt(values[kept])
+    whitener = vectors[:, kept] / np.sqrt(values[kept])  # (U, rank): turns S_T into the identity
     ratios = scipy.linalg.eigvalsh(whitener.T @ between @ whitener)[::-1].clip(0, 1)
-    return ratios[: min(len(members) - 1, len(ratios))]
+    return ratios[: min(len(means) - 1, len(ratios))]
 
 
 def _check(acts: Any, y: Any) -> tuple[Tensor, Tensor]:
@@ -206,8 +208,8 @@ def _check(acts: Any, y: Any) -> tuple[Tensor, Tensor]:
     return a, labels.long()
 
 
-def _membership(labels: Tensor, part: str) -> Tensor:
-    """(C, N) with rows that average over the samples of each class that is there."""
+def _averages(labels: Tensor, part: str) -> Tensor:
+    """(C, N) whose rows average over the samples of each class that is there."""
     classes = labels.unique()
     if len(classes) < 2:
         raise InvalidInput(f"selectivity needs at least 2 classes; the samples {part} hold {len(classes)}.")
@@ -215,11 +217,12 @@ def _membership(labels: Tensor, part: str) -> Tensor:
     return members / members.sum(dim=1, keepdim=True)
 
 
-def _ratio_of_columns(z: Tensor, labels: Tensor) -> float:
-    members = _membership(labels, "given")
+def _mean_variance_ratio(z: Tensor, labels: Tensor) -> float:
+    """Share of variance between classes of each column of z (N, U), mean over columns (0 if constant)."""
+    averages = _averages(labels, "given")
     z = z - z.mean(dim=0)
-    share = (members > 0).double().mean(dim=1, keepdim=True)
-    between, total = (share * (members @ z).square()).sum(dim=0), z.square().mean(dim=0)
+    share = (averages > 0).double().mean(dim=1, keepdim=True)  # (C, 1)
+    between, total = (share * (averages @ z).square()).sum(dim=0), z.square().mean(dim=0)  # both (U,)
     return float(torch.where(total > 0, between / total.clamp(min=1e-300), 0.0).mean())
 
 
@@ -229,26 +232,22 @@ def _class_frames(means: Tensor) -> list[Tensor]:
     Less their mean, C means span C - 1 directions; the one that is left open is that of the mean itself, either way.
     """
     center = means.mean(dim=0)
-    largest = (means - center).norm(dim=1).argsort(descending=True)[: means.shape[1]]
-    left, size, right = torch.linalg.svd((means - center)[largest], full_matrices=True)
+    largest = (means - center).norm(dim=1).argsort(descending=True)[: means.shape[1]]  # at most U rows fit
+    k = len(largest)
+    left, size, right = torch.linalg.svd((means - center)[largest], full_matrices=True)  # (k, k), (k,), (U, U)
     rank = int((size > 1e-9 * size[0]).sum()) if float(size[0]) > 0 else 0
-    if rank == len(largest):
-        return [torch.cat([left @ right[:rank], right[rank:]])]
-    rest = right[rank:]
-    toward = rest @ center  # complete by the mean's part outside of the span
-    turned = torch.linalg.svd(toward[None], full_matrices=True)[2] @ rest
-    frames = []
-    for sign in (1.0, -1.0):
-        basis = torch.cat([right[:rank], sign * turned[:1], turned[1:]])
-        k = len(largest)
-        frames.append(torch.cat([left @ basis[:k], basis[k:]]))
-    return frames
+    bases = [right]
+    if rank < k:
+        rest = right[rank:]  # directions outside of the span; turn them so that the mean's part there is the first
+        turned = torch.linalg.svd((rest @ center)[None], full_matrices=True)[2] @ rest
+        bases = [torch.cat([right[:rank], sign * turned[:1], turned[1:]]) for sign in (1.0, -1.0)]
+    return [torch.cat([left @ basis[:k], basis[k:]]) for basis in bases]
 
 
 def _search(
     objective: Callable[[Tensor], Tensor], start: Tensor, steps: int, lr: float, penalty: float, orthonormal: bool
 ) -> tuple[float, Tensor]:
-    """The largest value that Adam finds from one start, and where."""
+    """The largest value that Adam finds from one start (U, U), and where."""
     units = len(start)
     eye = torch.eye(units, dtype=start.dtype, device=start.device)
     free = torch.zeros_like(start, requires_grad=True)
@@ -256,6 +255,7 @@ def _search(
     optimizer = torch.optim.Adam([free], lr=lr)
     with torch.enable_grad():
         for _ in range(steps):
+            # The exponential of a skew-symmetric matrix is a rotation, so w stays orthonormal by construction.
             w = torch.linalg.matrix_exp(free - free.T) @ start if orthonormal else start + free
             value = objective(w)
             if not orthonormal:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -13,27 +12,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput, UnknownName
-from mlcollage.measure.class_means import check_labels
 from mlcollage.measure.layer_tap import Layers, LayerTap
-from mlcollage.measure.representation import as_samples
-from mlcollage.papers.class_selectivity.index import (
-    Negative,
-    check_policy,
-    fit_targets,
-    is_dense,
-    negative_response,
-    transform,
-)
-from mlcollage.papers.class_selectivity.memory import Memory, make_memory
-from mlcollage.papers.class_selectivity.sums import IGNORED, SelectivityFunction, class_sums
+from mlcollage.measure.representation import as_samples, resolve_unit_axis
+
+from .guards import check_captured, check_classes, check_responses, check_targets, warn_of_few
+from .index import Negative, check_policy, fit_targets, transform
+from .memory import ClassMemory, make_memory
+from .sums import SelectivityFunction, class_sums
 
 __all__ = ["SelectivityRegularizer"]
 
 Alpha = float | Callable[[int], float]
 _CHECK_EVERY = 50  # on a GPU, where looking at values makes the host wait
-_FEW = 4
-_NON_NEGATIVE = nn.ReLU | nn.ReLU6 | nn.Sigmoid | nn.Softplus | nn.Softmax | nn.Hardsigmoid
+_NON_NEGATIVE = nn.ReLU | nn.ReLU6 | nn.Sigmoid | nn.Softplus | nn.Softmax | nn.Hardsigmoid  # need no look at signs
 
 
 class SelectivityRegularizer(nn.Module):
@@ -57,8 +50,9 @@ class SelectivityRegularizer(nn.Module):
     model
         Any module; its layers are read by hooks, which :meth:`remove` or leaving a ``with`` block takes off.
     alpha
-        :math:`\alpha`, or a function of the number of earlier training calls, such as :func:`~.controller.warm_up`
-        gives. The attribute can be set at any time; :class:`~.controller.SelectivityController` does.
+        :math:`\alpha`, or a function of the number of earlier training calls, such as
+        :func:`~.controller.alpha_schedule` gives. The attribute can be set at any time;
+        :class:`~.controller.SelectivityController` does.
     layers
         ``"relu"`` (default), or paths, patterns, types as for :class:`~mlcollage.measure.layer_tap.LayerTap`. A module
         that is called several times in a pass counts as a layer each time.
@@ -102,7 +96,7 @@ class SelectivityRegularizer(nn.Module):
     and every fiftieth only. Non-reentrant gradient checkpointing, in-place and shared ReLUs work; a compiled model
     does not run hooks, so attach before ``torch.compile`` or use the uncompiled model.
 
-    A batch with few samples a class overstates selectivity, since the largest of noisy means is too large. A warning
+    A batch with few samples per class overstates selectivity, since the largest of noisy means is too large. A warning
     says by how much once, if the median is below four. Report
     :func:`~mlcollage.papers.class_selectivity.index.measure_selectivity` over a data set, never :attr:`last`.
 
@@ -143,31 +137,29 @@ class SelectivityRegularizer(nn.Module):
     ) -> None:
         super().__init__()
         check_policy(negative, eps)
-        if min_per_class < 1:
-            raise InvalidInput(f"min_per_class={min_per_class!r} must be at least 1.")
-        if num_classes is not None and num_classes < 2:
-            raise InvalidInput(f"num_classes={num_classes!r} must be at least 2.")
+        if dense and memory is not None:
+            raise InvalidInput("dense targets have samples enough in a batch; use them without a memory.")
         self.alpha, self.per_layer_alpha = alpha, dict(per_layer_alpha or {})
         for value in (alpha, *self.per_layer_alpha.values()):
             _alpha(value, 0)
-        self.num_classes, self.min_per_class, self.negative, self.eps = num_classes, min_per_class, negative, eps
-        if dense and memory is not None:
-            raise InvalidInput("dense targets have samples enough in a batch; use them without a memory.")
+        self.num_classes = None if num_classes is None else checks.integer("num_classes", num_classes, least=2)
+        self.min_per_class = checks.integer("min_per_class", min_per_class, least=1)
+        self.negative, self.eps = negative, eps
         self.exclude_output, self.dense, self.sync, self.steps = exclude_output, dense, sync, 0
-        self._memory: Memory | None = make_memory(memory, num_classes, memory_decay, memory_size)
+        self._memory: ClassMemory | None = make_memory(memory, num_classes, memory_decay, memory_size)
         self._generator = None if shuffle_targets is None else torch.Generator().manual_seed(shuffle_targets)
-        self._kept: dict[str, Tensor] = {}
-        self._made: dict[str, weakref.ref[Tensor]] = {}
+        self._kept: dict[str, Tensor] = {}  # (N, U) of each layer, or whole maps with dense
+        self._made: dict[str, weakref.ref[Tensor]] = {}  # outputs as the layers gave them, to know the model's own
+        self._least: dict[str, Tensor] = {}  # smallest response of layers that may be negative
         self._running = self._graded = self._warned = self._told = False
         self._calls = 0
         self._averages: tuple[tuple[int, ...], Tensor] | None = None
         self._last: tuple[list[str], Tensor] | None = None
-        self._least: dict[str, Tensor] = {}
-        tap = LayerTap(model, layers, consume=self._keep, detach=False)
-        self._tap = tap  # no module, so that the model does not become a part of its regularizer
-        unknown = [p for p in self.per_layer_alpha if not any(_names(p, name) for name in tap.layers)]
+        # A tap is no module, so that the model does not become a part of its regularizer.
+        self._tap = LayerTap(model, layers, consume=self._keep, detach=False)
+        unknown = [p for p in self.per_layer_alpha if not any(_names(p, name) for name in self._tap.layers)]
         if unknown:
-            raise UnknownName(f"per_layer_alpha names {unknown[0]!r}; the layers are {', '.join(tap.layers)}.")
+            raise UnknownName(f"per_layer_alpha names {unknown[0]!r}; the layers are {', '.join(self._tap.layers)}.")
         self._handles: list[RemovableHandle] = []
         self.attach()
 
@@ -246,7 +238,7 @@ class SelectivityRegularizer(nn.Module):
             Shape (); differentiable.
         """
         with torch.autocast(targets.device.type, enabled=False):
-            names, per_layer = self._indices(targets)
+            names, per_layer = self._indices(targets)  # per_layer (L,)
         alphas = self._alphas(names)
         if len(set(alphas)) == 1:
             term = -alphas[0] * per_layer.mean()
@@ -297,87 +289,43 @@ class SelectivityRegularizer(nn.Module):
         return [_alpha(own[name][0], self.steps) if own[name] else common for name in names]
 
     def _indices(self, targets: Tensor) -> tuple[list[str], Tensor]:
-        """Names of the layers and the mean index of each."""
-        kept = self._captured(targets)
+        """Names of the layers and the mean index (L,) of their units."""
+        kept = self._kept
+        check_captured(kept, targets, self.dense, self.model, attached=bool(self._handles))
         self._calls += 1
         looking = targets.device.type == "cpu" or self._calls <= 3 or self._calls % _CHECK_EVERY == 0
-        targets, classes = self._labels(targets, looking)
+        targets, classes = check_targets(targets, self.num_classes, looking=looking, together=self._together())
+        if self._generator is not None:  # the control arm: the same labels, of other samples
+            targets = targets[torch.randperm(len(targets), generator=self._generator).to(targets.device)]
         if self.dense:
-            sums, counts = _dense_sums(kept, targets, classes)
+            sums, counts = _dense_sums(kept, targets, classes)  # both (C, U), U units of all layers
         else:
-            rows = torch.cat(list(kept.values()), dim=1)
-            sums, counts = class_sums(rows, targets, classes)
-            if looking:
-                self._look_at_counts(counts, rows, targets)
+            rows = torch.cat(list(kept.values()), dim=1)  # (N, U)
+            sums, counts = class_sums(rows, targets, classes)  # (C, U) and (C, 1)
+            if looking and not self._told and self._memory is None:
+                self._told = warn_of_few(counts, lambda y: self._index(*class_sums(rows, y, classes)), targets)
             if self._memory is not None:
                 sums, counts = self._memory.add(sums, counts, rows, targets, keep=self._graded)
         if looking:
-            self._look_at_responses(kept, sums)
+            check_responses(kept, sums, self._least)
         sums, counts, scale = self._over_processes(sums, counts, len(targets))
+        if looking:
+            check_classes(counts, self.min_per_class)
+        index = self._index(sums, counts, scale)  # (U,)
+        return list(kept), self._averaging(kept, index) @ index
+
+    def _index(self, sums: Tensor, counts: Tensor, scale: Tensor | float = 1.0) -> Tensor:
         present = counts >= self.min_per_class
-        if looking and int(present.sum(dim=0).min()) < 2:
-            raise InvalidInput(
-                f"the selectivity index needs at least 2 classes with {self.min_per_class} samples or more; the batch "
-                f"has {int(present.sum(dim=0).min())}. Use larger or mixed batches, or a memory."
-            )
-        index = SelectivityFunction.apply(sums, counts, present, self.eps, self.negative == "shift", scale)
-        sizes = tuple(h.shape[_axis(h)] for h in kept.values())
+        index: Tensor = SelectivityFunction.apply(sums, counts, present, self.eps, self.negative == "shift", scale)
+        return index
+
+    def _averaging(self, kept: Mapping[str, Tensor], index: Tensor) -> Tensor:
+        """(L, U): row l averages over the units of layer l; one product for all layers. Kept from step to step."""
+        sizes = tuple(h.shape[resolve_unit_axis(h, None)] for h in kept.values())
         if self._averages is None or self._averages[0] != sizes or self._averages[1].device != index.device:
             rows_of = [torch.full((1, u), 1 / u, dtype=torch.float64) for u in sizes]
             self._averages = (sizes, torch.block_diag(*rows_of).to(index))
-        return list(kept), self._averages[1].to(index) @ index
-
-    def _captured(self, targets: Tensor) -> dict[str, Tensor]:
-        if not self._kept:
-            if not self._handles:
-                raise InvalidInput("the regularizer was removed from the model; attach() puts it back.")
-            raise InvalidInput(
-                "no activations are there: run the model (itself, not a part of it) once before each call, and choose "
-                "layers other than its output, which exclude_output leaves out."
-            )
-        trains = any(p.requires_grad for p in self.model.parameters())
-        if torch.is_grad_enabled() and trains and not any(h.requires_grad for h in self._kept.values()):
-            raise InvalidInput(
-                "the activations were captured without gradients (under torch.no_grad, or of frozen layers only); run "
-                "the model with gradients before the term is computed."
-            )
-        if is_dense(targets) != self.dense:
-            raise InvalidInput(
-                f"targets have shape {tuple(targets.shape)}: "
-                + ("targets of positions are expected with dense=True." if self.dense else "use dense=True for them.")
-            )
-        for name, h in self._kept.items():
-            if h.ndim < 2 or len(h) != len(targets):
-                raise InvalidInput(
-                    f"layer {name!r} gave activations {tuple(h.shape)}, but there are {len(targets)} targets; these "
-                    "must be those of the batch that the model saw last."
-                )
-        return self._kept
-
-    def _labels(self, targets: Tensor, looking: bool) -> tuple[Tensor, int]:
-        """Targets, permuted in the control arm, and the number of classes."""
-        if targets.dtype == torch.bool or targets.is_complex():
-            raise InvalidInput(f"targets must be integer labels, or soft targets in a float type, not {targets.dtype}.")
-        if targets.is_floating_point():
-            if targets.ndim < 2:
-                raise InvalidInput(
-                    f"targets are {targets.dtype} of shape {tuple(targets.shape)}; labels must be integers, and soft "
-                    "targets (mixup, label smoothing) have shape (N, C)."
-                )
-            classes = targets.shape[1]
-            if self.num_classes is not None and classes != self.num_classes:
-                raise InvalidInput(f"soft targets have {classes} columns, but num_classes={self.num_classes}.")
-        else:
-            if self.num_classes is None and self._together():
-                raise InvalidInput("with several processes num_classes must be given: batches hold different classes.")
-            targets = targets.long()
-            classes = self.num_classes or int(targets.max()) + 1
-            if looking:
-                check_labels(targets[targets != IGNORED], classes)
-        if self._generator is not None:
-            order = torch.randperm(len(targets), generator=self._generator).to(targets.device)
-            targets = targets[order]
-        return targets, classes
+        return self._averages[1].to(index)
 
     def _together(self) -> bool:
         dist = torch.distributed
@@ -388,6 +336,7 @@ class SelectivityRegularizer(nn.Module):
         ratio = counts.sum() / batch if self._memory is not None else 1.0
         if not self._together():
             return sums, counts, ratio
+        # One message: sums (C, U), counts (C, 1) or (C, U) and the number of samples.
         flat = torch.cat([sums.detach().flatten(), counts.flatten(), counts.new_tensor([batch])])
         torch.distributed.all_reduce(flat)
         total, counts = flat[: sums.numel()].view_as(sums), flat[sums.numel() : -1].view_as(counts)
@@ -396,62 +345,31 @@ class SelectivityRegularizer(nn.Module):
         # The value is that of all processes; the gradient flows through this one's part.
         return sums + (total - sums.detach()), counts, ratio * torch.distributed.get_world_size()
 
-    def _look_at_responses(self, kept: Mapping[str, Tensor], sums: Tensor) -> None:
-        if not bool(sums.detach().sum().isfinite()):  # any response that is not finite shows in its sum
-            for name, h in kept.items():
-                if not bool(h.detach().isfinite().all()):
-                    raise InvalidInput(
-                        f"layer {name!r} gave NaN or infinite activations; lower the learning rate or alpha."
-                    )
-        for name, least in self._least.items():
-            if name in kept and float(least) < 0:
-                raise negative_response(f"layer {name!r}", float(least))
-
-    def _look_at_counts(self, counts: Tensor, rows: Tensor, targets: Tensor) -> None:
-        """Warn once of batches that overstate selectivity, and say by how much."""
-        typical = float(counts[counts > 0].median())
-        if self._told or self._memory is not None or typical >= _FEW:
-            return
-        self._told = True
-        with torch.no_grad():
-            order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(0)).to(targets.device)
-            sums, counts = class_sums(rows, targets[order], len(counts))
-            index = SelectivityFunction.apply(
-                sums, counts, counts >= self.min_per_class, self.eps, self.negative == "shift", 1.0
-            )
-        warnings.warn(
-            f"the median class has {typical:g} samples in this batch, so selectivity is overstated: with the labels "
-            f"shuffled the mean index of a unit is still {float(index.mean()):.2f}. Use larger batches, or a memory.",
-            UserWarning,
-            stacklevel=6,
-        )
-
 
 def _dense_sums(kept: Mapping[str, Tensor], targets: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """The same of positions: each layer has its own grid, and so its own counts (C, U)."""
+    """Class sums over positions: each layer has its own grid, and so its own counts (C, U)."""
     parts = []
     for h in kept.values():
         h, own = fit_targets(h, targets)
-        rows = as_samples(h, "positions").to(_sum_type(h))
-        own = own.movedim(_axis(h), -1).flatten(0, -2) if own.is_floating_point() else own.flatten()
+        axis = resolve_unit_axis(h, None)
+        rows = as_samples(h, "positions").to(_sum_type(h))  # (N * positions, U)
+        # Targets in the same order: soft ones (N, C, H, W) as (N * positions, C), labels (N, H, W) flat.
+        own = own.movedim(axis, -1).flatten(0, -2) if own.is_floating_point() else own.flatten()
         sums, counts = class_sums(rows, own, classes)
         parts.append((sums, counts.expand_as(sums)))
     return torch.cat([s for s, _ in parts], dim=1), torch.cat([c for _, c in parts], dim=1)
 
 
 def _pooled(h: Tensor) -> Tensor:
-    """Mean over positions in the sums' own type, in one reduction; the feature map is not copied.
+    """Mean (N, U) over positions in the sums' own type, in one reduction; the feature map is not copied.
 
     As a sum, whose gradient is a view that repeats itself; that of a mean is a whole feature map of its own.
     """
     if h.ndim == 2:
         return h.to(_sum_type(h))
-    positions = h[0, 0].numel() if _axis(h) == 1 else h.shape[1]
-    return h.sum(dim=[d for d in range(1, h.ndim) if d != _axis(h)], dtype=_sum_type(h)) / positions
-
-
-def _axis(h: Tensor) -> int:
-    return h.ndim - 1 if h.ndim == 3 else 1
+    axis = resolve_unit_axis(h, None)
+    positions = h.numel() // (len(h) * h.shape[axis])
+    return h.sum(dim=[d for d in range(1, h.ndim) if d != axis], dtype=_sum_type(h)) / positions
 
 
 def _sum_type(h: Tensor) -> torch.dtype:
@@ -463,15 +381,11 @@ def _names(pattern: str, name: str) -> bool:
 
 
 def _alpha(alpha: Alpha, step: int) -> float:
-    value = alpha(step) if callable(alpha) else alpha
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InvalidInput(
-            f"alpha={value!r} must be a finite number (negative discourages selectivity), or a schedule that gives one."
-        )
-    return float(value)
+    return checks.real("alpha (negative discourages selectivity)", alpha(step) if callable(alpha) else alpha)
 
 
 def _same_storage(a: Tensor, b: Tensor) -> bool:
+    # A view of the same memory counts: a ReLU in place, or a reshape of the logits.
     return a is b or (a.numel() == b.numel() and a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr())
 
 
