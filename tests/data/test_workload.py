@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_iris
 
 from mlcollage.data.catalog import catalog
-from mlcollage.data.workload import Workload, arrays, describe, load_workload
+from mlcollage.data.workload import Labeled, arrays, describe, load_workload
 from mlcollage.errors import InvalidInput, MissingFile, UnknownName
 
 RNG = np.random.default_rng(0)
@@ -86,7 +86,7 @@ CODE = """
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
-from mlcollage.data.workload import Workload
+from mlcollage.data.workload import Labeled
 
 CONSTANT = 3
 
@@ -97,7 +97,7 @@ def data(n):
 
 
 def good():
-    return Workload(data(30), data(15), 3, lambda: nn.Linear(2, 3))
+    return Labeled(data(30), data(15), 3, lambda: nn.Linear(2, 3))
 
 
 def wrong_type(): return data(3), data(3)
@@ -105,20 +105,20 @@ def dictionary(): return {"train": data(30), "test": data(15), "num_classes": 3,
 def strange(): return {**dictionary(), "modle": None}
 class Own: train, test, num_classes = data(30), data(15), 3
 def needs(path): return None
-def iterable(): return Workload(iter([]), data(3), 3)
-def empty(): return Workload(data(30), TensorDataset(torch.zeros(0, 2), torch.zeros(0)), 3)
-def labels(): return Workload(data(30), data(15), 2)
-def shapes(): return Workload(data(30), TensorDataset(torch.zeros(3, 4), torch.zeros(3).long()), 3)
-def integers(): return Workload(TensorDataset(torch.zeros(3, 2).long(), torch.zeros(3).long()), data(3), 3)
-def nan(): return Workload(TensorDataset(torch.full((3, 2), float("nan")), torch.zeros(3).long()), data(3), 3)
-def triple(): return Workload(TensorDataset(*[torch.zeros(3, 2)] * 3), data(3), 3)
-def soft(): return Workload(TensorDataset(torch.zeros(3, 2), torch.zeros(3)), data(3), 3)
-def one(): return Workload(data(30), data(15), 1)
-def instance(): return Workload(data(30), data(15), 3, nn.Linear(2, 3))
-def narrow(): return Workload(data(30), data(15), 3, lambda: nn.Linear(2, 2))
-def unfit(): return Workload(data(30), data(15), 3, lambda: nn.Linear(5, 3))
-def failing(): return Workload(data(30), data(15), 3, lambda: nn.Linear(2))
-def none(): return Workload(data(30), data(15), 3, lambda: None)
+def iterable(): return Labeled(iter([]), data(3), 3)
+def empty(): return Labeled(data(30), TensorDataset(torch.zeros(0, 2), torch.zeros(0)), 3)
+def labels(): return Labeled(data(30), data(15), 2)
+def shapes(): return Labeled(data(30), TensorDataset(torch.zeros(3, 4), torch.zeros(3).long()), 3)
+def integers(): return Labeled(TensorDataset(torch.zeros(3, 2).long(), torch.zeros(3).long()), data(3), 3)
+def nan(): return Labeled(TensorDataset(torch.full((3, 2), float("nan")), torch.zeros(3).long()), data(3), 3)
+def triple(): return Labeled(TensorDataset(*[torch.zeros(3, 2)] * 3), data(3), 3)
+def soft(): return Labeled(TensorDataset(torch.zeros(3, 2), torch.zeros(3)), data(3), 3)
+def one(): return Labeled(data(30), data(15), 1)
+def instance(): return Labeled(data(30), data(15), 3, nn.Linear(2, 3))
+def narrow(): return Labeled(data(30), data(15), 3, lambda: nn.Linear(2, 2))
+def unfit(): return Labeled(data(30), data(15), 3, lambda: nn.Linear(5, 3))
+def failing(): return Labeled(data(30), data(15), 3, lambda: nn.Linear(2))
+def none(): return Labeled(data(30), data(15), 3, lambda: None)
 """
 
 
@@ -154,7 +154,7 @@ def test_a_function_of_the_users_is_found_by_module_or_file(code):
         ("CONSTANT", "is int, not a function"),
         (
             "wrong_type",
-            "as a mlcollage.data.workload.Workload, .* the tuple it returned lacks train, test, num_classes",
+            "as a mlcollage.data.Labeled, .* the tuple it returned lacks train, test, num_classes",
         ),
         ("strange", "the dict it returned has modle too"),
         ("needs", "callable without arguments; it needs path"),
@@ -293,7 +293,7 @@ def whole(**changes):
         (whole(y=RNG.random(40)), "real numbers such as"),
         (whole(y=np.arange(40)), "40 different labels for 40 samples"),
         (whole(y=np.zeros(40, int)), "one class only"),
-        (whole(y=np.zeros((40, 3))), "one a sample"),
+        (whole(y=np.zeros((40, 3))), "one per sample"),
         (whole(y=np.full(40, np.nan)), "NaN or infinite"),
         (whole(y=np.r_[np.arange(39) % 2, 2]), "class '2' of .* has one sample"),
         (whole(X_test=np.zeros((3, 4)), y_test=np.arange(3) % 2), "in X and .4,. in X_test"),
@@ -537,14 +537,14 @@ def test_arrays_checks_what_it_is_given():
     with pytest.raises(InvalidInput, match="labels must be integers from 0"):
         arrays(data)
     with pytest.raises(InvalidInput, match="nothing is left"):
-        arrays(load_workload("iris").train, limit=0)
+        arrays(load_workload("iris").train, 0)
 
 
 def test_arrays_of_a_lazy_dataset_are_those_of_its_items():
     from mlcollage.data.glyphs import GlyphWorld
 
     world = GlyphWorld.preset("easy16")
-    X, y = arrays(world.dataset("test", 1100), limit=1050)
+    X, y = arrays(world.dataset("test", 1100), 1050)
     x, labels = world.fixed(1050, split="test").tensors
     np.testing.assert_array_equal(X, x.numpy())
     np.testing.assert_array_equal(y, labels.numpy())
@@ -554,6 +554,6 @@ def test_arrays_of_a_lazy_dataset_are_those_of_its_items():
 
 def test_the_docstring_of_workload_shows_the_fields_a_user_fills():
     data = torch.utils.data.TensorDataset(torch.zeros(4, 2), torch.arange(4) % 2)
-    facts = describe(Workload(data, data, 2))
+    facts = describe(Labeled(data, data, 2))
     assert facts["classes"] == ["0", "1"]
     assert textwrap.shorten(facts["model"], 40) == "the study's own"

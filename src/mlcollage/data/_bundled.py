@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mlcollage.data import tables
 from mlcollage.data._labeled import LabeledTensors, check_options, whole_number
 from mlcollage.data.glyphs import PRESETS, GlyphWorld
-from mlcollage.data.workload import Workload
+from mlcollage.data.workload import Labeled
 from mlcollage.errors import InvalidInput
 
 __all__ = ["NAMES", "knows", "load", "standardize"]
@@ -26,7 +26,7 @@ def knows(name: str) -> bool:
     return name in NAMES or name.startswith("glyphs:")
 
 
-def load(name: str, options: Mapping[str, str]) -> Workload:
+def load(name: str, options: Mapping[str, str]) -> Labeled:
     """Return the workload ``name``."""
     if name.split(":")[0] == "glyphs":
         return _glyphs(name, options)
@@ -61,13 +61,13 @@ def standardize(train: NDArray, test: NDArray) -> tuple[NDArray, NDArray]:
 
 def _workload(
     name: str, parts: tuple[NDArray, NDArray, NDArray, NDArray], shape: tuple[int, ...], classes: Any
-) -> Workload:
+) -> Labeled:
     x, y, xt, yt = parts
     train = LabeledTensors(x.reshape(-1, *shape), y, classes)
-    return Workload(train, LabeledTensors(xt.reshape(-1, *shape), yt, classes), len(classes), name=name)
+    return Labeled(train, LabeledTensors(xt.reshape(-1, *shape), yt, classes), len(classes), name=name)
 
 
-def _glyphs(name: str, options: Mapping[str, str]) -> Workload:
+def _glyphs(name: str, options: Mapping[str, str]) -> Labeled:
     """GlyphWorld with ``n`` training and ``test`` test images; other options are its settings."""
     preset = name.partition(":")[2] or "standard32"
     kinds: dict[str, Any] = {
@@ -86,7 +86,7 @@ def _glyphs(name: str, options: Mapping[str, str]) -> Workload:
     world = GlyphWorld.preset(preset, **settings)
     n, test = whole_number(options, "n", 5000), whole_number(options, "test", 2000)
     asked = "&".join(f"{key}={value}" for key, value in sorted(options.items()))
-    return Workload(
+    return Labeled(
         world.fixed(n or 1),
         world.fixed(test or 1, split="test"),
         world.num_classes,

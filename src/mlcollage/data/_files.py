@@ -20,7 +20,7 @@ from mlcollage.data._labeled import (
     file_hash,
     split_rows,
 )
-from mlcollage.data.workload import Workload
+from mlcollage.data.workload import Labeled
 from mlcollage.errors import InvalidInput, MissingFile
 
 __all__ = ["from_table", "load"]
@@ -34,7 +34,7 @@ _KEYS = {
 }
 
 
-def load(path: Path, options: Mapping[str, str]) -> Workload:
+def load(path: Path, options: Mapping[str, str]) -> Labeled:
     """Load ``.npz``, ``.csv`` or ``.parquet``."""
     if path.suffix.lower() == ".npz":
         check_options(options, (), str(path))
@@ -51,7 +51,7 @@ def load(path: Path, options: Mapping[str, str]) -> Workload:
         paths.append(other)
     workload = from_table(table, test, options, str(path))
     name = path.name + workload.name
-    return Workload(
+    return Labeled(
         workload.train,
         workload.test,
         workload.num_classes,
@@ -60,7 +60,7 @@ def load(path: Path, options: Mapping[str, str]) -> Workload:
     )
 
 
-def _npz(path: Path) -> Workload:
+def _npz(path: Path) -> Labeled:
     try:
         with np.load(path, allow_pickle=False) as archive:
             found = {key.lower(): key for key in archive.files}
@@ -89,7 +89,7 @@ def _npz(path: Path) -> Workload:
         rows, test_rows = split_rows(y, classes, str(path))
         X, y, X_test, y_test, note = X[rows], y[rows], X[test_rows], y[test_rows], SPLIT_NOTE
     train, test = LabeledTensors(X, y, classes), LabeledTensors(X_test, y_test, classes)
-    return Workload(train, test, len(classes), name=path.name + note, fingerprint=file_hash(path))
+    return Labeled(train, test, len(classes), name=path.name + note, fingerprint=file_hash(path))
 
 
 def _same_length(X: NDArray, y: NDArray, where: str) -> None:
@@ -135,7 +135,7 @@ def read_table(path: Path) -> pd.DataFrame:
     )
 
 
-def from_table(table: pd.DataFrame, test: pd.DataFrame | None, options: Mapping[str, str], where: str) -> Workload:
+def from_table(table: pd.DataFrame, test: pd.DataFrame | None, options: Mapping[str, str], where: str) -> Labeled:
     """Make a workload of tables; its name is the note on the split."""
     if options.get("scale", "standard") not in ("standard", "none"):
         raise InvalidInput(f"option scale must be standard or none; got {options['scale']!r}.")
@@ -169,7 +169,7 @@ def from_table(table: pd.DataFrame, test: pd.DataFrame | None, options: Mapping[
     train, held_out = X[rows], X[test_rows]
     if options.get("scale") != "none":
         train, held_out = standardize(train, held_out)
-    return Workload(
+    return Labeled(
         LabeledTensors(train, y, classes),
         LabeledTensors(held_out, y_test, classes),
         len(classes),

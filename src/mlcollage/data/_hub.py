@@ -22,7 +22,7 @@ from mlcollage.data._labeled import (
     split_rows,
     whole_number,
 )
-from mlcollage.data.workload import Workload
+from mlcollage.data.workload import Labeled
 from mlcollage.errors import InvalidInput, MissingDependency, MissingFile, UnknownName
 
 __all__ = ["HubImages", "load"]
@@ -71,7 +71,7 @@ class HubImages(Dataset[tuple[Tensor, Tensor]]):
         return x, torch.tensor(int(self.labels[index]))
 
 
-def load(name: str, options: Mapping[str, str]) -> Workload:
+def load(name: str, options: Mapping[str, str]) -> Labeled:
     """Load ``name``, ``name:configuration`` or a folder."""
     check_options(options, ("label", "image", "size", "channels", "scale"), f"the data set {name}")
     train, test = _parts(_open(name), name)
@@ -90,7 +90,7 @@ def load(name: str, options: Mapping[str, str]) -> Workload:
     channels = options.get("channels", "1" if train[0][image].mode in ("1", "L") else "3")
     if channels not in ("1", "3"):
         raise InvalidInput(f"option channels must be 1 or 3; got {channels!r}.")
-    return Workload(
+    return Labeled(
         HubImages(train, image, y, classes, size, int(channels)),
         HubImages(test, image, y_test, classes, size, int(channels)),
         len(classes),
@@ -99,7 +99,7 @@ def load(name: str, options: Mapping[str, str]) -> Workload:
     )
 
 
-def _table(train: Any, test: Any, label: str, options: Mapping[str, str], name: str) -> Workload:
+def _table(train: Any, test: Any, label: str, options: Mapping[str, str], name: str) -> Labeled:
     """Columns of numbers and words: as a CSV table would be read."""
     frames: list[Any] = []
     for part in (train, test):
@@ -111,7 +111,7 @@ def _table(train: Any, test: Any, label: str, options: Mapping[str, str], name: 
         frames.append(frame)
     workload = from_table(frames[0], frames[1], {**options, "target": label}, f"the data set {name}")
     where = f"hf:{Path(name).name if Path(name).is_dir() else name}{workload.name}"
-    return Workload(
+    return Labeled(
         workload.train, workload.test, workload.num_classes, name=where, fingerprint=_fingerprint(train, test, options)
     )
 

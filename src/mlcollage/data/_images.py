@@ -20,7 +20,7 @@ from mlcollage.data._labeled import (
     split_rows,
     whole_number,
 )
-from mlcollage.data.workload import Workload
+from mlcollage.data.workload import Labeled
 from mlcollage.errors import InvalidInput
 
 __all__ = ["ImageFolder", "load"]
@@ -63,7 +63,7 @@ class ImageFolder(Dataset[tuple[Tensor, Tensor]]):
             raise InvalidInput(f"the image {path} is damaged ({error}); delete or replace it.") from error
 
 
-def load(folder: Path, options: Mapping[str, str]) -> Workload:
+def load(folder: Path, options: Mapping[str, str]) -> Labeled:
     """Load ``folder/train/<class>/*.png`` and ``folder/test/...``, or ``folder/<class>/*.png``."""
     if any((folder / name).is_file() for name in ("dataset_dict.json", "dataset_info.json")):
         from mlcollage.data import _hub
@@ -93,7 +93,7 @@ def load(folder: Path, options: Mapping[str, str]) -> Workload:
         if options["channels"] not in ("1", "3"):
             raise InvalidInput(f"option channels must be 1 or 3; got {options['channels']!r}.")
         channels = int(options["channels"])
-    return Workload(
+    return Labeled(
         ImageFolder(paths, labels, classes, size, channels),
         ImageFolder(test_paths, test_labels, classes, size, channels),
         len(classes),

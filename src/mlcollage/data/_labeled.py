@@ -72,7 +72,7 @@ def encode(labels: NDArray, where: str) -> tuple[NDArray[np.int64], tuple[str, .
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1:
-        raise InvalidInput(f"the labels of {where} must be one a sample; got shape {labels.shape}.")
+        raise InvalidInput(f"the labels of {where} must be one per sample; got shape {labels.shape}.")
     if labels.dtype.kind == "f":
         if not np.isfinite(labels).all():
             raise InvalidInput(f"{int((~np.isfinite(labels)).sum())} labels of {where} are NaN or infinite.")

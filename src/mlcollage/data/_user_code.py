@@ -17,13 +17,13 @@ import numpy as np
 import torch
 
 from mlcollage.data._labeled import check_options, file_hash
-from mlcollage.data.workload import Workload
+from mlcollage.data.workload import Labeled
 from mlcollage.errors import InvalidInput, MissingFile, UnknownName
 
 __all__ = ["load"]
 
 
-def load(spec: str, options: Mapping[str, str]) -> Workload:
+def load(spec: str, options: Mapping[str, str]) -> Labeled:
     """Call ``module:function`` or ``file.py:function`` and check what it returns."""
     check_options(options, (), f"the workload {spec}")
     where, _, name = spec.rpartition(":")
@@ -39,21 +39,21 @@ def load(spec: str, options: Mapping[str, str]) -> Workload:
     )
 
 
-def _as_workload(given: Any, spec: str) -> Workload:
-    """What the function returned, as a Workload: that, or a dictionary or any object with the same names."""
-    if isinstance(given, Workload):
+def _as_workload(given: Any, spec: str) -> Labeled:
+    """What the function returned, as a Labeled: that, or a dictionary or any object with the same names."""
+    if isinstance(given, Labeled):
         return given
-    known = [field.name for field in fields(Workload)]
+    known = [field.name for field in fields(Labeled)]
     parts = dict(given) if isinstance(given, Mapping) else {k: getattr(given, k) for k in known if hasattr(given, k)}
     unknown = sorted(set(map(str, parts)) - set(known))
     missing = [name for name in ("train", "test", "num_classes") if name not in parts]
     if unknown or missing:
         wrong = f"lacks {', '.join(missing)}" if missing else f"has {', '.join(unknown)} too"
         raise InvalidInput(
-            f"{spec} must return train, test, num_classes and perhaps model, as a mlcollage.data.workload.Workload, a "
+            f"{spec} must return train, test, num_classes and perhaps model, as a mlcollage.data.Labeled, a "
             f"dictionary or an object with these names; the {type(given).__name__} it returned {wrong}."
         )
-    return Workload(**parts)
+    return Labeled(**parts)
 
 
 def _sources(module: ModuleType) -> list[Path]:
@@ -129,7 +129,7 @@ def _function(module: ModuleType, where: str, name: str) -> Callable[[], Any]:
             raise UnknownName(f"{where} has no function {name!r}; it has {', '.join(ours) or 'none'}.")
         function = getattr(function, part)
     if not callable(function):
-        raise InvalidInput(f"{where}:{name} is {type(function).__name__}, not a function that returns a Workload.")
+        raise InvalidInput(f"{where}:{name} is {type(function).__name__}, not a function that returns a Labeled.")
     needed = [
         parameter.name
         for parameter in inspect.signature(function).parameters.values()
@@ -141,7 +141,7 @@ def _function(module: ModuleType, where: str, name: str) -> Callable[[], Any]:
     return function
 
 
-def _check(workload: Workload, spec: str) -> None:
+def _check(workload: Labeled, spec: str) -> None:
     """Look at the first and last samples: most mistakes are in every sample."""
     if not isinstance(workload.num_classes, int) or workload.num_classes < 2:
         raise InvalidInput(f"{spec}: num_classes must be an int of at least 2; got {workload.num_classes!r}.")

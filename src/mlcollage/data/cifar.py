@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlcollage.data._labeled import LabeledTensors, check_options, file_hash, whole_number
-from mlcollage.data.workload import Workload
+from mlcollage.data.workload import Labeled
 from mlcollage.errors import InvalidInput, MissingFile, UnknownName
 
 __all__ = ["CIFAR10_CLASSES", "MEAN", "SETS", "STD", "find", "load", "normalize", "read_bin", "workload"]
@@ -238,7 +238,7 @@ def normalize(images: NDArray) -> NDArray[np.float32]:
     return x
 
 
-def workload(name: str, place: str, options: Mapping[str, str]) -> Workload:
+def workload(name: str, place: str, options: Mapping[str, str]) -> Labeled:
     """Make the workload ``cifar10:place`` or ``cifar100:place`` of :func:`~mlcollage.data.workload.load_workload`.
 
     Parameters
@@ -273,7 +273,7 @@ def workload(name: str, place: str, options: Mapping[str, str]) -> Workload:
     ]
     files = [where / file for file in (*SETS[name].train, SETS[name].test)]
     asked = "&".join(f"{key}={value}" for key, value in sorted(options.items()))
-    return Workload(
+    return Labeled(
         parts[0],
         parts[1],
         len(classes),
@@ -291,7 +291,7 @@ def _classes(folder: Path, name: str, label: str) -> tuple[str, ...]:
     return CIFAR10_CLASSES if name == "cifar10" else tuple(map(str, range(count)))
 
 
-def _other(place: Path, name: str) -> Workload | None:
+def _other(place: Path, name: str) -> Labeled | None:
     """What the loaders of the user's own data make of a place that holds no binary version."""
     from mlcollage.data import _files, _hub, _images
 
@@ -306,7 +306,7 @@ def _other(place: Path, name: str) -> Workload | None:
     return None
 
 
-def _as_cifar(found: Workload, name: str, spec: str, counts: list[int | None]) -> Workload:
+def _as_cifar(found: Labeled, name: str, spec: str, counts: list[int | None]) -> Labeled:
     """Check that it has the set's classes and sizes, and cut it."""
     expected = max(SETS[name].classes.values())
     shape = tuple(found.train[0][0].shape)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from mlcollage.data._images import ImageFolder, _fingerprint
 from mlcollage.data._labeled import check_options, whole_number
-from mlcollage.data.workload import Workload
+from mlcollage.data.workload import Labeled
 from mlcollage.errors import InvalidInput, MissingFile
 
 __all__ = ["MEAN", "STD", "find", "load", "workload"]
@@ -84,13 +84,13 @@ def load(folder: str | Path | None = None, *, per_class: int | None = None) -> t
     )
 
 
-def workload(folder: str, options: Mapping[str, str]) -> Workload:
+def workload(folder: str, options: Mapping[str, str]) -> Labeled:
     """Tiny ImageNet as ``--workload tiny_imagenet:folder``; ``?per_class=50`` takes the first so many of each class."""
     check_options(options, ("per_class",), "the workload tiny_imagenet")
     train, test = load(folder or None, per_class=whole_number(options, "per_class", None))
     root = _root(folder or None)
     asked = f"?per_class={options['per_class']}" if "per_class" in options else ""
-    return Workload(
+    return Labeled(
         train,
         test,
         len(train.classes),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,14 +14,31 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
+from mlcollage.data._labeled import LabeledTensors
 from mlcollage.errors import InvalidInput, MissingFile, UnknownName
 
-__all__ = ["Workload", "arrays", "describe", "load_workload"]
+__all__ = ["Labeled", "Workload", "arrays", "describe", "load_workload"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """Base of all kinds of workload: what a study is run on.
+
+    Parameters
+    ----------
+    name
+        How it is called on slides and in the store.
+    fingerprint
+        Changes when the user's file changes, so that old results are not taken for new ones.
+    """
+
+    name: str = "workload"
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True)
-class Workload:
-    """Train and test data, the number of classes, and (where the study trains networks) a model.
+class Labeled(Workload):
+    """Labeled samples to train on and to test on, and (where the study trains networks) a model.
 
     Parameters
     ----------
@@ -32,21 +49,40 @@ class Workload:
         Number of classes.
     model
         Makes a fresh ``nn.Module`` that maps a batch of inputs to logits, or None for the study's own.
-    name
-        How it is called on slides and in the store.
-    fingerprint
-        Changes when the user's file changes, so that old results are not taken for new ones.
+    name, fingerprint
+        As every :class:`Workload` has them.
+
+    Examples
+    --------
+    >>> data = TensorDataset(torch.rand(20, 3), torch.arange(20) % 2)
+    >>> Labeled(data, data, num_classes=2, name="noise").name
+    'noise'
     """
 
     train: Dataset[Any]
     test: Dataset[Any]
     num_classes: int
     model: Callable[[], nn.Module] | None = None
-    name: str = "workload"
-    fingerprint: str = ""
+
+    @classmethod
+    def from_arrays(
+        cls,
+        X: NDArray,
+        y: NDArray,
+        X_test: NDArray,
+        y_test: NDArray,
+        classes: int | Sequence[str],
+        *,
+        name: str = "workload",
+        fingerprint: str = "",
+    ) -> Labeled:
+        """Make a workload of arrays, inputs ``(n, ...)`` and labels ``(n,)``; ``classes`` are names or their number."""
+        names = [str(k) for k in range(classes)] if isinstance(classes, int) else list(classes)
+        train, test = LabeledTensors(X, y, names), LabeledTensors(X_test, y_test, names)
+        return cls(train, test, len(names), name=name, fingerprint=fingerprint)
 
 
-def load_workload(spec: str) -> Workload:
+def load_workload(spec: str) -> Labeled:
     """Load what ``--workload`` names.
 
     Parameters
@@ -60,7 +96,7 @@ def load_workload(spec: str) -> Workload:
             :class:`~mlcollage.data.glyphs.GlyphWorld`; ``n`` and ``test`` say how many images, and every setting that
             is a number or a word is an option: ``glyphs:easy16?n=2000&test=500&label_noise=0.2``.
         ``module:function``, ``file.py:function``
-            A function of yours without arguments that returns a :class:`Workload`, or a dictionary (or any object)
+            A function of yours without arguments that returns a :class:`Labeled`, or a dictionary (or any object)
             with ``train``, ``test``, ``num_classes`` and, if you like, ``model``.
         ``file.npz``
             Arrays ``X``, ``y`` and, if there is a test set, ``X_test``, ``y_test`` (also ``x_train``,
@@ -145,15 +181,15 @@ def _options(spec: str) -> tuple[str, dict[str, str]]:
     return name, dict(pairs)
 
 
-def arrays(dataset: Dataset[Any], limit: int | None = None) -> tuple[NDArray, NDArray]:
+def arrays(dataset: Dataset[Any], rows: int | Sequence[int] | NDArray | None = None) -> tuple[NDArray, NDArray]:
     """Return a dataset as arrays: inputs float32 ``(n, ...)`` and labels int64 ``(n,)``.
 
     Parameters
     ----------
     dataset
         Map-style dataset of ``(input, label)``.
-    limit
-        Only the first so many samples.
+    rows
+        Which samples: their indices, or a number for the first so many; by default all.
 
     Raises
     ------
@@ -162,34 +198,38 @@ def arrays(dataset: Dataset[Any], limit: int | None = None) -> tuple[NDArray, ND
 
     Examples
     --------
-    >>> X, y = arrays(load_workload("iris").train, limit=100)
+    >>> data = TensorDataset(torch.rand(120, 4), torch.arange(120) % 3)
+    >>> X, y = arrays(data, 100)
     >>> X.shape, X.dtype, y.dtype
     ((100, 4), dtype('float32'), dtype('int64'))
     """
-    n = len(cast(Sized, dataset))
-    n = n if limit is None else min(n, limit)
-    if n < 1:
-        raise InvalidInput(
-            f"the dataset has {len(cast(Sized, dataset))} samples and limit is {limit}; nothing is left."
-        )
+    size = len(cast(Sized, dataset))
+    wanted = np.arange(size) if rows is None else np.arange(size)[:rows] if isinstance(rows, int) else np.asarray(rows)
+    if not len(wanted):
+        raise InvalidInput(f"the dataset has {size} samples and rows is {rows}; nothing is left.")
     if isinstance(dataset, TensorDataset):
-        x, y = (tensor[:n] for tensor in dataset.tensors)
+        index = torch.from_numpy(wanted)
+        x, y = (tensor[index] for tensor in dataset.tensors)
     elif hasattr(dataset, "__getitems__"):
-        parts = [_stack(dataset.__getitems__(list(range(i, min(i + 1024, n)))), i) for i in range(0, n, 1024)]
+        blocks = [wanted[i : i + 1024].tolist() for i in range(0, len(wanted), 1024)]
+        parts = [_stack(dataset.__getitems__(block), block) for block in blocks]
         x, y = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
     else:
-        x, y = _stack([dataset[i] for i in range(n)], 0)
+        x, y = _stack([dataset[i] for i in wanted.tolist()], wanted.tolist())
     X, labels = x.detach().cpu().numpy().astype(np.float32), y.detach().cpu().numpy()
     if not np.isfinite(X).all():
         raise InvalidInput(f"{int((~np.isfinite(X)).sum())} input values are NaN or infinite; clean the data first.")
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
-        raise InvalidInput(f"labels must be integers from 0, one a sample; got {labels.dtype} of shape {labels.shape}.")
+        raise InvalidInput(
+            f"labels must be integers from 0, one per sample; got {labels.dtype} of shape {labels.shape}."
+        )
     return X, labels.astype(np.int64)
 
 
-def _stack(samples: list[Any], first: int) -> tuple[Tensor, Tensor]:
+def _stack(samples: list[Any], numbers: list[int]) -> tuple[Tensor, Tensor]:
+    """Pairs of one shape as one batch; ``numbers`` are the samples' places in the dataset, for messages."""
     shape = None
-    for number, sample in enumerate(samples, start=first):
+    for number, sample in zip(numbers, samples, strict=True):
         if not isinstance(sample, tuple | list) or len(sample) != 2:
             raise InvalidInput(f"sample {number} is {type(sample).__name__}; expected a pair (input, label).")
         here = tuple(np.shape(sample[0]))
@@ -199,7 +239,7 @@ def _stack(samples: list[Any], first: int) -> tuple[Tensor, Tensor]:
     return torch.stack([torch.as_tensor(x) for x, _ in samples]), torch.tensor([int(y) for _, y in samples])
 
 
-def describe(workload: Workload) -> dict[str, Any]:
+def describe(workload: Labeled) -> dict[str, Any]:
     """What a workload holds, in plain values; builds the model once and tries it on two samples.
 
     Raises
@@ -225,7 +265,7 @@ def describe(workload: Workload) -> dict[str, Any]:
     return facts
 
 
-def _try_model(workload: Workload) -> str:
+def _try_model(workload: Labeled) -> str:
     x = torch.stack([workload.train[i][0] for i in (0, len(cast(Sized, workload.train)) - 1)])
     with torch.random.fork_rng(devices=[]):
         try:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from mlcollage.data.workload import Workload
+from mlcollage.data.workload import Labeled
 from mlcollage.errors import InvalidInput
 from mlcollage.measure import calibration
 from mlcollage.papers.bnn_posteriors.auditing import FLOOR, audit, compare
@@ -138,7 +138,7 @@ def test_an_audit_of_a_network_finds_near_what_is_near():
 
 def test_a_workload_and_a_fitted_model_are_audited_too():
     x, y, x_test, y_test = problem()
-    workload = Workload(TensorDataset(x, y), TensorDataset(x_test, y_test), 2)
+    workload = Labeled(TensorDataset(x, y), TensorDataset(x_test, y_test), 2)
     model = BayesianModule(nn.Linear(4, 2), prior=GaussianPrior(0.5)).fit(x, y, "map")
     posterior = model.posterior
     report = audit(model, workload, (), predictions={"mine": model.predict_proba(x_test)}, reference=REFERENCE)

@@ -121,9 +121,9 @@ def test_a_users_workload_from_end_to_end(user_workloads, tmp_path, kind):
 
 
 def test_a_network_without_a_posterior_is_refused_before_anything_runs():
-    from mlcollage.data.workload import Workload
+    from mlcollage.data.workload import Labeled
 
     data = torch.utils.data.TensorDataset(torch.rand(60, 4), torch.arange(60) % 2)
-    net = Workload(data, data, 2, lambda: nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)))
+    net = Labeled(data, data, 2, lambda: nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)))
     with pytest.raises(InvalidInput, match="FilterResponseNorm"):
         list(study.runs(Scale.SMOKE, net))

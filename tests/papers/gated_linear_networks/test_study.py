@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mlcollage.data.workload import Workload
+from mlcollage.data.workload import Labeled
 from mlcollage.errors import InvalidInput
 from mlcollage.lab.publish import draw_slide
 from mlcollage.lab.run import Run, Scale
@@ -109,7 +109,7 @@ def test_the_read_out_is_linear_for_two_classes_too():
     rng = np.random.default_rng(0)
     X = torch.from_numpy(rng.normal(size=(300, 4)).astype(np.float32))
     data = torch.utils.data.TensorDataset(X, (X[:, 0] > 0).long())
-    workload = Workload(data, data, 2)
+    workload = Labeled(data, data, 2)
     run = next(r for r in study.runs(Scale.SMOKE, workload) if r.arm == "gln")
     table = study.measure(run, workload).table.set_index("metric")["value"]
     assert table["linearity_residual"] < 1e-10

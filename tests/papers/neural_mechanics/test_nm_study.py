@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from mlcollage.data.workload import Workload
+from mlcollage.data.workload import Labeled
 from mlcollage.errors import InvalidInput
 from mlcollage.lab.evidence import Evidence
 from mlcollage.lab.judge import judge
@@ -140,7 +140,7 @@ MODELS = {
 
 def on(model=None, data=None, arms=("training", "laws")):
     data = data or blobs()
-    workload = Workload(data, data, 3, model=model, name="mine")
+    workload = Labeled(data, data, 3, model=model, name="mine")
     frames = []
     for run in study.runs(Scale.SMOKE, workload, range(1)):
         if run.arm in arms:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from mlcollage.data.workload import Workload, arrays
+from mlcollage.data.workload import Labeled, Workload, arrays
 from mlcollage.lab.run import Run
 from mlcollage.nn.mlp import MLP
 from mlcollage.nn.vgg import VGG
@@ -39,7 +39,7 @@ def make_task(run: Run, workload: Workload | None) -> Task:
         from mlcollage.data import tiny_imagenet
 
         images, held = tiny_imagenet.load()
-        x, y = _sample(Workload(images, held, len(images.classes)), limit)
+        x, y = _sample(Labeled(images, held, len(images.classes)), limit)
         return _task(_standard(x), y, len(images.classes), run)
     if workload is None:
         from mlcollage.data import fashion_mnist

@@ -1,0 +1,350 @@
+"""The one way from a workload, or from a study's own data, to what is trained and tested, with which network, where."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sized
+from dataclasses import dataclass, field
+from functools import partial
+from hashlib import blake2b
+from typing import Any, Literal, NamedTuple, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import binom
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils.data import Dataset, TensorDataset
+
+from mlcollage import _checks as checks
+from mlcollage.data.workload import Labeled, arrays
+from mlcollage.errors import InvalidInput
+
+__all__ = ["Problem", "Samples", "fresh", "moments", "problem", "refuse_shared", "shared_samples"]
+
+Statistics = Literal["population", "sample", "none"]
+_ACCIDENTS = 0.01  # share of test samples that may be in training, beyond what the training set lets expect
+_CHANCE = 1e-6  # probability that more than the largest allowed number are shared by accident
+
+
+class Samples(NamedTuple):
+    """Inputs ``(n, *shape)`` float32 and labels ``(n,)`` int64, on the problem's device."""
+
+    x: Tensor
+    y: Tensor
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One seed's data and the network that learns them; made by :func:`problem`.
+
+    Parameters
+    ----------
+    train, validation, test
+        Inputs and labels; unpack them as ``x, y = p.train``. A part of which no sample was asked for is empty.
+    num_classes
+        Number of classes.
+    make_model
+        Makes a fresh network on the CPU: the user's, or the study's own.
+    users_model
+        Whether it is the user's.
+    center, spread
+        What :meth:`standardize` subtracts and then divides by: 0 and 1 if inputs are left as they are.
+    shared
+        Number of test samples whose inputs are, byte for byte, also among the training or validation samples.
+    device
+        Where the samples are.
+    """
+
+    train: Samples
+    validation: Samples
+    test: Samples
+    num_classes: int
+    make_model: Callable[[], nn.Module]
+    users_model: bool = False
+    center: float = 0.0
+    spread: float = 1.0
+    shared: int = 0
+    device: torch.device = field(default_factory=partial(torch.device, "cpu"))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+        return tuple(self.train.x.shape[1:])
+
+    def standardize(self, x: NDArray[np.float32] | Tensor) -> Tensor:
+        """Other inputs, as the problem's own were: ``(x - center) / spread``, float32."""
+        return ((torch.as_tensor(x) - self.center) / self.spread).float()
+
+
+def problem(
+    workload: Labeled | None,
+    default: Callable[[], Labeled],
+    *,
+    rng: np.random.Generator | None = None,
+    train: int | None = None,
+    validation: int = 0,
+    test: int | None = None,
+    share: float = 1.0,
+    draw_test: bool = True,
+    standardize: Statistics = "population",
+    standardize_users: bool = False,
+    flat: bool = False,
+    model: Callable[[tuple[int, ...], int], nn.Module] | None = None,
+    device: str | torch.device = "cpu",
+) -> Problem:
+    """Draw one seed's training, validation and test samples and standardize them by the training samples.
+
+    Training samples are the first ``train`` of a random order of the training rows, validation samples the next
+    ``validation``; test samples are the first ``test`` of a random order of the test rows. Only these are read, so that
+    images that are decoded when asked for cost no more than they must.
+
+    Parameters
+    ----------
+    workload
+        The user's, or None for the study's own data.
+    default
+        Gives the study's own data; called only without a workload. :meth:`Labeled.from_arrays` makes it of arrays.
+    rng
+        Draws the order of the training rows, then that of the test rows, and nothing else: what the study draws from
+        it afterwards (wrong labels, shuffled inputs) goes on from there. None keeps the order of the data.
+    train, validation, test
+        Number of samples, at most: where there are fewer, all are taken. ``train=None`` takes all rows that validation
+        leaves, ``test=None`` all test rows; ``test=0`` for a study that tests nothing.
+    share
+        At most this share of the training rows is trained on, so that small sets leave some to validate on.
+    draw_test
+        Whether the test rows are put in random order too; False takes the first ones and draws nothing for them.
+    standardize
+        Over all entries of all training inputs together, so that pixels keep their relation: ``"population"``
+        subtracts the mean and divides by the standard deviation with denominator n (as numpy computes them),
+        ``"sample"`` with denominator n - 1 (as torch does); ``"none"`` leaves inputs as they are.
+    standardize_users
+        Whether inputs are standardized for a model of the user's too. By default they are not: the model may have
+        layers or weights that expect them as they are.
+    flat
+        Whether inputs become vectors, ``(n, features)``.
+    model
+        Makes the study's own network from the shape of an input and the number of classes.
+    device
+        Where the samples go.
+
+    Returns
+    -------
+    Problem
+
+    Raises
+    ------
+    InvalidInput
+        If a part is empty, if the workload's model hands out the same network twice (:func:`fresh`), or if its test
+        and training samples overlap by more than accidental duplicates (:func:`refuse_shared`). All rows of tensors
+        in memory are compared, and those that are drawn of datasets that decode their rows when asked for. The study's
+        own data are never refused; :attr:`Problem.shared` counts in any case, among the samples that were drawn.
+
+    Examples
+    --------
+    >>> from mlcollage.data.workload import load_workload
+    >>> p = problem(None, lambda: load_workload("digits"), rng=np.random.default_rng(0), train=500, validation=100)
+    >>> p.train.x.shape, len(p.validation.y), len(p.test.y), p.num_classes
+    (torch.Size([500, 1, 8, 8]), 100, 540, 10)
+    >>> round(float(p.train.x.mean()), 4), round(float(p.train.x.std()), 4)
+    (0.0, 1.0)
+    """
+    checks.choice("standardize", standardize, ("population", "sample", "none"))
+    source = default() if workload is None else workload
+    users_model = workload is not None and workload.model is not None
+    size, tests = (len(cast(Sized, part)) for part in (source.train, source.test))
+    order = np.arange(size) if rng is None else rng.permutation(size)
+    tested = (np.arange(tests) if rng is None or not draw_test else rng.permutation(tests))[:test]
+    wanted = size - validation if train is None else train
+    chosen, held = np.split(order[: min(wanted, int(share * size)) + validation], [min(wanted, int(share * size))])
+    _refuse_empty(source.name, {"training": (len(chosen), 1), "validation": (len(held), validation)})
+    _refuse_empty(source.name, {"test": (len(tested), 1 if test is None else test)})
+    x, y = arrays(source.train, np.concatenate([chosen, held]))
+    x_test, y_test = arrays(source.test, tested) if len(tested) else (x[:0], y[:0])
+    if workload is not None:
+        if workload.model is not None:
+            fresh(workload.model)
+        if len(tested):
+            refuse_shared(_compared(source.train, x), _compared(source.test, x_test), workload.name)
+    shared = shared_samples(x, x_test)
+    if standardize != "none" and (standardize_users or not users_model):
+        center, spread = moments(x[: len(chosen)], standardize)
+    else:
+        center, spread = 0.0, 1.0
+    place = torch.device(device)
+
+    def samples(inputs: NDArray, labels: NDArray) -> Samples:
+        t = ((torch.from_numpy(inputs) - center) / spread).float()  # (n, *shape)
+        return Samples((t.flatten(1) if flat else t).to(place), torch.from_numpy(labels).to(place))
+
+    n = len(chosen)
+    trained = samples(x[:n], y[:n])
+    make = source.model or (partial(model, tuple(trained.x.shape[1:]), source.num_classes) if model else _no_model)
+    return Problem(
+        trained,
+        samples(x[n:], y[n:]),
+        samples(x_test, y_test),
+        source.num_classes,
+        make,
+        users_model,
+        center,
+        spread,
+        shared,
+        place,
+    )
+
+
+def moments(x: NDArray[np.float32] | Tensor, statistics: Statistics = "sample") -> tuple[float, float]:
+    """Mean and standard deviation over all entries; the deviation of constant inputs is given as 1.
+
+    Parameters
+    ----------
+    x
+        Inputs of any shape.
+    statistics
+        ``"population"``: denominator n, computed by numpy. ``"sample"``: denominator n - 1, computed by torch.
+        ``"none"``: 0 and 1.
+
+    Examples
+    --------
+    >>> moments(np.float32([[1, 5]]), "population")
+    (3.0, 2.0)
+    >>> moments(torch.tensor([1.0, 3.0, 5.0]), "sample")
+    (3.0, 2.0)
+    """
+    if statistics == "none":
+        return 0.0, 1.0
+    if statistics == "population":
+        values = np.asarray(x)
+        center, spread = float(values.mean()), float(values.std())
+    else:
+        tensor = torch.as_tensor(x)
+        center, spread = float(tensor.mean()), float(tensor.std())
+    # Rounding gives constant float32 inputs a deviation of about 1e-8 of their size.
+    return center, spread if spread > 1e-6 * abs(center) else 1.0
+
+
+def fresh(model: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    """Return a user's ``model`` after making sure that every call of it makes a new network.
+
+    A function that returns the same network again, or networks that share weights, would let each training go on from
+    the one before. Two networks are made for this; the random state of torch is left as it was.
+
+    Raises
+    ------
+    InvalidInput
+        If two calls give the same module or modules that share a parameter or buffer, if a call fails, or if it
+        returns something else.
+
+    Examples
+    --------
+    >>> net = nn.Linear(2, 2)
+    >>> fresh(lambda: net)
+    Traceback (most recent call last):
+    ...
+    mlcollage.errors.InvalidInput: the workload's model() hands out the same Linear at every call; ...
+    """
+    initialized = torch.cuda.is_available() and torch.cuda.is_initialized()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if initialized else []):
+        first, second = _call(model), _call(model)
+    kept = _storages(first)
+    common = [name for place, name in _storages(second).items() if place in kept]
+    if first is second or common:
+        what = f"the same {type(first).__name__}" if first is second else f"networks that share {common[0]!r}"
+        raise InvalidInput(
+            f"the workload's model() hands out {what} at every call; construct a new network in it, e.g. lambda: Net()."
+        )
+    return model
+
+
+def _call(model: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        network = model()
+    except Exception as error:
+        raise InvalidInput(f"the workload's model() failed with {type(error).__name__}: {error}.") from error
+    if not isinstance(network, nn.Module):
+        raise InvalidInput(f"the workload's model() must return a torch.nn.Module; got {type(network).__name__}.")
+    return network
+
+
+def _storages(network: nn.Module) -> dict[int, str]:
+    """Address of the memory of every parameter and buffer, and one name of it."""
+    tensors = [*network.named_parameters(), *network.named_buffers()]
+    return {t.untyped_storage().data_ptr(): name for name, t in tensors if not is_lazy(t) and t.numel()}
+
+
+def shared_samples(train: NDArray, test: NDArray) -> int:
+    """Count the test rows whose inputs are, byte for byte, also a training row; labels are not looked at.
+
+    Examples
+    --------
+    >>> shared_samples(np.float32([[0, 1], [2, 3]]), np.float32([[2, 3], [4, 5], [2, 3]]))
+    2
+    """
+    known = set(_hashes(train))
+    return sum(row in known for row in _hashes(test))
+
+
+def refuse_shared(train: NDArray, test: NDArray, name: str = "the workload") -> None:
+    """Refuse test samples that were trained on, but not the accidental duplicates that most real sets have.
+
+    The rule: if all rows were drawn independently, a test row would have a twin in training about as often as a
+    training row has one among the other training rows (never for photographs, often for a table of four yes-or-no
+    columns). The overlap is refused if it is larger than the 1 - 1e-6 quantile of a binomial with as many trials as
+    there are test rows and that share, plus 1 %, as its probability: 1 of 38 (iris as scikit-learn has it) passes, and
+    so does 1 % of any set, but not 150 of 10,000 or all of 4. Fewer than four test rows are never refused. Rows that
+    were copied before the split cannot be told from natural duplicates, so they pass too.
+
+    Parameters
+    ----------
+    train, test
+        Inputs ``(n, ...)``.
+    name
+        Of the workload, for the message.
+
+    Raises
+    ------
+    InvalidInput
+        One sentence with the count.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> x = rng.normal(size=(100, 3))
+    >>> refuse_shared(x[:80], x[80:])
+    >>> refuse_shared(x, x[80:])
+    Traceback (most recent call last):
+    ...
+    mlcollage.errors.InvalidInput: 20 of 20 test samples of the workload are also training samples; ...
+    """
+    counts = Counter(_hashes(train))
+    shared = sum(row in counts for row in _hashes(test))
+    twins = sum(count for count in counts.values() if count > 1)
+    expected = min(1.0, twins / len(train) + _ACCIDENTS)
+    if shared > binom.isf(_CHANCE, len(test), expected):
+        raise InvalidInput(
+            f"{shared} of {len(test)} test samples of {name} are also training samples; give test samples that "
+            "training never sees."
+        )
+
+
+def _hashes(x: NDArray) -> list[bytes]:
+    """One hash per row; adding 0 makes one zero of 0.0 and -0.0."""
+    return [blake2b((row + 0).tobytes(), digest_size=16).digest() for row in x]
+
+
+def _compared(dataset: Dataset[Any], drawn: NDArray) -> NDArray:
+    """All inputs of a dataset that holds them in memory, else those that were drawn."""
+    return arrays(dataset)[0] if isinstance(dataset, TensorDataset) else drawn
+
+
+def _refuse_empty(name: str, parts: dict[str, tuple[int, int]]) -> None:
+    for part, (got, wanted) in parts.items():
+        if wanted and not got:
+            raise InvalidInput(f"{name} has too few samples: none is left for the {part} set.")
+
+
+def _no_model() -> nn.Module:
+    raise InvalidInput("this problem has no network: neither the workload nor the study gives one.")
