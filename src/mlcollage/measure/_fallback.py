@@ -1,7 +1,7 @@
 """Squared gradient norms of single examples for parameters used in other ways: the gradients themselves.
 
 First by ``torch.vmap``, at the price of one more pass; where a model does not allow that (recurrent layers, dropout in
-training, custom functions), by one backward pass for each example, which always works.
+training, custom functions), by one backward pass for each example, which always works. K is the number of losses.
 """
 
 from __future__ import annotations
@@ -42,25 +42,41 @@ def sqnorms(
     differentiable
         Keep the graph.
     """
-    tensors, rebuild = _take_apart(inputs)
+    args, kwargs = inputs
     count = sum(p.numel() for p in params.values())
-    batch = len(tensors[0])
 
-    def each(values: dict[str, Tensor], xs: list[Tensor], cs: list[Tensor]) -> dict[str, Tensor]:
+    def each(
+        values: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], cs: list[Tensor]
+    ) -> dict[str, Tensor]:
+        """Of one example: its inputs without their first dimension, and its cotangents (K, ...)."""
+
         def outputs(p: dict[str, Tensor]) -> list[Tensor]:
-            args, kwargs = rebuild([x.unsqueeze(0) for x in xs])
-            return [o.squeeze(0) for o in flatten(torch.func.functional_call(model, p, args, kwargs))]
+            # The model wants a batch, here of one example.
+            xs, named = tuple(map(_one, args)), {key: _one(v) for key, v in kwargs.items()}
+            return [o.squeeze(0) for o in flatten(torch.func.functional_call(model, p, xs, named))]
 
         pull = torch.func.vjp(outputs, values)[1]
-        gradients = torch.func.vmap(pull)(cs)[0]
+        gradients = torch.func.vmap(pull)(cs)[0]  # each (K, *shape of the parameter)
         return {name: wide(g).flatten(1).square().sum(1) for name, g in gradients.items()}
 
     values = {name: p if differentiable else p.detach() for name, p in params.items()}
-    per_example = [c.transpose(0, 1) for c in cotangents]
-    chunk = max(1, min(batch, _CHUNK // (count * len(cotangents[0]))))
-    mapped = torch.func.vmap(each, in_dims=(None, 0, 0), randomness="error", chunk_size=chunk)
+    per_example = [c.transpose(0, 1) for c in cotangents]  # (batch, K, ...)
+    many, batch = cotangents[0].shape[:2]
+    chunk = max(1, min(batch, _CHUNK // (count * many)))
+    # Tensors go by examples, other arguments are the same for all.
+    by_example = tuple(map(_axis, args)), {key: _axis(v) for key, v in kwargs.items()}
+    mapped = torch.func.vmap(each, in_dims=(None, *by_example, 0), randomness="error", chunk_size=chunk)
     with torch.set_grad_enabled(differentiable):
-        return {name: v.T for name, v in mapped(values, tensors, per_example).items()}
+        # from (batch, K) to (K, batch)
+        return {name: v.T for name, v in mapped(values, args, kwargs, per_example).items()}
+
+
+def _axis(argument: Any) -> int | None:
+    return 0 if isinstance(argument, Tensor) else None
+
+
+def _one(argument: Any) -> Any:
+    return argument.unsqueeze(0) if isinstance(argument, Tensor) else argument
 
 
 def one_by_one(
@@ -83,13 +99,14 @@ def one_by_one(
     rows: dict[str, list[Tensor]] = {name: [] for name in params}
     for k in range(many):
         for i in range(batch):
-            own = [torch.zeros_like(o) for o in outputs]
-            for mask in own:
+            # The cotangents of example i, and zeros for the others; multiplied, so that a graph of c goes through.
+            only = [torch.zeros_like(o) for o in outputs]
+            for mask in only:
                 mask[i] = 1
             found = torch.autograd.grad(
                 outputs,
                 list(params.values()),
-                [c[k] * mask for c, mask in zip(cotangents, own, strict=True)],
+                [c[k] * mask for c, mask in zip(cotangents, only, strict=True)],
                 retain_graph=True,
                 create_graph=differentiable,
                 allow_unused=True,
@@ -98,24 +115,3 @@ def one_by_one(
             for name, g in zip(params, found, strict=True):
                 rows[name].append(wide(g).square().sum())
     return {name: torch.stack(values).reshape(many, batch) for name, values in rows.items()}
-
-
-def _take_apart(
-    inputs: tuple[tuple[Any, ...], dict[str, Any]],
-) -> tuple[list[Tensor], Callable[[list[Tensor]], tuple[tuple[Any, ...], dict[str, Any]]]]:
-    """The tensors among the arguments, and a function that puts others in their places."""
-    args, kwargs = inputs
-    places: list[int | str] = [i for i, a in enumerate(args) if isinstance(a, Tensor)]
-    places += [k for k, a in kwargs.items() if isinstance(a, Tensor)]
-    tensors = [args[p] if isinstance(p, int) else kwargs[p] for p in places]
-
-    def rebuild(values: list[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        new_args, new_kwargs = list(args), dict(kwargs)
-        for place, value in zip(places, values, strict=True):
-            if isinstance(place, int):
-                new_args[place] = value
-            else:
-                new_kwargs[place] = value
-        return tuple(new_args), new_kwargs
-
-    return tensors, rebuild

@@ -10,7 +10,7 @@ of another kind is noted as such, and its parameter left to :mod:`mlcollage.meas
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,9 @@ from mlcollage.errors import InvalidInput
 from mlcollage.measure._uses import Conv, Dense, Embed, Linear, Normed, Prelu, Use
 
 __all__ = ["Tape", "second_derivatives"]
+
+Handler = Callable[..., Any]  # (tape, function, its positional and its named arguments) to the function's result
+Note = Callable[["Tape", dict[str, Any], Tensor], None]  # (tape, the function's arguments by name, its output)
 
 
 @dataclass
@@ -55,17 +58,15 @@ class Tape(TorchFunctionMode):
         self.uses: list[Use] = []
         self.activations = 0  # numbers in the outputs of all uses
         self.other: dict[int, nn.Parameter] = {}  # parameters with a use that is not understood
+        # By id, since tensors compare elementwise; the entries hold the tensors, so that no id is given out twice.
         self._tracked = {id(p): _Tracked(p, p) for p in self.params}
         self._rows: dict[int, _Rows] = {}
-        self._sizes = {n for p in self.params for n in p.shape}
+        self._sizes = {n for p in self.params for n in p.shape}  # what a product of weights may have for a size
 
     def run(self, args: Sequence[Any], kwargs: dict[str, Any], differentiable: bool = False) -> Any:
         """The model's output; ``differentiable`` for kernels of attention and recurrence with second derivatives."""
-        with ExitStack() as stack:
-            stack.enter_context(torch.enable_grad())
-            if differentiable:
-                stack.enter_context(second_derivatives(self.model))
-            stack.enter_context(self)
+        kernels = second_derivatives(self.model) if differentiable else nullcontext()
+        with torch.enable_grad(), kernels, self:
             return self.model(*args, **kwargs)
 
     # Every call of a torch function comes through here ------------------------------------------------------------
@@ -79,6 +80,7 @@ class Tape(TorchFunctionMode):
         if not self._concerns(args) and not (kwargs and self._concerns(kwargs.values())):
             return func(*args, **kwargs)
         handler = _HANDLERS.get(func)
+        # Rows of a table that all examples share, such as positions, are followed only until they meet a batch.
         if self._rows and handler not in (_elementwise, _expand) and any(id(a) in self._rows for a in args):
             handler = None
         # Without gradients it is the inside of a custom autograd.Function, or something done deliberately.
@@ -102,6 +104,7 @@ class Tape(TorchFunctionMode):
         """Leave the parameters among the arguments to the general method, if ``out`` can carry their gradient."""
         hidden = not torch.is_grad_enabled()
         known = self._tracked.keys() | self._rows.keys()
+        # A result without gradient, such as a shape or a detached copy, can carry none to the parameter.
         if any((hidden or t.requires_grad) and id(t) not in known for t in _flat(out)):
             for value in _flat([*args, *kwargs.values()]):
                 self.give_up(value)
@@ -132,7 +135,7 @@ class Tape(TorchFunctionMode):
         """Makes the use of a parameter, or of rows of a table, that is copied to all examples."""
         rows, found = self._rows.get(id(value)), self._tracked.get(id(value))
         if rows is not None:
-            ids = rows.ids.reshape(1, -1).expand(self.batch, -1)
+            ids = rows.ids.reshape(1, -1).expand(self.batch, -1)  # (batch, positions): the same for all examples
             return lambda unsure: Embed(rows.param, unsure, ids, rows.padding)
         if found is not None and not found.transposed:
             return lambda unsure: Dense(found.param, unsure)
@@ -152,6 +155,7 @@ class Tape(TorchFunctionMode):
         if a.ndim == 0 or self._tracked.get(id(a)) is not None:
             return None
         if a.shape[0] == self.batch:
+            # (batch, batch, features) may as well be (positions, batch, features).
             return a, positions and a.ndim > 2 and self.batch > 1 and a.shape[1] == self.batch
         if positions and a.shape[0] % self.batch == 0 and a.shape[0] > 0:  # (batch x positions, features)
             return a.unflatten(0, (self.batch, -1)), self.batch > 1
@@ -165,10 +169,8 @@ class Tape(TorchFunctionMode):
 @contextmanager
 def second_derivatives(model: nn.Module) -> Iterator[None]:
     """Use kernels of attention and recurrence that can be differentiated twice."""
-    with ExitStack() as stack:
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        if any(isinstance(m, nn.RNNBase) for m in model.modules()):
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+    recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())
+    with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext():
         yield
 
 
@@ -176,126 +178,125 @@ def second_derivatives(model: nn.Module) -> Iterator[None]:
 
 
 def _bind(names: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    bound = dict(zip(names.split(), args, strict=False))
-    bound.update(kwargs)
-    return bound
+    """All arguments by name; ``names`` are those of the positional ones, in order."""
+    return dict(zip(names.split(), args, strict=False)) | kwargs
 
 
-def _affine(tape: Tape, out: Tensor, use: Use | None, weight: Any, bias: Any, bias_use: Callable[..., Use]) -> None:
-    """Note the use of a layer's weight, and that of its bias; without a use, leave both to the general method."""
-    if use is None:
-        tape.give_up(weight)
-        tape.give_up(bias)
-        return
-    if tape.tracked(weight) is not None:
-        tape.note(use, out)
-    b = tape.tracked(bias)
-    if b is not None:
-        tape.note(bias_use(b.param, use.unsure), out)
+def _noted(names: str, note: Note) -> Handler:
+    """Call the function as it is, and note what it used."""
 
-
-def _linear(tape: Tape, func: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    v = _bind("input weight bias", args, kwargs)
-    out = func(*args, **kwargs)
-    _note_linear(tape, out, v["input"], v["weight"], v.get("bias"), False)
-    return out
-
-
-def _addmm(tape: Tape, func: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    v = _bind("input mat1 mat2 beta alpha", args, kwargs)
-    out = func(*args, **kwargs)
-    plain = v.get("beta", 1) == 1 and v.get("alpha", 1) == 1 and v["input"].ndim == 1
-    _note_linear(tape, out, v["mat1"], v["mat2"], v["input"], True, plain)
-    return out
-
-
-def _matmul(tape: Tape, func: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    v = _bind("input other", args, {"other" if k in ("mat2", "tensor2") else k: x for k, x in kwargs.items()})
-    out = func(*args, **kwargs)
-    _note_linear(tape, out, v["input"], v["other"], None, True, v["other"].ndim == 2 and v["input"].ndim > 1)
-    return out
-
-
-def _note_linear(
-    tape: Tape, out: Tensor, a: Tensor, weight: Tensor, bias: Any, turned: bool, plain: bool = True
-) -> None:
-    """The map z = a W^T + b, or a W + b if ``turned``."""
-    tape.give_up(a)
-    w = tape.tracked(weight)
-    rows = tape.rows(a, positions=True) if plain else None
-    if rows is None:
-        return _affine(tape, out, None, weight, bias, Dense)
-    a, unsure = rows
-    turned ^= w is not None and w.transposed
-    use = Linear(w.param if w else None, unsure, a, turned)
-    return _affine(tape, out, use, weight, bias, Dense)
-
-
-def _conv(names: str, dims: int, transposed: bool) -> Callable[..., Tensor]:
-    def handle(tape: Tape, func: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        v = _bind(names, args, kwargs)
-        a, weight, bias = v["input"], v["weight"], v.get("bias")
+    def handle(tape: Tape, func: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         out = func(*args, **kwargs)
-        tape.give_up(a)
-        rows = tape.rows(a, positions=False) if a.ndim == dims + 2 else None
-        if rows is None:
-            _affine(tape, out, None, weight, bias, Dense)
-            return out
-        w = tape.tracked(weight)
-        geometry = Conv.geometry(dims, v.get("stride", 1), v.get("padding", 0), v.get("dilation", 1))
-        use = Conv(w.param if w else None, False, a, weight.shape[2:], geometry, v.get("groups", 1), transposed)
-        _affine(tape, out, use, weight, bias, _channel_bias)
+        note(tape, _bind(names, args, kwargs), out)
         return out
 
     return handle
 
 
-def _embedding(tape: Tape, func: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    names = "input weight padding_idx max_norm norm_type scale_grad_by_freq sparse"
-    v = _bind(names, args, kwargs)
-    out = func(*args, **kwargs)
-    weight = tape.tracked(v["weight"])
-    rows = tape.rows(v["input"], positions=True)
+def _layer(
+    tape: Tape,
+    v: dict[str, Any],
+    out: Tensor,
+    make: Callable[[_Tracked | None, Tensor, bool], Use],
+    *,
+    fits: bool = True,
+    positions: bool = False,
+    bias_use: Callable[..., Use] = Dense,
+) -> None:
+    """Note the uses of a layer's weight and bias, or leave both to the general method if its input is no batch.
+
+    ``make`` gives the use of the weight (None if that is no parameter) on the input, and whether it is unsure that the
+    input has the examples in front; ``fits`` says whether the shapes are those that the use is made for.
+    """
+    a, weight, bias = v["input"], v.get("weight"), v.get("bias")
+    tape.give_up(a)  # the input may be a parameter itself, such as a learned query
+    rows = tape.rows(a, positions) if fits else None
+    if rows is None:
+        tape.give_up(weight)
+        tape.give_up(bias)
+        return
+    w, b = tape.tracked(weight), tape.tracked(bias)
+    use = make(w, *rows)
+    if w is not None:
+        tape.note(use, out)
+    if b is not None:  # at the same place of the graph: both gradients are made of the output's
+        tape.note(bias_use(b.param, use.unsure), out)
+
+
+def _param(found: _Tracked | None) -> nn.Parameter | None:
+    return None if found is None else found.param
+
+
+def _linear(tape: Tape, v: dict[str, Any], out: Tensor, turned: bool = False, fits: bool = True) -> None:
+    """The map z = a W^T + b, or a W + b if ``turned``."""
+
+    def make(w: _Tracked | None, a: Tensor, unsure: bool) -> Use:
+        return Linear(_param(w), unsure, a, turned != (w is not None and w.transposed))
+
+    _layer(tape, v, out, make, fits=fits, positions=True)
+
+
+def _addmm(tape: Tape, v: dict[str, Any], out: Tensor) -> None:
+    plain = v.get("beta", 1) == 1 and v.get("alpha", 1) == 1 and v["input"].ndim == 1
+    _linear(tape, {"input": v["mat1"], "weight": v["mat2"], "bias": v["input"]}, out, turned=True, fits=plain)
+
+
+def _matmul(tape: Tape, v: dict[str, Any], out: Tensor) -> None:
+    weight = next(v[name] for name in ("other", "mat2", "tensor2") if name in v)
+    plain = weight.ndim == 2 and v["input"].ndim > 1
+    _linear(tape, {"input": v["input"], "weight": weight}, out, turned=True, fits=plain)
+
+
+def _conv(dims: int, transposed: bool) -> Note:
+    def note(tape: Tape, v: dict[str, Any], out: Tensor) -> None:
+        def make(w: _Tracked | None, a: Tensor, unsure: bool) -> Use:
+            geometry = Conv.geometry(dims, v.get("stride", 1), v.get("padding", 0), v.get("dilation", 1))
+            # weight (out, in / groups, *kernel), or (in, out / groups, *kernel) of a transposed convolution
+            return Conv(_param(w), False, a, v["weight"].shape[2:], geometry, v.get("groups", 1), transposed)
+
+        # An input without the batch dimension is (channels, *positions), which has one dimension less.
+        _layer(tape, v, out, make, fits=v["input"].ndim == dims + 2, bias_use=_channel_bias)
+
+    return note
+
+
+def _embedding(tape: Tape, v: dict[str, Any], out: Tensor) -> None:
     if v.get("scale_grad_by_freq"):
         raise InvalidInput(
             "scale_grad_by_freq divides an embedding's gradient by counts over the whole batch, so no example has a "
             "gradient of its own: build the embedding without it."
         )
-    ids = v["input"]
+    ids, padding = v["input"], v.get("padding_idx")
+    weight, rows = tape.tracked(v["weight"]), tape.rows(ids, positions=True)
+    # Ids (positions,) or (1, positions) are looked up once for all examples, as those of positions are.
     shared = ids.ndim == 1 or (ids.ndim > 1 and ids.shape[0] == 1)
     if weight is not None and not weight.transposed and shared and ids.shape[0] != tape.batch:
-        tape.look_up(_Rows(weight.param, out, ids, v.get("padding_idx")))
-        return out
-    if weight is None or rows is None or weight.transposed:
+        tape.look_up(_Rows(weight.param, out, ids, padding))
+    elif weight is None or rows is None or weight.transposed:
         tape.give_up(v["weight"])
-        return out
-    ids, unsure = rows
-    # A vector of ids may be one for each example, or one for each of as many positions.
-    unsure = unsure or (tape.batch > 1 and (ids.ndim == 1 or ids.shape[1] == tape.batch))
-    tape.note(Embed(weight.param, unsure, ids.reshape(tape.batch, -1), v.get("padding_idx")), out)
-    return out
+    else:
+        ids, unsure = rows
+        # A vector of ids may be one for each example, or one for each of as many positions.
+        unsure = unsure or (tape.batch > 1 and (ids.ndim == 1 or ids.shape[1] == tape.batch))
+        tape.note(Embed(weight.param, unsure, ids.reshape(tape.batch, -1), padding), out)
 
 
-def _norm(names: str, normalize: Callable[[Tensor, dict[str, Any]], Tensor], trailing: bool) -> Callable[..., Tensor]:
-    def handle(tape: Tape, func: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        v = _bind(names, args, kwargs)
-        a, weight, bias = v["input"], v.get("weight"), v.get("bias")
+def _norm(normalize: Callable[[Tensor, dict[str, Any]], Tensor], trailing: bool) -> Note:
+    """Scale and bias of a normalization: of its trailing dimensions (layer norm), else of channels.
+
+    ``normalize`` gives the normalized input without scale and bias, from the input and the function's arguments.
+    """
+
+    def note(tape: Tape, v: dict[str, Any], out: Tensor) -> None:
         kept = len(v["normalized_shape"]) if trailing else 0
-        out = func(*args, **kwargs)
-        tape.give_up(a)
-        rows = tape.rows(a, positions=trailing) if a.ndim > kept else None
-        if rows is None:
-            _affine(tape, out, None, weight, bias, Dense)
-            return out
-        a, unsure = rows
-        unsure = unsure and a.ndim > kept + 1
-        w = tape.tracked(weight)
-        use = Normed(w.param if w else None, unsure, a, lambda x: normalize(x, v), kept)
-        bias_use = Dense if trailing else _channel_bias
-        _affine(tape, out, use, weight, bias, bias_use)
-        return out
 
-    return handle
+        def make(w: _Tracked | None, a: Tensor, unsure: bool) -> Use:
+            return Normed(_param(w), unsure and a.ndim > kept + 1, a, lambda x: normalize(x, v), kept)
+
+        bias_use = Dense if trailing else _channel_bias
+        _layer(tape, v, out, make, fits=v["input"].ndim > kept, positions=trailing, bias_use=bias_use)
+
+    return note
 
 
 def _channel_bias(param: nn.Parameter, unsure: bool) -> Use:
@@ -306,30 +307,27 @@ def _batch_hat(x: Tensor, v: dict[str, Any]) -> Tensor:
     return F.batch_norm(x, v["running_mean"], v["running_var"], eps=v.get("eps", 1e-5))
 
 
+def _group_hat(x: Tensor, v: dict[str, Any]) -> Tensor:
+    return F.group_norm(x, v["num_groups"], eps=v.get("eps", 1e-5))
+
+
+def _layer_hat(x: Tensor, v: dict[str, Any]) -> Tensor:
+    return F.layer_norm(x, v["normalized_shape"], eps=v.get("eps", 1e-5))
+
+
+def _rms_hat(x: Tensor, v: dict[str, Any]) -> Tensor:
+    return F.rms_norm(x, v["normalized_shape"], eps=v.get("eps"))
+
+
 def _instance_hat(x: Tensor, v: dict[str, Any]) -> Tensor:
     own = v.get("use_input_stats", True)
-    return F.instance_norm(x, v.get("running_mean"), v.get("running_var"), use_input_stats=own, eps=v.get("eps", 1e-5))
+    # With statistics of its own the layer has already updated the running ones, which must not happen once more.
+    mean, var = (None, None) if own else (v["running_mean"], v["running_var"])
+    return F.instance_norm(x, mean, var, use_input_stats=own, eps=v.get("eps", 1e-5))
 
 
-def _instance_norm(tape: Tape, func: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    names = "input running_mean running_var weight bias use_input_stats momentum eps"
-    v = _bind(names, args, kwargs)
-    if v.get("use_input_stats", True):  # running statistics are written then; the second call must not write again
-        v["running_mean"] = v["running_var"] = None
-    return _norm(names, lambda x, _: _instance_hat(x, v), False)(tape, func, args, kwargs)
-
-
-def _prelu(tape: Tape, func: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    v = _bind("input weight", args, kwargs)
-    out = func(*args, **kwargs)
-    weight, a = tape.tracked(v["weight"]), v["input"]
-    tape.give_up(a)
-    rows = tape.rows(a, positions=False)
-    if weight is None or rows is None or a.ndim < 2:
-        tape.give_up(v["weight"])
-    else:
-        tape.note(Prelu(weight.param, False, a), out)
-    return out
+def _prelu(tape: Tape, v: dict[str, Any], out: Tensor) -> None:
+    _layer(tape, v, out, lambda w, a, unsure: Prelu(_param(w), False, a), fits=v["input"].ndim > 1)
 
 
 def _elementwise(tape: Tape, func: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -343,6 +341,7 @@ def _elementwise(tape: Tape, func: Callable, args: tuple[Any, ...], kwargs: dict
     fits = x.ndim > 0 and x.shape[0] == tape.batch and (p.ndim < x.ndim or (p.ndim == x.ndim and p.shape[0] == 1))
     if use is None or other is not None or not fits or (func in _IN_PLACE and args[0] is p):
         return tape.unknown(func, args, kwargs)
+    # p as (batch, ...), without a copy: ones for the dimensions that broadcasting adds, the batch for the first.
     each = p.reshape((1,) * (x.ndim - p.ndim) + tuple(p.shape)).expand(tape.batch, *(-1,) * (x.ndim - 1))
     if p.requires_grad:
         tape.note(use(tape.ambiguous(x)), each)
@@ -361,22 +360,21 @@ def _expand(tape: Tape, func: Callable, args: tuple[Any, ...], kwargs: dict[str,
     return out
 
 
-def _alias(tape: Tape, func: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    out = func(*args, **kwargs)
-    found = tape.tracked(args[0])
-    if found is None or not isinstance(out, Tensor) or out.numel() != found.param.numel() or found.transposed:
-        return tape.unknown_use(out, args, kwargs)
-    tape.alias(out, found, False)
-    return out
+def _view(turn: bool) -> Handler:
+    """A view or copy of a whole parameter, in another shape or type; or its transpose."""
 
+    def handle(tape: Tape, func: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        out = func(*args, **kwargs)
+        found = tape.tracked(args[0])
+        if found is None or not isinstance(out, Tensor) or out.numel() != found.param.numel():
+            return tape.unknown_use(out, args, kwargs)
+        # Transposes are those of matrices; what is transposed may not be reshaped any more.
+        if found.value.ndim != 2 if turn else found.transposed:
+            return tape.unknown_use(out, args, kwargs)
+        tape.alias(out, found, turn != found.transposed)
+        return out
 
-def _transpose(tape: Tape, func: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    out = func(*args, **kwargs)
-    found = tape.tracked(args[0])
-    if found is None or out.ndim != 2 or found.value.ndim != 2:
-        return tape.unknown_use(out, args, kwargs)
-    tape.alias(out, found, not found.transposed)
-    return out
+    return handle
 
 
 def _attention(tape: Tape, func: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -392,12 +390,13 @@ def _attention(tape: Tape, func: Callable, args: tuple[Any, ...], kwargs: dict[s
     q, packed, bias = v["query"], v["in_proj_weight"], v["in_proj_bias"]
     if packed is None or q.ndim != 3 or q.shape[1] != tape.batch or v.get("use_separate_proj_weight"):
         return tape.unknown(func, args, kwargs)
-    inputs = [v[name].transpose(0, 1) for name in ("query", "key", "value")]
-    if q is v["key"] and q is v["value"]:
+    inputs = [v[name].transpose(0, 1) for name in ("query", "key", "value")]  # (batch, positions, features) each
+    if q is v["key"] and q is v["value"]:  # self-attention: one product with the whole weight (3 features, features)
         heads = list(_seen(tape, inputs[0], packed, bias).chunk(3, -1))
     else:
         heads = [_seen(tape, x, packed, bias, part) for part, x in enumerate(inputs)]
     out_weight, out_bias = v["out_proj_weight"], v["out_proj_bias"]
+    # The function itself now projects by identities, so it computes attention alone.
     eye = torch.eye(q.shape[-1], dtype=heads[0].dtype, device=q.device)
     v.update(zip(("query", "key", "value"), (h.transpose(0, 1) for h in heads), strict=True))
     v.update(in_proj_weight=eye.repeat(3, 1), in_proj_bias=None, out_proj_weight=eye, out_proj_bias=None)
@@ -409,7 +408,7 @@ def _attention(tape: Tape, func: Callable, args: tuple[Any, ...], kwargs: dict[s
 
 def _seen(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, part: int | None = None) -> Tensor:
     """A projection of x (batch, positions, features) by a weight, or by one third of it."""
-    third = (lambda t: t.chunk(3)[part]) if part is not None else (lambda t: t)
+    third = (lambda t: t.chunk(3)[part]) if part is not None else (lambda t: t)  # rows of query, key or value
     out = F.linear(x, third(weight), third(bias) if bias is not None else None)
     w, b = tape.tracked(weight), tape.tracked(bias)
     if w is not None:
@@ -436,9 +435,6 @@ def _refuse_batch_statistics(func: Callable, args: tuple[Any, ...], kwargs: dict
         )
 
 
-_NORM = "input running_mean running_var weight bias training momentum eps"
-_CONV = "input weight bias stride padding dilation groups"
-_CONV_T = "input weight bias stride padding output_padding groups dilation"
 _IN_PLACE: set[Any] = {Tensor.add_, Tensor.sub_, Tensor.mul_, Tensor.div_}
 _ELEMENTWISE: list[Any] = [
     *_IN_PLACE,
@@ -446,56 +442,35 @@ _ELEMENTWISE: list[Any] = [
     *(Tensor.add, Tensor.sub, Tensor.mul, Tensor.div, Tensor.maximum, Tensor.minimum, Tensor.__rsub__),
     *(Tensor.true_divide, Tensor.__rdiv__),
 ]
-_VIEWS: list[Any] = [
-    Tensor.view,
-    Tensor.reshape,
-    torch.reshape,
-    Tensor.unsqueeze,
-    torch.unsqueeze,
-    Tensor.squeeze,
-    Tensor.flatten,
+_VIEWS_AND_CASTS: list[Any] = [
+    *(Tensor.view, Tensor.reshape, Tensor.unsqueeze, Tensor.squeeze, Tensor.flatten, torch.reshape, torch.unsqueeze),
+    *(Tensor.contiguous, Tensor.to, Tensor.type, Tensor.type_as, Tensor.float, Tensor.half, Tensor.bfloat16),
 ]
-_CASTS: list[Any] = [
-    Tensor.contiguous,
-    Tensor.to,
-    Tensor.type,
-    Tensor.type_as,
-    Tensor.float,
-    Tensor.half,
-    Tensor.bfloat16,
-]
+_TRANSPOSES: list[Any] = [Tensor.t, torch.t, *(vars(torch._C.TensorBase)[name].__get__ for name in ("T", "mT"))]
 
-_TRANSPOSES: list[Any] = [
-    Tensor.t,
-    torch.t,
-    vars(torch._C.TensorBase)["T"].__get__,
-    vars(torch._C.TensorBase)["mT"].__get__,
-]
+# Names of positional arguments, as in the functions' signatures.
+_CONV = "input weight bias stride padding dilation groups"
+_CONV_TRANSPOSED = "input weight bias stride padding output_padding groups dilation"
+_EMBEDDING = "input weight padding_idx max_norm norm_type scale_grad_by_freq sparse"
+_BATCH_NORM = "input running_mean running_var weight bias training momentum eps"
+_INSTANCE_NORM = "input running_mean running_var weight bias use_input_stats momentum eps"
 
-_HANDLERS: dict[Any, Callable[..., Any]] = {
-    F.linear: _linear,
-    torch.addmm: _addmm,
-    **dict.fromkeys([torch.matmul, torch.mm, Tensor.matmul, Tensor.mm], _matmul),
-    F.embedding: _embedding,
-    F.batch_norm: _norm(_NORM, _batch_hat, False),
-    F.instance_norm: _instance_norm,
-    F.group_norm: _norm(
-        "input num_groups weight bias eps", lambda x, v: F.group_norm(x, v["num_groups"], eps=v.get("eps", 1e-5)), False
-    ),
-    F.layer_norm: _norm(
-        "input normalized_shape weight bias eps",
-        lambda x, v: F.layer_norm(x, v["normalized_shape"], eps=v.get("eps", 1e-5)),
-        True,
-    ),
-    F.rms_norm: _norm(
-        "input normalized_shape weight eps", lambda x, v: F.rms_norm(x, v["normalized_shape"], eps=v.get("eps")), True
-    ),
+_HANDLERS: dict[Any, Handler] = {
+    F.linear: _noted("input weight bias", _linear),
+    torch.addmm: _noted("input mat1 mat2 beta alpha", _addmm),
+    **dict.fromkeys([torch.matmul, torch.mm, Tensor.matmul, Tensor.mm], _noted("input other", _matmul)),
+    F.embedding: _noted(_EMBEDDING, _embedding),
+    F.batch_norm: _noted(_BATCH_NORM, _norm(_batch_hat, trailing=False)),
+    F.instance_norm: _noted(_INSTANCE_NORM, _norm(_instance_hat, trailing=False)),
+    F.group_norm: _noted("input num_groups weight bias eps", _norm(_group_hat, trailing=False)),
+    F.layer_norm: _noted("input normalized_shape weight bias eps", _norm(_layer_hat, trailing=True)),
+    F.rms_norm: _noted("input normalized_shape weight eps", _norm(_rms_hat, trailing=True)),
     F.multi_head_attention_forward: _attention,
-    F.prelu: _prelu,
+    F.prelu: _noted("input weight", _prelu),
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
     **dict.fromkeys([Tensor.expand, Tensor.repeat], _expand),
-    **dict.fromkeys([*_VIEWS, *_CASTS], _alias),
-    **dict.fromkeys(_TRANSPOSES, _transpose),
-    **{getattr(F, f"conv{n}d"): _conv(_CONV, n, False) for n in (1, 2, 3)},
-    **{getattr(F, f"conv_transpose{n}d"): _conv(_CONV_T, n, True) for n in (1, 2, 3)},
+    **dict.fromkeys(_VIEWS_AND_CASTS, _view(turn=False)),
+    **dict.fromkeys(_TRANSPOSES, _view(turn=True)),
+    **{getattr(F, f"conv{n}d"): _noted(_CONV, _conv(n, transposed=False)) for n in (1, 2, 3)},
+    **{getattr(F, f"conv_transpose{n}d"): _noted(_CONV_TRANSPOSED, _conv(n, transposed=True)) for n in (1, 2, 3)},
 }

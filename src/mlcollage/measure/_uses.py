@@ -10,11 +10,13 @@ cheaper one is taken for each layer. A weight used several times is a layer with
 across uses are exact. (Goodfellow 2015, arXiv:1510.01799; Li et al. 2022, arXiv:2110.05679, section 4; Bu et al. 2022,
 arXiv:2205.10683.)
 
-Gradients come with a leading dimension K, for K different losses of the same batch.
+Shapes, in comments too: K different losses of the same batch come first, then the examples. T positions are all those
+at which a layer treats an example's input alike: tokens, pixels, or the single one of a dense layer.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,6 +26,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from mlcollage.errors import InvalidInput
+from mlcollage.nn._parts import wide
 
 __all__ = ["Conv", "Dense", "Embed", "Linear", "Normed", "Prelu", "Use", "sqnorm", "square_sum", "wide"]
 
@@ -73,10 +76,10 @@ class Dense(Use):
 
     def dense(self, g: Tensor, batch: int) -> Tensor:
         if self.channels:
-            return g.flatten(3).sum(-1) if g.ndim > 3 else g
+            return _over_positions(g)
         size = self.param.numel() // (3 if self.part is not None else 1)
-        g = g.reshape(len(g), batch, -1, size)
-        return g.squeeze(2) if g.shape[2] == 1 else g.sum(2)
+        g = g.reshape(len(g), batch, -1, size)  # (K, batch, T, size)
+        return g.squeeze(2) if g.shape[2] == 1 else g.sum(2)  # a sum would copy
 
 
 class Normed(Use):
@@ -90,27 +93,28 @@ class Normed(Use):
 
     def dense(self, g: Tensor, batch: int) -> Tensor:
         g = _by_example(g, batch)
+        # A few examples at a time, so that the products stay in the cache.
         step = max(1, (_CACHE if g.device.type == "cpu" else _MEMORY) // (g[:, 0].numel() or 1))
         parts = [self._some(g[:, i : i + step], self.a[i : i + step]) for i in range(0, batch, step)]
         return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
     def _some(self, g: Tensor, a: Tensor) -> Tensor:
+        # a may have its batch and positions in one dimension, where g has two.
         product = g * self.normalize(wide(a)).reshape(g.shape[1:])
-        if self.kept:
+        if self.kept:  # the scale has the trailing dimensions: (K, batch, T, size)
             return product.reshape(len(g), len(a), -1, self.param.numel()).sum(2)
-        return product.flatten(3).sum(-1) if product.ndim > 3 else product
+        return _over_positions(product)  # the scale has the channels
 
 
 class Prelu(Use):
     """The slopes of a parametric ReLU, one for all channels or one each."""
 
-    def __init__(self, param: nn.Parameter, unsure: bool, a: Tensor) -> None:
+    def __init__(self, param: nn.Parameter | None, unsure: bool, a: Tensor) -> None:
         super().__init__(param, unsure)
         self.a = self.hold(a)
 
     def dense(self, g: Tensor, batch: int) -> Tensor:
-        product = g * wide(self.a).clamp(max=0)
-        product = product.flatten(3).sum(-1) if product.ndim > 3 else product
+        product = _over_positions(g * wide(self.a).clamp(max=0))  # z = a for a > 0, else slope times a
         return product if self.param.numel() > 1 else product.sum(-1, keepdim=True)
 
 
@@ -129,7 +133,7 @@ class Embed(Use):
 
     def dense(self, g: Tensor, batch: int) -> Tensor:
         rows = self.rows(g, batch)
-        table = rows.new_zeros(len(g), batch, *self.param.shape)
+        table = rows.new_zeros(len(g), batch, *self.param.shape)  # (K, batch, rows, features)
         index = self.ids.unsqueeze(-1).expand(rows.shape)
         return table.scatter_add(2, index, rows).flatten(2)
 
@@ -155,7 +159,7 @@ class Factored(Use):
     def gradient(self, g: Tensor, rows: slice) -> Tensor:
         """The gradients themselves, (K, rows, groups, left features, right features)."""
         left, right = self.factors(g, rows)
-        return left @ right.transpose(-1, -2)
+        return left @ right.transpose(-1, -2)  # sum over positions of left_t right_t^T
 
     def dense(self, g: Tensor, batch: int) -> Tensor:
         return self.gradient(_by_example(g, batch), slice(None)).flatten(2)
@@ -172,12 +176,13 @@ class Linear(Factored):
 
     def factors(self, g: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
         a = wide(self.a[rows])
+        # (1, rows, 1 group, T, features) turned to (1, rows, 1, features, T); the same input for all K losses
         right = a.reshape(1, len(a), 1, -1, a.shape[-1]).transpose(-1, -2)
         left = g.reshape(len(g), len(a), 1, -1, g.shape[-1]).transpose(-1, -2)
         return (right, left) if self.turned else (left, right)
 
     def sizes(self, g: Tensor) -> tuple[int, int, int, int]:
-        positions = _product(self.a.shape[1:-1])
+        positions = math.prod(self.a.shape[1:-1])
         left, right = g.shape[-1], self.a.shape[-1]
         return (positions, 1, right, left) if self.turned else (positions, 1, left, right)
 
@@ -214,22 +219,25 @@ class Conv(Factored):
     def factors(self, g: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
         a, n, k = wide(self.a[rows]), self.groups, len(g)
         if not self.transposed:
+            # g (K, rows, out, *grid) as (K, rows, groups, out / groups, T); patches of a for each place of the grid
             left = g.reshape(k, len(a), n, g.shape[2] // n, -1)
             patches = self._patches(a, g.shape[3:])
             return left, patches.reshape(1, len(a), n, -1, patches.shape[-1])
+        # A transposed convolution spreads each input over a patch of the output: the roles of a and g are swapped.
         left = a.reshape(1, len(a), n, a.shape[1] // n, -1)
         patches = self._patches(g.flatten(0, 1), a.shape[2:])
         return left, patches.reshape(k, len(a), n, -1, patches.shape[-1])
 
     def sizes(self, g: Tensor) -> tuple[int, int, int, int]:
         into, out = self.a.shape[1] // self.groups, g.shape[2] // self.groups
-        size = _product(self.kernel)
+        size = math.prod(self.kernel)
         if self.transposed:
-            return _product(self.a.shape[2:]), self.groups, into, out * size
-        return _product(g.shape[3:]), self.groups, out, into * size
+            return math.prod(self.a.shape[2:]), self.groups, into, out * size
+        return math.prod(g.shape[3:]), self.groups, out, into * size
 
     def quick(self, g: Tensor) -> bool:
         """Two dimensions on a CPU, with channels that fill oneDNN's blocks of eight."""
+        # Elsewhere the product of the factors is faster.
         channels = self.a.shape[1] // self.groups % 8 == 0 == g.shape[2] // self.groups % 8
         plain = len(self.kernel) == 2 and not self.transposed and not isinstance(self.padding, str)
         cpu = g.device.type == "cpu" and g.dtype == torch.float32 and torch.backends.mkldnn.is_available()
@@ -244,41 +252,34 @@ class Conv(Factored):
         into, out = a.shape[1] // self.groups, g.shape[2] // self.groups
         shape = groups * out, into, *self.kernel
         weight = g.new_empty(shape)  # its shape is all that is needed of it
+        # Not transposed, no output padding; of the gradients for input, weight and bias only that of the weight.
         options = self.stride, self.padding, self.dilation, False, [0, 0], groups, [False, True, False]
+        # One image (1, rows x channels, height, width): examples side by side as groups of channels.
         flat = a.reshape(1, -1, *a.shape[2:])
         found = [
             torch.ops.aten.convolution_backward(one.reshape(1, -1, *one.shape[2:]), flat, weight, None, *options)[1]
             for one in g
         ]
-        return torch.stack(found).reshape(len(g), many, self.groups, out, -1)
+        return torch.stack(found).reshape(len(g), many, self.groups, out, -1)  # (K, rows, groups, out, in x kernel)
 
     def _patches(self, x: Tensor, grid: Sequence[int]) -> Tensor:
         """Patches (batch, channels x kernel, positions) of x, for the positions of ``grid``."""
-        if isinstance(self.padding, str):  # same
+        if isinstance(self.padding, str):  # "same": the output has the input's size
             spans = [d * (k - 1) for d, k in zip(self.dilation, self.kernel, strict=True)]
             pads = [(s // 2, s - s // 2) for s in spans]
         else:
             pads = [(p, p) for p in self.padding]
         if any(any(p) for p in pads):
-            x = F.pad(x, [v for p in reversed(pads) for v in p])
+            x = F.pad(x, [v for p in reversed(pads) for v in p])  # F.pad starts from the last dimension
+        # Each dimension of space becomes two, its places on the grid and, at the end, the kernel's offsets there.
         steps = zip(self.kernel, self.stride, self.dilation, grid, strict=True)
         for axis, (k, s, d, size) in enumerate(steps, 2):  # views; one copy at the end
+            # Windows of the dilated kernel's length; narrowed, since a transposed grid may end before the last window.
             x = x.unfold(axis, d * (k - 1) + 1, s).narrow(axis, 0, size)[..., ::d]
         dims = len(self.kernel)
+        # From (batch, channels, *grid, *kernel) to (batch, channels, *kernel, *grid).
         x = x.permute(0, 1, *range(2 + dims, 2 + 2 * dims), *range(2, 2 + dims))
-        return x.reshape(len(x), x.shape[1] * _product(self.kernel), _product(grid))
-
-
-def _product(sizes: Sequence[int]) -> int:
-    result = 1
-    for size in sizes:
-        result *= size
-    return result
-
-
-def wide(x: Tensor) -> Tensor:
-    """The numbers of x in at least float32, for sums over many numbers."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        return x.reshape(len(x), x.shape[1] * math.prod(self.kernel), math.prod(grid))
 
 
 def sqnorm(pairs: Sequence[tuple[Use, Tensor]], batch: int, squares: dict[int, Tensor]) -> Tensor:
@@ -294,14 +295,14 @@ def sqnorm(pairs: Sequence[tuple[Use, Tensor]], batch: int, squares: dict[int, T
         Squared norms of the rows of gradients (K, batch, features), by id: a layer's weight and bias share them.
     """
     use, g = pairs[0]
-    if len(pairs) == 1 and g.ndim == 3 and g.shape[1] == batch:
+    if len(pairs) == 1 and g.ndim == 3 and g.shape[1] == batch:  # one position: |b a^T|^2 = |b|^2 |a|^2
         if isinstance(use, Linear) and use.a.ndim == 2:
             return _rows(g, squares) * square_sum(wide(use.a))
         if isinstance(use, Dense):
             return _rows(g, squares)
     if all(isinstance(u, Factored) for u, _ in pairs):
         factored = [(u, _by_example(v, batch)) for u, v in pairs if isinstance(u, Factored)]
-        if len({u.sizes(v)[1:] for u, v in factored}) == 1:
+        if len({u.sizes(v)[1:] for u, v in factored}) == 1:  # not so for a weight used as W and as W^T
             return _factored(factored, batch)
     if all(isinstance(u, Embed) for u, _ in pairs):
         return _embedded([(u.ids, u.rows(v, batch)) for u, v in pairs if isinstance(u, Embed)])
@@ -323,7 +324,13 @@ def _rows(g: Tensor, squares: dict[int, Tensor]) -> Tensor:
     return squares[id(g)]
 
 
+def _over_positions(g: Tensor) -> Tensor:
+    """Sum (K, batch, channels, *positions) over all positions."""
+    return g.flatten(3).sum(-1) if g.ndim > 3 else g
+
+
 def _by_example(g: Tensor, batch: int) -> Tensor:
+    """(K, batch x positions, ...) as (K, batch, positions, ...)."""
     return g if g.shape[1] == batch else g.unflatten(1, (batch, -1))
 
 
@@ -331,11 +338,12 @@ def _factored(pairs: list[tuple[Factored, Tensor]], batch: int) -> Tensor:
     """The cheaper contraction, for a few examples at a time, so that what is made for them stays in the cache."""
     k = len(pairs[0][1])
     sizes = [u.sizes(g) for u, g in pairs]
-    _, groups, rows, columns = sizes[0]
+    _, groups, rows, columns = sizes[0]  # the gradient is (groups, rows, columns) for all uses
     positions = sum(size[0] for size in sizes)
-    # K gradients of one example usually share one factor; either may be the one that they do not share.
+    # Gram matrices of the positions, or the gradients themselves: whichever takes fewer operations.
     outer = positions * (rows + columns) < rows * columns
     quick = len(pairs) == 1 and not outer and pairs[0][0].quick(pairs[0][1])
+    # Numbers made for one example and group; K gradients usually share one factor, whose Gram matrix is made once.
     made = positions**2 * (k + 1) if outer else k * rows * columns
     each = groups * (made if quick else made + positions * (rows + columns) * k)
     cache = _CACHE if pairs[0][1].device.type == "cpu" else _MEMORY
@@ -348,9 +356,10 @@ def _factored(pairs: list[tuple[Factored, Tensor]], batch: int) -> Tensor:
             parts.append(square_sum(own[0][0].gradient(own[0][1], some).flatten(2)))
             continue
         left, right = _joined([u.factors(g, some) for u, g in own])
-        if positions == 1:
+        if positions == 1:  # |b a^T|^2 = |b|^2 |a|^2
             parts.append((square_sum(left, (-2, -1)) * square_sum(right, (-2, -1))).sum(-1))
         elif outer:
+            # (K, some, groups, T, T): (b_t . b_s)(a_t . a_s), summed over groups and pairs of positions
             grams = (left.transpose(-1, -2) @ left) * (right.transpose(-1, -2) @ right)
             parts.append(grams.sum((-3, -2, -1)))
         else:
@@ -362,7 +371,7 @@ def _joined(factors: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """The positions of all uses behind each other."""
     if len(factors) == 1:
         return factors[0]
-    k = max(len(f) for pair in factors for f in pair)
+    k = max(len(f) for pair in factors for f in pair)  # factors that the K losses share are 1 long there
     left, right = (
         torch.cat([f.expand(k, *f.shape[1:]) if len({len(f) for f in side}) > 1 else f for f in side], -1)
         for side in zip(*factors, strict=True)
@@ -376,26 +385,30 @@ def _direct(left: Tensor, right: Tensor) -> Tensor:
         left, right = right, left
     if len(right) > 1:
         return square_sum((left @ right.transpose(-1, -2)).flatten(2))
+    # left (K, batch, groups, rows, T) and right (1, batch, groups, columns, T): for each example and group one product
+    # of K x rows by columns, instead of K products.
     k, batch, groups, rows, positions = left.shape
     many = left.permute(1, 2, 0, 3, 4).reshape(batch * groups, k * rows, positions)
-    made = torch.bmm(many, right[0].flatten(0, 1).transpose(-1, -2))
+    made = torch.bmm(many, right[0].flatten(0, 1).transpose(-1, -2))  # (batch x groups, K x rows, columns)
     return square_sum(made.reshape(batch, groups, k, -1), (1, 3) if groups > 1 else -1).reshape(batch, k).T
 
 
 def _embedded(looked_up: list[tuple[Tensor, Tensor]]) -> Tensor:
     """Sum the rows of equal ids within each example, and square: no table is made."""
-    ids = torch.cat([i for i, _ in looked_up], 1)
-    rows = torch.cat([r for _, r in looked_up], 2)
+    ids = torch.cat([i for i, _ in looked_up], 1)  # (batch, T)
+    rows = torch.cat([r for _, r in looked_up], 2)  # (K, batch, T, features)
     batch, positions = ids.shape
     if positions == 1:
         return square_sum(rows, (-2, -1))
-    if positions <= 32:
+    if positions <= 32:  # sum over t, s with equal ids of row_t . row_s
         same = (ids.unsqueeze(1) == ids.unsqueeze(2)).to(rows.dtype)
         return ((rows @ rows.transpose(-1, -2)) * same).sum((-2, -1))
+    # Number the pairs of example and id that occur, and add up the rows of each.
     key = ids + torch.arange(batch, device=ids.device).unsqueeze(1) * (ids.max() + 1)
     found, place = key.unique(return_inverse=True)
-    sums = rows.new_zeros(len(rows), len(found), rows.shape[-1])
+    sums = rows.new_zeros(len(rows), len(found), rows.shape[-1])  # (K, pairs, features)
     sums = sums.index_add(1, place.flatten(), rows.flatten(1, 2))
+    # The example that each pair belongs to, (pairs,).
     owner = torch.empty_like(found).index_copy(
         0, place.flatten(), torch.arange(batch, device=ids.device).repeat_interleave(positions)
     )
@@ -412,8 +425,11 @@ def _tied(pairs: Sequence[tuple[Use, Tensor]], batch: int) -> Tensor | None:
     matrices = [(u, _by_example(g, batch)) for u, g in matrices]
     ids = torch.cat([i for i, _ in looked_up], 1)
     rows = torch.cat([r for _, r in looked_up], 2)
+    # |E + G|^2 = |E|^2 + |G|^2 + 2 <E, G>; E has row_t in row id_t, and G = sum_s left_s right_s^T, so the last term
+    # is 2 sum_ts left_s[id_t] (row_t . right_s), without a table.
     total = _embedded(looked_up) + _factored([(u, g) for u, g in matrices], batch)
-    for left, right in (u.factors(g, slice(None)) for u, g in matrices):  # 2 sum_ts left_s[id_t] (row_t . right_s)
+    for left, right in (u.factors(g, slice(None)) for u, g in matrices):
+        # left (K or 1, batch, 1, rows of the table, S) read at the ids of each example: (K or 1, batch, T, S)
         at = left.squeeze(2).gather(2, ids.unsqueeze(-1).expand(len(left), -1, -1, left.shape[-1]))
-        total = total + 2 * (at * (rows @ right.squeeze(2))).sum((-2, -1))
+        total = total + 2 * (at * (rows @ right.squeeze(2))).sum((-2, -1))  # over t and s
     return total

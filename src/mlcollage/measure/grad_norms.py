@@ -11,16 +11,18 @@ I. Goodfellow, "Efficient Per-Example Gradient Computations", arXiv:1510.01799 (
 
 from __future__ import annotations
 
+import functools
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
+from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 from mlcollage.measure import _fallback
 from mlcollage.measure._tape import Tape
@@ -136,9 +138,14 @@ def per_example_grad_sqnorm(
     output = ghost.run(x, differentiable=differentiable)
     with torch.inference_mode(False), torch.enable_grad():
         loss = _own_losses(loss_fn, output, y, ghost.batch, reduction)
-        outputs = ghost.outputs
+        # Row i is the gradient of example i's own loss, since row i of the output is in no other.
         found = torch.autograd.grad(
-            loss, outputs, create_graph=differentiable, retain_graph=True, allow_unused=True, materialize_grads=True
+            loss,
+            ghost.outputs,
+            create_graph=differentiable,
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
         )
     norms = ghost.sqnorm(found, differentiable=differentiable, verify=verify)
     return norms if per_layer else _total(norms)
@@ -207,16 +214,14 @@ class GhostNorms:
         self.batch = len(tensors[0])
         self._tape = Tape(self.model, self._params, self.batch)
         with torch.inference_mode(False):
-            args = tuple(_ordinary(a) for a in args)
-            kwargs = {key: _ordinary(v) for key, v in kwargs.items()}
-            self._inputs = args, kwargs
-            output = self._tape.run(args, kwargs, differentiable)
+            self._inputs = tuple(_ordinary(a) for a in args), {key: _ordinary(v) for key, v in kwargs.items()}
+            output = self._tape.run(*self._inputs, differentiable)
         self.output, self.outputs = output, _differentiable(output)
         if not self.outputs:
             raise InvalidInput("the model's output does not depend on the parameters that are to be counted.")
         customs = list(self._customs())
         self._custom = bool(customs)
-        for node in customs:
+        for node in customs:  # parameters that a custom function takes go to the general method
             for edge, _ in node.next_functions:
                 self._tape.give_up(getattr(edge, "variable", None))
         return output
@@ -226,6 +231,7 @@ class GhostNorms:
         """Numbers in the outputs of all layers in the last pass, which gradients of K losses have K times."""
         return self._tape.activations if self._tape is not None else 0
 
+    @torch.inference_mode(False)
     def sqnorm(
         self,
         cotangents: Tensor | Sequence[Tensor],
@@ -256,26 +262,14 @@ class GhostNorms:
             (B,) or (K, B) for each module with parameters of its own, by path. Parameters that belong to the model
             itself go by their own name, or by ``""`` if the model is a single layer.
         """
-        with torch.inference_mode(False):
-            return self._sqnorm(cotangents, batched, differentiable, retain_graph, verify)
-
-    def _sqnorm(
-        self,
-        cotangents: Tensor | Sequence[Tensor],
-        batched: bool,
-        differentiable: bool,
-        retain_graph: bool,
-        verify: bool,
-    ) -> dict[str, Tensor]:
         tape = self._tape
         if tape is None:
             raise InvalidInput(
                 "run the model first: output = ghost.run(x); norms can be read once unless retain_graph."
             )
         given = [cotangents] if isinstance(cotangents, Tensor) else list(cotangents)
-        lead = 1 if batched else 0
-        if [tuple(c.shape[lead:]) for c in given] != [tuple(o.shape) for o in self.outputs]:
-            shapes = [tuple(o.shape) for o in self.outputs]
+        shapes = [tuple(o.shape) for o in self.outputs]
+        if [tuple(c.shape[1:] if batched else c.shape) for c in given] != shapes:
             raise InvalidInput(f"cotangents must have the shapes of the outputs, {shapes}.")
         for use in tape.uses:
             use.check(self.names[id(use.owner)])
@@ -283,11 +277,13 @@ class GhostNorms:
         if unsure and self.batch > 1:
             self._check(tape, unsure, [c[0] if batched else c for c in given], verify)
         uses = [u for u in tape.uses if id(u.owner) not in tape.other]
+        # Weight and bias of a layer have one output, whose gradient is asked for once.
         edges = {u.edge[:2]: u.edge for u in uses}
         retain = retain_graph or bool(tape.other)
         gradients = self._backward(list(edges.values()), given, batched, differentiable, retain)
         if differentiable and self._custom:
             refuse_once_differentiable(g for g in gradients if g is not None)
+        # (K, *shape of the layer's output) by place in the graph; K = 1 if not batched.
         at = {
             place: wide(g if batched else g.unsqueeze(0))
             for place, g in zip(edges, gradients, strict=True)
@@ -300,15 +296,15 @@ class GhostNorms:
             by_param |= self._fall_back(tape, stacked, differentiable)
         if not retain_graph:
             self._tape = None
+        many = len(given[0]) if batched else 1
         norms: dict[str, Tensor] = {}
         for param in self._params:
             layer, value = self._layers[id(param)], by_param.get(id(param))
-            if value is None:
-                if layer in norms:
-                    continue
-                size = (len(given[0]), self.batch) if batched else (1, self.batch)
-                value = given[0].new_zeros(size, dtype=torch.promote_types(param.dtype, torch.float32))
-            norms[layer] = norms[layer] + value if layer in norms else value
+            if value is None and layer not in norms:  # the output does not depend on it
+                dtype = torch.promote_types(param.dtype, torch.float32)
+                value = given[0].new_zeros((many, self.batch), dtype=dtype)
+            if value is not None:
+                norms[layer] = norms[layer] + value if layer in norms else value
         return norms if batched else {layer: value[0] for layer, value in norms.items()}
 
     def _backward(
@@ -334,21 +330,21 @@ class GhostNorms:
             return grad(given, True, True)
         except RuntimeError:  # an operation whose backward pass torch.vmap cannot run
             rows = [grad([c[k] for c in given], False, True) for k in range(len(given[0]))]
-            return [
-                None if g[0] is None else torch.stack([v for v in g if v is not None]) for g in zip(*rows, strict=True)
-            ]
+            # None for the same places in all rows: it is the graph that does not lead there.
+            return [None if g[0] is None else torch.stack(g) for g in zip(*rows, strict=True)]
 
     def _contract(self, pairs: list[tuple[Use, Tensor]], differentiable: bool) -> dict[int, Tensor]:
+        """Squared norms (K, batch) by the id of the parameter, from its uses and their outputs' gradients."""
+        # All uses of one parameter together, for the products between them; thirds of a packed weight are apart.
         groups: dict[tuple[int, int | None], list[tuple[Use, Tensor]]] = {}
         for use, g in pairs:
             groups.setdefault((id(use.owner), use.part), []).append((use, g))
         found: dict[int, Tensor] = {}
         squares: dict[int, Tensor] = {}
         device = self.outputs[0].device.type
-        with ExitStack() as stack:
-            stack.enter_context(torch.set_grad_enabled(differentiable))
-            if torch.is_autocast_enabled(device):
-                stack.enter_context(torch.autocast(device, enabled=False))
+        # Autocast would make half-precision products of what was widened.
+        wide_only = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+        with torch.set_grad_enabled(differentiable), wide_only:
             for (key, _), own in groups.items():
                 norms = sqnorm(own, self.batch, squares)
                 found[key] = found[key] + norms if key in found else norms
@@ -371,15 +367,12 @@ class GhostNorms:
 
     def _check(self, tape: Tape, uses: list[Use], cotangents: list[Tensor], refuse: bool) -> None:
         """Do the first example's gradients lie in the first rows only?"""
-        one = []
-        for c in cotangents:
-            first = torch.zeros_like(c)
-            first[0] = c[0].detach()
-            one.append(first)
+        # The first example's own loss: its cotangents, zeros for the others.
+        first = [torch.cat([c[:1].detach(), torch.zeros_like(c[1:])]) for c in cotangents]
         edges = [u.edge for u in uses]
-        found = torch.autograd.grad(self.outputs, edges, one, retain_graph=True, allow_unused=True)
+        found = torch.autograd.grad(self.outputs, edges, first, retain_graph=True, allow_unused=True)
         for use, g in zip(uses, found, strict=True):
-            if g is None or not g.reshape(self.batch, -1)[1:].any():
+            if g is None or not g.reshape(self.batch, -1)[1:].any():  # (batch, everything else)
                 continue
             if refuse and not use.unsure:
                 raise InvalidInput(
@@ -392,6 +385,7 @@ class GhostNorms:
         """Custom autograd functions in the graph: the tape does not see what they use."""
         for node in graph_nodes(self.outputs):
             if isinstance(node, torch.autograd.function.BackwardCFunction):
+                # Its layers ran without gradients and will run again in the backward pass, both unseen by the tape.
                 if type(node).__name__ == "CheckpointFunctionBackward":
                     raise InvalidInput(
                         "reentrant checkpointing hides the layers inside it: checkpoint with use_reentrant=False."
@@ -401,6 +395,7 @@ class GhostNorms:
 
 def refuse_once_differentiable(gradients: Iterable[Tensor]) -> None:
     """Raise InvalidInput if autograd would take what a function hides from a second derivative for a constant."""
+    # Such a function leaves a node in the graph that raises an error when it is differentiated.
     if any("Error" in type(node).__name__ for node in graph_nodes(gradients)):
         raise InvalidInput(
             "the model uses a custom function without second derivative (once_differentiable): put one that has it in "
@@ -440,9 +435,7 @@ def _ordinary(value: Any) -> Any:
 
 def _total(norms: Mapping[str, Tensor]) -> Tensor:
     values = list(norms.values())
-    dtype = values[0].dtype
-    for v in values[1:]:
-        dtype = torch.promote_types(dtype, v.dtype)
+    dtype = functools.reduce(torch.promote_types, (v.dtype for v in values))
     return values[0] if len(values) == 1 else torch.stack([v.to(dtype) for v in values]).sum(0)
 
 
@@ -454,7 +447,9 @@ def layer_name(model: nn.Module, name: str) -> str:
 def _differentiable(output: Any) -> list[Tensor]:
     """The tensors of an output that have a gradient, in order."""
     if isinstance(output, Tensor):
-        return [output] if output.is_floating_point() and (output.requires_grad or _in_func(output)) else []
+        # Inside torch.func transforms, which the general method uses, tensors do not say that they require gradients.
+        wanted = output.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(output)
+        return [output] if output.is_floating_point() and wanted else []
     if isinstance(output, Mapping):
         output = list(output.values())
     if isinstance(output, list | tuple):
@@ -462,23 +457,16 @@ def _differentiable(output: Any) -> list[Tensor]:
     return []
 
 
-def _in_func(output: Tensor) -> bool:
-    return torch._C._functorch.is_functorch_wrapped_tensor(output)
-
-
 def _own_losses(loss_fn: Callable[..., Tensor], output: Any, y: Any, batch: int, reduction: str) -> Tensor:
     """The sum of all examples' own losses."""
-    if reduction not in ("auto", "none", "mean", "sum"):
-        raise InvalidInput(f"reduction must be 'auto', 'none', 'mean' or 'sum', not {reduction!r}.")
-    loss = loss_fn(output, y)
-    if not isinstance(loss, Tensor) or not loss.requires_grad:
-        raise InvalidInput("loss_fn must return a tensor that depends on the model's output.")
-    if loss.ndim == 1 and len(loss) == batch and reduction in ("auto", "none"):
+    checks.choice("reduction", reduction, ("auto", "none", "mean", "sum"))
+    loss = loss_of(loss_fn, output, y, batch)
+    if loss.ndim and reduction in ("auto", "none"):
         return loss.sum()
     if loss.ndim or reduction == "none":
         raise InvalidInput(
-            f"loss_fn must return one loss for each of the {batch} examples, or one number, but it returned shape "
-            f"{tuple(loss.shape)}: sum or average over everything but the examples."
+            f"reduction={reduction!r} does not fit a loss of shape {tuple(loss.shape)}: 'none' is for one loss per "
+            "example, 'mean' and 'sum' are for one number."
         )
     if reduction == "auto":
         reduction = _reduction_of(loss_fn)
@@ -494,15 +482,27 @@ def _own_losses(loss_fn: Callable[..., Tensor], output: Any, y: Any, batch: int,
     return loss * batch
 
 
+def loss_of(loss_fn: Callable[..., Tensor], output: Any, y: Any, batch: int) -> Tensor:
+    """What ``loss_fn`` returns, with a graph: one loss for each example, (batch,), or one number."""
+    loss = loss_fn(output, y)
+    if not isinstance(loss, Tensor) or not loss.requires_grad:
+        raise InvalidInput("loss_fn must return a tensor that depends on the model's output.")
+    if loss.ndim and tuple(loss.shape) != (batch,):
+        raise InvalidInput(
+            f"loss_fn must return one loss for each of the {batch} examples, or one number, but it returned shape "
+            f"{tuple(loss.shape)}: sum or average over everything but the examples."
+        )
+    return loss
+
+
 def _reduction_of(loss_fn: Callable[..., Tensor]) -> str:
     found = getattr(loss_fn, "reduction", None)
     if found is None:
-        keywords = getattr(loss_fn, "keywords", {})  # of a functools.partial
-        try:
+        try:  # also that of a functools.partial has the value that was bound
             parameter = inspect.signature(loss_fn).parameters.get("reduction")
         except (TypeError, ValueError):
             parameter = None
-        found = keywords.get("reduction", parameter.default if parameter is not None else None)
+        found = None if parameter is None else parameter.default
     if found not in ("mean", "sum"):
         raise InvalidInput(
             "loss_fn returned one number, and nothing says whether it is a mean or a sum over the examples: pass "
