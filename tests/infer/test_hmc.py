@@ -370,7 +370,7 @@ START = torch.zeros(3, 2, dtype=torch.float64)
         (normal, START, {"trajectory": 1.0, "step_size": 1e-9}, "shorten it"),
         (normal, START, {"jitter": 1.0}, "jitter"),
         (normal, START, {"step_size": -0.1}, "step_size=-0.1"),
-        (normal, START, {"step_size": torch.ones(2)}, "one a chain"),
+        (normal, START, {"step_size": torch.ones(2)}, "one per chain"),
         (normal, START, {"mass": "dense"}, "mass='dense'"),
         (normal, START, {"mass": torch.ones(3)}, r"mass has shape \(3,\)"),
         (normal, START, {"mass": -torch.ones(2)}, "positive and finite"),

@@ -145,7 +145,7 @@ def test_the_same_seed_gives_the_same_fit_and_inputs_and_the_global_generator_ar
         ({"draws": 3}, "even number"),
         ({"temperature": 0.0}, "temperature=0.0"),
         ({"generator": "0"}, "generator is str"),
-        ({"log_prob": lambda x: -x.square().sum()}, "one value a chain"),
+        ({"log_prob": lambda x: -x.square().sum()}, "one value per chain"),
         ({"log_prob": lambda x: torch.where(x[:, 0] < 0.01, -x.sum(1), torch.nan)}, "the ELBO is nan at step 0"),
     ],
 )

@@ -180,10 +180,10 @@ def test_page_is_exact_by_enumeration():
         (lambda: t_test([1.0, 1.0, 1.0]), "all values are equal"),
         (lambda: t_test([1.0, np.nan]), "not finite"),
         (lambda: t_test([[1.0, 2.0], [3.0, 4.0]]), "the seed is the unit of replication"),
-        (lambda: paired_difference([1, 2, 3], [1, 2]), "same seeds in both"),
-        (lambda: page_trend([[1, 2], [2, 3]]), "3 ordered levels"),
+        (lambda: paired_difference([1, 2, 3], [1, 2]), "belong together one by one"),
+        (lambda: page_trend([[1, 2], [2, 3]]), "seeds, ordered levels"),
         (lambda: page_trend([[1, 2, np.nan], [2, 3, 4]]), "finite"),
-        (lambda: sign_flip_interval([1, 2], 95), "between 0 and 1"),
+        (lambda: sign_flip_interval([1, 2], 95), "above 0 and below 1"),
     ],
 )
 def test_bad_input_gets_a_sentence(call, sentence):

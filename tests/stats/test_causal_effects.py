@@ -217,17 +217,17 @@ X, A, Y, E = confounded(np.random.default_rng(12), 40)
         ({}, (X, np.where(A, "on", "off"), Y), "treatment must be 0 or 1"),
         ({}, (X, np.zeros(40), Y), "0 treated unit"),
         ({}, (X, np.ones(40), Y), "0 control unit"),
-        ({}, (X, A[:-1], Y), "one treatment a unit"),
+        ({}, (X, A[:-1], Y), "one treatment per unit"),
         ({}, (X[:-1], A, Y), "covariates\\) was expected"),
         ({}, (np.where(X > 2, np.nan, X), A, Y), "impute"),
         ({}, ([["a"]] * 40, A, Y), "must be numeric"),
         ({}, (np.column_stack([X, 5 - 2 * A]), A, Y), "column 3 of X is the treatment itself"),
         ({}, (X, A, np.where(Y > 2, np.nan, Y)), "not finite"),
-        ({"method": "magic"}, (X, A, Y), "'magic' is unknown"),
+        ({"method": "magic"}, (X, A, Y), "method must be one of 'aipw', 'ipw', 'regression', 'naive'"),
         ({"folds": 1}, (X, A, Y), "at least 2"),
         ({"folds": 15}, (X, A, Y), "use fewer folds"),
         ({"clip": (0.9, 0.1)}, (X, A, Y), "clip="),
-        ({"level": 95}, (X, A, Y), "level=95"),
+        ({"level": 95}, (X, A, Y), "level must be a finite number above 0 and below 1"),
         ({"propensity": LinearSVC()}, (X, A, Y), "predict_proba"),
         ({"method": "regression"}, (np.column_stack([X, X[:, 0]]), A, Y), "collinear"),
         ({"method": "regression"}, (np.column_stack([X, np.ones(40)]), A, Y), "collinear"),
@@ -239,9 +239,9 @@ def test_bad_input_is_named(settings, data, message):
 
 
 def test_bad_propensities_and_predictions_are_named():
-    with pytest.raises(InvalidInput, match="one a unit"):
+    with pytest.raises(InvalidInput, match="one per unit"):
         AverageEffect().fit(X, A, Y, known_propensity=E[:5])
-    with pytest.raises(InvalidInput, match="as many predictions"):
+    with pytest.raises(InvalidInput, match=r"outcome_treated has 5 values and y 40; they belong together one by one\."):
         aipw(A, Y, E, E[:5], E)
     with pytest.raises(InvalidInput, match="HC1"):
         regression_adjustment(X, A, Y, errors="HC1")

@@ -238,7 +238,7 @@ def test_nothing_matters_when_all_agree():
         (lambda: tukey_biweight([-10.0, -9.0, 9.0, 10.0], c=0.5), "c=0.5"),
         (lambda: trimmed_mean([1.0], 0.5), "cut=0.5"),
         (lambda: median_of_means([1.0, 2.0], 3), "blocks=3"),
-        (lambda: hodges_lehmann([[1.0, 2.0]]), "one value a seed"),
+        (lambda: hodges_lehmann([[1.0, 2.0]]), "one value per seed"),
         (lambda: theil_sen([1, 1, 1], [1, 2, 3]), "all x are equal"),
         (lambda: theil_sen([1, 2, 3], [1, 2]), "one y for each x"),
         (lambda: prob_improvement([1.0], [1.0, 2.0]), "at least 2"),

@@ -1,1 +1,1 @@
-"""Posterior inference for any log-density: one module a method, chains as the leading dimension, explicit state."""
+"""Posterior inference for any log-density: one module per method, chains as the leading dimension, explicit state."""

@@ -81,7 +81,7 @@ def check_step_size(step_size: float | Tensor, position: Tensor) -> Tensor:
     """A step size as (groups,), on the chains' device."""
     step = torch.as_tensor(step_size, dtype=position.dtype, device=position.device).reshape(-1)
     if len(step) not in (1, len(position)) or not bool((step > 0).all() and step.isfinite().all()):
-        raise InvalidInput(f"step_size={step_size} must be positive and finite: one number, or one a chain.")
+        raise InvalidInput(f"step_size={step_size} must be positive and finite: one number, or one per chain.")
     return step
 
 

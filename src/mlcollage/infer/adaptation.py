@@ -1,7 +1,7 @@
 r"""What warm-up learns: a step size by dual averaging and a diagonal mass by Welford's recursion.
 
 Both work on *groups* of chains: one group when all chains sample the same density (what one chain learns helps all),
-or a group a chain when each has a density of its own, as in simulation-based calibration.
+or one group per chain when each has a density of its own, as in simulation-based calibration.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class DualAveraging:
     Parameters
     ----------
     first
-        :math:`\epsilon_0`, one a group, (groups,).
+        :math:`\epsilon_0`, one per group, (groups,).
     target
         :math:`\delta`, in (0, 1).
     gamma, t0, kappa

@@ -20,7 +20,7 @@ Part = int | slice | Sequence[int] | Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Info:
-    """How one iteration went, a value a chain.
+    """How one iteration went, a value per chain.
 
     Attributes
     ----------
@@ -66,7 +66,7 @@ class Chains:
     steps : Tensor
         (chains, draws), leapfrog steps since the draw before.
     step_size : Tensor
-        (groups,): one, or one a chain.
+        (groups,): one, or one per chain.
     mass : Tensor or None
         (groups, dim), the diagonal; None for the identity.
     state : State
@@ -138,7 +138,7 @@ class Chains:
             return {name: part(self.draws) if callable(part) else self.draws[..., part] for name, part in names.items()}
         if self.draws.ndim != 3 or len(names) != self.draws.shape[2] or isinstance(names, str):
             raise InvalidInput(
-                f"{len(names)} names for draws of shape {tuple(self.draws.shape)}; give one a dimension, or a mapping "
+                f"{len(names)} names for draws of shape {tuple(self.draws.shape)}; give one per dimension, or a mapping "
                 "from name to dimensions."
             )
         return {name: self.draws[..., i] for i, name in enumerate(names)}

@@ -2,7 +2,7 @@ r"""A log-density over a batch of chains, its gradient, and where the chains sta
 
 Every sampler of this floor takes ``log_prob``, a function of positions ``(chains, dim)``. It returns either
 
-* a tensor ``(chains,)``: one log-density a chain, unnormalized; the gradient is then taken by one backward pass
+* a tensor ``(chains,)``: one log-density per chain, unnormalized; the gradient is then taken by one backward pass
   through the sum, which is exact since no chain enters another's density; or
 * a pair ``(log_prob, gradient)`` of shapes ``(chains,)`` and ``(chains, dim)``: a gradient by hand, which for small
   networks is faster than autograd. It is called without recording a graph. If the function is an object that also has
@@ -91,7 +91,7 @@ class LogDensity:
         if not isinstance(value, Tensor) or value.shape != (chains,):
             found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise InvalidInput(
-                f"log_prob returned {found} for positions {tuple(position.shape)}; one value a chain, shape "
+                f"log_prob returned {found} for positions {tuple(position.shape)}; one value per chain, shape "
                 f"({chains},), is needed: sum over the last dimension, not over chains."
             )
         if gradient is not None and (not isinstance(gradient, Tensor) or gradient.shape != position.shape):

@@ -60,7 +60,7 @@ def rhat(draws: Tensor | npt.ArrayLike, method: Literal["rank", "split", "folded
     Returns
     -------
     ndarray
-        One value a quantity, the shape of ``draws`` after the first two dimensions.
+        One value per quantity, the shape of ``draws`` after the first two dimensions.
 
     Examples
     --------
@@ -79,7 +79,7 @@ def rhat(draws: Tensor | npt.ArrayLike, method: Literal["rank", "split", "folded
 def ess(draws: Tensor | npt.ArrayLike, method: Literal["bulk", "tail", "mean"] = "bulk") -> Floats:
     """Effective sample size: independent draws that would give means (``"tail"``: 5 % and 95 % quantiles) as good.
 
-    Vehtari et al. 2021; computed by ArviZ. Want at least 100 a chain.
+    Vehtari et al. 2021; computed by ArviZ. Want at least 100 per chain.
 
     Parameters
     ----------
@@ -263,7 +263,7 @@ class Streaming:
         """Moments of the two halves of each chain, stacked as 2C chains."""
         half = len(self._whole) // 2
         if half < 2:
-            raise InvalidInput(f"{self.count} draws a chain are too few; at least 4 are needed.")
+            raise InvalidInput(f"{self.count} draws per chain are too few; at least 4 are needed.")
         first, second = self._whole[0], self._whole[-half]
         for a, b in zip(self._whole[1:half], self._whole[len(self._whole) - half + 1 :], strict=True):
             first, second = _combine(first, a), _combine(second, b)

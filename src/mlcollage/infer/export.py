@@ -53,7 +53,7 @@ def to_arviz(groups: Mapping[str, Mapping[str, npt.ArrayLike]]) -> Any:
     with warnings.catch_warnings():  # batches often have more chains than draws; the dimensions were checked above
         warnings.filterwarnings("ignore", "More chains|Found chain", UserWarning)
         if is_before_1(arviz):
-            return arviz.from_dict(**arrays)  # a keyword a group
+            return arviz.from_dict(**arrays)  # a keyword per group
         return arviz.from_dict(arrays)  # one nested mapping
 
 

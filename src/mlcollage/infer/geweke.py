@@ -9,7 +9,7 @@ If the kernel K leaves :math:`p(\theta \mid y)` invariant, :math:`(\theta_t, y_t
 at every t; if it samples anything else, or the model it samples is not the one that was simulated, the pairs drift away
 from it. J. Geweke, "Getting It Right: Joint Distribution Tests of Posterior Simulators", JASA 2004.
 
-Many independent chains run side by side, one a row, and their last states are compared with fresh draws of the joint
+Many independent chains run side by side, one per row, and their last states are compared with fresh draws of the joint
 distribution: two independent samples, so that the p-values are exact, without an estimate of autocorrelation (A. Gandy
 and J. Scott, "Unit Testing for MCMC and other Monte Carlo Methods", 2020). A kernel needs not have converged for this,
 or ever to converge. :func:`mlcollage.infer.sbc.sbc` asks the other question, whether a whole run arrives.

@@ -121,7 +121,7 @@ def leapfrog(
     log_prob
         See :mod:`mlcollage.infer.density`.
     step_size
-        One number, or one a chain, (chains,).
+        One number, or one per chain, (chains,).
     steps
         L, at least 1.
     mass
@@ -170,7 +170,7 @@ def update(
     log_prob
         The same function as the state was made with.
     step_size
-        One number, or one a chain.
+        One number, or one per chain.
     steps
         L.
     mass
@@ -311,7 +311,7 @@ def sample(
     jitter
         Relative width of a uniform jitter of the step size, in [0, 1); drawn for each chain and iteration.
     step_size
-        One number, or one a chain, kept throughout; None adapts it to ``target_accept`` by dual averaging during
+        One number, or one per chain, kept throughout; None adapts it to ``target_accept`` by dual averaging during
         warm-up and then holds it fixed.
     target_accept
         Acceptance that adaptation aims at.

@@ -10,7 +10,7 @@ checked for the whole and for every balanced sub-stretch, and, as in Stan since 
 first point of the other: without that, a stretch of a whole period passes where its halves just end too soon.
 M. Betancourt, "A Conceptual Introduction to Hamiltonian
 Monte Carlo", 2017, appendix A; M. D. Hoffman and A. Gelman, JMLR 2014. The trees are built without recursion, with one
-stored checkpoint a level (D. Phan et al., "Composable Effects for Flexible and Accelerated Probabilistic
+stored checkpoint per level (D. Phan et al., "Composable Effects for Flexible and Accelerated Probabilistic
 Programming in NumPyro", 2019), so that all chains take each leapfrog step in one call.
 
 Chains wait for the longest trajectory of the iteration, so for many chains :func:`mlcollage.infer.hmc.sample` with a
@@ -37,7 +37,7 @@ __all__ = ["sample", "update"]
 
 @dataclass
 class _Phase:
-    """Points in phase space, one a chain."""
+    """Points in phase space, one per chain."""
 
     state: State
     momentum: Tensor
@@ -218,7 +218,7 @@ def update(
     log_prob
         The same function as the state was made with.
     step_size
-        One number, or one a chain.
+        One number, or one per chain.
     mass
         Diagonal, (dim,) or (groups, dim); None for the identity.
     max_depth

@@ -208,7 +208,7 @@ class Cyclical(LRScheduler):
 
     @property
     def last_of_cycle(self) -> bool:
-        """Whether the coming step is the last of its cycle: with one draw a cycle, keep what it leads to."""
+        """Whether the coming step is the last of its cycle: with one draw per cycle, keep what it leads to."""
         return self.last_epoch % self.cycle_length == self.cycle_length - 1
 
     def get_lr(self) -> list[Any]:

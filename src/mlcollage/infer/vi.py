@@ -161,7 +161,7 @@ def fit(
     steps
         Steps of Adam.
     draws
-        Even number of positions an estimate.
+        Even number of positions per estimate.
     learning_rate
         Of Adam, at the start; about the share of the typical standard deviation that a mean may move in a step.
     temperature

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from mlcollage.errors import InvalidInput
 from mlcollage.stats._values import Floats
 
-__all__ = ["CHUNK", "Evaluator", "Plan", "Statistic", "blocks", "codes"]
+__all__ = ["CHUNK", "Evaluator", "Statistic", "Units", "blocks", "codes"]
 
 Statistic = Callable[..., npt.ArrayLike]
 CHUNK = 2**20  # numbers held at once for a statistic that needs the values themselves
@@ -27,7 +27,7 @@ def blocks(n_boot: int, width: int) -> Iterator[int]:
 
 
 def codes(labels: npt.ArrayLike, n: int, name: str) -> npt.NDArray[np.int64]:
-    """Labels, one a value, as integers from 0."""
+    """Labels, one per value, as integers from 0."""
     given = np.asarray(labels)
     if given.shape != (n,):
         raise InvalidInput(f"{name} has shape {given.shape}; one label for each of the {n} values was expected.")
@@ -35,7 +35,7 @@ def codes(labels: npt.ArrayLike, n: int, name: str) -> npt.NDArray[np.int64]:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Units:
     """What is resampled: ``row_unit`` (n,) names the unit of each value, ``stratum`` (units,) that of each unit.
 
     ``inner`` (n,), if not None, names units within units.
@@ -46,23 +46,24 @@ class Plan:
     inner: npt.NDArray[np.int64] | None = None
 
     @staticmethod
-    def of(n: int, unit: object, strata: npt.ArrayLike | None) -> Plan:
+    def of(n: int, unit: object, strata: npt.ArrayLike | None) -> Units:
         """Read labels."""
         inner = None
         if isinstance(unit, tuple):
             if len(unit) != 2:
                 raise InvalidInput(f"unit is a tuple of {len(unit)}; a pair (outer, inner) of labels was expected.")
             row_unit, within = codes(unit[0], n, "the outer unit"), codes(unit[1], n, "the inner unit")
+            # the same inner label in two outer units names two units: number the pairs of labels
             inner = np.unique(np.stack([row_unit, within]), axis=1, return_inverse=True)[1].reshape(n)
         else:
             row_unit = np.arange(n) if unit is None else codes(unit, n, "unit")  # type: ignore[arg-type]
         first = np.unique(row_unit, return_index=True)[1]
         if strata is None:
-            return Plan(row_unit, np.zeros(len(first), dtype=np.int64), inner)
+            return Units(row_unit, np.zeros(len(first), dtype=np.int64), inner)
         stratum = codes(strata, n, "strata")
         if (stratum != stratum[first][row_unit]).any():
             raise InvalidInput("a unit has values in two strata; strata must be made of whole units.")
-        return Plan(row_unit, stratum[first], inner)
+        return Units(row_unit, stratum[first], inner)
 
     @property
     def n_units(self) -> int:
@@ -85,17 +86,18 @@ class Plan:
             )
 
     def draws(self, n_boot: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-        """For each slot a unit of its stratum, shape ``(n_boot, units)``."""
+        """For each place a unit of its stratum, shape ``(n_boot, units)``."""
         sizes = np.bincount(self.stratum)
         if len(sizes) == 1:  # the same numbers as below, five times sooner
             return rng.integers(0, self.n_units, (n_boot, self.n_units))
+        # units in order of their stratum: each slot (a unit's place) draws an offset within its stratum's stretch
         order = np.argsort(self.stratum, kind="stable")
         starts = (np.cumsum(sizes) - sizes)[self.stratum]
         return order[starts + rng.integers(0, sizes[self.stratum], (n_boot, self.n_units))]
 
     def tally(self, draws: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """How often each unit was drawn, shape ``(n_boot, units)``."""
-        shifted = draws + self.n_units * np.arange(len(draws))[:, None]
+        shifted = draws + self.n_units * np.arange(len(draws))[:, None]  # a range of its own for each resample
         return np.bincount(shifted.ravel(), minlength=len(draws) * self.n_units).reshape(len(draws), self.n_units)
 
     def counts(self, n_boot: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
@@ -113,8 +115,8 @@ class Plan:
 
     def dirichlet(self, n_boot: int, rng: np.random.Generator) -> Floats:
         """Bayesian bootstrap weights of the values, mean 1 within each stratum, shape ``(n_boot, n)``."""
-        weights = rng.standard_exponential((n_boot, self.n_units))
-        members = np.eye(self.stratum.max() + 1)[self.stratum]
+        weights = rng.standard_exponential((n_boot, self.n_units))  # normalized exponentials are Dirichlet(1, ..., 1)
+        members = np.eye(self.stratum.max() + 1)[self.stratum]  # (units, strata)
         weights *= (members.sum(axis=0) / (weights @ members))[:, self.stratum]
         return weights[:, self.row_unit]
 
@@ -137,6 +139,7 @@ class Evaluator:
         if self.is_mean:
             return (counts @ self.x) / counts.sum(axis=1)
         values = np.empty(len(counts))
+        # other statistics need the resampled values themselves: some rows of counts at once, to bound memory
         step = max(1, CHUNK // counts.shape[1])
         for start in range(0, len(counts), step):
             part = counts[start : start + step]
@@ -150,7 +153,7 @@ class Evaluator:
 
     def _part(self, counts: npt.NDArray[np.int64]) -> Floats:
         sizes = counts.sum(axis=1)
-        rows = np.repeat(np.tile(self.x, len(counts)), counts.ravel())
+        rows = np.repeat(np.tile(self.x, len(counts)), counts.ravel())  # all resamples, one after the other
         stat = self.stat
         assert callable(stat)
         if self.vectorized and (sizes == sizes[0]).all():
@@ -161,16 +164,16 @@ class Evaluator:
             raise InvalidInput(f"stat returned shape {out.shape[1:]} for a vector of values; one number was expected.")
         return out
 
-    def resampled(self, plan: Plan, n_boot: int, rng: np.random.Generator) -> Floats:
+    def resampled(self, units: Units, n_boot: int, rng: np.random.Generator) -> Floats:
         """The statistic of so many resamples; a mean of single values needs no counts.
 
         Equal resamples may then differ by rounding: not for a method that counts ties with the estimate.
         """
-        if self.is_mean and plan.inner is None and plan.n_units == len(self.x):
-            by_unit = np.empty_like(self.x)
-            by_unit[plan.row_unit] = self.x
-            return by_unit[plan.draws(n_boot, rng)].mean(axis=1)
-        return self(plan.counts(n_boot, rng))
+        if self.is_mean and units.inner is None and units.n_units == len(self.x):
+            by_unit = np.empty_like(self.x)  # labels may have put the units in another order than the values
+            by_unit[units.row_unit] = self.x
+            return by_unit[units.draws(n_boot, rng)].mean(axis=1)
+        return self(units.counts(n_boot, rng))
 
     def weighted(self, weights: Floats) -> Floats:
         """The statistic under weights of the values, one row each."""

@@ -6,12 +6,13 @@ A. Gelman and A. Vehtari, "What are the most important statistical ideas of the 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats as sps
 
+from mlcollage._checks import choice, integer, positive, probability, real
 from mlcollage.errors import InvalidInput
 from mlcollage.stats._values import Floats
 from mlcollage.stats.causal import t_test
@@ -24,20 +25,11 @@ _MOST = 10**9
 
 
 def _check_design(effect: float, sd: float, rho: float, alpha: float, design: str, goal: str) -> None:
-    if not (np.isfinite(effect) and effect != 0):
-        raise InvalidInput(f"effect={effect} must be finite and not 0: it is the smallest effect that matters.")
-    if not (np.isfinite(sd) and sd > 0):
-        raise InvalidInput(f"sd={sd} must be positive; without variation over seeds there is no power to compute.")
-    if not -1 <= rho < 1:
-        raise InvalidInput(f"rho={rho} must lie in [-1, 1); at 1 the paired differences do not vary.")
-    if not 0 < alpha < 1:
-        raise InvalidInput(f"alpha={alpha} must lie between 0 and 1.")
-    if design not in ("paired", "one_sample", "unpaired"):
-        raise InvalidInput(f"design {design!r} is unknown; use 'paired', 'one_sample' or 'unpaired'.")
+    positive("the size of effect", abs(effect)), positive("sd", sd), probability("alpha", alpha)
+    choice("design", design, get_args(Design)), choice("goal", goal, get_args(Goal))
+    real("rho", rho, least=-1, below=1)  # at 1 the paired differences do not vary
     if design != "paired" and rho != 0:
         raise InvalidInput(f"rho={rho} belongs to a paired design; design is {design!r}.")
-    if goal not in ("difference", "equivalence"):
-        raise InvalidInput(f"goal {goal!r} is unknown; use 'difference' or 'equivalence'.")
 
 
 def power(
@@ -77,8 +69,7 @@ def power(
     (0.27, 0.95)
     """
     _check_design(effect, sd, rho, alpha, design, goal)
-    if n < 2:
-        raise InvalidInput(f"n={n} seeds: variance is not identifiable with fewer than 2.")
+    integer("n", n, least=2)
     df = 2 * n - 2 if design == "unpaired" else n - 1
     delta = abs(effect) / _spread(sd, rho, design) * np.sqrt(n)
     critical = float(sps.t.isf(alpha, df))
@@ -120,8 +111,7 @@ def required_seeds(
     >>> required_seeds(0.01, 0.02), required_seeds(0.01, 0.02, rho=0.9)
     (51, 7)
     """
-    if not 0 < power < 1:
-        raise InvalidInput(f"power={power} must lie between 0 and 1, e.g. 0.8.")
+    probability("power", power)
     _check_design(effect, sd, rho, alpha, design, goal)
 
     # The normal approximation needs fewer seeds than the t test, by a few: walk up from it.
@@ -178,8 +168,8 @@ def tost(
     """
     if not low < high:
         raise InvalidInput(f"equivalence bounds must satisfy low < high; they are {low} and {high}.")
-    samples = (x,) if y is None else (x, y)
-    return max(test(*samples, null=low, alternative="greater"), test(*samples, null=high, alternative="less"))
+    arms = (x,) if y is None else (x, y)
+    return max(test(*arms, null=low, alternative="greater"), test(*arms, null=high, alternative="less"))
 
 
 def holm(p_values: Sequence[float] | Floats) -> Floats:
@@ -197,6 +187,7 @@ def holm(p_values: Sequence[float] | Floats) -> Floats:
     p = np.asarray(p_values, dtype=np.float64)
     if not ((p >= 0) & (p <= 1)).all():
         raise InvalidInput(f"p values must lie in [0, 1]; got {p.tolist()}.")
+    # the i-th smallest of m is multiplied by m - i + 1; the maximum so far keeps the order of the p values
     order = np.argsort(p, kind="stable")
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(1.0, np.maximum.accumulate((p.size - np.arange(p.size)) * p[order]))

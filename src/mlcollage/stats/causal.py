@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats as sps
 
+from mlcollage._checks import choice
 from mlcollage.errors import InvalidInput
-from mlcollage.stats._values import Floats, is_constant, sample
+from mlcollage.stats._values import Alternative, Floats, Rng, by_side, is_constant, pair, sample, table, tail
 
 __all__ = [
     "Alternative",
@@ -32,24 +33,23 @@ __all__ = [
     "t_test",
 ]
 
-Alternative = Literal["greater", "less", "two-sided"]
 _EXACT = 20  # 2^20 sign patterns take 8 MB; beyond, patterns are drawn
 
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """What a paired design gives.
+    """Differences within pairs of runs from the same seed, and what the pairing was worth.
 
     Attributes
     ----------
     differences
-        Treatment minus control, one a seed, shape ``(n,)``.
+        Treatment minus control, one per seed, shape ``(n,)``.
     mean, sd
         Of the differences.
     correlation
-        Between the arms over seeds; what pairing lives on. NaN if an arm does not vary.
+        Between the arms over seeds; the larger, the more a pairing saves. NaN if an arm does not vary.
     equivalent_seeds
-        How many seeds *an arm* an unpaired design would need for the same standard error.
+        How many seeds per arm an unpaired design would need for the same standard error.
         Infinite if the differences do not vary.
     """
 
@@ -71,13 +71,13 @@ def paired_difference(treatment: npt.ArrayLike, control: npt.ArrayLike) -> Paire
     .. math:: d_i = y_i(1) - y_i(0), \qquad
         \operatorname{Var}(d) = s_1^2 + s_0^2 - 2 \rho s_1 s_0 = 2 s^2 (1 - \rho) \text{ if } s_1 = s_0 = s.
 
-    An unpaired design with :math:`m` seeds an arm has variance :math:`(s_1^2 + s_0^2)/m`, so :math:`n` pairs are worth
+    An unpaired design with :math:`m` seeds per arm has variance :math:`(s_1^2 + s_0^2)/m`, so :math:`n` pairs are worth
     :math:`m = n (s_1^2 + s_0^2) / \operatorname{Var}(d)`.
 
     Parameters
     ----------
     treatment, control
-        One value a seed, in the same order, shape ``(n,)``, n >= 2.
+        One value per seed, in the same order, shape ``(n,)``, n >= 2.
 
     Raises
     ------
@@ -90,14 +90,10 @@ def paired_difference(treatment: npt.ArrayLike, control: npt.ArrayLike) -> Paire
     >>> round(pair.mean, 3), round(pair.correlation, 2), round(pair.equivalent_seeds)
     (0.02, 0.99, 60)
     """
-    x, y = sample(treatment, "treatment"), sample(control, "control")
-    if len(x) != len(y):
-        raise InvalidInput(
-            f"treatment has {len(x)} seeds and control {len(y)}; a paired design needs the same seeds in both."
-        )
+    x, y = pair(treatment, control, ("treatment", "control"))
     d = x - y
     v, vx, vy = d.var(ddof=1), x.var(ddof=1), y.var(ddof=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):  # an arm without variance has no correlation: NaN
         rho = float(np.cov(x, y)[0, 1] / np.sqrt(vx * vy))
     return PairedDifference(d, float(d.mean()), float(np.sqrt(v)), rho, float(len(d) * (vx + vy) / v) if v else np.inf)
 
@@ -131,6 +127,7 @@ def t_test(
     >>> round(t_test([1.2, 0.8, 1.9, 0.4, 1.1]), 4)
     0.006
     """
+    choice("alternative", alternative, ("greater", "less", "two-sided"))  # scipy's refusal does not name the argument
     a = sample(x)
     b = None if y is None else sample(y, "y")
     if is_constant(a) and (b is None or is_constant(b)):
@@ -141,24 +138,20 @@ def t_test(
 
 
 def _subset_sums(x: Floats) -> Floats:
-    """Sums of all 2^n subsets, the empty one first: S(x_1..x_n) = S(x_1..x_{n-1}) and the same plus x_n."""
+    """Sums of all subsets, shape (2^n,), the empty one first."""
     sums = np.zeros(1)
-    for value in x:
+    for value in x:  # the subsets of the first k values, and the same with value k + 1
         sums = np.concatenate([sums, sums + value])
     return sums
 
 
-def _random_subsets(n: int, n_resamples: int, rng: np.random.Generator | int) -> Floats:
+def _random_subsets(n: int, n_resamples: int, rng: Rng) -> Floats:
+    """Indicators of membership, shape (n_resamples, n)."""
     return np.random.default_rng(rng).integers(0, 2, (n_resamples, n)).astype(np.float64)
 
 
 def sign_flip_test(
-    d: npt.ArrayLike,
-    alternative: Alternative = "greater",
-    *,
-    null: float = 0.0,
-    n_resamples: int = 9999,
-    rng: np.random.Generator | int = 0,
+    d: npt.ArrayLike, alternative: Alternative = "greater", *, null: float = 0.0, n_resamples: int = 9999, rng: Rng = 0
 ) -> float:
     r"""Exact randomization test of paired differences by flipping their signs.
 
@@ -173,7 +166,7 @@ def sign_flip_test(
     Parameters
     ----------
     d
-        Differences, one a seed, shape ``(n,)``.
+        Differences, one per seed, shape ``(n,)``.
     alternative
         ``greater``, ``less`` or ``two-sided`` (twice the smaller).
     null
@@ -187,22 +180,17 @@ def sign_flip_test(
     0.03125
     """
     e = sample(d, "d", least=1) - null
-    if alternative == "less":
-        e = -e
-    elif alternative == "two-sided":
-        kw = {"null": null, "n_resamples": n_resamples}
-        seed = np.random.default_rng(rng).integers(2**32)
-        return min(1.0, 2 * min(sign_flip_test(d, side, rng=int(seed), **kw) for side in ("greater", "less")))  # type: ignore[arg-type]
-    # Flipping subset S keeps the total at least as large exactly if the sum over S is <= 0.
+    exact = len(e) <= _EXACT
+    sums = _subset_sums(e) if exact else _random_subsets(len(e), n_resamples, rng) @ e
+    # Flipping the signs of subset S keeps the total at least as large exactly if the sum over S is <= 0.
     tolerance = 1e-12 * float(np.abs(e).sum())
-    if len(e) <= _EXACT:
-        return float(np.mean(_subset_sums(e) <= tolerance))
-    sums = _random_subsets(len(e), n_resamples, rng) @ e
-    return float((1 + np.count_nonzero(sums <= tolerance)) / (1 + n_resamples))
+    observed = 0 if exact else 1  # among all patterns the data's own is counted already, among random ones it is not
+    above, below = (float((observed + np.count_nonzero(s <= tolerance)) / (observed + len(s))) for s in (sums, -sums))
+    return by_side(alternative, above, below)
 
 
 def sign_flip_interval(
-    d: npt.ArrayLike, level: float = 0.95, *, n_resamples: int = 9999, rng: np.random.Generator | int = 0
+    d: npt.ArrayLike, level: float = 0.95, *, n_resamples: int = 9999, rng: Rng = 0
 ) -> tuple[float, float]:
     r"""Exact interval: the values of ``null`` that :func:`sign_flip_test` does not reject on either side.
 
@@ -216,27 +204,19 @@ def sign_flip_interval(
     >>> round(low, 3), round(high, 3)
     (0.1, 0.4)
     """
-    x = sample(d, "d", least=1)
-    _check_level(level)
+    x, miss = sample(d, "d", least=1), tail(level)
     if len(x) <= _EXACT:
-        means = _subset_sums(x)[1:] / _subset_sums(np.ones_like(x))[1:]
-        total = 2 ** len(x)
+        sums, sizes = _subset_sums(x), _subset_sums(np.ones_like(x))
     else:
         subsets = _random_subsets(len(x), n_resamples, rng)
-        sizes = subsets.sum(axis=1)
-        means = (subsets @ x)[sizes > 0] / sizes[sizes > 0]
-        total = 1 + len(means)
-    means = np.sort(means)
-    k = int(np.floor(total * (1 - level) / 2 + 1e-9))  # smallest number of means below with p above (1 - level) / 2
+        sums, sizes = subsets @ x, subsets.sum(axis=1)
+    means = np.sort(sums[sizes > 0] / sizes[sizes > 0])  # the empty subset has none
+    k = int(np.floor((1 + len(means)) * miss + 1e-9))  # the k-th mean is the first theta whose p exceeds the miss rate
     return (float(means[k - 1]), float(means[-k])) if k > 0 else (-np.inf, np.inf)
 
 
-def _check_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise InvalidInput(f"level={level} must lie between 0 and 1, e.g. 0.95.")
-
-
 def _welch_statistic(x: Floats, y: Floats, axis: int = -1) -> Floats:
+    """Welch's t of many labelings, (labelings, n) and (labelings, m); scipy passes the axis of the values."""
     spread = np.sqrt(x.var(axis=axis, ddof=1) / x.shape[axis] + y.var(axis=axis, ddof=1) / y.shape[axis])
     largest = max(float(np.abs(x).max()), float(np.abs(y).max()), np.finfo(float).tiny)
     return (x.mean(axis=axis) - y.mean(axis=axis)) / (spread + 1e-12 * largest)  # finite when an arm is constant
@@ -249,7 +229,7 @@ def permutation_test_two_sample(
     null: float = 0.0,
     alternative: Alternative = "greater",
     n_resamples: int = 9999,
-    rng: np.random.Generator | int = 0,
+    rng: Rng = 0,
 ) -> float:
     r"""Permutation test of two independent arms, with Welch's t as statistic.
 
@@ -261,7 +241,7 @@ def permutation_test_two_sample(
     Parameters
     ----------
     x, y
-        Treatment and control, one value a seed, shapes ``(n,)`` and ``(m,)``, at least two each.
+        Treatment and control, one value per seed, shapes ``(n,)`` and ``(m,)``, at least two each.
     null, alternative
         As in :func:`t_test`, about mean(x) - mean(y).
 
@@ -285,7 +265,7 @@ def permutation_test_two_sample(
 
 @dataclass(frozen=True)
 class PageTrend:
-    """Result of :func:`page_trend`.
+    """Page's test, and the effect size that belongs to it.
 
     Attributes
     ----------
@@ -329,17 +309,17 @@ def page_trend(values: npt.ArrayLike, alternative: Literal["greater", "less"] = 
     >>> round(trend.p_value, 4), trend.correlations.tolist()
     (0.0069, [1.0, 0.5, 1.0, 1.0])
     """
-    v = np.asarray(values, dtype=np.float64)
-    if v.ndim != 2 or v.shape[0] < 2 or v.shape[1] < 3:
-        raise InvalidInput(f"a trend needs 2 seeds (rows) and 3 ordered levels (columns) or more; got {v.shape}.")
-    if not np.isfinite(v).all():
-        raise InvalidInput("values of a trend must be finite; leave out incomplete seeds, and say so.")
-    ordered = v if alternative == "greater" else v[:, ::-1]
-    ranks = sps.rankdata(ordered, axis=1)
-    method = "exact" if v.shape[0] <= 30 and v.shape[1] <= 8 else "auto"  # below a second
-    result = sps.page_trend_test(ranks, ranked=True, method=method)
-    centered = sps.rankdata(v, axis=1) - (v.shape[1] + 1) / 2
-    level = np.arange(v.shape[1]) - (v.shape[1] - 1) / 2
+    v = table(values, "values", "seeds, ordered levels", rows=2, columns=3)
+    n, k = v.shape
+    ranks = sps.rankdata(v, axis=1)  # (n, k), mid-ranks where tied
+    up = choice("alternative", alternative, ("greater", "less")) == "greater"
+    result = sps.page_trend_test(
+        ranks if up else ranks[:, ::-1],  # falling values rise along the levels in reverse
+        ranked=True,
+        method="exact" if n <= 30 and k <= 8 else "auto",  # exact within a second
+    )
+    # Spearman's correlation per seed, (n,): of centered ranks (n, k) and centered levels (k,)
+    centered, level = ranks - (k + 1) / 2, np.arange(k) - (k - 1) / 2
     norm = np.sqrt((centered**2).sum(axis=1) * (level**2).sum())
-    rho = np.divide(centered @ level, norm, out=np.zeros(len(v)), where=norm > 0)
+    rho = np.divide(centered @ level, norm, out=np.zeros(n), where=norm > 0)
     return PageTrend(float(result.statistic), float(result.pvalue), rho)

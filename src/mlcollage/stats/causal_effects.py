@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -24,14 +24,14 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
+from mlcollage._checks import choice, integer, probability
 from mlcollage.errors import InvalidInput
-from mlcollage.stats._values import Floats, sample
+from mlcollage.stats._values import Floats, pair, sample, tail
 from mlcollage.stats.bootstrap import t_interval
 
 __all__ = ["AverageEffect", "Effect", "Overlap", "aipw", "hajek", "regression_adjustment"]
 
 Method = Literal["aipw", "ipw", "regression", "naive"]
-_METHODS = ("aipw", "ipw", "regression", "naive")
 _MANY_CLIPPED = 0.05
 
 
@@ -83,7 +83,7 @@ class Overlap:
 def _arms(a: npt.ArrayLike, n: int) -> npt.NDArray[np.bool_]:
     raw = np.asarray(a)
     if raw.shape != (n,):
-        raise InvalidInput(f"a has shape {raw.shape}, y {n} values; one treatment a unit was expected.")
+        raise InvalidInput(f"a has shape {raw.shape}, y {n} values; one treatment per unit was expected.")
     if raw.dtype.kind not in "biuf" or not np.isin(raw, (0, 1)).all():
         raise InvalidInput(f"treatment must be 0 or 1 (or bool); got {sorted(set(raw.tolist()), key=str)[:5]}.")
     treated = raw.astype(bool)
@@ -103,21 +103,16 @@ def _covariates(X: npt.ArrayLike, treated: npt.NDArray[np.bool_]) -> Floats:
     if not np.isfinite(x).all():
         raise InvalidInput(f"X has {(~np.isfinite(x)).sum()} values that are not finite; impute them first.")
     for j, column in enumerate(x.T):
-        ends = column[treated].min(), column[treated].max(), column[~treated].min(), column[~treated].max()
-        if ends[0] == ends[1] != ends[2] == ends[3]:
+        low, high = column[treated], column[~treated]
+        if np.ptp(low) == np.ptp(high) == 0 and low[0] != high[0]:  # constant in each arm, and different
             raise InvalidInput(f"column {j} of X is the treatment itself; covariates must come before the treatment.")
     return x
-
-
-def _check_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise InvalidInput(f"level={level} must lie between 0 and 1, e.g. 0.95.")
 
 
 def _propensities(e: npt.ArrayLike, n: int) -> Floats:
     p = np.asarray(e, dtype=np.float64)
     if p.shape != (n,):
-        raise InvalidInput(f"propensities have shape {p.shape}; one a unit, ({n},), was expected.")
+        raise InvalidInput(f"propensities have shape {p.shape}; one per unit, ({n},), was expected.")
     if not ((p > 0) & (p < 1)).all():
         raise InvalidInput(
             f"{int((~((p > 0) & (p < 1))).sum())} propensities are not inside (0, 1): these units could have had one "
@@ -127,8 +122,9 @@ def _propensities(e: npt.ArrayLike, n: int) -> Floats:
 
 
 def _from_influence(estimate: float, influence: Floats, level: float) -> Effect:
+    """An estimate that is a mean of ``influence`` (n,) in large samples, with its normal interval."""
     se = float(influence.std(ddof=1) / np.sqrt(len(influence)))
-    half = float(sps.norm.isf((1 - level) / 2)) * se
+    half = float(sps.norm.isf(tail(level))) * se
     return Effect(estimate, se, (estimate - half, estimate + half))
 
 
@@ -177,12 +173,10 @@ def regression_adjustment(
     """
     outcome = sample(y, "y")
     treated = _arms(a, len(outcome))
-    x = _covariates(X, treated)
-    _check_level(level)
-    if errors not in ("HC2", "HC3"):
-        raise InvalidInput(f"errors={errors!r} is unknown; use 'HC2' or 'HC3'.")
-    centered = x - x.mean(axis=0)
-    design = np.column_stack([np.ones(len(x)), treated, centered, treated[:, None] * centered])
+    x, miss = _covariates(X, treated), tail(level)
+    choice("errors", errors, ("HC2", "HC3"))
+    centered = x - x.mean(axis=0)  # so that the treatment's coefficient is the effect at the average unit
+    design = np.column_stack([np.ones(len(x)), treated, centered, treated[:, None] * centered])  # (n, 2p + 2)
     n, k = design.shape
     if n <= k or np.linalg.matrix_rank(design) < k:
         raise InvalidInput(
@@ -190,12 +184,12 @@ def regression_adjustment(
         )
     inverse = np.linalg.pinv(design)
     residual = outcome - design @ (inverse @ outcome)
-    slack = 1 - np.einsum("ij,ji->i", design, inverse)
+    slack = 1 - np.einsum("ij,ji->i", design, inverse)  # one minus leverages, the diagonal of design @ inverse
     if slack.min() < 1e-9:
         raise InvalidInput(f"unit {int(slack.argmin())} is fitted exactly (leverage 1), so its error is unknown.")
     variance = inverse[1] ** 2 @ (residual**2 / slack ** (1 if errors == "HC2" else 2))
     ate, se = float(inverse[1] @ outcome), float(np.sqrt(variance))
-    half = float(sps.t.isf((1 - level) / 2, n - k)) * se
+    half = float(sps.t.isf(miss, n - k)) * se
     return Effect(ate, se, (ate - half, ate + half))
 
 
@@ -224,9 +218,9 @@ def hajek(a: npt.ArrayLike, y: npt.ArrayLike, propensity: npt.ArrayLike, *, leve
     """
     outcome = sample(y, "y")
     treated, e = _arms(a, len(outcome)), _propensities(propensity, len(outcome))
-    _check_level(level)
-    w1, w0 = treated / e, ~treated / (1 - e)
+    w1, w0 = treated / e, ~treated / (1 - e)  # zero in the other arm
     mu1, mu0 = w1 @ outcome / w1.sum(), w0 @ outcome / w0.sum()
+    # the two ratios, linearized: weights relative to their mean, times distances from the arm's mean
     influence = w1 * (outcome - mu1) / w1.mean() - w0 * (outcome - mu0) / w0.mean()
     return _from_influence(float(mu1 - mu0), influence, level)
 
@@ -267,10 +261,8 @@ def aipw(
     """
     observed = sample(y, "y")
     treated, e = _arms(a, len(observed)), _propensities(propensity, len(observed))
-    m1, m0 = sample(outcome_treated, "outcome_treated"), sample(outcome_control, "outcome_control")
-    _check_level(level)
-    if not len(m1) == len(m0) == len(observed):
-        raise InvalidInput(f"{len(observed)} outcomes need as many predictions; got {len(m1)} and {len(m0)}.")
+    m1 = pair(outcome_treated, observed, ("outcome_treated", "y"))[0]
+    m0 = pair(outcome_control, observed, ("outcome_control", "y"))[0]
     phi = m1 - m0 + treated * (observed - m1) / e - ~treated * (observed - m0) / (1 - e)
     return _from_influence(float(phi.mean()), phi, level)
 
@@ -384,7 +376,7 @@ class AverageEffect(BaseEstimator):
         if self.method == "regression":
             return regression_adjustment(x, treated, y, level=self.level)
         everyone = np.arange(len(y))
-        folds = [(everyone, everyone)]
+        folds = [(everyone, everyone)]  # (units to fit on, units to predict for)
         if self.method == "aipw":
             split = StratifiedKFold(self.folds, shuffle=True, random_state=self.random_state)
             folds = list(split.split(x, treated))
@@ -415,21 +407,18 @@ class AverageEffect(BaseEstimator):
                 "leans on the outcome model and on few units; see overlap_.",
                 stacklevel=4,
             )
+        # effective sizes (sum w)^2 / sum w^2 of both arms
         sizes = [float(w.sum() ** 2 / (w**2).sum()) for w in (1 / used[treated], 1 / (1 - used[~treated]))]
         return used, Overlap(float(e.min()), float(e.max()), moved, int(treated.sum()), int((~treated).sum()), *sizes)
 
     def _check(self, treated: npt.NDArray[np.bool_]) -> None:
-        _check_level(self.level)
-        if self.method not in _METHODS:
-            raise InvalidInput(f"method {self.method!r} is unknown; use one of {', '.join(_METHODS)}.")
+        probability("level", self.level), choice("method", self.method, get_args(Method))
         low, high = self.clip
         if not 0 <= low < high <= 1:
             raise InvalidInput(f"clip={self.clip} must satisfy 0 <= low < high <= 1, e.g. (0.01, 0.99).")
         if self.method != "aipw":
             return
-        if self.folds < 2:
-            raise InvalidInput(f"folds={self.folds}; cross-fitting needs at least 2.")
-        least, smaller = 2 * self.folds, int(min(treated.sum(), (~treated).sum()))
+        least, smaller = 2 * integer("folds", self.folds, least=2), int(min(treated.sum(), (~treated).sum()))
         if smaller < least:
             raise InvalidInput(
                 f"the smaller arm has {smaller} units; {self.method} with {self.folds} folds needs {least}: "
@@ -458,6 +447,6 @@ def _expectation(model: Any, x: Floats, y: Floats, at: Floats) -> Floats:
         return np.asarray(model.fit(x, y).predict(at), dtype=np.float64)
     if not np.isin(y, (0, 1)).all():
         raise InvalidInput("the outcome model is a classifier, but y has values other than 0 and 1; pass a regressor.")
-    if len(np.unique(y)) == 1:
+    if len(np.unique(y)) == 1:  # scikit-learn's classifiers refuse a single class
         return np.full(len(at), y[0])
     return _probability(model.fit(x, y), at, "outcome")

@@ -18,8 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy import stats as sps
 
+from mlcollage._checks import integer, probability
 from mlcollage.errors import InvalidInput
-from mlcollage.stats._values import Floats, sample
+from mlcollage.stats._values import Floats, Rng, finite, pair, sample, table
 
 if TYPE_CHECKING:
     from mlcollage.stats.simulation import SBCResult
@@ -41,14 +42,17 @@ __all__ = [
 _QUIET = "0.45"  # the gray of what is not data
 
 
-def _check_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise InvalidInput(f"level={level} must lie between 0 and 1, e.g. 0.95.")
-
-
-def _check_colors(colors: Sequence[str] | None, lines: int) -> None:
+def _colors(colors: Sequence[str] | None, lines: int) -> Sequence[str]:
+    """One color per line: the given ones, or matplotlib's cycle."""
     if colors is not None and len(colors) < lines:
         raise InvalidInput(f"{len(colors)} colors were given for {lines} lines.")
+    return [f"C{i}" for i in range(lines)] if colors is None else colors
+
+
+def _span(values: Floats) -> tuple[float, float]:
+    """Ends of an axis that shows all values, a twentieth of their range beyond them."""
+    margin = 0.05 * float(np.ptp(values) or 1.0)
+    return float(values.min()) - margin, float(values.max()) + margin
 
 
 def forest(
@@ -62,14 +66,14 @@ def forest(
     color: str = "C0",
     shrunken_color: str = "C1",
 ) -> None:
-    """Forest plot: an estimate and its interval a row, first row on top; arrows to where partial pooling moves them.
+    """Forest plot: an estimate and its interval per row, first row on top; arrows to where partial pooling moves them.
 
     Parameters
     ----------
     ax
         Axes to draw on.
     labels
-        One a row.
+        One per row.
     estimates, intervals
         Shapes ``(rows,)`` and ``(rows, 2)``; an infinite end runs out of the picture.
     shrunken
@@ -94,21 +98,15 @@ def forest(
     rows = np.arange(len(x))
     if null is not None:
         ax.axvline(null, color=_QUIET, linewidth=0.8, zorder=0)
-    finite = ends[np.isfinite(ends)]
-    reach = np.concatenate([x, finite, [] if null is None else [null]])
-    margin = 0.05 * (np.ptp(reach) or 1.0)
-    low, high = reach.min() - margin, reach.max() + margin
+    pooled = x if shrunken is None else pair(shrunken, x, ("shrunken", "estimates"), least=1)[0]
+    low, high = _span(np.concatenate([x, pooled, ends[np.isfinite(ends)], [] if null is None else [null]]))
     ax.hlines(rows, np.clip(ends[:, 0], low, None), np.clip(ends[:, 1], None, high), color=color, linewidth=1.5)
     ax.plot(x, rows, "o", color=color, markersize=5)
     if shrunken is not None:
-        pooled = sample(shrunken, "shrunken", least=1)
-        if len(pooled) != len(x):
-            raise InvalidInput(f"{len(pooled)} shrunken estimates were given for {len(x)} rows.")
-        for row, (start, stop) in enumerate(zip(x, pooled, strict=True)):
+        for row, (start, stop) in enumerate(zip(x, pooled, strict=True)):  # arrows just below their rows
             arrow = {"arrowstyle": "->", "color": shrunken_color, "shrinkA": 0, "shrinkB": 0}
             ax.annotate("", xy=(stop, row + 0.25), xytext=(start, row + 0.25), arrowprops=arrow)
         ax.plot(pooled, rows + 0.25, "D", color=shrunken_color, markersize=4)
-        low, high = min(low, pooled.min() - margin), max(high, pooled.max() + margin)
     ax.set_xlim(low, high)
     ax.set_ylim(len(x) - 0.4, -0.6)
     ax.set_yticks(rows, labels=list(labels))
@@ -123,7 +121,7 @@ def slope(
     color: str = "C0",
     against: str = "C3",
 ) -> int:
-    """Paired slope plot: a line a seed from control to treatment, those that fall in another color and dashed.
+    """Paired slope plot: a line per seed from control to treatment, those that fall in another color and dashed.
 
     Returns
     -------
@@ -135,9 +133,7 @@ def slope(
     >>> slope(Figure().subplots(), [1.0, 2.0, 3.0], [2.0, 1.5, 4.0])
     2
     """
-    before, after = sample(control, "control", least=1), sample(treatment, "treatment", least=1)
-    if len(before) != len(after):
-        raise InvalidInput(f"control has {len(before)} seeds, treatment {len(after)}; a slope joins the same seed.")
+    before, after = pair(control, treatment, ("control", "treatment"), least=1)
     for start, stop in zip(before, after, strict=True):
         falls = stop < start
         ax.plot([0, 1], [start, stop], "--" if falls else "-", color=against if falls else color, marker="o",
@@ -164,7 +160,7 @@ def ecdf(
     band
         Its level; None for no band.
     colors
-        One a sample; default: matplotlib's cycle.
+        One per sample; default: matplotlib's cycle.
 
     Examples
     --------
@@ -175,16 +171,12 @@ def ecdf(
     """
     if not samples:
         raise InvalidInput("samples is empty; at least one named sample is needed.")
-    _check_colors(colors, len(samples))
     if band is not None:
-        _check_level(band)
+        probability("band", band)
     values = {name: np.sort(sample(v, name, least=1)) for name, v in samples.items()}
-    everything = np.concatenate(list(values.values()))
-    margin = 0.05 * (np.ptp(everything) or 1.0)
-    low, high = everything.min() - margin, everything.max() + margin
-    for i, (name, x) in enumerate(values.items()):
-        color = f"C{i}" if colors is None else colors[i]
-        steps = np.concatenate([[low], x, [high]])
+    low, high = _span(np.concatenate(list(values.values())))
+    for (name, x), color in zip(values.items(), _colors(colors, len(values)), strict=False):
+        steps = np.concatenate([[low], x, [high]])  # the function jumps at each value and is flat to both ends
         share = np.concatenate([np.arange(len(x) + 1) / len(x), [1.0]])
         ax.plot(steps, share, drawstyle="steps-post", color=color, label=name)
         if band is not None:
@@ -241,25 +233,21 @@ def critical_difference(
     >>> result.ranks.tolist(), round(result.difference, 3), result.groups
     ([1.25, 1.75, 3.0], 1.657, ((0, 1), (1, 2)))
     """
-    x = np.asarray(scores, dtype=np.float64)
-    if x.ndim != 2 or x.shape[0] < 2 or x.shape[1] < 3:
-        raise InvalidInput(f"scores have shape {x.shape}; (data sets >= 2, methods >= 3) was expected.")
-    if not np.isfinite(x).all():
-        raise InvalidInput("scores must be finite; decide what a failed run counts as (the worst score, for instance).")
-    if not 0 < alpha < 1:
-        raise InvalidInput(f"alpha={alpha} must lie between 0 and 1.")
+    x = table(scores, "scores", "data sets, methods", rows=2, columns=3)
+    probability("alpha", alpha)
     n, k = x.shape
-    ranks = sps.rankdata(-x if higher_is_better else x, axis=1)
+    ranks = sps.rankdata(-x if higher_is_better else x, axis=1)  # 1 the best of each row
     mean = ranks.mean(axis=0)
     tied = bool((np.ptp(x, axis=1) == 0).all())
     p_value = 1.0 if tied else float(sps.friedmanchisquare(*ranks.T).pvalue)
     difference = float(sps.studentized_range.isf(alpha, k, np.inf) / np.sqrt(2) * np.sqrt(k * (k + 1) / (6 * n)))
+    # from each method, best first, as far as the difference reaches; kept unless inside the group before
     order = np.argsort(mean, kind="stable")
     groups: list[tuple[int, ...]] = []
     reached = 0
     for start in range(k):
         stop = int(np.searchsorted(mean[order], mean[order[start]] + difference, side="right"))
-        if stop - start > 1 and stop > reached:  # not inside the group before
+        if stop - start > 1 and stop > reached:
             groups.append(tuple(int(i) for i in order[start:stop]))
         reached = max(reached, stop)
     return CriticalDifference(mean, p_value, difference, tuple(groups))
@@ -275,7 +263,7 @@ def cd_diagram(
 ) -> CriticalDifference:
     """Critical-difference diagram: methods on an axis of mean ranks, bars over those that do not differ.
 
-    Parameters are those of :func:`critical_difference`; ``names`` has one a method.
+    Parameters are those of :func:`critical_difference`; ``names`` has one per method.
 
     Examples
     --------
@@ -288,6 +276,7 @@ def cd_diagram(
     k = len(result.ranks)
     if len(names) != k:
         raise InvalidInput(f"{len(names)} names were given for {k} methods.")
+    # the axis of ranks lies at height 0; bars below it, and then the names, the better half on the left
     room = 0.1 + 0.5 * (k - 1)  # for the names
     ax.set_xlim(1 - room, k + room)
     half = (k + 1) // 2
@@ -302,11 +291,11 @@ def cd_diagram(
     ax.plot([1, 1 + width], [0.8, 0.8], "-|", color="0.1")
     label = f"CD {result.difference:.2f}" + (" (wider than the axis)" if result.difference > k - 1 else "")
     ax.text(1 + width / 2, 0.85, label, ha="center", va="bottom")
-    for level, group in enumerate(result.groups):
+    for level, group in enumerate(result.groups):  # a thick bar over those that do not differ
         ends = result.ranks[list(group)]
         ax.plot([ends.min() - 0.03, ends.max() + 0.03], [-0.2 - 0.3 * level] * 2, color="0.1", linewidth=4,
                 solid_capstyle="butt")  # fmt: skip
-    for place, method in enumerate(np.argsort(result.ranks, kind="stable")):
+    for place, method in enumerate(np.argsort(result.ranks, kind="stable")):  # a line from the rank to the name
         left = place < half
         depth = -(bars + 0.4 + 0.7 * (place if left else k - 1 - place))
         rank, edge = result.ranks[method], 0.9 if left else k + 0.1
@@ -326,7 +315,7 @@ def sbc_ecdf(ax: Axes, result: SBCResult, *, colors: Sequence[str] | None = None
     result
         What :func:`mlcollage.stats.simulation.sbc_uniformity` returned.
     colors
-        One a quantity; default: matplotlib's cycle.
+        One per quantity; default: matplotlib's cycle.
 
     Returns
     -------
@@ -341,12 +330,12 @@ def sbc_ecdf(ax: Axes, result: SBCResult, *, colors: Sequence[str] | None = None
     >>> sbc_ecdf(Figure().subplots(), sbc_uniformity(ranks, 100))
     {'calibrated': True, 'too narrow': False}
     """
-    _check_colors(colors, len(result.names))
     z = result.band.z
     ax.fill_between(z, result.band.lower - z, result.band.upper - z, color="0.5", alpha=0.25, linewidth=0)
     ax.axhline(0, color=_QUIET, linewidth=0.8)
-    for i, (name, difference) in enumerate(zip(result.names, result.difference, strict=True)):
-        ax.plot(z, difference, color=f"C{i}" if colors is None else colors[i], label=name, linewidth=1.2)
+    shown = _colors(colors, len(result.names))
+    for name, difference, color in zip(result.names, result.difference, shown, strict=False):
+        ax.plot(z, difference, color=color, label=name, linewidth=1.2)
     ax.set_xlim(0, 1)
     ax.set_xlabel("rank / number of ranks")
     ax.set_ylabel("ECDF difference")
@@ -389,18 +378,16 @@ def coverage(
     [[0.924, 0.953], [0.951, 0.974]]
     """
     sizes = sample(x, least=1)
-    _check_level(nominal)
+    probability("nominal", nominal)
     if sizes.min() <= 0:
         raise InvalidInput("sizes must be positive: they are drawn on a logarithmic axis.")
-    _check_colors(colors, len(hits))
     ax.axhline(nominal, color=_QUIET, linewidth=1, linestyle="--")
     found = {}
-    for i, (name, values) in enumerate(hits.items()):
+    for (name, values), color in zip(hits.items(), _colors(colors, len(hits)), strict=False):
         count = sample(values, name, least=1)
         if len(count) != len(sizes) or count.min() < 0 or count.max() > repeats or (count != np.rint(count)).any():
             raise InvalidInput(f"hits of {name} must be {len(sizes)} whole numbers in 0..{repeats}, not shares.")
         ends = np.array([sps.binomtest(int(c), repeats).proportion_ci(0.95, "wilson") for c in count])
-        color = f"C{i}" if colors is None else colors[i]
         ax.plot(sizes, count / repeats, "-o", color=color, markersize=4, label=name)
         ax.vlines(sizes, ends[:, 0], ends[:, 1], color=color, linewidth=1.2)
         found[name] = ends
@@ -431,11 +418,8 @@ class Lineup:
 
     def p_value(self, statistic: Callable[[Any], float]) -> float:
         """Exact p value of a statistic in place of a viewer: the real panel's rank from above, ties against it."""
-        found = [float(statistic(data)) for data in self.panels]
-        if not np.isfinite(found).all():
-            raise InvalidInput("the statistic of a panel is not finite.")
-        real = found[self.position - 1]
-        return sum(value >= real for value in found) / self.n
+        found = finite([float(statistic(data)) for data in self.panels], "the statistic of the panels")
+        return float(np.count_nonzero(found >= found[self.position - 1]) / self.n)
 
 
 def lineup(
@@ -445,7 +429,7 @@ def lineup(
     *,
     data: Any,
     figure: Figure,
-    rng: np.random.Generator | int = 0,
+    rng: Rng = 0,
 ) -> Lineup:
     """Hide the plot of the real data among plots of null data: who picks it out has rejected the null at 1 / n.
 
@@ -475,8 +459,7 @@ def lineup(
     >>> shown.p_value(np.max)  # the real panel has the largest maximum of 8
     0.125
     """
-    if n < 2:
-        raise InvalidInput(f"n={n} panels; at least 2 are needed to hide one.")
+    integer("n", n, least=2)
     if figure.axes:
         raise InvalidInput("the figure already has axes; a lineup needs an empty one.")
     generator = np.random.default_rng(rng)
@@ -505,6 +488,5 @@ def lineup_p_value(found: int, viewers: int, n: int = 20) -> float:
     >>> lineup_p_value(1, 1), round(lineup_p_value(2, 5), 4)
     (0.05, 0.0226)
     """
-    if not (viewers >= 1 and 0 <= found <= viewers and n >= 2):
-        raise InvalidInput(f"found={found} of viewers={viewers} with n={n} panels is impossible.")
+    integer("found", found, least=0, most=integer("viewers", viewers, least=1)), integer("n", n, least=2)
     return round(float(sps.binom.sf(found - 1, viewers, 1 / n)), 15)

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from mlcollage._checks import integer, probability, real
 from mlcollage.errors import InvalidInput
-from mlcollage.stats._values import Floats
+from mlcollage.stats._values import Floats, Rng, finite
 
 __all__ = ["AbcPosterior", "abc_rejection"]
 
@@ -55,8 +56,8 @@ class AbcPosterior:
 
     def quantile(self, p: float) -> Floats:
         """Weighted quantile of each parameter, shape ``(d,)``."""
-        if not 0 <= p <= 1:
-            raise InvalidInput(f"p={p} must lie between 0 and 1.")
+        probability("p", p, inside=False)
+        # sort each parameter, (kept, d), and take the first draw whose weights so far reach p
         order = np.argsort(self.theta, axis=0)
         ranks = np.cumsum(self.weights[order], axis=0)
         at = np.minimum((ranks < p).sum(axis=0), len(self.theta) - 1)
@@ -72,7 +73,7 @@ def abc_rejection(
     keep: float = 0.01,
     tolerance: float | None = None,
     adjust: bool = False,
-    rng: np.random.Generator | int = 0,
+    rng: Rng = 0,
 ) -> AbcPosterior:
     r"""Keep the simulations nearest to the data.
 
@@ -121,23 +122,20 @@ def abc_rejection(
     >>> posterior.mean().round(1).tolist(), posterior.sd().round(1).tolist()
     ([0.7], [0.3])
     """
-    if n_sims < _LEAST or not 0 < keep <= 1 or (tolerance is not None and not tolerance >= 0):
-        raise InvalidInput(
-            f"n_sims={n_sims} must be at least {_LEAST}, keep={keep} in (0, 1] and tolerance={tolerance} not negative."
-        )
-    generator, target = np.random.default_rng(rng), np.asarray(observed, dtype=np.float64)
+    integer("n_sims", n_sims, least=_LEAST), real("keep", keep, above=0, most=1)
+    if tolerance is not None:
+        real("tolerance", tolerance, least=0)
+    generator, target = np.random.default_rng(rng), finite(observed, "observed")
     theta = np.asarray(prior(n_sims, generator), dtype=np.float64)
     if theta.ndim != 2 or len(theta) != n_sims:
         raise InvalidInput(f"prior returned shape {theta.shape}; ({n_sims}, parameters) is needed.")
-    summaries = np.asarray(simulate(theta, generator), dtype=np.float64)
+    summaries = finite(simulate(theta, generator), "what simulate returned")
     if target.ndim != 1 or summaries.shape != (n_sims, len(target)):
         raise InvalidInput(
             f"simulate returned shape {summaries.shape} and observed has shape {target.shape}; "
             f"({n_sims}, summaries) and (summaries,) are needed."
         )
-    if not (np.isfinite(summaries).all() and np.isfinite(target).all()):
-        raise InvalidInput("a summary is not finite; decide what a failed simulation counts as.")
-    away = (summaries - target) / _scales(summaries)
+    away = (summaries - target) / _scales(summaries)  # (n_sims, k), in robust standard deviations
     distances = np.sqrt((away**2).sum(axis=1))
     limit = float(np.quantile(distances, keep, method="inverted_cdf")) if tolerance is None else float(tolerance)
     kept = distances <= limit
@@ -165,6 +163,7 @@ def _regressed(theta: Floats, away: Floats, distances: Floats, limit: float) -> 
         raise InvalidInput(
             f"{(weights > 0).sum()} draws are too few for a regression on {away.shape[1]} summaries; keep more."
         )
+    # weighted least squares of theta (kept, d) on the summaries; the intercept is what is left at the observed ones
     root = np.sqrt(weights)[:, None]
     design = np.column_stack([np.ones(len(away)), away])
     slopes = np.linalg.lstsq(root * design, root * theta, rcond=None)[0][1:]

@@ -167,7 +167,7 @@ class PartialPooling:
         ----------
         y
             ``noise="known"``: effects, shape ``(J,)``. ``noise="pooled"``: a table with the columns ``dataset`` and
-            ``value``, a row a seed.
+            ``value``, a row per seed.
         s
             Standard errors of the effects, shape ``(J,)``; ``noise="known"`` only.
         names
@@ -219,7 +219,7 @@ class PartialPooling:
         return _gibbs(self, self._fitted())
 
     def shrunken(self, level: float = 0.95) -> pd.DataFrame:
-        """Effects before and after pooling, a row a data set.
+        """Effects before and after pooling, a row per data set.
 
         Columns: ``estimate``, ``se``, ``shrunken`` (posterior mean), ``sd``, ``low``, ``high`` (central interval),
         ``prob_positive``. With pooled noise ``se`` is the seeds' own standard error (NaN with one seed).
@@ -414,7 +414,7 @@ def _gibbs(model: PartialPooling, table: _Table) -> EffectPosterior:
 def _draw_log(
     log_density: Callable[[Floats], Floats], low: float, high: float, chains: int, rng: np.random.Generator
 ) -> Floats:
-    """One draw a chain from a density of a logarithm: a coarse grid finds where it lives, a fine one is drawn from."""
+    """One draw per chain from a density of a logarithm: a coarse grid finds where it lives, a fine one is drawn from."""
     coarse = np.linspace(low, high, _INNER)
     log_p = log_density(np.broadcast_to(coarse, (chains, _INNER)))
     inside = log_p > log_p.max(axis=1, keepdims=True) - 25

@@ -322,7 +322,7 @@ class Multiverse:
     Attributes
     ----------
     table
-        A row a combination: the choices, ``verdict``, and what else the verdict function returned.
+        A row per combination: the choices, ``verdict``, and what else the verdict function returned.
     choices
         Names of the columns that are choices.
     """

@@ -257,7 +257,7 @@ def expected_improvement(mean: npt.ArrayLike, sd: npt.ArrayLike, best: float, *,
 class ExpectedImprovement:
     r"""Bayesian optimization: a Gaussian process over a box, asked where it expects the largest improvement.
 
-    The process has a Matérn-5/2 kernel with a length scale a dimension and a noise term, fitted by marginal likelihood
+    The process has a Matérn-5/2 kernel with a length scale per dimension and a noise term, fitted by marginal likelihood
     (scikit-learn) to standardized values. Points asked for and not told yet count as told with their predicted mean,
     so that several workers are sent to different places. J. Snoek, H. Larochelle and R. Adams, NeurIPS 2012.
 
@@ -292,7 +292,7 @@ class ExpectedImprovement:
     ) -> None:
         box = np.asarray(bounds, dtype=np.float64)
         if box.ndim != 2 or box.shape[1:] != (2,) or not len(box) or not (np.isfinite(box).all()):
-            raise InvalidInput(f"bounds={bounds!r} must be pairs (low, high) of finite numbers, one a dimension.")
+            raise InvalidInput(f"bounds={bounds!r} must be pairs (low, high) of finite numbers, one per dimension.")
         if not (box[:, 0] < box[:, 1]).all():
             raise InvalidInput(f"bounds={bounds!r}: every low must be below its high.")
         if start is not None and start < 2:

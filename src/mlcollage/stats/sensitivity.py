@@ -16,8 +16,9 @@ from scipy import stats as sps
 from scipy.optimize import brentq
 from sklearn.base import clone
 
+from mlcollage._checks import choice, integer, probability, real
 from mlcollage.errors import InvalidInput
-from mlcollage.stats._values import Floats, sample
+from mlcollage.stats._values import Floats, finite, sample
 from mlcollage.stats.causal_effects import AverageEffect
 
 __all__ = [
@@ -43,7 +44,7 @@ class Refutation:
     estimate, se
         On the data as they are.
     refuted
-        Estimates on tampered data, one a repeat.
+        Estimates on tampered data, one per repeat.
     expected
         What they should be: 0 for a placebo, ``estimate`` for an irrelevant covariate.
     """
@@ -74,18 +75,18 @@ class Refutation:
 def _refute(
     effect: AverageEffect, X: npt.ArrayLike, a: npt.ArrayLike, y: npt.ArrayLike, repeats: int, tamper: str, seed: int
 ) -> Refutation:
-    if repeats < 2:
-        raise InvalidInput(f"repeats={repeats}; at least 2 are needed to see how the refuted estimates vary.")
+    integer("repeats", repeats, least=2)  # one would not show how the refuted estimates vary
     base = clone(effect).fit(X, a, y)
     # A stream of its own: data drawn by the caller from default_rng(seed) must not come out again as the noise.
     rng, x, arms = np.random.default_rng([seed, 20]), np.asarray(X, dtype=np.float64), np.asarray(a)
-    refuted = np.empty(repeats)
-    for i in range(repeats):
-        if tamper == "treatment":
-            refuted[i] = clone(effect).fit(x, rng.permutation(arms), y).ate_
-        else:
-            refuted[i] = clone(effect).fit(np.column_stack([x, rng.normal(size=len(x))]), arms, y).ate_
-    return Refutation(base.ate_, base.se_, refuted, 0.0 if tamper == "treatment" else base.ate_)
+    placebos = tamper == "treatment"
+    refuted = [
+        clone(effect).fit(x, rng.permutation(arms), y).ate_
+        if placebos
+        else clone(effect).fit(np.column_stack([x, rng.normal(size=len(x))]), arms, y).ate_
+        for _ in range(repeats)
+    ]
+    return Refutation(base.ate_, base.se_, np.array(refuted), 0.0 if placebos else base.ate_)
 
 
 def placebo(
@@ -198,17 +199,17 @@ def e_value(
     >>> round(value.point, 2), round(value.interval, 2)
     (7.26, 3.0)
     """
-    if scale not in ("risk_ratio", "standardized"):
-        raise InvalidInput(f"scale {scale!r} is unknown; use 'risk_ratio' or 'standardized'.")
+    choice("scale", scale, ("risk_ratio", "standardized"))
     low, high = (estimate, estimate) if ci is None else ci
-    values = np.array([estimate, low, high], dtype=np.float64)
-    if not np.isfinite(values).all() or not low <= estimate <= high:
-        raise InvalidInput(f"estimate {estimate} and interval ({low}, {high}) must be finite, one inside the other.")
+    values = finite([estimate, low, high], "estimate and interval")
+    if not low <= estimate <= high:
+        raise InvalidInput(f"the interval ({low}, {high}) does not hold the estimate {estimate}.")
     if scale == "risk_ratio" and values.min() <= 0:
         raise InvalidInput(f"risk ratios must be positive; got {values.min()}. Is this a difference?")
     ratio, low, high = np.exp(0.91 * values) if scale == "standardized" else values
 
     def strength(rr: float) -> float:
+        """The E-value of a risk ratio; one below 1 counts as its inverse."""
         rr = 1 / rr if rr < 1 else rr
         return float(rr + np.sqrt(rr * (rr - 1)))
 
@@ -243,10 +244,7 @@ def rosenbaum_p(d: npt.ArrayLike, gamma: float = 1.0, *, alternative: Literal["g
     >>> round(rosenbaum_p(d), 4), round(rosenbaum_p(d, 2.0), 4)
     (0.0078, 0.0585)
     """
-    if not (np.isfinite(gamma) and gamma >= 1):
-        raise InvalidInput(f"gamma={gamma} must be at least 1, which means no hidden bias.")
-    if alternative not in ("greater", "less"):
-        raise InvalidInput(f"alternative {alternative!r} is unknown; use 'greater' or 'less'.")
+    real("gamma", gamma, least=1), choice("alternative", alternative, ("greater", "less"))
     x = sample(d, "d", least=1) * (1 if alternative == "greater" else -1)
     x = x[x != 0]
     if not len(x):
@@ -257,6 +255,7 @@ def rosenbaum_p(d: npt.ArrayLike, gamma: float = 1.0, *, alternative: Literal["g
     if len(x) > _EXACT_PAIRS:
         mean, variance = pi * doubled.sum(), pi * (1 - pi) * (doubled**2).sum()
         return float(sps.norm.sf((observed - mean) / np.sqrt(variance)))
+    # distribution of the doubled sum, one pair after the other: each adds its rank with probability pi, or nothing
     mass = np.zeros(int(doubled.sum()) + 1)
     mass[0] = 1.0
     for q in doubled:
@@ -277,8 +276,7 @@ def rosenbaum_gamma(
     >>> round(rosenbaum_gamma(d), 2)
     1.87
     """
-    if not 0 < alpha < 1:
-        raise InvalidInput(f"alpha={alpha} must lie between 0 and 1.")
+    probability("alpha", alpha)
     if rosenbaum_p(d, alternative=alternative) > alpha:
         return float("nan")
 

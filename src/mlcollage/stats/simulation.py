@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats as sps
 
+from mlcollage._checks import integer, probability
 from mlcollage.errors import InvalidInput
-from mlcollage.stats._values import Floats
+from mlcollage.stats._values import Floats, Rng, finite, table
 from mlcollage.stats.adaptive import holm
 
 __all__ = [
@@ -60,7 +61,7 @@ class EcdfBand:
 
 @dataclass(frozen=True)
 class SBCResult:
-    """Result of :func:`sbc_uniformity`; q quantities, K points.
+    """Tests of the ranks of q quantities, and their ECDF at K points.
 
     Attributes
     ----------
@@ -98,7 +99,7 @@ class SBCResult:
         return bool((holm(np.concatenate([self.p_values, self.ecdf_p_values])) > alpha).all())
 
 
-def sbc_ranks(truth: npt.ArrayLike, draws: npt.ArrayLike, rng: np.random.Generator | int = 0) -> Ints:
+def sbc_ranks(truth: npt.ArrayLike, draws: npt.ArrayLike, rng: Rng = 0) -> Ints:
     r"""Rank of each truth among its posterior draws, :math:`\#\{l : \theta_l < \tilde\theta\}`, ties broken at random.
 
     Parameters
@@ -122,7 +123,7 @@ def sbc_ranks(truth: npt.ArrayLike, draws: npt.ArrayLike, rng: np.random.Generat
     [2, 3]
     """
     t, d = np.asarray(truth, dtype=np.float64), np.asarray(draws, dtype=np.float64)
-    if t.ndim == 1:
+    if t.ndim == 1:  # one quantity
         t, d = t[:, None], d[..., None]
     if t.ndim != 2 or d.ndim != 3 or (d.shape[0], d.shape[2]) != t.shape or d.shape[1] < 1:
         raise InvalidInput(
@@ -131,11 +132,11 @@ def sbc_ranks(truth: npt.ArrayLike, draws: npt.ArrayLike, rng: np.random.Generat
         )
     if np.isnan(t).any() or np.isnan(d).any():
         raise InvalidInput("truth or draws hold NaN: a failed fit has no rank; mend or report it, do not drop it.")
-    below, ties = (d < t[:, None]).sum(axis=1), (d == t[:, None]).sum(axis=1)
+    below, ties = (d < t[:, None]).sum(axis=1), (d == t[:, None]).sum(axis=1)  # over the L draws: (n_sims, q)
     return below + np.random.default_rng(rng).integers(0, ties + 1)
 
 
-def ecdf_band(n: int, n_ranks: int, level: float = 0.95, rng: np.random.Generator | int = 0) -> EcdfBand:
+def ecdf_band(n: int, n_ranks: int, level: float = 0.95, rng: Rng = 0) -> EcdfBand:
     r"""Simultaneous band of the ECDF of n uniform values on ``n_ranks`` ranks.
 
     At each point z the count below is :math:`\mathrm{Binomial}(n, z)`. The pointwise coverage that makes the coverage
@@ -159,13 +160,10 @@ def ecdf_band(n: int, n_ranks: int, level: float = 0.95, rng: np.random.Generato
     >>> bool((band.lower < band.z).all() and (band.z < band.upper).all()), band.pointwise > 0.98
     (True, True)
     """
-    if n < 1 or n_ranks < 2:
-        raise InvalidInput(f"n={n} values on n_ranks={n_ranks} ranks: at least 1 and 2 are needed.")
-    if not 0 < level < 1:
-        raise InvalidInput(f"level={level} must lie between 0 and 1, e.g. 0.95.")
-    cuts = _cuts(n_ranks)
-    z = cuts / n_ranks
+    integer("n", n, least=1), integer("n_ranks", n_ranks, least=2), probability("level", level)
+    z = _cuts(n_ranks) / n_ranks  # (K,)
     steps = np.diff(np.concatenate([[0.0], z, [1.0]]))
+    # counts below each point of simulated uniform samples, (_SIMULATED, K): sums of multinomial cells
     counts = np.random.default_rng(rng).multinomial(n, steps, _SIMULATED)[:, :-1].cumsum(axis=1)
     null = np.sort(_smallest_p(counts, n, z))
     gamma = float(np.quantile(null, 1 - level, method="lower"))
@@ -191,7 +189,7 @@ def sbc_uniformity(
     n_ranks: int,
     *,
     level: float = 0.95,
-    rng: np.random.Generator | int = 0,
+    rng: Rng = 0,
 ) -> SBCResult:
     r"""Are the ranks of simulation-based calibration uniform? Chi-square test and simultaneous ECDF band.
 
@@ -225,49 +223,43 @@ def sbc_uniformity(
     >>> result.inside.tolist(), bool(result.p_values[1] < 1e-6)
     ([True, False], True)
     """
-    names, table = _named_ranks(ranks, n_ranks)
-    n = len(table)
+    names, found = _named_ranks(ranks, n_ranks)
+    n = len(found)
     band = ecdf_band(n, n_ranks, level, rng)
-    counts = np.stack([(table < cut).sum(axis=0) for cut in _cuts(n_ranks)], axis=1)
+    counts = np.stack([(found < cut).sum(axis=0) for cut in _cuts(n_ranks)], axis=1)  # (q, K)
+    # the p value of a smallest p value: its rank among those of uniform samples, equal ones against it
     ecdf_p = (1 + np.searchsorted(band.null, _smallest_p(counts, n, band.z) * (1 + 1e-12), "right")) / (
         1 + len(band.null)
     )
-    return SBCResult(names, _chi_square(table, n_ranks), ecdf_p, counts / n, band)
+    return SBCResult(names, _chi_square(found, n_ranks), ecdf_p, counts / n, band)
 
 
 def _named_ranks(ranks: npt.ArrayLike | Mapping[str, npt.ArrayLike], n_ranks: int) -> tuple[tuple[str, ...], Ints]:
     if isinstance(ranks, Mapping):
-        columns = [np.asarray(r) for r in ranks.values()]
-        if len({c.shape for c in columns}) != 1 or columns[0].ndim != 1:
-            raise InvalidInput(
-                f"ranks have shapes {[c.shape for c in columns]}; one (n_sims,) for each name was expected."
-            )
-        names, given = tuple(ranks), np.stack(columns, axis=1)
+        if len({np.shape(r) for r in ranks.values()}) != 1:
+            raise InvalidInput(f"ranks of {', '.join(ranks)} differ in number; one (n_sims,) for each name is needed.")
+        names, given = tuple(ranks), np.stack([np.asarray(r) for r in ranks.values()], axis=-1)
     else:
         given = np.asarray(ranks)
         given = given[:, None] if given.ndim == 1 else given
-        if given.ndim != 2:
-            raise InvalidInput(f"ranks have shape {given.shape}; (n_sims,) or (n_sims, q) was expected.")
-        names = tuple(f"quantity {i}" for i in range(given.shape[1]))
-    table = np.nan_to_num(given.astype(np.float64), nan=-1.0)
-    if (table != np.floor(table)).any() or (table < 0).any() or (table >= n_ranks).any():
+        names = tuple(f"quantity {i}" for i in range(given.shape[-1]))
+    values = table(given, "ranks", "simulations, quantities", rows=20)  # fewer show nothing about uniformity
+    if (values != np.floor(values)).any() or (values < 0).any() or (values >= n_ranks).any():
         raise InvalidInput(f"ranks must be whole numbers in 0..{n_ranks - 1} (n_ranks is L + 1 for L draws).")
-    if len(table) < 20:
-        raise InvalidInput(f"{len(table)} simulations show nothing about uniformity; run at least 20, better 200.")
-    return names, table.astype(np.int64)
+    return names, values.astype(np.int64)
 
 
-def _chi_square(table: Ints, n_ranks: int) -> Floats:
+def _chi_square(ranks: Ints, n_ranks: int) -> Floats:
     """Over at most 20 bins of about equal width with at least five expected; bins know how many ranks they hold."""
-    bins = max(2, min(20, n_ranks, len(table) // 5))
+    bins = max(2, min(20, n_ranks, len(ranks) // 5))
     bin_of = np.arange(n_ranks) * bins // n_ranks
-    expected = np.bincount(bin_of, minlength=bins) * len(table) / n_ranks
-    return np.array([sps.chisquare(np.bincount(bin_of[c], minlength=bins), expected).pvalue for c in table.T])
+    expected = np.bincount(bin_of, minlength=bins) * len(ranks) / n_ranks
+    return np.array([sps.chisquare(np.bincount(bin_of[c], minlength=bins), expected).pvalue for c in ranks.T])
 
 
 @dataclass(frozen=True)
 class PredictiveCheck:
-    """Result of :func:`posterior_predictive_check`; S replicates of n observations.
+    """Statistics of n observations beside those of S replicates of them.
 
     Attributes
     ----------
@@ -304,7 +296,7 @@ def posterior_predictive_check(
     observed: npt.ArrayLike,
     stats: Mapping[str, Callable[[Floats], float]] | Sequence[Callable[[Floats], float]],
     *,
-    rng: np.random.Generator | int = 0,
+    rng: Rng = 0,
 ) -> PredictiveCheck:
     r"""Do data simulated from the fitted model look like the data?
 
@@ -342,20 +334,16 @@ def posterior_predictive_check(
     >>> check.flagged()
     ['largest']
     """
-    y, rep = np.asarray(observed, dtype=np.float64), np.asarray(replicates, dtype=np.float64)
-    if y.ndim != 1 or rep.ndim != 2 or rep.shape[1:] != y.shape or len(rep) < 2 or len(y) < 1:
-        raise InvalidInput(
-            f"replicates have shape {rep.shape} and observed {y.shape}; (S, n) with S >= 2 and (n,) were expected."
-        )
-    if not (np.isfinite(y).all() and np.isfinite(rep).all()):
-        raise InvalidInput("observed or replicated data are not finite; mend the simulation before judging the model.")
+    y, rep = finite(observed, "observed"), table(replicates, "replicates", "S, n", rows=2)
+    if rep.shape[1:] != y.shape:
+        raise InvalidInput(f"replicates have shape {rep.shape} and observed {y.shape}; (S, n) and (n,) were expected.")
     named = dict(stats) if isinstance(stats, Mapping) else {getattr(s, "__name__", str(s)): s for s in stats}
     if not named or len(named) != len(stats):
         raise InvalidInput("stats must hold one or more functions with different names; pass a mapping to name them.")
     seen = {name: _number(stat, y, name) for name, stat in named.items()}
     made = {name: np.array([_number(stat, r, name) for r in rep]) for name, stat in named.items()}
     p_values = {name: float(np.mean(made[name] > t) + 0.5 * np.mean(made[name] == t)) for name, t in seen.items()}
-    below, ties = (rep < y).sum(axis=0), (rep == y).sum(axis=0)
+    below, ties = (rep < y).sum(axis=0), (rep == y).sum(axis=0)  # over the S replicates: (n,)
     pit = (below + np.random.default_rng(rng).random(len(y)) * (1 + ties)) / (len(rep) + 1)
     return PredictiveCheck(seen, made, p_values, pit)
 

@@ -276,4 +276,4 @@ def _pairs(evidence: Evidence) -> Panel:
         theme.tidy(ax, ticks=4)
 
     alt = f"Test accuracies of {len(without)} seeds with and without weight decay; mean correlation {rho:.2f}."
-    return Panel("What a pair of seeds shares", draw, alt, f"one dot a seed; correlation {rho:.2f}")
+    return Panel("What a pair of seeds shares", draw, alt, f"one dot per seed; correlation {rho:.2f}")
