@@ -18,11 +18,12 @@ from mlcollage.nn.init import build
 from mlcollage.papers.fisher_explosion import (
     FisherPenalty,
     FisherTraceTracker,
-    lightning_penalty,
-    lightning_tracker,
-    transformers_tracker,
-    transformers_trainer,
+    HuggingFaceFisherTrace,
+    HuggingFaceFisherTrainer,
+    LightningFisherPenalty,
+    LightningFisherTrace,
 )
+from mlcollage.train.callbacks import _joined
 
 BATCH, STEPS = 8, 6
 
@@ -51,11 +52,11 @@ def by_hand(steps=STEPS, **settings):
         optimizer.zero_grad()
         logits = model(x[part])
         loss = F.cross_entropy(logits, y[part])
-        if penalty.grad == "double_backprop":
+        if penalty.mode == "double_backprop":
             (loss + penalty(logits)).backward()
         else:
             loss.backward()
-            penalty.step_grad(lambda part=part: model(x[part]))
+            penalty.add_gradient_(lambda part=part: model(x[part]))
         optimizer.step()
     return model
 
@@ -93,29 +94,29 @@ def fit(module, callbacks, folder, *, steps=STEPS, checkpoint=None, **settings):
     return trainer
 
 
-@pytest.mark.parametrize("grad", ["jvp", "finite_difference"])
-def test_lightning_adds_the_penalty_before_each_update(tmp_path, grad):
+@pytest.mark.parametrize("mode", ["jvp", "finite_difference"])
+def test_lightning_adds_the_penalty_before_each_update(tmp_path, mode):
     module = Module()
-    penalty = FisherPenalty(module.net, 0.3, grad=grad, interval=2)
-    fit(module, [lightning_penalty(penalty)], tmp_path)
-    assert torch.equal(flat(module.net), flat(by_hand(grad=grad)))
+    penalty = FisherPenalty(module.net, 0.3, mode=mode, interval=2)
+    fit(module, [LightningFisherPenalty(penalty)], tmp_path)
+    assert torch.equal(flat(module.net), flat(by_hand(mode=mode)))
     assert penalty.steps == STEPS
     assert not torch.allclose(flat(module.net), flat(by_hand(start=99)), atol=1e-4)
 
 
 def test_lightning_adds_it_after_unscaling_and_once_for_accumulated_batches(tmp_path):
     module = Module()
-    penalty = FisherPenalty(module.net, 0.3, grad="jvp", interval=1)
-    fit(module, [lightning_penalty(penalty)], tmp_path, steps=2, accumulate_grad_batches=3)
+    penalty = FisherPenalty(module.net, 0.3, mode="jvp", interval=1)
+    fit(module, [LightningFisherPenalty(penalty)], tmp_path, steps=2, accumulate_grad_batches=3)
     assert penalty.steps == 2
 
 
 def test_lightning_checkpoints_hold_the_steps_and_the_history(tmp_path):
     def parts():
         module = Module()
-        penalty = FisherPenalty(module.net, 0.3, grad="jvp", interval=2)
-        tracker = FisherTraceTracker(data(), every=2)
-        return module, penalty, tracker, [lightning_penalty(penalty), lightning_tracker(tracker)]
+        penalty = FisherPenalty(module.net, 0.3, mode="jvp", interval=2)
+        tracker = LightningFisherTrace(data(), every=2)
+        return module, penalty, tracker, [LightningFisherPenalty(penalty), tracker]
 
     first, _, half, callbacks = parts()
     trainer = fit(first, callbacks, tmp_path, steps=3)
@@ -130,8 +131,10 @@ def test_lightning_checkpoints_hold_the_steps_and_the_history(tmp_path):
 def test_lightning_tracker_measures_logs_and_changes_nothing(tmp_path):
     plain, watched = Module(), Module()
     fit(plain, [], tmp_path)
-    tracker = FisherTraceTracker(data()[0], every=2, loss_threshold=1.0)
-    trainer = fit(watched, [lightning_tracker(tracker)], tmp_path)
+    tracker = LightningFisherTrace(data()[0], every=2, loss_threshold=1.0)
+    assert isinstance(tracker, lightning.Callback)
+    assert isinstance(tracker, FisherTraceTracker)
+    trainer = fit(watched, [tracker], tmp_path)
     assert tracker.history["step"].tolist()[:3] == [1, 2, 4]
     assert torch.equal(flat(plain.net), flat(watched.net))
     assert trainer.logged_metrics["fisher_trace"] == pytest.approx(tracker.history["trace"].iloc[-1])
@@ -139,7 +142,7 @@ def test_lightning_tracker_measures_logs_and_changes_nothing(tmp_path):
 
 def test_lightning_cannot_take_double_backprop():
     with pytest.raises(InvalidInput, match="training_step"):
-        lightning_penalty(FisherPenalty(network(), 0.1))
+        LightningFisherPenalty(FisherPenalty(network(), 0.1))
 
 
 class Classifier(transformers.PreTrainedModel):
@@ -159,7 +162,7 @@ class Classifier(transformers.PreTrainedModel):
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
 
-def train(model, folder, make=transformers.Trainer, callbacks=(), resume=None, **settings):
+def train(model, folder, penalty=None, callbacks=(), resume=None, make=HuggingFaceFisherTrainer, **settings):
     x, y = data()
     rows = [{"x": a, "labels": b} for a, b in zip(x, y, strict=True)]
     arguments = transformers.TrainingArguments(
@@ -180,7 +183,8 @@ def train(model, folder, make=transformers.Trainer, callbacks=(), resume=None, *
             **settings,
         },
     )
-    trainer = make(model=model, args=arguments, train_dataset=rows, callbacks=list(callbacks))
+    given = {"model": model, "args": arguments, "train_dataset": rows, "callbacks": list(callbacks)}
+    trainer = transformers.Trainer(**given) if penalty is None else make(**given, penalty=penalty)
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 
@@ -189,20 +193,20 @@ def classifier():
     return Classifier(transformers.PretrainedConfig())
 
 
-@pytest.mark.parametrize("grad", ["double_backprop", "jvp", "finite_difference"])
-def test_the_transformers_trainer_trains_the_penalized_loss(tmp_path, grad):
+@pytest.mark.parametrize("mode", ["double_backprop", "jvp", "finite_difference"])
+def test_the_transformers_trainer_trains_the_penalized_loss(tmp_path, mode):
     model = classifier()
-    penalty = FisherPenalty(model, 0.3, grad=grad, interval=2)
-    train(model, tmp_path, transformers_trainer(penalty))
-    torch.testing.assert_close(flat(model.net), flat(by_hand(grad=grad)), rtol=0, atol=1e-6)
+    penalty = FisherPenalty(model, 0.3, mode=mode, interval=2)
+    train(model, tmp_path, penalty)
+    torch.testing.assert_close(flat(model.net), flat(by_hand(mode=mode)), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("grad", ["double_backprop", "jvp"])
-def test_accumulated_micro_batches_are_averaged(tmp_path, grad):
+@pytest.mark.parametrize("mode", ["double_backprop", "jvp"])
+def test_accumulated_micro_batches_are_averaged(tmp_path, mode):
     """With labels='true', three micro-batches of eight give the mean of their penalties' gradients."""
     model, reference = classifier(), network()
-    penalty = FisherPenalty(model, 0.3, grad=grad, labels="true", interval=1)
-    train(model, tmp_path, transformers_trainer(penalty), max_steps=1, gradient_accumulation_steps=3)
+    penalty = FisherPenalty(model, 0.3, mode=mode, labels="true", interval=1)
+    train(model, tmp_path, penalty, max_steps=1, gradient_accumulation_steps=3)
     x, y = data()
     optimizer = torch.optim.SGD(reference.parameters(), lr=0.1)
     for t in range(3):
@@ -218,21 +222,21 @@ def test_accumulated_micro_batches_are_averaged(tmp_path, grad):
 def test_resumed_transformers_training_is_the_unbroken_one(tmp_path):
     def make():
         model = classifier()
-        return model, transformers_trainer(FisherPenalty(model, 0.3, interval=2))
+        return model, FisherPenalty(model, 0.3, interval=2)
 
-    whole, make_trainer = make()
-    train(whole, tmp_path / "a", make_trainer)
-    first, make_trainer = make()
-    train(first, tmp_path / "b", make_trainer, max_steps=3, save_strategy="steps", save_steps=3)
-    second, make_trainer = make()
-    train(second, tmp_path / "c", make_trainer, resume=str(tmp_path / "b" / "checkpoint-3"))
+    whole, penalty = make()
+    train(whole, tmp_path / "a", penalty)
+    first, penalty = make()
+    train(first, tmp_path / "b", penalty, max_steps=3, save_strategy="steps", save_steps=3)
+    second, penalty = make()
+    train(second, tmp_path / "c", penalty, resume=str(tmp_path / "b" / "checkpoint-3"))
     torch.testing.assert_close(flat(second.net), flat(whole.net), rtol=0, atol=1e-7)
 
 
 def test_evaluation_has_no_penalty(tmp_path):
     model = classifier()
     penalty = FisherPenalty(model, 0.3, interval=1)
-    trainer = train(model, tmp_path, transformers_trainer(penalty), max_steps=1)
+    trainer = train(model, tmp_path, penalty, max_steps=1)
     x, y = data()
     rows = [{"x": a, "labels": b} for a, b in zip(x, y, strict=True)]
     found = trainer.evaluate(rows)["eval_loss"]
@@ -244,25 +248,45 @@ def test_the_transformers_tracker_measures_and_changes_nothing(tmp_path):
     plain, watched = classifier(), classifier()
     train(plain, tmp_path)
     x, y = data()
-    tracker = FisherTraceTracker({"x": x, "labels": y}, every=2, loss_threshold=1.05)
+    tracker = HuggingFaceFisherTrace({"x": x, "labels": y}, every=2, loss_threshold=1.05)
     before = copy.deepcopy(watched.state_dict())
-    train(watched, tmp_path, callbacks=[transformers_tracker(tracker)])
+    train(watched, tmp_path, callbacks=[tracker])
     assert tracker.history["step"].tolist() == [1, 2, 4, 6]
     assert {"loss", "accuracy"} <= set(tracker.history.columns)
     assert torch.equal(flat(plain.net), flat(watched.net))
     assert not torch.equal(flat(watched.net), torch.cat([v.flatten() for v in before.values()]))
 
 
+def test_a_trainer_of_ones_own_can_be_extended(tmp_path):
+    seen = []
+
+    class Mine(transformers.Trainer):
+        def compute_loss(self, *args, **kwargs):
+            seen.append(self.penalty.steps)
+            return super().compute_loss(*args, **kwargs)
+
+    class Both(HuggingFaceFisherTrainer, Mine):
+        pass
+
+    model = classifier()
+    trainer = train(model, tmp_path, FisherPenalty(model, 0.3, interval=2), make=Both)
+    assert type(trainer) is Both
+    assert len(seen) == STEPS
+    torch.testing.assert_close(flat(model.net), flat(by_hand()), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(
-    ("make", "package", "extra"),
+    ("make", "extra"),
     [
-        (lambda: lightning_tracker(FisherTraceTracker(data()[0])), "lightning.pytorch", "lightning"),
-        (lambda: lightning_penalty(FisherPenalty(network(), 0.1, grad="jvp")), "lightning.pytorch", "lightning"),
-        (lambda: transformers_tracker(FisherTraceTracker(data()[0])), "transformers", "transformers"),
-        (lambda: transformers_trainer(FisherPenalty(network(), 0.1)), "transformers", "transformers"),
+        (lambda: LightningFisherTrace(data()[0]), "lightning"),
+        (lambda: LightningFisherPenalty(FisherPenalty(network(), 0.1, mode="jvp")), "lightning"),
+        (lambda: HuggingFaceFisherTrace(data()[0]), "transformers"),
+        (lambda: HuggingFaceFisherTrainer(penalty=FisherPenalty(network(), 0.1)), "transformers"),
     ],
 )
-def test_a_missing_trainer_is_named(monkeypatch, make, package, extra):
-    monkeypatch.setitem(sys.modules, package, None)
+def test_a_missing_trainer_is_named(monkeypatch, make, extra):
+    for package in ("lightning.pytorch", "pytorch_lightning", "transformers"):
+        monkeypatch.setitem(sys.modules, package, None)
+    _joined.cache_clear()
     with pytest.raises(MissingDependency, match=rf"mlcollage\[{extra}\]"):
         make()

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, hessian, jacrev
 
-from mlcollage.errors import InvalidInput
+from mlcollage import _random
+from mlcollage.errors import InvalidInput, UnknownName
+from mlcollage.measure.fisher import sample_labels
 from mlcollage.nn.init import build
 from mlcollage.papers.fisher_explosion import FisherPenalty
-from mlcollage.papers.fisher_explosion.labels import sample_labels, stream
 
 
 def flat(tensors):
@@ -56,7 +57,9 @@ def explicit_gradient(model, x, y):
 
 def drawn(penalty, model, x):
     """The labels that the penalty draws in its next call (int generator)."""
-    return sample_labels(model(x), penalty.labels, stream(0, 0, penalty._calls))
+    logits = model(x).detach()
+    given = torch.zeros_like(logits) if penalty.labels == "uniform" else logits
+    return sample_labels(given, generator=_random.generator(0, 0, penalty._calls))[0]
 
 
 # --- the quantity and its gradient ----------------------------------------------------------------------------------
@@ -99,15 +102,6 @@ def test_drawn_penalties_have_that_expectation(small):
     assert abs(float(values.mean()) - trace) < 4 * float(error)
 
 
-def test_sampled_labels_follow_the_probabilities():
-    logits = torch.tensor([[0.0, 1.0, -1.0, 2.0]]).repeat(20_000, 1)
-    labels = sample_labels(logits, "model", torch.Generator().manual_seed(0))
-    seen = torch.bincount(labels, minlength=4) / len(labels)
-    assert (seen - logits[0].softmax(0)).abs().max() < 0.015
-    uniform = torch.bincount(sample_labels(logits, "uniform", torch.Generator().manual_seed(0)), minlength=4)
-    assert (uniform / len(labels) - 0.25).abs().max() < 0.015
-
-
 @pytest.mark.parametrize(
     "layer", [nn.Tanh, lambda: nn.Dropout(0.4), lambda: nn.BatchNorm1d(6), lambda: nn.GroupNorm(2, 6)]
 )
@@ -115,17 +109,17 @@ def test_finite_difference_jvp_and_double_backprop_agree(small, layer):
     model, x, _ = small(middle=layer)
     start = copy.deepcopy(model.state_dict())
     found = {}
-    for grad in ("double_backprop", "finite_difference", "jvp"):
+    for mode in ("double_backprop", "finite_difference", "jvp"):
         model.load_state_dict(start)
         model.zero_grad(set_to_none=True)
-        penalty = FisherPenalty(model, 0.3, grad=grad, interval=1)
+        penalty = FisherPenalty(model, 0.3, mode=mode, interval=1)
         torch.manual_seed(5)
-        if grad == "double_backprop":
+        if mode == "double_backprop":
             value = penalty(model(x))
             value.backward()
         else:
-            value = penalty.step_grad(lambda: model(x))
-        found[grad] = (grads_of(model), float(value.detach()))
+            value = penalty.add_gradient_(lambda: model(x))
+        found[mode] = (grads_of(model), float(value.detach()))
     reference, value = found["double_backprop"]
     torch.testing.assert_close(found["jvp"][0], reference, rtol=1e-10, atol=1e-14)
     torch.testing.assert_close(found["finite_difference"][0], reference, rtol=1e-4, atol=1e-7)
@@ -136,26 +130,26 @@ def test_finite_difference_jvp_and_double_backprop_agree(small, layer):
 def test_finite_differences_hold_in_single_precision(small):
     model, x, _ = small(torch.float32)
     exact, approximate = [], []
-    for grad, keep in (("jvp", exact), ("finite_difference", approximate)):
+    for mode, keep in (("jvp", exact), ("finite_difference", approximate)):
         model.zero_grad(set_to_none=True)
-        FisherPenalty(model, 1.0, grad=grad, interval=1).step_grad(lambda: model(x))
+        FisherPenalty(model, 1.0, mode=mode, interval=1).add_gradient_(lambda: model(x))
         keep.append(grads_of(model))
     assert (exact[0] - approximate[0]).norm() < 0.02 * exact[0].norm()
 
 
-@pytest.mark.parametrize("grad", ["finite_difference", "jvp"])
-def test_step_grad_leaves_noise_weights_and_statistics_alone_and_adds_to_gradients(small, grad):
+@pytest.mark.parametrize("mode", ["finite_difference", "jvp"])
+def test_add_gradient__leaves_noise_weights_and_statistics_alone_and_adds_to_gradients(small, mode):
     model, x, y = small(middle=lambda: nn.Sequential(nn.BatchNorm1d(6), nn.Dropout(0.5)))
     F.cross_entropy(model(x), y).backward()
     before, state, random = grads_of(model), copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    penalty = FisherPenalty(model, 0.5, grad=grad, interval=1)
-    penalty.step_grad(lambda: model(x))
+    penalty = FisherPenalty(model, 0.5, mode=mode, interval=1)
+    penalty.add_gradient_(lambda: model(x))
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     once = grads_of(model) - before
     assert float(once.norm()) > 0
     model.zero_grad()
-    FisherPenalty(model, 0.5, grad=grad, interval=1).step_grad(lambda: model(x), scale=0.25)
+    FisherPenalty(model, 0.5, mode=mode, interval=1).add_gradient_(lambda: model(x), scale=0.25)
     torch.testing.assert_close(grads_of(model), 0.25 * once, rtol=1e-6, atol=1e-12)
 
 
@@ -281,7 +275,7 @@ def test_the_input_penalty_is_gpx(small):
         ({"normalize": "batch"}, squares.mean()),
         ({"estimator": "per_example"}, squares.mean()),
     ):
-        penalty = FisherPenalty(model, 1.0, labels="true", target="input", interval=1, **settings)
+        penalty = FisherPenalty(model, 1.0, labels="true", wrt="input", interval=1, **settings)
         value = penalty(logits, x, y)
         assert float(value.detach()) == pytest.approx(float(expected), rel=1e-12)
     value.backward()
@@ -298,7 +292,7 @@ def test_the_exact_input_penalty_is_the_expectation_over_labels(small):
         (g,) = torch.autograd.grad(F.nll_loss(logits.log_softmax(-1), torch.full((7,), k), reduction="sum"), x,
                                    retain_graph=True)  # fmt: skip
         expected += float((p[:, k] * g.square().sum(1)).mean())
-    penalty = FisherPenalty(model, 1.0, target="input", estimator="exact", interval=1)
+    penalty = FisherPenalty(model, 1.0, wrt="input", estimator="exact", interval=1)
     assert float(penalty(logits, x).detach()) == pytest.approx(expected, rel=1e-12)
 
 
@@ -357,7 +351,8 @@ def test_it_is_no_part_of_the_model_and_draws_from_no_global_generator(small):
 
 def test_other_seeds_and_steps_draw_other_labels():
     logits = torch.zeros(200, 10)
-    draws = [sample_labels(logits, "model", stream(*key)) for key in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0))]
+    keys = ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0))  # seed, rank, step
+    draws = [sample_labels(logits, generator=_random.generator(*key))[0] for key in keys]
     for a, b in itertools.combinations(draws, 2):
         assert 0 < int((a == b).sum()) < 45
 
@@ -365,10 +360,10 @@ def test_other_seeds_and_steps_draw_other_labels():
 # --- in people's loops ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("grad", ["double_backprop", "jvp"])
-def test_the_gradient_scale_is_applied_once(small, grad):
+@pytest.mark.parametrize("mode", ["double_backprop", "jvp"])
+def test_the_gradient_scale_is_applied_once(small, mode):
     model, x, y = small(torch.float32)
-    penalty = FisherPenalty(model, 0.5, grad=grad, interval=1)
+    penalty = FisherPenalty(model, 0.5, mode=mode, interval=1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 
     def backward(scaler):
@@ -376,11 +371,11 @@ def test_the_gradient_scale_is_applied_once(small, grad):
         penalty.steps = 0
         logits = model(x)
         loss = F.cross_entropy(logits, y)
-        if grad == "double_backprop":
+        if mode == "double_backprop":
             loss = loss + penalty(logits, scaler=scaler)
         (loss if scaler is None else scaler.scale(loss)).backward()
-        if grad == "jvp":
-            penalty.step_grad(lambda: model(x), scaler=scaler)
+        if mode == "jvp":
+            penalty.add_gradient_(lambda: model(x), scaler=scaler)
         if scaler is not None:
             scaler.unscale_(optimizer)
         return grads_of(model)
@@ -435,9 +430,9 @@ def test_a_compiled_model_is_refused_for_double_backprop_and_works_without(small
         FisherPenalty(compiled, 1.0, interval=1)(compiled(x))
     found = []
     for network in (model, compiled):
-        for grad in ("finite_difference", "jvp"):
+        for mode in ("finite_difference", "jvp"):
             model.zero_grad(set_to_none=True)
-            FisherPenalty(network, 1.0, grad=grad, interval=1).step_grad(lambda n=network: n(x))
+            FisherPenalty(network, 1.0, mode=mode, interval=1).add_gradient_(lambda n=network: n(x))
             found.append(grads_of(model))
     torch.testing.assert_close(found[2], found[0], rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(found[3], found[1], rtol=1e-5, atol=1e-6)
@@ -453,10 +448,10 @@ def test_fused_attention_is_refused_for_double_backprop_and_works_with_jvp():
         torch.manual_seed(0)
         FisherPenalty(model, 1.0, interval=1)(model(x)).backward()
     reference = grads_of(model)
-    for grad, tolerance in (("jvp", 1e-4), ("finite_difference", 0.05)):
+    for mode, tolerance in (("jvp", 1e-4), ("finite_difference", 0.05)):
         model.zero_grad()
         torch.manual_seed(0)
-        FisherPenalty(model, 1.0, grad=grad, interval=1).step_grad(lambda: model(x))
+        FisherPenalty(model, 1.0, mode=mode, interval=1).add_gradient_(lambda: model(x))
         assert (grads_of(model) - reference).norm() < tolerance * reference.norm()
 
 
@@ -472,9 +467,9 @@ def test_recurrent_layers_work_with_jvp():
     model = build(Reader, 0).double()
     x = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     found = []
-    for grad in ("jvp", "finite_difference"):
+    for mode in ("jvp", "finite_difference"):
         model.zero_grad()
-        FisherPenalty(model, 1.0, grad=grad, interval=1).step_grad(lambda: model(x))
+        FisherPenalty(model, 1.0, mode=mode, interval=1).add_gradient_(lambda: model(x))
         found.append(grads_of(model))
     torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-6)
 
@@ -494,9 +489,9 @@ def test_tied_weights_count_once():
     reference = FisherPenalty(model, 1.0, interval=1)(model(x))
     reference.backward()
     kept = grads_of(model)
-    for grad in ("jvp", "finite_difference"):
+    for mode in ("jvp", "finite_difference"):
         model.zero_grad()
-        FisherPenalty(model, 1.0, grad=grad, interval=1).step_grad(lambda: model(x))
+        FisherPenalty(model, 1.0, mode=mode, interval=1).add_gradient_(lambda: model(x))
         torch.testing.assert_close(grads_of(model), kept, rtol=1e-4, atol=1e-7)
 
 
@@ -508,21 +503,22 @@ def test_tied_weights_count_once():
     [
         ({"alpha": -1.0}, "at least 0"),
         ({"alpha": math.nan}, "finite number"),
-        ({"interval": 0}, "interval=0"),
-        ({"interval": 2.5}, "interval=2.5"),
-        ({"start": 5, "stop": 5}, "stop=5"),
+        ({"interval": 0}, "interval must be a whole number of at least 1"),
+        ({"interval": 2.5}, "interval must be a whole number"),
+        ({"start": 5, "stop": 5}, "stop must be a whole number of at least 6"),
         ({"labels": "fisher"}, "'model', 'true', 'uniform'"),
-        ({"target": "weights"}, "'params', 'input'"),
+        ({"wrt": "weights"}, "'params', 'input'"),
         ({"estimator": "mc"}, "'minibatch'"),
-        ({"grad": "hvp"}, "'jvp'"),
+        ({"mode": "hvp"}, "'jvp'"),
         ({"normalize": "sum"}, "'batch'"),
-        ({"grad": "jvp", "estimator": "exact"}, "double_backprop"),
-        ({"grad": "finite_difference", "target": "input"}, "double_backprop"),
-        ({"estimator": "exact", "labels": "true"}, "one a sample"),
+        ({"mode": "jvp", "estimator": "exact"}, "double_backprop"),
+        ({"mode": "finite_difference", "wrt": "input"}, "double_backprop"),
+        ({"estimator": "exact", "labels": "true"}, "one per sample"),
         ({"score_term": True}, "score_term"),
         ({"fd_step": 0.0}, "fd_step"),
         ({"params": ["3.weight"]}, "no parameter"),
         ({"params": [torch.zeros(3)]}, "not a parameter"),
+        ({"alpha": [0.1, 0.2]}, "alpha holds 2 values for 1 network"),
         ({"generator": "seed"}, "generator"),
         ({"accumulation_steps": 0}, "accumulation_steps"),
     ],
@@ -530,7 +526,7 @@ def test_tied_weights_count_once():
 def test_bad_settings_are_refused(small, settings, message):
     model, _, _ = small()
     settings = {"alpha": 0.1, **settings}
-    with pytest.raises(InvalidInput, match=message):
+    with pytest.raises((InvalidInput, UnknownName), match=message):
         FisherPenalty(model, **settings)
 
 
@@ -546,23 +542,25 @@ def test_frozen_models_are_refused(small):
         ({}, lambda p, m, x, y: p(m(x), y=y), "empirical Fisher"),
         ({}, lambda p, m, x, y: p(m(x).softmax(-1)), "probabilities"),
         ({}, lambda p, m, x, y: p(m(x).detach()), "no graph"),
+        ({}, lambda p, m, x, y: p(copy.deepcopy(m)(x)), "do not depend"),
+        ({"mode": "jvp"}, lambda p, m, x, y: p.add_gradient_(lambda: copy.deepcopy(m)(x)), "do not depend"),
         ({}, lambda p, m, x, y: p(m(x) * math.inf), "NaN or infinite"),
         ({}, lambda p, m, x, y: p(m(x)[:, :1]), "one class"),
         ({}, lambda p, m, x, y: p(m(x)[:, 0]), r"shape \(B, C\)"),
         ({}, lambda p, m, x, y: p(m(x)[:0]), "empty"),
-        ({}, lambda p, m, x, y: p([1.0]), "tensor"),
+        ({}, lambda p, m, x, y: p([1.0]), "logits"),
         ({}, lambda p, m, x, y: p(m(x).long()), "floating point"),
-        ({}, lambda p, m, x, y: p.step_grad(lambda: m(x)), "add penalty"),
+        ({}, lambda p, m, x, y: p.add_gradient_(lambda: m(x)), "add penalty"),
         ({"labels": "true"}, lambda p, m, x, y: p(m(x)), "pass them as y"),
         ({"labels": "true"}, lambda p, m, x, y: p(m(x), y=y.float()), "soft and multi-label"),
         ({"labels": "true"}, lambda p, m, x, y: p(m(x), y=F.one_hot(y, 3)), "soft and multi-label"),
         ({"labels": "true"}, lambda p, m, x, y: p(m(x), y=y[:3]), "3 labels for 7"),
         ({"labels": "true"}, lambda p, m, x, y: p(m(x), y=torch.full((7,), -100)), "ignore_index"),
         ({"labels": "true"}, lambda p, m, x, y: p(m(x), y=y + 5), "classes, counted from 0"),
-        ({"grad": "jvp"}, lambda p, m, x, y: p(m(x)), "step_grad"),
-        ({"grad": "jvp"}, lambda p, m, x, y: p.step_grad(m(x)), "lambda"),
-        ({"labels": "true", "target": "input"}, lambda p, m, x, y: p(m(x), y=y), "pass it as x"),
-        ({"labels": "true", "target": "input"}, lambda p, m, x, y: p(m(x), x, y), "requires_grad_"),
+        ({"mode": "jvp"}, lambda p, m, x, y: p(m(x)), "add_gradient_"),
+        ({"mode": "jvp"}, lambda p, m, x, y: p.add_gradient_(m(x)), "lambda"),
+        ({"labels": "true", "wrt": "input"}, lambda p, m, x, y: p(m(x), y=y), "pass it as x"),
+        ({"labels": "true", "wrt": "input"}, lambda p, m, x, y: p(m(x), x, y), "requires_grad_"),
         ({"estimator": "per_example"}, lambda p, m, x, y: p(m(x)), "pass it as x"),
     ],
 )
@@ -587,4 +585,4 @@ def test_finite_differences_in_half_precision_are_refused(small):
             return model(x)
 
     with pytest.raises(InvalidInput, match="rounding noise"):
-        FisherPenalty(model, 0.1, grad="finite_difference", interval=1).step_grad(closure)
+        FisherPenalty(model, 0.1, mode="finite_difference", interval=1).add_gradient_(closure)

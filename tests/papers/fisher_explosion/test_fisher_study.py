@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from mlcollage.papers.fisher_explosion.labels import sample_labels, stream
 from torch import nn
 
 from mlcollage.errors import InvalidInput
@@ -19,7 +20,6 @@ from mlcollage.nn.init import build
 from mlcollage.nn.mlp import MLP
 from mlcollage.papers.fisher_explosion import FisherPenalty, study
 from mlcollage.papers.fisher_explosion.experiments import TUNING_SEED, base_data, problem
-from mlcollage.papers.fisher_explosion.labels import sample_labels, stream
 from mlcollage.papers.fisher_explosion.records import summarize
 from mlcollage.papers.fisher_explosion.training import METHODS, Cells, Stack, train
 from mlcollage.train.mixup import mixup_batch, soft_cross_entropy

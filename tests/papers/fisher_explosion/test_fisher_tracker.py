@@ -120,6 +120,10 @@ def test_an_explosion_sounds_one_alarm_that_names_layers():
     assert alarm.layers.sum() == pytest.approx(1.0)
     assert alarm.layers.index[0] == "2"
     assert "times its first value" in str(alarm)
+    resumed = FisherTraceTracker(data()[0], every=1)
+    resumed.load_state_dict(tracker.state_dict())
+    assert (resumed.alarm.step, resumed.alarm.trace) == (alarm.step, alarm.trace)
+    assert resumed.alarm.step < tracker.history["step"].iloc[-1]
     quiet = FisherTraceTracker(data()[0], every=1, alarm_factor=None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -179,7 +183,7 @@ def test_state_resumes():
         ({"data": [1, 2, 3]}, "tensor of inputs"),
         ({"data": (torch.zeros(3, 2), torch.zeros(2))}, "same length"),
         ({"data": torch.zeros(0, 2)}, "tensor of inputs"),
-        ({"every": 0}, "every=0"),
+        ({"every": 0}, "every must be a whole number of at least 1"),
         ({"smoothing": 1.0}, "smoothing"),
         ({"alarm_factor": 0.5}, "alarm_factor"),
     ],

@@ -15,9 +15,9 @@ from mlcollage.papers.fisher_explosion import FisherPenalty
 CASES = {
     "minibatch": {"labels": "true"},
     "batch": {"labels": "true", "normalize": "batch"},
-    "jvp": {"labels": "true", "grad": "jvp"},
-    "finite_difference": {"labels": "true", "grad": "finite_difference"},
-    "input": {"labels": "true", "target": "input"},
+    "jvp": {"labels": "true", "mode": "jvp"},
+    "finite_difference": {"labels": "true", "mode": "finite_difference"},
+    "input": {"labels": "true", "wrt": "input"},
     "per_example": {"labels": "true", "estimator": "per_example"},
     "drawn": {"labels": "model"},
 }
@@ -31,14 +31,14 @@ def problem():
 
 def gradient(network, model, x, y, settings):
     """Gradient of loss + penalty, and the penalty, as a training loop gets them."""
-    x = x.clone().requires_grad_(settings.get("target") == "input")
+    x = x.clone().requires_grad_(settings.get("wrt") == "input")
     penalty = FisherPenalty(network, 0.5, interval=1, **settings)
     labels = y if settings["labels"] == "true" else None
     model.zero_grad()
     loss = F.cross_entropy(network(x), y)
-    if "grad" in settings:
+    if "mode" in settings:
         loss.backward()
-        value = penalty.step_grad(lambda: network(x), y=labels)
+        value = penalty.add_gradient_(lambda: network(x), y=labels)
     else:
         logits = network(x)
         value = penalty(logits, x, labels)

@@ -1,4 +1,8 @@
-"""Gradients of the squared gradient norm without double backpropagation, and what stands in double backward's way."""
+"""Gradients of the squared norm of a gradient: by double backpropagation, and without it.
+
+Written for one network and for R stacked ones alike. ``lead`` is 0 for tensors of one network and 1 for tensors
+(R, ...) whose first dimension numbers replicas; losses and squared norms then have shape () or (R,).
+"""
 
 from __future__ import annotations
 
@@ -14,100 +18,58 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mlcollage.errors import InvalidInput
+from mlcollage.nn.wrapped import logits_of, unwrap
 
 __all__ = [
     "Closure",
-    "batch_coupled",
-    "check_double_backward",
+    "Gradient",
+    "dot",
     "frozen_noise_and_statistics",
     "gradient_at",
     "gradient_change",
+    "gradient_of",
     "gradient_tangent",
     "mean_over_ranks",
     "nll",
     "rank",
-    "trainable",
-    "unwrap",
     "world_size",
 ]
 
 Closure = Callable[[], Any]
-
-# Backward passes that have no derivative of their own; what the graph calls them, and what a user may do.
-_NO_DOUBLE_BACKWARD: Mapping[str, str] = {
-    "CompiledFunction": "a part of the network that torch.compile compiled",
-    "ScaledDotProductFlash": "flash attention",
-    "ScaledDotProductEfficient": "memory-efficient attention",
-    "ScaledDotProductCudnn": "cuDNN's fused attention",
-    "ScaledDotProductFused": "fused attention",
-    "CudnnRnn": "a cuDNN recurrent layer",
-}
+Gradient = Callable[[Mapping[str, Tensor], bool], list[Tensor]]
 
 
 def nll(logits: Tensor, y: Tensor) -> Tensor:
-    """Mean negative log-likelihood in at least single precision, shape ()."""
-    return F.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), y)
+    """Mean negative log-likelihood in at least single precision: () of (B, C), or (R,) of (R, B, C)."""
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    each = F.cross_entropy(wide.flatten(0, -2), y.flatten(), reduction="none")  # (B,) or (R * B,)
+    return each.view(y.shape).mean(-1)
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The network inside DistributedDataParallel, DataParallel and torch.compile."""
-    while True:
-        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        else:
-            return model
+def dot(a: Sequence[Tensor], b: Sequence[Tensor], lead: int = 0) -> Tensor:
+    """Inner product of two lists of tensors, in at least single precision: (), or (R,)."""
+    parts = []
+    for left, right in zip(a, b, strict=True):
+        product = left * right if left.dtype == torch.float64 else left.float() * right.float()
+        parts.append(product.reshape(*product.shape[:lead], -1).sum(-1))
+    return torch.stack(parts).sum(0)
 
 
-def trainable(model: nn.Module, chosen: Sequence[nn.Parameter] | None) -> dict[str, nn.Parameter]:
-    """Parameters that require gradients now, by name, among the chosen ones (None: all)."""
-    keep = None if chosen is None else {id(p) for p in chosen}
-    found = {n: p for n, p in unwrap(model).named_parameters() if p.requires_grad and (keep is None or id(p) in keep)}
-    if not found:
-        raise InvalidInput(
-            "none of the penalized parameters requires a gradient; unfreeze some, or choose others with params."
-        )
-    return found
+def gradient_at(loss: Tensor, parameters: Sequence[Tensor], *, create_graph: bool, scale: float = 1.0) -> list[Tensor]:
+    """Gradient of the loss with respect to the parameters, zeros where it does not depend on one.
 
-
-def batch_coupled(model: nn.Module) -> list[str]:
-    """Names of layers whose output for one sample now depends on the others: batch norm in training mode."""
-    kinds = nn.modules.batchnorm._BatchNorm
-    return [
-        name or type(m).__name__
-        for name, m in unwrap(model).named_modules()
-        if isinstance(m, kinds) and (m.training or not m.track_running_stats)
-    ]
-
-
-def check_double_backward(logits: Tensor) -> None:
-    """Walk the graph of the logits; refuse if one of its backward passes cannot be differentiated.
-
-    Without this the error would come out of the user's ``loss.backward()``, far from its cause.
+    Of losses (R,) of stacked networks the sum is differentiated, which gives each network its own gradient. It is taken
+    of ``scale`` times the loss and divided by ``scale``, so that half-precision activations do not underflow on the
+    way.
     """
-    todo, seen = [logits.grad_fn], set()
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        name = type(node).__name__
-        for start, what in _NO_DOUBLE_BACKWARD.items():
-            if name.startswith(start):
-                raise InvalidInput(
-                    f"the logits come out of {what} ({name}), whose backward pass cannot be differentiated again; use "
-                    "grad='finite_difference' or 'jvp' with step_grad"
-                    + (
-                        ", or run the network under torch.nn.attention.sdpa_kernel(SDPBackend.MATH)."
-                        if name.startswith("Scaled")
-                        else ", or torch.compile(model, backend='eager')."
-                        if name.startswith("Compiled")
-                        else ", or torch.backends.cudnn.flags(enabled=False)."
-                    )
-                )
-        todo += [n for n, _ in node.next_functions]
+    total = loss.sum() if scale == 1.0 else loss.sum() * scale
+    found = torch.autograd.grad(
+        total, list(parameters), create_graph=create_graph, allow_unused=True, materialize_grads=True
+    )
+    return list(found) if scale == 1.0 else [g / scale for g in found]
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
 
 
 def world_size() -> int:
@@ -129,6 +91,9 @@ def mean_over_ranks(tensors: Sequence[Tensor]) -> list[Tensor]:
     dist.all_reduce(flat)
     flat /= world_size()
     return [part.view_as(t) for part, t in zip(flat.split([t.numel() for t in tensors]), tensors, strict=True)]
+
+
+# --- without double backpropagation -----------------------------------------------------------------------------------
 
 
 class _Calling(nn.Module):
@@ -163,42 +128,29 @@ def frozen_noise_and_statistics(model: nn.Module) -> Iterator[Callable[[], Any]]
                         buffer.copy_(before)
 
 
-def gradient_at(loss: Tensor, parameters: Sequence[Tensor], *, create_graph: bool, scale: float = 1.0) -> list[Tensor]:
-    """Gradient of the loss with respect to the parameters, zeros where it does not depend on one.
+def gradient_of(
+    model: nn.Module, closure: Closure, y: Tensor, replay: Callable[[], Any], scale: float = 1.0
+) -> Gradient:
+    """The gradient of a batch's loss at labels y as a function of the parameters, with the noise of ``replay``."""
+    calling = _Calling(unwrap(model), closure)
 
-    It is taken of ``scale`` times the loss and divided by ``scale``, so that half-precision activations do not
-    underflow on the way.
-    """
-    scaled = loss if scale == 1.0 else loss * scale
-    found = torch.autograd.grad(
-        scaled, list(parameters), create_graph=create_graph, allow_unused=True, materialize_grads=True
-    )
-    return list(found) if scale == 1.0 else [g / scale for g in found]
+    def gradient(parameters: Mapping[str, Tensor], create_graph: bool) -> list[Tensor]:
+        swapped = {f"model.{name}": p for name, p in parameters.items()}
+        with replay(), torch.enable_grad():
+            logits = logits_of(functional_call(calling, swapped, ()))
+            return gradient_at(nll(logits, y), list(parameters.values()), create_graph=create_graph, scale=scale)
 
-
-def _logits_with(model: nn.Module, closure: Closure, parameters: Mapping[str, Tensor]) -> Tensor:
-    swapped = {f"model.{name}": p for name, p in parameters.items()}
-    with torch.enable_grad():
-        return logits_of(functional_call(_Calling(unwrap(model), closure), swapped, ()))
-
-
-def logits_of(out: Any) -> Tensor:
-    """The logits of what a model returned."""
-    return getattr(out, "logits", out)
+    return gradient
 
 
 def gradient_change(
-    model: nn.Module,
-    closure: Closure,
-    y: Tensor,
-    parameters: Mapping[str, nn.Parameter],
-    gradient: Sequence[Tensor],
+    gradient: Gradient,
+    parameters: Mapping[str, Tensor],
+    here: Sequence[Tensor],
     direction: Sequence[Tensor],
     step: float | None,
-    replay: Callable[[], Any],
-    scale: float,
 ) -> list[Tensor]:
-    r"""Hessian times direction by a forward difference.
+    r"""Hessian times direction by a forward difference from the gradient ``here``.
 
     :math:`H v \approx [g(\theta + h\, v / \|v\|) - g(\theta)]\, \|v\| / h`, with
     :math:`h = \sqrt{\epsilon}\,(1 + \|\theta\|)` unless given.
@@ -213,20 +165,11 @@ def gradient_change(
         name: (p.detach() + v * (h / length)).requires_grad_()
         for (name, p), v in zip(parameters.items(), direction, strict=True)
     }
-    with replay():
-        logits = _logits_with(model, closure, moved)
-    there = gradient_at(nll(logits, y), list(moved.values()), create_graph=False, scale=scale)
-    return [(a - b) * (length / h) for a, b in zip(there, gradient, strict=True)]
+    return [(a - b) * (length / h) for a, b in zip(gradient(moved, False), here, strict=True)]
 
 
 def gradient_tangent(
-    model: nn.Module,
-    closure: Closure,
-    y: Tensor,
-    parameters: Mapping[str, nn.Parameter],
-    direction: Sequence[Tensor],
-    replay: Callable[[], Any],
-    scale: float,
+    model: nn.Module, gradient: Gradient, parameters: Mapping[str, Tensor], direction: Sequence[Tensor]
 ) -> list[Tensor]:
     """Hessian times direction, exactly: forward-mode differentiation of the backward pass.
 
@@ -240,20 +183,14 @@ def gradient_tangent(
             stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}
-
-        def gradient(values: Mapping[str, Tensor], create_graph: bool) -> list[Tensor]:
-            with replay():
-                logits = _logits_with(model, closure, values)
-                return gradient_at(nll(logits, y), list(values.values()), create_graph=create_graph, scale=scale)
-
         try:
             with forward_ad.dual_level():
                 duals = {
                     name: forward_ad.make_dual(p, v) for (name, p), v in zip(leaves.items(), direction, strict=True)
                 }
-                tangents = [forward_ad.unpack_dual(g).tangent for g in gradient(duals, create_graph=False)]
+                tangents = [forward_ad.unpack_dual(g).tangent for g in gradient(duals, False)]
         except NotImplementedError:
-            found = gradient(leaves, create_graph=True)
-            along = torch.stack([(g * v).sum() for g, v in zip(found, direction, strict=True)]).sum()
+            # <g, v> with its graph: its gradient is H v.
+            along = dot(gradient(leaves, True), direction)
             tangents = gradient_at(along, list(leaves.values()), create_graph=False)
     return [torch.zeros_like(v) if t is None else t.detach() for t, v in zip(tangents, direction, strict=True)]

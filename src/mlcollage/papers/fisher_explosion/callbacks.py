@@ -8,77 +8,81 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlcollage.errors import InvalidInput, MissingDependency
+from mlcollage.errors import InvalidInput
+from mlcollage.nn.wrapped import logits_of
+from mlcollage.train.callbacks import HuggingFaceCallback, HuggingFaceTrainer, LightningCallback
 
-from ._gradients import logits_of
 from .penalty import FisherPenalty
 from .tracker import FisherTraceTracker
 
-__all__ = ["lightning_penalty", "lightning_tracker", "transformers_tracker", "transformers_trainer"]
-
-Batch = Callable[[Any], tuple[Any, Any]]
-Select = Callable[[Any, dict[str, Any]], tuple[Tensor, Any]]
+__all__ = ["HuggingFaceFisherTrace", "HuggingFaceFisherTrainer", "LightningFisherPenalty", "LightningFisherTrace"]
 
 
-def _lightning(name: str) -> Any:
-    try:
-        from lightning.pytorch import Callback
-    except ImportError:
-        raise MissingDependency(
-            f"{name} needs Lightning; install it with: pip install 'mlcollage[lightning]'."
-        ) from None
-    return Callback
+class LightningFisherTrace(LightningCallback, FisherTraceTracker):
+    """A :class:`FisherTraceTracker` that is a Lightning ``Callback``.
 
+    ::
 
-def _transformers(name: str) -> Any:
-    try:
-        import transformers
-    except ImportError:
-        raise MissingDependency(
-            f"{name} needs Transformers; install it with: pip install 'mlcollage[transformers]'."
-        ) from None
-    return transformers
-
-
-def lightning_tracker(tracker: FisherTraceTracker) -> Any:
-    """The tracker as a Lightning ``Callback``: ``Trainer(callbacks=[lightning_tracker(tracker)])``.
+        trace = LightningFisherTrace((x, y), every=50)
+        Trainer(callbacks=[trace]).fit(module, loader)
+        trace.history
 
     The module's ``forward`` must give logits. Measurements are logged as ``fisher_trace`` and are part of Lightning's
     checkpoints.
+
+    Parameters
+    ----------
+    data, every, ...
+        As for :class:`FisherTraceTracker`.
 
     Raises
     ------
     MissingDependency
         If ``lightning`` is not installed.
     """
-    base: Any = _lightning("lightning_tracker")
 
-    class LightningFisherTrace(base):
-        """Tr(F) of a Lightning module along its training."""
+    _last_step = -1
 
-        _last = -1
-
-        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-            if trainer.global_step == self._last:
-                return  # gradients are accumulated
-            self._last = trainer.global_step
-            loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-            with torch.inference_mode(False), torch.enable_grad():
-                result = tracker.update(pl_module, trainer.global_step, loss=loss)
-            if result is not None:
-                pl_module.log("fisher_trace", result.value)
-
-        def state_dict(self) -> dict[str, Any]:
-            return tracker.state_dict()
-
-        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-            tracker.load_state_dict(state_dict)
-
-    return LightningFisherTrace()
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Measure if it is time."""
+        if trainer.global_step == self._last_step:
+            return  # gradients are accumulated
+        self._last_step = trainer.global_step
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        with torch.inference_mode(False), torch.enable_grad():
+            result = self.update(pl_module, trainer.global_step, loss=loss)
+        if result is not None:
+            pl_module.log("fisher_trace", result.value)
 
 
-def lightning_penalty(penalty: FisherPenalty, *, batch: Batch = lambda batch: (batch[0], batch[1])) -> Any:
-    """A penalty without double backward as a Lightning ``Callback``; no line of the module changes.
+class HuggingFaceFisherTrace(HuggingFaceCallback, FisherTraceTracker):
+    """A :class:`FisherTraceTracker` that is a Hugging Face ``TrainerCallback``: ``Trainer(callbacks=[trace])``.
+
+    The trainer tells callbacks no loss: give it data with labels, a dict with ``labels`` among its named tensors, if it
+    is to find the threshold. Fused attention is run in its plain form meanwhile.
+
+    Parameters
+    ----------
+    data, every, ...
+        As for :class:`FisherTraceTracker`.
+
+    Raises
+    ------
+    MissingDependency
+        If ``transformers`` is not installed.
+    """
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Measure if it is time."""
+        self.update(kwargs["model"], state.global_step)
+
+
+def _first_two(batch: Any) -> tuple[Any, Any]:
+    return batch[0], batch[1]
+
+
+class LightningFisherPenalty(LightningCallback):
+    """A penalty without double backward in a Lightning ``Trainer``; no line of the module changes.
 
     Its gradient is added after Lightning has accumulated and unscaled the gradients and before it clips them, once for
     each update; of accumulated batches it is taken on the last. Steps counted are part of Lightning's checkpoints.
@@ -86,7 +90,7 @@ def lightning_penalty(penalty: FisherPenalty, *, batch: Batch = lambda batch: (b
     Parameters
     ----------
     penalty
-        With ``grad="jvp"`` or ``"finite_difference"``, made for the Lightning module or a network in it. For
+        With ``mode="jvp"`` or ``"finite_difference"``, made for the Lightning module or a network in it. For
         ``"double_backprop"`` add it to the loss instead: ``self.penalty = FisherPenalty(self.net, ...)`` in
         ``__init__`` and ``loss + self.penalty(logits)`` in ``training_step``.
     batch
@@ -99,81 +103,62 @@ def lightning_penalty(penalty: FisherPenalty, *, batch: Batch = lambda batch: (b
     MissingDependency
         If ``lightning`` is not installed.
     """
-    base: Any = _lightning("lightning_penalty")
-    if penalty.grad == "double_backprop":
-        raise InvalidInput(
-            "a callback cannot change the loss that Lightning differentiates: use grad='jvp' or 'finite_difference', "
-            "or add self.penalty(logits) to the loss in training_step."
-        )
 
-    class LightningFisherPenalty(base):
-        """Adds the penalty's gradient before each update."""
+    _current: Any = None
 
-        _batch: Any = None
+    def __init__(self, penalty: FisherPenalty, *, batch: Callable[[Any], tuple[Any, Any]] = _first_two) -> None:
+        if penalty.mode == "double_backprop":
+            raise InvalidInput(
+                "a callback cannot change the loss that Lightning differentiates: use mode='jvp' or "
+                "'finite_difference', or add self.penalty(logits) to the loss in training_step."
+            )
+        self.penalty, self.batch = penalty, batch
 
-        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-            self._batch = batch
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Keep the batch for the update."""
+        self._current = batch
 
-        def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-            x, y = batch(self._batch)
-            penalty.step_grad(lambda: pl_module(x), y=y if penalty.labels == "true" else None)
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Add the penalty's gradient."""
+        x, y = self.batch(self._current)
+        self.penalty.add_gradient_(lambda: pl_module(x), y=y if self.penalty.labels == "true" else None)
 
-        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-            self._batch = None
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Let the last batch go."""
+        self._current = None
 
-        def state_dict(self) -> dict[str, Any]:
-            return dict(penalty.get_extra_state())
+    def state_dict(self) -> dict[str, Any]:
+        """Steps counted."""
+        return dict(self.penalty.get_extra_state())
 
-        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-            penalty.set_extra_state(state_dict)
-
-    return LightningFisherPenalty()
-
-
-def transformers_tracker(tracker: FisherTraceTracker) -> Any:
-    """The tracker as a Hugging Face ``TrainerCallback``: ``Trainer(callbacks=[transformers_tracker(tracker)])``.
-
-    The trainer tells callbacks no loss: give the tracker data with labels, a dict with ``labels`` among its named
-    tensors, if it is to find the threshold. Loops over fused attention are run in their plain form meanwhile.
-
-    Raises
-    ------
-    MissingDependency
-        If ``transformers`` is not installed.
-    """
-    base: Any = _transformers("transformers_tracker").TrainerCallback
-
-    class TransformersFisherTrace(base):
-        """Tr(F) of the model of a Hugging Face ``Trainer``."""
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            tracker.update(kwargs["model"], state.global_step)
-
-    return TransformersFisherTrace()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`."""
+        self.penalty.set_extra_state(state_dict)
 
 
 def _first_logits(outputs: Any, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
     return logits_of(outputs), inputs.get("labels")
 
 
-def transformers_trainer(penalty: FisherPenalty, *, base: Any = None, select: Select = _first_logits) -> Any:
-    """A Hugging Face ``Trainer`` class whose loss has the penalty in it.
+class HuggingFaceFisherTrainer(HuggingFaceTrainer):
+    """A Hugging Face ``Trainer`` whose loss has the penalty in it.
 
     ::
 
-        Trainer = transformers_trainer(FisherPenalty(model, 0.1))
-        Trainer(model=model, args=arguments, train_dataset=data).train()
+        penalty = FisherPenalty(model, 0.1)
+        HuggingFaceFisherTrainer(model=model, args=arguments, train_dataset=data, penalty=penalty).train()
 
     Gradient accumulation, mixed precision and resuming follow the trainer: the penalty's step is its ``global_step``.
     A penalty by double backpropagation needs attention in its plain form
-    (``attn_implementation="eager"``); ``grad="jvp"`` works with any.
+    (``attn_implementation="eager"``); ``mode="jvp"`` works with any. To extend a trainer of your own, derive from both:
+    ``class Mine(HuggingFaceFisherTrainer, MyTrainer)``.
 
     Parameters
     ----------
+    *args, **kwargs
+        As for ``transformers.Trainer``.
     penalty
         Made for the model that will be trained, with an int as ``generator``.
-    base
-        Class to extend; default ``transformers.Trainer``.
     select
         From the model's outputs and inputs to logits (B, C) and class numbers (B,). Default: ``outputs.logits`` and
         ``inputs["labels"]``. For tokens, flatten them and leave out what is masked.
@@ -183,56 +168,62 @@ def transformers_trainer(penalty: FisherPenalty, *, base: Any = None, select: Se
     MissingDependency
         If ``transformers`` is not installed.
     """
-    parent: Any = base or _transformers("transformers_trainer").Trainer
 
-    class FisherTrainer(parent):
-        """Trainer whose loss has a Fisher penalty."""
+    _seen_step = -1
 
-        _seen_step = -1
+    def __init__(
+        self,
+        *args: Any,
+        penalty: FisherPenalty,
+        select: Callable[[Any, dict[str, Any]], tuple[Tensor, Any]] = _first_logits,
+        **kwargs: Any,
+    ) -> None:
+        self.penalty, self.select = penalty, select
+        super().__init__(*args, **kwargs)
 
-        def _micro_batches(self) -> int:
-            given = getattr(self, "current_gradient_accumulation_steps", None)
-            return int(given or self.args.gradient_accumulation_steps)
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None, **kwargs: Any
+    ) -> Any:
+        """The trainer's loss, and in training the penalty."""
+        given = dict(inputs)  # the trainer may take labels out of it
+        loss, outputs = super().compute_loss(
+            model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch, **kwargs
+        )
+        if model.training and self.penalty.mode == "double_backprop":
+            self._follow_the_step()
+            logits, y = self.select(outputs, given)
+            value = self.penalty(logits, y=y if self.penalty.labels == "true" else None)
+            loss = loss + (value if self._loss_is_divided(num_items_in_batch) else value / self._micro_batches())
+        return (loss, outputs) if return_outputs else loss
 
-        def _follow_the_step(self) -> None:
-            penalty.accumulation_steps = int(self.args.gradient_accumulation_steps)
-            if self.state.global_step != self._seen_step:
-                penalty.steps = self._seen_step = int(self.state.global_step)
-
-        def _loss_is_divided(self, num_items_in_batch: Any) -> bool:
-            """Whether the trainer itself will divide the loss by the number of micro-batches."""
-            given = getattr(self, "loss_is_scaled_for_ga", None)
-            if given is None:
-                by_model = self.model_accepts_loss_kwargs and num_items_in_batch is not None
-                given = by_model or self.compute_loss_func is not None
-            return not given
-
-        def compute_loss(
-            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None, **kwargs: Any
-        ) -> Any:
-            given = dict(inputs)  # the trainer may take labels out of it
-            loss, outputs = super().compute_loss(
-                model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch, **kwargs
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """The trainer's step, and the gradient of a penalty without double backpropagation."""
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        if self.penalty.mode != "double_backprop":
+            self._follow_the_step()
+            given = self._prepare_inputs(inputs)
+            y = self.select(model(**given), given)[1] if self.penalty.labels == "true" else None
+            self.penalty.add_gradient_(
+                lambda: self.select(model(**given), given)[0],
+                y=y,
+                scaler=self.accelerator.scaler,
+                scale=1 / self._micro_batches(),
             )
-            if model.training and penalty.grad == "double_backprop":
-                self._follow_the_step()
-                logits, y = select(outputs, given)
-                value = penalty(logits, y=y if penalty.labels == "true" else None)
-                loss = loss + (value if self._loss_is_divided(num_items_in_batch) else value / self._micro_batches())
-            return (loss, outputs) if return_outputs else loss
+        return loss
 
-        def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            loss = super().training_step(model, inputs, *args, **kwargs)
-            if penalty.grad != "double_backprop":
-                self._follow_the_step()
-                given = self._prepare_inputs(inputs)
-                y = select(model(**given), given)[1] if penalty.labels == "true" else None
-                penalty.step_grad(
-                    lambda: select(model(**given), given)[0],
-                    y=y,
-                    scaler=self.accelerator.scaler,
-                    scale=1 / self._micro_batches(),
-                )
-            return loss
+    def _micro_batches(self) -> int:
+        given = getattr(self, "current_gradient_accumulation_steps", None)
+        return int(given or self.args.gradient_accumulation_steps)
 
-    return FisherTrainer
+    def _follow_the_step(self) -> None:
+        self.penalty.accumulation_steps = int(self.args.gradient_accumulation_steps)
+        if self.state.global_step != self._seen_step:
+            self.penalty.steps = self._seen_step = int(self.state.global_step)
+
+    def _loss_is_divided(self, num_items_in_batch: Any) -> bool:
+        """Whether the trainer itself will divide the loss by the number of micro-batches."""
+        given = getattr(self, "loss_is_scaled_for_ga", None)
+        if given is None:
+            by_model = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+            given = by_model or self.compute_loss_func is not None
+        return not given

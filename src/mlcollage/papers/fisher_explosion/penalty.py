@@ -5,39 +5,44 @@ Jastrzębski et al., "Catastrophic Fisher Explosion", ICML 2021, section 2 and t
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from mlcollage import _checks as checks
+from mlcollage import _random
 from mlcollage.errors import InvalidInput
+from mlcollage.measure.fisher import fisher_sqnorm, sample_labels
+from mlcollage.nn.wrapped import logits_of, unwrap
+from mlcollage.train.replicas import Replicas
 
+from ._arguments import (
+    check_call,
+    check_graph,
+    check_logits,
+    check_precision,
+    check_settings,
+    choose,
+    trainable,
+    true_labels,
+)
 from ._gradients import (
     Closure,
-    batch_coupled,
-    check_double_backward,
+    dot,
     frozen_noise_and_statistics,
     gradient_at,
     gradient_change,
+    gradient_of,
     gradient_tangent,
-    logits_of,
     mean_over_ranks,
     nll,
     rank,
-    trainable,
-    unwrap,
     world_size,
 )
-from .labels import SOURCES, check_alike, check_logits, check_true_labels, sample_labels, stream
 
 __all__ = ["FisherPenalty"]
-
-_TARGETS = ("params", "input")
-_ESTIMATORS = ("minibatch", "per_example", "exact")
-_GRADS = ("double_backprop", "finite_difference", "jvp")
-_NORMALIZE = ("none", "batch")
 
 
 class FisherPenalty(nn.Module):
@@ -68,31 +73,33 @@ class FisherPenalty(nn.Module):
     GP        ``labels="true"``          of the data set (the *empirical* Fisher)
     GPr       ``labels="uniform"``       drawn uniformly
     GPx       ``labels="true",``         of the data set; the gradient is that of
-              ``target="input"``         the loss with respect to the input
+              ``wrt="input"``            the loss with respect to the input
     ========  =========================  ==========================================
 
     Parameters
     ----------
     model
         The network whose parameters are penalized; also wrapped in DistributedDataParallel or compiled. It is not
-        registered as a submodule.
+        registered as a submodule. Or :class:`~mlcollage.train.replicas.Replicas`: each replica then has the penalty
+        that it would have alone, and penalties have shape (R,).
     alpha
         Coefficient, at least 0; may be changed between steps (``penalty.alpha = ...``). About 0.01 to 1 at B = 100
-        for small networks; too large a value stops learning. Tune it on a validation set.
+        for small networks; too large a value stops learning. Tune it on a validation set. For replicas one for all,
+        or one for each.
     labels
         ``"model"`` (default), ``"true"`` or ``"uniform"``.
-    target
-        ``"params"`` (default) or ``"input"``.
+    wrt
+        With respect to what the gradient is taken: ``"params"`` (default) or ``"input"``.
     estimator
         ``"minibatch"`` (default): the squared norm of the mean gradient, as in the paper. ``"per_example"``: the mean
         of the squared norms of the samples' gradients, an estimate of Tr(F) with far less noise at the cost of one more
         forward pass; needs ``x`` and no batch norm in training mode. ``"exact"``: the expectation over all labels
         instead of drawn ones; about C times the cost. With the last two, ``alpha`` weighs Tr(F) itself: use
         :math:`\alpha / B` where the mini-batch form has :math:`\alpha`.
-    grad
+    mode
         ``"double_backprop"`` (default): :meth:`forward` returns a term to add to the loss. ``"finite_difference"`` and
-        ``"jvp"`` need no double backward: call :meth:`step_grad` after ``loss.backward()``. They are for
-        ``estimator="minibatch"`` and ``target="params"``.
+        ``"jvp"`` need no double backward: call :meth:`add_gradient_` after ``loss.backward()``. They are for single
+        networks with ``estimator="minibatch"`` and ``wrt="params"``.
     interval
         Penalize every so many optimization steps (default 10, as in the paper).
     start, stop
@@ -112,24 +119,27 @@ class FisherPenalty(nn.Module):
         Length h of the finite difference in parameter space; None (default) for
         :math:`\sqrt{\epsilon}\,(1 + \|\theta\|)`.
     accumulation_steps
-        Calls for each optimization step (micro-batches). Default 1.
+        Calls per optimization step (micro-batches). Default 1.
     generator
         Where labels are drawn from. An int (default 0) seeds each step's own stream, together with the process's rank:
         a resumed training then draws what an unbroken one would. A ``torch.Generator`` is used as it comes, and its
-        state is part of ``state_dict()``. The global generators are never used.
+        state is part of ``state_dict()``. For replicas also a sequence of ints, one for each; with one int all of them
+        draw from equal streams, as networks trained alone would. The global generators are never used.
 
     Attributes
     ----------
     steps : int
         Optimization steps seen so far.
     last : Tensor or None
-        Squared norm (or trace) at the last penalized step, before any coefficient; detached, shape ().
+        Squared norm (or trace) at the last penalized step, before any coefficient; detached, shape () or (R,).
 
     Raises
     ------
     InvalidInput
-        For settings that do not exist or do not go together, and, on the first penalized step, for logits that are
+        For settings that do not go together, and, on the first penalized step, for logits that are
         probabilities, targets that are not class numbers, and networks whose backward pass cannot be differentiated.
+    UnknownName
+        For settings that do not exist.
 
     Notes
     -----
@@ -148,6 +158,11 @@ class FisherPenalty(nn.Module):
     *Clipping* after ``backward()`` clips the sum of both gradients. *Batch norm in training mode* is differentiated
     through its batch statistics; the identity with Tr(F)/B then does not hold. *Losses with* ``reduction="sum"`` are B
     times as large as what the penalty was written for: multiply ``alpha`` by B.
+
+    *Replicas.* ``replicas.update(lambda: losses(logits := replicas(x, in_dim=0), y) + penalty(logits))`` trains each
+    replica as a network with a penalty of its own. ``x`` has shape (R, B, ...) where it is needed. The estimators of
+    single samples go through the replicas one after the other, in evaluation mode: batch norm at its running
+    statistics, no dropout.
 
     Examples
     --------
@@ -169,59 +184,69 @@ class FisherPenalty(nn.Module):
 
     def __init__(
         self,
-        model: nn.Module,
-        alpha: float,
+        model: nn.Module | Replicas,
+        alpha: float | Sequence[float],
         *,
         labels: Literal["model", "true", "uniform"] = "model",
-        target: Literal["params", "input"] = "params",
+        wrt: Literal["params", "input"] = "params",
         estimator: Literal["minibatch", "per_example", "exact"] = "minibatch",
-        grad: Literal["double_backprop", "finite_difference", "jvp"] = "double_backprop",
+        mode: Literal["double_backprop", "finite_difference", "jvp"] = "double_backprop",
         interval: int = 10,
         start: int = 0,
         stop: int | None = None,
         rescale_by_interval: bool = False,
         normalize: Literal["none", "batch"] = "none",
-        params: Iterable[nn.Parameter] | Iterable[str] | None = None,
+        params: Iterable[Tensor] | Iterable[str] | None = None,
         score_term: bool = False,
         fd_step: float | None = None,
         accumulation_steps: int = 1,
-        generator: torch.Generator | int | None = 0,
+        generator: torch.Generator | int | Sequence[int] | None = 0,
     ) -> None:
         super().__init__()
-        if not isinstance(model, nn.Module):
-            raise InvalidInput(f"model must be a torch.nn.Module, not {type(model).__name__}.")
+        check_settings(
+            model,
+            labels=labels,
+            wrt=wrt,
+            estimator=estimator,
+            mode=mode,
+            normalize=normalize,
+            score_term=score_term,
+        )
         self._model = [model]  # in a list, so that it does not become a submodule
+        self._replicas = model.size if isinstance(model, Replicas) else None
+        self._lead = 0 if self._replicas is None else 1  # dimensions in front of a network's own
         self.alpha = alpha
-        self.labels = check_alike("labels", labels, SOURCES)
-        self.target = check_alike("target", target, _TARGETS)
-        self.estimator = check_alike("estimator", estimator, _ESTIMATORS)
-        self.grad = check_alike("grad", grad, _GRADS)
-        self.normalize = check_alike("normalize", normalize, _NORMALIZE)
-        self.interval = _whole("interval", interval, 1)
-        self.start = _whole("start", start, 0)
-        self.stop = None if stop is None else _whole("stop", stop, self.start + 1)
-        self.accumulation_steps = _whole("accumulation_steps", accumulation_steps, 1)
-        self.rescale_by_interval, self.score_term, self.fd_step = bool(rescale_by_interval), bool(score_term), fd_step
-        self._check_combination()
-        self._chosen = _choose(model, params)
-        self._seed = generator if isinstance(generator, int) else 0
+        self.labels, self.wrt, self.estimator, self.mode, self.normalize = labels, wrt, estimator, mode, normalize
+        self.interval = checks.integer("interval", interval, least=1)
+        self.start = checks.integer("start", start, least=0)
+        self.stop = None if stop is None else checks.integer("stop", stop, least=self.start + 1)
+        self.accumulation_steps = checks.integer("accumulation_steps", accumulation_steps, least=1)
+        self.rescale_by_interval, self.score_term = bool(rescale_by_interval), bool(score_term)
+        self.fd_step = None if fd_step is None else checks.positive("fd_step", fd_step)
+        self._chosen = choose(model, params)
         self._generator = generator if isinstance(generator, torch.Generator) else None
-        if generator is not None and not isinstance(generator, int | torch.Generator):
-            raise InvalidInput(f"generator must be an int or a torch.Generator, not {type(generator).__name__}.")
+        seeds = 0 if generator is None or self._generator is not None else generator
+        self._seeds = [checks.integer("generator", seed) for seed in self._for_each("generator", seeds)]
         self._calls = 0
         self._checked = False
         self.last: Tensor | None = None
 
+    def _for_each(self, name: str, given: Any) -> list[Any]:
+        """One value for each replica, or one for the network."""
+        values = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+        size = self._replicas or 1
+        if len(values) not in (1, size):
+            raise InvalidInput(f"{name} holds {len(values)} values for {size} networks; give one, or one for each.")
+        return values * size if len(values) == 1 else values
+
     @property
-    def alpha(self) -> float:
-        """Coefficient of the penalty."""
-        return self._alpha
+    def alpha(self) -> float | tuple[float, ...]:
+        """Coefficient of the penalty; for replicas one for all, or one for each."""
+        return self._alpha[0] if len(set(self._alpha)) == 1 else self._alpha
 
     @alpha.setter
-    def alpha(self, value: float) -> None:
-        if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-            raise InvalidInput(f"alpha={value!r} must be a finite number of at least 0.")
-        self._alpha = float(value)
+    def alpha(self, value: float | Sequence[float]) -> None:
+        self._alpha = tuple(checks.real("alpha", v, least=0) for v in self._for_each("alpha", value))
 
     @property
     def steps(self) -> int:
@@ -230,20 +255,20 @@ class FisherPenalty(nn.Module):
 
     @steps.setter
     def steps(self, value: int) -> None:
-        self._calls = _whole("steps", value, 0) * self.accumulation_steps
+        self._calls = checks.integer("steps", value, least=0) * self.accumulation_steps
 
     @property
     def active(self) -> bool:
         """Whether the next call is penalized."""
         t = self.steps
         due = t >= self.start and (self.stop is None or t < self.stop) and (t - self.start) % self.interval == 0
-        return due and self.training and self.alpha > 0
+        return due and self.training and max(self._alpha) > 0
 
     def extra_repr(self) -> str:
         """What print shows."""
         return (
-            f"alpha={self.alpha:g}, labels={self.labels!r}, target={self.target!r}, estimator={self.estimator!r}, "
-            f"grad={self.grad!r}, interval={self.interval}"
+            f"alpha={self.alpha}, labels={self.labels!r}, wrt={self.wrt!r}, estimator={self.estimator!r}, "
+            f"mode={self.mode!r}, interval={self.interval}"
         )
 
     def forward(self, logits: Any, x: Any = None, y: Tensor | None = None, *, scaler: Any = None) -> Tensor:
@@ -252,39 +277,39 @@ class FisherPenalty(nn.Module):
         Parameters
         ----------
         logits
-            The model's output for the batch, (B, C), with its graph.
+            The model's output for the batch, (B, C) or of replicas (R, B, C), with its graph.
         x
-            The model's input; needed for ``target="input"`` (with ``x.requires_grad_()`` before the forward pass) and
+            The model's input; needed for ``wrt="input"`` (with ``x.requires_grad_()`` before the forward pass) and
             for the estimators ``"per_example"`` and ``"exact"``, where it may be a tuple or dict of arguments.
         y
-            Class numbers (B,); needed for ``labels="true"``, refused otherwise.
+            Class numbers (B,) or (R, B); needed for ``labels="true"``, refused otherwise.
         scaler
             The loop's ``GradScaler``, if there is one. The returned penalty is not scaled.
 
         Returns
         -------
         Tensor
-            Shape (), float32 (float64 for float64 logits). Zero, without a graph, on steps that are not penalized, and
-            in evaluation mode, where steps are not counted.
+            Shape () or (R,), float32 (float64 for float64 logits). Zero, without a graph, on steps that are not
+            penalized, and in evaluation mode, where steps are not counted.
         """
-        if self.grad != "double_backprop":
+        if self.mode != "double_backprop":
             raise InvalidInput(
-                f"grad={self.grad!r} gives no term for the loss; call step_grad(closure) after loss.backward()."
+                f"mode={self.mode!r} gives no term for the loss; call add_gradient_(closure) after loss.backward()."
             )
         logits = logits_of(logits)
         if not self.active:
             self._calls += int(self.training)
-            kind = torch.float64 if getattr(logits, "dtype", None) == torch.float64 else torch.float32
-            return torch.zeros((), dtype=kind, device=getattr(logits, "device", None))
-        check_logits(logits, first=not self._checked)
-        self._check_call(logits, x, y)
-        scale = 1.0 if scaler is None else float(scaler.get_scale())
-        value = self._value(logits, x, y, scale)
+            kind = torch.float64 if logits.dtype == torch.float64 else torch.float32
+            return torch.zeros(logits.shape[: self._lead], dtype=kind, device=logits.device)
+        self._check(logits, x, y)
+        value = self._value(logits, x, y, 1.0 if scaler is None else float(scaler.get_scale()))
         self._calls += 1
         self.last = value.detach()
-        return self._weight() * value
+        return self._weight(value) * value
 
-    def step_grad(self, closure: Closure, *, y: Tensor | None = None, scaler: Any = None, scale: float = 1.0) -> Tensor:
+    def add_gradient_(
+        self, closure: Closure, *, y: Tensor | None = None, scaler: Any = None, scale: float = 1.0
+    ) -> Tensor:
         r"""Add the penalty's gradient to ``.grad`` of the parameters, without double backpropagation.
 
         With :math:`\bar g` the gradient of the batch,
@@ -316,18 +341,20 @@ class FisherPenalty(nn.Module):
         >>> from mlcollage.nn.init import build
         >>> model = build(lambda: nn.Linear(4, 3), seed=0)
         >>> x, y = torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 3
-        >>> penalty = FisherPenalty(model, alpha=0.1, grad="jvp", interval=1)
+        >>> penalty = FisherPenalty(model, alpha=0.1, mode="jvp", interval=1)
         >>> nn.functional.cross_entropy(model(x), y).backward()
-        >>> value = penalty.step_grad(lambda: model(x))  # then clip, and optimizer.step()
+        >>> value = penalty.add_gradient_(lambda: model(x))  # then clip, and optimizer.step()
         >>> bool(value > 0)
         True
         """
-        if self.grad == "double_backprop":
+        if self.mode == "double_backprop":
             raise InvalidInput(
-                "step_grad is for grad='finite_difference' and 'jvp'; here, add penalty(logits) to loss."
+                "add_gradient_ is for mode='finite_difference' and 'jvp'; here, add penalty(logits) to the loss."
             )
         if not callable(closure):
-            raise InvalidInput("step_grad needs a function that computes the logits again, such as lambda: model(x).")
+            raise InvalidInput(
+                "add_gradient_ needs a function that computes the logits again, such as lambda: model(x)."
+            )
         parameters = trainable(self._model[0], self._chosen)
         if not self.active:
             self._calls += int(self.training)
@@ -335,15 +362,16 @@ class FisherPenalty(nn.Module):
         factor = 1.0 if scaler is None else float(scaler.get_scale())
         with torch.enable_grad():
             square, b, gradient = self._square_and_gradient(closure, y, parameters, factor)
-        weight = self._weight() * (b * world_size() if self.normalize == "batch" else 1)
+        joint = b * world_size() if self.normalize == "batch" else 1
+        weight = self._weight(square)
         with torch.no_grad():
             for p, g in zip(parameters.values(), gradient, strict=True):
                 if p.grad is None:
                     p.grad = torch.zeros_like(p)
-                p.grad.add_(g.to(p.dtype), alpha=weight * scale * factor)
+                p.grad.add_(g.to(p.dtype), alpha=float(weight) * joint * scale * factor)
         self._calls += 1
-        self.last = square if self.normalize == "none" else square * b * world_size()
-        return weight * square
+        self.last = square * joint
+        return weight * self.last
 
     def get_extra_state(self) -> dict[str, Any]:
         """Steps counted, and the state of a generator of the user's."""
@@ -356,181 +384,113 @@ class FisherPenalty(nn.Module):
         if self._generator is not None and state["generator"] is not None:
             self._generator.set_state(state["generator"].cpu())
 
-    # --- the three estimators ---------------------------------------------------------------------------------------
+    def _check(self, logits: Tensor, x: Any, y: Tensor | None) -> None:
+        check_logits(logits, replicas=self._replicas, first=not self._checked)
+        check_call(self._model[0], logits, x, y, labels=self.labels, wrt=self.wrt, estimator=self.estimator)
+        if not self._checked:
+            parameters = trainable(self._model[0], self._chosen)
+            check_graph(logits, parameters.values(), twice=self.mode == "double_backprop")
+        self._checked = True
+
+    def _weight(self, like: Tensor) -> Tensor:
+        """Coefficient of a penalized step, () or (R,)."""
+        own = like.new_tensor(self._alpha).view(like.shape)
+        return own * (self.interval if self.rescale_by_interval else 1)
+
+    # --- the three estimators, () of one network or (R,) of replicas --------------------------------------------------
 
     def _value(self, logits: Tensor, x: Any, y: Tensor | None, scale: float) -> Tensor:
-        if self.target == "input":
+        if self.wrt == "input":
             return self._input_norm(logits, x, y, scale)
         if self.estimator == "minibatch":
             return self._minibatch(logits, self._draw(logits, y), scale)
-        return self._per_example(logits, x, y)
+        labels = None if self.estimator == "exact" else self._draw(logits, y)
+        model = self._model[0]
+        if not isinstance(model, Replicas):
+            names = list(trainable(model, self._chosen))
+            return self._of_examples(unwrap(model), x, labels, names)
+        return torch.stack([self._of_one_replica(model, r, x, labels) for r in range(model.size)])
 
     def _minibatch(self, logits: Tensor, y: Tensor, scale: float) -> Tensor:
         parameters = list(trainable(self._model[0], self._chosen).values())
         own = gradient_at(nll(logits, y), parameters, create_graph=True, scale=scale)
-        square = _square(own)
+        square = dot(own, own, self._lead)
         if world_size() > 1:
             # d|mean g|^2 = 2 <mean g, mean dg>: each process contributes 2 <mean g, dg>, and averaging sums it up.
             joint = mean_over_ranks(own)
-            along = 2 * torch.stack([(a * b).sum() for a, b in zip(own, joint, strict=True)]).sum()
-            square = along - along.detach() + _square(joint)
-        return square * (len(logits) * world_size()) if self.normalize == "batch" else square
+            along = 2 * dot(own, joint, self._lead)
+            square = along - along.detach() + dot(joint, joint, self._lead)
+        return square * (y.shape[-1] * world_size()) if self.normalize == "batch" else square
 
-    def _per_example(self, logits: Tensor, x: Any, y: Tensor | None) -> Tensor:
-        """Mean over samples of squared gradient norms, at drawn labels or in expectation over all of them."""
-        from mlcollage.measure.fisher import fisher_sqnorm
-
-        model = unwrap(self._model[0])
-        chosen = list(trainable(model, self._chosen).values())
-        if self.estimator == "exact":
-            settings: dict[str, Any] = {"labels": self.labels, "method": "exact", "score_term": self.score_term}
-        else:
-            settings = {"labels": self._draw(logits, y), "method": "mc"}
-        norms = fisher_sqnorm(model, x, params=chosen, retain_graph=False, **settings)
+    def _of_examples(self, model: nn.Module, x: Any, labels: Tensor | None, names: Iterable[str]) -> Tensor:
+        """Mean over samples of squared gradient norms, at given labels or in expectation over all of them."""
+        settings: dict[str, Any] = {"labels": labels, "method": "mc"}
+        if labels is None:
+            settings = {"labels": self.labels, "method": "exact", "score_term": self.score_term}
+        chosen = [model.get_parameter(name) for name in names]
+        norms = fisher_sqnorm(model, x, params=chosen, retain_graph=False, **settings)  # (B,)
         assert isinstance(norms, Tensor)
         return norms.mean()
 
+    def _of_one_replica(self, replicas: Replicas, r: int, x: Tensor, labels: Tensor | None) -> Tensor:
+        """That of a copy of replica r, whose gradient is handed on to the stacked parameters."""
+        model = replicas.module(r)
+        names = trainable(replicas, self._chosen)
+        value = self._of_examples(model, x[r], None if labels is None else labels[r], names)
+        every = trainable(replicas, None)  # what is penalized may depend on more than it is the gradient of
+        gradient = gradient_at(value, [model.get_parameter(name) for name in every], create_graph=False)
+        along = dot([p[r] for p in every.values()], gradient)
+        return value.detach() + along - along.detach()
+
     def _input_norm(self, logits: Tensor, x: Tensor, y: Tensor | None, scale: float) -> Tensor:
-        """GPx: squared norm of the loss gradient with respect to the batch of inputs."""
-        b, classes = logits.shape
+        """GPx: squared norms of the samples' loss gradients with respect to the input."""
+        *_, b, classes = logits.shape
 
         def norms(labels: Tensor) -> Tensor:
             (g,) = gradient_at(nll(logits, labels) * b, [x], create_graph=True, scale=scale)
-            return g.flatten(1).square().sum(1)
+            return g.reshape(*labels.shape, -1).square().sum(-1)  # (B,) or (R, B)
 
         if self.estimator == "exact":
-            weights = self._class_weights(logits)
-            every = [norms(torch.full_like(logits[:, 0], k, dtype=torch.long)) for k in range(classes)]
-            return (weights * torch.stack(every, 1)).sum(1).mean()
-        mean = norms(self._draw(logits, y)).mean()
+            every = [norms(torch.full(logits.shape[:-1], k, device=logits.device)) for k in range(classes)]
+            return (self._class_weights(logits) * torch.stack(every, -1)).sum(-1).mean(-1)
+        mean = norms(self._draw(logits, y)).mean(-1)
         raw = self.estimator == "minibatch" and self.normalize == "none"
         return mean / (b * world_size()) if raw else mean
 
     def _square_and_gradient(
-        self, closure: Closure, y: Tensor | None, parameters: dict[str, nn.Parameter], factor: float
+        self, closure: Closure, y: Tensor | None, parameters: dict[str, Tensor], factor: float
     ) -> tuple[Tensor, int, list[Tensor]]:
         """Squared norm of the joint mini-batch gradient, B, and the gradient of that square."""
         model = self._model[0]
+        assert isinstance(model, nn.Module)
         with frozen_noise_and_statistics(model) as replay:
             with replay():
                 logits = logits_of(closure())
-            check_logits(logits, first=not self._checked)
-            self._check_call(logits, None, y)
+            self._check(logits, None, y)
             labels = self._draw(logits, y)
             own = gradient_at(nll(logits, labels), list(parameters.values()), create_graph=False, scale=factor)
             joint = mean_over_ranks(own)
-            if self.grad == "jvp":
-                product = gradient_tangent(model, closure, labels, parameters, joint, replay, factor)
+            gradient = gradient_of(model, closure, labels, replay, factor)
+            if self.mode == "jvp":
+                product = gradient_tangent(model, gradient, parameters, joint)
             else:
-                _check_precision(logits, parameters)
-                product = gradient_change(model, closure, labels, parameters, own, joint, self.fd_step, replay, factor)
-        return _square(joint), len(logits), [2 * h for h in mean_over_ranks(product)]
+                check_precision(logits, parameters.values())
+                product = gradient_change(gradient, parameters, own, joint, self.fd_step)
+        return dot(joint, joint), len(logits), [2 * h for h in mean_over_ranks(product)]
 
     def _draw(self, logits: Tensor, y: Tensor | None) -> Tensor:
+        """Labels (B,) or (R, B)."""
         if self.labels == "true":
-            return check_true_labels(y, logits)
-        generator = self._generator or stream(self._seed, rank(), self._calls)
-        return sample_labels(logits, self.labels, generator)
+            return true_labels(y, logits)
+        given = logits.detach() if self.labels == "model" else torch.zeros_like(logits)
+        rows = given if self._lead else given.unsqueeze(0)  # (R, B, C)
+        streams = [self._generator or _random.generator(seed, rank(), self._calls) for seed in self._seeds]
+        drawn = [sample_labels(z, generator=g)[0] for z, g in zip(rows, streams, strict=True)]
+        return torch.stack(drawn).view(logits.shape[:-1])
 
     def _class_weights(self, logits: Tensor) -> Tensor:
-        """Probabilities with which labels would be drawn, (B, C)."""
+        """Probabilities with which labels would be drawn, (..., C)."""
         p = (logits if logits.dtype == torch.float64 else logits.float()).softmax(-1)
         if self.labels == "uniform":
-            return torch.full_like(p, 1 / logits.shape[1])
+            return torch.full_like(p, 1 / p.shape[-1])
         return p if self.score_term else p.detach()
-
-    def _weight(self) -> float:
-        return self.alpha * (self.interval if self.rescale_by_interval else 1)
-
-    # --- what can be wrong ------------------------------------------------------------------------------------------
-
-    def _check_combination(self) -> None:
-        if self.fd_step is not None and not (math.isfinite(self.fd_step) and self.fd_step > 0):
-            raise InvalidInput(f"fd_step={self.fd_step!r} must be a positive number, or None.")
-        if self.grad != "double_backprop" and (self.estimator != "minibatch" or self.target != "params"):
-            raise InvalidInput(
-                f"grad={self.grad!r} is for estimator='minibatch' and target='params', not for {self.estimator!r} and "
-                f"{self.target!r}; use grad='double_backprop'."
-            )
-        if self.estimator == "exact" and self.labels == "true":
-            raise InvalidInput(
-                "estimator='exact' takes the expectation over labels, of which labels='true' has one a sample; use "
-                "estimator='per_example'."
-            )
-        if self.score_term and (self.estimator, self.labels) != ("exact", "model"):
-            raise InvalidInput("score_term=True is for estimator='exact' with labels='model': only it weighs classes.")
-
-    def _check_call(self, logits: Tensor, x: Any, y: Tensor | None) -> None:
-        if y is not None and self.labels != "true":
-            raise InvalidInput(
-                f"labels={self.labels!r} draws its own labels, so y must not be passed: the data set's labels would "
-                "make it the empirical Fisher, a different penalty; leave y out, or use labels='true'."
-            )
-        if logits.grad_fn is None:
-            raise InvalidInput(
-                "the logits have no graph (made under torch.no_grad(), or detached), so no penalty can be "
-                "differentiated; pass what the model returned in this training step."
-            )
-        if self.target == "input":
-            if x is None:
-                raise InvalidInput("target='input' differentiates by the input; pass it as x.")
-            if not (isinstance(x, Tensor) and x.requires_grad):
-                raise InvalidInput(
-                    "target='input' needs x.requires_grad_() before logits = model(x), and that same x passed here; "
-                    "whole numbers such as token ids have no gradient, penalize their embeddings."
-                )
-        elif self.estimator != "minibatch":
-            if x is None:
-                raise InvalidInput(f"estimator={self.estimator!r} runs the model again on the batch; pass it as x.")
-            if coupled := batch_coupled(self._model[0]):
-                raise InvalidInput(
-                    f"estimator={self.estimator!r} needs gradients of single samples, but batch norm in training mode "
-                    f"({coupled[0]}{' and others' if len(coupled) > 1 else ''}) makes each output depend on the whole "
-                    "batch; put these layers in eval() (running statistics), use group norm, or estimator='minibatch'."
-                )
-        if not self._checked:
-            if self.grad == "double_backprop":
-                check_double_backward(logits)
-            self._checked = True
-
-
-def _square(tensors: Iterable[Tensor]) -> Tensor:
-    """Squared Euclidean norm of all of them together, in at least single precision."""
-    flat = [(t if t.dtype == torch.float64 else t.float()).reshape(-1) for t in tensors]
-    return torch.stack([torch.dot(t, t) for t in flat]).sum()
-
-
-def _whole(name: str, value: int, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InvalidInput(f"{name}={value!r} must be a whole number of at least {least}.")
-    return value
-
-
-def _choose(model: nn.Module, params: Iterable[nn.Parameter] | Iterable[str] | None) -> list[nn.Parameter] | None:
-    if params is None:
-        trainable(model, None)
-        return None
-    known = dict(unwrap(model).named_parameters())
-    chosen: list[nn.Parameter] = []
-    for item in params:
-        if isinstance(item, str):
-            if item not in known:
-                raise InvalidInput(
-                    f"params names {item!r}, which is no parameter of the model; see named_parameters()."
-                )
-            chosen.append(known[item])
-        elif any(item is p for p in known.values()):
-            chosen.append(item)
-        else:
-            raise InvalidInput("params holds a tensor that is not a parameter of the model.")
-    trainable(model, chosen)
-    return chosen
-
-
-def _check_precision(logits: Tensor, parameters: dict[str, nn.Parameter]) -> None:
-    low = {logits.dtype, *(p.dtype for p in parameters.values())} & {torch.float16, torch.bfloat16}
-    if low:
-        raise InvalidInput(
-            f"finite differences of gradients in {next(iter(low))} are rounding noise; let the closure run without "
-            "autocast, or use grad='jvp' or 'double_backprop'."
-        )

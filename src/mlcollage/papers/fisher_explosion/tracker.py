@@ -17,12 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mlcollage import _checks as checks
+from mlcollage._random import derive
 from mlcollage.errors import InvalidInput
+from mlcollage.measure.fisher import fisher_trace
 from mlcollage.measure.trace import TraceResult
+from mlcollage.nn.wrapped import logits_of, unwrap
 from mlcollage.train.loop import evaluating
-
-from ._gradients import logits_of, unwrap
-from .labels import derive
 
 __all__ = ["Alarm", "ExplosionWarning", "FisherTraceTracker"]
 
@@ -69,7 +70,7 @@ class FisherTraceTracker:
     every
         Steps between measurements (default 50); the first call is always measured.
     method
-        ``"mc"`` (default: one drawn label a sample, about one backward pass), ``"exact"`` or ``"minibatch"``.
+        ``"mc"`` (default: one drawn label per sample, about one backward pass), ``"exact"`` or ``"minibatch"``.
     draws
         Draws of all labels.
     per_layer
@@ -143,19 +144,16 @@ class FisherTraceTracker:
         seed: int = 0,
     ) -> None:
         self.x, self.y = _split(data)
-        for name, value in (("every", every), ("draws", draws), ("batch_size", batch_size)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InvalidInput(f"{name}={value!r} must be a whole number of at least 1.")
-        if not 0 <= smoothing < 1:
-            raise InvalidInput(f"smoothing={smoothing!r} must be at least 0 and below 1.")
-        if alarm_factor is not None and not alarm_factor > 1:
-            raise InvalidInput(f"alarm_factor={alarm_factor!r} must be above 1, or None.")
-        self.every, self.method, self.draws, self.per_layer = every, method, draws, per_layer
-        self.early, self.loss_threshold, self.smoothing = early, loss_threshold, smoothing
-        self.alarm_factor, self.on_alarm = alarm_factor, on_alarm
-        self.batch_size, self.likelihood, self.seed = batch_size, likelihood, seed
+        self.every = checks.integer("every", every, least=1)
+        self.draws = checks.integer("draws", draws, least=1)
+        self.batch_size = checks.integer("batch_size", batch_size, least=1)
+        self.smoothing = checks.real("smoothing", smoothing, least=0, below=1)
+        self.alarm_factor = None if alarm_factor is None else checks.real("alarm_factor", alarm_factor, above=1)
+        self.method = checks.choice("method", method, ("mc", "exact", "minibatch"))
+        self.per_layer, self.early, self.loss_threshold, self.on_alarm = per_layer, early, loss_threshold, on_alarm
+        self.likelihood, self.seed = likelihood, seed
         self.forward = forward or (lambda model, x: model(**x) if isinstance(x, Mapping) else model(x))
-        self.alarm: Alarm | None = None
+        self._alarm_row: int | None = None  # the measurement at which the alarm sounded
         self._rows: list[dict[str, float]] = []
         self._layers: list[dict[str, Any]] = []
         self._mean_loss, self._weight = 0.0, 0.0
@@ -194,17 +192,17 @@ class FisherTraceTracker:
             crossing = row.get("loss", math.inf) <= self.loss_threshold
         if crossing and self._crossed is None:
             self._crossed = dict(row)
-        self._watch(step, result.value)
+        self._watch()
         return result
 
     @property
     def history(self) -> pd.DataFrame:
-        """One row a measurement: ``step, trace, stderr`` and, with labels, ``loss, accuracy``."""
+        """One row per measurement: ``step, trace, stderr`` and, with labels, ``loss, accuracy``."""
         return pd.DataFrame(self._rows, columns=None if self._rows else ["step", "trace", "stderr"])
 
     @property
     def layers(self) -> pd.DataFrame:
-        """Parts of the layers: index step, one column a layer."""
+        """Parts of the layers: index step, one column per layer."""
         table = pd.DataFrame(self._layers)
         return table.set_index("step") if len(table) else table
 
@@ -228,6 +226,18 @@ class FisherTraceTracker:
         """Where that was."""
         return None if self._crossed is None else int(self._crossed["step"])
 
+    @property
+    def alarm(self) -> Alarm | None:
+        """The explosion, if one was found."""
+        if self._alarm_row is None:
+            return None
+        shares = pd.Series({"": 1.0})
+        if self._layers:
+            growth = self.layers.iloc[self._alarm_row] - self.layers.iloc[0]
+            shares = (growth / growth.sum()).sort_values(ascending=False)
+        row = self._rows[self._alarm_row]
+        return Alarm(int(row["step"]), row["trace"], self._rows[0]["trace"], shares)
+
     def state_dict(self) -> dict[str, Any]:
         """Everything measured so far, as plain values."""
         return {
@@ -235,20 +245,18 @@ class FisherTraceTracker:
             "layers": [dict(r) for r in self._layers],
             "loss": [self._mean_loss, self._weight],
             "crossed": None if self._crossed is None else dict(self._crossed),
-            "alarmed": self.alarm is not None,
+            "alarm": self._alarm_row,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of :meth:`state_dict`; an alarm that has sounded does not sound again."""
         self._rows, self._layers = [dict(r) for r in state["rows"]], [dict(r) for r in state["layers"]]
         self._mean_loss, self._weight = (float(v) for v in state["loss"])
-        self._crossed = state["crossed"]
-        self.alarm = None
-        if state["alarmed"]:
-            self.alarm = self._alarm(int(self._rows[-1]["step"]), float(self._rows[-1]["trace"]))
+        self._crossed, self._alarm_row = state["crossed"], state["alarm"]
 
     def _cross(self, loss: Tensor | float) -> bool:
         value = float(loss.detach()) if isinstance(loss, Tensor) else float(loss)
+        # A running mean from zero, divided by the sum of its weights: unbiased from the first step on.
         self._mean_loss = self.smoothing * self._mean_loss + (1 - self.smoothing) * value
         self._weight = self.smoothing * self._weight + (1 - self.smoothing)
         if self.loss_threshold is None or self._crossed is not None:
@@ -256,8 +264,6 @@ class FisherTraceTracker:
         return self._mean_loss / self._weight <= self.loss_threshold
 
     def _measure(self, model: nn.Module, step: int) -> TraceResult:
-        from mlcollage.measure.fisher import fisher_trace
-
         inner = unwrap(model)
         device = next(inner.parameters()).device
         with evaluating(inner):
@@ -287,24 +293,16 @@ class FisherTraceTracker:
         logits, y = torch.cat(parts).float(), self.y.to(device)
         return {"loss": float(F.cross_entropy(logits, y)), "accuracy": float((logits.argmax(1) == y).double().mean())}
 
-    def _watch(self, step: int, trace: float) -> None:
-        baseline = self._rows[0]["trace"]
-        if self.alarm_factor is None or self.alarm is not None or not trace > self.alarm_factor * baseline:
+    def _watch(self) -> None:
+        first, last = self._rows[0]["trace"], self._rows[-1]["trace"]
+        if self.alarm_factor is None or self._alarm_row is not None or not last > self.alarm_factor * first:
             return
-        self.alarm = self._alarm(step, trace)
+        self._alarm_row = len(self._rows) - 1
+        assert self.alarm is not None
         if self.on_alarm is None:
             warnings.warn(str(self.alarm), ExplosionWarning, stacklevel=3)
         else:
             self.on_alarm(self.alarm)
-
-    def _alarm(self, step: int, trace: float) -> Alarm:
-        baseline = self._rows[0]["trace"]
-        shares = pd.Series({"": 1.0})
-        if len(self._layers) > 1:
-            table = self.layers
-            growth = table.iloc[-1] - table.iloc[0]
-            shares = (growth / growth.sum()).sort_values(ascending=False)
-        return Alarm(step, trace, baseline, shares)
 
 
 Inputs = Tensor | dict[str, Tensor]
