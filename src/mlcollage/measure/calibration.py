@@ -14,9 +14,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
+from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 
 __all__ = [
@@ -43,17 +43,16 @@ _SUM = 1e-2  # how far a row may be from 1: bfloat16 softmax outputs are off by 
 
 
 def _array(values: Probabilities) -> npt.NDArray:
-    return values.detach().cpu().to(_plain(values)).numpy() if isinstance(values, Tensor) else np.asarray(values)
-
-
-def _plain(values: Tensor) -> torch.dtype:
-    return torch.float64 if values.dtype.is_floating_point else values.dtype
+    if not isinstance(values, Tensor):
+        return np.asarray(values)
+    values = values.detach().cpu()
+    return (values.double() if values.dtype.is_floating_point else values).numpy()  # numpy knows no bfloat16
 
 
 def _probabilities(values: Probabilities, name: str = "p", ndim: int = 2) -> Floats:
     """Probabilities (..., K) as float64, each row summing to 1 within rounding, and made to exactly."""
     p = _array(values)
-    shape = "(N, K)" if ndim == 2 else "(members, N, K)" if ndim == 3 else "(chains, draws, N, K)"
+    shape = {2: "(N, K)", 3: "(members, N, K)", 4: "(chains, draws, N, K)"}[ndim]
     if p.ndim != ndim or 0 in p.shape or p.shape[-1] < 2 or p.dtype.kind not in "fiub":
         raise InvalidInput(
             f"{name} is {p.dtype} of shape {p.shape}; class probabilities {shape} with at least two classes are "
@@ -62,7 +61,7 @@ def _probabilities(values: Probabilities, name: str = "p", ndim: int = 2) -> Flo
     p = p.astype(np.float64)
     if not np.isfinite(p).all():
         raise InvalidInput(f"{int((~np.isfinite(p)).sum())} values of {name} are NaN or infinite.")
-    total = p.sum(axis=-1, keepdims=True)
+    total = p.sum(axis=-1, keepdims=True)  # (..., 1)
     if p.min() < 0 or np.abs(total - 1).max() > _SUM:
         raise InvalidInput(
             f"{name} has values from {p.min():.3g} and rows that sum to {total.min():.3g} .. {total.max():.3g}; "
@@ -73,11 +72,11 @@ def _probabilities(values: Probabilities, name: str = "p", ndim: int = 2) -> Flo
 
 def _labels(values: Probabilities, p: Floats, name: str = "y") -> npt.NDArray[np.int64]:
     y = _array(values)
-    if y.ndim == 2 and y.shape[1] == 1:
+    if y.ndim == 2 and y.shape[1] == 1:  # a column, as data frames give
         y = y[:, 0]
     if y.shape != (len(p),) or y.dtype.kind not in "iub":
         raise InvalidInput(
-            f"{name} is {y.dtype} of shape {y.shape}; whole-number classes of shape ({len(p)},) are needed, one an "
+            f"{name} is {y.dtype} of shape {y.shape}; whole-number classes of shape ({len(p)},) are needed, one per "
             "input."
         )
     if y.min() < 0 or y.max() >= p.shape[1]:
@@ -181,7 +180,7 @@ def brier(p: Probabilities, y: Probabilities) -> float:
     0.17
     """
     a = _probabilities(p)
-    hit = np.eye(a.shape[1])[_labels(y, a)]
+    hit = np.eye(a.shape[1])[_labels(y, a)]  # (N, K), one-hot
     return float(np.square(a - hit).sum(axis=1).mean())
 
 
@@ -241,23 +240,21 @@ def calibration_curve(
     """
     a = _probabilities(p)
     labels = _labels(y, a)
-    if isinstance(n_bins, bool) or not isinstance(n_bins, int | np.integer) or n_bins < 1:
-        raise InvalidInput(f"n_bins={n_bins!r} must be a whole number of at least 1.")
+    n_bins = checks.integer("n_bins", n_bins, least=1)
+    checks.choice("strategy", strategy, ("uniform", "quantile"))
     confidence = a.max(axis=1)
     if strategy == "uniform":
-        edges = np.linspace(0.0, 1.0, int(n_bins) + 1)
-    elif strategy == "quantile":
-        inner = np.unique(np.quantile(confidence, np.arange(1, int(n_bins)) / int(n_bins)))
+        edges = np.linspace(0.0, 1.0, n_bins + 1)
+    else:  # equal confidences give equal quantiles, of which one is kept
+        inner = np.unique(np.quantile(confidence, np.arange(1, n_bins) / n_bins))
         edges = np.concatenate([[confidence.min()], inner[inner < confidence.max()], [confidence.max()]])
-    else:
-        raise InvalidInput(f"strategy={strategy!r} is unknown; use 'uniform' (equal width) or 'quantile' (equal mass).")
-    # inner edges only: whatever is at or beyond the outer ones by rounding belongs to the first or the last bin
+    # Inner edges only: whatever is at or beyond the outer ones by rounding belongs to the first or the last bin.
     place = np.searchsorted(edges[1:-1], confidence, side="left")
     count = np.bincount(place, minlength=len(edges) - 1)
     there = count > 0
     right = (a.argmax(axis=1) == labels).astype(np.float64)
-    sums = [np.bincount(place, weights=v, minlength=len(count))[there] / count[there] for v in (confidence, right)]
-    return CalibrationCurve(sums[0], sums[1], count[there] / len(a), edges)
+    means = [np.bincount(place, weights=v, minlength=len(count))[there] / count[there] for v in (confidence, right)]
+    return CalibrationCurve(means[0], means[1], count[there] / len(a), edges)
 
 
 def ece(
@@ -287,7 +284,7 @@ def ece(
     Returns
     -------
     float
-        In [0, 1]. It is biased upwards with few samples a bin, so compare only values of equal N and ``n_bins``.
+        In [0, 1]. It is biased upwards with few samples per bin, so compare only values of equal N and ``n_bins``.
 
     Examples
     --------
@@ -295,10 +292,9 @@ def ece(
     >>> ece(p, [0, 1, 1, 1]), ece(p, [0, 1, 1, 1], side="over"), ece(p, [0, 1, 1, 1], side="under")
     (0.45, 0.25, 0.2)
     """
+    checks.choice("side", side, ("both", "over", "under"))
     curve = calibration_curve(p, y, n_bins, strategy)
     gap = curve.confidence - curve.accuracy
-    if side not in ("both", "over", "under"):
-        raise InvalidInput(f"side={side!r} is unknown; use 'both', 'over' (confident) or 'under'.")
     part = np.abs(gap) if side == "both" else np.maximum(gap if side == "over" else -gap, 0)
     return float((curve.weight * part).sum())
 
@@ -351,6 +347,7 @@ def mutual_information(members: Probabilities) -> Floats:
 
 
 def _entropy(p: Floats) -> Floats:
+    # p log p is 0 at p = 0; the zero added at the end makes -0.0 a plain 0.0.
     return np.asarray(-(p * np.log(np.where(p > 0, p, 1.0))).sum(axis=-1)) + 0.0
 
 
@@ -369,7 +366,7 @@ def auroc_ood(scores_in: Probabilities, scores_out: Probabilities) -> float:
     Raises
     ------
     InvalidInput
-        For scores that are empty, not one a sample, or not finite.
+        For scores that are empty, not one per sample, or not finite.
 
     Examples
     --------
@@ -382,7 +379,7 @@ def auroc_ood(scores_in: Probabilities, scores_out: Probabilities) -> float:
     for name, scores in (("scores_in", scores_in), ("scores_out", scores_out)):
         s = _array(scores)
         if s.ndim != 1 or len(s) == 0 or s.dtype.kind not in "fiub" or not np.isfinite(s).all():
-            raise InvalidInput(f"{name} is {s.dtype} of shape {s.shape}; finite numbers (N,) are needed, one an input.")
+            raise InvalidInput(f"{name} is {s.dtype} of shape {s.shape}; finite numbers (N,) are needed, one each.")
         parts.append(s.astype(np.float64))
     foreign = np.concatenate([np.zeros(len(parts[0])), np.ones(len(parts[1]))])
     return float(roc_auc_score(foreign, np.concatenate(parts)))
@@ -411,7 +408,7 @@ class MonteCarlo(NamedTuple):
 
 def jackknife(
     metric: Callable[[Floats], float],
-    samples: Probabilities,
+    draws: Probabilities,
     over: Literal["chains", "draws"] | None = None,
     *,
     blocks: int = 10,
@@ -432,7 +429,7 @@ def jackknife(
     ----------
     metric
         Probabilities (N, K), an average over draws, to a number, such as ``lambda p: total_variation(p, other)``.
-    samples
+    draws
         Probabilities by draw, (chains, draws, N, K).
     over
         ``"chains"``, ``"draws"`` (blocks), or None for the rule above.
@@ -455,32 +452,25 @@ def jackknife(
     >>> result.groups, bool(result.bias > 0)  # noise keeps distributions apart
     (4, True)
     """
-    p = _probabilities(samples, "samples", ndim=4)
-    if over not in (None, "chains", "draws"):
-        raise InvalidInput(f"over={over!r} is unknown; use 'chains', 'draws' or None.")
-    by_chain = over == "chains" or (over is None and (len(p) >= 4 or p.shape[1] < 2))
-    if not by_chain and (isinstance(blocks, bool) or not isinstance(blocks, int) or blocks < 2):
-        raise InvalidInput(f"blocks={blocks!r} must be a whole number of at least 2.")
-    groups = p.sum(axis=1) if by_chain else _blocks(p, blocks)
-    sizes = np.full(len(groups), p.shape[1]) if by_chain else len(p) * _lengths(p.shape[1], blocks)
+    p = _probabilities(draws, "draws", ndim=4)
+    if over is not None:
+        checks.choice("over, if not None,", over, ("chains", "draws"))
+    chains, length = p.shape[:2]
+    # Sums over the draws of each group, (groups, N, K), and how many draws they are.
+    if over == "chains" or (over is None and (chains >= 4 or length < 2)):
+        groups, sizes = p.sum(axis=1), np.full(chains, length)
+    else:
+        blocks = min(checks.integer("blocks", blocks, least=2), length)
+        lengths = np.array([len(part) for part in np.array_split(np.arange(length), blocks)])  # as equal as can be
+        groups, sizes = np.add.reduceat(p.sum(axis=0), lengths.cumsum() - lengths, axis=0), chains * lengths
     if len(groups) < 2:
         raise InvalidInput(
-            f"samples has {len(p)} chain(s) of {p.shape[1]} draw(s); two groups of draws are needed to see how much "
-            "they differ."
+            f"there are {chains} chain(s) of {length} draw(s); two groups of draws are needed to see how much they "
+            "differ."
         )
-    total, n = groups.sum(axis=0), int(sizes.sum())
+    total, n = groups.sum(axis=0), int(sizes.sum())  # (N, K), and the number of all draws
     value = float(metric(total / n))
     without = np.array([float(metric((total - g) / (n - k))) for g, k in zip(groups, sizes, strict=True)])
     count = len(groups)
     se = float(np.sqrt((count - 1) / count * np.square(without - without.mean()).sum()))
     return MonteCarlo(value, se, float((count - 1) * (without.mean() - value)), count)
-
-
-def _lengths(draws: int, blocks: int) -> npt.NDArray[np.int64]:
-    """Draws of each block: as equal as can be."""
-    return np.array([len(part) for part in np.array_split(np.arange(draws), min(blocks, draws))])
-
-
-def _blocks(p: Floats, blocks: int) -> Floats:
-    starts = np.concatenate([[0], np.cumsum(_lengths(p.shape[1], blocks))[:-1]])
-    return np.add.reduceat(p.sum(axis=0), starts, axis=0)

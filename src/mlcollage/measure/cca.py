@@ -1,4 +1,4 @@
-r"""Canonical correlation analysis of two representations: CCA, SVCCA and PWCCA, one factorization a representation.
+r"""Canonical correlation analysis of two representations: CCA, SVCCA and PWCCA, one factorization per representation.
 
 For centered representations :math:`X` (n, p) and :math:`Y` (n, q) of the same n samples, with orthonormal bases
 :math:`B_x, B_y` of their column spaces, the canonical correlations are the singular values of :math:`B_x^\top B_y`
@@ -19,8 +19,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
-from mlcollage.measure.representation import centered_matrix
+from mlcollage.measure.representation import as_double, centered_matrix
 
 __all__ = ["CCAFactor", "CCAResult", "cca", "factor", "pairwise", "pwcca", "svcca"]
 
@@ -86,6 +87,7 @@ class CCAFactor:
         """
         k = components_for(self.principal()[0], variance)
         u = self.principal()[1][:, :k]
+        # The basis turned to the principal directions, (n, k); X = B C keeps its k largest terms.
         return CCAFactor(self.basis @ u, u.T @ self.coordinates, self.whitener @ u, self.kept, self.features)
 
 
@@ -167,7 +169,7 @@ def factor(X: Any, *, rtol: float | None = None, name: str = "X") -> CCAFactor:
     n, p = x.shape
     scale = x.abs().amax(dim=0)
     wobble = max(8 * precision, n * _precision(None))  # a constant column, less its mean, is zero only up to rounding
-    kept = (scale > _magnitude(X).to(x.device) * wobble).nonzero().squeeze(1)
+    kept = (scale > as_double(X).abs().amax(dim=0) * wobble).nonzero().squeeze(1)
     if len(kept) == 0:
         raise InvalidInput(f"all {p} features of {name} are constant, so that nothing correlates; look at the layer.")
     if n <= len(kept):
@@ -177,11 +179,13 @@ def factor(X: Any, *, rtol: float | None = None, name: str = "X") -> CCAFactor:
         )
     x = x[:, kept] / scale[kept]  # first by the largest entry, so that the length neither over- nor underflows
     length = x.norm(dim=0)
+    # X = Q R diag(length), and R = U S V^T is small: (p', p') whatever n is.
     q, r = torch.linalg.qr(x / length)
     u, s, vt = _svd(r)
     cut = min(10 * n**0.5 * precision, 1e-3) if rtol is None else rtol
     rank = int((s > cut * s[0]).sum())
     u, s, vt, length = u[:, :rank], s[:rank], vt[:rank], length * scale[kept]
+    # X = B C with B = Q U (n, r) and C = S V^T diag(length) (r, p'); the whitener diag(1 / length) V / S inverts C.
     return CCAFactor(q @ u, s[:, None] * vt * length, vt.T / s / length[:, None], kept.cpu().numpy(), p)
 
 
@@ -297,8 +301,7 @@ def pwcca(X: Any, Y: Any, weights: Weights = "x") -> CCAResult:
     >>> pwcca(mostly_signal, other).similarity > cca(mostly_signal, other).similarity
     True
     """
-    if weights not in ("x", "y", "min"):
-        raise InvalidInput(f"weights={weights!r} is not known; use 'x', 'y' or 'min'.")
+    checks.choice("weights", weights, ("x", "y", "min"))
     fx, fy = _factors(X, Y)
     side = weights if weights != "min" else ("x" if fx.rank <= fy.rank else "y")
     return _correlate(fx, fy, side)
@@ -312,7 +315,7 @@ def pairwise(
     variance: float = 0.99,
     weights: Weights = "x",
 ) -> pd.DataFrame:
-    """Similarity of every layer with every other (or with every layer of another network), one factorization a layer.
+    """Similarity of every layer with every other (or with every layer of another network), one factorization per layer.
 
     Parameters
     ----------
@@ -335,12 +338,11 @@ def pairwise(
     >>> pairwise({"a": a, "b": a @ rng.normal(size=(3, 3))}).round(6).to_numpy().tolist()
     [[1.0, 1.0], [1.0, 1.0]]
     """
-    if method not in ("cca", "svcca", "pwcca"):
-        raise InvalidInput(f"method={method!r} is not known; use 'cca', 'svcca' or 'pwcca'.")
+    checks.choice("method", method, ("cca", "svcca", "pwcca"))
     rows = _ready(layers, method, variance)
     columns = rows if others is None else _ready(others, method, variance)
     table = np.ones((len(rows), len(columns)))
-    symmetric = others is None and method != "pwcca"
+    symmetric = others is None and method != "pwcca"  # PWCCA weighs by one side
     for i, fx in enumerate(rows.values()):
         for j, fy in enumerate(columns.values()):
             if symmetric and j < i:
@@ -353,10 +355,15 @@ def pairwise(
 
 
 def components_for(singular_values: Tensor, variance: float) -> int:
-    """The fewest leading components whose squared singular values make up the share ``variance`` of the total."""
-    if not 0 < variance <= 1:
-        raise InvalidInput(f"variance={variance!r} must be a share above 0 and at most 1, such as 0.95.")
+    """The fewest leading components whose squared singular values make up the share ``variance`` of the total.
+
+    0 if the total is 0.
+    """
+    variance = checks.real("variance", variance, above=0, most=1)
     power = singular_values.double().square()
+    if not float(power.sum()) > 0:
+        return 0
+    # Less a little, so that rounding in the sum does not ask for one component more.
     share = power.cumsum(0) / power.sum()
     return int((share < variance - 1e-12).sum().clamp(max=len(power) - 1)) + 1
 
@@ -387,24 +394,28 @@ def _correlate(fx: CCAFactor, fy: CCAFactor, weigh: str = "", *, directions: boo
             stacklevel=3,
         )
     k = min(fx.rank, fy.rank)
-    overlap = fx.basis.T @ fy.basis.to(fx.basis)
+    overlap = fx.basis.T @ fy.basis.to(fx.basis)  # (r_x, r_y): cosines between the two bases
     x_dirs = y_dirs = np.zeros((0, 0))
+    share = np.full(k, 1.0 / k)
     if directions or weigh:
         u, s, vt = _svd(overlap)
-        x_dirs, y_dirs = (_directions(f, side) for f, side in ((fx, u[:, :k]), (fy, vt[:k].T)))
+        # Canonical variates in each side's own basis, (r_x, k) and (r_y, k).
+        sides = {"x": (fx, u[:, :k]), "y": (fy, vt[:k].T)}
+        x_dirs, y_dirs = (_directions(f, side) for f, side in sides.values())
+        if weigh:
+            f, side = sides[weigh]
+            # alpha_i = sum_j |<h_i, x_j>|, with h_i = B side_i and x_j = B c_j: inner products of coordinates, (k, p').
+            alpha = (side.to(f.coordinates).T @ f.coordinates).abs().sum(dim=1)
+            share = (alpha / alpha.sum()).cpu().numpy()
     else:
         s = torch.linalg.svdvals(overlap)
-    coefs = s[:k].clamp(0.0, 1.0).cpu().numpy()
-    share = np.full(k, 1.0 / k)
-    if weigh:
-        f, side = (fx, u[:, :k]) if weigh == "x" else (fy, vt[:k].T)
-        alpha = (side.to(f.coordinates).T @ f.coordinates).abs().sum(dim=1)
-        share = (alpha / alpha.sum()).cpu().numpy()
+    coefs = s[:k].clamp(0.0, 1.0).cpu().numpy()  # cosines, up to rounding
     similarity = float(share @ coefs)
     return CCAResult(coefs, x_dirs, y_dirs, similarity, share, (fx.rank, fy.rank), (fx.dropped, fy.dropped), fx.samples)
 
 
 def _directions(f: CCAFactor, rotation: Tensor) -> Floats:
+    """Weights (p, k) of the features that give the canonical variates; zero for constant features."""
     out = np.zeros((f.features, rotation.shape[1]))
     out[f.kept] = (f.whitener @ rotation.to(f.whitener)).cpu().numpy()
     return out
@@ -428,9 +439,3 @@ def _precision(X: Any) -> float:
         return torch.finfo(X.dtype if X.dtype.is_floating_point else torch.float64).eps
     dtype = getattr(X, "dtype", np.dtype(np.float64))
     return float(np.finfo(dtype if np.issubdtype(dtype, np.floating) else np.float64).eps)
-
-
-def _magnitude(X: Any) -> Tensor:
-    """Largest absolute value of each column (p,): what constancy is judged against."""
-    x = X.detach() if isinstance(X, Tensor) else torch.from_numpy(np.array(X, dtype=np.float64))
-    return (x.cpu() if x.device.type == "mps" else x).double().abs().amax(dim=0)

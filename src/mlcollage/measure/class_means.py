@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 from mlcollage.measure.representation import as_samples, resolve_unit_axis
 
@@ -49,9 +49,8 @@ class ClassMeans:
     """
 
     def __init__(self, num_classes: int, *, device: torch.device | str | None = None, ignore_index: int = -100) -> None:
-        if isinstance(num_classes, bool) or int(num_classes) != num_classes or num_classes < 1:
-            raise InvalidInput(f"num_classes={num_classes!r} must be a whole number of at least 1.")
-        self.num_classes, self.ignore_index = int(num_classes), int(ignore_index)
+        self.num_classes = checks.integer("num_classes", num_classes, least=1)
+        self.ignore_index = checks.integer("ignore_index", ignore_index)
         self._device = None if device is None else torch.device(device)
         self.sums: Tensor | None = None
         self.counts = torch.zeros(self.num_classes, dtype=torch.float64, device=self._device)
@@ -75,8 +74,9 @@ class ClassMeans:
         InvalidInput
             For targets out of range, shapes that do not fit, and activations that are not finite.
         """
+        # (M, U) and labels (M,) or weights (M, C), with M samples or positions
         rows, weights = _match(acts.detach(), targets, self.num_classes, unit_axis)
-        rows = rows.cpu() if rows.device.type == "mps" else rows  # it has no float64
+        rows = rows.cpu() if rows.device.type == "mps" else rows  # Apple's GPUs have no float64
         if not bool(rows.isfinite().all()):
             raise InvalidInput(f"{int((~rows.isfinite()).sum())} activations are NaN or infinite; look at the layer.")
         device = self._device or rows.device
@@ -89,7 +89,7 @@ class ClassMeans:
             raise InvalidInput(f"earlier batches had {self.sums.shape[1]} units, this one has {rows.shape[1]}.")
         if weights.is_floating_point():
             weights = weights.double()
-            self.sums += weights.T @ rows
+            self.sums += weights.T @ rows  # (C, M) by (M, U)
             self.counts += weights.sum(0)
             return
         keep = weights != self.ignore_index
@@ -135,7 +135,7 @@ class ClassMeans:
         """Means (C, U) in float64; NaN for classes that were not seen."""
         if self.sums is None:
             raise InvalidInput("no batch has been seen; call update first.")
-        return self.sums / torch.where(self.counts > 0, self.counts, torch.nan)[:, None]
+        return self.sums / self.counts[:, None]  # 0 / 0 for a class without samples
 
     def __repr__(self) -> str:
         units = "no" if self.sums is None else self.sums.shape[1]
@@ -159,9 +159,11 @@ def _match(acts: Tensor, targets: Tensor, num_classes: int, unit_axis: int | Non
     soft = targets.is_floating_point()
     if targets.dtype == torch.bool or targets.is_complex():
         raise InvalidInput(f"targets must be integer labels, or soft targets in a float type, not {targets.dtype}.")
-    grid = [size for d, size in enumerate(acts.shape) if d not in (0, axis)]
+    grid = [size for d, size in enumerate(acts.shape) if d not in (0, axis)]  # of positions: (H, W), (T,) or none
     # Soft targets have their classes where the activations have their units.
-    dense = _with(grid, acts.shape[0], axis, num_classes) if soft else [acts.shape[0], *grid]
+    dense = [acts.shape[0], *grid]
+    if soft:
+        dense.insert(axis, num_classes)
     flat = [acts.shape[0], num_classes] if soft else [acts.shape[0]]
     shape = list(targets.shape)
     if grid and shape == dense:
@@ -179,12 +181,6 @@ def _match(acts: Tensor, targets: Tensor, num_classes: int, unit_axis: int | Non
             raise InvalidInput("soft targets must be finite and not negative.")
         return rows, weights
     return rows, weights.long()
-
-
-def _with(grid: Sequence[int], n: int, axis: int, classes: int) -> list[int]:
-    shape = [n, *grid]
-    shape.insert(axis, classes)
-    return shape
 
 
 def _either(flat: list[int], dense: list[int]) -> str:

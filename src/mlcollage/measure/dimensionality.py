@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlcollage.errors import InvalidInput
 from mlcollage.measure.cca import components_for
 from mlcollage.measure.representation import centered_matrix
 
@@ -40,7 +39,8 @@ def spectrum(acts: Any) -> Tensor:
     [4.0, 0.0]
     """
     x = centered_matrix(acts, "acts")
-    if x.shape[0] > 2 * x.shape[1]:  # singular values are those of the small triangle
+    # X = Q R has the singular values of R, (p, p); worth it for many more samples than features.
+    if x.shape[0] > 2 * x.shape[1]:
         x = torch.linalg.qr(x, mode="r")[1]
     return torch.linalg.svdvals(x).square() / (len(acts) - 1)
 
@@ -75,10 +75,7 @@ def dimensionality(acts: Any, variance: float = 0.95) -> int:
     >>> dimensionality(x), dimensionality(x, 1.0)
     (2, 10)
     """
-    values = spectrum(acts)
-    if not 0 < variance <= 1:
-        raise InvalidInput(f"variance={variance!r} must be a share above 0 and at most 1, such as 0.95.")
-    return 0 if not float(values.sum()) > 0 else components_for(values.sqrt(), variance)
+    return components_for(spectrum(acts).sqrt(), variance)
 
 
 def participation_ratio(acts: Any) -> float:

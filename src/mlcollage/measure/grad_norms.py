@@ -207,11 +207,7 @@ class GhostNorms:
     def run(self, x: Any, *, differentiable: bool = False) -> Any:
         """The model's output for x: a tensor, a tuple of arguments or a dict of named ones."""
         args, kwargs = _arguments(x)
-        tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
-        if not tensors or any(t.ndim == 0 or len(t) != len(tensors[0]) for t in tensors) or not len(tensors[0]):
-            shapes = ", ".join(str(tuple(t.shape)) for t in tensors) or "no tensor"
-            raise InvalidInput(f"inputs must be tensors with the same number of examples in front, not {shapes}.")
-        self.batch = len(tensors[0])
+        self.batch = count_examples(x)
         self._tape = Tape(self.model, self._params, self.batch)
         with torch.inference_mode(False):
             self._inputs = tuple(_ordinary(a) for a in args), {key: _ordinary(v) for key, v in kwargs.items()}
@@ -420,6 +416,16 @@ def _arguments(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(x, Mapping):
         return (), dict(x)
     return (tuple(x) if isinstance(x, tuple | list) else (x,)), {}
+
+
+def count_examples(x: Any) -> int:
+    """How many examples a tensor, a tuple of arguments or a dict of named ones holds."""
+    args, kwargs = _arguments(x)
+    tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
+    if not tensors or any(t.ndim == 0 or len(t) != len(tensors[0]) for t in tensors) or not len(tensors[0]):
+        shapes = ", ".join(str(tuple(t.shape)) for t in tensors) or "no tensor"
+        raise InvalidInput(f"inputs must be tensors with the same number of examples in front, not {shapes}.")
+    return len(tensors[0])
 
 
 def call(model: nn.Module, x: Any) -> Any:

@@ -19,10 +19,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mlcollage.errors import InvalidInput, MissingDependency, UnknownName
+from mlcollage import _checks as checks
+from mlcollage.errors import InvalidInput, MissingDependency
 from mlcollage.measure._likelihood import as_generator
 from mlcollage.measure._tape import second_derivatives
-from mlcollage.measure.grad_norms import GhostNorms, call, layer_name, refuse_once_differentiable
+from mlcollage.measure.grad_norms import (
+    GhostNorms,
+    call,
+    count_examples,
+    layer_name,
+    loss_of,
+    refuse_once_differentiable,
+)
 from mlcollage.measure.trace import TraceResult
 from mlcollage.nn.init import seeded
 
@@ -98,20 +106,20 @@ def hessian_trace(
     >>> round(found.value, 4), round(found.stderr, 4)
     (2.0, 0.0)
     """
-    if method not in _METHODS:
-        raise UnknownName(f"method {method!r} is not known; choose one of {', '.join(_METHODS)}.")
+    checks.choice("method", method, _METHODS)
     hessian = _Hessian(model, loss_fn, data, params)
     _check(method, n_vectors, tol, repeats, per_layer, hessian.size)
-    source = as_generator(generator, hessian.device)
+    generator = as_generator(generator, hessian.device)
     if method != "hutchinson":
-        return _sketched(hessian, method, n_vectors, repeats, source)
-    draws: dict[str, list[Tensor]] = {}
+        return _sketched(hessian, method, n_vectors, repeats, generator)
+    draws: dict[str, list[Tensor]] = {}  # by layer, a tensor of v^T H v for each round
     done = 0
     while done < n_vectors:
         now = min(_ROUND, n_vectors - done) if tol is not None else n_vectors
-        for layer, values in hessian.quadratic_forms(now, source).items():
+        for layer, values in hessian.quadratic_forms(now, generator).items():
             draws.setdefault(layer, []).append(values)
         done += now
+        # (layers, draws) to (draws,): one estimate of the trace for each vector
         total = torch.stack([torch.cat(v) for v in draws.values()]).sum(0)
         stderr = float(total.std() / math.sqrt(done)) if done > 1 else math.nan
         if tol is not None and stderr <= tol * abs(float(total.mean())):
@@ -170,11 +178,9 @@ def hessian_eigenvalues(
     """
     from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 
-    if which not in ("LA", "SA", "LM"):
-        raise UnknownName(f"which={which!r} is not known; choose 'LA', 'SA' or 'LM'.")
+    checks.choice("which", which, ("LA", "SA", "LM"))
     hessian = _Hessian(model, loss_fn, data, params)
-    if not isinstance(k, int) or not 1 <= k < hessian.size:
-        raise InvalidInput(f"k must be between 1 and {hessian.size - 1}, fewer than the parameters, not {k!r}.")
+    k = checks.integer("k", k, least=1, most=hessian.size - 1)  # Lanczos iteration cannot give all eigenvalues
     products = 0
 
     def product(v: np.ndarray) -> np.ndarray:
@@ -184,21 +190,21 @@ def hessian_eigenvalues(
             raise InvalidInput(
                 f"the eigenvalues did not converge to tol={tol:g} within {max_products} products: raise either."
             )
-        column = torch.from_numpy(np.ascontiguousarray(v).reshape(-1, 1)).to(hessian.device, hessian.dtype)
+        column = torch.from_numpy(np.ascontiguousarray(v).reshape(-1, 1)).to(hessian.device, hessian.dtype)  # (P, 1)
         return hessian.times(column)[:, 0].double().cpu().numpy()
 
     start = torch.randn(
         hessian.size,
         generator=as_generator(generator, hessian.device),
         device=hessian.device,
-        dtype=torch.float64 if hessian.device.type != "mps" else torch.float32,
+        dtype=torch.float64 if hessian.device.type != "mps" else torch.float32,  # Apple's GPUs have no float64
     )
     operator = LinearOperator((hessian.size, hessian.size), matvec=product, dtype=np.float64)
     try:
         values = eigsh(operator, k, which=which, tol=tol, v0=start.double().cpu().numpy(), return_eigenvectors=False)
     except ArpackError as error:
         raise InvalidInput(f"the eigenvalues did not converge ({error}): raise tol or max_products.") from error
-    return np.sort(values)[::-1]
+    return np.sort(values)[::-1]  # eigsh gives them from the smallest up
 
 
 def hessian_vector_product(
@@ -257,16 +263,17 @@ class _Hessian:
         self.size = sum(self.sizes)
         self.device, self.dtype = self.params[0].device, self.params[0].dtype
         self.batches = list(_pairs(data, self.device))
-        self.count = sum(n for *_, n in self.batches)
+        self.count = sum(n for *_, n in self.batches)  # examples of all batches
 
     @contextmanager
     def gradient(self, x: Any, y: Any, n: int) -> Iterator[list[Tensor]]:
         """The gradient of one batch's share of the mean loss, with its graph."""
         with torch.inference_mode(False), torch.enable_grad():
-            with second_derivatives(self.model):
+            with second_derivatives(self.model):  # only the forward pass chooses kernels
                 loss = _mean_loss(self.loss_fn, call(self.model, x), y, n)
             if not torch.isfinite(loss):
                 raise InvalidInput("the loss is not a finite number, so it has no Hessian.")
+            # Weighted by examples, so that the sum over batches is the mean over all of them.
             found = torch.autograd.grad(
                 loss * (n / self.count), self.params, create_graph=True, allow_unused=True, materialize_grads=True
             )
@@ -275,6 +282,7 @@ class _Hessian:
 
     def product(self, gradient: list[Tensor], vectors: list[Tensor]) -> list[Tensor]:
         """One product, from the graph of the gradient."""
+        # Where the gradient is constant its derivative is zero, and autograd would refuse it.
         pairs = [(g, v) for g, v in zip(gradient, vectors, strict=True) if g.requires_grad]
         if not pairs:  # a loss that is linear in the parameters
             return [torch.zeros_like(p) for p in self.params]
@@ -295,13 +303,14 @@ class _Hessian:
                 f"the model uses an operation without second derivative ({why}): put one that has it in its place."
             ) from error
 
-    def quadratic_forms(self, count: int, source: torch.Generator) -> dict[str, Tensor]:
+    def quadratic_forms(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Draws (count,) of v^T H v, split by layer; each batch has vectors of its own, which lowers the error."""
         sums = {layer: torch.zeros(count, dtype=torch.float64, device=self.device) for layer in self.layers}
         for x, y, n in self.batches:
             with self.gradient(x, y, n) as gradient:
                 for k in range(count):
-                    v = [_signs(p, source) for p in self.params]
+                    v = [_signs(p, generator) for p in self.params]
+                    # The part of a layer is v_l^T (H v)_l, whose mean is the trace of its own diagonal block.
                     for layer, a, b in zip(self.layers, v, self.product(gradient, v), strict=True):
                         sums[layer][k] += (a * b).sum(dtype=torch.float64)
         return sums
@@ -312,18 +321,19 @@ class _Hessian:
         for x, y, n in self.batches:
             with self.gradient(x, y, n) as gradient:
                 for k in range(columns.shape[1]):
-                    parts = columns[:, k].split(self.sizes)
+                    parts = columns[:, k].split(self.sizes)  # of (P,), those of the parameters one after the other
                     v = [part.view_as(p) for part, p in zip(parts, self.params, strict=True)]
                     out[:, k] += torch.cat([h.flatten() for h in self.product(gradient, v)])
         return out
 
 
-def _signs(p: Tensor, source: torch.Generator) -> Tensor:
-    bits = torch.randint(0, 2, p.shape, generator=source, device=p.device, dtype=torch.int8)
+def _signs(p: Tensor, generator: torch.Generator) -> Tensor:
+    """Independent entries +1 and -1 in the shape of p: of all with variance 1 they give the smallest error."""
+    bits = torch.randint(0, 2, p.shape, generator=generator, device=p.device, dtype=torch.int8)
     return bits.to(p.dtype).mul_(2).sub_(1)
 
 
-def _sketched(hessian: _Hessian, method: str, n_vectors: int, repeats: int, source: torch.Generator) -> TraceResult:
+def _sketched(hessian: _Hessian, method: str, n_vectors: int, repeats: int, generator: torch.Generator) -> TraceResult:
     """Hutch++ and XTrace of curvlinops, with our products."""
     try:
         from curvlinops import hutchpp_trace, xtrace
@@ -337,32 +347,31 @@ def _sketched(hessian: _Hessian, method: str, n_vectors: int, repeats: int, sour
         device, dtype = hessian.device, hessian.dtype
 
         def _matmat(self, X: list[Tensor]) -> list[Tensor]:
-            return [hessian.times(X[0])]
+            return [hessian.times(X[0])]  # one block of parameters, (P, columns)
 
     estimate = hutchpp_trace if method == "hutchpp" else xtrace
     shape = [(hessian.size,)]
     values = []
     for _ in range(repeats):
-        seed = int(torch.randint(2**31, (1,), generator=source, device=source.device))
-        with seeded(seed):
+        seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
+        with seeded(seed):  # curvlinops draws from the global generator
             values.append(float(estimate(Operator(shape, shape), n_vectors)))
     stderr = float(np.std(values, ddof=1) / math.sqrt(repeats)) if repeats > 1 else math.nan
     return TraceResult(float(np.mean(values)), stderr, draws=repeats * n_vectors)
 
 
 def _check(method: str, n_vectors: int, tol: float | None, repeats: int, per_layer: bool, size: int) -> None:
-    for name, value in (("n_vectors", n_vectors), ("repeats", repeats)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InvalidInput(f"{name} must be a whole number of at least 1, not {value!r}.")
-    if tol is not None and not (tol > 0 and math.isfinite(tol)):
-        raise InvalidInput(f"tol must be a positive number, or None for exactly n_vectors vectors, not {tol!r}.")
+    checks.integer("n_vectors", n_vectors, least=1)
+    checks.integer("repeats", repeats, least=1)
+    if tol is not None:
+        checks.positive("tol", tol)
     if method == "hutchinson":
         if repeats != 1:
             raise InvalidInput("method='hutchinson' has a standard error without repeats: raise n_vectors instead.")
         return
     if per_layer or tol is not None:
         raise InvalidInput(f"method={method!r} has no per_layer and no tol: use method='hutchinson'.")
-    divisor = 3 if method == "hutchpp" else 2
+    divisor = 3 if method == "hutchpp" else 2  # the vectors are shared out equally to the parts of the method
     if n_vectors % divisor or n_vectors >= size:
         raise InvalidInput(
             f"method={method!r} needs n_vectors to be a multiple of {divisor} and less than the {size} parameters, "
@@ -376,17 +385,13 @@ def _pairs(data: Any, device: torch.device) -> Iterator[tuple[Any, Any, int]]:
         data = [data]
     if isinstance(data, Tensor | Mapping) or not isinstance(data, Iterable):
         raise InvalidInput("data must be a pair (x, y) or an iterable of such pairs: a Hessian needs targets.")
-    found = False
-    for batch in data:
+    count = 0
+    for count, batch in enumerate(data, 1):
         if not isinstance(batch, list | tuple) or len(batch) != 2:
-            raise InvalidInput("a batch must be a pair (x, y): a Hessian needs targets.")
+            raise InvalidInput(f"batch {count} must be a pair (x, y): a Hessian needs targets.")
         x, y = (_moved(v, device) for v in batch)
-        first = next((v for v in (x.values() if isinstance(x, Mapping) else [x]) if isinstance(v, Tensor)), None)
-        if first is None or first.ndim == 0 or not len(first):
-            raise InvalidInput("the inputs of a batch must have its examples along their first dimension.")
-        found = True
-        yield x, y, len(first)
-    if not found:
+        yield x, y, count_examples(x)
+    if not count:
         raise InvalidInput("there are no data: at least one batch is needed.")
 
 
@@ -395,17 +400,12 @@ def _moved(value: Any, device: torch.device) -> Any:
         return {k: _moved(v, device) for k, v in value.items()}
     if not isinstance(value, Tensor):
         return value
+    # Autograd does not accept what inference mode made, but copies of it.
     return value.clone().to(device) if value.is_inference() else value.to(device)
 
 
 def _mean_loss(loss_fn: Callable[..., Tensor], output: Any, y: Any, n: int) -> Tensor:
-    loss = loss_fn(output, y)
-    if not isinstance(loss, Tensor) or not loss.requires_grad:
-        raise InvalidInput("loss_fn must return a tensor that depends on the model's output.")
-    if loss.ndim == 1 and len(loss) == n:
+    loss = loss_of(loss_fn, output, y, n)
+    if loss.ndim:  # (n,), one loss for each example
         return loss.mean()
-    if loss.ndim:
-        raise InvalidInput(
-            f"loss_fn must return one number, or one loss for each of the {n} examples, not shape {tuple(loss.shape)}."
-        )
     return loss / n if getattr(loss_fn, "reduction", "mean") == "sum" else loss

@@ -1,4 +1,4 @@
-"""What all instruments of representations share: activations as a matrix with one row a sample, in double precision."""
+"""What all instruments of representations share: activations as a matrix, one row per sample, in double precision."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 
 __all__ = ["as_samples", "centered_matrix"]
@@ -24,7 +25,7 @@ def as_samples(acts: Tensor, space: Space = "mean", *, unit_axis: int | None = N
         (N, U) of a dense layer, (N, U, H, W) feature maps (channels first, any number of spatial axes), or (N, T, U)
         tokens.
     space
-        ``"mean"`` averages over positions, one row a sample; ``"positions"`` takes each position as a row of its own,
+        ``"mean"`` averages over positions, one row per sample; ``"positions"`` takes each position as a row of its own,
         which compares two layers only if their grids are alike.
     unit_axis
         Which axis counts the units; by default the last for three axes (tokens), else axis 1. Maps of one-dimensional
@@ -41,13 +42,12 @@ def as_samples(acts: Tensor, space: Space = "mean", *, unit_axis: int | None = N
     (torch.Size([8, 3]), torch.Size([200, 3]))
     """
     axis = resolve_unit_axis(acts, unit_axis)
-    if space not in ("mean", "positions"):
-        raise InvalidInput(f"space={space!r} is not known; use 'mean' or 'positions'.")
+    checks.choice("space", space, ("mean", "positions"))
     if acts.ndim == 2 and axis == 1:
         return acts
     if space == "mean":
         return acts.mean(dim=[d for d in range(1, acts.ndim) if d != axis])
-    return acts.movedim(axis, -1).flatten(0, -2)
+    return acts.movedim(axis, -1).flatten(0, -2)  # (N, *positions, U) to (N * positions, U)
 
 
 def resolve_unit_axis(acts: Tensor, unit_axis: int | None) -> int:
@@ -57,6 +57,7 @@ def resolve_unit_axis(acts: Tensor, unit_axis: int | None) -> int:
             f"activations of shape {tuple(acts.shape)} have no axis of units; expected (N, U), (N, U, H, W) or "
             "(N, T, U)."
         )
+    # Three axes are tokens (N, T, U); all others have their units, or channels, behind the samples.
     axis = (acts.ndim - 1 if acts.ndim == 3 else 1) if unit_axis is None else unit_axis
     axis = axis + acts.ndim if axis < 0 else axis
     if not 1 <= axis < acts.ndim:
@@ -65,6 +66,12 @@ def resolve_unit_axis(acts: Tensor, unit_axis: int | None) -> int:
             f"use 1 to {acts.ndim - 1} (axis 0 counts the samples)."
         )
     return axis
+
+
+def as_double(X: Any) -> Tensor:
+    """An array or tensor in float64, on its device unless that has no such numbers (Apple's GPUs)."""
+    x = X.detach() if isinstance(X, Tensor) else torch.from_numpy(np.array(X, dtype=np.float64))
+    return (x.cpu() if x.device.type == "mps" else x).double()
 
 
 def centered_matrix(X: Any, name: str = "X") -> Tensor:
@@ -81,10 +88,7 @@ def centered_matrix(X: Any, name: str = "X") -> Tensor:
     tensor([[-1., -2.],
             [ 1.,  2.]], dtype=torch.float64)
     """
-    x = X.detach() if isinstance(X, Tensor) else torch.from_numpy(np.array(X, dtype=np.float64))
-    if x.device.type == "mps":  # it has no float64
-        x = x.cpu()
-    x = x.to(torch.float64)
+    x = as_double(X)
     if x.ndim != 2:
         raise InvalidInput(
             f"{name} has shape {tuple(x.shape)}, but a matrix (samples, features) is needed; pool or flatten it first, "
