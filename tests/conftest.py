@@ -9,62 +9,66 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mlcollage.lab.running import run_study
 from mlcollage.lab.store import Store
-from mlcollage.lab.study import run_study
 
 STUDY = """
 import os
 import signal
 import time
-from pathlib import Path
+from dataclasses import dataclass
 
+from mlcollage.data.workload import Labeled
 from mlcollage.errors import InvalidInput
-from mlcollage.lab.claim import Claim
-from mlcollage.lab.estimand import Level
-from mlcollage.lab.measurements import Measurements
-from mlcollage.lab.run import Run
+from mlcollage.lab import Claim, Experiment, Level, Measurements, Scale, Study
 
-VERSION = 1
 CLAIMS = (
     Claim("C1", "Two is two", "The value of ok is at least two.", "here", Level("value", "ok"), "at_least", null=1.5),
-    Claim("C2", "Only at full", "Needs a GPU.", "there", Level("value", "ok"), "greater", margin=1, from_scale="full"),
+    Claim(
+        "C2", "Only at full", "Needs a GPU.", "there", Level("value", "ok"), "greater", margin=1, from_scale="full",
+        headline=True,
+    ),
 )
 
 
-def runs(scale, workload):
-    arms = os.environ.get("PROBE_ARMS", "ok").split(",")
-    for seed in range(int(os.environ.get("PROBE_SEEDS", "3"))):
-        for arm in arms:
-            yield Run("probe", arm, seed, {"classes": workload.num_classes if workload else 0})
+@dataclass(frozen=True)
+class Probe:
+    \"\"\"What is probed.\"\"\"
+
+    classes: int = 0  # of the workload
 
 
-def measure(run, workload):
+def on_workload(settings, workload, scale):
+    return Probe(workload.num_classes)
+
+
+def probe(task):
     log = os.environ.get("PROBE_LOG")
     if log:
         with open(log, "a") as handle:
-            handle.write(f"{run.arm} {run.seed} {os.getpid()}\\n")
-    if run.arm == "raise":
+            handle.write(f"{task.arm} {task.seed} {os.getpid()}\\n")
+    if task.arm == "raise":
         raise RuntimeError("the loss is not a number")
-    if run.arm == "refuse":
+    if task.arm == "refuse":
         raise InvalidInput("the setting is wrong; use another.")
-    if run.arm == "kill":
+    if task.arm == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
-    if run.arm == "leave":
+    if task.arm == "leave":
         os._exit(7)
-    if run.arm == "disk":
+    if task.arm == "disk":
         os._exit(28)
-    if run.arm == "memory":
+    if task.arm == "memory":
         hoard = bytearray(os.urandom(1 << 20)) * 3000
         time.sleep(30)
         return hoard
-    if run.arm == "noisy":
+    if task.arm == "noisy":
         print("something that a library prints")
-    if run.arm == "slow":
+    if task.arm == "slow":
         time.sleep(float(os.environ.get("PROBE_SLEEP", "0.2")))
     measured = Measurements()
-    measured.add("value", 2.0 + 0.01 * run.seed, step=5)
+    measured.add("value", 2.0 + 0.01 * task.seed, step=5)
     measured.add("threads", _threads())
-    measured.array("line", [1.0, 2.0, run.seed])
+    measured.array("line", [1.0, 2.0, task.seed])
     return measured
 
 
@@ -72,6 +76,19 @@ def _threads():
     import torch
 
     return torch.get_num_threads()
+
+
+def experiments():
+    arms = tuple(os.environ.get("PROBE_ARMS", "ok").split(","))
+    settings = dict.fromkeys(Scale, Probe())
+    return (Experiment("probe", probe, arms=arms, settings=settings, workloads=(Labeled,), adapt=on_workload),)
+
+
+def __getattr__(name):  # made anew for each test's environment
+    if name != "STUDY":
+        raise AttributeError(name)
+    seeds = dict.fromkeys(Scale, int(os.environ.get("PROBE_SEEDS", "3")))
+    return Study(claims=CLAIMS, seeds=seeds, experiments=globals()["experiments"]())
 """
 
 SLIDE = """
@@ -141,7 +158,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from mlcollage.data.workload import Workload
+from mlcollage.data.workload import Labeled
 
 
 class Own(nn.Module):
@@ -159,7 +176,7 @@ def make():
     generator = torch.Generator().manual_seed(5)
     x = torch.rand(600, 1, 8, 8, generator=generator)
     y = (3 * x.mean(dim=(1, 2, 3)).sub(0.45).div(0.1).clamp(0, 0.999)).long()
-    return Workload(TensorDataset(x[:500], y[:500]), TensorDataset(x[500:], y[500:]), 3, Own, name="brightness")
+    return Labeled(TensorDataset(x[:500], y[:500]), TensorDataset(x[500:], y[500:]), 3, Own, name="brightness")
 '''
 
 

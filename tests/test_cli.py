@@ -13,8 +13,9 @@ from rich.console import Console
 
 from mlcollage import cli
 from mlcollage.lab import engine
+from mlcollage.lab.bound import BoundStudy
+from mlcollage.lab.running import run_study
 from mlcollage.lab.store import Store
-from mlcollage.lab.study import Study, run_study
 
 
 @dataclass
@@ -203,31 +204,24 @@ MORE_SEEDS = """
 
 import numpy as np
 
-SEEDS = {"smoke": 2, "quick": 5, "full": 5, "paper": 5}
 CLAIMS = (
     Claim("C1", "A coin", "The coin is not fair.", "here", Level("value", "ok"), "greater", margin=0.01),
     Claim("C2", "Two is two", "Two is at least 1.5.", "here", Level("two", "ok"), "at_least", null=1.5),
 )
 
 
-def runs(scale, workload, seeds=None):
-    for seed in seeds or range(SEEDS[scale]):
-        yield Run("probe", "ok", seed, {})
-
-
-def measure(run, workload):
+def probe(task):
     measured = Measurements()
-    measured.add("value", np.random.default_rng(run.seed).normal())
-    measured.add("two", 2.0 + 0.01 * np.random.default_rng(run.seed).normal())
+    measured.add("value", np.random.default_rng(task.seed).normal())
+    measured.add("two", 2.0 + 0.01 * np.random.default_rng(task.seed).normal())
     return measured
 """
 
 
-def test_run_until_settled_adds_seeds_and_says_for_which_claims(mlcollage, probe):
-    assert mlcollage("run", "probe", "--until-settled").says("cannot add seeds", "needs SEEDS")
+def test_run_until_settled_adds_seeds_and_says_for_which_claims(mlcollage, probe, monkeypatch):
+    monkeypatch.setenv("PROBE_SEEDS", "5")
     file = probe / "probe_paper" / "study.py"
     file.write_text(file.read_text() + MORE_SEEDS)
-    del sys.modules["probe_paper.study"]
     assert mlcollage("run", "probe", "--until-settled", "--max-seeds", "7").says("needs at least 10")
     assert mlcollage("run", "probe", "--until-settled", "--scale", "smoke").says("gives no verdicts")
     assert mlcollage("run", "probe", "--max-seeds", "20").says("give both")
@@ -507,7 +501,7 @@ def test_results_of_another_version_of_the_study_are_not_mixed_in(mlcollage, pro
     assert done.says("nothing is measured")
     store = Store(tmp_path / "results")
     assert len(run_study("probe", "smoke", store=store).runs) == 3
-    assert all(run.version == 2 for run in Study("probe", "smoke").runs())
+    assert all(run.version == 2 for run in BoundStudy("probe", "smoke").runs())
     assert len(list((tmp_path / "results" / "runs" / "probe").iterdir())) == 6
 
 

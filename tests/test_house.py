@@ -12,7 +12,7 @@ import mlcollage
 from mlcollage.lab.paper import papers
 
 SOURCE = Path(mlcollage.__file__).parent
-FLOORS = ("cli", "papers", "lab", "collage", "train", "measure", "infer", "stats", "nn", "data")
+FLOORS = ("cli", "testing", "papers", "lab", "collage", "train", "measure", "infer", "stats", "nn", "data")
 SHARED = {"errors", "_checks", "_random"}  # and mlcollage itself, for its version
 MODULES = sorted(SOURCE.rglob("*.py"))
 ROOMS = ("__init__.py", "paper.toml", "study.py", "slide.py")

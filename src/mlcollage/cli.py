@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,12 +22,12 @@ from mlcollage.errors import InvalidInput, MLCollageError, RunFailed, UnknownNam
 
 if TYPE_CHECKING:
     from mlcollage.collage.content import Entry
+    from mlcollage.lab.bound import BoundStudy
     from mlcollage.lab.claim import Claim, Verdict
-    from mlcollage.lab.engine import Event
+    from mlcollage.lab.engine import Engine, Event
     from mlcollage.lab.evidence import Evidence
     from mlcollage.lab.run import Run
     from mlcollage.lab.store import Store
-    from mlcollage.lab.study import Study
 
 app = typer.Typer(
     name="mlcollage",
@@ -68,7 +69,7 @@ WorkloadOption = Annotated[
         help="Your model and data: module:function, .npz, .csv, .parquet, an image folder, or a name.",
     ),
 ]
-WorkersOption = Annotated[int | None, typer.Option("--workers", "-j", help="Runs at a time; default one a core.")]
+WorkersOption = Annotated[int | None, typer.Option("--workers", "-j", help="Runs at a time; default one per core.")]
 EngineOption = Annotated[str, typer.Option("--engine", help="Where runs are executed; `local` so far.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
@@ -155,12 +156,22 @@ def _identity(p: Any) -> dict[str, Any]:
 
 
 @app.command()
-def show(slug: Slug, json: Json = False) -> None:
+def show(
+    slug: Slug,
+    settings: Annotated[
+        bool, typer.Option("--settings", help="Print the settings of each experiment at --scale instead.")
+    ] = False,
+    scale: Scale = ScaleName.quick,
+    json: Json = False,
+) -> None:
     """Show a paper: what it is, how to use the method, what is claimed and how each claim is tested."""
     from mlcollage.lab.paper import find_paper
 
     paper = find_paper(slug)
-    claims = tuple(paper.module("study").CLAIMS) if paper.built else ()
+    if settings:
+        _show_settings(slug, scale, json)
+        return
+    claims = tuple(paper.module("study").STUDY.claims) if paper.built else ()
     if json:
         _print_json({**_identity(paper), "usage": paper.usage, "claims": [c.to_dict() for c in claims]})
         return
@@ -180,8 +191,38 @@ def show(slug: Slug, json: Json = False) -> None:
     _print_table(table)
 
 
+def _show_settings(slug: str, scale: ScaleName, json: bool) -> None:
+    """What each experiment is run with: arms, seeds, and every setting with its meaning."""
+    from mlcollage.lab.experiment import settings_lines
+
+    (bound,) = _studies([slug], scale, None)
+    shown = []
+    for e in bound.study.experiments:
+        chosen = e.settings.get(bound.scale)
+        if chosen is None:
+            continue
+        facts: dict[str, Any] = {"experiment": e.name, "arms": list(e.arms), "version": e.version}
+        facts["seeds"] = len(e.registered(bound.scale, bound.seeds))
+        shown.append(
+            {**facts, "settings": [dict(zip(("name", "value", "meaning"), s)) for s in settings_lines(chosen)]}
+        )
+    if json:
+        _print_json(shown)
+        return
+    for facts in shown:
+        seeds = f"{facts['seeds']} seed{'' if facts['seeds'] == 1 else 's'}"
+        out.print(
+            f"[bold]{escape(facts['experiment'])}[/]: {escape(', '.join(facts['arms']))}; {seeds}", highlight=False
+        )
+        table = _table("setting", "value", "meaning", wrapped=["value", "meaning"])
+        for s in facts["settings"]:
+            table.add_row(*(escape(s[k]) for k in ("name", "value", "meaning")))
+        _print_table(table)
+        out.print()
+
+
 @contextmanager
-def _progress(study: Study, total: int, done: int) -> Iterator[Callable[[Event], None]]:
+def _progress(study: BoundStudy, total: int, done: int) -> Iterator[Callable[[Event], None]]:
     """A bar with counts and time left; failures are printed as they happen."""
     from rich.progress import (
         BarColumn,
@@ -219,47 +260,58 @@ def _progress(study: Study, total: int, done: int) -> Iterator[Callable[[Event],
         progress.update(task, now="")
 
 
-def _execute(study: Study, store: Store, engine: str, workers: int | None) -> Evidence:
-    _execute_runs(study, study.runs(), store, engine, workers)
-    return study.evidence(store)
+@dataclass
+class _WithProgress:
+    """An engine that shows a bar, and says what is kept when it is stopped."""
 
+    engine: Engine
 
-def _execute_runs(study: Study, runs: list[Run], store: Store, engine: str, workers: int | None) -> None:
-    from mlcollage.lab.engine import get_engine
-
-    chosen = get_engine(engine, workers=workers)
-    todo = [run for run in runs if not store.has(run)]
-    if todo:
+    def execute(self, study: BoundStudy, runs: Sequence[Run], store: Store, on_event: Callable[[Event], None]) -> None:
+        total = [run for run in study.runs() if store.has(run)] if set(runs) <= set(study.runs()) else []
         try:
-            with _progress(study, len(runs), len(runs) - len(todo)) as on_event:
-                chosen.execute(study, todo, store, on_event)
+            with _progress(study, len(total) + len(runs), len(total)) as on_event:
+                self.engine.execute(study, runs, store, on_event)
         except KeyboardInterrupt:
-            kept = sum(store.has(run) for run in runs)
-            err.print(f"stopped; {kept} of {len(runs)} runs are kept. The same command goes on from there.")
+            kept = len(total) + sum(store.has(run) for run in runs)
+            all_runs = len(total) + len(runs)
+            err.print(f"stopped; {kept} of {all_runs} runs are kept. The same command goes on from there.")
             raise typer.Exit(130) from None
 
 
-def _settle(study: Study, store: Store, engine: str, workers: int | None, max_seeds: int | None) -> Evidence:
+def _engine(name: str, workers: int | None) -> _WithProgress:
+    from mlcollage.lab.engine import get_engine
+
+    return _WithProgress(get_engine(name, workers=workers))
+
+
+def _execute(study: BoundStudy, store: Store, engine: str, workers: int | None) -> Evidence:
+    from mlcollage.lab.running import run_missing
+
+    run_missing(study, store, _engine(engine, workers))
+    return study.evidence(store)
+
+
+def _settle(study: BoundStudy, store: Store, engine: str, workers: int | None, max_seeds: int | None) -> Evidence:
     """Add seeds while a verdict is open; each round says for which claims."""
-    from mlcollage.lab.settle import settle
+    from mlcollage.lab.running import settle
 
-    def say(claims: list[Claim], seeds: range) -> None:
+    def say(claims: list[Claim], seeds: range, runs: list[Run]) -> None:
         names = ", ".join(c.id for c in claims)
-        err.print(f"open: {escape(names)}; adding seeds {seeds.start} to {seeds.stop - 1}", highlight=False)
+        err.print(
+            f"open: {escape(names)}; adding seeds {seeds.start} to {seeds.stop - 1} ({len(runs)} runs)",
+            highlight=False,
+        )
 
-    def execute(runs: list[Run]) -> None:
-        _execute_runs(study, runs, store, engine, workers)
-
-    return settle(study, store, execute, max_seeds=max_seeds, on_round=say)
+    return settle(study, store, _engine(engine, workers), max_seeds=max_seeds, on_round=say)
 
 
-def _studies(slugs: Sequence[str], scale: ScaleName, workload: str | None) -> list[Study]:
+def _studies(slugs: Sequence[str], scale: ScaleName, workload: str | None) -> list[BoundStudy]:
+    from mlcollage.lab.bound import BoundStudy
     from mlcollage.lab.paper import papers
     from mlcollage.lab.run import Scale as LabScale
-    from mlcollage.lab.study import Study
 
     names = [p.slug for p in papers().values() if p.built] if list(slugs) == ["all"] else dict.fromkeys(slugs)
-    return [Study(name, LabScale(scale.value), workload) for name in names]
+    return [BoundStudy(name, LabScale(scale.value), workload) for name in names]
 
 
 def _report_failures(evidences: Sequence[Evidence]) -> None:
@@ -281,7 +333,7 @@ def _verdict_table(verdicts: Sequence[Verdict], title: str) -> Table:
     return table
 
 
-def _print_verdicts(study: Study, evidence: Evidence) -> None:
+def _print_verdicts(study: BoundStudy, evidence: Evidence) -> None:
     verdicts = study.judge(evidence)
     _print_table(_verdict_table(list(verdicts.values()), f"{study.slug} · {study.scale} · {study.workload_name}"))
     for text in sorted({w for v in verdicts.values() for w in v.warnings}):
@@ -305,7 +357,7 @@ def run(
     json: Json = False,
 ) -> None:
     """Run what is missing of a study, then print its verdicts. Stop it at any time: nothing finished is lost."""
-    from mlcollage.lab.settle import check_settling
+    from mlcollage.lab.running import check_settling
     from mlcollage.lab.store import Store
 
     if max_seeds is not None and not until_settled:
@@ -505,7 +557,7 @@ def new(
     slug: Annotated[str, typer.Argument(help="Short name of the paper, e.g. my_paper.")],
     folder: Annotated[Path, typer.Option("--dir", help="Where to make the package's folder.")] = Path("."),
 ) -> None:
-    """Make a plug-in package with a paper's rooms, ready to install, run and test."""
+    """Make a plug-in package for a paper, ready to install, run and test."""
     from mlcollage.lab.scaffold import create
 
     made = create(slug, folder)
@@ -561,12 +613,12 @@ def data_check(
 
 @app.command()
 def doctor(store: StoreOption = Path("results"), json: Json = False) -> None:
-    """Say what this machine offers and what is amiss; exits 1 if something must be mended."""
+    """Check the installation; exits 1 if something must be corrected."""
     from dataclasses import asdict
 
     from mlcollage.lab.doctor import examine
 
-    with err.status("looking around"):
+    with err.status("checking"):
         checks = list(examine(store))
     if json:
         _print_json([asdict(c) for c in checks])

@@ -11,10 +11,11 @@ import psutil
 import pytest
 
 from mlcollage.errors import InvalidInput, StoreError, UnknownName
+from mlcollage.lab.bound import BoundStudy
 from mlcollage.lab.engine import LocalEngine, get_engine
 from mlcollage.lab.run import Scale
+from mlcollage.lab.running import run_study
 from mlcollage.lab.store import Store
-from mlcollage.lab.study import Study, run_study
 
 COMMAND = [sys.executable, "-m", "mlcollage.cli", "run", "probe"]
 
@@ -112,7 +113,7 @@ def test_two_commands_on_one_store_share_the_work(probe, tmp_path, monkeypatch):
 
 
 SCRIPT = """
-from mlcollage.lab.study import run_study
+from mlcollage.lab.running import run_study
 
 print("the script runs")
 evidence = run_study("probe", "smoke", store="results", workers=2)
@@ -166,7 +167,7 @@ def test_unknown_engines_and_bad_worker_counts():
 def test_claims_changed_after_the_runs_are_reported(probe, tmp_path):
     store = Store(tmp_path)
     run_study("probe", "quick", store=store)
-    study = Study("probe", Scale.QUICK)
+    study = BoundStudy("probe", Scale.QUICK)
     verdicts = study.judge(study.evidence(store))
     assert verdicts["C1"].status == "supported"
     assert verdicts["C2"].status == "untested"

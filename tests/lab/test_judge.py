@@ -276,9 +276,9 @@ def test_a_nan_in_an_unpaired_arm_is_named():
 
 def test_failed_runs_of_the_claims_arms_are_listed():
     failures = [
-        Failure(Run("demo", "a", 8), "loss is NaN"),
-        Failure(Run("demo", "replicas", 0), "out of memory"),  # an arm that no row carries may have held a or b
-        Failure(Run("demo", "c", 1), "unrelated"),
+        Failure(Run("demo", "all", "a", 8), "loss is NaN"),
+        Failure(Run("demo", "all", "replicas", 0), "out of memory"),  # an arm that no row carries may have held a or b
+        Failure(Run("demo", "all", "c", 1), "unrelated"),
     ]
     arms = {**pair(1.5), "c": NOISE}
     (warning,) = one(claim(), evidence(failures=failures, **arms)).warnings

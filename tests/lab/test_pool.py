@@ -141,22 +141,18 @@ CLAIMS = (
 )
 
 
-def runs(scale, workload):
-    for seed in range(4):
-        yield Run("probe", "ok", seed, {})
-
-
-def measure(run, workload):
+def probe(task):
     measured = Measurements()
-    effect = workload.num_classes if workload else 1.0
-    measured.add("value", effect + np.random.default_rng([run.seed, workload.num_classes if workload else 0]).normal())
+    classes = task.settings.classes
+    measured.add("value", (classes or 1.0) + np.random.default_rng([task.seed, classes]).normal())
     measured.add("one", 1.0)
     return measured
 """
 
 
 @pytest.fixture
-def study(probe):
+def study(probe, monkeypatch):
+    monkeypatch.setenv("PROBE_SEEDS", "4")
     file = probe / "probe_paper" / "study.py"
     file.write_text(file.read_text() + STUDY)
     return probe
@@ -205,7 +201,7 @@ def test_other_scales_and_versions_are_left_alone(study, tmp_path):
         for seed in range(4):
             measured = Measurements()
             measured.add("value", rng.normal())
-            store.commit(Run("probe", "ok", seed, {}, **identity), measured, {})
+            store.commit(Run("probe", "probe", "ok", seed, {}, **identity), measured, {})
 
     commit(workload="u")
     commit(workload="v", version=2)

@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 
 from mlcollage.errors import UnknownName
+from mlcollage.lab.bound import BoundStudy
 from mlcollage.lab.paper import papers
 from mlcollage.lab.publish import draw_slide, make_slide, publish_study, slide_name, write_pages
 from mlcollage.lab.run import Scale
+from mlcollage.lab.running import run_study
 from mlcollage.lab.store import Store
-from mlcollage.lab.study import Study, run_study
 
 BUILT = ("deep_bootstrap", "gated_linear_networks")
 
@@ -24,7 +25,7 @@ def digest(smoke_store, tmp_path_factory):
     """The digest of both studies at smoke scale: its folder, and what was published."""
     folder = tmp_path_factory.mktemp("digest")
     store = smoke_store(*BUILT)
-    published = {slug: publish_study(Study(slug, Scale.SMOKE), store, folder) for slug in BUILT}
+    published = {slug: publish_study(BoundStudy(slug, Scale.SMOKE), store, folder) for slug in BUILT}
     pages = write_pages({slug: p.entry for slug, p in published.items()}, folder)
     return folder, published, pages
 
@@ -73,7 +74,7 @@ def test_the_numbers_and_verdicts_behind_a_slide_can_be_read(digest, smoke_store
     folder, published, _ = digest
     for slug in BUILT:
         table = pd.read_parquet(folder / "data" / f"{slug}-smoke.parquet")
-        evidence = Study(slug, Scale.SMOKE).evidence(smoke_store(slug))
+        evidence = BoundStudy(slug, Scale.SMOKE).evidence(smoke_store(slug))
         pd.testing.assert_frame_equal(table, evidence.table)
         assert {"arm", "seed", "metric", "step", "value", "run"} <= set(table)
         text = (folder / "data" / f"{slug}-smoke-verdicts.json").read_text("utf-8")
@@ -84,8 +85,8 @@ def test_the_numbers_and_verdicts_behind_a_slide_can_be_read(digest, smoke_store
 
 def test_verdicts_of_a_judged_scale_are_json_too(smoke_store):
     for slug in BUILT:
-        evidence = dataclasses.replace(Study(slug, Scale.SMOKE).evidence(smoke_store(slug)), scale=Scale.QUICK)
-        verdicts = Study(slug, Scale.QUICK).judge(evidence)
+        evidence = dataclasses.replace(BoundStudy(slug, Scale.SMOKE).evidence(smoke_store(slug)), scale=Scale.QUICK)
+        verdicts = BoundStudy(slug, Scale.QUICK).judge(evidence)
         text = json.dumps([v.to_dict() for v in verdicts.values()], allow_nan=False)
         assert len(json.loads(text)) == len(verdicts)
 
@@ -102,7 +103,7 @@ def test_each_slide_is_drawn_in_three_formats_with_a_text_alternative(digest):
 
 def test_the_digest_of_the_probe_joins_the_plug_in_to_the_sixteen(probe, tmp_path):
     run_study("probe", "quick", store=tmp_path / "results")
-    published = publish_study(Study("probe"), Store(tmp_path / "results"), tmp_path / "digest")
+    published = publish_study(BoundStudy("probe"), Store(tmp_path / "results"), tmp_path / "digest")
     write_pages({"probe": published.entry}, tmp_path / "digest")
     index = (tmp_path / "digest" / "index.html").read_text("utf-8")
     assert "A probe of the lab" in index
@@ -115,13 +116,13 @@ def test_the_digest_of_the_probe_joins_the_plug_in_to_the_sixteen(probe, tmp_pat
 def test_failed_and_missing_runs_are_said_on_the_slide(probe, tmp_path, monkeypatch):
     monkeypatch.setenv("PROBE_ARMS", "ok,raise")
     run_study("probe", "quick", store=tmp_path)
-    study = Study("probe")
+    study = BoundStudy("probe")
     evidence = study.evidence(Store(tmp_path))
     slide = make_slide(study, evidence, study.judge(evidence))
     assert "3 runs failed" in slide.foot_left
     assert "missing" not in slide.foot_left
     monkeypatch.setenv("PROBE_SEEDS", "5")
-    wider = Study("probe")
+    wider = BoundStudy("probe")
     evidence = wider.evidence(Store(tmp_path))
     verdicts = wider.judge(evidence)
     slide = make_slide(wider, evidence, verdicts)
@@ -134,7 +135,7 @@ def test_failed_and_missing_runs_are_said_on_the_slide(probe, tmp_path, monkeypa
 
 def test_few_seeds_and_untested_claims_are_said_on_the_chip(probe, tmp_path):
     run_study("probe", "quick", store=tmp_path)
-    study = Study("probe")
+    study = BoundStudy("probe")
     evidence = study.evidence(Store(tmp_path))
     c1, c2 = make_slide(study, evidence, study.judge(evidence)).chips
     assert (c1.status, c1.note) == ("supported", "only 3 seeds")
@@ -143,7 +144,7 @@ def test_few_seeds_and_untested_claims_are_said_on_the_chip(probe, tmp_path):
 
 def test_a_slide_of_the_users_workload_is_named_by_it(probe, user_workloads, tmp_path):
     evidence = run_study("probe", "quick", workload=user_workloads["csv"], store=tmp_path / "results")
-    own, usual = Study("probe", Scale.QUICK, user_workloads["csv"]), Study("probe")
+    own, usual = BoundStudy("probe", Scale.QUICK, user_workloads["csv"]), BoundStudy("probe")
     assert evidence.workload == own.workload_name
     assert own.workload_name.startswith("table.csv")
     assert slide_name(usual) == "probe-quick"
@@ -154,7 +155,7 @@ def test_a_slide_of_the_users_workload_is_named_by_it(probe, user_workloads, tmp
 
 
 def test_nothing_measured_is_said_with_the_command(probe, tmp_path):
-    study = Study("probe", Scale.FULL, "digits")
+    study = BoundStudy("probe", Scale.FULL, "digits")
     with pytest.raises(UnknownName, match="run `mlcollage run probe --scale full --workload digits` first"):
         make_slide(study, study.evidence(Store(tmp_path)), {})
 

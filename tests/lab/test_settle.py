@@ -7,15 +7,16 @@ import pandas as pd
 import pytest
 
 from mlcollage.errors import InvalidInput
+from mlcollage.lab.bound import BoundStudy
 from mlcollage.lab.claim import Claim, Status, fingerprint
 from mlcollage.lab.estimand import Difference, Level, PerSeed, Trend
 from mlcollage.lab.evidence import Evidence, Failure
+from mlcollage.lab.experiment import Experiment
 from mlcollage.lab.judge import judge
 from mlcollage.lab.measurements import Measurements
 from mlcollage.lab.run import Run, Scale
-from mlcollage.lab.settle import next_runs, open_claims, run_until_settled
+from mlcollage.lab.running import next_runs, open_claims, run_study, run_until_settled
 from mlcollage.lab.store import Store
-from mlcollage.lab.study import Study, run_study
 
 SETTLED = Claim("S", "s", "A beats C.", "", Difference("m", "a", "c"), "greater", margin=0.5)
 OPEN = Claim("O", "o", "A beats B.", "", Difference("m", "a", "b"), "greater", margin=0.1)
@@ -126,7 +127,7 @@ def test_seeds_that_were_added_for_other_claims_are_not_missing_from_this_one():
     assert (verdicts["S"].seeds, verdicts["S"].warnings) == (10, ())
     assert verdicts["O"].seeds == 15
     # but one in which a run failed is reported
-    failed = dataclasses.replace(seen, failures=[Failure(Run("demo", "c", 12), "killed")])
+    failed = dataclasses.replace(seen, failures=[Failure(Run("demo", "all", "c", 12), "killed")])
     verdict = judge([SETTLED, OPEN], failed)["S"]
     assert any("seed 12 (c)" in w for w in verdict.warnings)
     assert any("counted at the worst value seen" in w and "(signs)" in w for w in verdict.warnings)
@@ -162,22 +163,20 @@ def study(probe, monkeypatch):
     """The plug-in with three arms and five seeds: A beats C plainly, and B by EFFECT."""
     import probe_paper.study as module
 
-    def runs(scale, workload, seeds=None):
-        for seed in seeds or range(module.SEEDS[scale]):
-            for arm in "abc":
-                yield Run("probe", arm, seed, {"size": 3})
-        if seeds is None:
-            yield Run("probe", "picture", 0, {})
-
-    def measure(run, workload):
-        rng = np.random.default_rng([10, run.seed, "abc".find(run.arm) + 1])
+    def measure(task):
+        rng = np.random.default_rng([10, task.seed, "abc".find(task.arm) + 1])
         m = Measurements()
-        m.add("m", {"a": module.EFFECT, "b": 0.0, "c": -3.0, "picture": 0.0}[run.arm] + rng.normal())
+        m.add("m", {"a": module.EFFECT, "b": 0.0, "c": -3.0, "picture": 0.0}[task.arm] + rng.normal())
         m.add("count", 1.0)
         return m
 
-    module.SEEDS, module.EFFECT, module.CLAIMS = {Scale.QUICK: 5}, 0.0, (SETTLED, OPEN, SKEWED, COUNTED)
-    module.runs, module.measure = runs, measure
+    monkeypatch.setenv("PROBE_SEEDS", "5")
+    settings = dict.fromkeys(Scale, module.Probe())
+    module.EFFECT, module.CLAIMS = 0.0, (SETTLED, OPEN, SKEWED, COUNTED)
+    module.experiments = lambda: (
+        Experiment("compare", measure, arms=tuple("abc"), settings=settings),
+        Experiment("picture", measure, arms=("picture",), settings=settings, once=True),
+    )
     return module
 
 
@@ -186,28 +185,28 @@ def test_only_arms_of_open_claims_get_seeds_and_it_ends_at_the_largest_number(st
     found = run_until_settled("probe", store=tmp_path, engine=engine, max_seeds=16)
     assert len(engine.rounds[0]) == 16
     first, *rest = engine.rounds[1:]
-    assert first == [(arm, seed) for seed in range(5, 10) for arm in "abc"]  # five seeds settle nothing by themselves
-    assert rest == [[(arm, seed) for seed in range(10, 15) for arm in "ab"]]  # 15 to 19 would pass 16
-    verdicts = Study("probe").judge(found)
+    assert first == [(arm, seed) for arm in "abc" for seed in range(5, 10)]  # five seeds settle nothing by themselves
+    assert rest == [[(arm, seed) for arm in "ab" for seed in range(10, 15)]]  # 15 to 19 would pass 16
+    verdicts = BoundStudy("probe").judge(found)
     assert [v.status.value for v in verdicts.values()] == ["supported", "inconclusive", "inconclusive", "supported"]
     assert {k: v.seeds for k, v in verdicts.items()} == {"S": 10, "O": 15, "K": 5, "E": 15}
     # what was added stays part of the evidence, and is judged the same way by every later command
-    again = Study("probe").evidence(Store(tmp_path))
+    again = BoundStudy("probe").evidence(Store(tmp_path))
     assert again.registered == 5
-    assert Study("probe").judge(again) == verdicts
+    assert BoundStudy("probe").judge(again) == verdicts
     # going on starts where it ended
     further = Here()
     run_until_settled("probe", store=tmp_path, engine=further, max_seeds=20)
-    assert further.rounds == [[(arm, seed) for seed in range(15, 20) for arm in "ab"]]
+    assert further.rounds == [[(arm, seed) for arm in "ab" for seed in range(15, 20)]]
 
 
 def test_a_real_effect_stops_early(study, tmp_path):
     study.EFFECT = 3.0
     engine = Here()
     found = run_until_settled("probe", store=tmp_path, engine=engine, max_seeds=100)
-    assert Study("probe").judge(found)["O"].status is Status.SUPPORTED
+    assert BoundStudy("probe").judge(found)["O"].status is Status.SUPPORTED
     assert found.seeds <= 15
-    assert open_claims(Study("probe"), found) == []
+    assert open_claims(BoundStudy("probe"), found) == []
     quiet = Here()
     run_until_settled("probe", store=tmp_path, engine=quiet, max_seeds=100)
     assert quiet.rounds == []
@@ -222,35 +221,34 @@ def test_failed_runs_are_not_tried_again_and_are_reported(study, tmp_path):
     engine = Here(fail=[("b", 7)])
     found = run_until_settled("probe", store=tmp_path, engine=engine, max_seeds=15)
     assert sum(("b", 7) in r for r in engine.rounds) == 1
-    verdict = Study("probe").judge(found)["O"]
+    verdict = BoundStudy("probe").judge(found)["O"]
     assert verdict.seeds == 14
     assert any("b seed 7: the loss is not a number" in w for w in verdict.warnings)
 
 
 def test_runs_whose_rows_name_other_arms_are_found_by_what_fed_the_claim(study, tmp_path):
-    """One run holds several seeds and arms, and says how many in its settings."""
+    """One run holds several seeds and arms."""
 
-    def runs(scale, workload, seeds=None):
-        seeds = seeds or range(5)
-        for kind in ("networks", "tables"):
-            yield Run("probe", kind, seeds.start, {"replicas": len(seeds)})
-
-    def measure(run, workload):
+    def measure(task):
         m = Measurements()
-        for seed in range(run.seed, run.seed + run.integer("replicas")):
-            rng = np.random.default_rng([seed, len(run.arm)])
+        for seed in task.seeds:
+            rng = np.random.default_rng([seed, len(task.arm)])
             for arm in "ab":
-                m.add("m" if run.arm == "networks" else "other", rng.normal(), arm=arm, seed=seed)
+                m.add("m" if task.arm == "networks" else "other", rng.normal(), arm=arm, seed=seed)
         return m
 
-    study.runs, study.measure, study.CLAIMS = runs, measure, (OPEN,)
+    settings = dict.fromkeys(Scale, study.Probe())
+    study.CLAIMS = (OPEN,)
+    study.experiments = lambda: (
+        Experiment("training", measure, arms=("networks", "tables"), settings=settings, block=None),
+    )
     engine = Here()
     found = run_until_settled("probe", store=tmp_path, engine=engine, max_seeds=10)
     assert engine.rounds == [[("networks", 0), ("tables", 0)], [("networks", 5)]]
-    assert Study("probe").judge(found)["O"].seeds == 10
+    assert BoundStudy("probe").judge(found)["O"].seeds == 10
     any_arm = dataclasses.replace(OPEN, estimand=PerSeed(lambda rows: rows["value"].mean(), "mean of all"))
     study.CLAIMS = (any_arm,)
-    needed = next_runs(Study("probe"), found, [any_arm], range(10, 15))
+    needed = next_runs(BoundStudy("probe"), found, [any_arm], range(10, 15))
     assert [run.arm for run in needed] == ["networks", "tables"]
 
 
@@ -261,26 +259,9 @@ def test_what_cannot_be_settled_is_refused_in_one_sentence(study, tmp_path):
         InvalidInput, match="registers 5 seeds at scale quick, adds 5 at a time, and so needs at least 10"
     ):
         run_until_settled("probe", store=tmp_path, engine=Here(), max_seeds=9)
-    study.runs = lambda scale, workload: [Run("probe", "a", 0)]
-    with pytest.raises(InvalidInput, match="needs SEEDS, the number of registered seeds"):
-        run_until_settled("probe", store=tmp_path, engine=Here())
-    study.runs = lambda scale, workload, seeds=None: [Run("probe", "a", 0)]
-    with pytest.raises(InvalidInput, match="repeats probe/a seed 0 when asked for seeds 5 to 9"):
-        run_until_settled("probe", store=tmp_path, engine=Here())
 
 
 def test_without_added_seeds_the_registered_tests_judge(study, tmp_path):
     found = run_study("probe", store=tmp_path, engine=Here())
     assert found.registered is None
-    assert Study("probe").judge(found)["O"].test == "paired t"
-
-
-@pytest.mark.parametrize("slug", ["gated_linear_networks", "deep_bootstrap", "statistical_ideas"])
-@pytest.mark.parametrize("scale", list(Scale))
-def test_built_studies_yield_runs_of_further_seeds_like_their_own(slug, scale):
-    study = Study(slug, scale)
-    own, more = study.runs(), study.more_runs(study.batch(0))
-    assert not set(own) & set(more)
-    assert {run.seed for run in more} <= set(study.batch(0))
-    drawn_once = {"surface"}
-    assert {run.arm for run in own} - drawn_once == {run.arm for run in more}
+    assert BoundStudy("probe").judge(found)["O"].test == "paired t"

@@ -13,7 +13,7 @@ from mlcollage.lab.measurements import Measurements
 from mlcollage.lab.run import Run, Scale
 from mlcollage.lab.store import Store
 
-RUN = Run("demo", "gln", 3, {"lr": 0.1}, Scale.QUICK)
+RUN = Run("demo", "stream", "gln", 3, {"lr": 0.1}, Scale.QUICK)
 
 
 def measured() -> Measurements:
@@ -43,7 +43,7 @@ def test_any_parquet_tool_reads_the_rows(tmp_path):
     Store(tmp_path).commit(RUN, measured(), {})
     (file,) = tmp_path.glob("runs/**/measurements.parquet")
     columns = pyarrow.parquet.read_table(file).column_names
-    assert columns[:9] == ["study", "arm", "seed", "scale", "workload", "run", "metric", "step", "value"]
+    assert columns[:10] == "study experiment arm seed scale workload run metric step value".split()
 
 
 def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, monkeypatch):
@@ -114,7 +114,7 @@ def test_a_failure_is_forgotten_when_the_run_succeeds(tmp_path):
 def test_evidence_counts_what_is_missing_and_selects(tmp_path):
     store = Store(tmp_path)
     store.commit(RUN, measured(), {})
-    other = Run("demo", "gln", 4)
+    other = Run("demo", "stream", "gln", 4)
     evidence = store.evidence([RUN, other], study="demo", scale=Scale.QUICK, workload="default")
     assert (len(evidence.runs), evidence.missing, evidence.seeds) == (1, 1, 2)
     assert evidence.select("accuracy", arm="mlp", task=2)["value"].tolist() == [0.8]
@@ -139,21 +139,23 @@ def test_a_file_in_the_place_of_the_folder(tmp_path):
 
 
 def test_run_ids_depend_on_everything_and_on_nothing_else():
-    base = Run("demo", "gln", 3, {"lr": 0.1, "m": 4})
-    assert base.id == Run("demo", "gln", 3, {"m": 4, "lr": 0.1}).id
+    base = Run("demo", "stream", "gln", 3, {"lr": 0.1, "m": 4})
+    assert base.id == Run("demo", "stream", "gln", 3, {"m": 4, "lr": 0.1}).id
     others = [
-        Run("demo2", "gln", 3, base.settings),
-        Run("demo", "mlp", 3, base.settings),
-        Run("demo", "gln", 4, base.settings),
-        Run("demo", "gln", 3, {"lr": 0.1, "m": 5}),
-        Run("demo", "gln", 3, base.settings, Scale.FULL),
-        Run("demo", "gln", 3, base.settings, workload="mine"),
-        Run("demo", "gln", 3, base.settings, version=2),
+        Run("demo2", "stream", "gln", 3, base.settings),
+        Run("demo", "forget", "gln", 3, base.settings),
+        Run("demo", "stream", "mlp", 3, base.settings),
+        Run("demo", "stream", "gln", 3, base.settings, count=2),
+        Run("demo", "stream", "gln", 4, base.settings),
+        Run("demo", "stream", "gln", 3, {"lr": 0.1, "m": 5}),
+        Run("demo", "stream", "gln", 3, base.settings, Scale.FULL),
+        Run("demo", "stream", "gln", 3, base.settings, workload="mine"),
+        Run("demo", "stream", "gln", 3, base.settings, version=2),
     ]
-    assert len({base.id, *(r.id for r in others)}) == 8
+    assert len({base.id, *(r.id for r in others)}) == 10
     assert Run.from_dict(json.loads(json.dumps(base.to_dict()))) == base
-    with pytest.raises(InvalidInput, match="not a scalar"):
-        Run("demo", "gln", 0, {"widths": [1, 2]})
+    with pytest.raises(InvalidInput, match="is no plain value"):
+        Run("demo", "stream", "gln", 0, {"widths": {1, 2}})
 
 
 def test_an_empty_evidence_has_the_columns(tmp_path):

@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 
 from mlcollage.errors import InvalidInput
+from mlcollage.lab.bound import BoundStudy
 from mlcollage.lab.claim import Claim, Status
 from mlcollage.lab.estimand import Difference, Level, PerSeed
+from mlcollage.lab.experiment import Experiment
 from mlcollage.lab.judge import judge
+from mlcollage.lab.measurements import Measurements
 from mlcollage.lab.run import Run, Scale
+from mlcollage.lab.running import run_study
 from mlcollage.lab.store import Store
-from mlcollage.lab.study import Study, run_study
 
 
 def at_least(name: str, estimand, **kw) -> Claim:
@@ -35,7 +38,7 @@ def claims(probe):
 
 def test_claims_outside_a_users_workload_are_untested_and_leave_holms_family(claims, tmp_path):
     evidence = run_study("probe", "quick", workload="iris", store=tmp_path)
-    verdicts = Study("probe", Scale.QUICK, "iris").judge(evidence)
+    verdicts = BoundStudy("probe", Scale.QUICK, "iris").judge(evidence)
     assert list(verdicts) == ["OUT", "IN", "OUT_ARM", "OUT_SEED", "LATER"]
     for name in ("OUT", "OUT_ARM", "OUT_SEED"):
         assert (verdicts[name].status, verdicts[name].reason) == (Status.UNTESTED, "not part of this workload")
@@ -51,82 +54,84 @@ def test_while_runs_failed_or_are_missing_a_claim_that_lacks_something_stays_in_
 ):
     monkeypatch.setenv("PROBE_ARMS", "ok,raise")
     evidence = run_study("probe", "quick", workload="iris", store=tmp_path)
-    verdicts = Study("probe", Scale.QUICK, "iris").judge(evidence)
+    verdicts = BoundStudy("probe", Scale.QUICK, "iris").judge(evidence)
     for name in ("OUT", "OUT_ARM", "OUT_SEED"):
         assert verdicts[name].status is Status.INCONCLUSIVE
     assert verdicts["IN"].p_holm == pytest.approx(min(1, 4 * verdicts["IN"].p_value))
     monkeypatch.setenv("PROBE_ARMS", "ok")
     unfinished = dataclasses.replace(evidence, failures=[], missing=1)
-    assert Study("probe", Scale.QUICK, "iris").judge(unfinished)["OUT_SEED"].status is Status.INCONCLUSIVE
+    assert BoundStudy("probe", Scale.QUICK, "iris").judge(unfinished)["OUT_SEED"].status is Status.INCONCLUSIVE
 
 
 def test_on_the_studys_own_data_a_wrong_metric_is_no_excuse(claims, tmp_path):
     evidence = run_study("probe", "quick", store=tmp_path)
     claims.CLAIMS = (OUT, IN)
-    verdicts = Study("probe").judge(evidence)
+    verdicts = BoundStudy("probe").judge(evidence)
     assert verdicts["OUT"].status is Status.INCONCLUSIVE
     assert "no metric 'other_experiment'" in verdicts["OUT"].reason
     claims.CLAIMS = (OUT_SEED, IN)
     with pytest.raises(LookupError):
-        Study("probe").judge(evidence)
+        BoundStudy("probe").judge(evidence)
 
 
 def test_an_arm_that_the_scale_leaves_out_is_said(claims, tmp_path):
     evidence = run_study("probe", "quick", store=tmp_path)
     claims.CLAIMS = (OUT_ARM, IN)
-    verdict = Study("probe").judge(evidence)["OUT_ARM"]
+    verdict = BoundStudy("probe").judge(evidence)["OUT_ARM"]
     assert (verdict.status, verdict.reason) == (Status.UNTESTED, "not part of the study at this scale")
 
 
 def test_two_claims_with_one_id(claims):
     claims.CLAIMS = (IN, IN)
-    with pytest.raises(InvalidInput, match="two claims with one id"):
-        _ = Study("probe").claims
+    with pytest.raises(InvalidInput, match="two claims with one id, IN; rename one"):
+        _ = BoundStudy("probe").claims
 
 
-def test_a_study_without_end_is_refused(claims, monkeypatch):
-    def endless(scale, workload):
-        seed = 0
-        while True:
-            yield Run("probe", "ok", seed)
-            seed += 1
-
-    monkeypatch.setattr("mlcollage.lab.study._MOST_RUNS", 100)
-    claims.runs = endless
-    with pytest.raises(InvalidInput, match="more than 100 runs"):
-        Study("probe").runs()
-    claims.runs = lambda scale, workload: iter(())
+def test_a_study_with_too_many_runs_or_none_is_refused(claims, monkeypatch):
+    monkeypatch.setattr("mlcollage.lab.bound._MOST_RUNS", 2)
+    with pytest.raises(InvalidInput, match="more than 2 runs at scale quick; let one run measure a block"):
+        BoundStudy("probe").runs()
+    only_full = Experiment("probe", claims.probe, arms=("ok",), settings={Scale.FULL: claims.Probe()})
+    claims.experiments = lambda: (only_full,)
     with pytest.raises(InvalidInput, match="no runs at scale quick"):
-        Study("probe").runs()
+        BoundStudy("probe").runs()
 
 
-def test_thousands_of_runs_are_planned_and_looked_up_quickly(claims, tmp_path):
-    claims.runs = lambda scale, workload: (Run("probe", "ok", seed) for seed in range(5000))
-    evidence = Study("probe").evidence(Store(tmp_path))
+def test_thousands_of_runs_are_planned_and_looked_up_quickly(claims, tmp_path, monkeypatch):
+    monkeypatch.setenv("PROBE_SEEDS", "5000")
+    evidence = BoundStudy("probe").evidence(Store(tmp_path))
     assert evidence.missing == 5000
 
 
-def test_runs_carry_the_studys_identity_and_come_once(claims):
-    claims.VERSION = 7
-    claims.runs = lambda scale, workload: [Run("wrong", "ok", s, scale=Scale.FULL) for s in (0, 0, np.int64(1))]
-    runs = Study("probe", Scale.SMOKE, "wine").runs()
-    assert [(r.study, r.seed, r.scale, r.workload, r.version) for r in runs] == [
-        ("probe", seed, Scale.SMOKE, "wine", 7) for seed in (0, 1)
+def test_runs_carry_the_studys_identity_and_the_settings_of_the_workload(claims):
+    runs = BoundStudy("probe", Scale.SMOKE, "wine").runs()
+    assert [(r.study, r.experiment, r.seed, r.scale, r.workload, r.version) for r in runs] == [
+        ("probe", "probe", seed, Scale.SMOKE, "wine", 1) for seed in (0, 1, 2)
     ]
-    with pytest.raises(InvalidInput, match="must be a whole number"):
-        Run("probe", "ok", 0.5)
+    assert dict(runs[0].settings) == {"classes": 3}
+    with pytest.raises(InvalidInput, match="seed of run probe/probe/ok must be a whole number"):
+        Run("probe", "probe", "ok", 0.5)
+
+
+def test_a_study_that_takes_no_workload_says_so(claims):
+    bare = Experiment("probe", claims.probe, arms=("ok",), settings=dict.fromkeys(Scale, claims.Probe()))
+    claims.experiments = lambda: (bare,)
+    with pytest.raises(InvalidInput, match="takes no workload but its own data; wine is Labeled"):
+        BoundStudy("probe", Scale.SMOKE, "wine").runs()
 
 
 def test_a_measure_that_returns_nothing_is_said(claims):
-    claims.measure = lambda run, workload: {"value": 1}
-    study = Study("probe")
-    with pytest.raises(InvalidInput, match="it must return Measurements"):
+    def with_measure(measure):
+        claims.experiments = lambda: (
+            Experiment("probe", measure, arms=("ok",), settings=dict.fromkeys(Scale, claims.Probe())),
+        )
+        study = BoundStudy("probe")
         study.measure(study.runs()[0])
-    from mlcollage.lab.measurements import Measurements
 
-    claims.measure = lambda run, workload: Measurements()
+    with pytest.raises(InvalidInput, match="experiment probe of study probe returned dict; it must return Measurem"):
+        with_measure(lambda task: {"value": 1})
     with pytest.raises(InvalidInput, match="recorded no number"):
-        study.measure(study.runs()[0])
+        with_measure(lambda task: Measurements())
 
 
 def test_a_workload_whose_file_changes_is_another_workload(probe, user_workloads, tmp_path):
@@ -142,7 +147,7 @@ def test_a_workload_whose_file_changes_is_another_workload(probe, user_workloads
 
 def test_a_workload_that_changes_while_runs_are_waiting_spoils_none(probe, user_workloads, tmp_path):
     spec = user_workloads["npz"]
-    study = Study("probe", Scale.SMOKE, spec)
+    study = BoundStudy("probe", Scale.SMOKE, spec)
     runs = study.runs()
     with np.load(spec) as archive:
         arrays = {k: archive[k] for k in archive.files}

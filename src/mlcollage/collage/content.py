@@ -58,6 +58,7 @@ class Chip:
     ours: str
     status: StatusName
     note: str = ""
+    headline: bool = False
 
 
 @dataclass(frozen=True)

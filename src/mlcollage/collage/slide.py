@@ -363,7 +363,8 @@ def _gather(chips: Sequence[Chip]) -> list[Cell]:
     if len(chips) > 6 and len(rest) > 1:
         single, groups = tested, [rest]
     for status, least in (("supported", 3), ("inconclusive", 1)):
-        together = _surplus([c for c in single if c.status == status], len(single) + len(groups) - MOST_CELLS, least)
+        alike = sorted((c for c in single if c.status == status), key=lambda c: not c.headline)  # headlines stay alone
+        together = _surplus(alike, len(single) + len(groups) - MOST_CELLS, least)
         if together:
             single = [c for c in single if c not in together]
             groups.insert(0, together)
@@ -400,7 +401,7 @@ def _plan_row(figure: Figure, row: Sequence[Cell], columns: int, compact: bool) 
 def _chip_lines(figure: Figure, chip: Chip, room: float, compact: bool) -> list[ChipLine]:
     """The lines of one chip: id and title, our value, the verdict and the paper's value; ``compact`` takes three."""
     size = theme.SMALL
-    title = fit(figure, f"{chip.id} {chip.title}", room, 13.2, lines=1 if compact else 2, weight="semibold")
+    title = fit(figure, f"{chip.id} {chip.title}", room, 13.2, lines=2, weight="semibold")
     quiet = chip.status == "untested"
     looks = {"fontsize": title.size, "weight": "semibold", "color": theme.MUTED if quiet else theme.INK}
     lines: list[ChipLine] = [[(line, "left", looks)] for line in title.lines]

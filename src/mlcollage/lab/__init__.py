@@ -1,1 +1,5 @@
-"""The lab turns a study into evidence: what is run, where it runs, where it is kept, how it is judged."""
+"""The lab turns a study into evidence, and evidence into verdicts."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

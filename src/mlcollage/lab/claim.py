@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from mlcollage._checks import choice, probability
 from mlcollage.errors import InvalidInput
 from mlcollage.lab.evidence import Evidence
 from mlcollage.lab.run import Scale
@@ -21,6 +22,7 @@ __all__ = ["Claim", "Direction", "Status", "Test", "Verdict", "fingerprint"]
 Direction = Literal["greater", "less", "within", "at_most", "at_least"]
 Test = Literal["t", "bootstrap_t", "sign_flip", "permutation", "trend", "exact"]
 Estimand = Callable[[Evidence], pd.DataFrame]
+TITLE = 60
 
 
 class Status(enum.StrEnum):
@@ -46,7 +48,7 @@ class Claim:
     id
         ``"C1"`` and so on, as in the paper's dossier.
     title
-        At most 28 characters, for the verdict strip.
+        A plain sentence that someone understands who has not read the paper; at most 60 characters.
     sentence
         The claim in one sentence, as tested here.
     source
@@ -78,6 +80,10 @@ class Claim:
         How the effect is printed: ``factor=100, unit="pts"`` for accuracies.
     from_scale
         The smallest scale that can show the claim; below it the verdict is "not tested at this scale".
+    headline
+        Whether it is one of the three to six claims that tell the paper's story.
+    kind
+        ``"finding"``, or ``"check"`` for an identity or a self-check of an instrument.
     """
 
     id: str
@@ -96,10 +102,12 @@ class Claim:
     unit: str = ""
     digits: int = 2
     from_scale: Scale = Scale.QUICK
+    headline: bool = False
+    kind: Literal["finding", "check"] = "finding"
 
     def __post_init__(self) -> None:
-        if not 0 < self.alpha < 1:
-            raise InvalidInput(f"claim {self.id}: alpha={self.alpha} must lie between 0 and 1.")
+        probability(f"alpha of claim {self.id}", self.alpha)
+        choice(f"kind of claim {self.id}", self.kind, ("finding", "check"))
         if self.margin < 0:
             raise InvalidInput(
                 f"claim {self.id}: margin={self.margin} must not be negative; it is a size, not a direction."
@@ -108,10 +116,14 @@ class Claim:
             raise InvalidInput(
                 f"claim {self.id}: direction {self.direction!r} needs margin > 0, the smallest effect that matters."
             )
-        if len(self.title) > 28:
+        if len(self.title) > TITLE:
             raise InvalidInput(
-                f"claim {self.id}: title {self.title!r} has {len(self.title)} characters; the verdict strip holds 28."
+                f"claim {self.id}: title {self.title!r} has {len(self.title)} characters; at most {TITLE} are shown."
             )
+
+    def due_at(self, scale: Scale) -> bool:
+        """Whether a verdict is given at this scale; scale smoke gives none."""
+        return scale is not Scale.SMOKE and scale.rank >= Scale(self.from_scale).rank
 
     def format(self, value: float, *, signed: bool = True) -> str:
         """Print a value of this claim's effect with its unit."""

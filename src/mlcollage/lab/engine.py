@@ -16,9 +16,9 @@ from types import ModuleType
 from typing import Any, Literal, Protocol
 
 from mlcollage.errors import InvalidInput, StoreError, UnknownName
+from mlcollage.lab.bound import BoundStudy
 from mlcollage.lab.run import Run
 from mlcollage.lab.store import Store
-from mlcollage.lab.study import Study
 from mlcollage.lab.worker import EXIT_DISK, EXIT_FAILED, THREAD_VARIABLES
 from mlcollage.lab.worker import main as worker_main
 
@@ -47,7 +47,7 @@ class Engine(Protocol):
     store's lock of a run while it works on it, and writes down failures with ``store.record_failure``.
     """
 
-    def execute(self, study: Study, runs: Sequence[Run], store: Store, on_event: Callable[[Event], None]) -> None:
+    def execute(self, study: BoundStudy, runs: Sequence[Run], store: Store, on_event: Callable[[Event], None]) -> None:
         """Execute the runs; return when each is finished, failed or finished by someone else."""
         ...
 
@@ -91,7 +91,7 @@ class LocalEngine:
         if self.workers is not None and self.workers < 1:
             raise InvalidInput(f"workers={self.workers} must be at least 1.")
 
-    def execute(self, study: Study, runs: Sequence[Run], store: Store, on_event: Callable[[Event], None]) -> None:
+    def execute(self, study: BoundStudy, runs: Sequence[Run], store: Store, on_event: Callable[[Event], None]) -> None:
         """Execute the runs (see :class:`Engine`)."""
         import psutil
 
@@ -119,7 +119,7 @@ class LocalEngine:
     def _start(
         self,
         context: Any,
-        study: Study,
+        study: BoundStudy,
         queue: deque[Run],
         jobs: list[_Job],
         workers: int,

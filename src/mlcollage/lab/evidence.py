@@ -33,14 +33,14 @@ class Evidence:
     study, scale, workload
         What was measured.
     table
-        One row a number: ``arm, seed, metric, step, value, run`` and the study's free columns.
+        One row per number: ``experiment, arm, seed, metric, step, value, run`` and the study's free columns.
         A free column that a row does not use is missing (NaN) there.
     runs
         The finished runs.
     failures
         Runs that failed, with the reason. They are never dropped silently.
     info
-        One dictionary a finished run: package versions, device, seconds, peak memory, date.
+        One dictionary per finished run: package versions, device, seconds, peak memory, date.
     missing
         How many runs are neither finished nor failed.
     registered
@@ -117,13 +117,16 @@ class Evidence:
             raise UnknownName(f"this evidence holds no arrays, so not {name!r} either.")
         return np.asarray(self.load_array(run if isinstance(run, str) else run.id, name))
 
-    def find_runs(self, *, arm: str | None = None, seed: int | None = None, **settings: object) -> list[Run]:
-        """Finished runs with this arm, seed and these settings."""
+    def find_runs(
+        self, *, experiment: str | None = None, arm: str | None = None, seed: int | None = None, **settings: object
+    ) -> list[Run]:
+        """Finished runs of this experiment and arm, that measured this seed, with these settings."""
         return [
             r
             for r in self.runs
-            if (arm is None or r.arm == arm)
-            and (seed is None or r.seed == seed)
+            if (experiment is None or r.experiment == experiment)
+            and (arm is None or r.arm == arm)
+            and (seed is None or seed in r.seeds)
             and all(r.settings.get(k) == v for k, v in settings.items())
         ]
 

@@ -47,7 +47,7 @@ from mlcollage.lab.run import Scale
 from mlcollage.stats._values import Floats, is_constant
 from mlcollage.stats.adaptive import Design, Goal, holm, required_seeds, tost
 
-__all__ = ["claim_table", "judge", "seed_effects"]
+__all__ = ["claim_table", "complete_values", "judge"]
 
 POWER = 0.8
 FEW = 5
@@ -164,8 +164,7 @@ def _check_claims(claims: Sequence[Claim]) -> None:
 def _examine(claim: Claim, evidence: Evidence) -> _Finding:
     """Estimate and raw p values, or the reason why there are none."""
     found = _Finding(claim)
-    scale = Scale(evidence.scale)
-    if scale is Scale.SMOKE or scale.rank < Scale(claim.from_scale).rank:
+    if not claim.due_at(Scale(evidence.scale)):
         found.status, found.reason = Status.UNTESTED, "not tested at this scale"
         return found
     found.anytime = evidence.registered is not None and claim.test in ANYTIME
@@ -213,24 +212,24 @@ def _seeds_of_claim(found: _Finding, evidence: Evidence) -> Evidence:
             arms_of.setdefault(int(seed), set()).add(arm)
         usual = set(table.loc[table["seed"].between(1, own - 1), "arm"])  # seed 0 may hold what is drawn only once
         needed = usual & set(getattr(claim.estimand, "arms", ()) or usual)
-        broken = {f.run.seed for f in evidence.failures}
+        broken = {seed for f in evidence.failures for seed in f.run.seeds}
         keep |= {seed for seed, arms in arms_of.items() if needed <= arms or seed in broken}
     return dataclasses.replace(
         evidence,
         table=table[table["seed"].isin(keep)],
-        failures=[f for f in evidence.failures if f.run.seed in keep],
+        failures=[f for f in evidence.failures if keep & set(f.run.seeds)],
     )
 
 
 def claim_table(claim: Claim, evidence: Evidence) -> pd.DataFrame:
-    """What the claim's estimand gives, checked: one row a seed, as floats."""
+    """What the claim's estimand gives, checked: one row per seed, as floats."""
     table = claim.estimand(evidence)
     if not isinstance(table, pd.DataFrame):
         raise TypeError(f"the estimand of claim {claim.id} gave {type(table).__name__}, not a DataFrame.")
     if table.index.has_duplicates:
         seeds = table.index[table.index.duplicated()].unique()
         raise InvalidInput(
-            f"several rows for seed {_listed(seeds)}: one row a seed was expected. If they are episodes or batches, "
+            f"several rows for seed {_listed(seeds)}: one row per seed was expected. If they are episodes or batches, "
             "average them inside the run: the seed is the unit of replication."
         )
     if table.empty:
@@ -263,16 +262,44 @@ def _listed(values: Iterable[object]) -> str:
     return ", ".join(str(v) for v in values)
 
 
-def _complete(found: _Finding, table: pd.DataFrame) -> pd.DataFrame:
-    """Rows that are finite in every column; the others are named in the warnings."""
+def complete_values(claim: Claim, table: pd.DataFrame) -> tuple[Samples, list[str]]:
+    """The effects of the seeds that have all values, and a sentence on those that have not.
+
+    Parameters
+    ----------
+    claim
+        Says whether its arms are paired by seed.
+    table
+        What :func:`claim_table` gave.
+
+    Returns
+    -------
+    tuple of arrays
+        The effect of each seed (n,); for two arms that are not paired the values of each, (n,) and (m,).
+    list of str
+        Which seeds were left out.
+
+    Raises
+    ------
+    InvalidInput
+        If the estimand gives more than two columns.
+    """
+    if table.shape[1] == 2 and not claim.paired:
+        parts = [_complete(_measured(table, c)) for c in table.columns]
+        return tuple(kept.iloc[:, 0].to_numpy() for kept, _ in parts), [note for _, notes in parts for note in notes]
+    effects = _seed_effects(claim, table)
+    kept, notes = _complete(table)
+    return (effects[kept.index].to_numpy(),), notes
+
+
+def _complete(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Rows that are finite in every column, and a sentence on the others."""
     finite = pd.DataFrame(np.isfinite(table.to_numpy()), index=table.index, columns=table.columns)
     lost = [
         f"seed {seed} ({_listed(c for c in table.columns if not finite.at[seed, c])})"
         for seed in table.index[~finite.all(axis=1)]
     ]
-    if lost:
-        found.warnings.append(f"left out for want of a finite value: {_listed(lost)}")
-    return table[finite.all(axis=1)]
+    return table[finite.all(axis=1)], [f"left out for want of a finite value: {_listed(lost)}"] if lost else []
 
 
 def _measured(table: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -284,7 +311,7 @@ def _measured(table: pd.DataFrame, column: str) -> pd.DataFrame:
 def _exact(found: _Finding, table: pd.DataFrame) -> None:
     """Every seed must satisfy the claim; the estimate is the worst of them."""
     claim = found.claim
-    values = seed_effects(claim, table).to_numpy()
+    values = _seed_effects(claim, table).to_numpy()
     known = values[~np.isnan(values)]
     found.seeds, found.test = len(known), "every seed"
     if len(known) < len(values):
@@ -319,8 +346,8 @@ def _badness(claim: Claim, values: Floats) -> Floats:
     return values if claim.direction in ("less", "at_most") else -values
 
 
-def seed_effects(claim: Claim, table: pd.DataFrame) -> pd.Series:
-    """One effect a seed: the value itself, or treatment minus control."""
+def _seed_effects(claim: Claim, table: pd.DataFrame) -> pd.Series:
+    """One effect per seed: the value itself, or treatment minus control."""
     if table.shape[1] > 2:
         raise InvalidInput(
             f"the estimand gives {table.shape[1]} columns; test {claim.test!r} takes one (values) or two "
@@ -341,20 +368,13 @@ def _mean(found: _Finding, table: pd.DataFrame) -> None:
     """Estimate, interval and p values of a mean or of a difference of means."""
     claim = found.claim
     columns = table.shape[1]
-    effects = seed_effects(claim, table)
     unpaired = columns == 2 and not claim.paired
-    samples: Samples
-    if unpaired:
-        samples = tuple(_complete(found, _measured(table, c))[c].to_numpy() for c in table.columns)
-        _enough(found, min(len(s) for s in samples))
-        found.estimate = float(samples[0].mean() - samples[1].mean())
-    elif claim.test == "permutation":
+    samples, notes = complete_values(claim, table)
+    if claim.test == "permutation" and not unpaired:
         raise InvalidInput("test 'permutation' compares two arms; the estimand gives one column.")
-    else:
-        kept = _complete(found, table)
-        samples = (effects[kept.index].to_numpy(),)
-        _enough(found, len(kept))
-        found.estimate = float(samples[0].mean())
+    found.warnings += notes
+    _enough(found, min(len(s) for s in samples))
+    found.estimate = float(samples[0].mean() - samples[1].mean() if unpaired else samples[0].mean())
     procedure = mean_procedure(claim.test, columns, unpaired, found.anytime)
     raw = table.to_numpy()
     magnitude = float(np.abs(raw[np.isfinite(raw)]).max())
@@ -403,7 +423,8 @@ def _trend(found: _Finding, table: pd.DataFrame) -> None:
     claim = found.claim
     if table.shape[1] < 3:
         raise InvalidInput(f"the estimand gives {table.shape[1]} columns; a trend needs at least 3 ordered levels.")
-    kept = _complete(found, table)
+    kept, notes = _complete(table)
+    found.warnings += notes
     _enough(found, len(kept))
     rising = claim.direction == "greater"
     rho, procedure, found.p_support, of_constants = trend_procedure(kept.to_numpy(), rising, found.anytime)

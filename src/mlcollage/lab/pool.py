@@ -22,12 +22,12 @@ import numpy as np
 import pandas as pd
 
 from mlcollage.errors import InvalidInput, MLCollageError
+from mlcollage.lab.bound import BoundStudy
 from mlcollage.lab.claim import Claim
 from mlcollage.lab.evidence import Evidence
-from mlcollage.lab.judge import claim_table, seed_effects
+from mlcollage.lab.judge import claim_table, complete_values
 from mlcollage.lab.run import Scale
 from mlcollage.lab.store import Store
-from mlcollage.lab.study import Study
 from mlcollage.stats._posterior import Marginal
 from mlcollage.stats._values import Floats, is_constant
 from mlcollage.stats.bootstrap import t_interval
@@ -50,7 +50,7 @@ class PooledClaim:
     claim
         The claim.
     workloads
-        A row a workload (the index): ``seeds``, ``estimate`` with Student's t interval ``low``, ``high``; ``se``, the
+        A row per workload (the index): ``seeds``, ``estimate`` with Student's t interval ``low``, ``high``; ``se``, the
         standard error whose normal interval is just as wide; ``shrunken``, ``shrunken_low``, ``shrunken_high``.
         The last three are NaN where fewer than two workloads can be pooled.
     left_out
@@ -79,7 +79,7 @@ class PooledClaim:
         return f"{self.claim.id} · {self.claim.title}"
 
     def cells(self) -> list[list[str]]:
-        """A row of text a workload: its name, seeds, the effect alone and, where there is one, pooled."""
+        """A row of text per workload: its name, seeds, the effect alone and, where there is one, pooled."""
         rows = []
         for name, row in self.workloads.iterrows():
             cells = [str(name), f"{row.seeds:.0f}", self._effect(row.estimate, row.low, row.high)]
@@ -136,7 +136,7 @@ def pool(slug: str, scale: Scale | str = Scale.QUICK, *, store: Store | Path | s
     slug
         Which paper.
     scale
-        Of the runs to pool; results of other scales, and of other versions of the study, are left alone.
+        Of the runs to pool; results of other scales, and of other versions of an experiment, are left alone.
     store
         Folder of results.
 
@@ -150,11 +150,12 @@ def pool(slug: str, scale: Scale | str = Scale.QUICK, *, store: Store | Path | s
     InvalidInput
         If the store holds results of fewer than two workloads, or the scale gives no verdicts.
     """
-    study = Study(slug, Scale(scale))
+    study = BoundStudy(slug, Scale(scale))
     if study.scale is Scale.SMOKE:
         raise InvalidInput("scale smoke is for tests: no claim is due there, so there is nothing to pool.")
     place = store if isinstance(store, Store) else Store(store)
-    runs = [r for r in place.finished(slug) if r.scale is study.scale and r.version == study.version]
+    versions = {e.name: e.version for e in study.study.experiments}
+    runs = [r for r in place.finished(slug) if r.scale is study.scale and versions.get(r.experiment) == r.version]
     names = sorted({r.workload for r in runs}, key=lambda name: (name != "default", name))
     if len(names) < 2:
         there = f"only of {names[0]}" if names else "of none"
@@ -166,7 +167,7 @@ def pool(slug: str, scale: Scale | str = Scale.QUICK, *, store: Store | Path | s
         name: place.evidence([r for r in runs if r.workload == name], study=slug, scale=study.scale, workload=name)
         for name in names
     }
-    due = [c for c in study.claims if c.test != "exact" and study.scale.rank >= Scale(c.from_scale).rank]
+    due = [c for c in study.claims if c.test != "exact" and c.due_at(study.scale)]
     return [pool_claim(claim, evidences) for claim in due]
 
 
@@ -243,17 +244,16 @@ def _summary(marginal: Marginal) -> tuple[float, float, float]:
 def _effect(claim: Claim, evidence: Evidence) -> tuple[int, float, float, float, float]:
     """Seeds, estimate, t interval, and the standard error whose normal interval is as wide."""
     table = claim_table(claim, evidence)
-    samples: tuple[Floats, ...]
     if claim.test == "trend":
-        samples = (page_trend(table.dropna().to_numpy()).correlations,)
-    elif table.shape[1] == 2 and not claim.paired:
-        samples = tuple(table[c].dropna().to_numpy() for c in table.columns)
+        finite = np.isfinite(table.to_numpy()).all(axis=1)
+        samples: tuple[Floats, ...] = (page_trend(table[finite].to_numpy()).correlations,)
     else:
-        samples = (seed_effects(claim, table.dropna()).to_numpy(),)
+        samples, _ = complete_values(claim, table)
     seeds = min(len(s) for s in samples)
     if seeds < 2:
         raise InvalidInput(f"{seeds or 'no'} seed{'' if seeds == 1 else 's'} with all values, so no standard error")
-    magnitude = max(float(np.nanmax(np.abs(table.to_numpy()))), np.finfo(float).tiny)
+    values = table.to_numpy()
+    magnitude = max(float(np.abs(values[np.isfinite(values)]).max()), np.finfo(float).tiny)
     if all(is_constant(s, magnitude) for s in samples):
         raise InvalidInput("its seeds all agree, so there is no standard error")
     low, high = t_interval(samples[0], LEVEL, y=samples[1] if len(samples) == 2 else None)
@@ -261,7 +261,7 @@ def _effect(claim: Claim, evidence: Evidence) -> tuple[int, float, float, float,
 
 
 def draw_forest(pooled: Sequence[PooledClaim], file: Path | str) -> None:
-    """Write a forest plot: a panel a claim, a row a workload, arrows to the pooled estimates, a band for their mean.
+    """Write a forest plot: a panel per claim, a row per workload, arrows to pooled estimates, a band for their mean.
 
     Parameters
     ----------

@@ -14,11 +14,11 @@ from mlcollage.collage.content import Chip, ClaimRow, Entry, Slide
 from mlcollage.collage.digest import render_index, render_month
 from mlcollage.collage.slide import describe, render_slide
 from mlcollage.errors import UnknownName
+from mlcollage.lab.bound import BoundStudy
 from mlcollage.lab.claim import Claim, Status, Verdict
 from mlcollage.lab.evidence import Evidence
 from mlcollage.lab.paper import Paper, papers
 from mlcollage.lab.store import Store
-from mlcollage.lab.study import Study
 
 __all__ = ["FORMATS", "Published", "draw_slide", "make_slide", "publish_study", "slide_name", "write_pages"]
 
@@ -41,13 +41,13 @@ class Published:
     verdicts: Mapping[str, Verdict]
 
 
-def slide_name(study: Study) -> str:
+def slide_name(study: BoundStudy) -> str:
     """File name without ending: slug, scale and, for the user's own data, the workload."""
     workload = "" if study.workload_spec is None else "-" + study.workload_name
     return f"{study.slug}-{study.scale}" + "".join(c if c.isalnum() or c in "-_" else "-" for c in workload)
 
 
-def make_slide(study: Study, evidence: Evidence, verdicts: Mapping[str, Verdict]) -> Slide:
+def make_slide(study: BoundStudy, evidence: Evidence, verdicts: Mapping[str, Verdict]) -> Slide:
     """Join the paper's panels to its identity, the verdict strip and the foot.
 
     Raises
@@ -81,10 +81,10 @@ def _chip(verdict: Verdict) -> Chip:
     if verdict.status is Status.UNTESTED:
         note = "not in this workload" if "workload" in verdict.reason else "not at this scale"
     ours = verdict.effect or note or verdict.reason
-    return Chip(claim.id, claim.title, claim.paper_value, ours, verdict.status.value, note)
+    return Chip(claim.id, claim.title, claim.paper_value, ours, verdict.status.value, note, claim.headline)
 
 
-def _foot_left(study: Study, evidence: Evidence, verdicts: Mapping[str, Verdict]) -> str:
+def _foot_left(study: BoundStudy, evidence: Evidence, verdicts: Mapping[str, Verdict]) -> str:
     seeds = sorted({v.seeds for v in verdicts.values() if v.seeds})
     spread = f"{seeds[0]}–{seeds[-1]}" if len(seeds) > 1 else str(seeds[0] if seeds else evidence.seeds)
     parts = [f"scale {evidence.scale}", f"{spread} seeds", "bands and bars: 95% intervals"]
@@ -105,7 +105,7 @@ def _foot_right(evidence: Evidence) -> str:
 
 
 def draw_slide(
-    study: Study,
+    study: BoundStudy,
     evidence: Evidence,
     verdicts: Mapping[str, Verdict],
     folder: Path,
@@ -118,7 +118,7 @@ def draw_slide(
     return slide, {kind: path.replace(path.with_name(f"{name}.{kind}")) for kind, path in rendered.items()}
 
 
-def publish_study(study: Study, store: Store, folder: Path) -> Published:
+def publish_study(study: BoundStudy, store: Store, folder: Path) -> Published:
     """Judge what the store holds, render the slide and prepare the digest's entry.
 
     Writes ``folder/slides/<name>.svg`` (``.png``, ``.pdf``), ``folder/data/<name>.parquet`` (every number) and

@@ -5,16 +5,17 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 
-from mlcollage.errors import InvalidInput, UnknownName
+from mlcollage._checks import integer
+from mlcollage.errors import InvalidInput
 
-__all__ = ["Run", "Scalar", "Scale"]
+__all__ = ["Run", "Scale", "Setting"]
 
-Scalar = str | int | float | bool | None
+Setting = str | int | float | bool | None | tuple["Setting", ...]
 
 
 class Scale(enum.StrEnum):
@@ -43,86 +44,77 @@ class Run:
     ----------
     study
         Slug of the paper.
+    experiment
+        Which of the study's experiments.
     arm
         The treatment, e.g. ``"gln"`` or ``"mlp"``.
     seed
-        Seeds everything that is random in the run. A run that trains several replicas at once
-        writes each row of its measurements under the replica's own seed.
+        Seeds everything that is random in the run; the first one of a run that measures several.
     settings
-        Flat mapping of scalars; everything that changes what is measured.
+        The experiment's settings as a mapping of plain values; everything that changes what is measured.
     scale
         The scale the run belongs to.
     workload
         Name of the workload (with its fingerprint if it is the user's own).
     version
-        The study's version; raise it when ``measure`` changes meaning.
+        The experiment's version.
+    count
+        How many seeds the run measures: ``seed``, ``seed + 1``, and so on. It writes each row under its own seed.
 
     Examples
     --------
-    >>> a = Run("demo", "gln", 0, {"lr": 0.1, "m": 4})
-    >>> b = Run("demo", "gln", 0, {"m": 4, "lr": 0.1})
-    >>> a.id == b.id, len(a.id)
-    (True, 12)
+    >>> a = Run("demo", "stream", "gln", 0, {"lr": 0.1, "widths": [16, 1]})
+    >>> b = Run("demo", "stream", "gln", 0, {"widths": (16, 1), "lr": 0.1})
+    >>> a.id == b.id, len(a.id), a.settings["widths"]
+    (True, 12, (16, 1))
     """
 
     study: str
+    experiment: str
     arm: str
     seed: int
-    settings: Mapping[str, Scalar] = field(default_factory=dict)
+    settings: Mapping[str, Setting] = field(default_factory=dict)
     scale: Scale = Scale.QUICK
     workload: str = "default"
     version: int = 1
+    count: int = 1
 
     def __post_init__(self) -> None:
-        try:
-            object.__setattr__(self, "seed", operator.index(self.seed))
-        except TypeError:
-            raise InvalidInput(f"seed {self.seed!r} of run {self.study}/{self.arm} must be a whole number.") from None
-        for key, value in self.settings.items():
-            if not isinstance(key, str) or not isinstance(value, str | int | float | bool | None):
-                raise InvalidInput(
-                    f"setting {key!r}={value!r} of run {self.study}/{self.arm} is not a scalar; "
-                    "use str, int, float, bool or None."
-                )
-        object.__setattr__(self, "settings", MappingProxyType(dict(sorted(self.settings.items()))))
+        for name, least in (("seed", None), ("count", 1), ("version", 1)):
+            object.__setattr__(
+                self,
+                name,
+                integer(f"{name} of run {self.study}/{self.experiment}/{self.arm}", getattr(self, name), least=least),
+            )
+        frozen = {key: self._plain(key, value) for key, value in sorted(self.settings.items())}
+        object.__setattr__(self, "settings", MappingProxyType(frozen))
         object.__setattr__(self, "scale", Scale(self.scale))
+
+    def _plain(self, key: str, value: object) -> Setting:
+        if isinstance(value, tuple | list):
+            return tuple(self._plain(key, part) for part in value)
+        if not isinstance(value, str | int | float | bool | None):
+            raise InvalidInput(
+                f"setting {key}={value!r} of run {self} is no plain value; use str, int, float, bool, None or tuples "
+                "of these."
+            )
+        return value
 
     def to_dict(self) -> dict[str, object]:
         """Plain dictionary, ready for JSON."""
-        return {
-            "study": self.study,
-            "arm": self.arm,
-            "seed": self.seed,
-            "settings": dict(self.settings),
-            "scale": str(self.scale),
-            "workload": self.workload,
-            "version": self.version,
-        }
+        return {**{name: getattr(self, name) for name in self.__dataclass_fields__}, "settings": dict(self.settings)}
 
     @classmethod
     def from_dict(cls, spec: Mapping[str, object]) -> Run:
         """Inverse of :meth:`to_dict`."""
         return cls(**spec)  # type: ignore[arg-type]
 
-    def integer(self, name: str) -> int:
-        """A setting as an int."""
-        return int(self._setting(name))
-
-    def real(self, name: str) -> float:
-        """A setting as a float."""
-        return float(self._setting(name))
-
-    def text(self, name: str) -> str:
-        """A setting as text."""
-        return str(self._setting(name))
-
-    def _setting(self, name: str) -> str | int | float:
-        value = self.settings.get(name)
-        if value is None:
-            raise UnknownName(f"run {self} has no setting {name!r}; it has: {', '.join(self.settings) or 'none'}.")
-        return value
-
     @property
+    def seeds(self) -> range:
+        """The seeds that the run measures."""
+        return range(self.seed, self.seed + self.count)
+
+    @cached_property
     def id(self) -> str:
         """Twelve hexadecimal digits: a hash of everything above."""
         text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
@@ -135,4 +127,6 @@ class Run:
         return (Run.from_dict, (self.to_dict(),))
 
     def __str__(self) -> str:
-        return f"{self.study}/{self.arm} seed {self.seed}"
+        what = self.experiment if self.arm == self.experiment else f"{self.experiment}/{self.arm}"
+        last = f" to {self.seed + self.count - 1}" if self.count > 1 else ""
+        return f"{self.study}/{what} seed {self.seed}{last}"

@@ -1,4 +1,4 @@
-"""``mlcollage new``: a plug-in package with a paper's rooms that works from the first minute."""
+"""``mlcollage new``: a plug-in package with a paper's modules that works from the first minute."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ _PLACES = {
     "paper.toml": "src/{slug}/paper.toml",
     "__init__.py": "src/{slug}/__init__.py",
     "method.py": "src/{slug}/method.py",
-    "study.py": "src/{slug}/study.py",
+    "study_init.py": "src/{slug}/study/__init__.py",
+    "study_claims.py": "src/{slug}/study/claims.py",
+    "study_experiments.py": "src/{slug}/study/experiments.py",
     "slide.py": "src/{slug}/slide.py",
     "test_paper.py": "tests/test_{slug}.py",
 }

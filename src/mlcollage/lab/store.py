@@ -4,7 +4,7 @@ Layout, readable with any Parquet tool (``duckdb "select * from 'results/runs/**
 
     results/
         runs/<study>/<run id>/run.json               what was run, with which versions, how long
-        runs/<study>/<run id>/measurements.parquet   study, arm, seed, scale, workload, run, metric, step, value, ...
+        runs/<study>/<run id>/measurements.parquet   study, experiment, arm, seed, metric, step, value, ...
         runs/<study>/<run id>/arrays.npz             named arrays, if any
         failed/<study>/<run id>.json                 why a run failed, until it succeeds
 """
@@ -32,7 +32,7 @@ from mlcollage.lab.run import Run, Scale
 
 __all__ = ["Store"]
 
-_IDENTITY = ["study", "arm", "seed", "scale", "workload", "run"]
+_IDENTITY = ["study", "experiment", "arm", "seed", "scale", "workload", "run"]
 
 
 class Store:
@@ -185,13 +185,21 @@ class Store:
 
 
 def _write_table(file: Path, run: Run, rows: pd.DataFrame) -> None:
-    identity = {"study": run.study, "scale": str(run.scale), "workload": run.workload, "run": run.id}
+    identity = {
+        "study": run.study,
+        "experiment": run.experiment,
+        "scale": str(run.scale),
+        "workload": run.workload,
+        "run": run.id,
+    }
     table = rows.assign(**identity)
     for column, value in (("arm", run.arm), ("seed", run.seed)):
         table[column] = table[column].where(table[column].notna(), value) if column in table else value
     table["seed"] = table["seed"].astype("int64")
     if clash := sorted(set(identity) & set(rows.columns)):
-        raise InvalidInput(f"measurements may not use the column names {', '.join(clash)}; rename them in measure().")
+        raise InvalidInput(
+            f"measurements may not use the column names {', '.join(clash)}; rename them in the experiment."
+        )
     first = [*_IDENTITY, "metric", "step", "value"]
     table[[*first, *(c for c in table if c not in first)]].to_parquet(file, index=False)
 

@@ -19,10 +19,10 @@ from typing import Any
 
 from mlcollage import __version__
 from mlcollage.errors import InvalidInput, MLCollageError, StoreError
+from mlcollage.lab.bound import BoundStudy
 from mlcollage.lab.claim import fingerprint
 from mlcollage.lab.run import Run
 from mlcollage.lab.store import Store
-from mlcollage.lab.study import Study
 
 __all__ = ["EXIT_DISK", "EXIT_FAILED", "THREAD_VARIABLES", "execute", "main"]
 
@@ -38,7 +38,7 @@ THREAD_VARIABLES = (
 _PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "pandas", "numba")
 
 
-def execute(study: Study, run: Run, store: Store) -> None:
+def execute(study: BoundStudy, run: Run, store: Store) -> None:
     """Measure one run and commit it; exceptions pass through.
 
     Raises
@@ -83,7 +83,7 @@ def main(slug: str, spec: dict[str, Any], workload: str | None, root: str, envir
     store = Store(root)
     try:
         _one_thread()
-        execute(Study(slug, run.scale, workload), run, store)
+        execute(BoundStudy(slug, run.scale, workload), run, store)
     except StoreError as error:
         if error.errno == errno.ENOSPC:
             os._exit(EXIT_DISK)

@@ -1,0 +1,225 @@
+"""A study at one scale on one workload: which runs that makes, what they measured, and the verdicts."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from mlcollage.errors import InvalidInput, MLCollageError
+from mlcollage.lab.claim import Claim, Status, Verdict, fingerprint
+from mlcollage.lab.evidence import Evidence
+from mlcollage.lab.judge import judge
+from mlcollage.lab.measurements import Measurements
+from mlcollage.lab.paper import Paper, find_paper
+from mlcollage.lab.run import Run, Scale
+from mlcollage.lab.store import Store
+from mlcollage.lab.study import Study
+
+if TYPE_CHECKING:
+    from mlcollage.data.workload import Workload
+
+__all__ = ["BoundStudy"]
+
+_MOST_RUNS = 100_000
+_BATCH = 5  # seeds are added so many at a time: runs that hold several seeds can share what they load
+
+
+@dataclass(frozen=True)
+class BoundStudy:
+    """A paper's study, bound to a scale and a workload.
+
+    Parameters
+    ----------
+    slug
+        Which paper.
+    scale
+        How large.
+    workload_spec
+        ``None`` for the study's own data, else what :func:`mlcollage.data.load_workload` takes.
+
+    Raises
+    ------
+    UnknownName
+        If there is no such paper, or it is not built yet.
+    """
+
+    slug: str
+    scale: Scale = Scale.QUICK
+    workload_spec: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scale", Scale(self.scale))
+        _ = self.paper
+
+    @cached_property
+    def paper(self) -> Paper:
+        """Identity of the paper."""
+        paper = find_paper(self.slug)
+        paper.module("study")
+        return paper
+
+    @property
+    def study(self) -> Study:
+        """The study as its author declared it."""
+        declared = getattr(self.paper.module("study"), "STUDY", None)
+        if not isinstance(declared, Study):
+            raise InvalidInput(f"the study of {self.slug} must define STUDY, a mlcollage.lab.Study.")
+        return declared
+
+    @property
+    def claims(self) -> tuple[Claim, ...]:
+        """The claims, as registered."""
+        return self.study.claims
+
+    @cached_property
+    def workload(self) -> Workload | None:
+        """The user's workload, loaded once, or None."""
+        if self.workload_spec is None:
+            return None
+        from mlcollage.data.workload import load_workload
+
+        workload = load_workload(self.workload_spec)
+        kinds = {kind for e in self.study.experiments for kind in e.workloads}
+        if not isinstance(workload, tuple(kinds)):
+            takes = " or ".join(sorted(k.__name__ for k in kinds)) or "no workload but its own data"
+            raise InvalidInput(
+                f"the study of {self.slug} takes {takes}; {self.workload_spec} is {type(workload).__name__}."
+            )
+        return workload
+
+    @property
+    def workload_name(self) -> str:
+        """Name and fingerprint of the workload; ``default`` for the study's own data."""
+        workload = self.workload
+        if workload is None:
+            return "default"
+        return f"{workload.name}@{workload.fingerprint[:8]}" if workload.fingerprint else workload.name
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds are registered at this scale."""
+        return self.study.seeds[self.scale]
+
+    def runs(self) -> list[Run]:
+        """The registered runs, in the order in which they start."""
+        return list(self._registered)
+
+    @cached_property
+    def _registered(self) -> tuple[Run, ...]:
+        found = self._multiply(None)
+        if not found:
+            raise InvalidInput(
+                f"study {self.slug} has no runs at scale {self.scale} on {self.workload_name}; choose another scale "
+                "or workload."
+            )
+        return found
+
+    def batch(self, k: int) -> range:
+        """The k-th batch of seeds that are added to the registered ones; batches are the same in every command."""
+        return range(self.seeds + k * _BATCH, self.seeds + (k + 1) * _BATCH)
+
+    def more_runs(self, seeds: range) -> list[Run]:
+        """The runs of seeds beyond the registered ones; pictures are not drawn again."""
+        return list(self._multiply(seeds))
+
+    def _multiply(self, seeds: range | None) -> tuple[Run, ...]:
+        """Experiments times arms times seeds: those given, or the registered ones of each experiment."""
+        runs = (
+            run
+            for e in self.study.experiments
+            if seeds is None or not e.once
+            for run in e.runs(
+                self.slug,
+                self.scale,
+                e.registered(self.scale, self.seeds) if seeds is None else seeds,
+                workload=self.workload,
+                name=self.workload_name,
+            )
+        )
+        found = tuple(islice(runs, _MOST_RUNS + 1))
+        if len(found) > _MOST_RUNS:
+            raise InvalidInput(
+                f"study {self.slug} has more than {_MOST_RUNS:,} runs at scale {self.scale}; let one run measure a "
+                "block of seeds."
+            )
+        return found
+
+    def added_runs(self, store: Store) -> list[Run]:
+        """Runs of added seeds that were made: finished ones, and those that failed."""
+        made: list[Run] = []
+        k = 0
+        while found := [run for run in self.more_runs(self.batch(k)) if store.has(run) or store.failure(run)]:
+            made += found
+            k += 1
+        return made
+
+    def measure(self, run: Run) -> Measurements:
+        """Execute one run here and now, in this process."""
+        experiment = self.study.experiment(run.experiment)
+        result = experiment.measure(experiment.task(run, workload=self.workload, device=_device(self.scale)))
+        where = f"experiment {run.experiment} of study {self.slug}"
+        if not isinstance(result, Measurements):
+            raise InvalidInput(f"{where} returned {type(result).__name__}; it must return Measurements.")
+        if not len(result):
+            raise InvalidInput(f"{where} recorded no number for run {run}.")
+        return result
+
+    def evidence(self, store: Store) -> Evidence:
+        """Everything that the store holds for this study, scale and workload, added seeds included."""
+        added = self.added_runs(store)
+        evidence = store.evidence(
+            [*self._registered, *added], study=self.slug, scale=self.scale, workload=self.workload_name
+        )
+        return dataclasses.replace(evidence, registered=self.seeds if added else None)
+
+    def judge(self, evidence: Evidence) -> dict[str, Verdict]:
+        """A verdict for each claim; says so where claims were changed after runs were made.
+
+        A study may leave experiments out on a user's workload, or where the original data do not allow them. Claims
+        about these are ``untested``, "not part of this workload", and do not count in Holm's correction.
+        """
+        outside = {c.id: c for c in self.claims if self._is_outside(c, evidence)}
+        judged = judge([c for c in self.claims if c.id not in outside], evidence)
+        where = "this workload" if self.workload_spec else "the study at this scale"
+        untested = {
+            c.id: Verdict(c, Status.UNTESTED, Scale(evidence.scale), evidence.workload, reason=f"not part of {where}")
+            for c in outside.values()
+        }
+        verdicts = {c.id: (judged | untested)[c.id] for c in self.claims}
+        now = fingerprint(self.claims)
+        stale = sum(1 for info in evidence.info if info.get("claims") != now)
+        if not stale:
+            return verdicts
+        note = f"the registered claims were changed after {stale} of {len(evidence.info)} runs were made"
+        return {k: dataclasses.replace(v, warnings=(*v.warnings, note)) for k, v in verdicts.items()}
+
+    def _is_outside(self, claim: Claim, evidence: Evidence) -> bool:
+        """Whether the claim is about something that is not measured on this workload.
+
+        That is so if every run has finished and the claim's estimand still finds no such metric, arm or column (a
+        ``LookupError``): on a user's workload, or if arms that it names were not run. Otherwise the estimand is wrong,
+        and the judge says so; and while runs are missing or failed, one cannot know.
+        """
+        if not claim.due_at(self.scale) or evidence.missing or evidence.failures or not evidence.runs:
+            return False
+        named = set(getattr(claim.estimand, "arms", ()))
+        if self.workload_spec is None and named <= set(evidence.table["arm"]):
+            return False
+        try:
+            claim.estimand(evidence)
+        except LookupError:
+            return True
+        except MLCollageError:  # the judge says what is wrong
+            return False
+        return False
+
+
+def _device(scale: Scale) -> str:
+    if scale.rank < Scale.FULL.rank:
+        return "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
