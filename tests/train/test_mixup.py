@@ -59,7 +59,7 @@ def test_the_loss_is_the_mix_of_two_cross_entropies():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"alpha": -1.0}, "alpha=-1.0"),
+        ({"alpha": -1.0}, "alpha must be .*, not -1.0"),
         ({"alpha": float("inf")}, "finite"),
         ({"x": torch.zeros(64, 3, dtype=torch.long)}, "floating point"),
         ({"y": torch.zeros(3, dtype=torch.long)}, "as many"),

@@ -68,9 +68,9 @@ def test_constant_warms_up():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: cosine(0), "total must be a whole number of steps of at least 1"),
+        (lambda: cosine(0), "total must be a whole number of at least 1"),
         (lambda: cosine(10, warmup=10), "warmup=10 must be shorter"),
-        (lambda: cosine(10, final=-0.1), "final must be a finite factor"),
+        (lambda: cosine(10, final=-0.1), "final must be a finite number of at least 0"),
         (lambda: linear(10.5), "total must be a whole number"),
         (lambda: step_decay(30), r"a list of steps such as \[30\]"),
         (lambda: step_decay([30], float("nan")), "factor must be a finite number"),

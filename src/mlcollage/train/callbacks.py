@@ -28,6 +28,7 @@ class _Late:
         return object.__new__(_joined(cls))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
+        # Pickle looks classes up by name; the one that was made late has the name of the one that was declared.
         declared = next(c for c in type(self).__mro__ if not c.__dict__.get("_made_late", False))
         return _remake, (declared, self.__dict__)
 
@@ -35,7 +36,7 @@ class _Late:
 @functools.cache
 def _joined(cls: type[_Late]) -> type:
     base = _framework_class(cls)
-    if issubclass(cls, base):
+    if issubclass(cls, base):  # the user has put the framework's class among the bases
         return cls
     names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
     return type(cls.__name__, (cls, base), {**names, "_made_late": True})

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 from mlcollage.nn.init import seeded
 from mlcollage.train.schedules import Schedule
@@ -70,7 +70,7 @@ def steps(
     start: int = 0,
     check_every: int = 1,
 ) -> Iterator[Step]:
-    r"""Train, one update an item; each item is yielded after its update.
+    r"""Train; each item is one update, and is yielded after it.
 
     Update number :math:`t + 1` is the optimizer's, with gradient :math:`\nabla L(f_\theta(x), y)`, clipped if asked,
     and learning rate :math:`\mathrm{lr} \cdot \mathrm{schedule}(t)`. The model is put in training mode when the loop
@@ -128,16 +128,18 @@ def steps(
     """
     device = _device(model)
     _check_settings(autocast, clip_norm, check_every)
+    # The base rate stays known when the loop is entered again with an optimizer whose rate a schedule has changed.
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    unchecked: list[Tensor] = []
+    unchecked: list[Tensor] = []  # losses that were not looked at yet: reading one waits for the device
     model.train()
     for t, batch in enumerate(batches, start):
         if max_steps is not None and t >= max_steps:
             return
         x, y = _pair(batch, device, t + 1)
         _set_rate(optimizer, schedule, t)
+        # A stream of its own for each step: what the loop body draws, or where a run was resumed, changes nothing.
         with seeded(seed, t), _autocast(device, autocast):
             logits = model(x)
             value = loss(logits, y)
@@ -154,7 +156,7 @@ def steps(
         yield Step(t + 1, value.detach(), float(optimizer.param_groups[0]["lr"]), x, y, logits.detach())
         if max_steps is not None and t + 1 >= max_steps:  # before the next batch is drawn
             break
-    if unchecked:
+    if unchecked:  # the rest of the last period
         _check_finite(unchecked, t + 1, clip_norm)
 
 
@@ -167,7 +169,7 @@ def epochs(
     drop_last: bool = True,
     augment: Augment | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Minibatches for ever, reshuffled at the start of every epoch; each sample comes once an epoch.
+    """Endless minibatches, reshuffled at the start of every epoch; each sample comes once per epoch.
 
     Parameters
     ----------
@@ -200,13 +202,12 @@ def epochs(
     >>> sorted(int(v) for _ in range(2) for v in next(batches)[1])
     [0, 1, 2, 3]
     """
-    n = len(x)
-    if len(y) != n:
-        raise InvalidInput(f"x holds {n} samples but y holds {len(y)}; they must be of the same length.")
-    if batch_size < 1 or n < 1 or (drop_last and n < batch_size):
+    n = _same_length(x, y)
+    batch_size = checks.integer("batch_size", batch_size, least=1)
+    if n < 1 or (drop_last and n < batch_size):
         raise InvalidInput(
             f"{n} samples do not fill one batch of {batch_size}; use a batch_size between 1 and {n}"
-            + (", or drop_last=False." if drop_last and n and batch_size > 0 else ".")
+            + (", or drop_last=False." if drop_last and n else ".")
         )
     if isinstance(generator, int):
         generator = torch.Generator().manual_seed(generator)
@@ -217,10 +218,11 @@ def _shuffled(
     x: Tensor, y: Tensor, batch_size: int, generator: torch.Generator, end: int, augment: Augment | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     while True:
+        # Drawn where the generator is, so that the order does not depend on where the data are.
         order = torch.randperm(len(x), generator=generator, device=generator.device).to(x.device)
         for i in range(0, end, batch_size):
             index = order[i : i + batch_size]
-            inputs = x[index]
+            inputs = x[index]  # (batch_size, ...)
             yield (inputs if augment is None else augment(inputs, generator)), y[index.to(y.device)]
 
 
@@ -231,7 +233,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     Modules that were in evaluation mode on purpose (a frozen batch norm) stay there, which ``model.train()`` would
     undo.
     """
-    modes = [(m, m.training) for m in model.modules()]
+    modes = [(m, m.training) for m in model.modules()]  # each its own: they need not agree with the model's
     try:
         model.eval()
         yield
@@ -248,7 +250,7 @@ def predict(model: nn.Module, x: Tensor, batch_size: int = 1024) -> Tensor:
     model
         Maps a batch to a tensor with the batch first.
     x
-        Inputs (n, ...); moved to the model's device a batch at a time.
+        Inputs (n, ...); moved to the model's device one batch at a time.
     batch_size
         How many at once.
 
@@ -262,8 +264,9 @@ def predict(model: nn.Module, x: Tensor, batch_size: int = 1024) -> Tensor:
     >>> tuple(predict(nn.Linear(3, 2), torch.zeros(5, 3), batch_size=2).shape)
     (5, 2)
     """
-    if len(x) == 0 or batch_size < 1:
-        raise InvalidInput(f"predict needs at least one sample and batch_size >= 1, not {len(x)} and {batch_size}.")
+    batch_size = checks.integer("batch_size", batch_size, least=1)
+    if len(x) == 0:
+        raise InvalidInput("predict needs at least one sample, but x is empty.")
     device = _device(model)
     with evaluating(model), torch.no_grad():
         return torch.cat([model(part.to(device, non_blocking=True)) for part in x.split(batch_size)])
@@ -287,8 +290,7 @@ def evaluate(model: nn.Module, x: Tensor, y: Tensor, fn: Callable[[Tensor, Tenso
     >>> evaluate(model, torch.eye(3), torch.tensor([0, 1, 1]), accuracy)
     0.6666...
     """
-    if len(y) != len(x):
-        raise InvalidInput(f"x holds {len(x)} samples but y holds {len(y)}; they must be of the same length.")
+    _same_length(x, y)
     outputs = predict(model, x, batch_size)
     with torch.no_grad():
         return fn(outputs, y.to(outputs.device))
@@ -299,9 +301,15 @@ def accuracy(logits: Tensor, y: Tensor) -> float:
     return float((logits.argmax(-1) == y).double().mean())
 
 
+def _same_length(x: Tensor, y: Tensor) -> int:
+    if len(x) != len(y):
+        raise InvalidInput(f"x holds {len(x)} samples but y holds {len(y)}; they must be of the same length.")
+    return len(x)
+
+
 def _device(model: nn.Module) -> torch.device | None:
     """Where the model's first parameter or buffer is; None for a model without any."""
-    for tensor in (*model.parameters(), *model.buffers()):
+    for tensor in (*model.parameters(), *model.buffers()):  # the first one, if there is any
         return tensor.device
     return None
 
@@ -319,9 +327,7 @@ def _pair(batch: object, device: torch.device | None, number: int) -> tuple[Tens
 def _set_rate(optimizer: torch.optim.Optimizer, schedule: Schedule | None, t: int) -> None:
     if schedule is None:
         return
-    factor = float(schedule(t))
-    if not (math.isfinite(factor) and factor >= 0):
-        raise InvalidInput(f"the schedule gave the factor {factor} at step {t}; it must be finite and at least 0.")
+    factor = checks.real(f"the schedule's factor at step {t}", float(schedule(t)), least=0)
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
 
@@ -332,16 +338,16 @@ def _autocast(device: torch.device | None, dtype: torch.dtype | None) -> Abstrac
 
 def _check_settings(autocast: torch.dtype | None, clip_norm: float | None, check_every: int) -> None:
     if autocast not in (None, torch.bfloat16):
+        # float16 gradients underflow unless the loss is scaled, which this loop does not do.
         raise InvalidInput(f"autocast must be torch.bfloat16 or None, not {autocast}: float16 would need loss scaling.")
-    if clip_norm is not None and not clip_norm > 0:
-        raise InvalidInput(f"clip_norm must be a positive number or None, not {clip_norm!r}.")
-    if check_every < 1:
-        raise InvalidInput(f"check_every must be at least 1, not {check_every!r}.")
+    if clip_norm is not None:
+        checks.positive("clip_norm", clip_norm)
+    checks.integer("check_every", check_every, least=1)
 
 
 def _check_finite(losses: list[Tensor], last: int, clip_norm: float | None) -> None:
     """Raise if any of the losses up to step ``last`` is not finite; empties the list."""
-    finite = torch.stack(losses).isfinite().tolist()
+    finite = torch.stack(losses).isfinite().tolist()  # one transfer from the device for all of them
     if not all(finite):
         number = last - len(losses) + 1 + finite.index(False)
         clip = ", clip the gradient (clip_norm)" if clip_norm is None else ""

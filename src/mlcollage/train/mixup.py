@@ -5,13 +5,14 @@ Zhang, Cisse, Dauphin, Lopez-Paz, "mixup: Beyond Empirical Risk Minimization", I
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 
 __all__ = ["Mixed", "mixup_batch", "soft_cross_entropy"]
@@ -90,21 +91,21 @@ def mixup_batch(
     >>> bool(torch.equal(mixed.x, mixed.y)), bool((mixed.y.sum(1) - 1).abs().max() < 1e-6)
     (True, True)
     """
-    if not (isinstance(alpha, int | float) and math.isfinite(alpha) and alpha >= 0):
-        raise InvalidInput(f"alpha={alpha!r} must be a finite number of at least 0.")
+    alpha = checks.real("alpha", alpha, least=0)
+    num_classes = checks.integer("num_classes", num_classes, least=1)
     if not x.is_floating_point():
         raise InvalidInput(
             f"mixup adds inputs, so they must be floating point, not {x.dtype}; mix embeddings of tokens."
         )
     if len(x) != len(y) or len(x) == 0:
         raise InvalidInput(f"x holds {len(x)} samples and y {len(y)}; they must be as many, and at least one.")
-    targets = _one_hot(y, num_classes).to(x.dtype)
-    b, where = len(x), generator.device
-    partner = torch.randperm(b, generator=generator, device=where).to(x.device)
+    targets = _one_hot(y, num_classes).to(x.dtype)  # (B, C)
+    b = len(x)
+    partner = torch.randperm(b, generator=generator, device=generator.device).to(x.device)
     weight = _beta(alpha, b if per_sample else 1, generator).to(x).expand(b)
 
     def mix(t: Tensor) -> Tensor:
-        w = weight.view(b, *(1,) * (t.ndim - 1))
+        w = weight.view(b, *(1,) * (t.ndim - 1))  # (B, 1, ..., 1)
         return w * t + (1 - w) * t[partner]
 
     return Mixed(mix(x), mix(targets), weight, partner)
@@ -134,7 +135,7 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
         raise InvalidInput(
             f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)} must have the same shape (B, C)."
         )
-    return F.cross_entropy(logits, targets)
+    return F.cross_entropy(logits, targets)  # takes rows of weights where targets have the shape of the logits
 
 
 def _one_hot(y: Tensor, num_classes: int) -> Tensor:
@@ -151,10 +152,9 @@ def _one_hot(y: Tensor, num_classes: int) -> Tensor:
 
 def _beta(alpha: float, n: int, generator: torch.Generator) -> Tensor:
     """Weights from Beta(alpha, alpha), each at least one half, from a torch generator (torch's own takes none)."""
-    if alpha == 0:
+    if alpha == 0:  # the limit: all mass at 0 and 1
         return torch.ones(n)
-    import numpy as np
-
+    # One draw of torch's seeds numpy's generator, so that the numbers do not depend on the device.
     seed = int(torch.randint(0, 2**63 - 1, (1,), generator=generator, device=generator.device))
     drawn = torch.from_numpy(np.random.default_rng(seed).beta(alpha, alpha, size=n))
-    return torch.maximum(drawn, 1 - drawn)
+    return torch.maximum(drawn, 1 - drawn)  # the density is symmetric

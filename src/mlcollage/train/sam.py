@@ -15,6 +15,7 @@ from torch.optim.optimizer import ParamsT
 
 from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
+from mlcollage.nn._parts import wide
 
 __all__ = ["SAM"]
 
@@ -127,14 +128,16 @@ class SAM(torch.optim.Optimizer):
         zero_grad
             Also clear the gradients, ready for the second ``backward()``.
         """
-        total = self._gradient_norm()  # (), or (R,) of stacked networks
+        total = self._gradient_norm()  # of all groups together: (), or (R,) of stacked networks
         for group in self.param_groups:
             share = torch.as_tensor(group["rho"], dtype=total.dtype, device=total.device) / (total + 1e-12)
             for p in group["params"]:
                 if p.grad is None:
                     continue
+                # A copy, since taking the step back off would leave its rounding behind.
                 self.state[p]["sam_origin"] = p.detach().clone()
                 own = share.view(-1, *(1,) * (p.ndim - 1)) if share.ndim else share  # (R, 1, ..., 1) beside (R, ...)
+                # rho T_w^2 g / |T_w g|, with T_w = 1 unless adaptive
                 p.add_(_scaled(_scaled(p.grad, p, group), p, group) * own.to(p))
         if zero_grad:
             self.zero_grad()
@@ -181,7 +184,7 @@ class SAM(torch.optim.Optimizer):
             )
         with torch.enable_grad():
             self.zero_grad()
-            loss = closure()
+            loss = closure()  # of the weights before the update, as other optimizers report it
         self.first_step(zero_grad=True)
         with torch.enable_grad():
             closure()
@@ -208,6 +211,7 @@ class SAM(torch.optim.Optimizer):
         ]
         if not norms:
             raise InvalidInput("first_step was called before any gradient was there; call loss.backward() first.")
+        # The norm of the norms is that of all entries together.
         return torch.stack([n.to(norms[0].device) for n in norms]).norm(dim=0)
 
 
@@ -218,5 +222,5 @@ def _scaled(tensor: Tensor, p: Tensor, group: dict[str, Any]) -> Tensor:
 
 def _norm(tensor: Tensor, stacked: bool) -> Tensor:
     """Euclidean norm in at least single precision: (), or (R,) of stacked networks."""
-    wide = tensor if tensor.dtype == torch.float64 else tensor.float()
-    return wide.reshape(len(wide), -1).norm(dim=1) if stacked else wide.norm()
+    tensor = wide(tensor)
+    return tensor.reshape(len(tensor), -1).norm(dim=1) if stacked else tensor.norm()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 
 __all__ = ["Schedule", "constant", "cosine", "linear", "step_decay"]
@@ -24,7 +25,7 @@ def constant(warmup: int = 0) -> Schedule:
     >>> [constant(warmup=2)(t) for t in range(4)]
     [0.5, 1.0, 1.0, 1.0]
     """
-    warmup = _count(warmup, "warmup", 0)
+    warmup = checks.integer("warmup", warmup, least=0)
     return lambda step: _warm(step, warmup)
 
 
@@ -48,7 +49,7 @@ def cosine(total: int, final: float = 0.0, warmup: int = 0, every: int = 1) -> S
     warmup
         Steps w of linear warm-up.
     every
-        Hold the factor for this many steps at a time, as schedules that advance once an epoch do.
+        Hold the factor for this many steps at a time, as schedules that advance once per epoch do.
 
     Examples
     --------
@@ -56,7 +57,6 @@ def cosine(total: int, final: float = 0.0, warmup: int = 0, every: int = 1) -> S
     >>> [round(f(t), 3) for t in range(6)]
     [1.0, 0.854, 0.5, 0.146, 0.0, 0.0]
     """
-    total, warmup, every = _lengths(total, warmup, every)
     return _ramp(total, final, warmup, every, lambda u: 0.5 * (1 + math.cos(math.pi * u)))
 
 
@@ -69,7 +69,6 @@ def linear(total: int, final: float = 0.0, warmup: int = 0, every: int = 1) -> S
     >>> [f(t) for t in range(7)]
     [0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
     """
-    total, warmup, every = _lengths(total, warmup, every)
     return _ramp(total, final, warmup, every, lambda u: 1 - u)
 
 
@@ -90,39 +89,30 @@ def step_decay(milestones: Sequence[int], factor: float = 0.1) -> Schedule:
     """
     if isinstance(milestones, int):
         raise InvalidInput(f"milestones must be a list of steps such as [{milestones}], not one number.")
-    steps = [_count(m, "each milestone", 0) for m in milestones]
-    if not (math.isfinite(factor) and factor >= 0):
-        raise InvalidInput(f"factor must be a finite number of at least 0, not {factor!r}.")
-    return lambda step: float(factor ** sum(step >= m for m in steps))
+    steps = [checks.integer("each milestone", m, least=0) for m in milestones]
+    factor = checks.real("factor", factor, least=0)
+    return lambda step: float(factor ** sum(step >= m for m in steps))  # once per milestone that is past
 
 
 def _ramp(total: int, final: float, warmup: int, every: int, shape: Callable[[float], float]) -> Schedule:
-    if not (math.isfinite(final) and final >= 0):
-        raise InvalidInput(f"final must be a finite factor of at least 0, not {final!r}.")
+    """From 1 after the warm-up down to ``final`` at ``total``; ``shape`` maps the share u of the way to 1 ... 0."""
+    total = checks.integer("total", total, least=1)
+    warmup, every = checks.integer("warmup", warmup, least=0), checks.integer("every", every, least=1)
+    final = checks.real("final", final, least=0)
+    if warmup >= total:
+        raise InvalidInput(f"warmup={warmup} must be shorter than the whole run of total={total} steps.")
 
     def factor(step: int) -> float:
-        step = step // every * every
+        step = step // every * every  # the first step of its period
         if step < warmup:
             return _warm(step, warmup)
         if step >= total:
-            return float(final)
+            return final
         return final + (1 - final) * shape((step - warmup) / (total - warmup))
 
     return factor
 
 
 def _warm(step: int, warmup: int) -> float:
+    # Step + 1, so that the first update does not have the rate 0, which would waste it.
     return min(1.0, (step + 1) / warmup) if warmup else 1.0
-
-
-def _lengths(total: int, warmup: int, every: int) -> tuple[int, int, int]:
-    total, warmup, every = _count(total, "total", 1), _count(warmup, "warmup", 0), _count(every, "every", 1)
-    if warmup >= total:
-        raise InvalidInput(f"warmup={warmup} must be shorter than the whole run of total={total} steps.")
-    return total, warmup, every
-
-
-def _count(value: int, what: str, least: int) -> int:
-    if isinstance(value, bool) or value != int(value) or value < least:
-        raise InvalidInput(f"{what} must be a whole number of steps of at least {least}, not {value!r}.")
-    return int(value)
