@@ -21,8 +21,8 @@ def test_pseudo_counts_are_the_power_mean_of_the_visits():
         bandit.update(z, a, 1.0)
         seen.append((z, a))
     z = rng.normal(size=2)
-    side = bandit._inputs(z[None], learn=False)[1]
-    visits = bandit.network.visit_counts(side)[0]
+    side = bandit._read(z[None])[1]
+    visits = bandit.network_.visit_counts(side)[0]
     expected = np.mean((visits + 2.0) ** -0.5, axis=1) ** -2.0
     np.testing.assert_allclose(bandit.pseudo_counts(z), expected)
     assert visits.sum(axis=1).min() > 0
@@ -67,7 +67,7 @@ def test_earns_more_than_chance_on_digits_and_repeats_with_its_seed():
     X, y = load_digits(return_X_y=True)
     earned = []
     for _ in range(2):
-        bandit = GLNBandit(10, 64, seed=3)
+        bandit = GLNBandit(10, 64, random_state=3)
         total = []
         for z, label in zip(X[:900], y[:900], strict=True):
             a = bandit.select(z)
@@ -76,6 +76,37 @@ def test_earns_more_than_chance_on_digits_and_repeats_with_its_seed():
         earned.append(total)
     assert earned[0] == earned[1]
     assert np.mean(earned[0][-200:]) > 0.7
+
+
+def test_a_saved_bandit_plays_on_as_it_would_have(tmp_path):
+    rng = np.random.default_rng(0)
+    Z, R = rng.normal(size=(120, 3)), rng.random((120, 4))
+
+    def play(bandit, steps):
+        actions = []
+        for i in steps:
+            actions.append(bandit.select(Z[i]))
+            bandit.update(Z[i], actions[-1], R[i, actions[-1]])
+        return actions
+
+    bandit = GLNBandit(4, 3, tree_depth=2, random_state=1, **SMALL)
+    play(bandit, range(60))
+    bandit.set_params(exploration=0.0, tree_depth=0, n_actions=2, learning_rate=1.0)  # waits for reset()
+    bandit.save(tmp_path / "b.npz")
+    again = GLNBandit.load(tmp_path / "b.npz")
+    assert again.exploration == 0.05
+    assert play(bandit, range(60, 120)) == play(again, range(60, 120))
+    assert np.array_equal(bandit.values(Z[0]), again.values(Z[0]))
+    assert len(bandit.values(Z[0])) == 4
+    assert len(bandit.reset().values(Z[0])) == 2
+    assert bandit.t_ == 0
+
+
+def test_rewards_may_be_true_and_false():
+    one, other = GLNBandit(2, 2, **SMALL), GLNBandit(2, 2, **SMALL)
+    one.update(np.ones(2), 1, True)
+    other.update(np.ones(2), 1, 1.0)
+    assert np.array_equal(one.values(np.ones(2)), other.values(np.ones(2)))
 
 
 def test_bad_input_is_named():

@@ -72,6 +72,17 @@ def test_chunks_threads_and_progressive_scores():
     assert np.array_equal(again.score_samples(X), parts.score_samples(X))
 
 
+@pytest.mark.parametrize("tables", ["dense", "lazy"])
+def test_a_saved_stream_continues_bit_for_bit(tmp_path, tables):
+    X = correlated(300, 5)
+    whole = GLNDensity(tables=tables, **SMALL).fit(X)
+    GLNDensity(tables=tables, **SMALL).fit(X[:100]).save(tmp_path / "d.npz")
+    resumed = GLNDensity.load(tmp_path / "d.npz").partial_fit(X[100:])
+    assert np.array_equal(whole.score_samples(X), resumed.score_samples(X))
+    assert np.array_equal(whole.sample(9, random_state=0), resumed.sample(9, random_state=0))
+    assert resumed.t_ == 300
+
+
 def test_bad_input_is_named():
     with pytest.raises(InvalidInput, match="binary"):
         GLNDensity().fit([[0.0, 0.5]])

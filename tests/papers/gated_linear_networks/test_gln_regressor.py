@@ -7,7 +7,7 @@ from sklearn.datasets import load_diabetes, make_friedman1
 from sklearn.linear_model import BayesianRidge
 
 from mlcollage.errors import InvalidInput
-from mlcollage.papers.gated_linear_networks import GLNRegressor, kernels, kernels_numba, kernels_numpy
+from mlcollage.papers.gated_linear_networks import GLNRegressor
 from mlcollage.papers.gated_linear_networks.gaussian import GaussianNetwork
 
 SMALL = {"hidden_layer_sizes": (6, 4), "context_dim": 3, "random_state": 0}
@@ -53,10 +53,8 @@ def autograd_step(net, base, side, target, eta):
     return after, any(active)
 
 
-@pytest.mark.parametrize("backend", [kernels_numba, kernels_numpy])
 @pytest.mark.parametrize("gradient", ["paper", "official"])
-def test_steps_are_autograd_gradients_with_the_projection(monkeypatch, backend, gradient):
-    monkeypatch.setattr(kernels, "_ACTIVE", backend)
+def test_steps_are_autograd_gradients_with_the_projection(gradient):
     base, side, y = stream()
     net = build(gradient=gradient, min_variance=0.5, max_variance=1.2, step_limit=None)
     projected = 0
@@ -91,15 +89,6 @@ def test_variances_stay_in_their_bounds_and_learning_is_stable_for_large_rates(g
     assert np.isfinite(out).all()
     assert out[:, 1].min() >= 0.1 - 1e-12
     assert out[:, 1].max() <= 10.0 + 1e-12
-
-
-def test_backends_agree(monkeypatch):
-    X, y = make_friedman1(400, random_state=0)
-    predictions = []
-    for backend in (kernels_numba, kernels_numpy):
-        monkeypatch.setattr(kernels, "_ACTIVE", backend)
-        predictions.append(GLNRegressor(**SMALL).progressive_predict(X, y, return_std=True))
-    np.testing.assert_allclose(*predictions, rtol=1e-6)
 
 
 def nll(y, mean, std):

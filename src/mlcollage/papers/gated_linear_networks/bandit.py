@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import json
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
 
+from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 
-from .classifier import check_rate
-from .inputs import Inputs
-from .network import GatedNetwork, LearningRate, hidden_sizes, sigmoid
+from ._estimator import OnlineEstimator
+from ._inputs import Inputs
+from ._settings import LearningRate, hidden_sizes
+from .network import GatedNetwork
 
 __all__ = ["GLNBandit"]
 
 Array = NDArray[Any]
 
 
-class GLNBandit:
-    r"""Gated linear contextual bandit (GLCB): a network an action, and a bonus for contexts rarely visited.
+class GLNBandit(OnlineEstimator):
+    r"""Gated linear contextual bandit (GLCB): a network per action, and a bonus for contexts rarely visited.
 
     .. math::
         a_t = \arg\max_a \; \hat r_a(z_t) + C \sqrt{\frac{\log t}{\hat N_a(z_t)}}, \qquad
@@ -56,13 +61,21 @@ class GLNBandit:
         As in :class:`GLNClassifier`; each network counts its own steps.
     learning_rate_init : float, default 0.01
         Largest rate of the named schedules.
+    eps, weight_clip, context_bias_scale, layer_bias, weight_init, gradient, tables
+        As in :class:`GLNClassifier`.
     dtype : {"float32", "float64"}, default "float32"
         Of weights and arithmetic.
-    seed : int, default 0
+    random_state : int, RandomState or None, default 0
         Draws the hyperplanes, and breaks ties.
-    **settings
-        ``eps``, ``weight_clip``, ``context_bias_scale``, ``layer_bias``, ``weight_init``, ``gradient``, ``tables``: as
-        in :class:`GatedNetwork`.
+
+    Attributes
+    ----------
+    network_ : GatedNetwork
+        The networks of all actions, one per node of the tree.
+    settings_ : SimpleNamespace
+        The parameters as they were at construction or at the last :meth:`reset`.
+    t_ : int
+        Rewards learned from so far.
 
     References
     ----------
@@ -70,7 +83,7 @@ class GLNBandit:
 
     Examples
     --------
-    >>> bandit = GLNBandit(2, 3, seed=0)
+    >>> bandit = GLNBandit(2, 3, random_state=0)
     >>> rng = np.random.default_rng(0)
     >>> total = 0
     >>> for _ in range(300):
@@ -97,64 +110,89 @@ class GLNBandit:
         tree_depth: int = 0,
         learning_rate: LearningRate = 0.01,
         learning_rate_init: float = 0.01,
+        eps: float = 0.01,
+        weight_clip: float = 200.0,
+        context_bias_scale: float = 0.05,
+        layer_bias: float = 0.731,
+        weight_init: str = "mean",
+        gradient: str = "paper",
+        tables: str = "auto",
         dtype: Any = "float32",
-        seed: int = 0,
-        **settings: Any,
+        random_state: Any = 0,
     ) -> None:
-        check_rate(learning_rate, learning_rate_init)
-        if n_actions < 1 or n_features < 1:
-            raise InvalidInput(f"n_actions and n_features must be >= 1; got {n_actions} and {n_features}.")
-        if not exploration >= 0:
-            raise InvalidInput(f"exploration must be >= 0; got {exploration!r}.")
-        if not prior_count > 0 or aggregation == 0 or not np.isfinite(aggregation):
-            raise InvalidInput(
-                f"prior_count must be > 0 and aggregation finite and not 0; got {prior_count!r} and {aggregation!r}."
-            )
-        if not reward_range[0] < reward_range[1]:
-            raise InvalidInput(f"reward_range must be (smallest, largest) with smallest < largest; got {reward_range}.")
-        if not 0 <= tree_depth <= 10:
-            raise InvalidInput(f"tree_depth must be from 0 to 10; got {tree_depth!r}.")
-        self.n_actions, self.n_features, self.exploration, self.aggregation = (
-            n_actions,
-            n_features,
-            exploration,
-            aggregation,
-        )
-        self.prior_count, self.reward_range, self.tree_depth = prior_count, reward_range, tree_depth
-        self.learning_rate, self.learning_rate_init = learning_rate, learning_rate_init
-        self.nodes = max(1, 2**tree_depth - 1)
-        self.network = GatedNetwork(
-            (*hidden_sizes(hidden_layer_sizes), 1),
-            n_features,
-            n_features,
-            context_dim=context_dim,
-            dtype=dtype,
-            seed=seed,
-            **settings,
-        )
-        self.network.add_heads(n_actions * self.nodes)
-        self._inputs = Inputs(n_features, "standardize", 0.0, self.network.bias, self.network.limit, self.network.dtype)
-        self._rng = np.random.default_rng(seed)
-        self.t = 0
+        self.n_actions = n_actions
+        self.n_features = n_features
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.context_dim = context_dim
+        self.exploration = exploration
+        self.aggregation = aggregation
+        self.prior_count = prior_count
+        self.reward_range = reward_range
+        self.tree_depth = tree_depth
+        self.learning_rate = learning_rate
+        self.learning_rate_init = learning_rate_init
+        self.eps = eps
+        self.weight_clip = weight_clip
+        self.context_bias_scale = context_bias_scale
+        self.layer_bias = layer_bias
+        self.weight_init = weight_init
+        self.gradient = gradient
+        self.tables = tables
+        self.dtype = dtype
+        self.random_state = random_state
+        self.reset()
+
+    def reset(self) -> Self:
+        """Forget everything; parameters changed by ``set_params`` take effect."""
+        self._begin()
+        return self
+
+    def _begin(self, X: Array | None = None) -> np.random.RandomState:
+        self.n_features_in_ = checks.integer("n_features", self.n_features, least=1)
+        rng = super()._begin(X)
+        self._nodes = max(1, 2**self.settings_.tree_depth - 1)  # networks per action
+        self.network_.add_heads(self.settings_.n_actions * self._nodes)
+        self._rng = np.random.default_rng(self._seed_)
+        return rng
+
+    def _build(self, settings: SimpleNamespace, seed: int, X: Array | None) -> tuple[GatedNetwork, Inputs]:
+        checks.integer("n_actions", settings.n_actions, least=1)
+        checks.integer("tree_depth", settings.tree_depth, least=0, most=10)
+        checks.real("exploration", settings.exploration, least=0)
+        checks.positive("prior_count", settings.prior_count)
+        if checks.real("aggregation", settings.aggregation) == 0:
+            raise InvalidInput("aggregation must not be 0, for which a power mean is not defined.")
+        low, high = (checks.real("Each end of reward_range", end) for end in settings.reward_range)
+        if not low < high:
+            raise InvalidInput(f"reward_range must be (smallest, largest) with smallest < largest, not {(low, high)}.")
+        network = self._network(GatedNetwork, settings, seed, (*hidden_sizes(settings.hidden_layer_sizes), 1))
+        return network, Inputs(self.n_features_in_, "standardize", 0.0, network.bias, network.limit, network.dtype)
+
+    def _seed(self, settings: SimpleNamespace, rng: np.random.RandomState) -> int:
+        given = settings.random_state
+        return int(given) if isinstance(given, int | np.integer) else super()._seed(settings, rng)
+
+    # ------------------------------------------------------------------ playing
 
     def values(self, z: ArrayLike) -> Array:
         """Expected reward of each action at one context vector, ``(n_actions,)``."""
-        base, side = self._inputs(self._context(z), learn=False)
-        return self._values(base, side)
+        return self._values(*self._read(self._context(z)))
 
     def pseudo_counts(self, z: ArrayLike) -> Array:
         r"""How well each action is known at one context vector, :math:`\hat N_a(z)`, ``(n_actions,)``."""
-        return self._counts(self._inputs(self._context(z), learn=False)[1])
+        return self._counts(self._read(self._context(z))[1])
 
     def select(self, z: ArrayLike) -> int:
         """Action with the largest upper bound at ``z`` of shape ``(n_features,)``; ties are broken at random.
 
         The running mean and deviation of the context vectors take ``z`` in.
         """
-        base, side = self._inputs(self._context(z), learn=True)
-        width = self.reward_range[1] - self.reward_range[0]
-        bonus = np.sqrt(np.log(max(self.t + 1, 1)) / self._counts(side))
-        upper = self._values(base, side) + self.exploration * width * bonus
+        settings = self.settings_
+        base, side = self._read(self._context(z), learn=True)
+        width = settings.reward_range[1] - settings.reward_range[0]
+        # r_a(z) + C sqrt(log t / N_a(z)), (n_actions,)
+        bonus = np.sqrt(np.log(max(self.t_ + 1, 1)) / self._counts(side))
+        upper = self._values(base, side) + settings.exploration * width * bonus
         best = np.flatnonzero(upper == upper.max())
         return int(best[0] if len(best) == 1 else self._rng.choice(best))
 
@@ -166,31 +204,21 @@ class GLNBandit:
         InvalidInput
             An action or a reward outside its range, or a context vector of another width.
         """
-        low, high = self.reward_range
-        if isinstance(action, bool) or int(action) != action or not 0 <= action < self.n_actions:
-            raise InvalidInput(f"action must be an integer from 0 to {self.n_actions - 1}; got {action!r}.")
-        if not low <= reward <= high:
-            raise InvalidInput(f"reward must lie in reward_range {self.reward_range}; got {reward!r}.")
-        base, side = self._inputs(self._context(z), learn=False)
-        share = (reward - low) / (high - low)
-        heads, targets = self._path(share)
-        self.network.learn(
-            base,
-            side,
-            np.array([targets]),
-            rate=self.learning_rate,
-            initial_rate=self.learning_rate_init,
-            heads=[int(action) * self.nodes + node for node in heads],
-        )
-        self.t += 1
+        low, high = self.settings_.reward_range
+        action = checks.integer("action", action, least=0, most=self.settings_.n_actions - 1)
+        reward = checks.real("reward", int(reward) if isinstance(reward, bool) else reward, least=low, most=high)
+        nodes, branches = self._path((reward - low) / (high - low))
+        base, side = self._read(self._context(z))
+        self._steps(base, side, np.array([branches]), heads=[action * self._nodes + node for node in nodes])
 
     def _path(self, share: float) -> tuple[list[int], list[float]]:
         """Nodes from the root to the bin of a reward in [0, 1], and the branch taken at each."""
-        if self.tree_depth == 0:
+        depth = self.settings_.tree_depth
+        if depth == 0:
             return [0], [share]
-        leaf = min(int(share * 2**self.tree_depth), 2**self.tree_depth - 1)
+        leaf = min(int(share * 2**depth), 2**depth - 1)
         nodes, branches, node = [], [], 0
-        for level in range(self.tree_depth - 1, -1, -1):
+        for level in range(depth - 1, -1, -1):
             upper = (leaf >> level) & 1
             nodes.append(node)
             branches.append(float(upper))
@@ -198,26 +226,37 @@ class GLNBandit:
         return nodes, branches
 
     def _values(self, base: Array, side: Array) -> Array:
-        p = sigmoid(self.network.predict(base, side)[0].astype(np.float64)).reshape(self.n_actions, self.nodes)
-        low, high = self.reward_range
-        if self.tree_depth == 0:
-            return low + (high - low) * p[:, 0]
-        leaves = np.ones((self.n_actions, 1))
-        for level in range(self.tree_depth):
+        low, high = self.settings_.reward_range
+        depth, actions = self.settings_.tree_depth, self.settings_.n_actions
+        p = expit(self.network_.predict(base, side)[0].astype(np.float64)).reshape(actions, self._nodes)
+        if depth == 0:
+            return np.asarray(low + (high - low) * p[:, 0])
+        leaves = np.ones((actions, 1))  # probability of each node of a level, (n_actions, 2**level)
+        for level in range(depth):
             node = p[:, 2**level - 1 : 2 ** (level + 1) - 1]
-            leaves = np.stack([leaves * (1 - node), leaves * node], axis=2).reshape(self.n_actions, -1)
-        centers = (np.arange(2**self.tree_depth) + 0.5) / 2**self.tree_depth
-        return low + (high - low) * (leaves @ centers)
+            leaves = np.stack([leaves * (1 - node), leaves * node], axis=2).reshape(actions, -1)
+        centers = (np.arange(2**depth) + 0.5) / 2**depth
+        return np.asarray(low + (high - low) * (leaves @ centers))
 
     def _counts(self, side: Array) -> Array:
-        roots = range(0, self.n_actions * self.nodes, self.nodes)  # every update of an action passes its root
-        counts = self.network.visit_counts(side, heads=roots)[0] + self.prior_count
-        return np.mean(counts**self.aggregation, axis=1) ** (1 / self.aggregation)
+        settings = self.settings_
+        roots = range(0, settings.n_actions * self._nodes, self._nodes)  # every update of an action passes its root
+        counts = self.network_.visit_counts(side, heads=roots)[0] + settings.prior_count  # (n_actions, neurons)
+        return np.asarray(np.mean(counts**settings.aggregation, axis=1) ** (1 / settings.aggregation))
 
     def _context(self, z: ArrayLike) -> Array:
         row = np.asarray(z, np.float64)
-        if row.shape != (self.n_features,):
-            raise InvalidInput(f"A context vector must have shape ({self.n_features},); got {row.shape}.")
+        if row.shape != (self.n_features_in_,):
+            raise InvalidInput(f"A context vector must have shape ({self.n_features_in_},); got {row.shape}.")
         if not np.isfinite(row).all():
             raise InvalidInput("The context vector holds NaN or infinity; it must be finite.")
         return row[None]
+
+    # ------------------------------------------------------------------ disk
+
+    def _state(self) -> dict[str, Array]:
+        return super()._state() | {"ties": np.array(json.dumps(self._rng.bit_generator.state))}
+
+    def _restore(self, arrays: Mapping[str, Array]) -> None:
+        super()._restore(arrays)
+        self._rng.bit_generator.state = json.loads(str(arrays["ties"]))

@@ -13,14 +13,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import expit, logit
 
 from mlcollage.data.workload import Workload, arrays
 from mlcollage.lab.measurements import Measurements
 from mlcollage.lab.run import Run
 
 from .baselines import EpsilonGreedy, LinUCB, OnlineMLP, grid
-from .classifier import GLNClassifier
-from .network import GatedNetwork, logit, sigmoid
+from .network import GatedNetwork
+from .sklearn import GLNClassifier
 
 __all__ = ["EXPERIMENTS", "classification_data"]
 
@@ -282,7 +283,7 @@ def _best_fixed_loss(inputs: Array, target: Array, box: float = 200.0) -> float:
 
     def objective(w: Array) -> tuple[float, Array]:
         a = inputs @ w
-        return float(_log_loss(a, target).sum()), inputs.T @ (sigmoid(a) - target)
+        return float(_log_loss(a, target).sum()), inputs.T @ (expit(a) - target)
 
     start = np.zeros(inputs.shape[1])
     return float(minimize(objective, start, jac=True, method="L-BFGS-B", bounds=[(-box, box)] * len(start)).fun)
@@ -290,7 +291,7 @@ def _best_fixed_loss(inputs: Array, target: Array, box: float = 200.0) -> float:
 
 def density(run: Run, workload: Workload | None) -> Measurements:
     """Nats an image of binarized digits, predicted pixel after pixel in one pass."""
-    from .density import GLNDensity
+    from .sklearn import GLNDensity
 
     X, _, X_test, _ = classification_data(run, workload)
     middle = X.max() / 2
@@ -337,7 +338,7 @@ def regression(run: Run, workload: Workload | None) -> Measurements:
 
 
 def _gaussian_gln(run: Run, X: Array, y: Array) -> Any:
-    from .regressor import GLNRegressor
+    from .sklearn import GLNRegressor
 
     cut = int(0.8 * len(X))
     settings = [{"context_dim": k, "learning_rate": lr} for k in (1, 2, 4, 6) for lr in (0.01, 0.03, 0.1)]
@@ -401,7 +402,7 @@ def _play(run: Run, constant: float, X: Array, y: Array, n_actions: int) -> Arra
     if run.arm == "glcb":
         from .bandit import GLNBandit
 
-        policy = GLNBandit(n_actions, X.shape[1], exploration=constant, context_dim=4, seed=run.seed)
+        policy = GLNBandit(n_actions, X.shape[1], exploration=constant, context_dim=4, random_state=run.seed)
     elif run.arm == "linucb":
         policy = LinUCB(n_actions, X.shape[1], alpha=constant, seed=run.seed)
     else:
@@ -475,7 +476,7 @@ def surface(run: Run, workload: Workload | None) -> Measurements:
     plane = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
     m = Measurements()
     for layer, p in enumerate(model.layer_predictions(plane), start=1):
-        m.array(f"layer{layer}", sigmoid(logit(p[:, -1]).mean(axis=-1)).reshape(61, 61))
+        m.array(f"layer{layer}", expit(logit(p[:, -1]).mean(axis=-1)).reshape(61, 61))
         m.array(f"neuron{layer}", p[:, -1, 0].reshape(61, 61))
         m.add("surface_layer", layer, step=layer)
     m.array("points", X[:300])

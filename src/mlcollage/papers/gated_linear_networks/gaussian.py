@@ -24,10 +24,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 
-from .kernels import active
-from .network import GatedNetwork, LearningRate, step_sizes
+from . import _kernels
+from ._settings import LearningRate, step_sizes
+from .network import GatedNetwork
 
 __all__ = ["GaussianNetwork"]
 
@@ -75,12 +77,10 @@ class GaussianNetwork(GatedNetwork):
     ) -> None:
         if not 0 < min_variance <= max_variance:
             raise InvalidInput(f"Variances need 0 < min_variance <= max_variance; got {min_variance}, {max_variance}.")
-        if step_limit is not None and not step_limit > 0:
-            raise InvalidInput(f"step_limit must be > 0, or None for none; got {step_limit!r}.")
+        longest = np.inf if step_limit is None else checks.positive("step_limit", step_limit)
         super().__init__(sizes, n_inputs, side_dim, weight_clip=weight_clip, **settings)
-        self.constants = np.array(
-            [1 / max_variance, 1 / min_variance, weight_clip, 1, 0, np.inf if step_limit is None else step_limit],
-            self.dtype,
+        self.constants = self._constants(
+            _kernels.Product, 1 / max_variance, 1 / min_variance, float(weight_clip), longest
         )
 
     def fans(self, head: int) -> Array:
@@ -110,10 +110,8 @@ class GaussianNetwork(GatedNetwork):
         out = np.empty((len(base), 2, self.neurons), self.dtype)
         learn = targets is not None
         table = self.heads[0]
-        nothing = np.empty(0, self.dtype)
-        buffers = np.empty((2, 2, max(base.shape[1], int(self.sizes.max()) + 3)), self.dtype)
+        goals = rates = np.empty(0, self.dtype)
         for part in self.chunks(len(base)):
-            rates, goals = nothing, nothing
             if targets is not None:
                 count = part.stop - part.start
                 rates = step_sizes(rate, self.steps[0] + 1, count, initial=initial_rate)
@@ -121,19 +119,7 @@ class GaussianNetwork(GatedNetwork):
                 goals = targets[part].astype(self.dtype)
                 self.steps[0] += count
             rows = table.rows(self.contexts.gates(side[part], [0])(0, table.first), allocate=learn)
-            active().run_gaussian(
-                base[part],
-                goals,
-                rates,
-                rows,
-                table.row_start,
-                table.weights,
-                table.counts,
-                self.sizes,
-                self.constants,
-                self.official,
-                learn,
-                buffers,
-                out[part],
-            )
+            samples = _kernels.plain(_kernels.Samples(base[part], goals, rates, rows))
+            constants = _kernels.plain(self.constants)
+            _kernels.run_gaussian(samples, table.arrays, self.sizes, constants, self.official, learn, out[part])
         return out

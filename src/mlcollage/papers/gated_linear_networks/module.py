@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 
-from .network import GatedNetwork, hidden_sizes
+from ._settings import hidden_sizes
+from .network import GatedNetwork
 
 __all__ = ["GLN"]
 
@@ -18,7 +19,7 @@ __all__ = ["GLN"]
 class GLN(nn.Module):
     r"""Gated linear network head: ``forward(p, z)`` predicts, ``update(p, z, target, lr)`` learns.
 
-    One network a class (one-vs-all). Weights, hyperplanes, visit counts are buffers: optimizers do not see them,
+    One network per class (one-vs-all). Weights, hyperplanes, visit counts are buffers: optimizers do not see them,
     ``state_dict`` holds them, ``to()`` moves them. ``forward`` is differentiable in ``p``, so gradients can pass to a
     backbone. The arithmetic is that of :class:`GatedNetwork`, to rounding.
 
@@ -74,8 +75,8 @@ class GLN(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if n_inputs < 1 or num_classes < 1:
-            raise InvalidInput(f"n_inputs and num_classes must be >= 1; got {n_inputs} and {num_classes}.")
+        checks.integer("n_inputs", n_inputs, least=1)
+        checks.integer("num_classes", num_classes, least=1)
         side_dim = n_inputs if side_dim is None else side_dim
         core = GatedNetwork(  # checks the settings and draws the hyperplanes
             (*hidden_sizes(hidden_layer_sizes), 1),
@@ -97,12 +98,13 @@ class GLN(nn.Module):
         self.sizes = tuple(int(k) for k in core.sizes)
         self.limit, self.bias, self.weight_clip, self.official = core.limit, core.bias, weight_clip, core.official
         dtype = dtype or torch.get_default_dtype()
+        # (classes, neurons, m, D) and (classes, neurons, m)
         normals = torch.from_numpy(core.contexts.normals).reshape(num_classes, core.neurons, context_dim, side_dim)
         offsets = torch.from_numpy(core.contexts.offsets).reshape(num_classes, core.neurons, context_dim)
         self.register_buffer("normals", normals.to(device, dtype))
         self.register_buffer("offsets", offsets.to(device, dtype))
         for layer in range(len(self.sizes)):
-            weights = torch.from_numpy(core.layer_weights(layer))
+            weights = torch.from_numpy(core.layer_weights(layer))  # (classes, K_l, 2**m, K_{l-1} + 1)
             self.register_buffer(f"weight{layer}", weights.to(device, dtype))
             self.register_buffer(f"visits{layer}", torch.zeros(weights.shape[:3], dtype=torch.int64, device=device))
 
@@ -116,15 +118,15 @@ class GLN(nn.Module):
     def contexts(self, z: Tensor) -> Tensor:
         """Active context of every neuron, ``(n, num_classes, neurons)`` int64."""
         z = self._check(z, self.side_dim, "side information z")
-        projected = torch.einsum("nd,ckmd->nckm", z, self.normals)
+        projected = torch.einsum("nd,ckmd->nckm", z, self.normals)  # v . z of every hyperplane
         powers = 2 ** torch.arange(self.context_dim, device=z.device)
         return ((projected > self.offsets) * powers).sum(dim=-1)
 
     def logits(self, p: Tensor, z: Tensor) -> Tensor:
         """Raw logit of each class's network, ``(n, num_classes)``."""
         p = self._check(p, self.n_inputs, "base predictions p")
-        contexts = self.contexts(z).split(self.sizes, dim=2)
-        values = self._base(p)[:, None].expand(-1, self.num_classes, -1)
+        contexts = self.contexts(z).split(self.sizes, dim=2)  # per layer (n, classes, K_l)
+        values = self._base(p)[:, None].expand(-1, self.num_classes, -1)  # logit(p) of the layer below, with the bias
         heads = torch.arange(self.num_classes, device=p.device)[None, :, None]
         raw = values
         for layer, (size, index) in enumerate(zip(self.sizes, contexts, strict=True)):
@@ -163,8 +165,7 @@ class GLN(nn.Module):
         -------
         Tensor of shape (n, num_classes)
         """
-        if not (math.isfinite(lr) and lr > 0):
-            raise InvalidInput(f"lr must be > 0; got {lr!r}.")
+        checks.positive("lr", lr)
         p = self._check(p, self.n_inputs, "base predictions p")
         goals = self._targets(target, len(p), p)
         contexts = self.contexts(z).split(self.sizes, dim=2)
@@ -177,7 +178,8 @@ class GLN(nn.Module):
             for layer, k in enumerate(neurons):
                 weights, where = self.get_buffer(f"weight{layer}"), (heads, k, contexts[layer][i])
                 selected = weights[where]  # (classes, size, fan)
-                raw = torch.einsum("ckf,cf->ck", selected, values)
+                raw = torch.einsum("ckf,cf->ck", selected, values)  # w . logit(p)
+                # w <- clip(w - eta (q - x) logit(p), -b, b)
                 error = torch.sigmoid(raw) - goals[i][:, None]
                 if self.official:
                     error = error.masked_fill(raw.abs() > self.limit, 0)

@@ -16,89 +16,37 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import log_expit, logit
 
+from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 
-from .context import DENSE_LIMIT, MAX_CONTEXT_DIM, Contexts, RowTable, draw_hyperplanes, pack_bits, writable
-from .kernels import active
+from . import _kernels
+from ._gates import Contexts, draw_hyperplanes, index_type, writable
+from ._settings import LearningRate, hidden_sizes, step_sizes
+from ._tables import RowTable
 
-__all__ = ["GatedNetwork", "LearningRate", "hidden_sizes", "logit", "sigmoid", "step_sizes"]
+__all__ = ["GatedNetwork"]
 
 Array = NDArray[Any]
-LearningRate = float | Literal["paper", "official", "sqrt"] | Callable[[int], float]
+_MAX_CONTEXT_DIM = 30
+_DENSE_LIMIT = 256 * 2**20  # bytes of all dense tables together above which tables="auto" allocates rows on first sight
 _CHUNK_ELEMENTS = 1 << 20  # projections held at once: 4 MB in float32, so that they stay in cache
 _MAX_CHUNK = 512
 
 
-def logit(p: Any) -> Any:
-    """``log(p / (1 - p))``."""
-    return np.log(p) - np.log1p(-p)
+def normalized(raw: Array) -> Array:
+    """Class probabilities: the heads' outputs ``sigmoid(raw)`` divided by their sum, ``(n, heads)`` both.
 
-
-def sigmoid(a: Array) -> Array:
-    """``1 / (1 + exp(-a))`` without overflow."""
-    return np.where(a >= 0, 1, np.exp(-np.abs(a))) / (1 + np.exp(-np.abs(a)))
-
-
-def hidden_sizes(value: Any) -> tuple[int, ...]:
-    """Hidden layer sizes as integers.
-
-    Raises
-    ------
-    InvalidInput
-        What is given is not a sequence of integers >= 1.
-
-    Examples
-    --------
-    >>> hidden_sizes([16, 8])
-    (16, 8)
+    Computed from log-probabilities, so that tiny outputs keep their order.
     """
-    try:
-        sizes = tuple(value)
-    except TypeError:
-        sizes = (value, None)
-    if not all(_whole(k) and k >= 1 for k in sizes):
-        raise InvalidInput(f"Layer sizes must be a sequence of integers >= 1, such as (50, 25); got {value!r}.")
-    return tuple(int(k) for k in sizes)
-
-
-def step_sizes(rate: LearningRate, first: int, count: int, *, initial: float = 0.01) -> Array:
-    """Learning rates of steps ``first .. first + count - 1`` (the first step of all is 1).
-
-    Parameters
-    ----------
-    rate : "paper", "official", "sqrt", float or callable
-        ``"paper"``: ``min(initial, 100 / t)``; ``"official"``: ``min(initial, 1 / (1 + 0.1 t))``; ``"sqrt"``:
-        ``initial / sqrt(t)``, the decay of the regret bound; a constant; or a function of the step ``t = 1, 2, ...``.
-    first, count : int
-        The steps.
-    initial : float, default 0.01
-        Largest rate of the named schedules.
-
-    Examples
-    --------
-    >>> step_sizes("paper", 10_000, 3)
-    array([0.01    , 0.009999, 0.009998])
-    """
-    t = np.arange(first, first + count, dtype=np.float64)
-    if rate == "paper":
-        return np.minimum(initial, 100.0 / t)
-    if rate == "official":
-        return np.minimum(initial, 1.0 / (1.0 + 0.1 * t))
-    if rate == "sqrt":
-        return initial / np.sqrt(t)
-    if callable(rate):
-        sizes = np.array([float(rate(int(step))) for step in t], np.float64)
-        if not np.isfinite(sizes).all() or (sizes < 0).any():
-            raise InvalidInput(
-                "learning_rate returned a negative or non-finite step size; it must return a float >= 0."
-            )
-        return sizes
-    return np.full(count, float(rate))
+    log_q = log_expit(raw.astype(np.float64))
+    q = np.exp(log_q - log_q.max(axis=1, keepdims=True))
+    return np.asarray(q / q.sum(axis=1, keepdims=True))
 
 
 class GatedNetwork:
@@ -158,19 +106,42 @@ class GatedNetwork:
         dtype: Any = "float32",
         seed: int = 0,
     ) -> None:
-        _check_settings(sizes, context_dim, eps, weight_clip, layer_bias, weight_init, gradient, readout, tables, dtype)
-        self.sizes = np.array(sizes, np.int64)
-        self.n_inputs, self.side_dim, self.context_dim = n_inputs, side_dim, context_dim
+        layers = hidden_sizes(sizes)
+        kind = dtype if isinstance(dtype, str) else np.dtype(dtype).name
+        choices = (
+            ("weight_init", weight_init, ("mean", "zeros")),
+            ("gradient", gradient, ("paper", "official")),
+            ("aggregator", readout, ("last", "mean")),
+            ("tables", tables, ("auto", "dense", "lazy")),
+            ("dtype", kind, ("float32", "float64")),
+        )
+        for name, value, known in choices:
+            checks.choice(name, value, known)
+        if not layers or (readout == "last" and layers[-1] != 1):
+            raise InvalidInput(
+                f"The layer sizes {layers} must name a layer, and end with one neuron if aggregator='last'."
+            )
+        if checks.probability("layer_bias", layer_bias) == 0.5:
+            raise InvalidInput("layer_bias must differ from 1/2, whose logit is 0.")
+        self.context_dim = checks.integer("context_dim", context_dim, least=0, most=_MAX_CONTEXT_DIM)
+        self.sizes, self.neurons = np.array(layers, np.int64), sum(layers)
+        self.n_inputs, self.side_dim = n_inputs, side_dim
         self.context_bias_scale, self.weight_init, self.readout = context_bias_scale, weight_init, readout
         self.official, self.tables, self.nested, self.seed = gradient == "official", tables, nested, seed
         self.dtype = np.dtype(dtype)
-        self.limit, self.bias = float(logit(1 - eps)), float(logit(layer_bias))
-        self.constants = np.array([self.bias, self.limit, weight_clip, 1, 0], self.dtype)
-        self.neurons = int(self.sizes.sum())
-        self.contexts = Contexts(self.neurons, context_dim, self.dtype)
+        self.limit = -float(logit(checks.real("eps", eps, above=0, below=0.5)))
+        self.bias = float(logit(layer_bias))
+        self.constants: Any = self._constants(
+            _kernels.Mixing, self.bias, self.limit, checks.positive("weight_clip", weight_clip)
+        )
+        self.contexts = Contexts(self.neurons, self.context_dim, self.dtype)
         self.heads: list[RowTable] = []
         self.steps: list[int] = []
         self._lazy: bool | None = None
+
+    def _constants(self, kind: Callable[..., Any], *values: float) -> Any:
+        """A kernel's constants, followed by one and zero, in the network's type."""
+        return kind(*(self.dtype.type(value) for value in (*values, 1, 0)))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(writable(state))
@@ -204,8 +175,8 @@ class GatedNetwork:
 
     def dense_bytes(self, count: int) -> int:
         """Bytes that dense tables of ``count`` heads take."""
-        rows = sum(int(self.sizes @ self.fans(head)) for head in range(count))
-        return rows * 2**self.context_dim * self.dtype.itemsize
+        weights = sum(int(self.sizes @ self.fans(head)) for head in range(count))
+        return weights * 2**self.context_dim * self.dtype.itemsize
 
     def _choose_tables(self, count: int) -> bool:
         size = self.dense_bytes(count)
@@ -218,7 +189,7 @@ class GatedNetwork:
                     "or a smaller context_dim."
                 )
             return False
-        return self.tables == "lazy" or size > DENSE_LIMIT
+        return self.tables == "lazy" or size > _DENSE_LIMIT
 
     def widen(self, extra: int) -> None:
         """Append ``extra`` inputs and as many side values; the gates of samples where these are 0 do not change."""
@@ -277,52 +248,55 @@ class GatedNetwork:
         ndarray of shape (n, len(heads))
             Logits predicted before each sample was learned.
         """
-        chosen = list(range(len(self.heads))) if heads is None else list(heads)
+        chosen = self._chosen(heads)
         base, side = self._check(base, side)
         if targets.shape != (len(base), len(chosen)):
             raise InvalidInput(f"targets must have shape ({len(base)}, {len(chosen)}); got {targets.shape}.")
         raw = np.empty((len(base), len(chosen)), self.dtype)
         with _pool(min(n_jobs, len(chosen))) as each:
             for part in self.chunks(len(base)):
-                sizes: dict[int, Array] = {}
                 count = part.stop - part.start
-                for head in chosen:
-                    first = self.steps[head] + 1
-                    if first not in sizes:
-                        factor = 1.0 if weight is None else weight[part]
-                        sizes[first] = (step_sizes(rate, first, count, initial=initial_rate) * factor).astype(
-                            self.dtype
-                        )
-                rates = [sizes[self.steps[head] + 1] for head in chosen]
-                goals = np.ascontiguousarray(targets[part].T, self.dtype)
-                outputs = self._run(base[part], side[part], chosen, each, goals, rates)
-                for column, neurons in enumerate(outputs):
-                    raw[part, column] = self._read(neurons)
+                factor = 1.0 if weight is None else weight[part]
+                firsts = [self.steps[head] + 1 for head in chosen]  # heads of the same age share their rates
+                rates = {
+                    first: (step_sizes(rate, first, count, initial=initial_rate) * factor).astype(self.dtype)
+                    for first in set(firsts)
+                }
+                goals = np.ascontiguousarray(targets[part].T, self.dtype)  # (heads, count)
+                learned = list(zip(goals, [rates[first] for first in firsts], strict=True))
+                self._run(base[part], side[part], chosen, each, self._read, raw[part], learned)
                 for head in chosen:
                     self.steps[head] += count
         return raw
 
     def neuron_logits(self, base: Array, side: Array, *, heads: Sequence[int] | None = None, n_jobs: int = 1) -> Array:
         """Raw logit of every neuron, ``(n, heads, neurons)``, layers one after the other."""
-        chosen = list(range(len(self.heads))) if heads is None else list(heads)
-        base, side = self._check(base, side)
-        out = np.empty((len(base), len(chosen), self.neurons), self.dtype)
-        with _pool(min(n_jobs, len(chosen))) as each:
-            for part in self.chunks(len(base)):
-                for column, neurons in enumerate(self._run(base[part], side[part], chosen, each)):
-                    out[part, column] = neurons
-        return out
+        return self._forward(base, side, heads, n_jobs, lambda logits: logits, (self.neurons,))
 
     def predict(self, base: Array, side: Array, *, heads: Sequence[int] | None = None, n_jobs: int = 1) -> Array:
         """Logits of the heads, ``(n, heads)``."""
-        chosen = list(range(len(self.heads))) if heads is None else list(heads)
+        return self._forward(base, side, heads, n_jobs, self._read, ())
+
+    def _forward(
+        self,
+        base: Array,
+        side: Array,
+        heads: Sequence[int] | None,
+        n_jobs: int,
+        read: Callable[[Array], Array],
+        width: tuple[int, ...],
+    ) -> Array:
+        """What ``read`` makes of each head's neurons, ``(n, heads, *width)``."""
+        chosen = self._chosen(heads)
         base, side = self._check(base, side)
-        out = np.empty((len(base), len(chosen)), self.dtype)
+        out = np.empty((len(base), len(chosen), *width), self.dtype)
         with _pool(min(n_jobs, len(chosen))) as each:
             for part in self.chunks(len(base)):
-                for column, neurons in enumerate(self._run(base[part], side[part], chosen, each)):
-                    out[part, column] = self._read(neurons)
+                self._run(base[part], side[part], chosen, each, read, out[part])
         return out
+
+    def _chosen(self, heads: Sequence[int] | None) -> list[int]:
+        return list(range(len(self.heads))) if heads is None else list(heads)
 
     def _check(self, base: Array | None, side: Array) -> tuple[Array, Array]:
         """Arrays as the compiled loops need them: their widths are trusted there."""
@@ -344,8 +318,9 @@ class GatedNetwork:
         """Columns of ``base``: the constant inputs and the base predictions."""
         return self.n_inputs + 1
 
-    def _read(self, neurons: Array) -> Array:
-        return neurons[:, -1] if self.readout == "last" else neurons[:, -int(self.sizes[-1]) :].mean(axis=1)
+    def _read(self, logits: Array) -> Array:
+        """Read-out of a head from its neurons' logits, ``(n, neurons)`` to ``(n,)``."""
+        return logits[:, -1] if self.readout == "last" else logits[:, -int(self.sizes[-1]) :].mean(axis=1)
 
     def _run(
         self,
@@ -353,46 +328,33 @@ class GatedNetwork:
         side: Array,
         chosen: Sequence[int],
         each: Callable[..., Any],
-        goals: Array | None = None,
-        rates: Sequence[Array] | None = None,
-    ) -> list[Array]:
-        kernels = active()
+        read: Callable[[Array], Array],
+        out: Array,
+        learned: Sequence[tuple[Array, Array]] | None = None,
+    ) -> None:
+        """One chunk through the chosen heads, into ``out (n, heads, ...)``; ``learned``: targets and rates of each."""
         pack = self.contexts.gates(side, chosen, together=each is map)
-        nothing = np.empty(0, self.dtype)
-        widest = int(self.sizes.max()) + 1
+        learn = learned is not None
+        nothing, constants = np.empty(0, self.dtype), _kernels.plain(self.constants)
 
-        def one(column: int) -> Array:
-            head = chosen[column]
-            table = self.heads[head]
-            rows = table.rows(pack(column, table.first), allocate=goals is not None)
+        def one(column: int) -> None:
+            table = self.heads[chosen[column]]
+            rows = table.rows(pack(column, table.first), allocate=learn)
+            targets, rates = (nothing, nothing) if learned is None else learned[column]
             logits = np.empty((len(base), self.neurons), self.dtype)
-            kernels.run_bernoulli(
-                base,
-                int(table.fans[0]),
-                nothing if goals is None else goals[column],
-                nothing if rates is None else rates[column],
-                rows,
-                table.row_start,
-                table.weights,
-                table.counts,
-                self.sizes,
-                self.constants,
-                self.official,
-                goals is not None,
-                np.empty((2, widest), self.dtype),
-                logits,
-            )
-            return logits
+            samples = _kernels.plain(_kernels.Samples(base, targets, rates, rows))
+            fan = int(table.fans[0])
+            _kernels.run_bernoulli(samples, table.arrays, self.sizes, fan, constants, self.official, learn, logits)
+            out[:, column] = read(logits)
 
-        return list(each(one, range(len(chosen))))
+        for _ in each(one, range(len(chosen))):  # threads raise what they met when their result is asked for
+            pass
 
     # ------------------------------------------------------------------ looking inside
 
     def context_indices(self, side: Array) -> Array:
         """Active context of every neuron, ``(n, heads, neurons)``, in the smallest unsigned type that holds it."""
-        out = np.empty(
-            (len(side), len(self.heads), self.neurons), pack_bits(np.empty((0, self.context_dim), bool)).dtype
-        )
+        out = np.empty((len(side), len(self.heads), self.neurons), index_type(self.context_dim))
         _, side = self._check(None, side)
         zero = np.zeros(self.neurons, np.int32)
         for part in self.chunks(len(side)):
@@ -403,7 +365,7 @@ class GatedNetwork:
 
     def visit_counts(self, side: Array, *, heads: Sequence[int] | None = None) -> Array:
         """How often each neuron's active context was learned from, ``(n, heads, neurons)`` int64."""
-        chosen = list(range(len(self.heads))) if heads is None else list(heads)
+        chosen = self._chosen(heads)
         _, side = self._check(None, side)
         out = np.empty((len(side), len(chosen), self.neurons), np.int64)
         for part in self.chunks(len(side)):
@@ -434,19 +396,20 @@ class GatedNetwork:
     def _backward(self, table: RowTable, rows: Array, raw: Array | None) -> Array:
         """Multiply the selected rows from the output down; ``raw`` makes clipped neurons constants."""
         n, top = len(rows), int(self.sizes[-1])
-        share = np.full((n, top), 1.0 if self.readout == "last" else 1.0 / top, self.dtype)
-        bias = np.zeros(n, self.dtype)
+        share = np.full((n, top), 1.0 if self.readout == "last" else 1.0 / top, self.dtype)  # d output / d neuron
+        bias = np.zeros(n, self.dtype)  # what the constant inputs above the first layer add, in units of the bias
         end = self.neurons
         for layer in range(len(self.sizes) - 1, -1, -1):
             size, fan = int(self.sizes[layer]), int(table.fans[layer])
             if raw is not None and layer < len(self.sizes) - 1:
                 a = raw[:, end - size : end]
-                over = np.abs(a) > self.constants[1]
-                bias += (share * np.where(over, np.sign(a) * (self.constants[1] / self.constants[0]), 0)).sum(axis=1)
+                over = np.abs(a) > self.constants.limit
+                constant = np.sign(a) * (self.constants.limit / self.constants.bias)
+                bias += (share * np.where(over, constant, 0)).sum(axis=1)
                 share = np.where(over, 0, share)
             through = np.zeros((n, fan), self.dtype)
             for k in range(size):  # one neuron at a time: never (n, neurons, d) at once
-                selected = table.row_start[rows[:, end - size + k]]
+                selected = table.start[rows[:, end - size + k]]  # (n,)
                 through += share[:, k, None] * table.weights[selected[:, None] + np.arange(fan)]
             end -= size
             if layer:
@@ -495,48 +458,7 @@ def _pool(workers: int) -> Iterator[Callable[..., Any]]:
         yield pool.map
 
 
-def _whole(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
 def _available_memory() -> int:
     import psutil
 
     return int(psutil.virtual_memory().available)
-
-
-def _check_settings(
-    sizes: Sequence[int],
-    context_dim: int,
-    eps: float,
-    weight_clip: float,
-    layer_bias: float,
-    weight_init: str,
-    gradient: str,
-    readout: str,
-    tables: str,
-    dtype: Any,
-) -> None:
-    if not hidden_sizes(sizes):
-        raise InvalidInput("Layer sizes must name at least one layer; got none.")
-    if not _whole(context_dim) or not 0 <= context_dim <= MAX_CONTEXT_DIM:
-        raise InvalidInput(
-            f"context_dim must be an integer from 0 to {MAX_CONTEXT_DIM} (hyperplanes a neuron); got {context_dim!r}."
-        )
-    if not 0 < eps < 0.5:
-        raise InvalidInput(f"eps must lie strictly between 0 and 0.5; got {eps!r}.")
-    if not weight_clip > 0:
-        raise InvalidInput(f"weight_clip must be > 0 (the box of the weights); got {weight_clip!r}.")
-    if not 0 < layer_bias < 1 or layer_bias == 0.5:
-        raise InvalidInput(f"layer_bias must be a probability other than 0, 1/2 and 1; got {layer_bias!r}.")
-    for name, value, allowed in (
-        ("weight_init", weight_init, ("mean", "zeros")),
-        ("gradient", gradient, ("paper", "official")),
-        ("aggregator", readout, ("last", "mean")),
-        ("tables", tables, ("auto", "dense", "lazy")),
-        ("dtype", str(dtype) if isinstance(dtype, str) else np.dtype(dtype).name, ("float32", "float64")),
-    ):
-        if value not in allowed:
-            raise InvalidInput(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}.")
-    if readout == "last" and sizes[-1] != 1:
-        raise InvalidInput(f"The last layer must have one neuron with aggregator='last'; got {sizes[-1]}.")

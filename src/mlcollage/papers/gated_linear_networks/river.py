@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from mlcollage.errors import InvalidInput, MissingDependency
 
-from .classifier import check_rate
-from .network import GatedNetwork, LearningRate
+from ._settings import LearningRate, check_rate
+from .network import GatedNetwork, normalized
 
 try:
     from river import base
@@ -132,10 +132,8 @@ class RiverGLN(base.Classifier):
         """Probability of each label seen so far; an empty dict before the first."""
         if self._network is None or not self.classes:
             return {}
-        raw = self._network.predict(*self._inputs(self._numbers(x)))[0].astype(np.float64)
-        log_q = -np.logaddexp(0.0, -raw)
-        q = np.exp(log_q - log_q.max())
-        return dict(zip(self.classes, (q / q.sum()).tolist(), strict=True))
+        p = normalized(self._network.predict(*self._inputs(self._numbers(x))))[0]
+        return dict(zip(self.classes, p.tolist(), strict=True))
 
     def _widen(self, values: Mapping[Hashable, float]) -> None:
         # By name, so that the order of the features in a dict does not matter.

@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import logit
 
+from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 
-from .context import writable
-from .kernels import active
-from .network import logit
-
-__all__ = ["BasePredictor", "Inputs", "check_base_predictor"]
+from . import _kernels
+from ._gates import writable
 
 Array = NDArray[Any]
 BasePredictor = str | Callable[[Array], Array] | Any
@@ -29,13 +28,8 @@ BasePredictor = str | Callable[[Array], Array] | Any
 def check_base_predictor(predictor: BasePredictor) -> None:
     """Refuse what is neither a known name, nor callable, nor a fitted estimator with ``predict_proba``."""
     if isinstance(predictor, str):
-        if predictor not in ("standardize", "minmax"):
-            raise InvalidInput(
-                "base_predictor must be 'standardize', 'minmax', a callable X -> probabilities, or a fitted estimator "
-                f"with predict_proba; got {predictor!r}."
-            )
-        return
-    if hasattr(predictor, "predict_proba"):
+        checks.choice("base_predictor", predictor, ("standardize", "minmax"))
+    elif hasattr(predictor, "predict_proba"):
         from sklearn.exceptions import NotFittedError
         from sklearn.utils.validation import check_is_fitted
 
@@ -74,12 +68,10 @@ class Inputs:
         self, n_features: int, predictor: BasePredictor, offset: float, bias: float, limit: float, dtype: Any
     ) -> None:
         check_base_predictor(predictor)
-        if not (np.isfinite(offset) and offset >= 0):
-            raise InvalidInput(f"std_offset must be >= 0; got {offset!r}.")
-        self.offset = float(offset)
+        self.offset = checks.real("std_offset", offset, least=0)
         self.predictor, self.bias, self.limit, self.dtype = predictor, bias, limit, np.dtype(dtype)
-        self.moments = np.zeros((2, n_features))
-        self.seen = np.zeros(1)
+        self.moments = np.zeros((2, n_features))  # running means, and sums of squared deviations
+        self.seen = np.zeros(1)  # samples in them
         self.n_base: int | None = n_features if isinstance(predictor, str) else None
 
     def __call__(self, x: Array, *, learn: bool) -> tuple[Array, Array]:
@@ -87,19 +79,18 @@ class Inputs:
         n, d = x.shape
         base, side = np.empty((n, d + 1), self.dtype), np.empty((n, d), self.dtype)
         x = np.require(x, np.float64, ["C", "W"])  # a read-only array would be a type of its own to the compiler
-        active().standardize(x, self.moments, self.seen, learn, self.offset, self.limit, self.bias, base, side)
+        _kernels.standardize(x, self.moments, self.seen, learn, self.offset, self.limit, self.bias, base, side)
         if isinstance(self.predictor, str) and self.predictor == "standardize":
             return base, side
         p = self._probabilities(x)
         base = np.empty((n, p.shape[1] + 1), self.dtype)
         base[:, 0] = self.bias
-        with np.errstate(divide="ignore"):
-            base[:, 1:] = np.clip(logit(p), -self.limit, self.limit)
+        base[:, 1:] = np.clip(logit(p), -self.limit, self.limit)
         return base, side
 
     def _probabilities(self, x: Array) -> Array:
         if isinstance(self.predictor, str):
-            low = x.min(axis=1, keepdims=True)
+            low = x.min(axis=1, keepdims=True)  # (n, 1): each sample is rescaled by itself
             span = x.max(axis=1, keepdims=True) - low
             return np.where(span > 0, (x - low) / np.where(span > 0, span, 1), 0.5)
         call = getattr(self.predictor, "predict_proba", self.predictor)
@@ -113,7 +104,7 @@ class Inputs:
             self.n_base = p.shape[1]
         if p.shape[1] != self.n_base:
             raise InvalidInput(
-                f"base_predictor returned {p.shape[1]} predictions a sample, but {self.n_base} at the first call."
+                f"base_predictor returned {p.shape[1]} predictions per sample, but {self.n_base} at the first call."
             )
         if not np.isfinite(p).all() or p.min() < 0 or p.max() > 1:
             raise InvalidInput("base_predictor returned values outside [0, 1]; it must return probabilities.")

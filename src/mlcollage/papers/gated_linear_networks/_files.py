@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 
 from mlcollage.errors import InvalidInput, MissingFile
 
-__all__ = ["load_arrays", "pack_labels", "save_arrays", "unpack_labels"]
-
 Array = NDArray[Any]
 _FORMAT = 1
 _NOT_SAVED = {"not saved": True}
