@@ -14,7 +14,10 @@ from mlcollage.data.workload import Labeled
 from mlcollage.errors import InvalidInput
 from mlcollage.measure import calibration
 from mlcollage.papers.bnn_posteriors.auditing import FLOOR, audit, compare
-from mlcollage.papers.bnn_posteriors.module import BayesianModule
+from mlcollage.papers.bnn_posteriors.ensemble import MAP, Ensemble
+from mlcollage.papers.bnn_posteriors.hmc import HMC
+from mlcollage.papers.bnn_posteriors.laplace import Laplace
+from mlcollage.papers.bnn_posteriors.network import BayesianNetwork
 from mlcollage.papers.bnn_posteriors.priors import GaussianPrior
 
 N, K = 60, 3
@@ -106,8 +109,7 @@ def problem(n=120):
     return x[: n // 2], y[: n // 2], x[n // 2 :], y[n // 2 :]
 
 
-REFERENCE = {"chains": 4, "samples": 60, "warmup": 40}
-TRAINING = {"steps": 300, "lr": 0.03}
+REFERENCE = HMC(chains=4, draws=60, warmup=40, jitter=0.3)
 
 
 def test_an_audit_of_a_network_finds_near_what_is_near():
@@ -119,11 +121,10 @@ def test_an_audit_of_a_network_finds_near_what_is_near():
     report = audit(
         net,
         data,
-        ("map", "ensemble", "laplace"),
+        [MAP(steps=300, lr=0.03), Ensemble(members=3, steps=300, lr=0.03), Laplace(steps=300, lr=0.03)],
         predictions={"coin": coin},
         prior=GaussianPrior(0.5),
         reference=REFERENCE,
-        settings={"map": TRAINING, "ensemble": {"members": 3, **TRAINING}, "laplace": TRAINING},
         progress=told.append,
     )
     assert told == ["hmc, run 1 of 2", "hmc, run 2 of 2", "map", "ensemble", "laplace"]
@@ -136,14 +137,13 @@ def test_an_audit_of_a_network_finds_near_what_is_near():
     pd.testing.assert_series_equal(again.table.loc["hmc"], table.loc["hmc"])
 
 
-def test_a_workload_and_a_fitted_model_are_audited_too():
+def test_a_workload_and_a_bayesian_network_are_audited_too():
     x, y, x_test, y_test = problem()
     workload = Labeled(TensorDataset(x, y), TensorDataset(x_test, y_test), 2)
-    model = BayesianModule(nn.Linear(4, 2), prior=GaussianPrior(0.5)).fit(x, y, "map")
-    posterior = model.posterior
-    report = audit(model, workload, (), predictions={"mine": model.predict_proba(x_test)}, reference=REFERENCE)
-    assert list(report.table.index) == ["hmc", FLOOR, "mine"]
-    assert model.posterior is posterior
+    bnn = BayesianNetwork(nn.Linear(4, 2), prior=GaussianPrior(0.5))
+    mine = bnn.fit(x, y, MAP()).predict_proba(x_test)
+    report = audit(bnn, workload, {"one": MAP(steps=9)}, predictions={"mine": mine}, reference=REFERENCE)
+    assert list(report.table.index) == ["hmc", FLOOR, "one", "mine"]
 
 
 @pytest.mark.parametrize(
@@ -154,9 +154,11 @@ def test_a_workload_and_a_fitted_model_are_audited_too():
         (lambda: compare([draws(), draws()], {"x": CENTER[:5]}, Y), r"predictions of x have shape \(5, 3\); \(60, 3\)"),
         (lambda: compare([draws(), draws()], {"x": "map"}, Y), "predictions of x have shape"),
         (lambda: compare([draws(), draws()], {}, Y[:5]), "whole-number classes"),
-        (lambda: audit(nn.Linear(4, 2), problem(), groups=1), "groups=1 must be at least 2"),
+        (lambda: audit(nn.Linear(4, 2), problem(), groups=1), "groups must be a whole number of at least 2, not 1"),
         (lambda: audit(nn.Linear(4, 2), problem()[:2]), r"data is tuple; \(X, y, X_test, y_test\)"),
-        (lambda: audit(nn.Linear(4, 2), problem(), settings={"de": {}}), "settings name 'de'"),
+        (lambda: audit(nn.Linear(4, 2), problem(), [MAP(), MAP(steps=5)]), "two rows would be called 'map'"),
+        (lambda: audit(nn.Linear(4, 2), problem(), [HMC()]), "two rows would be called 'hmc'"),
+        (lambda: audit(nn.Linear(4, 2), problem(), ["map"]), "method is 'map'; pass an object"),
         (lambda: audit(nn.Linear(4, 2), problem(), likelihood="gaussian"), "an audit compares class probabilities"),
     ],
 )

@@ -119,7 +119,7 @@ def test_empcov_of_a_later_layer_and_of_patches():
     exact = patches.T @ patches / (len(patches) - 1) + 0.1 * torch.eye(18, dtype=torch.float64)
     torch.testing.assert_close(prior.covariance, exact)
     layout = Layout.of(net)
-    later = EmpCovPrior(torch.randn(50, 27), "2.weight").place(layout, LIKE)  # others on both sides of it
+    later = EmpCovPrior.from_inputs(torch.randn(50, 27), "2.weight").place(layout, LIKE)  # others on both sides of it
     w = torch.randn(2, layout.size, dtype=torch.float64)
     step = torch.zeros_like(w)
     step[:, 60] = 1e-6
@@ -131,20 +131,20 @@ def test_empcov_of_a_later_layer_and_of_patches():
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: GaussianPrior(0.0), "variance=0.0 must be a positive number"),
-        (lambda: GaussianPrior(-1), "positive"),
-        (lambda: GaussianPrior(math.nan), "positive"),
+        (lambda: GaussianPrior(0.0), "variance must be a finite number above 0, not 0.0"),
+        (lambda: GaussianPrior(-1), "above 0, not -1"),
+        (lambda: GaussianPrior(math.nan), "not nan"),
         (lambda: GaussianPrior({}), "empty mapping"),
         (lambda: GaussianPrior({"0": -1.0}), r"variance\['0'\]"),
-        (lambda: StudentTPrior(0, 1.0), "df=0"),
+        (lambda: StudentTPrior(0, 1.0), "df must be .* not 0"),
         (lambda: GaussianMixturePrior((1.0, 2.0), (1.0,)), "2 variances and 1 weights"),
         (lambda: GaussianPrior({"0": 1.0}).place(LAYOUT, LIKE), "leaves out 2.weight"),
-        (lambda: GaussianPrior(1.0).sample(LAYOUT, 0), "n=0"),
-        (lambda: EmpCovPrior(torch.zeros(1, 3), "0.weight"), "at least two rows"),
-        (lambda: EmpCovPrior(torch.zeros(5, 3), "0.weight", alpha=0.0), "alpha=0.0"),
-        (lambda: EmpCovPrior(torch.zeros(5, 2), "0.weight").place(LAYOUT, LIKE), "inputs have 2 numbers"),
-        (lambda: EmpCovPrior(torch.zeros(5, 3), "9.weight").place(LAYOUT, LIKE), "not sampled"),
-        (lambda: EmpCovPrior(torch.zeros(5, 3), "0.weight", rest=3), "rest is int"),
+        (lambda: GaussianPrior(1.0).sample(LAYOUT, 0), "n must be .* not 0"),
+        (lambda: EmpCovPrior.from_inputs(torch.zeros(1, 3), "0.weight"), "at least two rows"),
+        (lambda: EmpCovPrior.from_inputs(torch.zeros(5, 3), "0.weight", alpha=0.0), "alpha must be .* not 0.0"),
+        (lambda: EmpCovPrior.from_inputs(torch.zeros(5, 2), "0.weight").place(LAYOUT, LIKE), "inputs have 2 numbers"),
+        (lambda: EmpCovPrior.from_inputs(torch.zeros(5, 3), "9.weight").place(LAYOUT, LIKE), "not sampled"),
+        (lambda: EmpCovPrior.from_inputs(torch.zeros(5, 3), "0.weight", rest=3), "rest is int"),
     ],
 )
 def test_bad_settings_are_refused_in_one_sentence(make, says):

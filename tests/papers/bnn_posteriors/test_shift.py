@@ -10,10 +10,12 @@ from torch import nn
 
 from mlcollage.errors import InvalidInput
 from mlcollage.nn.cnn_lstm import CNNLSTM
+from mlcollage.papers.bnn_posteriors.empcov import EmpCovPrior
 from mlcollage.papers.bnn_posteriors.first_layer import layer_inputs
-from mlcollage.papers.bnn_posteriors.module import BayesianModule
-from mlcollage.papers.bnn_posteriors.priors import EmpCovPrior, GaussianPrior, LaplacePrior
-from mlcollage.papers.bnn_posteriors.shift import dead_inputs, empcov_prior
+from mlcollage.papers.bnn_posteriors.hmc import HMC
+from mlcollage.papers.bnn_posteriors.network import BayesianNetwork
+from mlcollage.papers.bnn_posteriors.priors import GaussianPrior, LaplacePrior
+from mlcollage.papers.bnn_posteriors.shift import dead_inputs
 
 
 def normal(*shape, seed=0):
@@ -66,7 +68,7 @@ def test_the_alarm_warns_once_and_says_what_to_do():
     x = torch.cat([normal(50, 2), torch.zeros(50, 1)], dim=1)
     dead = dead_inputs(mlp(3), x)
     with pytest.warns(
-        UserWarning, match=r"3 of 4 inputs reach into the 1 directions .* sample again with empcov_prior"
+        UserWarning, match=r"3 of 4 inputs reach into the 1 directions .* sample again with an EmpCovPrior"
     ):
         dead.report(torch.tensor([[0.0, 0, 1], [0, 0, 2], [0, 0, -1], [1, 1, 0]], dtype=torch.float64))
     with warnings.catch_warnings():
@@ -116,20 +118,19 @@ def test_networks_and_inputs_are_left_as_they_were():
 def test_the_remedy_has_the_strength_of_the_prior_it_replaces():
     x = torch.cat([normal(300, 4) * torch.tensor([1.0, 2.0, 0.5, 1.0]), torch.zeros(300, 2)], dim=1)
     net = mlp(6)
-    prior = empcov_prior(net, x, rest=GaussianPrior({"": 0.3, "1": 0.05}))
-    assert isinstance(prior, EmpCovPrior)
+    prior = EmpCovPrior.from_module(net, x, rest=GaussianPrior({"": 0.3, "1": 0.05}))
     c = x.T @ x / 299
     before = 0.05 * c.trace()
     after = (prior.alpha * c @ c).trace()
     assert float(after) == pytest.approx(float(before))
     torch.testing.assert_close(prior.covariance, prior.alpha * c + 1e-4 * torch.eye(6, dtype=torch.float64))
-    fixed = empcov_prior(net, x, alpha=2.0, eps=0.1, rest=LaplacePrior(0.1))
+    fixed = EmpCovPrior.from_module(net, x, alpha=2.0, eps=0.1, rest=LaplacePrior(0.1))
     torch.testing.assert_close(fixed.covariance, 2.0 * c + 0.1 * torch.eye(6, dtype=torch.float64))
     with pytest.raises(InvalidInput, match="rest is LaplacePrior; give alpha"):
-        empcov_prior(net, x, rest=LaplacePrior(0.1))
+        EmpCovPrior.from_module(net, x, rest=LaplacePrior(0.1))
 
 
-DEAD, SETTINGS = 20, {"chains": 12, "samples": 20, "burn_in": 5, "warmup": 25, "jitter": 0.2}
+DEAD, METHOD = 20, HMC(chains=12, draws=20, burn_in=5, warmup=25, jitter=0.2)
 
 
 @pytest.fixture(scope="module")
@@ -142,32 +143,33 @@ def shifted():
     noisy = test.clone()
     noisy[:, 3:] = 2 * normal(200, DEAD, seed=2)
     net = nn.Sequential(nn.Linear(3 + DEAD, 12), nn.Tanh(), nn.Linear(12, 2)).double()
-    model = BayesianModule(net, prior=GaussianPrior(0.5)).fit(x, y, "hmc", seed=1, **SETTINGS)
-    mended = BayesianModule(net, prior=empcov_prior(model, x, eps=1e-3)).fit(x, y, "hmc", seed=1, **SETTINGS)
-    return model, mended, x, (test, noisy, y_test)
+    bnn = BayesianNetwork(net, prior=GaussianPrior(0.5))
+    mended = BayesianNetwork(net, prior=EmpCovPrior.from_module(bnn, x, eps=1e-3))
+    usual, safe = (of.fit(x, y, METHOD, generator=1) for of in (bnn, mended))
+    return usual, safe, x, (test, noisy, y_test)
 
 
 def test_weights_of_dead_inputs_follow_the_prior_and_no_others(shifted):
-    model, _, x, _ = shifted
-    weights = model.unflatten(model.posterior.params)["0.weight"]  # (chain, draw, unit, input)
+    usual, _, x, _ = shifted
+    weights = usual.layout.unflatten(usual.params)["0.weight"]  # (chain, draw, unit, input)
     dead = weights[:, ::5, :, 3:].flatten()
     assert stats.kstest(dead.numpy() / 0.5**0.5, "norm").pvalue > 0.01
     assert stats.kstest(weights[..., :2].flatten().numpy() / 0.5**0.5, "norm").pvalue < 1e-6
-    alarm = dead_inputs(model, x)
+    alarm = dead_inputs(usual.network, x)
     assert alarm.constants.tolist() == list(range(3, 3 + DEAD))
 
 
 def test_noise_in_dead_inputs_hurts_the_average_but_not_with_the_remedy(shifted):
-    model, mended, x, (test, noisy, y_test) = shifted
+    usual, safe, x, (test, noisy, y_test) = shifted
 
     def accuracy(of, inputs):
         return float((of.predict(inputs) == y_test).double().mean())
 
-    assert accuracy(model, test) > 0.8
-    assert accuracy(model, noisy) < accuracy(model, test) - 0.1
-    assert accuracy(mended, noisy) > accuracy(mended, test) - 0.03
-    assert accuracy(mended, test) > accuracy(model, test) - 0.04
-    alarm = dead_inputs(model, x)
+    assert accuracy(usual, test) > 0.8
+    assert accuracy(usual, noisy) < accuracy(usual, test) - 0.1
+    assert accuracy(safe, noisy) > accuracy(safe, test) - 0.03
+    assert accuracy(safe, test) > accuracy(usual, test) - 0.04
+    alarm = dead_inputs(usual.network, x)
     assert alarm.report(noisy, warn=False).alarmed.all()
     assert not alarm.report(test).alarmed.any()
 
@@ -177,13 +179,13 @@ def test_noise_in_dead_inputs_hurts_the_average_but_not_with_the_remedy(shifted)
     [
         (lambda: dead_inputs(mlp(3), torch.ones(20, 3)), "are all the same"),
         (lambda: dead_inputs(mlp(3), torch.ones(1, 3)), "saw 1 inputs"),
-        (lambda: dead_inputs(mlp(3), torch.ones(0, 3)), r"X has shape \(0, 3\)"),
+        (lambda: dead_inputs(mlp(3), torch.ones(0, 3)), r"X is empty \(shape \(0, 3\)\)"),
         (lambda: dead_inputs(mlp(3), torch.full((5, 3), np.nan)), "is not finite"),
-        (lambda: dead_inputs(mlp(3), normal(5, 3), tol=1.0), "tol=1.0"),
-        (lambda: dead_inputs("net", normal(5, 3)), "module is str; a torch.nn.Module or a BayesianModule"),
+        (lambda: dead_inputs(mlp(3), normal(5, 3), tol=1.0), "tol must be .* not 1.0"),
+        (lambda: dead_inputs("net", normal(5, 3)), "module is str; a torch.nn.Module or a BayesianNetwork"),
         (lambda: dead_inputs(nn.ReLU(), normal(5, 3)), "no linear map or convolution"),
         (lambda: dead_inputs(nn.Conv2d(2, 2, 3, groups=2), torch.ones(2, 2, 5, 5)), "groups"),
-        (lambda: dead_inputs(mlp(3), normal(9, 3)).report(normal(2, 3), threshold=0), "threshold=0"),
+        (lambda: dead_inputs(mlp(3), normal(9, 3)).report(normal(2, 3), threshold=0), "threshold must be .* not 0"),
     ],
 )
 def test_bad_input_gets_one_sentence(call, says):

@@ -15,23 +15,29 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mlcollage.data.workload import Workload, arrays
+from mlcollage._checks import integer
+from mlcollage._random import derive
+from mlcollage.data.workload import Labeled, arrays
 from mlcollage.errors import InvalidInput
 from mlcollage.infer.diagnostics import Streaming
 from mlcollage.measure import calibration
 
-from .module import BayesianModule
+from .ensemble import MAP, Ensemble
+from .hmc import HMC
+from .method import Method, check_method
+from .mfvi import MFVI
+from .network import BayesianNetwork
 from .priors import Prior
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from .sgmcmc import SGHMC
+from .swag import SWAG
 
 __all__ = ["AuditReport", "audit", "compare"]
 
@@ -43,16 +49,15 @@ _RHAT, _MOST_ABOVE = 1.1, 0.1  # predictions with a larger R-hat have not conver
 
 
 def audit(
-    model: nn.Module | BayesianModule,
-    data: Workload | Sequence[Any],
-    methods: Sequence[str] = ("map", "ensemble", "swag", "mfvi", "sghmc"),
+    model: nn.Module | BayesianNetwork,
+    data: Labeled | Sequence[Any],
+    methods: Sequence[Method] | Mapping[str, Method] = (MAP(), Ensemble(), SWAG(), MFVI(), SGHMC()),
     *,
     predictions: Mapping[str, Any] | None = None,
     prior: Prior | None = None,
     likelihood: Any = "categorical",
-    reference: Mapping[str, Any] | None = None,
+    reference: HMC | None = None,
     groups: int = 2,
-    settings: Mapping[str, Mapping[str, Any]] | None = None,
     n_bins: int = 20,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
@@ -62,23 +67,21 @@ def audit(
     Parameters
     ----------
     model
-        A network, or a :class:`~mlcollage.papers.bnn_posteriors.BayesianModule` (whose likelihood and prior then
+        A network, or a :class:`~mlcollage.papers.bnn_posteriors.BayesianNetwork` (whose likelihood and prior then
         count). It is not changed.
     data
         ``(X, y, X_test, y_test)``, or a workload of classes.
     methods
-        Of ``BayesianModule.fit``.
+        What ``BayesianNetwork.fit`` takes; a mapping gives the rows names of your own.
     predictions
         More rows: name to class probabilities at the test inputs, (N, K), or by draw, (chains, draws, N, K).
     prior, likelihood
-        As in BayesianModule, for a plain network. The likelihood must be one of classes.
+        As in BayesianNetwork, for a plain network. The likelihood must be one of classes.
     reference
-        Keywords of ``fit(method="hmc")``; ``chains`` counts for each group. Unless given, ``jitter`` is 0.3 here: a
-        trajectory of fixed length may come back to where it began, and never mix in that direction.
+        How the reference is sampled; ``chains`` counts for each group. By default ``HMC(jitter=0.3)``: a trajectory of
+        fixed length may come back to where it began, and never mix in that direction.
     groups
         Independent runs of the reference, at least 2.
-    settings
-        Keywords of ``fit`` by method, such as ``{"ensemble": {"members": 10}}``.
     n_bins
         Bins of the calibration error.
     seed
@@ -103,48 +106,42 @@ def audit(
     >>> x = torch.randn(120, 2, generator=g)
     >>> y = (x[:, 0] + 0.5 * torch.randn(120, generator=g) > 0).long()
     >>> net = build(lambda: nn.Linear(2, 2), seed=0)
-    >>> report = audit(net, (x[:60], y[:60], x[60:], y[60:]), methods=["map"],
+    >>> report = audit(net, (x[:60], y[:60], x[60:], y[60:]), methods=[MAP()],
     ...                predictions={"coin": torch.full((60, 2), 0.5)},
-    ...                reference={"chains": 4, "samples": 50, "warmup": 50})
+    ...                reference=HMC(chains=4, draws=50, warmup=50, jitter=0.3))
     >>> report.converged, bool(report.table.loc["map", "agreement"] > 0.95)
     (True, True)
     >>> bool(report.table.loc["coin", "total_variation"] > 0.2)
     True
     """
-    if isinstance(groups, bool) or not isinstance(groups, int) or groups < 2:
-        raise InvalidInput(f"groups={groups!r} must be at least 2: their distance is the error of the reference.")
-    unknown = set(settings or {}) - set(methods)
-    if unknown:
-        raise InvalidInput(f"settings name {sorted(unknown)[0]!r}, which is no audited method ({', '.join(methods)}).")
-    made = model if isinstance(model, BayesianModule) else BayesianModule(model, likelihood, prior)
-    if made.likelihood.kind != "classification":
+    integer("groups", groups, least=2)  # their distance is the error of the reference
+    network = model if isinstance(model, BayesianNetwork) else BayesianNetwork(model, likelihood, prior)
+    if network.likelihood.kind != "classification":
         raise InvalidInput(
-            f"the likelihood is {type(made.likelihood).__name__}; an audit compares class probabilities, so a "
+            f"the likelihood is {type(network.likelihood).__name__}; an audit compares class probabilities, so a "
             "categorical or Bernoulli likelihood is needed."
         )
+    rivals = list(methods.items()) if isinstance(methods, Mapping) else [(check_method(m).name, m) for m in methods]
+    names = [REFERENCE, FLOOR, *(name for name, _ in rivals), *(predictions or {})]
+    for name in names:
+        if names.count(name) > 1:
+            raise InvalidInput(f"two rows would be called {name!r}; name methods by a mapping, and predictions anew.")
     X, y, X_test, y_test = _split(data)
     tell = progress or (lambda name: None)
+    how = HMC(jitter=0.3) if reference is None else reference
 
-    def fitted(method: str, stream: int, options: Mapping[str, Any]) -> Tensor:
-        fresh = BayesianModule(made.module, made.likelihood, made.prior)  # the user's own posterior stays
-        return fresh.fit(X, y, method, **{"seed": _seed(seed, stream), **options}).predict_samples(X_test)
+    def fitted(method: Method, stream: int) -> Tensor:
+        return network.fit(X, y, method, generator=derive(seed, stream)).predict_draws(X_test)
 
-    samples = []
+    runs = []
     for group in range(groups):
         tell(f"{REFERENCE}, run {group + 1} of {groups}")
-        samples.append(fitted("hmc", group, {"jitter": 0.3, **(reference or {})}))
-    rivals: dict[str, Any] = {}
-    for number, method in enumerate(methods):
-        tell(method)
-        rivals[method] = fitted(method, 1000 + number, (settings or {}).get(method, {}))
-    for name, given in (predictions or {}).items():
-        if name in rivals or name in (REFERENCE, FLOOR):
-            raise InvalidInput(f"predictions name {name!r}, which is a method of this audit; choose another name.")
-        rivals[name] = given
-    report = _report(samples, rivals, y_test, n_bins)
-    if report.doubt:
-        warnings.warn(report.doubt, stacklevel=2)
-    return report
+        runs.append(fitted(how, group))
+    rows: dict[str, Any] = {}
+    for number, (name, method) in enumerate(rivals):
+        tell(name)
+        rows[name] = fitted(method, 1000 + number)  # streams that no group has
+    return compare(runs, {**rows, **(predictions or {})}, y_test, n_bins=n_bins)
 
 
 def compare(
@@ -168,20 +165,13 @@ def compare(
     AuditReport
         With a warning if the reference has not converged.
     """
-    report = _report(reference, rivals, y, n_bins)
-    if report.doubt:
-        warnings.warn(report.doubt, stacklevel=2)
-    return report
-
-
-def _report(reference: Sequence[Tensor | NDArray], rivals: Mapping[str, Any], y: Any, n_bins: int) -> AuditReport:
     runs = [_array(run, "the reference") for run in reference]
     if len(runs) < 2 or len({run.shape for run in runs}) > 1 or runs[0].ndim != 4:
         shapes = ", ".join(str(run.shape) for run in runs) or "none"
         raise InvalidInput(
             f"the reference has runs of shape {shapes}; two or more of (chains, draws, N, K) are needed."
         )
-    whole = np.concatenate(runs)
+    whole = np.concatenate(runs)  # (chains of all runs, draws, N, K)
     labels = _array(y, "y")
     arms: dict[str, Floats] = {name: _array(p, name) for name, p in rivals.items()}
     for name, p in arms.items():
@@ -195,7 +185,7 @@ def _report(reference: Sequence[Tensor | NDArray], rivals: Mapping[str, Any], y:
         rows[name] = {**_scores(p, labels, n_bins), **_distances(whole, p), **_differences(whole, p, labels, n_bins)}
     table = pd.DataFrame.from_dict(rows, orient="index")
     columns = [f"{m}{part}" for m in METRICS for part in _PARTS if m not in METRICS[:2] or "difference" not in part]
-    return AuditReport(
+    report = AuditReport(
         table=table.reindex(columns=columns).rename_axis("method"),
         rhat=_rhat(whole),
         runs=len(runs),
@@ -203,6 +193,9 @@ def _report(reference: Sequence[Tensor | NDArray], rivals: Mapping[str, Any], y:
         draws=whole.shape[1],
         inputs=whole.shape[2],
     )
+    if report.doubt:
+        warnings.warn(report.doubt, stacklevel=2)
+    return report
 
 
 @dataclass(frozen=True)
@@ -212,9 +205,10 @@ class AuditReport:
     Attributes
     ----------
     table : DataFrame
-        A row a method; ``"hmc"`` is the reference and ``"hmc (another run)"`` the distance of two of its runs. Columns
-        ``agreement``, ``total_variation`` (to the reference), ``accuracy``, ``nll``, ``ece``, ``brier``, each with its
-        Monte-Carlo error ``..._se``; for the last four also ``..._difference`` to the reference, with its error.
+        One row per method; ``"hmc"`` is the reference and ``"hmc (another run)"`` the distance of two of its runs.
+        Columns ``agreement``, ``total_variation`` (to the reference), ``accuracy``, ``nll``, ``ece``, ``brier``, each
+        with its Monte-Carlo error ``..._se``; for the last four also ``..._difference`` to the reference, with its
+        error.
     rhat : ndarray
         (N, K), split R-hat of the reference's predictions over all its chains; NaN where nothing varies.
     runs, chains, draws, inputs : int
@@ -252,7 +246,7 @@ class AuditReport:
             return ""
         return (
             f"the HMC reference has not converged: R-hat is below {_RHAT} for {self.share_converged:.0%} of the "
-            "predictions only, so the audit compares with something that is not the posterior; give it more samples, a "
+            "predictions only, so the audit compares with something that is not the posterior; give it more draws, a "
             "longer warmup or smaller steps."
         )
 
@@ -345,12 +339,8 @@ def _array(values: Any, name: str) -> Any:
     return array
 
 
-def _seed(seed: int, stream: int) -> int:
-    return int(np.random.SeedSequence([seed, stream]).generate_state(1)[0])
-
-
-def _split(data: Workload | Sequence[Any]) -> tuple[Any, Any, Any, Any]:
-    if isinstance(data, Workload):
+def _split(data: Labeled | Sequence[Any]) -> tuple[Any, Any, Any, Any]:
+    if isinstance(data, Labeled):
         return (*arrays(data.train), *arrays(data.test))
     if not isinstance(data, tuple | list) or len(data) != 4:
         raise InvalidInput(f"data is {type(data).__name__}; (X, y, X_test, y_test) or a Workload is needed.")

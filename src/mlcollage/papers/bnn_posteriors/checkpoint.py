@@ -1,181 +1,149 @@
-"""Long runs that survive: the state of a chain in a folder, written whole or not at all, and never pickled."""
+"""Long runs that survive: the state of the chains in a folder, written whole or not at all, and never pickled."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mlcollage.errors import InvalidInput
-from mlcollage.infer.density import State
+from mlcollage.infer._run import Mass
 from mlcollage.infer.chains import Chains
+from mlcollage.infer.density import State
 
-from ._checks import as_tensor
+from . import tensor_file
+from .keeping import Keeper
 from .layout import Layout
-from .posterior import PredictionStream
+from .method import Target
+from .predictions import PredictionStream
 
-if TYPE_CHECKING:
-    from ._keep import Keeper
-    from .module import BayesianModule
-
-__all__ = ["Checkpoint"]
+__all__ = ["Checkpoint", "Progressed"]
 
 _FORMAT = "mlcollage hmc checkpoint 1"
 _COLUMNS = ("log_prob", "accept", "energy", "diverging", "steps")
 
 
 @dataclass
-class Checkpoint:
-    """A run's folder: ``state.safetensors`` and a file for each block of draws.
+class Progressed:
+    """Where a run stands.
 
     Attributes
     ----------
-    position, step_size, mass
-        Where the chains stand, and with what they go on; None in a fresh folder.
+    position : Tensor
+        (chains, P).
+    step_size, mass
+        With what it goes on.
     draws : int
         Draws of each chain so far.
-    columns : list of Chains
+    runs : list of Chains
         How the sampler fared so far.
     """
 
-    folder: Path
-    header: dict[str, Any]
-    position: Tensor | None = None
-    step_size: Tensor | None = None
-    mass: Tensor | None = None
+    position: Tensor
+    step_size: Tensor | float | None
+    mass: Mass
     draws: int = 0
-    columns: list[Chains] = field(default_factory=list)
+    runs: list[Chains] = field(default_factory=list)
 
-    @classmethod
-    def open(
-        cls,
-        folder: Any,
-        model: BayesianModule,
-        settings: dict[str, Any],
-        X: Any,
-        y: Any,
-        keeper: Keeper,
-        rng: torch.Generator,
-    ) -> Checkpoint:
-        """The folder's run if there is one, which must be this one; its draws go to ``keeper``, its state to ``rng``.
+
+class Checkpoint:
+    """A run's folder: ``state.safetensors`` and a file for each block of draws.
+
+    Parameters
+    ----------
+    folder
+        Made if it is not there.
+    target, keeper
+        What is sampled, and what is kept of it.
+    settings
+        Of the method; a run goes on only under the same.
+    """
+
+    def __init__(self, folder: Any, target: Target, keeper: Keeper, settings: dict[str, Any]):
+        if callable(keeper.store):
+            raise InvalidInput("a checkpoint cannot hold what a function keeps; use store='params' or 'predictions'.")
+        self.folder, self.target, self.keeper = Path(folder), target, keeper
+        self.file = self.folder / "state.safetensors"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        prior, layout, density = repr(target.prior), target.network.layout, target.density
+        at = keeper.stream.x if keeper.stream else None
+        self.header = {
+            "format": _FORMAT,
+            "names": list(layout.names),
+            "shapes": [list(shape) for shape in layout.shapes],
+            # the default repr holds an address, which changes from run to run
+            "prior": prior if "object at" not in prior else type(target.prior).__name__,
+            "data": _fingerprint(density.x, density.y, at),
+            "settings": settings,
+            "blocks": [],
+        }
+
+    def read(self) -> Progressed | None:
+        """The run that the folder holds; its draws go to the keeper, its random state to the generator.
 
         Raises
         ------
         InvalidInput
-            If the folder holds a run of another architecture, other settings or other data.
+            If it is of another architecture, other settings or other data.
         """
-        if callable(keeper.store):
-            raise InvalidInput("a checkpoint cannot hold what a function keeps; use store='params' or 'predictions'.")
-        header = {
-            "format": _FORMAT,
-            "names": list(model.layout.names),
-            "shapes": [list(shape) for shape in model.layout.shapes],
-            "prior": repr(model.prior) if "object at" not in repr(model.prior) else type(model.prior).__name__,
-            "data": _fingerprint(X, y, keeper.stream.x if keeper.stream else None),
-            "settings": settings,
-        }
-        made = cls(Path(folder), header)
-        made.folder.mkdir(parents=True, exist_ok=True)
-        file = made.folder / "state.safetensors"
-        if file.exists():
-            made._read(file, keeper, rng, model)
-        return made
-
-    def _read(self, file: Path, keeper: Keeper, rng: torch.Generator, model: BayesianModule) -> None:
-        header, state = _load(file)
+        if not self.file.exists():
+            return None
+        header, state = tensor_file.load(self.file)
         if header.get("format") != _FORMAT:
-            raise InvalidInput(f"{file} is no checkpoint of a run; give another folder.")
+            raise InvalidInput(f"{self.file} is no checkpoint of a run; give another folder.")
         found = Layout(tuple(header["names"]), tuple(tuple(s) for s in header["shapes"]))
-        if (difference := model.layout.difference(found)) is not None:
+        if (difference := self.target.network.layout.difference(found)) is not None:
             raise InvalidInput(f"{self.folder} holds a run of another architecture: {difference} (this one, and that).")
         for what in ("prior", "data", "settings"):
             if json.loads(json.dumps(self.header[what])) != header[what]:
                 raise InvalidInput(
                     f"{self.folder} holds a run with other {what}; give another folder, or the same {what}."
                 )
-        device = model.parameters_flat.device
-        self.position, self.step_size = state["position"].to(device), state["step_size"].to(device)
-        self.mass = state["mass"].to(device) if "mass" in state else None
-        self.draws = int(state["draws"])
-        rng.set_state(state["generator"])
-        self.columns = [self._as_chains({name: state[f"columns.{name}"].to(device) for name in _COLUMNS})]
+        device, keeper = self.target.density.x.device, self.keeper
+        self.target.generator.set_state(state.pop("generator"))
+        state = {name: value.to(device) for name, value in state.items()}
         if keeper.stream is not None:
-            own = {k.removeprefix("stream."): v.to(device) for k, v in state.items() if k.startswith("stream.")}
-            keeper.stream = PredictionStream.from_tensors(model.likelihood, own)
-        if keeper.store == "params":
-            for name in header["blocks"]:
-                keeper.kept += list(_load(self.folder / name)[1]["params"].to(device).unbind(dim=1))
+            stream = tensor_file.under(state, "stream.")
+            keeper.stream = PredictionStream.from_tensors(keeper.stream.likelihood, stream)
+        for name in header["blocks"]:  # (chains, draws, P) each
+            keeper.kept += list(tensor_file.load(self.folder / name)[1]["params"].to(device).unbind(dim=1))
         self.header["blocks"] = header["blocks"]
+        position, step_size, mass = state["position"], state["step_size"], state.get("mass")
+        columns = tensor_file.under(state, "columns.")  # (chains, draws) each
+        nothing = position.new_empty((len(position), 0))
+        run = Chains(nothing, **columns, step_size=step_size, mass=mass, state=State(position, nothing, nothing))
+        return Progressed(position, step_size, mass, int(state["draws"]), [run])
 
-    def _as_chains(self, columns: dict[str, Tensor]) -> Chains:
-        assert self.position is not None
-        assert self.step_size is not None
-        nothing = self.position.new_empty((len(self.position), 0))
-        state = State(self.position, nothing[:, 0:0], nothing)
-        return Chains(nothing, **columns, step_size=self.step_size, mass=self.mass, state=state)
-
-    def write(
-        self,
-        position: Tensor,
-        step_size: Tensor,
-        mass: Tensor | None,
-        draws: int,
-        columns: list[Chains],
-        keeper: Keeper,
-        rng: torch.Generator,
-    ) -> None:
-        """Write the state after ``draws`` draws; what was there before stays until the new is complete."""
-        blocks = self.header.setdefault("blocks", [])
-        if keeper.store == "params" and draws > self.draws:
-            name = f"draws-{self.draws:06d}-{draws:06d}.safetensors"
-            _save(self.folder / name, {"params": torch.stack(keeper.kept[self.draws : draws], dim=1)}, {})
-            blocks.append(name)
+    def write(self, run: Progressed, since: int) -> None:
+        """Write where the run stands, with its draws from ``since`` on; the old state stays until that is complete."""
+        if self.keeper.store == "params":
+            name = f"draws-{since:06d}-{run.draws:06d}.safetensors"
+            new = torch.stack(self.keeper.kept[since : run.draws], dim=1)
+            tensor_file.save(self.folder / name, {"params": new}, {})
+            self.header["blocks"].append(name)
         state = {
-            "position": position,
-            "step_size": step_size,
-            "draws": torch.tensor(draws),
-            "generator": rng.get_state(),
-            **{f"columns.{n}": torch.cat([getattr(c, n) for c in columns], dim=1) for n in _COLUMNS},
+            "position": run.position,
+            "step_size": torch.as_tensor(run.step_size),
+            "mass": torch.as_tensor(run.mass) if isinstance(run.mass, Tensor) else None,
+            "draws": torch.tensor(run.draws),
+            "generator": self.target.generator.get_state(),
+            **{f"columns.{n}": torch.cat([getattr(part, n) for part in run.runs], dim=1) for n in _COLUMNS},
         }
-        if mass is not None:
-            state["mass"] = mass
-        if keeper.stream is not None:
-            state |= {f"stream.{name}": value for name, value in keeper.stream.tensors().items()}
-        _save(self.folder / "state.safetensors", state, self.header)
-        self.draws = draws
+        if self.keeper.stream is not None:
+            state |= {f"stream.{name}": value for name, value in self.keeper.stream.tensors().items()}
+        tensor_file.save(self.file, state, self.header)
 
 
-def _fingerprint(*values: Any) -> str:
+def _fingerprint(*values: Tensor | None) -> str:
     digest = hashlib.sha256()
     for value in values:
         if value is not None:
-            array = as_tensor(value, "X").detach().cpu().contiguous()
+            array = value.detach().cpu().contiguous()
             digest.update(f"{array.dtype} {tuple(array.shape)}".encode())
             digest.update(array.numpy().tobytes())
     return digest.hexdigest()
-
-
-def _save(file: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-    from safetensors.torch import save_file
-
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    present = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    save_file(present, temporary, metadata={"mlcollage": json.dumps(header)})
-    os.replace(temporary, file)
-
-
-def _load(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, "pt") as opened:
-            header = json.loads((opened.metadata() or {}).get("mlcollage", "{}"))
-            return header, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InvalidInput(f"{file} is damaged or no checkpoint: {error}.") from None

@@ -9,15 +9,15 @@ two of them. Gradients have the type of the positions.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from mlcollage._checks import integer, positive
 from mlcollage.errors import InvalidInput
 
-from .kernels import Batch, Kernel
+from .backends import Backend, Batch
 from .layout import Layout
 from .likelihoods import Likelihood
 from .priors import PlacedPrior
@@ -28,21 +28,24 @@ __all__ = ["PosteriorDensity", "largest_curvature"]
 class PosteriorDensity:
     """Positions (chains, P) to log-densities and gradients, for the samplers of :mod:`mlcollage.infer`.
 
-    Made by :meth:`BayesianModule.log_density`.
+    Made by ``BayesianNetwork.log_density``.
 
     Attributes
     ----------
-    path : str
-        How it is computed: ``"mlp"``, ``"vmap"`` or ``"loop"``; see :mod:`mlcollage.papers.bnn_posteriors.kernels`.
+    backend : Backend
+        How it is computed; its ``name`` is ``"mlp"``, ``"vmap"``, ``"compile"`` or ``"loop"``, see
+        :mod:`mlcollage.papers.bnn_posteriors.backends`.
     num_data : int
         N.
+    x, y : Tensor
+        The data, (N, ...) each, as they are used.
     temperature : float
         T, which divides values and gradients.
     """
 
     def __init__(
         self,
-        kernel: Kernel,
+        backend: Backend,
         prior: PlacedPrior,
         likelihood: Likelihood,
         layout: Layout,
@@ -54,15 +57,10 @@ class PosteriorDensity:
         temperature: float = 1.0,
         chunk_size: int | None = None,
     ):
-        if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
-            raise InvalidInput(f"temperature={temperature!r} must be a positive number; 1 is the posterior itself.")
-        if chunk_size is not None and (
-            isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1
-        ):
-            raise InvalidInput(f"chunk_size={chunk_size!r} must be a positive number of data.")
-        self.kernel, self.prior, self.likelihood, self.layout = kernel, prior, likelihood, layout
-        self.temperature, self.num_data, self.path = float(temperature), len(x), kernel.path
-        self._x, self._y, self._targets, self._dtype = x, y, targets, dtype
+        self.backend, self.prior, self.likelihood, self.layout = backend, prior, likelihood, layout
+        self.temperature, self.num_data = positive("temperature", temperature), len(x)
+        self.x, self.y, self._targets, self._dtype = x, y, targets, dtype
+        chunk_size = None if chunk_size is None else integer("chunk_size", chunk_size, least=1)
         size = chunk_size or len(x)
         self._chunks = [
             Batch(x[at : at + size], y[at : at + size], targets[..., at : at + size].contiguous())
@@ -76,9 +74,9 @@ class PosteriorDensity:
                 f"positions have shape {tuple(q.shape)}; (chains, {self.layout.size}) is needed, the sampled "
                 "parameters one after the other."
             )
-        if q.dtype != self._dtype or q.device != self._x.device:
+        if q.dtype != self._dtype or q.device != self.x.device:
             raise InvalidInput(
-                f"positions are {q.dtype} on {q.device}, the network and data {self._dtype} on {self._x.device}; "
+                f"positions are {q.dtype} on {q.device}, the network and data {self._dtype} on {self.x.device}; "
                 "convert the one or the other."
             )
 
@@ -87,7 +85,7 @@ class PosteriorDensity:
         self._check(q)
         with torch.no_grad():
             out = torch.empty_like(q)
-            value = self.kernel.gradient(q, self._chunks, out, True)
+            value = self.backend.gradient(q, self._chunks, out, True)
             assert value is not None
             value = value + self.prior.log_prob(q)
             self._finish(out, q)
@@ -99,7 +97,7 @@ class PosteriorDensity:
             self._check(q)
             self._scratch = torch.empty_like(q)
         with torch.no_grad():
-            self.kernel.gradient(q, self._chunks, self._scratch, False)
+            self.backend.gradient(q, self._chunks, self._scratch, False)
             return self._finish(self._scratch, q)
 
     def _finish(self, out: Tensor, q: Tensor) -> Tensor:
@@ -110,7 +108,7 @@ class PosteriorDensity:
         """Untempered log-likelihood of all data, (chains,), float64."""
         self._check(q)
         with torch.no_grad():
-            value = self.kernel.gradient(q, self._chunks, torch.empty_like(q), True)
+            value = self.backend.gradient(q, self._chunks, torch.empty_like(q), True)
         assert value is not None
         return value
 
@@ -150,16 +148,16 @@ class PosteriorDensity:
         """
         self._check(q)
         own = index.ndim == 2
-        x, y = self._x[index], self._y[index]
-        targets = self._targets[..., index]
+        x, y = self.x[index], self.y[index]  # (B, ...), or (chains, B, ...)
+        targets = self._targets[..., index]  # (..., B), or (..., chains, B)
         if own:
-            targets = targets.movedim(-2, 0)
+            targets = targets.movedim(-2, 0)  # (chains, ..., B)
         if transform is not None:
             x = transform(x.flatten(0, 1) if own else x).reshape(x.shape)
         with torch.no_grad():
             out = torch.empty_like(q)
-            total = self.kernel.gradient(q, [Batch(x, y, targets.contiguous(), own)], out, value)
-            out.mul_(self.num_data / index.shape[-1])
+            total = self.backend.gradient(q, [Batch(x, y, targets.contiguous(), own)], out, value)
+            out.mul_(self.num_data / index.shape[-1])  # N / B, before the prior, which is counted once
             self._finish(out, q)
             if total is not None:
                 total = (total * (self.num_data / index.shape[-1]) + self.prior.log_prob(q)) / self.temperature
@@ -168,7 +166,7 @@ class PosteriorDensity:
     def outputs(self, q: Tensor, x: Tensor) -> Tensor:
         """Outputs of the network, (chains, n, ...), for inputs (n, ...)."""
         self._check(q)
-        return self.kernel.outputs(q, x)
+        return self.backend.outputs(q, x)
 
 
 def largest_curvature(density: Callable[[Tensor], tuple[Tensor, Tensor]], q: Tensor, steps: int = 8) -> Tensor:
@@ -193,14 +191,15 @@ def largest_curvature(density: Callable[[Tensor], tuple[Tensor, Tensor]], q: Ten
     >>> largest_curvature(density, torch.zeros(1, 2)).round()
     tensor([100.], dtype=torch.float64)
     """
-    rng = torch.Generator(q.device).manual_seed(0)
-    v = torch.randn(q.shape, dtype=q.dtype, device=q.device, generator=rng)
+    generator = torch.Generator(q.device).manual_seed(0)
+    v = torch.randn(q.shape, dtype=q.dtype, device=q.device, generator=generator)  # (chains, P)
     v = v / v.norm(dim=1, keepdim=True)
+    # the step that balances rounding and truncation of a central difference
     h = (torch.finfo(q.dtype).eps ** (1 / 3)) * (1 + q.norm(dim=1, keepdim=True))
     top = q.new_zeros(len(q), dtype=torch.float64)
     for _ in range(steps):
         hv = -(density(q + h * v)[1] - density(q - h * v)[1]) / (2 * h)
         norm = hv.norm(dim=1, keepdim=True)
-        top = norm[:, 0].double()
+        top = norm[:, 0].double()  # |H v| with |v| = 1
         v = torch.where(norm > 0, hv / norm.clamp(min=torch.finfo(q.dtype).tiny), v)
     return top

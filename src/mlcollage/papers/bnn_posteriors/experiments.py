@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +18,9 @@ from torch import Tensor, nn
 
 from mlcollage.data.workload import Workload, arrays
 from mlcollage.errors import InvalidInput
+from mlcollage.infer import sghmc
 from mlcollage.infer.diagnostics import ess, rhat
 from mlcollage.infer.hmc import prior_period
-from mlcollage.infer.sghmc import SGHMC
 from mlcollage.lab.measurements import Measurements
 from mlcollage.lab.run import Run
 from mlcollage.measure import calibration
@@ -28,11 +29,16 @@ from mlcollage.nn.mlp import MLP
 from mlcollage.nn.resnet import ResNet
 from mlcollage.train.loop import epochs
 
-from . import fitting
 from .density import largest_curvature
-from .module import BayesianModule
+from .empcov import EmpCovPrior
+from .ensemble import Ensemble
+from .hmc import HMC
+from .method import Method
+from .mfvi import MFVI
+from .network import BayesianNetwork
 from .posterior import Posterior
-from .priors import EmpCovPrior, GaussianPrior, LogisticPrior, Prior
+from .priors import GaussianPrior, LogisticPrior, Prior
+from .sgmcmc import SGHMC, SGLD, CyclicalSGHMC
 from .study import FACTORS, FRACTIONS, NOISES, TEMPERATURES
 
 __all__ = ["measure"]
@@ -160,11 +166,11 @@ class Problem:
     network: nn.Module
     split: Split
 
-    def model(self, prior: Prior | float | None = None) -> BayesianModule:
+    def model(self, prior: Prior | float | None = None) -> BayesianNetwork:
         """The network with a prior: by default the study's."""
         if prior is None:
             prior = self.run.real("variance")
-        return BayesianModule(self.network, prior=prior if isinstance(prior, Prior) else GaussianPrior(prior))
+        return BayesianNetwork(self.network, prior=prior if isinstance(prior, Prior) else GaussianPrior(prior))
 
     def hmc(
         self,
@@ -180,37 +186,29 @@ class Problem:
         burn = self.run.integer("burn_in")
         given = self.run.real("step_size")
         scale = prior**0.5 if isinstance(prior, float) else self.run.real("variance") ** 0.5
-        return fitting.hmc(
-            self.model(prior),
-            self.split.x,
-            self.split.y,
+        method = HMC(
             chains=chains or self.run.integer("chains"),
-            samples=draws or self.run.integer("draws"),
+            draws=draws or self.run.integer("draws"),
             burn_in=burn // 2,
             warmup=burn - burn // 2 if given else max(10, burn),
             step_size=given * math.sqrt(min(temperature, 1.0)) or None,
             trajectory_length=prior_period(scale, temperature) * fraction,
             temperature=temperature,
-            seed=_seed(self.run, stream),
         )
+        return self.model(prior).fit(self.split.x, self.split.y, method, generator=_seed(self.run, stream))
 
     def members(self, prior: float, stream: int, members: int | None = None) -> Posterior:
         """Optima from independent starts."""
-        return fitting.ensemble(
-            self.model(prior),
-            self.split.x,
-            self.split.y,
+        method = Ensemble(
             members=members or self.run.integer("members"),
             steps=self.run.integer("epochs"),
             batch_size=None if self.run.text("network") == "mlp" else 100,
-            seed=_seed(self.run, stream),
         )
+        return self.model(prior).fit(self.split.x, self.split.y, method, generator=_seed(self.run, stream))
 
     def predict(self, posterior: Posterior, x: Tensor) -> NDArray[np.float32]:
         """Class probabilities of every draw, (chains, draws, n, K)."""
-        model = self.model()
-        model.posterior = posterior
-        return model.predict_samples(x, batch_size=2000).float().numpy()
+        return posterior.predict_draws(x, batch_size=2000).float().numpy()
 
     def average(self, posterior: Posterior, x: Tensor) -> Probabilities:
         """Class probabilities averaged over all draws, (n, K)."""
@@ -336,12 +334,14 @@ def _rivals(problem: Problem, main: Posterior) -> list[tuple[str, Probabilities,
         ]
         found.append((kind, tries))
     variational = [
-        fitting.mfvi(
-            problem.model(), split.x, split.y, samples=50, steps=run.integer("epochs"), lr=rate, map_steps=100,
-            seed=_seed(run, 50),
+        problem.model().fit(
+            split.x,
+            split.y,
+            MFVI(draws=50, steps=run.integer("epochs"), lr=rate, map_steps=100),
+            generator=_seed(run, 50),
         )
         for rate in _VI_RATES
-    ]  # fmt: skip
+    ]
     found.append(("mfvi", variational))
     best = [(arm, min(tries, key=lambda t: _validation(problem, t)["nll"])) for arm, tries in found]
     return [(arm, problem.average(b, split.x_test), problem.average(b, split.x_foreign)) for arm, b in best]
@@ -368,16 +368,26 @@ def _sgmcmc(
     temperature: float = 1.0,
     transform: Callable[[Tensor], Tensor] | None = None,
 ) -> Posterior:
-    samples = min(40, max(1, steps // 10))
+    draws = min(40, max(1, steps // 10))
     burn = steps // 5 if kind != "csghmc" else 0
-    thin = max(1, (steps - burn) // samples)
+    thin = max(1, (steps - burn) // draws)
+    common: dict[str, Any] = {
+        "chains": problem.run.integer("chains"),
+        "draws": draws,
+        "burn_in": burn,
+        "lr": rate,
+        "batch_size": size,
+        "temperature": temperature,
+        "transform": transform,
+    }
+    method: Method = {
+        "sgld": lambda: SGLD(thin=thin, **common),
+        "sghmc": lambda: SGHMC(thin=thin, **common),
+        "csghmc": lambda: CyclicalSGHMC(cycle_length=max(2, thin), **common),
+    }[kind]()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "with augmentation", UserWarning)  # what this part is about
-        return fitting.sgmcmc(
-            problem.model(), problem.split.x, problem.split.y, kind=kind, chains=problem.run.integer("chains"),
-            samples=samples, thin=thin, cycle_length=max(2, thin), burn_in=burn, lr=rate, batch_size=size,
-            temperature=temperature, transform=transform, seed=seed,
-        )  # fmt: skip
+        return problem.model().fit(problem.split.x, problem.split.y, method, generator=seed)
 
 
 def _plane(m: Measurements, problem: Problem, posterior: Posterior) -> None:
@@ -494,7 +504,8 @@ def _shift(run: Run, workload: Workload | None, split: Split) -> Measurements:
             m.add("accuracy", accuracy, arm=arm, noise=sigma)
     params = posteriors["shift_hmc"].params
     assert params is not None
-    first = problem.model().unflatten(params)[problem.model().names[0]]
+    layout = problem.model().layout
+    first = layout.unflatten(params)[layout.names[0]]
     dead = first[..., -_DEAD:]
     m.add("dead_variance_ratio", float(dead.double().square().mean()) / variance, arm="shift_hmc")
     return m
@@ -528,7 +539,7 @@ def _batchnorm(
     """The same sampler on a network with batch norm, which has no likelihood: averaged predictions, with shifts."""
     run, split = problem.run, problem.split
     rng = torch.Generator().manual_seed(_seed(run, 2))
-    sampler = SGHMC(
+    sampler = sghmc.SGHMC(
         network.parameters(), lr=rate, num_data=len(split.x), momentum=0.9, weight_decay=1 / run.real("variance"),
         temperature=temperature, generator=_seed(run, 3),
     )  # fmt: skip

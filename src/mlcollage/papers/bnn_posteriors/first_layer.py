@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mlcollage.errors import InvalidInput
+from mlcollage.nn.wrapped import unwrap
 
-__all__ = ["layer_inputs"]
+from .validation import as_inputs
+
+__all__ = ["layer_batches", "layer_inputs", "network_of"]
 
 
 class _Found(Exception):
     """Ends a forward pass whose first layer has been seen."""
+
+
+def network_of(model: Any) -> nn.Module:
+    """The torch module of a network that may be wrapped, or of a ``BayesianNetwork``."""
+    network = model if isinstance(model, nn.Module) else getattr(model, "module", model)
+    if not isinstance(network, nn.Module):
+        raise InvalidInput(f"module is {type(model).__name__}; a torch.nn.Module or a BayesianNetwork is needed.")
+    return unwrap(network)
+
+
+def layer_batches(network: nn.Module, X: Any, batch_size: int) -> Iterator[tuple[str, Tensor, int]]:
+    """Name of the first layer's weight, what it meets, (rows, D), and the number of inputs, batch by batch."""
+    for batch in as_inputs(X, network).split(batch_size):
+        name, seen = layer_inputs(network, batch)
+        yield f"{name}.weight" if name else "weight", seen, len(batch)
 
 
 @torch.no_grad()
@@ -31,8 +50,8 @@ def layer_inputs(module: nn.Module, inputs: Tensor) -> tuple[str, Tensor]:
     Returns
     -------
     str, Tensor
-        The layer's name, and (n, D) in float64: one row a sample for a vector, and several for a sequence, or for a
-        convolution one a patch, sample by sample.
+        The layer's name, and (rows, D) in float64: one row per sample for a vector, and several for a sequence, or
+        one per patch for a convolution, sample by sample.
 
     Raises
     ------
@@ -72,15 +91,16 @@ def layer_inputs(module: nn.Module, inputs: Tensor) -> tuple[str, Tensor]:
 
 
 def _patches(layer: nn.Module, x: Tensor) -> Tensor:
-    """What each application of the layer's weight is multiplied with, (n, D), float64."""
+    """What each application of the layer's weight is multiplied with, (rows, D), float64."""
     x = x.detach().double()
     if isinstance(layer, nn.Linear):
         return x.reshape(-1, x.shape[-1])
     assert isinstance(layer, nn.Conv1d | nn.Conv2d)
     if layer.groups != 1 or isinstance(layer.padding, str) or layer.padding_mode != "zeros":
         raise InvalidInput("the first convolution has groups, or padding other than by a number of zeros.")
+    # a line of numbers is an image of height one
     flat = isinstance(layer, nn.Conv1d)
     kernel, dilation, stride = ((1, *v) if flat else v for v in (layer.kernel_size, layer.dilation, layer.stride))
     padding = (0, *layer.padding) if flat else layer.padding
-    columns = nn.functional.unfold(x.unsqueeze(2) if flat else x, kernel, dilation, padding, stride)
+    columns = nn.functional.unfold(x.unsqueeze(2) if flat else x, kernel, dilation, padding, stride)  # (n, D, patches)
     return columns.transpose(1, 2).reshape(-1, columns.shape[1])

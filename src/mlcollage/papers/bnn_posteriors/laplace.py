@@ -7,9 +7,10 @@ with the mode :math:`\hat w`, the Jacobians :math:`J_i` of the outputs, the gene
 of the Hessian, and the prior's covariance S. E. Daxberger et al., "Laplace Redux - Effortless Bayesian Deep Learning",
 NeurIPS 2021. For linear networks with Gaussian noise it is the posterior itself.
 
-Draws of q are meant for the network's linearization about the mode, :func:`linearized`, whose predictions they make
-well; the network itself, given the same weights, does often worse (A. Immer, M. Korzepa and M. Bauer, "Improving
-predictions of Bayesian neural nets via local linearization", AISTATS 2021).
+Draws of q are meant for the network's linearization about the mode,
+:func:`~mlcollage.papers.bnn_posteriors.linearization.linearized`, whose predictions they make well; the network itself,
+given the same weights, does often worse (A. Immer, M. Korzepa and M. Bauer, "Improving predictions of Bayesian neural
+nets via local linearization", AISTATS 2021).
 """
 
 from __future__ import annotations
@@ -17,111 +18,93 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp, vmap
 
+from mlcollage._checks import choice, integer, positive
 from mlcollage.errors import InvalidInput, MissingDependency
 from mlcollage.infer.density import Generator, torch_generator
 
-from ._keep import Init, Progress, whole
 from .layout import Layout
 from .likelihoods import CategoricalLikelihood, GaussianLikelihood, Likelihood, make_likelihood
+from .method import CountFrom1, Method, Positive, Target
 from .posterior import Posterior
 from .priors import GaussianPrior, Prior
-from .training import optimum
+from .training import GradientAscent, Gradients
 
-if TYPE_CHECKING:
-    from .module import BayesianModule
-
-__all__ = ["LaplacePosterior", "laplace", "laplace_posterior", "linearized"]
+__all__ = ["Laplace", "LaplacePosterior", "laplace_posterior"]
 
 Structure = Literal["full", "kron", "diag"]
 
 
-def laplace(
-    model: BayesianModule,
-    X: Any,
-    y: Any,
-    *,
-    samples: int = 50,
-    steps: int = 1000,
-    lr: float = 0.01,
-    optimizer: str = "adam",
-    structure: Structure = "kron",
-    only: str | None = None,
-    linear: bool = True,
-    temperature: float = 1.0,
-    batch_size: int | None = None,
-    init: Init = "reset",
-    chunk_size: int | None = None,
-    seed: Generator = 0,
-    progress: Progress | None = None,
-) -> Posterior:
-    """Find a mode of the posterior and fit a Gaussian there: ``BayesianModule.fit(X, y, method="laplace")``.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Laplace(Method):
+    """A Gaussian around a mode of the posterior, from the curvature there; not in the paper.
 
     Parameters
     ----------
-    model, X, y
-        What is approximated.
-    samples
+    draws
         Draws of the Gaussian, as one chain.
-    steps, lr, optimizer, batch_size
-        Of the training that finds the mode; ``batch_size`` also of the passes for the curvature.
-    structure, only, temperature
-        As in :func:`laplace_posterior`.
-    linear
+    steps, lr, optimizer
+        Of the training that finds the mode, as in :class:`~mlcollage.papers.bnn_posteriors.ensemble.MAP`.
+    batch_size
+        Data per step of the training and per pass for the curvature; None for all.
+    structure
+        Of the curvature: ``"full"`` (P x P; only for small networks), ``"kron"`` (Kronecker-factored per layer) or
+        ``"diag"``.
+    only
+        Name of a module or parameter, or a pattern such as ``"*.bias"``: only these parameters vary, e.g. the last
+        layer's. None for all that require a gradient.
+    linearized
         Whether predictions are those of the network's linearization about the mode, as they should be, or of the
         network.
-    init, chunk_size, seed, progress
-        As in :func:`mlcollage.papers.bnn_posteriors.fitting.hmc`.
-
-    Returns
-    -------
-    Posterior
-        ``kept`` is the mode, (1, 1, P).
+    temperature
+        T; multiplies the covariance.
     """
-    whole(samples, "samples")
-    _package()  # before the training, which may take long
-    density = model.log_density(X, y, chunk_size=chunk_size)
-    rng = torch_generator(seed, model.parameters_flat.device)
-    start = model.initial(1, init, generator=rng)
-    mode = optimum(
-        density,
-        start,
-        steps=steps,
-        lr=lr,
-        optimizer=optimizer,
-        batch_size=batch_size,
-        rng=rng,
-        progress=progress,
-    )
-    network = copy.deepcopy(model.module)
-    with torch.no_grad():
-        own = dict(network.named_parameters())
-        for name, value in model.unflatten(mode[0]).items():
-            own[name].copy_(value)
-    found = laplace_posterior(
-        network,
-        density._x,
-        density._y,
-        likelihood=model.likelihood,
-        prior=model.prior,
-        structure=structure,
-        only=only,
-        temperature=temperature,
-        batch_size=batch_size,
-    )
-    info = {"steps": steps, "lr": lr, "structure": structure, "only": only, "temperature": temperature}
-    return Posterior(
-        model.layout,
-        "laplace",
-        found.sample(samples, rng)[None],
-        info={**info, "linearized": linear, "path": density.path},
-        kept=mode[:, None],
-    )
+
+    name = "laplace"
+    draws: CountFrom1 = 50
+    steps: CountFrom1 = 1000
+    lr: Positive = 0.01
+    optimizer: Literal["adam", "sgd"] = "adam"
+    batch_size: CountFrom1 | None = None
+    structure: Structure = "kron"
+    only: str | None = None
+    linearized: bool = True
+    temperature: Positive = 1.0
+
+    def run(self, target: Target) -> Posterior:
+        """Train, fit and draw; called by ``BayesianNetwork.fit``.
+
+        Returns
+        -------
+        Posterior
+            ``kept`` is the mode, (1, 1, P).
+        """
+        _package()  # before the training, which may take long
+        start = target.starts(1)
+        gradients = Gradients(target.density, self.batch_size, target.generator)
+        mode = GradientAscent(self.steps, self.lr, self.optimizer)(gradients, start, target.progress)  # (1, P)
+        network = copy.deepcopy(target.network.module)
+        with torch.no_grad():
+            own = dict(network.named_parameters())
+            for name, value in target.network.layout.unflatten(mode[0]).items():
+                own[name].copy_(value)
+        found = laplace_posterior(
+            network,
+            target.density.x,
+            target.density.y,
+            likelihood=target.network.likelihood,
+            prior=target.prior,
+            structure=self.structure,
+            only=self.only,
+            temperature=self.temperature,
+            batch_size=self.batch_size,
+        )
+        params = found.sample(self.draws, target.generator)[None]
+        return target.posterior(self, params, {}, kept=mode[:, None])
 
 
 @dataclass(frozen=True)
@@ -155,11 +138,11 @@ class LaplacePosterior:
         generator
             A torch.Generator on the parameters' device, or a seed.
         """
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise InvalidInput(f"n={n!r} must be a positive number of draws.")
+        integer("n", n, least=1)
         own = self.approximation.sample(n, generator=torch_generator(generator, self.mean.device)).detach()
         center = self.mean[self.chosen]
-        draws = self.mean.expand(n, -1).clone()
+        draws = self.mean.expand(n, -1).clone()  # (n, P)
+        # a temperature multiplies the covariance
         draws[:, self.chosen] = center + math.sqrt(self.temperature) * (own - center)
         return draws
 
@@ -178,7 +161,7 @@ def laplace_posterior(
 ) -> LaplacePosterior:
     """Fit a Laplace approximation at a network's present weights, which should be the posterior's mode.
 
-    ``BayesianModule.fit(X, y, method="laplace")`` finds the mode and calls this.
+    ``BayesianNetwork.fit(X, y, Laplace())`` finds the mode and calls this.
 
     Parameters
     ----------
@@ -191,15 +174,13 @@ def laplace_posterior(
     prior
         A ``GaussianPrior``, by default N(0, 1/5).
     structure
-        Of the curvature: ``"full"`` (P x P; only for small networks), ``"kron"`` (Kronecker-factored a layer) or
-        ``"diag"``.
+        As in :class:`Laplace`.
     only
-        Name of a module or parameter, or a pattern such as ``"*.bias"``: only these parameters vary, e.g. the last
-        layer's. By default all that require a gradient.
+        As in :class:`Laplace`.
     temperature
         T > 0.
     batch_size
-        Data a pass; by default all at once.
+        Data per pass; by default all at once.
 
     Returns
     -------
@@ -219,14 +200,12 @@ def laplace_posterior(
         raise InvalidInput(
             f"the prior is {type(prior).__name__}; the Laplace approximation here needs a GaussianPrior."
         )
-    if structure not in ("full", "kron", "diag"):
-        raise InvalidInput(f"structure={structure!r} is unknown; use 'full', 'kron' or 'diag'.")
-    if not (isinstance(temperature, int | float) and 0 < temperature < math.inf):
-        raise InvalidInput(f"temperature={temperature!r} must be a positive number.")
+    choice("structure", structure, get_args(Structure))
+    temperature = positive("temperature", temperature)
     make = _package()
     network = copy.deepcopy(module).eval()
     layout = Layout.of(network)
-    picked = dict.fromkeys(layout.names, True) if only is None else _only(layout, only)
+    picked = dict.fromkeys(layout.names, True) if only is None else layout.assign({"": False, only: True}, "only")
     for name, p in network.named_parameters():
         p.requires_grad_(picked.get(name, False))
     if structure == "kron":
@@ -234,6 +213,7 @@ def laplace_posterior(
     scale = prior.variance
     variance = layout.assign({"": scale} if isinstance(scale, int | float) else scale, "variance")
     like = next(p for p in network.parameters() if p.requires_grad)
+    # laplace-torch takes one precision per parameter tensor that varies
     precision = like.new_tensor([1 / variance[name] for name in layout.names if picked[name]])
     y = y.unsqueeze(1) if kind == "regression" and y.ndim == 1 else y
     y = y.to(like.dtype) if kind == "regression" else y
@@ -249,9 +229,8 @@ def laplace_posterior(
     approximation.fit(torch.utils.data.DataLoader(data, batch_size=batch_size or len(X)))
     own = dict(network.named_parameters())
     mean = layout.flatten({name: own[name] for name in layout.names})
-    sizes = zip(layout.names, layout.sizes, strict=True)
-    chosen = torch.cat([torch.full((size,), picked[name]) for name, size in sizes]).to(mean.device)
-    return LaplacePosterior(mean, chosen, float(temperature), approximation)
+    chosen = layout.vector(picked).bool().to(mean.device)  # (P,)
+    return LaplacePosterior(mean, chosen, temperature, approximation)
 
 
 def _package() -> Any:
@@ -296,52 +275,3 @@ def _check_layers(network: nn.Module) -> None:
         if any(id(p) in seen for p in own.values()):
             raise InvalidInput(f"{where} shares parameters with another layer; use structure='diag' or 'full'.")
         seen |= {id(p) for p in own.values()}
-
-
-def _only(layout: Layout, only: str) -> dict[str, bool]:
-    return layout.assign({"": False, only: True}, "only")
-
-
-def linearized(module: nn.Module, mean: Tensor, draws: Tensor, X: Tensor, *, batch_size: int | None = None) -> Tensor:
-    r"""Outputs of the network's linearization about ``mean``, for each draw.
-
-    .. math:: f_{lin}(x, w) = f(x, \hat w) + J(x, \hat w) \, (w - \hat w)
-
-    by one Jacobian-vector product a draw; no Jacobian is stored.
-
-    Parameters
-    ----------
-    module
-        The network, in evaluation mode.
-    mean
-        :math:`\hat w`, (P,).
-    draws
-        (n, P).
-    X
-        Inputs (N, ...).
-    batch_size
-        Inputs a pass; by default all.
-
-    Returns
-    -------
-    Tensor
-        (n, N, ...).
-
-    Examples
-    --------
-    A linear map is its own linearization:
-
-    >>> net = nn.Linear(2, 1)
-    >>> mean = torch.zeros(3)
-    >>> linearized(net, mean, torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[1.0, 1.0]])).tolist()
-    [[[6.0]]]
-    """
-    layout = Layout.of(module)
-
-    def one(draw: Tensor, x: Tensor) -> Tensor:
-        moved = jvp(lambda w: functional_call(module, layout.unflatten(w), (x,)), (mean,), (draw - mean,))
-        return moved[0] + moved[1]
-
-    with torch.no_grad():
-        parts = [vmap(one, in_dims=(0, None))(draws, x) for x in X.split(batch_size or len(X))]
-    return torch.cat(parts, dim=1)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
+from itertools import accumulate
 from typing import TypeVar
 
 import torch
@@ -28,7 +29,7 @@ class Layout:
     names
         As in ``module.named_parameters()``.
     shapes
-        One a name.
+        One per name.
 
     Examples
     --------
@@ -60,12 +61,9 @@ class Layout:
 
     @cached_property
     def slices(self) -> dict[str, slice]:
-        """Where each parameter lies."""
-        found, at = {}, 0
-        for name, size in zip(self.names, self.sizes, strict=True):
-            found[name] = slice(at, at + size)
-            at += size
-        return found
+        """Where each parameter lies in a position (P,)."""
+        ends = list(accumulate(self.sizes))
+        return {n: slice(end - size, end) for n, size, end in zip(self.names, self.sizes, ends, strict=True)}
 
     def flatten(self, parameters: Mapping[str, Tensor]) -> Tensor:
         """Parameters (..., *shape) by name as one tensor (..., P); leading dimensions must agree."""
@@ -75,10 +73,10 @@ class Layout:
         parts = []
         for name, shape in zip(self.names, self.shapes, strict=True):
             value = parameters[name]
-            lead = value.ndim - len(shape)
+            lead = value.ndim - len(shape)  # dimensions of chains and draws
             if lead < 0 or tuple(value.shape[lead:]) != shape:
                 raise InvalidInput(f"parameter {name} has shape {tuple(value.shape)}; (..., {shape}) is needed.")
-            parts.append(value.detach().reshape(*value.shape[:lead], -1))
+            parts.append(value.detach().reshape(*value.shape[:lead], -1))  # (..., size)
         return torch.cat(parts, dim=-1)
 
     def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
@@ -86,11 +84,17 @@ class Layout:
         if flat.ndim < 1 or flat.shape[-1] != self.size:
             raise InvalidInput(f"a position of shape {tuple(flat.shape)} was given; (..., {self.size}) is needed.")
         lead = flat.shape[:-1]
-        parts = flat.split(self.sizes, dim=-1)
+        parts = flat.split(self.sizes, dim=-1)  # (..., size) each
+        # a parameter that is one number has no dimension of its own
         return {
             n: p.unflatten(-1, s) if s else p.reshape(lead)
             for n, s, p in zip(self.names, self.shapes, parts, strict=True)
         }
+
+    def vector(self, values: Mapping[str, float | bool]) -> Tensor:
+        """The value of each parameter by name, repeated for each of its numbers, (P,), in float64."""
+        each = torch.tensor([values[name] for name in self.names], dtype=torch.float64)
+        return each.repeat_interleave(torch.tensor(self.sizes))
 
     def assign(self, values: Mapping[str, V], what: str) -> dict[str, V]:
         """A value for each parameter, from values for names, modules (``"conv1"``) or patterns (``"*.bias"``).

@@ -1,8 +1,8 @@
 r"""Likelihoods: what a network's outputs say about one target each, summed over the data, never averaged.
 
 A :class:`Likelihood` checks targets once, gives :math:`\log p(y_i \mid x_i, w)` of every datum, and turns outputs into
-predictions. Those built in also give the gradient by the outputs by hand, for the fast path of
-:mod:`mlcollage.papers.bnn_posteriors.kernels`.
+predictions. Those built in also give the gradient by the outputs by hand, for the fast backend of
+:mod:`mlcollage.papers.bnn_posteriors.backends`.
 
 A temperature T divides the whole log-density, likelihood and prior. The official code tempers a Gaussian likelihood by
 :math:`\sigma \sqrt T` instead, which leaves :math:`\log \sigma` as it was: for regression the two differ.
@@ -19,7 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mlcollage.errors import InvalidInput, UnknownName
+from mlcollage._checks import choice, positive
+from mlcollage.errors import InvalidInput
+
+from .validation import check_finite
 
 __all__ = [
     "BernoulliLikelihood",
@@ -31,6 +34,7 @@ __all__ = [
 ]
 
 LogLikelihood = Callable[[Tensor, Tensor], Tensor]
+_MEND = "drop or impute such data"
 
 
 class Likelihood(ABC):
@@ -67,14 +71,11 @@ class Likelihood(ABC):
         Tensor or None, Tensor
             Sums over the data, (chains,) in float64; the gradient, (chains, K, n).
         """
+        own = targets.ndim > self._target_dims  # whether each chain has targets of its own
         with torch.enable_grad():
             leaf = z.detach().requires_grad_(True)
-            log_p = torch.stack(
-                [
-                    self.log_prob(one.T, (targets[c] if targets.ndim > self._target_dims else targets).movedim(-1, 0))
-                    for c, one in enumerate(leaf)
-                ]
-            )
+            each = [(targets[c] if own else targets).movedim(-1, 0) for c in range(len(z))]  # (n, ...) per chain
+            log_p = torch.stack([self.log_prob(one.T, y) for one, y in zip(leaf, each, strict=True)])  # (chains, n)
             (gradient,) = torch.autograd.grad(log_p.sum(), leaf)
         return (log_p.detach().double().sum(dim=1) if value else None), gradient
 
@@ -87,12 +88,6 @@ class Likelihood(ABC):
     def moments(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of the target, (...) each, of outputs; only of regressions."""
         raise InvalidInput(f"{type(self).__name__} has no mean and variance; use predict_proba or predict_samples.")
-
-
-def _finite(y: Tensor) -> None:
-    if y.dtype.is_floating_point and not bool(y.isfinite().all()):
-        first = int((~y.reshape(len(y), -1).isfinite().all(dim=1)).nonzero()[0])
-        raise InvalidInput(f"y is not finite at datum {first}; drop or impute such data.")
 
 
 class CategoricalLikelihood(Likelihood):
@@ -115,7 +110,7 @@ class CategoricalLikelihood(Likelihood):
             )
         classes = outputs.shape[1]
         if y.ndim != 1:
-            raise InvalidInput(f"y has shape {tuple(y.shape)}; one label a datum, (n,), is needed, not one-hot rows.")
+            raise InvalidInput(f"y has shape {tuple(y.shape)}; one label per datum, (n,), is needed, not one-hot rows.")
         if y.dtype.is_floating_point or y.dtype.is_complex or y.dtype == torch.bool:
             raise InvalidInput(f"labels are {y.dtype}; whole numbers from 0 to {classes - 1} are needed (y.long()).")
         low, high = int(y.min()), int(y.max())
@@ -140,7 +135,7 @@ class CategoricalLikelihood(Likelihood):
         if not value:
             proba = z.softmax(dim=1)
             return None, torch.sub(targets, proba, out=proba)
-        log_p = z.log_softmax(dim=1)
+        log_p = z.log_softmax(dim=1)  # (chains, K, n), overwritten by the gradient below
         total = (log_p * targets).sum(dim=(1, 2), dtype=torch.float64)
         return total, torch.sub(targets, log_p.exp_(), out=log_p)
 
@@ -165,7 +160,7 @@ class BernoulliLikelihood(Likelihood):
                 "one logit each (for several classes use likelihood='categorical')."
             )
         y = y.squeeze(1) if y.ndim == 2 and y.shape[1] == 1 else y
-        _finite(y)
+        check_finite(y, "y", _MEND)
         if y.ndim != 1 or not bool(((y == 0) | (y == 1)).all()):
             raise InvalidInput(
                 f"y must be zeros and ones of shape (n,); it has shape {tuple(y.shape)} or other values."
@@ -179,14 +174,14 @@ class BernoulliLikelihood(Likelihood):
 
     def score(self, z: Tensor, targets: Tensor, value: bool) -> tuple[Tensor | None, Tensor]:
         """See :class:`Likelihood`."""
-        y = targets if targets.ndim == 1 else targets.unsqueeze(1)
+        y = targets if targets.ndim == 1 else targets.unsqueeze(1)  # (n,) or (chains, 1, n), against z (chains, 1, n)
         total = (y * z - F.softplus(z)).sum(dim=(1, 2), dtype=torch.float64) if value else None
         return total, y - z.sigmoid()
 
     def log_proba(self, outputs: Tensor) -> Tensor:
         """See :class:`Likelihood`."""
         z = outputs.squeeze(-1) if outputs.ndim and outputs.shape[-1] == 1 else outputs
-        return torch.stack([-F.softplus(z), -F.softplus(-z)], dim=-1)
+        return torch.stack([-F.softplus(z), -F.softplus(-z)], dim=-1)  # log p(0), log p(1)
 
 
 class GaussianLikelihood(Likelihood):
@@ -197,7 +192,7 @@ class GaussianLikelihood(Likelihood):
     .. math:: \log p(y \mid \mu, r) = -\frac{(y - \mu)^2}{2 \sigma^2} - \log \sigma - \frac{1}{2} \log 2 \pi, \qquad
         \sigma = \log(1 + e^r);
 
-    with it they are :math:`\mu` alone, and :math:`\sigma` is ``noise``. For d targets a datum the outputs are
+    with it they are :math:`\mu` alone, and :math:`\sigma` is ``noise``. For d targets per datum the outputs are
     :math:`\mu_1 \ldots \mu_d, r_1 \ldots r_d`.
 
     Parameters
@@ -215,25 +210,21 @@ class GaussianLikelihood(Likelihood):
     _target_dims = 2
 
     def __init__(self, noise: float | None = None):
-        if noise is not None and (isinstance(noise, bool) or not 0 < noise < math.inf):
-            raise InvalidInput(
-                f"noise={noise!r} must be a positive standard deviation, or None if the network gives it."
-            )
-        self.noise = None if noise is None else float(noise)
+        self.noise = None if noise is None else positive("noise", noise)
 
     def check(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Numbers, (n, d), for outputs (m, 2d), or (m, d) where the noise is known."""
         y = y.unsqueeze(1) if y.ndim == 1 else y
         if y.ndim != 2:
             raise InvalidInput(f"y has shape {tuple(y.shape)}; (n,) or (n, d) is needed.")
-        _finite(y)
+        check_finite(y, "y", _MEND)
         wanted = y.shape[1] * (2 if self.noise is None else 1)
         have = 1 if outputs.ndim == 1 else outputs.shape[1]
         if outputs.ndim > 2 or have != wanted:
             what = "mean and spread" if self.noise is None else "mean"
             raise InvalidInput(
                 f"the network returns {tuple(outputs.shape)} for {len(outputs)} inputs; {wanted} outputs are needed, "
-                f"{what} of {y.shape[1]} target{'s' if y.shape[1] > 1 else ''} a datum"
+                f"{what} of {y.shape[1]} target{'s' if y.shape[1] > 1 else ''} per datum"
                 + (
                     "; give GaussianLikelihood(noise=...) if the network has no output for the spread."
                     if have * 2 == wanted
@@ -256,7 +247,7 @@ class GaussianLikelihood(Likelihood):
 
     def score(self, z: Tensor, targets: Tensor, value: bool) -> tuple[Tensor | None, Tensor]:
         """See :class:`Likelihood`."""
-        mean, sigma = self._split(z, 1)
+        mean, sigma = self._split(z, 1)  # (chains, d, n) each
         standard = (targets - mean) / sigma
         total = None
         if value:
@@ -266,7 +257,7 @@ class GaussianLikelihood(Likelihood):
         by_mean = standard / sigma
         if self.noise is not None:
             return total, by_mean
-        by_sigma = (standard.square() - 1) / sigma
+        by_sigma = (standard.square() - 1) / sigma  # and sigma by r is the logistic function of r
         return total, torch.cat([by_mean, by_sigma * z.chunk(2, dim=1)[1].sigmoid()], dim=1)
 
     def moments(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -300,8 +291,8 @@ class CustomLikelihood(Likelihood):
         self._log_prob = log_prob
 
     def check(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """Tries the function: one value a datum, finite or minus infinity."""
-        _finite(y)
+        """Tries the function: one value per datum, finite or minus infinity."""
+        check_finite(y, "y", _MEND)
         self._target_dims = y.ndim
         value = self._log_prob(outputs, y[: len(outputs)])
         if not isinstance(value, Tensor) or value.shape != (len(outputs),):
@@ -330,9 +321,7 @@ def make_likelihood(likelihood: Any) -> Likelihood:
     if isinstance(likelihood, Likelihood):
         return likelihood
     if isinstance(likelihood, str):
-        if likelihood not in known:
-            raise UnknownName(f"likelihood {likelihood!r} is not known; choose {', '.join(known)}, or give a function.")
-        return known[likelihood]()
+        return known[choice("likelihood", likelihood, known)]()
     if isinstance(likelihood, torch.nn.Module):
         raise InvalidInput(
             f"the likelihood is the module {type(likelihood).__name__}, a loss; name the likelihood, or give a "

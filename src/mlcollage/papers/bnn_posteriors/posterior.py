@@ -1,110 +1,42 @@
-r"""What a method found out about the weights: draws of them, or the predictions they made while passing by.
+r"""What a method found out about the weights, and what it predicts.
 
-:class:`Posterior` holds draws (chain, draw, P) and how the sampler fared; :class:`PredictionStream` the average of the
-predictions, R-hat and effective sample size of every predicted number, in memory that does not grow with the draws.
+.. math:: p(y \mid x, D) = E_{w \mid D} \, p(y \mid x, w) \approx \frac{1}{M} \sum_{m=1}^M p(y \mid x, w_m)
+
+:class:`Posterior` holds draws (chain, draw, P), or the predictions they made while passing by, and how the sampler
+fared.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mlcollage._checks import integer
 from mlcollage.errors import InvalidInput, MissingFile
-from mlcollage.infer.diagnostics import Streaming
+from mlcollage.infer import diagnostics
 from mlcollage.infer.ensemble import RunningMixture
 from mlcollage.infer.export import to_arviz
 
+from . import tensor_file
+from .function import NetworkFunction
 from .layout import Layout
-from .likelihoods import Likelihood
+from .linearization import linearized
+from .predictions import PredictionStream
 
-__all__ = ["Posterior", "PredictionStream"]
+__all__ = ["Posterior"]
 
 _FORMAT = "mlcollage bnn posterior 1"
 
 
-class PredictionStream:
-    """Predictions at fixed inputs, averaged over draws while they pass by.
-
-    Parameters
-    ----------
-    likelihood
-        Turns outputs into predictions: probabilities of classes, or mean and variance; the outputs themselves for a
-        likelihood of your own.
-    x
-        The inputs, (n, ...), in the network's type.
-    """
-
-    def __init__(self, likelihood: Likelihood, x: Tensor):
-        self.likelihood, self.x = likelihood, x
-        self.mixture = RunningMixture() if likelihood.kind == "classification" else None
-        self.diagnostics = Streaming()
-        self._variance: Tensor | None = None
-        self.count = 0
-
-    def update(self, outputs: Tensor) -> None:
-        """Count in the outputs of one draw of every chain, (chains, n, ...)."""
-        self.count += 1
-        if self.mixture is not None:
-            log_p = self.likelihood.log_proba(outputs)
-            self.mixture.update(log_p)
-            self.diagnostics.update(log_p.double().exp())
-        elif self.likelihood.kind == "regression":
-            mean, variance = (part.double() for part in self.likelihood.moments(outputs))
-            self.diagnostics.update(mean)
-            self._variance = variance if self._variance is None else self._variance + variance
-        else:
-            self.diagnostics.update(outputs.double())
-
-    @property
-    def proba(self) -> Tensor:
-        """Class probabilities averaged over draws and chains, (n, K), float64."""
-        if self.mixture is None:
-            self.likelihood.log_proba(torch.zeros(0))  # says why there are none
-            raise InvalidInput("this likelihood has no class probabilities.")
-        return self.mixture.proba.mean(dim=0)
-
-    @property
-    def moments(self) -> tuple[Tensor, Tensor]:
-        """Mean and variance of the mixture of all draws' Gaussians, (n, ...) each."""
-        if self._variance is None:
-            raise InvalidInput("only a Gaussian likelihood has a predictive mean and variance; use predict_proba.")
-        within = (self._variance / self.count).mean(dim=0)
-        n = self.count * len(self._variance)
-        between = self.diagnostics.variance() * ((n - 1) / n) if n > 1 else torch.zeros_like(within)
-        return self.diagnostics.mean(), within + between
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The state, for a file."""
-        state = {f"diagnostics.{k}": v for k, v in self.diagnostics.tensors().items()}
-        state |= {} if self.mixture is None else {f"mixture.{k}": v for k, v in self.mixture.tensors().items()}
-        state |= {} if self._variance is None else {"variance": self._variance}
-        return {**state, "x": self.x, "count": torch.tensor(self.count)}
-
-    @classmethod
-    def from_tensors(cls, likelihood: Likelihood, state: Mapping[str, Tensor]) -> PredictionStream:
-        """The stream whose state :meth:`tensors` gave."""
-        made = cls(likelihood, state["x"])
-        made.count = int(state["count"])
-        made._variance = state.get("variance")
-        made.diagnostics = Streaming.from_tensors(_under(state, "diagnostics."))
-        if made.mixture is not None:
-            made.mixture = RunningMixture.from_tensors(_under(state, "mixture."))
-        return made
-
-
-def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Posterior:
     """Draws of a network's weights, or what was kept of them.
 
@@ -119,11 +51,14 @@ class Posterior:
     sample_stats : dict of Tensor
         (chain, draw) each: of HMC ``accept_prob``, ``energy``, ``diverging``, ``lp``, ``n_steps`` and ``step_size``.
     kept : Tensor or None
-        (chain, draw, ...), what a ``store`` of your own made of each draw.
+        (chain, draw, ...), what a ``store`` of your own made of each draw; of a Laplace approximation the mode, of
+        mean-field inference mean and standard deviation.
     stream : PredictionStream or None
-        With ``store="predictions"``.
+        Running predictions, with ``at=``.
     info : dict
         Settings and what was measured on the way: numbers, words, lists of them.
+    network : NetworkFunction or None
+        Whose weights these are; predictions need it.
     """
 
     layout: Layout
@@ -133,6 +68,7 @@ class Posterior:
     kept: Tensor | None = None
     stream: PredictionStream | None = None
     info: dict[str, Any] = field(default_factory=dict)
+    network: NetworkFunction | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.params is not None and (self.params.ndim != 3 or self.params.shape[2] != self.layout.size):
@@ -154,6 +90,8 @@ class Posterior:
         value = self.sample_stats.get("accept_prob")
         return float("nan") if value is None else float(value.mean())
 
+    # --- draws --------------------------------------------------------------------------------------------------------
+
     def draws(self) -> Tensor:
         """The stored draws, (chain, draw, P), or a sentence that says there are none."""
         if self.params is None:
@@ -164,64 +102,50 @@ class Posterior:
         return self.params
 
     def thinned(self, every: int) -> Posterior:
-        """Every so manieth draw."""
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise InvalidInput(f"every={every!r} must be a positive number of draws.")
-        stats = {name: value[:, ::every] for name, value in self.sample_stats.items()}
-        kept = None if self.kept is None else self.kept[:, ::every]
-        return Posterior(self.layout, self.method, self.draws()[:, ::every], stats, kept, None, dict(self.info))
+        """One of every so many draws, beginning with the first."""
+        step = slice(None, None, integer("every", every, least=1))
+        stats = {name: value[:, step] for name, value in self.sample_stats.items()}
+        kept = None if self.kept is None else self.kept[:, step]
+        params = self.draws()[:, step]
+        return Posterior(self.layout, self.method, params, stats, kept, None, dict(self.info), self.network)
 
     def state_dict(self, chain: int, draw: int) -> dict[str, Tensor]:
         """One draw as parameters by name, for ``module.load_state_dict(..., strict=False)``."""
         return {name: value.clone() for name, value in self.layout.unflatten(self.draws()[chain, draw]).items()}
 
     def to_arviz(self) -> Any:
-        """The draws as ArviZ data: a variable a parameter, and ``sample_stats``."""
-        arrays = {name: value.cpu().numpy() for name, value in self.layout.unflatten(self.draws()).items()}
-        return to_arviz(
-            {"posterior": arrays, "sample_stats": {name: _array(value) for name, value in self.sample_stats.items()}}
-        )
+        """The draws as ArviZ data: one variable per parameter, and ``sample_stats``."""
+        named = {"posterior": self.layout.unflatten(self.draws()), "sample_stats": self.sample_stats}
+        return to_arviz({group: {n: v.detach().cpu().numpy() for n, v in of.items()} for group, of in named.items()})
+
+    # --- files --------------------------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one safetensors file, whose header says what it is in JSON; nothing is pickled.
 
         The file is complete or not there. Returns its path.
         """
-        from safetensors.torch import save_file
-
         tensors = {"params": self.params, "kept": self.kept}
         tensors |= {f"stats.{name}": value for name, value in self.sample_stats.items()}
         if self.stream is not None:
             tensors |= {f"stream.{name}": value for name, value in self.stream.tensors().items()}
-        header = {
-            "format": _FORMAT,
-            "method": self.method,
-            "names": self.layout.names,
-            "shapes": self.layout.shapes,
-            "info": self.info,
-        }
+        header = {"format": _FORMAT, "method": self.method, "info": self.info}
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-        present = {name: value.detach().contiguous() for name, value in tensors.items() if value is not None}
-        save_file(present, temporary, metadata={"mlcollage": json.dumps(header)})
-        os.replace(temporary, target)
+        tensor_file.save(target, tensors, {**header, "names": self.layout.names, "shapes": self.layout.shapes})
         return target
 
     @classmethod
-    def load(
-        cls, path: str | os.PathLike[str], layout: Layout | None = None, likelihood: Likelihood | None = None
-    ) -> Posterior:
+    def load(cls, path: str | os.PathLike[str], network: NetworkFunction | None = None) -> Posterior:
         """Read what :meth:`save` wrote.
 
         Parameters
         ----------
         path
             The file.
-        layout
-            Of the network it is meant for; another one is refused.
-        likelihood
-            Needed for streamed predictions.
+        network
+            The network it is meant for, a ``BayesianNetwork``; another architecture is refused. Without it the draws
+            are there, but no predictions.
 
         Raises
         ------
@@ -230,33 +154,128 @@ class Posterior:
         InvalidInput
             If it is another kind of file, or of another architecture.
         """
-        from safetensors import SafetensorError, safe_open
-
         source = Path(path)
         if not source.is_file():
             raise MissingFile(f"there is no file {source}.")
-        try:
-            with safe_open(source, "pt") as file:
-                header = json.loads((file.metadata() or {}).get("mlcollage", "{}"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise InvalidInput(f"{source} is no safetensors file: {error}.") from None
+        header, tensors = tensor_file.load(source)
         if header.get("format") != _FORMAT:
             raise InvalidInput(f"{source} holds no posterior; give a file that Posterior.save wrote.")
         found = Layout(tuple(header["names"]), tuple(tuple(shape) for shape in header["shapes"]))
-        if layout is not None and (difference := layout.difference(found)) is not None:
+        if network is not None and (difference := network.layout.difference(found)) is not None:
             raise InvalidInput(f"{source} is of another architecture: {difference} (this network, and the file).")
-        stream = _under(tensors, "stream.")
+        stream = tensor_file.under(tensors, "stream.")
         return cls(
             found,
             header["method"],
             tensors.get("params"),
-            _under(tensors, "stats."),
+            tensor_file.under(tensors, "stats."),
             tensors.get("kept"),
-            PredictionStream.from_tensors(likelihood, stream) if stream and likelihood else None,
+            PredictionStream.from_tensors(network.likelihood, stream) if stream and network else None,
             header["info"],
+            network,
         )
 
+    # --- predictions --------------------------------------------------------------------------------------------------
 
-def _array(value: Tensor) -> np.ndarray:
-    return value.detach().cpu().numpy()
+    def _network(self) -> NetworkFunction:
+        if self.network is None:
+            raise InvalidInput("this posterior knows no network to predict with; give one to Posterior.load.")
+        return self.network
+
+    def _outputs(self, X: Any, batch_size: int | None) -> Iterator[Tensor]:
+        """Outputs of one draw of every chain after the other, (chains, N, ...)."""
+        draws, network = self.draws(), self._network()
+        x, here = network.inputs(X), network.parameters_flat
+        size = None if batch_size is None else integer("batch_size", batch_size, least=1)
+        # a Laplace approximation predicts by the linearization about the mode that it keeps
+        mode = self.kept[0, 0].to(here) if self.info.get("linearized") and self.kept is not None else None
+        for draw in range(draws.shape[1]):
+            q = draws[:, draw].to(here)  # (chains, P)
+            if mode is None:
+                yield network.outputs(q, x, size)
+            else:
+                yield linearized(network.module, mode, q, x, batch_size=size)
+
+    def _streamed(self, X: Any) -> PredictionStream | None:
+        """The stream that was filled while fitting, if the draws were not stored."""
+        if self.params is not None or self.stream is None:
+            return None
+        if X is not None:
+            x = self._network().inputs(X)
+            if not torch.equal(x, self.stream.x.to(x)):
+                raise InvalidInput(
+                    "only the predictions at the inputs given as at= were kept; ask for those (X=None), or fit with "
+                    "store='params'."
+                )
+        return self.stream
+
+    def predict_proba(self, X: Any = None, batch_size: int | None = None) -> Tensor:
+        """Class probabilities averaged over all draws of all chains: the Bayesian model average.
+
+        Parameters
+        ----------
+        X
+            Inputs (N, ...). Where only predictions were kept, the inputs given as ``at``, or None.
+        batch_size
+            Inputs per pass; by default all.
+
+        Returns
+        -------
+        Tensor
+            (N, K), float64. Memory does not grow with the draws.
+        """
+        likelihood = self._network().likelihood
+        if likelihood.kind != "classification":
+            likelihood.log_proba(torch.zeros(0))  # says why there are none
+        stream = self._streamed(X)
+        if stream is not None:
+            return stream.proba
+        running = RunningMixture()
+        for outputs in self._outputs(X, batch_size):
+            running.update(likelihood.log_proba(outputs))
+        return running.proba.mean(dim=0)
+
+    def predict_moments(self, X: Any = None, batch_size: int | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the predictive mixture of a Gaussian likelihood, (N, ...) each, float64."""
+        network = self._network()
+        if network.likelihood.kind != "regression":
+            network.likelihood.moments(torch.zeros(0))  # says why there are none
+        stream = self._streamed(X)
+        if stream is None:
+            stream = PredictionStream(network.likelihood, network.inputs(X))
+            for outputs in self._outputs(X, batch_size):
+                stream.update(outputs)
+        return stream.moments
+
+    def predict(self, X: Any = None, batch_size: int | None = None) -> Tensor:
+        """Most probable class, (N,), or the predictive mean."""
+        if self._network().likelihood.kind == "regression":
+            return self.predict_moments(X, batch_size)[0]
+        return self.predict_proba(X, batch_size).argmax(dim=-1)
+
+    def predict_draws(self, X: Any, batch_size: int | None = None) -> Tensor:
+        """The prediction of every draw, (chain, draw, N, ...): class probabilities, means, or outputs as they are."""
+        likelihood = self._network().likelihood
+
+        def prediction(outputs: Tensor) -> Tensor:
+            if likelihood.kind == "classification":
+                return likelihood.log_proba(outputs).exp()
+            return likelihood.moments(outputs)[0] if likelihood.kind == "regression" else outputs
+
+        return torch.stack([prediction(outputs) for outputs in self._outputs(X, batch_size)], dim=1)
+
+    def function_rhat(self, X: Any = None, method: Literal["rank", "split", "folded"] = "rank") -> np.ndarray:
+        """R-hat of each predicted number, (N, K) or (N, ...): whether the chains agree where it matters."""
+        stream = self._streamed(X)
+        if stream is None:
+            return diagnostics.rhat(self.predict_draws(X), method)
+        if self.chains == 1:
+            warnings.warn("R-hat of one chain compares only its halves; run several chains from different starts.")
+        return stream.diagnostics.rhat().cpu().numpy()
+
+    def function_ess(self, X: Any = None, method: Literal["bulk", "tail", "mean"] = "bulk") -> np.ndarray:
+        """Effective sample size of each predicted number, (N, K) or (N, ...)."""
+        stream = self._streamed(X)
+        return (
+            diagnostics.ess(self.predict_draws(X), method) if stream is None else stream.diagnostics.ess().cpu().numpy()
+        )

@@ -8,7 +8,7 @@ P. Izmailov, P. Nicholson, S. Lotfi and A. G. Wilson, "Dangers of Bayesian Model
 NeurIPS 2021, section 4.
 
 :func:`dead_inputs` finds these directions before any sampling, :meth:`DeadInputs.report` says which test inputs reach
-into them, and :func:`empcov_prior` makes the prior that mends it.
+into them, and :class:`~mlcollage.papers.bnn_posteriors.empcov.EmpCovPrior` is the prior that mends it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from mlcollage._checks import positive, real
 from mlcollage.errors import InvalidInput
 
-from .first_layer import layer_inputs
-from .priors import EmpCovPrior, GaussianPrior, Prior
+from .first_layer import layer_batches, network_of
 
-__all__ = ["DeadInputs", "ShiftReport", "dead_inputs", "empcov_prior"]
+__all__ = ["DeadInputs", "ShiftReport", "dead_inputs"]
 
 
 def dead_inputs(module: Any, X: Tensor | NDArray, *, tol: float = 1e-6, batch_size: int = 1024) -> DeadInputs:
@@ -40,14 +40,14 @@ def dead_inputs(module: Any, X: Tensor | NDArray, *, tol: float = 1e-6, batch_si
     Parameters
     ----------
     module
-        A network, or a :class:`~mlcollage.papers.bnn_posteriors.BayesianModule`. Its first linear map or convolution
+        A network, or a :class:`~mlcollage.papers.bnn_posteriors.BayesianNetwork`. Its first linear map or convolution
         is looked at.
     X
         Training inputs, (n, ...), as the network takes them.
     tol
         Relative variance up to which a direction counts as dead, in [0, 1).
     batch_size
-        Inputs a pass.
+        Inputs per pass.
 
     Returns
     -------
@@ -71,26 +71,24 @@ def dead_inputs(module: Any, X: Tensor | NDArray, *, tol: float = 1e-6, batch_si
     >>> report.share.round(2).tolist(), report.alarmed.tolist()
     ([0.0, 1.0, 0.83], [False, True, True])
     """
-    if not (isinstance(tol, int | float) and 0 <= tol < 1):
-        raise InvalidInput(f"tol={tol!r} must lie in [0, 1): variance up to this share of the mean one counts as none.")
-    network = _network(module)
-    batches = _tensor(X, network).split(batch_size)
-    name, part = layer_inputs(network, batches[0])
-    origin = part[0]  # near the data, so that squares lose no digits
-    n, total, second = 0, torch.zeros_like(origin), torch.zeros(len(origin), len(origin)).to(origin)
-    for batch in batches:
-        shifted = layer_inputs(network, batch)[1] - origin
+    real("tol", tol, least=0, below=1)
+    network = network_of(module)
+    n, total, second, origin, parameter = 0, torch.zeros(()), torch.zeros(()), torch.zeros(()), ""
+    for weight, seen, _ in layer_batches(network, X, batch_size):  # seen (rows, D)
+        parameter = weight
+        origin = origin if n else seen[0]  # near the data, so that squares lose no digits
+        shifted = seen - origin
         n, total, second = n + len(shifted), total + shifted.sum(dim=0), second + shifted.T @ shifted
     if n < 2:
         raise InvalidInput(f"the first layer saw {n} inputs or patches; at least two are needed to see what varies.")
-    mean = total / n
+    mean = total / n  # (D,)
     variances, axes = torch.linalg.eigh(second / n - torch.outer(mean, mean))
     variances = variances.clamp(min=0)
     dead = variances <= tol * variances.mean()
     if bool(dead.all()):
         raise InvalidInput("the inputs of the first layer are all the same; there is nothing to learn from them.")
     return DeadInputs(
-        parameter=f"{name}.weight" if name else "weight",
+        parameter=parameter,
         directions=axes[:, dead].T.contiguous(),
         variances=variances,
         mean=mean + origin,
@@ -154,13 +152,12 @@ class DeadInputs:
         -------
         ShiftReport
         """
-        if not (isinstance(threshold, int | float) and threshold > 0):
-            raise InvalidInput(f"threshold={threshold!r} must be a positive number.")
+        positive("threshold", threshold)
         levels, shares = [], []
-        for batch in _tensor(X, self._network).split(self._batch_size):
-            offset = layer_inputs(self._network, batch)[1] - self.mean
-            into = (offset @ self.directions.T).square().sum(dim=1).reshape(len(batch), -1).mean(dim=1)
-            whole = offset.square().sum(dim=1).reshape(len(batch), -1).mean(dim=1)
+        for _, seen, size in layer_batches(self._network, X, self._batch_size):
+            offset = seen - self.mean  # (rows, D); the rows of an input, such as patches, are averaged
+            into = (offset @ self.directions.T).square().sum(dim=1).reshape(size, -1).mean(dim=1)  # (size,)
+            whole = offset.square().sum(dim=1).reshape(size, -1).mean(dim=1)
             levels.append((into.sqrt() / self.spread).cpu())
             shares.append((into / whole.clamp(min=1e-300)).cpu())
         report = ShiftReport(torch.cat(levels).numpy(), torch.cat(shares).numpy(), float(threshold), self)
@@ -206,7 +203,7 @@ class ShiftReport:
         return self.level >= self.threshold
 
     def to_frame(self) -> pd.DataFrame:
-        """A row an input: ``level``, ``share``, ``alarmed``."""
+        """One row per input: ``level``, ``share``, ``alarmed``."""
         return pd.DataFrame({"level": self.level, "share": self.share, "alarmed": self.alarmed})
 
     def __str__(self) -> str:
@@ -217,91 +214,6 @@ class ShiftReport:
         return (
             f"{count} of {len(self.level)} inputs reach into the {self.dead.count} directions of the inputs of "
             f"{self.dead.parameter} that never varied in training (level up to {self.level.max():.2g}): there weights "
-            "follow the prior, and a Bayesian model average will fail; sample again with empcov_prior, or drop these "
+            "follow the prior, and a Bayesian model average will fail; sample again with an EmpCovPrior, or drop these "
             "inputs."
         )
-
-
-def empcov_prior(
-    module: Any,
-    X: Tensor | NDArray,
-    *,
-    alpha: float | None = None,
-    eps: float = 1e-4,
-    rest: Prior | None = None,
-    batch_size: int = 1024,
-) -> EmpCovPrior:
-    r"""Make the EmpCov prior of a network's first layer, of the same strength as the Gaussian prior it replaces.
-
-    A unit's weights get the covariance :math:`\alpha C + \epsilon I`, :math:`C = \frac{1}{n-1} \sum_i x_i x_i^\top`.
-    The :math:`\alpha` that leaves the units' prior variance, averaged over the training inputs, as it is under
-    :math:`N(0, s^2 I)`, is
-
-    .. math:: s^2 \, \mathrm{tr}(C) = \alpha \, \mathrm{tr}(C^2) \quad\Longrightarrow\quad
-        \alpha = s^2 \, \frac{\mathrm{tr}(C)}{\mathrm{tr}(C^2)}.
-
-    Parameters
-    ----------
-    module
-        A network, or a :class:`~mlcollage.papers.bnn_posteriors.BayesianModule`, whose prior is then the default of
-        ``rest``.
-    X
-        Training inputs, (n, ...). Center them first: directions along which they are constant but not zero are not
-        dead to this prior, since C is about zero.
-    alpha
-        :math:`\alpha > 0`; None for the rule above, which needs a Gaussian ``rest``.
-    eps
-        :math:`\epsilon > 0`, variance of weights in dead directions.
-    rest
-        Prior of all other parameters.
-    batch_size
-        Inputs a pass.
-
-    Returns
-    -------
-    EmpCovPrior
-
-    Examples
-    --------
-    >>> x = torch.randn(900, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 1.0, 0.0])
-    >>> prior = empcov_prior(nn.Linear(3, 2), x, rest=GaussianPrior(0.2))
-    >>> prior.covariance.diagonal().round(decimals=1).tolist()
-    [0.2, 0.2, 0.0]
-    """
-    network = _network(module)
-    rest = getattr(module, "prior", None) if rest is None else rest
-    rest = rest.rest if isinstance(rest, EmpCovPrior) else rest  # sampling again with a remedy that was tried before
-    rest = GaussianPrior() if rest is None else rest
-    prior = EmpCovPrior.from_module(
-        network, _tensor(X, network), alpha=1.0 if alpha is None else alpha, eps=eps, rest=rest, batch_size=batch_size
-    )
-    if alpha is not None:
-        return prior
-    if not isinstance(rest, GaussianPrior):
-        raise InvalidInput(f"rest is {type(rest).__name__}; give alpha, or a GaussianPrior to take its strength from.")
-    scale = rest.variance
-    if not isinstance(scale, int | float):
-        from .layout import Layout
-
-        scale = Layout.of(network).assign(scale, "variance")[prior.parameter]
-    second = prior.covariance - eps * torch.eye(len(prior.covariance), dtype=torch.float64).to(prior.covariance)
-    prior.alpha = float(scale * second.trace() / second.square().sum())
-    prior.covariance = prior.covariance + (prior.alpha - 1) * second
-    return prior
-
-
-def _network(module: Any) -> nn.Module:
-    network = module if isinstance(module, nn.Module) else getattr(module, "module", None)
-    if not isinstance(network, nn.Module):
-        raise InvalidInput(f"module is {type(module).__name__}; a torch.nn.Module or a BayesianModule is needed.")
-    return network
-
-
-def _tensor(X: Tensor | NDArray, network: nn.Module) -> Tensor:
-    like = next(network.parameters(), None)
-    x = torch.as_tensor(X)
-    if x.ndim < 1 or len(x) < 1:
-        raise InvalidInput(f"X has shape {tuple(x.shape)}; inputs (n, ...) are needed.")
-    if like is None:
-        return x
-    return x.to(like.device, like.dtype if x.dtype.is_floating_point else x.dtype)

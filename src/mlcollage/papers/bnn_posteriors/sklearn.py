@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -14,12 +14,14 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 from torch import Tensor, nn
 
+from mlcollage._checks import positive, real
 from mlcollage.errors import InvalidInput
 from mlcollage.nn.init import build
 from mlcollage.nn.mlp import MLP
 
+from .hmc import HMC
 from .likelihoods import CategoricalLikelihood, GaussianLikelihood, Likelihood
-from .module import BayesianModule
+from .network import BayesianNetwork
 from .priors import GaussianPrior, Prior
 
 __all__ = ["HMCClassifier", "HMCRegressor"]
@@ -30,22 +32,42 @@ Make = Callable[[int, int], nn.Module]
 class _HMC(BaseEstimator):
     """What classifier and regressor share: scaling, the network, the sampler's settings."""
 
-    module: Make | None
-    hidden_layer_sizes: Sequence[int]
-    activation: str
-    prior: float | Prior
-    chains: int
-    samples: int
-    burn_in: int
-    warmup: int
-    step_size: float | None
-    trajectory_length: float | str
-    jitter: float
-    temperature: float
-    standardize: bool
-    batch_size: int | None
-    device: str | torch.device
-    random_state: Any
+    def __init__(
+        self,
+        module: Make | None = None,
+        *,
+        hidden_layer_sizes: Sequence[int] = (50, 50),
+        activation: str = "relu",
+        prior: float | Prior = 0.2,
+        chains: int = 4,
+        draws: int = 100,
+        burn_in: int = 10,
+        warmup: int = 40,
+        step_size: float | None = None,
+        trajectory_length: float | Literal["prior"] = "prior",
+        jitter: float = 0.2,
+        temperature: float = 1.0,
+        standardize: bool = True,
+        batch_size: int | None = None,
+        device: str | torch.device = "cpu",
+        random_state: Any = None,
+    ) -> None:
+        self.module = module
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.activation = activation
+        self.prior = prior
+        self.chains = chains
+        self.draws = draws
+        self.burn_in = burn_in
+        self.warmup = warmup
+        self.step_size = step_size
+        self.trajectory_length = trajectory_length
+        self.jitter = jitter
+        self.temperature = temperature
+        self.standardize = standardize
+        self.batch_size = batch_size
+        self.device = device
+        self.random_state = random_state
 
     def _network(self, features: int, outputs: int, seed: int) -> nn.Module:
         if self.module is not None and not callable(self.module):
@@ -75,21 +97,18 @@ class _HMC(BaseEstimator):
         self.mean_ = X.mean(axis=0) if self.standardize else np.zeros(X.shape[1])
         spread = X.std(axis=0) if self.standardize else np.ones(X.shape[1])
         self.scale_ = np.where(spread > 1e-12 * np.maximum(1, np.abs(self.mean_)), spread, 1.0)
-        model = BayesianModule(self._network(X.shape[1], outputs, int(seeds[0])), likelihood, prior)
-        self.model_ = model.fit(
-            self._scaled(X),
-            torch.from_numpy(y),
-            "hmc",
+        network = BayesianNetwork(self._network(X.shape[1], outputs, int(seeds[0])), likelihood, prior)
+        method = HMC(
             chains=self.chains,
-            samples=self.samples,
+            draws=self.draws,
             burn_in=self.burn_in,
             warmup=self.warmup,
             step_size=self.step_size,
             trajectory_length=self.trajectory_length,
             jitter=self.jitter,
             temperature=self.temperature,
-            seed=int(seeds[1]),
         )
+        self.posterior_ = network.fit(self._scaled(X), torch.from_numpy(y), method, generator=int(seeds[1]))
 
     def _scaled(self, X: NDArray) -> Tensor:
         return torch.from_numpy((X - self.mean_) / self.scale_)
@@ -133,7 +152,7 @@ class HMCClassifier(ClassifierMixin, _HMC):
         Of the MLP: ``"relu"``, ``"tanh"``, ``"silu"``, ``"gelu"``, ``"elu"`` or ``"leaky_relu"``.
     prior : float or Prior, default 0.2
         Variance of a Gaussian prior on every parameter, or a prior.
-    chains, samples : int, default 4 and 100
+    chains, draws : int, default 4 and 100
         Chains, drawn side by side, and kept draws of each.
     burn_in, warmup : int, default 10 and 40
         Iterations before: without and with a Metropolis test; the latter adapt the step size.
@@ -148,7 +167,7 @@ class HMCClassifier(ClassifierMixin, _HMC):
     standardize : bool, default True
         Whether to bring each feature to mean 0 and deviation 1; a prior on weights supposes something like it.
     batch_size : int, default None
-        Rows a pass when predicting; None: all.
+        Rows per pass when predicting; None: all.
     device : str or torch.device, default "cpu"
         Where the network and its draws are; anything double precision works on, such as ``"cuda"``.
     random_state : int, RandomState or None, default None
@@ -160,9 +179,9 @@ class HMCClassifier(ClassifierMixin, _HMC):
         Labels, sorted.
     n_features_in_ : int
         Width of a sample.
-    model_ : BayesianModule
-        The network with its posterior: ``model_.posterior`` has the draws, ``model_.function_rhat(...)`` says whether
-        the chains agree.
+    posterior_ : Posterior
+        The draws, and ``posterior_.function_rhat(...)`` says whether the chains agree; ``posterior_.network`` is the
+        network, of standardized inputs.
     mean_, scale_ : ndarray of shape (n_features,)
         What inputs are standardized by.
 
@@ -171,47 +190,10 @@ class HMCClassifier(ClassifierMixin, _HMC):
     >>> from sklearn.datasets import load_iris
     >>> from sklearn.model_selection import train_test_split
     >>> X, X_test, y, y_test = train_test_split(*load_iris(return_X_y=True), random_state=0)
-    >>> model = HMCClassifier(hidden_layer_sizes=(8,), samples=30, warmup=20, random_state=0).fit(X, y)
+    >>> model = HMCClassifier(hidden_layer_sizes=(8,), draws=30, warmup=20, random_state=0).fit(X, y)
     >>> model.predict_proba(X_test).shape, model.score(X_test, y_test) > 0.9
     ((38, 3), True)
     """
-
-    def __init__(
-        self,
-        module: Make | None = None,
-        *,
-        hidden_layer_sizes: Sequence[int] = (50, 50),
-        activation: str = "relu",
-        prior: float | Prior = 0.2,
-        chains: int = 4,
-        samples: int = 100,
-        burn_in: int = 10,
-        warmup: int = 40,
-        step_size: float | None = None,
-        trajectory_length: float | str = "prior",
-        jitter: float = 0.2,
-        temperature: float = 1.0,
-        standardize: bool = True,
-        batch_size: int | None = None,
-        device: str | torch.device = "cpu",
-        random_state: Any = None,
-    ) -> None:
-        self.module = module
-        self.hidden_layer_sizes = hidden_layer_sizes
-        self.activation = activation
-        self.prior = prior
-        self.chains = chains
-        self.samples = samples
-        self.burn_in = burn_in
-        self.warmup = warmup
-        self.step_size = step_size
-        self.trajectory_length = trajectory_length
-        self.jitter = jitter
-        self.temperature = temperature
-        self.standardize = standardize
-        self.batch_size = batch_size
-        self.device = device
-        self.random_state = random_state
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
         """Sample the posterior.
@@ -250,7 +232,7 @@ class HMCClassifier(ClassifierMixin, _HMC):
             In the order of ``classes_``.
         """
         inputs = self._inputs(X)
-        return self.model_.predict_proba(inputs, self.batch_size).cpu().numpy()
+        return self.posterior_.predict_proba(inputs, self.batch_size).cpu().numpy()
 
     def predict(self, X: ArrayLike) -> NDArray:
         """Most probable labels.
@@ -285,7 +267,7 @@ class HMCRegressor(RegressorMixin, _HMC):
     min_noise : float, default 0.05
         Smallest standard deviation that the network may give, over that of y. Without it, data without noise would
         have a posterior too narrow to move in.
-    hidden_layer_sizes, activation, prior, chains, samples, burn_in, warmup, step_size, trajectory_length, jitter, \
+    hidden_layer_sizes, activation, prior, chains, draws, burn_in, warmup, step_size, trajectory_length, jitter, \
 temperature, standardize, batch_size, device, random_state
         As in :class:`HMCClassifier`; the MLP has one hidden layer of 50 units by default, as in the paper.
 
@@ -293,8 +275,8 @@ temperature, standardize, batch_size, device, random_state
     ----------
     n_features_in_ : int
         Width of a sample.
-    model_ : BayesianModule
-        The network of standardized inputs and targets, with its posterior.
+    posterior_ : Posterior
+        The draws, of a network of standardized inputs and targets.
     mean_, scale_ : ndarray of shape (n_features,)
         What inputs are standardized by.
     y_mean_, y_scale_ : float
@@ -304,7 +286,7 @@ temperature, standardize, batch_size, device, random_state
     --------
     >>> x = np.linspace(-2, 2, 40)[:, None]
     >>> y = np.sin(2 * x[:, 0]) + 0.1 * np.random.default_rng(0).normal(size=40)
-    >>> settings = {"hidden_layer_sizes": (20,), "activation": "tanh", "prior": 1.0, "chains": 2, "samples": 20}
+    >>> settings = {"hidden_layer_sizes": (20,), "activation": "tanh", "prior": 1.0, "chains": 2, "draws": 20}
     >>> model = HMCRegressor(noise=0.1, warmup=20, random_state=0, **settings).fit(x, y)
     >>> mean, std = model.predict(x, return_std=True)
     >>> model.score(x, y) > 0.9, mean.shape, std.shape
@@ -321,11 +303,11 @@ temperature, standardize, batch_size, device, random_state
         activation: str = "relu",
         prior: float | Prior = 0.2,
         chains: int = 4,
-        samples: int = 100,
+        draws: int = 100,
         burn_in: int = 10,
         warmup: int = 40,
         step_size: float | None = None,
-        trajectory_length: float | str = "prior",
+        trajectory_length: float | Literal["prior"] = "prior",
         jitter: float = 0.2,
         temperature: float = 1.0,
         standardize: bool = True,
@@ -333,24 +315,26 @@ temperature, standardize, batch_size, device, random_state
         device: str | torch.device = "cpu",
         random_state: Any = None,
     ) -> None:
-        self.module = module
+        super().__init__(
+            module,
+            hidden_layer_sizes=hidden_layer_sizes,
+            activation=activation,
+            prior=prior,
+            chains=chains,
+            draws=draws,
+            burn_in=burn_in,
+            warmup=warmup,
+            step_size=step_size,
+            trajectory_length=trajectory_length,
+            jitter=jitter,
+            temperature=temperature,
+            standardize=standardize,
+            batch_size=batch_size,
+            device=device,
+            random_state=random_state,
+        )
         self.noise = noise
         self.min_noise = min_noise
-        self.hidden_layer_sizes = hidden_layer_sizes
-        self.activation = activation
-        self.prior = prior
-        self.chains = chains
-        self.samples = samples
-        self.burn_in = burn_in
-        self.warmup = warmup
-        self.step_size = step_size
-        self.trajectory_length = trajectory_length
-        self.jitter = jitter
-        self.temperature = temperature
-        self.standardize = standardize
-        self.batch_size = batch_size
-        self.device = device
-        self.random_state = random_state
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
         """Sample the posterior.
@@ -372,13 +356,9 @@ temperature, standardize, batch_size, device, random_state
         spread = float(values.std())
         self.y_mean_ = float(values.mean())
         self.y_scale_ = spread if spread > 1e-12 * max(1.0, abs(self.y_mean_)) else 1.0
-        if (
-            isinstance(self.min_noise, bool)
-            or not isinstance(self.min_noise, int | float)
-            or not 0 <= self.min_noise < 1
-        ):
-            raise InvalidInput(f"min_noise={self.min_noise!r} must lie in [0, 1): it is a share of the deviation of y.")
-        likelihood = _FlooredGaussian(None if self.noise is None else self.noise / self.y_scale_, self.min_noise)
+        floor = real("min_noise", self.min_noise, least=0, below=1)
+        noise = None if self.noise is None else positive("noise", self.noise) / self.y_scale_
+        likelihood = _FlooredGaussian(noise, floor)
         self._sample(rows, (values - self.y_mean_) / self.y_scale_, 2 if self.noise is None else 1, likelihood)
         return self
 
@@ -399,6 +379,6 @@ temperature, standardize, batch_size, device, random_state
         ndarray of shape (n_samples,), or two of them
         """
         inputs = self._inputs(X)
-        mean, variance = (part[:, 0].cpu() for part in self.model_.predict_moments(inputs, self.batch_size))
+        mean, variance = (part[:, 0].cpu() for part in self.posterior_.predict_moments(inputs, self.batch_size))
         prediction = self.y_mean_ + self.y_scale_ * mean.numpy()
         return (prediction, self.y_scale_ * variance.sqrt().numpy()) if return_std else prediction

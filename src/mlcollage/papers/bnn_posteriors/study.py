@@ -425,12 +425,12 @@ def _check(model: Callable[[], nn.Module]) -> None:
     """Refuse a network without a posterior before anything is run; a fresh batch norm has no statistics to fix."""
     from torch.nn.modules.batchnorm import _BatchNorm
 
-    from .module import BayesianModule
+    from .network import BayesianNetwork
 
     network = model().eval()
     for part in network.modules():
         part.training = isinstance(part, _BatchNorm)
-    BayesianModule(network)
+    BayesianNetwork(network)
 
 
 def measure(run: Run, workload: Workload | None) -> Measurements:

@@ -14,8 +14,9 @@ from torch.utils.data import Dataset, IterableDataset
 
 from mlcollage.errors import InvalidInput
 from mlcollage.nn.init import seeded
+from mlcollage.nn.wrapped import logits_of
 
-__all__ = ["as_data", "as_inputs", "as_tensor", "check_behavior", "check_module"]
+__all__ = ["as_data", "as_inputs", "as_tensor", "check_behavior", "check_finite", "check_module"]
 
 _REASON = "the likelihood must be deterministic and decompose over data"
 
@@ -31,6 +32,7 @@ def check_module(module: Any) -> None:
                 f"{where} uses the statistics of the batch, but {_REASON}; replace BatchNorm by FilterResponseNorm or "
                 "GroupNorm (or call eval() to use the running averages)."
             )
+        # nn.LSTM and its kind have their dropout as a number
         drop = part.p if isinstance(part, _DropoutNd) else getattr(part, "dropout", 0)
         if part.training and isinstance(drop, int | float) and drop > 0:
             raise InvalidInput(f"{where} drops at random, but {_REASON}; call eval() first.")
@@ -55,15 +57,22 @@ def check_module(module: Any) -> None:
 
 def as_tensor(values: Any, what: str) -> Tensor:
     """Values as a tensor with at least one datum."""
-    if isinstance(values, nn.Module) or values is None:
-        raise InvalidInput(f"{what} is {type(values).__name__}; an array or tensor (n, ...) is needed.")
     try:
+        if values is None or isinstance(values, nn.Module):
+            raise TypeError
         tensor = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError):
         raise InvalidInput(f"{what} is {type(values).__name__}; an array or tensor (n, ...) is needed.") from None
     if tensor.ndim == 0 or tensor.numel() == 0:
         raise InvalidInput(f"{what} is empty (shape {tuple(tensor.shape)}); at least one datum is needed.")
     return tensor
+
+
+def check_finite(values: Tensor, what: str, remedy: str) -> None:
+    """Refuse values (n, ...) with a number that is not finite, naming the first datum that has one."""
+    if values.dtype.is_floating_point and not bool(values.isfinite().all()):
+        by_datum = values.reshape(len(values), -1).isfinite().all(dim=1)  # (n,)
+        raise InvalidInput(f"{what} is not finite at datum {int((~by_datum).nonzero()[0])}; {remedy}.")
 
 
 def as_data(X: Any, y: Any) -> tuple[Any, Any]:
@@ -80,34 +89,32 @@ def as_data(X: Any, y: Any) -> tuple[Any, Any]:
     pairs = [X[i] for i in range(len(X))]
     if any(not isinstance(pair, tuple | list) or len(pair) != 2 for pair in pairs):
         raise InvalidInput("the Dataset must return pairs (input, target).")
-    x = torch.stack([torch.as_tensor(a) for a, _ in pairs])
+    x, targets = (torch.stack([torch.as_tensor(part) for part in column]) for column in zip(*pairs, strict=True))
+    # a few data are read a second time: augmentation hides inside datasets
     if any(not torch.equal(torch.as_tensor(X[i][0]), x[i]) for i in range(min(len(x), 8))):
         warnings.warn(
             "the Dataset returns another input each time it is read: with augmentation the likelihood is no longer a "
-            "product over the data. One reading of it is used; for augmentation on purpose, see transform= of 'sghmc'.",
+            "product over the data. One reading of it is used; for augmentation on purpose, see transform= of SGHMC.",
             stacklevel=3,
         )
-    return x, torch.stack([torch.as_tensor(b) for _, b in pairs])
+    return x, targets
 
 
-def as_inputs(values: Any, module: nn.Module, like: Tensor, what: str = "X") -> Tensor:
+def as_inputs(values: Any, module: nn.Module, what: str = "X") -> Tensor:
     """Inputs in the network's type, on its device, finite; whole numbers only for networks that look them up."""
+    own = list(module.parameters()) or [torch.empty(0)]
+    like = next((p for p in own if p.requires_grad), own[0])
     x = as_tensor(values, what).to(like.device)
-    if not x.dtype.is_floating_point:
-        if (
-            x.dtype.is_complex
-            or x.dtype == torch.bool
-            or not any(isinstance(m, nn.Embedding) for m in module.modules())
-        ):
-            raise InvalidInput(
-                f"{what} is {x.dtype}; real numbers are needed, since the network looks nothing up (X.float(), and "
-                "standardize)."
-            )
-        return x
-    if not bool(x.isfinite().all()):
-        first = int((~x.reshape(len(x), -1).isfinite().all(dim=1)).nonzero()[0])
-        raise InvalidInput(f"{what} is not finite at datum {first}; drop or impute such data.")
-    return x.to(like.dtype)
+    if x.dtype.is_floating_point:
+        check_finite(x, what, "drop or impute such data")
+        return x.to(like.dtype)
+    looked_up = any(isinstance(m, nn.Embedding) for m in module.modules())
+    if x.dtype.is_complex or x.dtype == torch.bool or not looked_up:
+        raise InvalidInput(
+            f"{what} is {x.dtype}; real numbers are needed, since the network looks nothing up (X.float(), and "
+            "standardize)."
+        )
+    return x
 
 
 @torch.no_grad()
@@ -115,22 +122,22 @@ def check_behavior(module: nn.Module, parameters: dict[str, Tensor], x: Tensor) 
     """Run a few data twice, and one alone: outputs (m, ...), or a refusal where they are random or coupled."""
     few = x[:4]
 
-    def run(part: Tensor, seed: int) -> Any:
+    def run(part: Tensor, seed: int) -> Tensor:
         with seeded(seed):
-            return functional_call(module, parameters, (part,))
+            return logits_of(functional_call(module, parameters, (part,)))
 
     try:
         first = run(few, 0)
     except RuntimeError as error:
         raise InvalidInput(f"the network cannot take inputs of shape {tuple(few.shape)}: {error}") from error
-    if not isinstance(first, Tensor) or first.ndim == 0 or len(first) != len(few):
-        found = f"shape {tuple(first.shape)}" if isinstance(first, Tensor) else type(first).__name__
-        raise InvalidInput(f"the network returns {found} for {len(few)} inputs; one tensor (n, ...) is needed.")
-    if not bool(first.isfinite().all()):
-        datum = int((~first.reshape(len(few), -1).isfinite().all(dim=1)).nonzero()[0])
-        raise InvalidInput(f"the network's output is not finite for datum {datum}; check its weights and the inputs.")
+    if first.ndim == 0 or len(first) != len(few):
+        raise InvalidInput(
+            f"the network returns shape {tuple(first.shape)} for {len(few)} inputs; one tensor (n, ...) is needed."
+        )
+    check_finite(first, "the network's output", "check its weights and the inputs")
     if not torch.equal(first, run(few, 1)):
         raise InvalidInput(f"the network returns something else each time, but {_REASON}; call eval() first.")
+    # products of other shapes round differently, so not to the last bit
     scale = float(first.abs().max()) + 1e-30
     if len(few) > 1 and float((run(few[:1], 0) - first[:1]).abs().max()) > 1e-3 * scale:
         raise InvalidInput(

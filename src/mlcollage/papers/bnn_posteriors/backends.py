@@ -1,4 +1,4 @@
-r"""Outputs and gradients of many chains at once: four ways behind one interface.
+r"""Outputs and gradients of many chains at once: four backends behind one interface.
 
 ``mlp``
     Stacks of linear maps and elementwise nonlinearities, recognized by structure. The forward and backward pass of all
@@ -20,7 +20,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -30,11 +30,21 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from mlcollage.nn.mlp import MLP
+from mlcollage.nn.wrapped import logits_of
 
 from .layout import Layout
 from .likelihoods import Likelihood
 
-__all__ = ["Batch", "Dense", "Kernel", "LoopKernel", "MLPKernel", "VmapKernel", "dense_layers", "exact_matmul"]
+__all__ = [
+    "Backend",
+    "Batch",
+    "LinearLayer",
+    "LoopBackend",
+    "MLPBackend",
+    "VmapBackend",
+    "exact_matmul",
+    "linear_layers",
+]
 
 
 @dataclass(frozen=True)
@@ -88,10 +98,10 @@ def _without_tf32() -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
-class Kernel(ABC):
+class Backend(ABC):
     """Outputs and likelihood gradients of a network at positions (chains, P)."""
 
-    path: str
+    name: str
 
     @abstractmethod
     def outputs(self, q: Tensor, x: Tensor) -> Tensor:
@@ -103,7 +113,7 @@ class Kernel(ABC):
 
 
 @dataclass(frozen=True)
-class Dense:
+class LinearLayer:
     """One linear map of a perceptron and the nonlinearity behind it (None for the identity)."""
 
     weight: str
@@ -111,30 +121,38 @@ class Dense:
     activation: nn.Module | None
 
 
-_aten = torch.ops.aten
-Backward = Callable[[Tensor, Tensor, Any], Tensor]
+class _Rule(NamedTuple):
+    """An elementwise nonlinearity by hand.
 
-# derivative times what comes from above, given the output (in place) or the input of the nonlinearity
-_BY_OUTPUT: dict[type[nn.Module], tuple[Callable[[Tensor, Any], Tensor], Backward]] = {
-    nn.ReLU: (lambda z, m: z.relu_(), lambda g, h, m: _aten.threshold_backward.grad_input(g, h, 0, grad_input=g)),
-    nn.Tanh: (lambda z, m: z.tanh_(), lambda g, h, m: _aten.tanh_backward.grad_input(g, h, grad_input=g)),
-    nn.Sigmoid: (lambda z, m: z.sigmoid_(), lambda g, h, m: _aten.sigmoid_backward.grad_input(g, h, grad_input=g)),
-}
-_BY_INPUT: dict[type[nn.Module], tuple[Callable[[Tensor, Any], Tensor], Backward]] = {
-    nn.SiLU: (lambda z, m: F.silu(z), lambda g, z, m: _aten.silu_backward(g, z)),
-    nn.GELU: (
+    ``forward(z, module)`` gives the output. ``backward(g, z, module)`` multiplies what comes from above by the
+    derivative; ``z`` then holds the input, or the output of those that overwrite it.
+    """
+
+    forward: Callable[[Tensor, Any], Tensor]
+    backward: Callable[[Tensor, Tensor, Any], Tensor]
+
+
+_aten = torch.ops.aten
+_RULES: dict[type[nn.Module], _Rule] = {
+    # in place, with derivatives by the output
+    nn.ReLU: _Rule(lambda z, m: z.relu_(), lambda g, h, m: _aten.threshold_backward.grad_input(g, h, 0, grad_input=g)),
+    nn.Tanh: _Rule(lambda z, m: z.tanh_(), lambda g, h, m: _aten.tanh_backward.grad_input(g, h, grad_input=g)),
+    nn.Sigmoid: _Rule(lambda z, m: z.sigmoid_(), lambda g, h, m: _aten.sigmoid_backward.grad_input(g, h, grad_input=g)),
+    # with derivatives by the input, which is kept
+    nn.SiLU: _Rule(lambda z, m: F.silu(z), lambda g, z, m: _aten.silu_backward(g, z)),
+    nn.GELU: _Rule(
         lambda z, m: F.gelu(z, approximate=m.approximate),
         lambda g, z, m: _aten.gelu_backward(g, z, approximate=m.approximate),
     ),
-    nn.Softplus: (
+    nn.Softplus: _Rule(
         lambda z, m: F.softplus(z, m.beta, m.threshold),
         lambda g, z, m: _aten.softplus_backward(g, z, m.beta, m.threshold),
     ),
-    nn.ELU: (
+    nn.ELU: _Rule(
         lambda z, m: F.elu(z, m.alpha),
         lambda g, z, m: _aten.elu_backward(g, m.alpha, 1.0, 1.0, False, z),
     ),
-    nn.LeakyReLU: (
+    nn.LeakyReLU: _Rule(
         lambda z, m: F.leaky_relu(z, m.negative_slope),
         lambda g, z, m: _aten.leaky_relu_backward(g, z, m.negative_slope, False),
     ),
@@ -142,32 +160,27 @@ _BY_INPUT: dict[type[nn.Module], tuple[Callable[[Tensor, Any], Tensor], Backward
 
 
 def _flat_modules(module: nn.Module, prefix: str) -> list[tuple[str, nn.Module]] | None:
-    """The modules of a plain chain in order of execution; None if it is none."""
+    """Prefix and module of a plain chain in order of execution; None if it is none."""
     if _has_hooks(module):
         return None
+    found: list[tuple[str, nn.Module]] = []
     if type(module) is nn.Sequential:
-        found: list[tuple[str, nn.Module]] = []
-        for name, child in module.named_children():
-            inner = _flat_modules(child, f"{prefix}{name}.")
-            if inner is None:
-                return None
-            found += inner
-        return found
-    if type(module) is MLP:
+        parts = list(module.named_children())
+    elif type(module) is MLP:
+        blocks = [(f"hidden{i}", module.get_submodule(f"hidden{i}")) for i in range(1, module.depth + 1)]
+        if any(getattr(block, "norm", None) is not None or _has_hooks(block) for _, block in blocks):
+            return None
         found = [(prefix, nn.Flatten())]
-        for i in range(1, module.depth + 1):
-            name = f"hidden{i}"
-            hidden = module.get_submodule(name)
-            if getattr(hidden, "norm", None) is not None or _has_hooks(hidden):
-                return None
-            for key, child in hidden.named_children():
-                part = _flat_modules(child, f"{prefix}{name}.{key}.")
-                if part is None:
-                    return None
-                found += part
-        head = _flat_modules(module.head, f"{prefix}head.")
-        return None if head is None else found + head
-    return [(prefix, module)]
+        parts = [(f"{name}.{key}", child) for name, block in blocks for key, child in block.named_children()]
+        parts.append(("head", module.head))
+    else:
+        return [(prefix, module)]
+    for name, child in parts:
+        inner = _flat_modules(child, f"{prefix}{name}.")
+        if inner is None:
+            return None
+        found += inner
+    return found
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -177,7 +190,7 @@ def _has_hooks(module: nn.Module) -> bool:
     )
 
 
-def dense_layers(module: nn.Module, layout: Layout, sample: Tensor) -> list[Dense] | None:
+def linear_layers(module: nn.Module, layout: Layout, sample: Tensor) -> list[LinearLayer] | None:
     """The layers of a perceptron whose parameters are all sampled, for flat inputs; None if the module is none.
 
     Parameters
@@ -196,23 +209,23 @@ def dense_layers(module: nn.Module, layout: Layout, sample: Tensor) -> list[Dens
         chain, sample = chain[1:], sample.flatten(1)
     if sample.ndim != 2:
         return None
-    layers: list[Dense] = []
+    layers: list[LinearLayer] = []
     for prefix, part in chain:
         kind = type(part)
         if kind is nn.Identity or (kind is nn.Dropout and (not part.training or part.p == 0)):
             continue
         if kind is nn.Linear:
-            layers.append(Dense(f"{prefix}weight", None if part.bias is None else f"{prefix}bias", None))
-        elif (kind in _BY_OUTPUT or kind in _BY_INPUT) and layers and layers[-1].activation is None:
-            layers[-1] = Dense(layers[-1].weight, layers[-1].bias, part)
+            layers.append(LinearLayer(f"{prefix}weight", None if part.bias is None else f"{prefix}bias", None))
+        elif kind in _RULES and layers and layers[-1].activation is None:
+            layers[-1] = replace(layers[-1], activation=part)
         else:
             return None
     used = [name for layer in layers for name in (layer.weight, layer.bias) if name is not None]
-    # a frozen, shared or unused parameter is left to the general paths
+    # a frozen, shared or unused parameter is left to the general backends
     return layers if layers and sorted(used) == sorted(layout.names) and layers[-1].activation is None else None
 
 
-class _Plan:
+class _Buffers:
     """Work buffers of a perceptron for so many chains and data, and every view of them, made once.
 
     A call of a small network takes some hundred microseconds; making a view takes one.
@@ -223,44 +236,55 @@ class _Plan:
             return torch.empty(shape, dtype=like.dtype, device=like.device)
 
         self.chains = chains
+        # what each linear map gives, (chains, out, n), and its transpose
         self.z = [empty(chains, units, n) for units, _ in shapes]
         self.zt = [z.transpose(1, 2) for z in self.z]
+        # gradients by what each linear map takes, (chains, in, n); the first one's is not needed
         self.dh = [None, *(empty(chains, width, n) for _, width in shapes[1:])]
+        # gradients by the weights, (chains, out, in), and the same as (chains, out * in)
         self.by_weight = [empty(chains, *shape) for shape in shapes]
         self.by_weight_flat = [g.view(chains, -1) for g in self.by_weight]
-        self.by_first = self.by_weight[0].view(-1, shapes[0][1])
+        self.by_first = self.by_weight[0].view(-1, shapes[0][1])  # (chains * out, in)
 
 
-class MLPKernel(Kernel):
+class _Weights(NamedTuple):
+    """Views of a position: a layer's weight (chains, out, in), its transpose, its bias (chains, out, 1)."""
+
+    weight: Tensor
+    transposed: Tensor
+    column: Tensor | None
+
+
+class MLPBackend(Backend):
     """Perceptrons, by hand.
 
     Parameters
     ----------
     layers
-        From :func:`dense_layers`.
+        From :func:`linear_layers`.
     layout
         Of the positions.
     likelihood
         Its :meth:`~mlcollage.papers.bnn_posteriors.likelihoods.Likelihood.score` is used.
     """
 
-    path = "mlp"
-    _most_plans = 8
+    name = "mlp"
+    _most_buffers = 8  # a training set, its last chunk, test inputs, ...
 
-    def __init__(self, layers: Sequence[Dense], layout: Layout, likelihood: Likelihood):
+    def __init__(self, layers: Sequence[LinearLayer], layout: Layout, likelihood: Likelihood):
         self.layers, self.layout, self.likelihood = tuple(layers), layout, likelihood
         shape = dict(zip(layout.names, layout.shapes, strict=True))
         self._shapes = [shape[layer.weight] for layer in self.layers]
-        self._plans: dict[tuple[Any, ...], _Plan] = {}
+        self._buffers: dict[tuple[Any, ...], _Buffers] = {}
         self._seen: tuple[Tensor, list[_Weights]] | None = None
 
-    def _plan(self, chains: int, n: int, like: Tensor) -> _Plan:
+    def _buffers_for(self, chains: int, n: int, like: Tensor) -> _Buffers:
         key = (chains, n, like.dtype, like.device)
-        if key not in self._plans:
-            if len(self._plans) == self._most_plans:
-                del self._plans[next(iter(self._plans))]
-            self._plans[key] = _Plan(self._shapes, chains, n, like)
-        return self._plans[key]
+        if key not in self._buffers:
+            if len(self._buffers) == self._most_buffers:
+                del self._buffers[next(iter(self._buffers))]
+            self._buffers[key] = _Buffers(self._shapes, chains, n, like)
+        return self._buffers[key]
 
     def _weights(self, q: Tensor) -> list[_Weights]:
         """Views of q for each layer; made once for a position that moves in place."""
@@ -268,50 +292,45 @@ class MLPKernel(Kernel):
             at, found = self.layout.slices, []
             for layer, shape in zip(self.layers, self._shapes, strict=True):
                 weight = q[:, at[layer.weight]].unflatten(1, shape)
-                bias = None if layer.bias is None else q[:, at[layer.bias]]
-                found.append(_Weights(weight, weight.mT, bias, None if bias is None else bias.unsqueeze(2)))
+                column = None if layer.bias is None else q[:, at[layer.bias]].unsqueeze(2)
+                found.append(_Weights(weight, weight.mT, column))
             self._seen = (q, found)
         return self._seen[1]
 
-    def _forward(self, weights: list[_Weights], x: Tensor, plan: _Plan) -> tuple[Tensor, list[Tensor]]:
+    def _forward(self, weights: list[_Weights], x: Tensor, buffers: _Buffers) -> tuple[Tensor, list[Tensor]]:
         """Outputs (chains, K, n), and what each layer's input is, the first one's apart: (chains, units, n)."""
-        h, hidden = (x.expand(plan.chains, -1, -1) if x.ndim == 2 else x), []
+        h, hidden = (x.expand(buffers.chains, -1, -1) if x.ndim == 2 else x), []
         for i, (layer, w) in enumerate(zip(self.layers, weights, strict=True)):
-            z = plan.z[i]
-            if w.column is None:
+            z = buffers.z[i]
+            if w.column is None:  # (chains, out, in) @ (chains, in, n)
                 torch.bmm(w.weight, h, out=z)
             else:
                 torch.baddbmm(w.column, w.weight, h, out=z)
             act = layer.activation
-            if act is None:
-                h = z
-            elif type(act) in _BY_OUTPUT:
-                h = _BY_OUTPUT[type(act)][0](z, act)
-            else:
-                h = _BY_INPUT[type(act)][0](z, act)
+            h = z if act is None else _RULES[type(act)].forward(z, act)
             hidden.append(h)
         return h, hidden
 
     @torch.no_grad()
     def outputs(self, q: Tensor, x: Tensor) -> Tensor:
-        """See :class:`Kernel`."""
+        """See :class:`Backend`."""
         with exact_matmul(q.device):
-            z, _ = self._forward(self._weights(q), x.flatten(1).T, self._plan(len(q), len(x), q))
+            z, _ = self._forward(self._weights(q), x.flatten(1).T, self._buffers_for(len(q), len(x), q))
         return z.mT.clone()
 
     def gradient(self, q: Tensor, batches: Sequence[Batch], out: Tensor, value: bool) -> Tensor | None:
-        """See :class:`Kernel`; to be called without recording a graph."""
+        """See :class:`Backend`; to be called without recording a graph."""
         weights, total = self._weights(q), None
         parts: dict[str, Tensor] = {}
         with exact_matmul(q.device):
-            into = self._plan(len(q), batches[0].size, q)  # where the gradients of all chunks add up
+            into = self._buffers_for(len(q), batches[0].size, q)  # where the gradients of all chunks add up
             for number, batch in enumerate(batches):
-                plan = self._plan(len(q), batch.size, q)
-                z, hidden = self._forward(weights, batch.columns, plan)
+                buffers = self._buffers_for(len(q), batch.size, q)
+                z, hidden = self._forward(weights, batch.columns, buffers)
                 part, dz = self.likelihood.score(z, batch.targets, value)
                 if part is not None:
                     total = part if total is None else total + part
-                self._backward(weights, dz, batch.columns, hidden, plan, into, parts, first=number == 0)
+                self._backward(weights, dz, batch.columns, hidden, buffers, into, parts, first=number == 0)
         torch.cat([parts[name] for name in self.layout.names], dim=1, out=out)
         return total
 
@@ -321,8 +340,8 @@ class MLPKernel(Kernel):
         dz: Tensor,
         x: Tensor,
         hidden: list[Tensor],
-        plan: _Plan,
-        into: _Plan,
+        buffers: _Buffers,
+        into: _Buffers,
         parts: dict[str, Tensor],
         first: bool,
     ) -> None:
@@ -330,67 +349,55 @@ class MLPKernel(Kernel):
         for i in reversed(range(len(self.layers))):
             layer, by_weight = self.layers[i], into.by_weight[i]
             if i == 0 and x.ndim == 2:  # all chains as one product
-                flat = dz.reshape(-1, dz.shape[2])
+                flat = dz.reshape(-1, dz.shape[2])  # (chains * out, n) @ (n, in)
                 if first:
                     torch.mm(flat, x.T, out=into.by_first)
                 else:
                     into.by_first.addmm_(flat, x.T)
             else:
-                below = x.mT if i == 0 else plan.zt[i - 1] if hidden[i - 1] is plan.z[i - 1] else hidden[i - 1].mT
+                # (chains, out, n) @ (chains, n, in)
+                below = x.mT if i == 0 else buffers.zt[i - 1] if hidden[i - 1] is buffers.z[i - 1] else hidden[i - 1].mT
                 if first:
                     torch.bmm(dz, below, out=by_weight)
                 else:
                     by_weight.baddbmm_(dz, below)
             parts[layer.weight] = into.by_weight_flat[i]
             if layer.bias is not None:
-                by_bias = dz.sum(dim=2)
+                by_bias = dz.sum(dim=2)  # (chains, out)
                 parts[layer.bias] = by_bias if first else parts[layer.bias].add_(by_bias)
             if i == 0:
                 return
-            dh = plan.dh[i]
+            dh = buffers.dh[i]
             assert dh is not None
-            torch.bmm(weights[i].transposed, dz, out=dh)
+            torch.bmm(weights[i].transposed, dz, out=dh)  # (chains, in, out) @ (chains, out, n)
             before = self.layers[i - 1].activation
-            if before is None:
-                dz = dh
-            elif type(before) in _BY_OUTPUT:
-                dz = _BY_OUTPUT[type(before)][1](dh, hidden[i - 1], before)
-            else:
-                dz = _BY_INPUT[type(before)][1](dh, plan.z[i - 1], before)
+            dz = dh if before is None else _RULES[type(before)].backward(dh, buffers.z[i - 1], before)
 
 
-class _Weights(NamedTuple):
-    """Views of a position: a layer's weight (chains, out, in), its transpose, its bias, and that as columns."""
-
-    weight: Tensor
-    transposed: Tensor
-    bias: Tensor | None
-    column: Tensor | None
-
-
-class _Functional(Kernel):
-    """What the general paths share: the module as a function of its parameters."""
+class _Functional(Backend):
+    """What the general backends share: the module as a function of its parameters."""
 
     def __init__(self, module: nn.Module, layout: Layout, likelihood: Likelihood):
         self.module, self.layout, self.likelihood = module, layout, likelihood
 
     def _call(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
-        return functional_call(self.module, parameters, (x,))
+        return logits_of(functional_call(self.module, parameters, (x,)))
 
     def _log_lik(self, parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         return self.likelihood.log_prob(self._call(parameters, x), y).double().sum()
 
 
-class VmapKernel(_Functional):
+class VmapBackend(_Functional):
     """Any module that ``torch.func.vmap`` can batch over its parameters, compiled on request."""
 
     def __init__(self, module: nn.Module, layout: Layout, likelihood: Likelihood, compiled: bool = False):
         super().__init__(module, layout, likelihood)
-        self.path = "compile" if compiled else "vmap"
-        self._shared, self._own = (self._maker(None, compiled), self._maker(0, compiled))
+        self.name = "compile" if compiled else "vmap"
+        # for data that all chains share, and for data of each chain's own
+        self._shared, self._own = self._maker(None, compiled), self._maker(0, compiled)
 
     def _maker(self, dims: int | None, compiled: bool) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Positions and data to flat gradients and values."""
+        """Positions (chains, P) and data to gradients (chains, P) and values (chains,)."""
         run = vmap(grad_and_value(self._log_lik), in_dims=(0, dims, dims), randomness="error")
 
         def evaluate(q: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -401,13 +408,13 @@ class VmapKernel(_Functional):
 
     @torch.no_grad()
     def outputs(self, q: Tensor, x: Tensor) -> Tensor:
-        """See :class:`Kernel`."""
+        """See :class:`Backend`."""
         with exact_matmul(q.device):
             return vmap(self._call, in_dims=(0, None), randomness="error")(self.layout.unflatten(q), x)
 
     @torch.no_grad()
     def gradient(self, q: Tensor, batches: Sequence[Batch], out: Tensor, value: bool) -> Tensor | None:
-        """See :class:`Kernel`."""
+        """See :class:`Backend`."""
         total: Tensor | None = None
         with exact_matmul(q.device):
             for number, batch in enumerate(batches):
@@ -417,22 +424,23 @@ class VmapKernel(_Functional):
         return total
 
 
-class LoopKernel(_Functional):
+class LoopBackend(_Functional):
     """One chain after the other: works for every module."""
 
-    path = "loop"
+    name = "loop"
 
     @torch.no_grad()
     def outputs(self, q: Tensor, x: Tensor) -> Tensor:
-        """See :class:`Kernel`."""
+        """See :class:`Backend`."""
         with exact_matmul(q.device):
             return torch.stack([self._call(self.layout.unflatten(one), x) for one in q])
 
     def gradient(self, q: Tensor, batches: Sequence[Batch], out: Tensor, value: bool) -> Tensor | None:
-        """See :class:`Kernel`."""
+        """See :class:`Backend`."""
         values = []
         with exact_matmul(q.device), torch.enable_grad():
             for c, one in enumerate(q):
+                # by name, so that a parameter that is shared between layers is one leaf
                 leaves = {n: v.detach().requires_grad_(True) for n, v in self.layout.unflatten(one).items()}
                 sums, total = None, torch.zeros((), dtype=torch.float64, device=q.device)
                 for batch in batches:

@@ -9,10 +9,13 @@ from torch.func import functional_call
 from mlcollage.errors import InvalidInput, UnknownName
 from mlcollage.nn.init import build
 from mlcollage.nn.norm import FilterResponseNorm
-from mlcollage.papers.bnn_posteriors import BayesianModule, GaussianPrior, Layout, Posterior, StudentTPrior
+from mlcollage.papers.bnn_posteriors import HMC, MAP, BayesianNetwork, GaussianPrior, Layout, Posterior, StudentTPrior
 from mlcollage.papers.bnn_posteriors.layout import Layout as TheLayout
 
 X, Y = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 2
+
+
+SHORT = HMC(chains=2, draws=3, burn_in=2, warmup=10)
 
 
 def mlp(seed=0):
@@ -33,44 +36,46 @@ class Tied(nn.Module):
 def test_the_users_module_is_never_changed():
     net = mlp()
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    model = BayesianModule(net).fit(X, Y, "hmc", chains=2, samples=3, burn_in=2, warmup=10)
-    model.fit(X, Y, "map", steps=5)
+    bnn = BayesianNetwork(net)
+    bnn.fit(X, Y, SHORT)
+    bnn.fit(X, Y, MAP(steps=5))
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert all(p.requires_grad and p.grad is None for p in net.parameters())
     with torch.no_grad():
         net[0].weight.fill_(9.0)  # nor does what happens to it later matter
-    assert float(model.parameters_flat.max()) < 9
+    assert float(bnn.parameters_flat.max()) < 9
 
 
 def test_flatten_and_unflatten_are_inverse():
-    model = BayesianModule(mlp())
+    model = BayesianNetwork(mlp())
     q = model.initial(3)
-    assert model.names == ("0.weight", "0.bias", "2.weight", "2.bias")
-    assert model.sizes == (12, 4, 8, 2)
-    assert torch.equal(model.flatten(model.unflatten(q)), q)
+    layout = model.layout
+    assert layout.names == ("0.weight", "0.bias", "2.weight", "2.bias")
+    assert layout.sizes == (12, 4, 8, 2)
+    assert torch.equal(layout.flatten(layout.unflatten(q)), q)
     assert torch.equal(model.parameters_flat, torch.cat([p.detach().flatten() for p in model.module.parameters()]))
     with pytest.raises(InvalidInput, match=r"\(..., 26\) is needed"):
-        model.unflatten(torch.zeros(25))
+        layout.unflatten(torch.zeros(25))
     with pytest.raises(UnknownName, match=r"2.bias is missing"):
-        model.flatten({k: v for k, v in model.unflatten(q).items() if k != "2.bias"})
+        layout.flatten({k: v for k, v in layout.unflatten(q).items() if k != "2.bias"})
 
 
 def test_frozen_parameters_stay_and_tied_ones_are_one():
     net = build(Tied, 0)
-    model = BayesianModule(net)
-    assert model.names == ("encode.weight", "head.weight", "head.bias")
+    model = BayesianNetwork(net)
+    assert model.layout.names == ("encode.weight", "head.weight", "head.bias")
     w = model.initial(1, "prior")[0]
-    parts = model.unflatten(w)
+    parts = model.layout.unflatten(w)
     by_hand = (X @ parts["encode.weight"].T).tanh() @ parts["encode.weight"].T @ parts["head.weight"].T + parts[
         "head.bias"
     ]
     torch.testing.assert_close(model.log_density(X, Y).outputs(w[None], X)[0], by_hand)
     frozen = mlp()
     frozen[0].requires_grad_(False)
-    model = BayesianModule(frozen).fit(X, Y, "hmc", chains=2, samples=3, burn_in=2, warmup=10)
-    assert model.names == ("2.weight", "2.bias")
-    draw = model.posterior.state_dict(1, 2)
-    torch.testing.assert_close(model.predict_samples(X)[1, 2], functional_call(frozen, draw, (X,)).softmax(-1))
+    posterior = BayesianNetwork(frozen).fit(X, Y, SHORT)
+    assert posterior.layout.names == ("2.weight", "2.bias")
+    draw = posterior.state_dict(1, 2)
+    torch.testing.assert_close(posterior.predict_draws(X)[1, 2], functional_call(frozen, draw, (X,)).softmax(-1))
 
 
 @pytest.mark.parametrize(
@@ -98,7 +103,7 @@ def test_frozen_parameters_stay_and_tied_ones_are_one():
 )
 def test_modules_without_a_posterior_are_refused_with_the_reason(make, says):
     with pytest.raises(InvalidInput, match=says):
-        BayesianModule(make())
+        BayesianNetwork(make())
 
 
 def test_weights_that_are_not_finite_are_named():
@@ -106,7 +111,7 @@ def test_weights_that_are_not_finite_are_named():
     with torch.no_grad():
         net[2].bias[1] = torch.nan
     with pytest.raises(InvalidInput, match=r"parameter 2.bias is not finite"):
-        BayesianModule(net)
+        BayesianNetwork(net)
 
 
 class Coupled(nn.Module):
@@ -121,16 +126,16 @@ class Coupled(nn.Module):
 
 def test_hidden_noise_and_hidden_coupling_are_found_when_data_come():
     with pytest.raises(InvalidInput, match="something else each time"):
-        BayesianModule(Coupled(True)).log_density(X, Y)
+        BayesianNetwork(Coupled(True)).log_density(X, Y)
     with pytest.raises(InvalidInput, match="depends on the others of its batch"):
-        BayesianModule(Coupled(False)).log_density(X, Y)
+        BayesianNetwork(Coupled(False)).log_density(X, Y)
 
 
 def test_norms_that_decompose_and_eval_modes_are_welcome():
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2)).eval()
     conv = nn.Sequential(nn.Unflatten(1, (1, 3)), nn.Conv1d(1, 2, 3), FilterResponseNorm(2), nn.Flatten())
     for module in (net, conv):
-        value, gradient = BayesianModule(module).log_density(X, Y)(BayesianModule(module).initial(2))
+        value, gradient = BayesianNetwork(module).log_density(X, Y)(BayesianNetwork(module).initial(2))
         assert bool(value.isfinite().all() and gradient.isfinite().all())
 
 
@@ -151,7 +156,7 @@ def test_norms_that_decompose_and_eval_modes_are_welcome():
 )
 def test_data_that_do_not_fit_are_refused(x, y, says):
     with pytest.raises(InvalidInput, match=says):
-        BayesianModule(mlp()).log_density(x, y)
+        BayesianNetwork(mlp()).log_density(x, y)
 
 
 class Pairs(torch.utils.data.Dataset):
@@ -166,10 +171,10 @@ class Pairs(torch.utils.data.Dataset):
 
 
 def test_datasets_are_read_whole_and_augmentation_in_them_is_named():
-    model = BayesianModule(mlp())
+    model = BayesianNetwork(mlp())
     q = model.initial(1)
     torch.testing.assert_close(model.log_density(Pairs())(q)[0], model.log_density(X, Y)(q)[0])
-    assert model.fit(Pairs(), method="map", steps=2).posterior.method == "map"
+    assert model.fit(Pairs(), None, MAP(steps=2)).method == "map"
     with torch.random.fork_rng(devices=[]), pytest.warns(UserWarning, match="no longer a product over the data"):
         model.log_density(Pairs(random=True))
     with pytest.raises(InvalidInput, match="comes with y=None"):
@@ -179,8 +184,11 @@ def test_datasets_are_read_whole_and_augmentation_in_them_is_named():
 
 
 def test_settings_of_the_density_are_checked():
-    model = BayesianModule(mlp())
-    for keywords, says in (({"temperature": 0.0}, "temperature=0.0"), ({"chunk_size": 0}, "chunk_size=0")):
+    model = BayesianNetwork(mlp())
+    for keywords, says in (
+        ({"temperature": 0.0}, "temperature .* not 0.0"),
+        ({"chunk_size": 0}, "chunk_size .* not 0"),
+    ):
         with pytest.raises(InvalidInput, match=says):
             model.log_density(X, Y, **keywords)
     density = model.log_density(X, Y)
@@ -188,26 +196,28 @@ def test_settings_of_the_density_are_checked():
         density(torch.zeros(26))
     with pytest.raises(InvalidInput, match=r"positions are torch\.float64"):
         density(torch.zeros(1, 26, dtype=torch.float64))
-    with pytest.raises(UnknownName, match="path='fast'"):
-        model.log_density(X, Y, path="fast")
+    with pytest.raises(UnknownName, match=r"backend must be one of .* not 'fast'"):
+        model.log_density(X, Y, backend="fast")
+    with pytest.raises(UnknownName, match=r"backend must be one of .* not 'fast'"):
+        BayesianNetwork(mlp(), backend="fast")
     with pytest.raises(InvalidInput, match="prior is float"):
-        BayesianModule(mlp(), prior=0.2)
+        BayesianNetwork(mlp(), prior=0.2)
 
 
 def test_arrays_of_any_float_and_networks_that_look_words_up():
-    model = BayesianModule(mlp())
+    model = BayesianNetwork(mlp())
     q = model.initial(1)
     a, b = model.log_density(X, Y)(q), model.log_density(X.double().numpy(), Y.numpy())(q)
     torch.testing.assert_close(a[0], b[0])
     words = build(lambda: nn.Sequential(nn.Embedding(7, 4), nn.Flatten(), nn.Linear(12, 2)), 0)
     index = torch.arange(60).reshape(20, 3) % 7
-    value, gradient = BayesianModule(words).log_density(index, Y)(BayesianModule(words).initial(2))
+    value, gradient = BayesianNetwork(words).log_density(index, Y)(BayesianNetwork(words).initial(2))
     assert bool(value.isfinite().all())
     assert gradient.shape == (2, 28 + 26)
 
 
 def test_starts():
-    model = BayesianModule(mlp(), prior=GaussianPrior(100.0))
+    model = BayesianNetwork(mlp(), prior=GaussianPrior(100.0))
     a, b = model.initial(3, generator=1), model.initial(3, generator=1)
     assert torch.equal(a, b)
     assert not torch.equal(a[0], a[1])
@@ -225,66 +235,76 @@ def test_starts():
             model.initial(2, init)
     with pytest.raises(UnknownName, match="init='zeros'"):
         model.initial(2, "zeros")
-    with pytest.raises(InvalidInput, match="chains=0"):
+    with pytest.raises(InvalidInput, match=r"chains must be .* not 0"):
         model.initial(0)
 
 
 def test_predictions_average_every_draw_of_every_chain():
-    model = BayesianModule(mlp())
+    model = BayesianNetwork(mlp())
     params = model.initial(6, "prior").reshape(2, 3, -1)
-    model.posterior = Posterior(model.layout, "by hand", params)
-    logits = torch.stack([functional_call(model.module, model.unflatten(w), (X,)) for w in params.reshape(6, -1)])
+    posterior = Posterior(model.layout, "by hand", params, network=model)
+    logits = torch.stack(
+        [functional_call(model.module, model.layout.unflatten(w), (X,)) for w in params.reshape(6, -1)]
+    )
     proba = logits.double().softmax(-1)
-    torch.testing.assert_close(model.predict_proba(X), proba.mean(0), rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(model.predict_proba(X, batch_size=7), proba.mean(0), rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(model.predict_samples(X).double().flatten(0, 1), proba, rtol=1e-5, atol=1e-6)
-    assert torch.equal(model.predict(X), proba.mean(0).argmax(-1))
-    assert model.predict_proba(X.numpy()).dtype == torch.float64
+    torch.testing.assert_close(posterior.predict_proba(X), proba.mean(0), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(posterior.predict_proba(X, batch_size=7), proba.mean(0), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(posterior.predict_draws(X).double().flatten(0, 1), proba, rtol=1e-5, atol=1e-6)
+    assert torch.equal(posterior.predict(X), proba.mean(0).argmax(-1))
+    assert posterior.predict_proba(X.numpy()).dtype == torch.float64
 
 
 def test_the_gaussian_predictive_is_the_mixture():
-    model = BayesianModule(build(lambda: nn.Linear(3, 2), 0), "gaussian")
+    model = BayesianNetwork(build(lambda: nn.Linear(3, 2), 0), "gaussian")
     params = model.initial(4, "prior").reshape(2, 2, -1)
-    model.posterior = Posterior(model.layout, "by hand", params)
-    out = torch.stack([functional_call(model.module, model.unflatten(w), (X,)) for w in params.reshape(4, -1)]).double()
+    posterior = Posterior(model.layout, "by hand", params, network=model)
+    out = torch.stack(
+        [functional_call(model.module, model.layout.unflatten(w), (X,)) for w in params.reshape(4, -1)]
+    ).double()
     mu, sigma = out[..., :1], nn.functional.softplus(out[..., 1:])
-    mean, variance = model.predict_moments(X)
+    mean, variance = posterior.predict_moments(X)
     torch.testing.assert_close(mean, mu.mean(0), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(variance, (sigma**2).mean(0) + mu.var(0, correction=0), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(model.predict(X), mean)
+    torch.testing.assert_close(posterior.predict(X), mean)
     with pytest.raises(InvalidInput, match="no class probabilities"):
-        model.predict_proba(X)
+        posterior.predict_proba(X)
     with pytest.raises(InvalidInput, match="no mean and variance"):
-        BayesianModule(mlp()).predict_moments(X)
+        BayesianNetwork(mlp()).fit(X, Y, MAP(steps=1)).predict_moments(X)
 
 
 def test_function_space_diagnostics_have_one_value_a_prediction():
-    model = BayesianModule(mlp(), prior=GaussianPrior(1.0))
-    model.fit(X, Y, "hmc", chains=4, samples=60, burn_in=5, warmup=30, seed=1)
-    assert model.function_rhat(X).shape == model.function_ess(X).shape == (20, 2)
-    assert float(np.median(model.function_rhat(X))) < 1.1
+    model = BayesianNetwork(mlp(), prior=GaussianPrior(1.0))
+    posterior = model.fit(X, Y, HMC(chains=4, draws=60, burn_in=5, warmup=30), generator=1)
+    assert posterior.function_rhat(X).shape == posterior.function_ess(X).shape == (20, 2)
+    assert float(np.median(posterior.function_rhat(X))) < 1.1
     with pytest.warns(UserWarning, match="one chain compares only its halves"):
-        model.fit(X, Y, "hmc", chains=1, samples=10, burn_in=0, warmup=0, step_size=0.05).function_rhat(X)
-
-
-def test_what_was_not_fitted_cannot_predict():
-    with pytest.raises(InvalidInput, match="not fitted yet"):
-        BayesianModule(mlp()).predict_proba(X)
-    with pytest.raises(UnknownName, match="method 'gibbs' is not known; choose hmc, nuts"):
-        BayesianModule(mlp()).fit(X, Y, "gibbs")
+        model.fit(X, Y, HMC(chains=1, draws=10, burn_in=0, warmup=0, step_size=0.05)).function_rhat(X)
 
 
 def test_an_infinite_variance_has_no_prior_period():
     with pytest.raises(InvalidInput, match="give trajectory_length"):
-        BayesianModule(mlp(), prior=StudentTPrior(1.0, 1.0)).fit(X, Y, "hmc")
+        BayesianNetwork(mlp(), prior=StudentTPrior(1.0, 1.0)).fit(X, Y, HMC())
+
+
+def test_wrapped_networks_and_outputs_with_logits_are_taken():
+    class Wordy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = mlp()
+
+        def forward(self, x):
+            return {"loss": None, "logits": self.net(x)}
+
+    plain, wrapped = BayesianNetwork(mlp()), BayesianNetwork(nn.DataParallel(mlp()))
+    assert wrapped.layout == plain.layout
+    a, b = (BayesianNetwork(net).fit(X, Y, SHORT).predict_proba(X) for net in (mlp(), Wordy()))
+    torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
 
 
 def test_public_names_come_from_their_modules():
     import mlcollage.papers.bnn_posteriors as paper
 
     assert Layout is TheLayout
-    assert all(
-        getattr(paper, name) is not None for name in paper.__all__ if name in ("Posterior", "Prior", "Likelihood")
-    )
-    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+    assert all(getattr(paper, name).__name__ == name for name in paper.__all__)
+    with pytest.raises(AttributeError, match="Nothing"):
         _ = paper.Nothing

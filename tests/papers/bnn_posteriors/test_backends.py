@@ -1,4 +1,4 @@
-"""Every path gives the gradients that float64 autograd gives, on any shape, in any chunks."""
+"""Every backend gives the gradients that float64 autograd gives, on any shape, in any chunks."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from mlcollage.errors import InvalidInput
 from mlcollage.nn.convnet import ConvNet
 from mlcollage.nn.init import build
 from mlcollage.nn.mlp import MLP
-from mlcollage.papers.bnn_posteriors import BayesianModule, GaussianLikelihood, GaussianPrior, largest_curvature
+from mlcollage.papers.bnn_posteriors import BayesianNetwork, GaussianLikelihood, GaussianPrior, largest_curvature
 
 ACTIVATIONS = {
     "relu": nn.ReLU,
@@ -30,7 +30,7 @@ def reference(model, x, y, q, temperature=1.0):
     values, gradients = [], []
     for row in q:
         w = row.clone().requires_grad_(True)
-        out = functional_call(model.module, model.unflatten(w), (x,))
+        out = functional_call(model.module, model.layout.unflatten(w), (x,))
         value = model.likelihood.log_prob(out, y).sum() + model.placed_prior.log_prob(w[None])[0]
         values.append(value.detach() / temperature)
         gradients.append(torch.autograd.grad(value, w)[0] / temperature)
@@ -52,19 +52,21 @@ def test_perceptrons_by_hand_equal_autograd(sizes, activation, bias, chains, n, 
     layers = []
     for a, b in zip([*sizes, 3][:-1], [*sizes, 3][1:], strict=True):
         layers += [nn.Linear(a, b, bias=bias), ACTIVATIONS[activation]()]
-    model = BayesianModule(build(lambda: nn.Sequential(*layers[:-1]).double(), seed), prior=GaussianPrior(0.3))
+    model = BayesianNetwork(build(lambda: nn.Sequential(*layers[:-1]).double(), seed), prior=GaussianPrior(0.3))
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(n, sizes[0], dtype=torch.float64, generator=g)
     y = torch.randint(0, 3, (n,), generator=g)
     density = model.log_density(x, y, temperature, chunk_size=chunk)
-    assert density.path == "mlp"
+    assert density.backend.name == "mlp"
     q = model.initial(chains, "prior", generator=seed)
     value, gradient = density(q)
     exact, by_autograd = reference(model, x, y, q, temperature)
     torch.testing.assert_close(value, exact, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(gradient, by_autograd, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(density.gradient(q), by_autograd, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(density.outputs(q, x)[0], functional_call(model.module, model.unflatten(q[0]), (x,)))
+    torch.testing.assert_close(
+        density.outputs(q, x)[0], functional_call(model.module, model.layout.unflatten(q[0]), (x,))
+    )
 
 
 class Odd(nn.Module):
@@ -85,7 +87,7 @@ class Odd(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("make", "shape", "path"),
+    ("make", "shape", "name"),
     [
         (lambda: MLP((2, 3), 3, (5, 4), activation="silu"), (2, 3), "mlp"),
         (lambda: MLP((6,), 3, ()), (6,), "mlp"),
@@ -104,18 +106,18 @@ class Odd(nn.Module):
         (lambda: ConvNet((1, 8, 8), 3, (4,), norm="group"), (1, 8, 8), "loop"),
     ],
 )
-def test_each_module_takes_its_path_and_all_paths_agree(make, shape, path):
-    model = BayesianModule(build(lambda: make().double(), 0), prior=GaussianPrior(0.5))
+def test_each_module_takes_its_backend_and_all_agree(make, shape, name):
+    model = BayesianNetwork(build(lambda: make().double(), 0), prior=GaussianPrior(0.5))
     g = torch.Generator().manual_seed(0)
     x, y = torch.randn(5, *shape, dtype=torch.float64, generator=g), torch.tensor([0, 1, 2, 1, 0])
     q = model.initial(3, "prior", generator=1)
     density = model.log_density(x, y)
-    assert density.path == path
+    assert density.backend.name == name
     exact, by_autograd = reference(model, x, y, q)
     index = torch.tensor([[0, 1], [2, 3], [4, 0]])
     estimates = []
-    for way in {path, "loop", "vmap"} - ({"vmap"} if path == "loop" and shape == (4,) else set()):
-        other = model.log_density(x, y, path=way, chunk_size=2)
+    for way in {name, "loop", "vmap"} - ({"vmap"} if name == "loop" and shape == (4,) else set()):
+        other = model.log_density(x, y, backend=way, chunk_size=2)
         value, gradient = other(q)
         torch.testing.assert_close(value, exact, rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(gradient, by_autograd, rtol=1e-9, atol=1e-10)
@@ -128,7 +130,7 @@ def test_each_module_takes_its_path_and_all_paths_agree(make, shape, path):
 
 
 def test_minibatches_are_unbiased_whatever_their_size_so_temperature_does_not_depend_on_it():
-    model = BayesianModule(
+    model = BayesianNetwork(
         build(lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double(), 0), "gaussian"
     )
     g = torch.Generator().manual_seed(0)
@@ -144,7 +146,7 @@ def test_minibatches_are_unbiased_whatever_their_size_so_temperature_does_not_de
 
 
 def test_data_of_each_chains_own_and_a_transform():
-    model = BayesianModule(build(lambda: nn.Linear(3, 2).double(), 0), GaussianLikelihood(1.0))
+    model = BayesianNetwork(build(lambda: nn.Linear(3, 2).double(), 0), GaussianLikelihood(1.0))
     x, y = torch.randn(6, 3, dtype=torch.float64), torch.randn(6, 2, dtype=torch.float64)
     density, q = model.log_density(x, y), model.initial(2)
     index = torch.tensor([[0, 1, 2], [3, 4, 5]])
@@ -156,7 +158,7 @@ def test_data_of_each_chains_own_and_a_transform():
 
 
 def test_a_position_that_moves_in_place_is_seen_and_buffers_do_not_leak():
-    model = BayesianModule(build(lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), 0))
+    model = BayesianNetwork(build(lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), 0))
     density = model.log_density(torch.randn(9, 3), torch.randint(0, 2, (9,)))
     q = model.initial(2)
     first = density(q)[1]
@@ -173,7 +175,7 @@ def test_a_position_that_moves_in_place_is_seen_and_buffers_do_not_leak():
 def test_float32_agrees_with_float64_and_values_are_float64():
     net = build(lambda: nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 5)), 0)
     x, y = torch.randn(100, 20, generator=torch.Generator().manual_seed(0)), torch.arange(100) % 5
-    single, double = BayesianModule(net), BayesianModule(net.double())
+    single, double = BayesianNetwork(net), BayesianNetwork(net.double())
     q = single.initial(3)
     value, gradient = single.log_density(x, y)(q)
     exact, exact_gradient = double.log_density(x, y)(q.double())
@@ -182,19 +184,19 @@ def test_float32_agrees_with_float64_and_values_are_float64():
     torch.testing.assert_close(gradient, exact_gradient.float(), rtol=1e-4, atol=1e-4)
 
 
-def test_hooks_and_other_kinds_of_layer_are_left_to_the_general_path():
+def test_hooks_and_other_kinds_of_layer_are_left_to_the_general_backend():
     net = build(lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), 0)
     net[0].register_forward_hook(lambda m, i, o: 2 * o)
     x, y = torch.randn(5, 3), torch.tensor([0, 1, 0, 1, 1])
-    assert BayesianModule(net).log_density(x, y).path != "mlp"
+    assert BayesianNetwork(net).log_density(x, y).backend.name != "mlp"
     with pytest.raises(InvalidInput, match="no plain stack"):
-        BayesianModule(net).log_density(x, y, path="mlp")
+        BayesianNetwork(net).log_density(x, y, backend="mlp")
     with pytest.raises(InvalidInput, match="vmap cannot batch"):
-        BayesianModule(Odd(branch=True)).log_density(torch.randn(5, 4), y, path="vmap")
+        BayesianNetwork(Odd(branch=True)).log_density(torch.randn(5, 4), y, backend="vmap")
 
 
 def test_largest_curvature_is_the_largest_eigenvalue():
-    model = BayesianModule(build(lambda: nn.Linear(4, 1).double(), 0), GaussianLikelihood(0.5), GaussianPrior(2.0))
+    model = BayesianNetwork(build(lambda: nn.Linear(4, 1).double(), 0), GaussianLikelihood(0.5), GaussianPrior(2.0))
     x = torch.randn(30, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     ones = torch.cat([x, torch.ones(30, 1, dtype=torch.float64)], dim=1)
     exact = torch.linalg.eigvalsh(ones.T @ ones / 0.25 + torch.eye(5, dtype=torch.float64) / 2).max()
@@ -204,14 +206,14 @@ def test_largest_curvature_is_the_largest_eigenvalue():
     )
 
 
-def test_the_compiled_path_is_the_general_one(monkeypatch):
+def test_the_compiled_backend_is_the_general_one(monkeypatch):
     """Compiled with a backend that needs no compiler: what is tested is that the function can be captured whole."""
     import functools
 
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager", fullgraph=True))
-    model = BayesianModule(build(lambda: MLP((6,), 3, (5,), norm="layer").double(), 0), path="compile")
+    model = BayesianNetwork(build(lambda: MLP((6,), 3, (5,), norm="layer").double(), 0), backend="compile")
     x, y, q = torch.randn(5, 6), torch.tensor([0, 1, 2, 1, 0]), model.initial(2)
-    density, plain = model.log_density(x, y), model.log_density(x, y, path="vmap")
-    assert (density.path, plain.path) == ("compile", "vmap")
+    density, plain = model.log_density(x, y), model.log_density(x, y, backend="vmap")
+    assert (density.backend.name, plain.backend.name) == ("compile", "vmap")
     for a, b in zip(density(q), plain(q), strict=True):
         torch.testing.assert_close(a, b)

@@ -1,0 +1,158 @@
+"""A network as a function of its sampled parameters, by the backend that suits it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from mlcollage._checks import choice
+from mlcollage.errors import InvalidInput
+from mlcollage.nn.wrapped import logits_of, unwrap
+
+from .backends import Backend, Batch, LoopBackend, MLPBackend, VmapBackend, linear_layers
+from .layout import Layout
+from .likelihoods import Likelihood, make_likelihood
+from .validation import as_inputs, check_module
+
+__all__ = ["BackendName", "NetworkFunction"]
+
+BackendName = Literal["auto", "mlp", "vmap", "compile", "loop"]
+_WORK = 2**26  # numbers that the activations of one chunk may take, by default
+
+
+class NetworkFunction:
+    """A copy of a module whose parameters that require a gradient are an argument: positions (chains, P).
+
+    Parameters
+    ----------
+    module
+        Any ``torch.nn.Module`` from inputs (n, ...) to outputs (n, ...).
+    likelihood
+        Its name, a :class:`~mlcollage.papers.bnn_posteriors.likelihoods.Likelihood`, or a function.
+    backend
+        How gradients are computed, where a call does not say otherwise.
+
+    Attributes
+    ----------
+    module : Module
+        The copy.
+    layout : Layout
+        Names, shapes and places of the sampled parameters in a position.
+    likelihood : Likelihood
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        likelihood: str | Likelihood | Callable[[Tensor, Tensor], Tensor] = "categorical",
+        *,
+        backend: BackendName = "auto",
+    ):
+        check_module(module)
+        self.module = copy.deepcopy(unwrap(module))
+        self.likelihood = make_likelihood(likelihood)
+        self.layout = Layout.of(self.module)
+        self.backend: BackendName = choice("backend", backend, get_args(BackendName))
+        self._backends: dict[str, Backend] = {}  # made once, since they keep buffers
+
+    @property
+    def parameters_flat(self) -> Tensor:
+        """The module's own parameters as a position, (P,)."""
+        return self.layout.flatten(dict(self.module.named_parameters()))
+
+    def inputs(self, X: Any, what: str = "X") -> Tensor:
+        """Inputs (n, ...) in the network's type and on its device, checked."""
+        return as_inputs(X, self.module, what)
+
+    def outputs(self, q: Tensor, x: Tensor, batch_size: int | None = None) -> Tensor:
+        """Outputs (chains, n, ...) at positions (chains, P) for inputs (n, ...)."""
+        backend = self._for_outputs(x)
+        parts = [backend.outputs(q, part) for part in x.split(batch_size or len(x))]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _for_outputs(self, x: Tensor) -> Backend:
+        """By hand where the network is a perceptron, else as its gradients were computed, else in a loop."""
+        layers = linear_layers(self.module, self.layout, x[:1])
+        if layers is not None:
+            with torch.no_grad():
+                one = logits_of(functional_call(self.module, self.layout.unflatten(self.parameters_flat), (x[:1],)))
+            if one.ndim == 2:
+                return self._backends.setdefault("predict", MLPBackend(layers, self.layout, self.likelihood))
+        known = [backend for backend in self._backends.values() if not isinstance(backend, MLPBackend)]
+        return known[0] if known else LoopBackend(self.module, self.layout, self.likelihood)
+
+    def for_gradients(self, name: BackendName | None, x: Tensor, y: Tensor, few: Tensor) -> Backend:
+        """The backend of that name, or by default the network's, for data like these.
+
+        Parameters
+        ----------
+        name
+            A backend or ``"auto"``, which takes the best that works without compiling.
+        x, y
+            Some data, (m, ...) each, checked.
+        few
+            The network's outputs for them, (m, ...).
+        """
+        name = self.backend if name is None else choice("backend", name, get_args(BackendName))
+        key = f"{name} {tuple(x.shape[1:])}"
+        if key not in self._backends:
+            self._backends[key] = self._choose(name, x, y, few)
+        return self._backends[key]
+
+    def _choose(self, name: BackendName, x: Tensor, y: Tensor, few: Tensor) -> Backend:
+        parts = self.module, self.layout, self.likelihood
+        q = self.parameters_flat.expand(2, -1).contiguous()  # two chains, (2, P)
+        if name in ("auto", "mlp"):
+            layers = linear_layers(self.module, self.layout, x)
+            if layers is not None and few.ndim == 2:
+                by_hand = MLPBackend(layers, self.layout, self.likelihood)
+                # a last look before the structure is believed
+                if torch.allclose(by_hand.outputs(q[:1], x)[0], few, rtol=1e-3, atol=1e-5):
+                    return by_hand
+            if name == "mlp":
+                raise InvalidInput("the module is no plain stack of linear maps; use backend='auto'.")
+        on_cpu = x.device.type == "cpu"
+        convolves = any(isinstance(m, nn.modules.conv._ConvNd) for m in self.module.modules())
+        if name == "loop" or (name == "auto" and on_cpu and convolves):
+            return LoopBackend(*parts)
+        general = VmapBackend(*parts)
+        try:
+            batch = Batch(x, y, self.likelihood.targets(y, few))
+            general.gradient(q, [batch], torch.empty_like(q), True)
+        except (RuntimeError, NotImplementedError) as error:
+            if name in ("vmap", "compile"):
+                raise InvalidInput(
+                    f"torch.func.vmap cannot batch this module ({error}); use backend='loop'."
+                ) from error
+            return LoopBackend(*parts)
+        return VmapBackend(*parts, compiled=True) if name == "compile" else general
+
+    def chunk_size(self, one: Tensor, n: int) -> int | None:
+        """Data per pass so that activations of one chain stay within the work size; None if all n do.
+
+        Parameters
+        ----------
+        one
+            An input, (1, ...).
+        n
+            Number of data.
+        """
+        numbers = [one.numel()]
+
+        def count(_: nn.Module, __: Any, output: Any) -> None:
+            numbers.append(output.numel() if isinstance(output, Tensor) else 0)
+
+        handles = [m.register_forward_hook(count) for m in self.module.modules() if not list(m.children())]
+        try:
+            with torch.no_grad():
+                self.module(one)
+        finally:
+            for handle in handles:
+                handle.remove()
+        most = max(1, _WORK // max(sum(numbers), 1))
+        return None if most >= n else most

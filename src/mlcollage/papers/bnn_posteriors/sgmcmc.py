@@ -1,0 +1,196 @@
+r"""Stochastic-gradient Markov chain Monte Carlo: SGLD, SGHMC and cyclical SGHMC, with all chains as one batch.
+
+Each chain has minibatches of its own. The gradient is
+
+.. math:: g = \frac{N}{B} \sum_{i \in \mathrm{batch}} \nabla \log p(y_i \mid x_i, w) + \nabla \log p(w)
+
+so neither B nor the number of devices changes the temperature. The steps are those of :mod:`mlcollage.infer.sgld` and
+:mod:`mlcollage.infer.sghmc`; the paper compares them with HMC in its section 8.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from mlcollage._checks import probability
+from mlcollage.errors import InvalidInput
+from mlcollage.infer import sghmc, sgld
+
+from .density import largest_curvature
+from .keeping import Keeper, Store
+from .method import CountFrom0, CountFrom1, Method, NotNegative, Positive, Share, Target
+from .posterior import Posterior
+from .training import Gradients, Transform
+
+__all__ = ["SGHMC", "SGLD", "CyclicalSGHMC"]
+
+_Decay = Annotated[float, lambda name, value: probability(name, value, inside=False)]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _StochasticGradients(Method):
+    """What the three share: their settings, and the loop."""
+
+    chains: CountFrom1 = 4
+    draws: CountFrom1 = 100
+    burn_in: CountFrom0 = 500
+    lr: Positive | None = None
+    batch_size: CountFrom1 | None = None
+    rmsprop: _Decay | None = None
+    temperature: NotNegative = 1.0
+    transform: Transform | None = None
+    store: Store = "params"
+    at: Any = None
+
+    @abstractmethod
+    def _optimizer(self, q: Tensor, common: dict[str, Any]) -> Optimizer:
+        """The optimizer whose steps move positions (chains, P)."""
+
+    @property
+    @abstractmethod
+    def _every(self) -> int:
+        """Steps between draws."""
+
+    def _schedule(self, optimizer: Optimizer) -> sghmc.Cyclical | None:
+        return None
+
+    def run(self, target: Target) -> Posterior:
+        """Burn in and draw; called by ``BayesianNetwork.fit``."""
+        if self.transform is not None:
+            warnings.warn(
+                "with augmentation the likelihood is no longer a product over the data: no temperature makes the draws "
+                "those of the posterior.",
+                stacklevel=3,
+            )
+        q = target.starts(self.chains)  # (chains, P), moved in place
+        keeper = Keeper(target, self.store, self.at)
+        h = self.lr
+        if h is None:
+            h = 0.2 / float(largest_curvature(target.density, q).max().clamp(min=1e-12))
+        # gradients are of the sum over all data with the prior, so num_data=1 and no weight decay
+        common = {"lr": h, "num_data": 1, "temperature": self.temperature, "generator": target.generator}
+        optimizer = self._optimizer(q, {**common, "rmsprop": self.rmsprop})
+        schedule = self._schedule(optimizer)
+        gradients = Gradients(target.density, self.batch_size, target.generator, self.transform)
+        steps = self.burn_in + self.draws * self._every
+        for step in range(steps):
+            q.grad = gradients(q).neg()
+            due = schedule.last_of_cycle if schedule else (step + 1 - self.burn_in) % self._every == 0
+            optimizer.step()
+            if schedule:
+                schedule.step()
+            if step >= self.burn_in and due:
+                if not bool(q.isfinite().all()):
+                    raise InvalidInput(
+                        f"the chains ceased to be finite by step {step} at lr={h:.3g}; give a smaller lr."
+                    )
+                keeper(q.detach())
+            if target.progress:
+                target.progress(step + 1, steps)
+        return keeper.posterior(self, {}, {"lr": h, "steps": steps})
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SGLD(_StochasticGradients):
+    r"""Stochastic-gradient Langevin dynamics: gradient steps with noise.
+
+    Parameters
+    ----------
+    chains, draws
+        Chains, and kept draws of each; 5 and 900 in the paper's table of hyper-parameters.
+    thin
+        Steps per kept draw.
+    burn_in
+        Steps before the first.
+    lr
+        Step size h of the summed loss, :math:`10^{-6}` for CIFAR-10 in the paper; None takes 0.2 over the largest
+        curvature at the start. Smaller is less biased.
+    batch_size
+        B, 80 in the paper; None for all data.
+    rmsprop
+        Decay, in [0, 1], of RMSprop's preconditioner; None for none.
+    temperature
+        T >= 0; multiplies the noise. 0 is gradient descent.
+    transform
+        Applied to the inputs of each minibatch: an augmentation. The likelihood is then no longer a product over the
+        data, and a warning says so.
+    store
+        ``"params"`` keeps the draws, ``"predictions"`` only the running predictions at the inputs ``at``, a function
+        of positions (chains, P) what it returns of each draw (None: nothing).
+    at
+        Inputs (n, ...) whose predictions are averaged on the way.
+    """
+
+    name = "sgld"
+    thin: CountFrom1 = 10
+
+    @property
+    def _every(self) -> int:
+        return self.thin
+
+    def _optimizer(self, q: Tensor, common: dict[str, Any]) -> Optimizer:
+        return sgld.SGLD([q], **common)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SGHMC(SGLD):
+    r"""Stochastic-gradient Hamiltonian Monte Carlo: Langevin dynamics with momentum.
+
+    Parameters
+    ----------
+    momentum
+        :math:`\beta` in [0, 1): what is left of the momentum after a step; 0.9 in the paper. One step moves about as
+        far as one of SGLD with :math:`h / (1 - \beta)`.
+    chains, draws, thin, burn_in, lr, batch_size, rmsprop, temperature, transform, store, at
+        As in :class:`SGLD`; the paper's step size for CIFAR-10 is :math:`3 \cdot 10^{-7}`.
+    """
+
+    name = "sghmc"
+    momentum: Share = 0.9
+
+    def _optimizer(self, q: Tensor, common: dict[str, Any]) -> Optimizer:
+        return sghmc.SGHMC([q], momentum=self.momentum, **common)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CyclicalSGHMC(_StochasticGradients):
+    r"""SGHMC with cyclical step sizes: large steps find a mode, small ones sample it; again and again.
+
+    One draw is kept at the end of each cycle. R. Zhang et al., "Cyclical Stochastic Gradient MCMC for Bayesian Deep
+    Learning", ICLR 2020; the paper's SGHMC-CLR, and with ``rmsprop=0.99`` its SGHMC-CLR-Prec.
+
+    Parameters
+    ----------
+    cycle_length
+        Steps of a cycle, in which the step size falls along half a cosine; 50 epochs in the paper.
+    exploration
+        Share of a cycle without noise, in [0, 1).
+    momentum
+        :math:`\beta` in [0, 1); 0.95 in the paper.
+    burn_in
+        Steps before draws are kept.
+    chains, draws, lr, batch_size, rmsprop, temperature, transform, store, at
+        As in :class:`SGLD`; ``lr`` is the largest step size.
+    """
+
+    name = "csghmc"
+    burn_in: CountFrom0 = 0
+    cycle_length: CountFrom1 = 200
+    exploration: Share = 0.5
+    momentum: Share = 0.9
+
+    @property
+    def _every(self) -> int:
+        return self.cycle_length
+
+    def _optimizer(self, q: Tensor, common: dict[str, Any]) -> Optimizer:
+        return sghmc.SGHMC([q], momentum=self.momentum, **common)
+
+    def _schedule(self, optimizer: Optimizer) -> sghmc.Cyclical:
+        return sghmc.Cyclical(optimizer, self.cycle_length, exploration=self.exploration)
