@@ -36,24 +36,30 @@ def keep(record: Record, name: str, value: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """A part of a network that records the activations inside it; by default all its layers in turn."""
+    """A part of a network that records the activations inside it by itself; by default all its layers in turn."""
 
     def forward(self, x: Tensor, record: Record = None, name: str = "") -> Tensor:
-        return self.through([layer for layer, _ in self.named_children()], x, record, name)
+        return through(self, [layer for layer, _ in self.named_children()], x, record, name)
 
-    def through(self, layers: Sequence[str], x: Tensor, record: Record, name: str) -> Tensor:
-        """The output of some of the layers in turn; each one's is recorded under its path."""
-        for layer in layers:
-            x = keep(record, f"{name}.{layer}", self.get_submodule(layer)(x))
-        return x
+
+def through(module: nn.Module, layers: Sequence[str], x: Tensor, record: Record, name: str = "") -> Tensor:
+    """The output of some layers of a module in turn; each one's is recorded under its path from the whole network."""
+    for key in layers:
+        # A block is given its path, since it alone knows which of its parts are worth a name.
+        layer, path = module.get_submodule(key), f"{name}.{key}" if name else key
+        x = layer(x, record, path) if isinstance(layer, Block) else keep(record, path, layer(x))
+    return x
 
 
 class Network(nn.Module):
     """Features, and a linear ``head`` that makes logits of them."""
 
-    in_shape: tuple[int, ...]
-    num_classes: int
     head: nn.Linear
+
+    def __init__(self, in_shape: tuple[int, ...], num_classes: int) -> None:
+        super().__init__()
+        self.in_shape = in_shape  # of one sample
+        self.num_classes = checks.integer("num_classes", num_classes, least=1)
 
     def forward(self, x: Tensor, activations: bool = False) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """Logits (batch, classes) of x (batch, *in_shape); with ``activations=True`` also the activations by name."""
@@ -62,29 +68,20 @@ class Network(nn.Module):
                 f"the network was made for a batch of samples of shape {self.in_shape}, but got an input of shape "
                 f"{tuple(x.shape)}; reshape the data or build the network with in_shape={tuple(x.shape[1:])}."
             )
+        # A dictionary of this call alone, so that networks keep no state and work under torch.vmap and torch.compile.
         record: Record = {} if activations else None
         logits = keep(record, "logits", self.head(self.features(x, record)))
         return logits if record is None else (logits, record)
 
     def features(self, x: Tensor, record: Record = None) -> Tensor:
         """What the head sees, (batch, features): the output of all layers but the head in turn."""
-        for name, layer in self.named_children():
-            if isinstance(layer, Block):  # records by itself what is inside it
-                x = layer(x, record, name)
-            elif name != "head":
-                x = keep(record, name, layer(x))
-        return x
+        return through(self, [name for name, _ in self.named_children() if name != "head"], x, record)
 
 
 def cut_normal_(tensor: Tensor, std: float) -> None:
     """Fill with draws from a normal distribution, those beyond two standard deviations drawn again."""
     # torch's own default cuts at the values -2 and 2, whatever the deviation.
     nn.init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std)
-
-
-def he_normal_(weight: Tensor) -> None:
-    """Fill a convolution's weight as He et al. (2015) do, with the variance that keeps gradients' size (fan out)."""
-    nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
 
 
 def wide(x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
-from mlcollage.nn._parts import Network, Record, cut_normal_, keep, make_activation
+from mlcollage.nn._parts import Network, Record, cut_normal_, keep, make_activation, through
 
 __all__ = ["CNNLSTM"]
 
@@ -110,10 +110,8 @@ class CNNLSTM(Network):
         hidden: int = 128,
         activation: str = "relu",
     ) -> None:
-        super().__init__()
+        super().__init__((checks.integer("length", length, least=1),), num_classes)
         self.vocabulary = checks.integer("vocabulary", vocabulary, least=1)
-        self.num_classes = checks.integer("num_classes", num_classes, least=1)
-        self.in_shape = (checks.integer("length", length, least=1),)
         embedding = checks.integer("embedding", embedding, least=1)
         filters = checks.integer("filters", filters, least=1)
         kernel_size = checks.integer("kernel_size", kernel_size, least=1)
@@ -135,17 +133,16 @@ class CNNLSTM(Network):
         for weight in (self.lstm.weight_x, self.lstm.weight_h):
             cut_normal_(weight, 1 / math.sqrt(filters + hidden))
         cut_normal_(self.head.weight, 1 / math.sqrt(hidden))
-        for layer in (self.conv, self.head):
-            assert layer.bias is not None
-            nn.init.zeros_(layer.bias)
+        for bias in (self.conv.bias, self.head.bias):
+            nn.init.zeros_(bias)  # type: ignore[arg-type]
 
     def features(self, x: Tensor, record: Record = None) -> Tensor:
         """Last state of the LSTM, (batch, hidden), for tokens x (batch, length)."""
         if x.dtype not in (torch.int64, torch.int32):
             raise InvalidInput(f"the input is {x.dtype}; tokens are whole numbers: give int64 (or int32).")
+        # The convolution wants channels before positions, the LSTM behind them.
         h = keep(record, "embedding", self.embedding(x))
         h = keep(record, "conv", self.conv(h.mT))  # from (batch, length, embedding) to (batch, filters, steps)
-        h = keep(record, self.activation, self.get_submodule(self.activation)(h))
-        h = keep(record, "pool", self.pool(h))
+        h = through(self, [self.activation, "pool"], h, record)
         h = keep(record, "lstm", self.lstm(h.mT))
         return keep(record, "last", h[:, -1])

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 from mlcollage.nn._parts import Network, as_image_shape, as_sizes, make_activation
 from mlcollage.nn.norm import TLU, image_norm
@@ -63,9 +62,7 @@ class ConvNet(Network):
         norm: str | None = "batch",
         strides: Sequence[int] | None = None,
     ) -> None:
-        super().__init__()
-        self.in_shape = as_image_shape(in_shape)
-        self.num_classes = checks.integer("num_classes", num_classes, least=1)
+        super().__init__(as_image_shape(in_shape), num_classes)
         widths = as_sizes("widths", widths)
         # The first convolution sees all pixels; each further one halves height and width.
         strides = (1,) + (2,) * (len(widths) - 1) if strides is None else as_sizes("strides", strides)

@@ -73,9 +73,7 @@ class MLP(Network):
         norm: str | None = None,
         activation: str = "relu",
     ) -> None:
-        super().__init__()
-        self.in_shape = as_sizes("in_shape", in_shape)
-        self.num_classes = checks.integer("num_classes", num_classes, least=1)
+        super().__init__(as_sizes("in_shape", in_shape), num_classes)
         if norm is not None:
             checks.choice("norm, if not None,", norm, _NORMS)
         # Inputs of each linear map, from the flattened sample to the head.
@@ -87,4 +85,4 @@ class MLP(Network):
 
     def features(self, x: Tensor, record: Record = None) -> Tensor:
         """Output of the last hidden layer, (batch, widths[-1])."""
-        return super().features(x.flatten(1), record)
+        return super().features(x.flatten(1), record)  # (batch, product of in_shape)

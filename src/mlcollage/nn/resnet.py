@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from mlcollage import _checks as checks
-from mlcollage.nn._parts import Block, Network, Record, as_image_shape, as_sizes, he_normal_, keep, make_activation
+from mlcollage.nn._parts import Block, Network, Record, as_image_shape, as_sizes, keep, make_activation, through
 from mlcollage.nn.norm import TLU, image_norm
 
 __all__ = ["ResNet"]
@@ -26,7 +26,7 @@ class _Style:
     def conv(self, inputs: int, outputs: int, kernel: int, stride: int) -> nn.Conv2d:
         # This padding keeps height and width at stride 1, for kernels of 1 and of 3.
         layer = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=self.conv_bias)
-        he_normal_(layer.weight)
+        nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
         return layer
 
     def normalize(self, channels: int) -> nn.Module:
@@ -47,7 +47,7 @@ class _Stem(Block):
         self.act = style.activate(outputs)
 
     def forward(self, x: Tensor, record: Record = None, name: str = "") -> Tensor:
-        return keep(record, name, self.act(self.through(["conv", "norm"], x, record, name)))
+        return keep(record, name, self.act(through(self, ["conv", "norm"], x, record, name)))
 
 
 class _BasicBlock(Block):
@@ -68,11 +68,11 @@ class _BasicBlock(Block):
 
     def forward(self, x: Tensor, record: Record = None, name: str = "") -> Tensor:
         act = self.nonlinearity
-        h = self.through(["conv1", "norm1", f"{act}1", "conv2", "norm2"], x, record, name)
+        h = through(self, ["conv1", "norm1", f"{act}1", "conv2", "norm2"], x, record, name)
         if self.shortcut is not None:
-            x = self.through(["shortcut"], x, record, name)
+            x = through(self, ["shortcut"], x, record, name)
         h = keep(record, f"{name}.add", x + h)  # before the nonlinearity, as in the paper's figure 2
-        return self.through([f"{act}2"], h, record, name)
+        return through(self, [f"{act}2"], h, record, name)
 
 
 class ResNet(Network):
@@ -141,9 +141,7 @@ class ResNet(Network):
         activation: str = "relu",
         conv_bias: bool = False,
     ) -> None:
-        super().__init__()
-        self.in_shape = as_image_shape(in_shape)
-        self.num_classes = checks.integer("num_classes", num_classes, least=1)
+        super().__init__(as_image_shape(in_shape), num_classes)
         channels = width = checks.integer("width", width, least=1)
         stem_stride = checks.integer("stem_stride", stem_stride, least=1)
         style = _Style(norm, activation, conv_bias)

@@ -9,7 +9,7 @@ from torch import nn
 
 from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput, UnknownName
-from mlcollage.nn._parts import Network, as_image_shape, as_sizes, he_normal_
+from mlcollage.nn._parts import Network, as_image_shape, as_sizes
 
 __all__ = ["CONFIGURATIONS", "VGG"]
 
@@ -80,9 +80,7 @@ class VGG(Network):
         dropout: float = 0.5,
         width: float = 1.0,
     ) -> None:
-        super().__init__()
-        self.in_shape = as_image_shape(in_shape)
-        self.num_classes = checks.integer("num_classes", num_classes, least=1)
+        super().__init__(as_image_shape(in_shape), num_classes)
         if depth not in CONFIGURATIONS:
             raise UnknownName(f"depth={depth!r} is not a VGG; choose one of {', '.join(map(str, CONFIGURATIONS))}.")
         if norm is not None:
@@ -121,7 +119,7 @@ class VGG(Network):
     def _initialize(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                he_normal_(module.weight)
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
             elif isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.01)  # as torchvision does; the paper says a variance of 0.01

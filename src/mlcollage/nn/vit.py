@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
-from mlcollage.nn._parts import Block, Network, Record, as_image_shape, as_sizes, cut_normal_, keep
+from mlcollage.nn._parts import Block, Network, Record, as_image_shape, as_sizes, cut_normal_, keep, through
 
 __all__ = ["ViT"]
 
@@ -18,7 +18,7 @@ __all__ = ["ViT"]
 class _Patches(nn.Module):
     """Cut an image into patches and map each linearly; a stride-p convolution written as one matrix product."""
 
-    def __init__(self, in_shape: tuple[int, int, int], patch: tuple[int, int], dim: int) -> None:
+    def __init__(self, in_shape: tuple[int, ...], patch: tuple[int, int], dim: int) -> None:
         super().__init__()
         self.patch = patch
         self.linear = nn.Linear(in_shape[0] * patch[0] * patch[1], dim)
@@ -51,7 +51,7 @@ class _Attention(Block):
             a = keep(record, f"{name}.weights", a)
             # Under autocast the softmax is float32 and v is not.
             h = F.dropout(a, self.dropout, self.training).to(v.dtype) @ v
-        return self.proj(h.transpose(1, 2).reshape(b, t, d))  # heads side by side again
+        return keep(record, name, self.proj(h.transpose(1, 2).reshape(b, t, d)))  # heads side by side again
 
 
 class _Mlp(Block):
@@ -66,7 +66,7 @@ class _Mlp(Block):
 
     def forward(self, x: Tensor, record: Record = None, name: str = "") -> Tensor:
         h = keep(record, f"{name}.gelu", self.gelu(self.linear1(x)))
-        return self.linear2(self.drop(h))
+        return keep(record, name, self.linear2(self.drop(h)))
 
 
 class _Block(Block):
@@ -90,12 +90,8 @@ class _Block(Block):
         return x + branch
 
     def forward(self, x: Tensor, record: Record = None, name: str = "") -> Tensor:
-        h = keep(record, f"{name}.ln1", self.ln1(x))
-        h = keep(record, f"{name}.attn", self.attn(h, record, f"{name}.attn"))
-        x = keep(record, f"{name}.add1", self._residual(x, h))
-        h = keep(record, f"{name}.ln2", self.ln2(x))
-        h = keep(record, f"{name}.mlp", self.mlp(h, record, f"{name}.mlp"))
-        return keep(record, f"{name}.add2", self._residual(x, h))
+        x = keep(record, f"{name}.add1", self._residual(x, through(self, ["ln1", "attn"], x, record, name)))
+        return keep(record, f"{name}.add2", self._residual(x, through(self, ["ln2", "mlp"], x, record, name)))
 
 
 class ViT(Network):
@@ -168,9 +164,7 @@ class ViT(Network):
         stochastic_depth: float = 0.0,
         fused: bool = False,
     ) -> None:
-        super().__init__()
-        self.in_shape = as_image_shape(in_shape)
-        self.num_classes = checks.integer("num_classes", num_classes, least=1)
+        super().__init__(as_image_shape(in_shape), num_classes)
         self.patch_size = _patch_size(patch_size, self.in_shape)
         self.grid = (self.in_shape[1] // self.patch_size[0], self.in_shape[2] // self.patch_size[1])
         dim, heads = checks.integer("dim", dim, least=1), checks.integer("heads", heads, least=1)
@@ -209,14 +203,12 @@ class ViT(Network):
         if self.token is not None:
             x = torch.cat([self.token.expand(x.shape[0], -1, -1).to(x.dtype), x], 1)  # (batch, 1 + patches, dim)
         x = keep(record, "embed", self.drop(x + self.position))
-        for name, layer in self.named_children():
-            if isinstance(layer, Block):
-                x = layer(x, record, name)
-        x = keep(record, "norm", self.norm(x))
+        blocks = [name for name, layer in self.named_children() if isinstance(layer, Block)]
+        x = through(self, [*blocks, "norm"], x, record)
         return keep(record, "pool", x.mean(1) if self.token is None else x[:, 0])
 
 
-def _patch_size(patch_size: int | tuple[int, int], in_shape: tuple[int, int, int]) -> tuple[int, int]:
+def _patch_size(patch_size: int | tuple[int, int], in_shape: tuple[int, ...]) -> tuple[int, int]:
     sides = as_sizes("patch_size", patch_size if isinstance(patch_size, tuple | list) else (patch_size, patch_size))
     if len(sides) != 2:
         raise InvalidInput(f"patch_size must be one side or (height, width), not {patch_size!r}.")

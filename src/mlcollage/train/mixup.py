@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
+from mlcollage.measure.class_means import check_labels
 
 __all__ = ["Mixed", "mixup_batch", "soft_cross_entropy"]
 
@@ -145,8 +146,7 @@ def _one_hot(y: Tensor, num_classes: int) -> Tensor:
         raise InvalidInput(
             f"y must hold class numbers (B,) or rows of weights (B, {num_classes}), not {y.dtype} of {tuple(y.shape)}."
         )
-    if int(y.min()) < 0 or int(y.max()) >= num_classes:
-        raise InvalidInput(f"y holds labels from {int(y.min())} to {int(y.max())}; expected 0 to {num_classes - 1}.")
+    check_labels(y, num_classes)
     return F.one_hot(y.long(), num_classes)
 
 
