@@ -5,12 +5,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BROWSER := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 
-.PHONY: help install data digest test lint typecheck docs bench clean
+.PHONY: help install data digest test lint typecheck tables docs bench clean
 
 help:
 	@echo "make digest   install, measure what is missing, draw the slides, write results/digest/index.html"
 	@echo "make test     install, then lint, types and tests"
-	@echo "make docs     build the site into site/"
+	@echo "make docs     fill the tables of papers and claims, build the site into site/"
 	@echo "make bench    ours and our peers side by side, into benchmarks/RESULTS.md"
 	@echo "make clean    remove the environment and caches (results/ stays)"
 
@@ -42,18 +42,15 @@ lint: $(STAMP)
 typecheck: $(STAMP)
 	$(BIN)/mypy
 
-docs: $(STAMP)
+tables: $(STAMP)
+	$(BIN)/python docs/_site/tables.py
+
+docs: tables
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(STAMP)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[bench]'
-	$(BIN)/mlcollage bench gated_linear_networks
-	$(BIN)/mlcollage bench deep_bootstrap
-	$(BIN)/mlcollage bench statistical_ideas
-	$(BIN)/mlcollage bench bnn_posteriors
-	$(BIN)/mlcollage bench class_selectivity
-	$(BIN)/mlcollage bench neural_mechanics
-	$(BIN)/mlcollage bench fisher_explosion
+	$(BIN)/mlcollage bench all
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis site

@@ -15,7 +15,7 @@ SOURCE = Path(mlcollage.__file__).parent
 FLOORS = ("cli", "testing", "papers", "lab", "collage", "train", "measure", "infer", "stats", "nn", "data")
 SHARED = {"errors", "_checks", "_random"}  # and mlcollage itself, for its version
 MODULES = sorted(SOURCE.rglob("*.py"))
-ROOMS = ("__init__.py", "paper.toml", "study.py", "slide.py")
+LAYOUT = ("__init__.py", "__init__.pyi", "paper.toml", "study/__init__.py", "study/claims.py", "slide.py")
 PAPERS = sorted(p.parent for p in (SOURCE / "papers").glob("*/paper.toml"))
 
 
@@ -62,43 +62,94 @@ def test_arrows_point_down_only(file):
         assert FLOORS.index(target[0]) > FLOORS.index(here[0]), f"{name_of(file)} reaches up to {'.'.join(target)}"
 
 
-def test_no_import_goes_round_in_a_circle():
-    """Within a floor too: a module that a module imports at its top does not import that one at its top."""
-    known = {parts(f): f for f in MODULES}
+def graph_of(root: Path) -> dict[str, set[str]]:
+    """Each module and the modules of the same package that it imports anywhere, by dotted name; packages left out.
 
-    def at_the_top(file: Path) -> set[tuple[str, ...]]:
-        tree = ast.parse(file.read_text("utf-8"))
-        tree.body = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
+    Imports may be absolute or relative, at the top, in a function or for type checkers.
+    """
+    files = {".".join(f.relative_to(root).with_suffix("").parts): f for f in root.rglob("*.py")}
+    modules = {name for name, f in files.items() if f.name != "__init__.py"}
+    graph = {}
+    for name in modules:
+        package = name.split(".")[:-1]
         targets = set()
-        for node in tree.body:
-            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                name = tuple(node.module.split("."))[1:] if node.module.startswith("mlcollage.") else ()
-                targets |= {t for t in (name, *((*name, a.name) for a in node.names)) if t in known and t}
-        return targets - {parts(file)}
+        for node in ast.walk(ast.parse(files[name].read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                targets |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                start = package[: len(package) - node.level + 1] if node.level else []
+                base = ".".join([*start, *(node.module.split(".") if node.module else [])])
+                targets |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+        graph[name] = (targets & modules) - {name}
+    return graph
 
-    graph = {name: at_the_top(file) for name, file in known.items()}
-    for start in graph:
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Modules that import each other, directly or over others."""
+
+    def reach(start: str) -> set[str]:
         seen, todo = set(), list(graph[start])
         while todo:
             name = todo.pop()
             if name not in seen:
                 seen.add(name)
-                todo += graph.get(name, set())
-        assert start not in seen, f"{'.'.join(start)} imports itself in a circle"
+                todo += graph[name]
+        return seen
+
+    reached = {name: reach(name) for name in graph}
+    around = {tuple(sorted(o for o in reached[n] if n in reached[o])) for n in graph if n in reached[n]}
+    return [list(group) for group in sorted(around)]
+
+
+def test_no_import_goes_round_in_a_circle():
+    assert circles(graph_of(SOURCE.parent)) == []
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ("from .b import x", "from . import a"),
+        ("from house.b import x", "def f():\n    from .a import y"),
+        ("import house.b", "if TYPE_CHECKING:\n    from house import a"),
+    ],
+)
+def test_a_planted_circle_is_found(tmp_path, a, b):
+    (tmp_path / "house").mkdir()
+    for name, text in (("__init__", ""), ("a", a), ("b", b), ("c", "from . import a")):
+        (tmp_path / "house" / f"{name}.py").write_text(text)
+    assert circles(graph_of(tmp_path)) == [["house.a", "house.b"]]
 
 
 @pytest.mark.parametrize("folder", PAPERS, ids=lambda p: p.name)
-def test_every_paper_has_its_rooms(folder):
-    assert [room for room in ROOMS if not (folder / room).exists()] == []
+def test_every_paper_has_the_one_layout(folder):
+    assert [part for part in LAYOUT if not (folder / part).exists()] == []
     identity = tomllib.loads((folder / "paper.toml").read_text("utf-8"))
     assert identity["slug"] == folder.name
     assert identity["summary"].strip()
     assert identity["usage"].strip()
-    study = importlib.import_module(f"mlcollage.papers.{folder.name}.study")
-    assert study.VERSION >= 1
-    assert study.CLAIMS
-    assert callable(study.runs)
-    assert callable(study.measure)
+    study = importlib.import_module(f"mlcollage.papers.{folder.name}.study").STUDY
+    assert 3 <= len(study.headlines) <= 6
+
+
+@pytest.mark.parametrize("folder", PAPERS, ids=lambda p: p.name)
+def test_a_method_never_imports_its_study(folder):
+    of_the_study = f"mlcollage.papers.{folder.name}.study"
+    for module, targets in graph_of(SOURCE.parent).items():
+        inside = module.startswith((of_the_study, f"mlcollage.papers.{folder.name}.slide"))
+        if module.startswith(f"mlcollage.papers.{folder.name}.") and not inside:
+            assert not [t for t in targets if t.startswith(of_the_study)], module
+
+
+def test_no_class_name_has_two_meanings():
+    """Public classes: a name stands for one thing in the whole house."""
+    homes: dict[str, list[str]] = {}
+    for file in MODULES:
+        if any(part.startswith("_") for part in parts(file)) or "study" in parts(file):
+            continue
+        for node in ast.parse(file.read_text("utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(name_of(file))
+    assert {name: files for name, files in homes.items() if len(files) > 1} == {}
 
 
 def test_there_are_sixteen_papers_in_four_months():
@@ -117,10 +168,8 @@ def test_the_papers_usage_runs_as_printed(folder, tmp_path, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("file", MODULES, ids=name_of)
-def test_modules_stay_small_and_say_what_they_are(file):
-    text = file.read_text("utf-8")
-    assert len(text.splitlines()) < 600
-    assert ast.get_docstring(ast.parse(text)), "a module begins with a docstring"
+def test_modules_say_which_concept_they_hold(file):
+    assert ast.get_docstring(ast.parse(file.read_text("utf-8"))), "a module begins with a docstring"
 
 
 @pytest.mark.parametrize("file", [f for f in MODULES if "__all__" in f.read_text("utf-8")], ids=name_of)

@@ -526,7 +526,7 @@ def _slugs_of(months: Sequence[str] | None) -> list[str]:
 
 @app.command()
 def bench(
-    slug: Slug,
+    slugs: Annotated[list[str], typer.Argument(help="Papers whose method is timed, or `all`.")],
     full: Annotated[bool, typer.Option("--full", help="Larger sizes, more repetitions.")] = False,
     record: Annotated[
         bool, typer.Option("--record/--no-record", help="Write the rows into benchmarks/RESULTS.md.")
@@ -536,20 +536,29 @@ def bench(
     """Run ours and our peers side by side and print the ratios."""
     from mlcollage.lab import bench as lab_bench
 
-    file, function = lab_bench.find_benchmark(slug)
-    with err.status(f"timing {slug} and its peers, a minute or so"):
-        rows = function(quick=not full)
-    if record:
-        lab_bench.record(slug, rows, file.with_name("RESULTS.md"))
+    names = lab_bench.benchmarked() if slugs == ["all"] else list(dict.fromkeys(slugs))
+    found = {name: lab_bench.find_benchmark(name) for name in names}  # a wrong name is said before anything is timed
+    timed: dict[str, Any] = {}
+    for slug, (file, function) in found.items():
+        with err.status(f"timing {slug} and its peers, a minute or so"):
+            rows = timed[slug] = function(quick=not full)
+        if record:
+            lab_bench.record(slug, rows, file.with_name("RESULTS.md"))
+        if not json:
+            _print_table(_bench_table(slug, rows))
     if json:
-        _print_json({"machine": lab_bench.machine(), "rows": rows})
-        return
-    table = _table("what", "who", "value", "", "ratio", wrapped=["what", "who"])
+        _print_json({"machine": lab_bench.machine(), "rows": timed})
+
+
+def _bench_table(slug: str, rows: Sequence[dict[str, Any]]) -> Table:
+    from mlcollage.lab.bench import format_value
+
+    table = _table("what", "who", "value", "", "ratio", wrapped=["what", "who"], title=slug)
     for row in rows:
         ratio = "" if row.get("ratio") is None else f"{row['ratio']:.3g}×"
-        cells = (row["what"], row["name"], lab_bench.format_value(row["value"]), row.get("unit", ""), ratio)
+        cells = (row["what"], row["name"], format_value(row["value"]), row.get("unit", ""), ratio)
         table.add_row(*(escape(c) for c in cells))
-    _print_table(table)
+    return table
 
 
 @app.command()

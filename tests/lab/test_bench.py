@@ -3,7 +3,8 @@
 import pytest
 
 from mlcollage.errors import InvalidInput, UnknownName
-from mlcollage.lab.bench import find_benchmark
+from mlcollage.lab import papers
+from mlcollage.lab.bench import benchmarked, find_benchmark
 
 
 def write(folder, text):
@@ -30,3 +31,8 @@ def test_a_benchmark_without_its_function_or_paper_is_explained(tmp_path, monkey
         find_benchmark("fisher_explosion")
     with pytest.raises(UnknownName):
         find_benchmark("fisher_explosions")
+
+
+def test_every_built_paper_has_a_benchmark():
+    built = [p.slug for p in papers().values() if p.built and p.package.startswith("mlcollage.")]
+    assert benchmarked() == built

@@ -13,9 +13,9 @@ from typing import Any
 
 import mlcollage
 from mlcollage.errors import InvalidInput, MissingFile
-from mlcollage.lab.paper import find_paper
+from mlcollage.lab.paper import find_paper, papers
 
-__all__ = ["find_benchmark", "machine", "record", "to_markdown"]
+__all__ = ["benchmarked", "find_benchmark", "machine", "record", "to_markdown"]
 
 Row = dict[str, Any]
 
@@ -32,8 +32,7 @@ def find_benchmark(slug: str) -> tuple[Path, Callable[..., list[Row]]]:
     MissingFile
         If there is none: benchmarks are part of the source, not of the installed package.
     """
-    roots = [Path.cwd(), Path(mlcollage.__file__).parents[2]]
-    file = next((f for root in roots if (f := root / "benchmarks" / f"{slug}.py").exists()), None)
+    file = _file_of(slug)
     if file is None:
         find_paper(slug)  # a slip of the pen gets the nearest name
         raise MissingFile(f"there is no benchmarks/{slug}.py here; run the command in a checkout of the source.")
@@ -46,6 +45,25 @@ def find_benchmark(slug: str) -> tuple[Path, Callable[..., list[Row]]]:
     if not hasattr(module, "bench"):
         raise InvalidInput(f"{file} has no function bench(); add one that returns a list of rows.")
     return file, module.bench
+
+
+def benchmarked() -> list[str]:
+    """Slugs of the built papers that have a benchmark here.
+
+    Raises
+    ------
+    MissingFile
+        If there is none.
+    """
+    found = [p.slug for p in papers().values() if p.built and _file_of(p.slug) is not None]
+    if not found:
+        raise MissingFile("there is no folder benchmarks/ here; run the command in a checkout of the source.")
+    return found
+
+
+def _file_of(slug: str) -> Path | None:
+    roots = [Path.cwd(), Path(mlcollage.__file__).parents[2]]
+    return next((f for root in roots if (f := root / "benchmarks" / f"{slug}.py").exists()), None)
 
 
 def machine() -> str:
