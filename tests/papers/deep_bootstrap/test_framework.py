@@ -264,18 +264,18 @@ def test_train_metrics_use_the_first_samples_of_a_large_set(study):
     [
         ({"n": 8}, "n=8 is less than one batch of 16"),
         ({"n": 1000}, "less than one epoch"),
-        ({"n": ()}, "at least one value"),
-        ({"n": (32, -1)}, "n=-1 must be a positive integer"),
-        ({"seeds": [1, 1]}, "seeds different"),
-        ({"steps": 0}, "steps=0 must be a positive integer"),
+        ({"n": ()}, "give at least one sample size"),
+        ({"n": (32, -1)}, "n must be a whole number of at least 1, not -1"),
+        ({"seeds": [1, 1]}, "each only once"),
+        ({"steps": 0}, "steps must be a whole number of at least 1, not 0"),
         ({"schedule": {"real": cosine(40), "ideal": cosine(20)}}, "both worlds need the same schedule"),
         ({"schedule": (cosine(40), cosine(20))}, "both worlds need the same schedule"),
         ({"schedule": lambda step: [1.0, 0.5][step]}, "both worlds need the same schedule"),
         ({"schedule": "linear"}, "both worlds need the same schedule"),
         ({"loss": "hinge"}, "loss='hinge' is not known"),
-        ({"eval_at": [50]}, "between 0 and steps=40"),
-        ({"eval_at": "all"}, "eval_at='all' is not known"),
-        ({"coupling": "same"}, "coupling='same' is not known"),
+        ({"eval_at": [50]}, "a step of eval_at must be .* at most 40, not 50"),
+        ({"eval_at": "all"}, "eval_at must be one of 'log', not 'all'"),
+        ({"coupling": "same"}, "coupling must be one of .*, not 'same'"),
         ({"world": object()}, "is no data world"),
     ],
 )
@@ -285,7 +285,9 @@ def test_settings_without_meaning_are_refused_before_training(study, settings, s
 
 
 def test_stop_rules_that_do_not_exist_are_refused(study, tiny_world):
-    with pytest.raises(UnknownName, match="stop='patience' is not known"):
+    with pytest.raises(
+        UnknownName, match="the rule of stop must be one of 'train_error', 'train_loss', not 'patience'"
+    ):
         study(stop="patience")
     with pytest.raises(InvalidInput, match="no train error"):
         study(tiny_world(num_classes=0), loss="mse", stop="train_error")

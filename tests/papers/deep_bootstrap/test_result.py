@@ -154,8 +154,8 @@ def test_unknown_names_list_what_there_is(result):
     for call, says in (
         (lambda: result.stopping_time(7), "no real world with n=7 was run; there are: 100"),
         (lambda: result.stopping_time(100, seed=9), "seed 9 was not run; there are: 0, 1"),
-        (lambda: result.stopping_time(100, "patience"), "there are: train_error, train_loss, budget"),
-        (lambda: result.gap("accuracy"), "there are: loss, error, soft_error"),
+        (lambda: result.stopping_time(100, "patience"), "rule must be one of 'train_error', 'train_loss', 'budget'"),
+        (lambda: result.gap("accuracy"), "metric must be one of 'loss', 'error', 'soft_error'"),
         (lambda: result.departure_step(7), "n=7"),
     ):
         with pytest.raises(UnknownName, match=says):
@@ -166,7 +166,7 @@ def test_unknown_names_list_what_there_is(result):
         BootstrapResult(result.curves.drop(columns="split"))
     with pytest.raises(InvalidInput, match="share no n and seed"):
         result.compare(BootstrapResult(result.curves.assign(seed=result.curves["seed"] + 5), {}))
-    with pytest.raises(InvalidInput, match="consecutive=0"):
+    with pytest.raises(InvalidInput, match="consecutive must be a whole number of at least 1, not 0"):
         result.departure_step(100, consecutive=0)
     with pytest.raises(InvalidInput, match="at one time"):
         result.compare(result, at="max")

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset, TensorDataset
 from mlcollage.data.world import DataWorld
 from mlcollage.errors import InvalidInput, MissingFile
 from mlcollage.papers.deep_bootstrap import FiniteAsIdeal, NpzParts, cifar5m
-from mlcollage.papers.deep_bootstrap.worlds import memory_map_npz
+from mlcollage.papers.deep_bootstrap.npz_parts import memory_map_npz
 
 
 def numbered(size, classes=3):
@@ -126,10 +126,16 @@ def test_a_test_set_of_its_own():
         (lambda: FiniteAsIdeal(Slow(), test=5), "pass num_classes"),
         (lambda: FiniteAsIdeal((torch.zeros(3, 1), torch.zeros(2)), test=1), "as many"),
         (lambda: FiniteAsIdeal(iter([]), test=1), "no length"),
-        (lambda: FiniteAsIdeal(numbered(10), test=1, past_one_pass="ignore"), "past_one_pass='ignore'"),
+        (
+            lambda: FiniteAsIdeal(numbered(10), test=1, past_one_pass="ignore"),
+            "past_one_pass must be one of .*, not 'ignore'",
+        ),
         (lambda: FiniteAsIdeal(numbered(10), test=1).fixed(1), "train part holds 0"),
         (lambda: FiniteAsIdeal(numbered(10), test=2).fixed(3, split="test"), "test part holds 2"),
-        (lambda: FiniteAsIdeal(numbered(10), test=2).batch(0, 1, split="valid"), "'valid' is not known"),
+        (
+            lambda: FiniteAsIdeal(numbered(10), test=2).batch(0, 1, split="valid"),
+            "split must be one of .*, not 'valid'",
+        ),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(make, says):

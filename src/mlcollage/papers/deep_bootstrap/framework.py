@@ -3,42 +3,47 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from mlcollage import _checks as checks
 from mlcollage.data.world import DataWorld
-from mlcollage.errors import InvalidInput, UnknownName
+from mlcollage.errors import InvalidInput
 from mlcollage.nn.init import build
-from mlcollage.papers.deep_bootstrap._training import (
-    Augment,
-    Coupling,
-    Lane,
-    Loss,
-    SeedData,
-    batches,
+from mlcollage.train.loop import Augment, Loss, predict, steps
+from mlcollage.train.replicas import Replicas, stackable
+from mlcollage.train.schedules import Schedule
+
+from .result import COLUMNS, BootstrapResult, Rule
+from .settings import (
+    as_device,
+    as_grid,
+    as_schedule,
+    as_seeds,
+    as_sizes,
+    as_stop,
     check_batch_norm,
     check_labels,
     check_outputs,
-    log_steps,
+    check_world,
     loss_function,
-    measure,
+    loss_name,
 )
-from mlcollage.papers.deep_bootstrap.result import COLUMNS, RULES, BootstrapResult, Rule
-from mlcollage.papers.deep_bootstrap.worlds import FiniteAsIdeal
-from mlcollage.train.loop import predict, steps
-from mlcollage.train.replicas import Replicas, stackable
-from mlcollage.train.schedules import Schedule, cosine
+from .training import Coupling, Lane, SeedData, measure
+from .worlds import FiniteAsIdeal
 
 __all__ = ["DeepBootstrap"]
 
 OptimizerFn = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 Progress = Callable[[int, int], None]
+Outputs = Callable[[Tensor, int | None], Tensor]
+"""Outputs (R, N, K) of R networks for inputs (N, ...) that they share, or (R, N, ...) with the second argument 0."""
 _PAPER_SGD = partial(torch.optim.SGD, lr=0.1)
 
 
@@ -160,48 +165,16 @@ class DeepBootstrap:
             raise InvalidInput(
                 "model_fn must be a function that makes a fresh network, such as lambda: MLP(world.shape, 10)."
             )
-        if not isinstance(self.world, DataWorld):
-            raise InvalidInput(
-                f"{type(self.world).__name__} is no data world: it needs batch(), fixed(), num_classes and shape; "
-                "wrap a finite dataset in FiniteAsIdeal."
-            )
+        check_world(self.world)
         for name in ("steps", "batch_size", "test_size", "train_size"):
-            _positive(name, getattr(self, name))
-        self.n = tuple(sorted({_positive("n", v) for v in _as_tuple(self.n)}))
-        self.seeds = tuple(range(_positive("seeds", self.seeds))) if isinstance(self.seeds, int) else tuple(self.seeds)
-        if not self.n or not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise InvalidInput(
-                f"n={self.n} and seeds={self.seeds} must each hold at least one value, seeds different and "
-                "not negative."
-            )
-        self._check_sizes()
-        self._schedule = _as_schedule(self.schedule, self.steps)
+            checks.integer(name, getattr(self, name), least=1)
+        checks.choice("coupling", self.coupling, ("stream", "independent"))
+        self._n = as_sizes(self.n, self.world, self.steps, self.batch_size)
+        self._seeds = as_seeds(self.seeds)
+        self._schedule = as_schedule(self.schedule, self.steps)
         self._loss = loss_function(self.loss, self.world.num_classes)
-        self._grid = _as_grid(self.eval_at, self.steps)
-        self._stop = _as_stop(self.stop, self.world.num_classes)
-        if self.coupling not in ("stream", "independent"):
-            raise InvalidInput(f"coupling={self.coupling!r} is not known; use 'stream' or 'independent'.")
-
-    def _check_sizes(self) -> None:
-        n = cast(tuple[int, ...], self.n)
-        if n[0] < self.batch_size:
-            raise InvalidInput(
-                f"n={n[0]} is less than one batch of {self.batch_size}; use a smaller batch_size or a larger n."
-            )
-        if n[-1] > self.steps * self.batch_size:
-            raise InvalidInput(
-                f"{self.steps} steps of batch {self.batch_size} see {self.steps * self.batch_size} samples, "
-                "less than one epoch "
-                f"of n={n[-1]}; use at least {-(-n[-1] // self.batch_size)} steps or a smaller n."
-            )
-        w = self.world
-        if isinstance(w, FiniteAsIdeal) and w.past_one_pass == "raise" and self.steps * self.batch_size > w.stream_size:
-            raise InvalidInput(
-                f"the finite Ideal World has {w.stream_size} samples for {self.steps} steps of batch "
-                f"{self.batch_size}, which need "
-                f"{self.steps * self.batch_size}; use at most {w.stream_size // self.batch_size} steps, or "
-                "past_one_pass='warn'."
-            )
+        self._grid = as_grid(self.eval_at, self.steps)
+        self._stop = as_stop(self.stop, self.world.num_classes)
 
     # ---- running --------------------------------------------------------------------------------------------------
 
@@ -217,117 +190,111 @@ class DeepBootstrap:
         -------
         BootstrapResult
         """
-        device = _as_device(self.device)
-        n, seeds = cast(tuple[int, ...], self.n), cast(tuple[int, ...], self.seeds)
-        test = self.world.fixed(self.test_size, split="test").tensors
-        check_labels(test[1], self.world.num_classes)
-        self._raw_test = test[0].to(device)
-        self._test = (self._raw_test if self.transform is None else self.transform(self._raw_test), test[1].to(device))
+        device = as_device(self.device)
+        x, y = self.world.fixed(self.test_size, split="test").tensors
+        check_labels(y, self.world.num_classes)
+        self._raw_test = x.to(device)
+        self._test = (self._raw_test if self.transform is None else self.transform(self._raw_test), y.to(device))
         stacked = self._check_model(device)
+        worlds = (None, *self._n)
+        if not stacked:
+            groups = [[Lane(k, s)] for s in self._seeds for k in worlds]
+        elif self._stop is None:
+            groups = [[Lane(k, s) for s in self._seeds for k in worlds]]
+        else:  # groups that stop at about the same time, so that a group can end early
+            groups = [[Lane(k, s) for s in self._seeds] for k in worlds]
         self._data: dict[int, SeedData] = {}
-        progress = _Counter(on_progress, self.steps * len(seeds) * (1 + len(n)))
+        progress = _Counter(on_progress, self.steps * len(self._seeds) * len(worlds))
         rows: list[dict[str, Any]] = []
-        if stacked:
-            # With a stopping rule, groups that stop at about the same time, so that a group can end early.
-            groups = [[Lane(k, s) for s in seeds for k in (None, *n)]]
-            if self._stop is not None:
-                groups = [[Lane(k, s) for s in seeds] for k in (None, *n)]
-            for group in groups:
-                rows += self._train_stacked(group, device, progress)
-        else:
-            for seed in seeds:
-                for lane in (Lane(k, seed) for k in (None, *n)):
-                    rows += self._train_alone(lane, device, progress)
-                self._data.pop(seed)  # one seed's samples at a time
+        for group in groups:
+            if not stacked:  # one seed's samples at a time
+                self._data = {seed: data for seed, data in self._data.items() if seed == group[0].seed}
+            rows += self._train(group, stacked, device, progress)
         self._data.clear()
-        curves = pd.DataFrame(rows, columns=list(COLUMNS)).sort_values(
-            ["world", "n", "seed", "split", "step"], ignore_index=True
-        )
-        return BootstrapResult(curves, self._settings(stacked, device))
+        order = ["world", "n", "seed", "split", "step"]
+        curves = pd.DataFrame(rows, columns=list(COLUMNS)).sort_values(order, ignore_index=True)
+        return BootstrapResult(curves, self._described(stacked, device))
 
-    def _train_alone(self, lane: Lane, device: torch.device, progress: _Counter) -> list[dict[str, Any]]:
-        data = self._seed_data(lane.seed, device)
+    def _train(
+        self, lanes: list[Lane], stacked: bool, device: torch.device, progress: _Counter
+    ) -> list[dict[str, Any]]:
+        """Rows of lanes that are trained together, evaluated at the steps of the grid."""
+        data = [self._seed_data(lane.seed, device) for lane in lanes]
+        training = self._stacked(lanes, data, device) if stacked else self._alone(lanes[0], data[0], device)
+        rows: list[dict[str, Any]] = []
+        active, done = set(lanes), 0
+        for step, outputs in training:
+            new = [row for row in self._evaluate(lanes, step, data, outputs) if row["lane"] in active]
+            rows += new
+            if step:  # nothing has converged before the first update
+                active -= {row["lane"] for row in new if self._converged(row)}
+            progress.add((step - done) * len(lanes))
+            done = step
+            if not active:
+                break
+        progress.add((self.steps - done) * len(lanes))
+        return rows
+
+    def _alone(self, lane: Lane, data: SeedData, device: torch.device) -> Iterator[tuple[int, Outputs]]:
+        """Train one network; yields at the steps of the grid."""
         model = build(self.model_fn, lane.seed).to(device)
-        optimizer = self.optimizer_fn(model.parameters())
-        rows = self._evaluate(lane, 0, data, partial(predict, model))
-        grid = set(self._grid)
+
+        def outputs(x: Tensor, in_dim: int | None) -> Tensor:
+            return predict(model, x if in_dim is None else x[0])[None]
+
+        yield 0, outputs
         loop = steps(
             model,
-            batches(data, lane, self.steps),
-            optimizer,
+            (data.batch(lane, t) for t in range(self.steps)),
+            self.optimizer_fn(model.parameters()),
             loss=self._loss,
             schedule=self._schedule,
             max_steps=self.steps,
             seed=lane.seed,
             check_every=1 if device.type == "cpu" else 50,
         )
-        done = 0
+        grid = set(self._grid)
         try:
-            for step in loop:
-                if step.number in grid:
-                    new = self._evaluate(lane, step.number, data, partial(predict, model))
-                    rows += new
-                    progress.add(step.number - done)
-                    done = step.number
-                    if self._converged(new):
-                        break
+            yield from ((step.number, outputs) for step in loop if step.number in grid)
         except InvalidInput as reason:
             raise InvalidInput(f"in {lane}: {reason}") from reason
-        progress.add(self.steps - done)
-        return rows
 
-    def _train_stacked(self, lanes: list[Lane], device: torch.device, progress: _Counter) -> list[dict[str, Any]]:
-        data = [self._seed_data(lane.seed, device) for lane in lanes]
+    def _stacked(self, lanes: list[Lane], data: list[SeedData], device: torch.device) -> Iterator[tuple[int, Outputs]]:
+        """Train the networks of all lanes as one stacked model; yields at the steps of the grid."""
         # In a function, so that a class (torch.optim.Adam) keeps its default rate as it does for a single network.
         replicas = Replicas(
             self.model_fn, [lane.seed for lane in lanes], optimizer=lambda p: self.optimizer_fn(p), device=device
         )
-        rows = self._evaluate_stacked(lanes, 0, data, replicas)
-        grid, done, active = set(self._grid), 0, set(lanes)
+
+        def outputs(x: Tensor, in_dim: int | None) -> Tensor:
+            return replicas.predict(x, in_dim=in_dim)
+
+        yield 0, outputs
+        grid = set(self._grid)
         finite = torch.ones(len(lanes), dtype=torch.bool, device=device)
         for t in range(self.steps):
             xs, ys = zip(*(d.batch(lane, t) for d, lane in zip(data, lanes, strict=True)), strict=True)
             factor = 1.0 if self._schedule is None else float(self._schedule(t))
+            # Inputs (R, b, ...) and targets (R, b): a batch for each network.
             losses = replicas.step(torch.stack(xs), torch.stack(ys), loss=self._loss, lr_factor=factor, in_dims=(0, 0))
             finite &= losses.isfinite()
-            if t + 1 not in grid:
-                continue
-            if not bool(finite.all()):
-                bad = lanes[int((~finite).nonzero()[0])]
-                raise InvalidInput(f"in {bad}: the loss became not finite by step {t + 1}; lower the learning rate.")
-            new = [
-                r for r in self._evaluate_stacked(lanes, t + 1, data, replicas) if Lane(r["lane"], r["seed"]) in active
-            ]
-            rows += new
-            active -= {Lane(r["lane"], r["seed"]) for r in new if self._converged([r])}
-            progress.add((t + 1 - done) * len(lanes))
-            done = t + 1
-            if not active:
-                break
-        progress.add((self.steps - done) * len(lanes))
-        return rows
+            if t + 1 in grid:
+                if not bool(finite.all()):
+                    bad = lanes[int((~finite).nonzero()[0])]
+                    raise InvalidInput(
+                        f"in {bad}: the loss became not finite by step {t + 1}; lower the learning rate."
+                    )
+                yield t + 1, outputs
 
     # ---- evaluation -----------------------------------------------------------------------------------------------
 
-    def _evaluate(
-        self, lane: Lane, step: int, data: SeedData, outputs: Callable[[Tensor], Tensor]
-    ) -> list[dict[str, Any]]:
-        rows = [self._row(lane, step, "test", outputs(self._test[0]), self._test[1])]
-        if lane.n is not None:
-            k = min(lane.n, self.train_size)
-            x, y = data.first(k)
-            rows.append(self._row(lane, step, "train", outputs(x), y))
-        return rows
-
-    def _evaluate_stacked(
-        self, lanes: list[Lane], step: int, data: list[SeedData], replicas: Replicas
-    ) -> list[dict[str, Any]]:
-        test = replicas.predict(self._test[0])
+    def _evaluate(self, lanes: list[Lane], step: int, data: list[SeedData], outputs: Outputs) -> list[dict[str, Any]]:
+        """A row per lane for the test block, and one for the train set of each Real World."""
+        test = outputs(self._test[0], None)  # (R, test_size, K)
         rows = [self._row(lane, step, "test", test[r], self._test[1]) for r, lane in enumerate(lanes)]
-        real = [lane.n for lane in lanes if lane.n is not None]
-        if real:
+        if real := [lane.n for lane in lanes if lane.n is not None]:
             k = min(max(real), self.train_size)  # nested sets: the first samples are in every set of the seed
-            train = replicas.predict(torch.stack([d.first(k)[0] for d in data]), in_dim=0)
+            train = outputs(torch.stack([d.first(k)[0] for d in data]), 0)  # (R, k, K)
             for r, lane in enumerate(lanes):
                 if lane.n is not None:
                     rows.append(self._row(lane, step, "train", train[r, : lane.n], data[r].y[: min(k, lane.n)]))
@@ -336,16 +303,13 @@ class DeepBootstrap:
     def _row(self, lane: Lane, step: int, split: str, outputs: Tensor, y: Tensor) -> dict[str, Any]:
         values = measure(outputs, y, self.loss, self.world.num_classes)
         n = math.inf if lane.n is None else float(lane.n)
-        return {"world": lane.world, "n": n, "lane": lane.n, "seed": lane.seed, "step": step, "split": split, **values}
+        return {"world": lane.world, "n": n, "lane": lane, "seed": lane.seed, "step": step, "split": split, **values}
 
-    def _converged(self, rows: list[dict[str, Any]]) -> bool:
-        if self._stop is None:
+    def _converged(self, row: dict[str, Any]) -> bool:
+        if self._stop is None or row["split"] != "train":
             return False
         rule, threshold = self._stop
-        train = [r for r in rows if r["split"] == "train"]
-        if rule == "train_loss":
-            return any(r["loss"] < threshold for r in train)
-        return any(r["error"] <= threshold for r in train)
+        return bool(row["loss"] < threshold if rule == "train_loss" else row["error"] <= threshold)
 
     # ---- preparation ----------------------------------------------------------------------------------------------
 
@@ -354,7 +318,7 @@ class DeepBootstrap:
             data = SeedData(
                 self.world,
                 seed,
-                n_max=max(cast(tuple[int, ...], self.n)),
+                n_max=self._n[-1],
                 batch_size=self.batch_size,
                 steps=self.steps,
                 coupling=self.coupling,
@@ -382,26 +346,20 @@ class DeepBootstrap:
             reason = "it has dropout, whose draws a stacked model cannot share between the worlds."
         if self.stack is None:
             convolves = any(isinstance(m, nn.modules.conv._ConvNd) for m in model.modules())
-            return reason is None and not (
-                device.type == "cpu" and convolves
-            )  # grouped convolutions gain nothing there
+            # On a CPU grouped convolutions gain nothing.
+            return reason is None and not (device.type == "cpu" and convolves)
         if self.stack and reason is not None:
             raise InvalidInput(f"stack=True, but {type(model).__name__} cannot be stacked: {reason}")
         return self.stack
 
-    def _settings(self, stacked: bool, device: torch.device) -> dict[str, Any]:
+    def _described(self, stacked: bool, device: torch.device) -> dict[str, Any]:
+        names = ("steps", "batch_size", "coupling", "test_size", "train_size")
         settings: dict[str, Any] = {
-            "n": list(cast(tuple[int, ...], self.n)),
-            "seeds": list(cast(tuple[int, ...], self.seeds)),
-            "steps": self.steps,
-            "batch_size": self.batch_size,
-            "loss": self.loss
-            if isinstance(self.loss, str)
-            else getattr(self.loss, "__name__", type(self.loss).__name__),
+            **{name: getattr(self, name) for name in names},
+            "n": list(self._n),
+            "seeds": list(self._seeds),
+            "loss": loss_name(self.loss),
             "stop": None if self._stop is None else list(self._stop),
-            "coupling": self.coupling,
-            "test_size": self.test_size,
-            "train_size": self.train_size,
             "world": type(self.world).__name__,
             "parameters": self._parameters,
             "stacked": stacked,
@@ -423,75 +381,3 @@ class _Counter:
             self.done += count
             if self.call is not None:
                 self.call(self.done, self.total)
-
-
-def _as_tuple(value: int | Sequence[int]) -> tuple[int, ...]:
-    return (value,) if isinstance(value, int) else tuple(value)
-
-
-def _positive(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InvalidInput(f"{name}={value!r} must be a positive integer.")
-    return value
-
-
-def _as_schedule(schedule: Any, total: int) -> Schedule | None:
-    if schedule is None:
-        return None
-    if schedule == "cosine":
-        return cosine(total)
-    if isinstance(schedule, str) or not callable(schedule):
-        raise InvalidInput(
-            f"schedule must be one function of the step, 'cosine' or None, but is a {type(schedule).__name__} "
-            f"({schedule!r}): "
-            "both worlds need the same schedule, whatever n."
-        )
-    try:
-        float(schedule(0)), float(schedule(total - 1))
-    except Exception as reason:
-        raise InvalidInput(
-            f"schedule could not be evaluated at the steps 0 and {total - 1} ({reason}); both worlds need the "
-            "same schedule, "
-            "a function from the 0-based step to a factor that covers all steps."
-        ) from reason
-    return cast(Schedule, schedule)
-
-
-def _as_grid(eval_at: str | int | Sequence[int], total: int) -> tuple[int, ...]:
-    if isinstance(eval_at, str):
-        if eval_at != "log":
-            raise InvalidInput(
-                f"eval_at={eval_at!r} is not known; use 'log', a number of evaluations or the steps themselves."
-            )
-        return log_steps(total)
-    if isinstance(eval_at, int):
-        return log_steps(total, _positive("eval_at", eval_at))
-    steps_ = sorted({0, total, *(int(s) for s in eval_at)})
-    if steps_[0] < 0 or steps_[-1] > total:
-        raise InvalidInput(
-            f"eval_at holds steps from {steps_[0]} to {steps_[-1]}; they must lie between 0 and steps={total}."
-        )
-    return tuple(steps_)
-
-
-def _as_stop(stop: Any, num_classes: int) -> tuple[str, float] | None:
-    if stop is None:
-        return None
-    rule, threshold = (stop, RULES.get(stop, math.nan)) if isinstance(stop, str) else stop
-    if rule not in ("train_error", "train_loss"):
-        raise UnknownName(
-            f"stop={stop!r} is not known; use 'train_error', 'train_loss', a pair (rule, threshold), or None "
-            "for the budget."
-        )
-    if rule == "train_error" and num_classes == 0:
-        raise InvalidInput("a regression has no train error to stop at; use stop='train_loss'.")
-    return rule, float(threshold)
-
-
-def _as_device(device: str | torch.device) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.device(device)
-    except RuntimeError:
-        raise InvalidInput(f"device={device!r} is not known to torch; use 'auto', 'cpu' or 'cuda'.") from None

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 
 __all__ = ["METRICS", "bootstrap_error", "error", "soft_error"]
@@ -43,11 +44,7 @@ def _check(logits: Tensor, target: Tensor, name: str) -> Tensor:
 
 
 def _reduce(values: Tensor, reduction: str) -> Tensor:
-    if reduction == "mean":
-        return values.mean()
-    if reduction == "none":
-        return values
-    raise InvalidInput(f"reduction={reduction!r} is not known; use 'mean' or 'none'.")
+    return values.mean() if checks.choice("reduction", reduction, ("mean", "none")) == "mean" else values
 
 
 def soft_error(logits: Tensor, target: Tensor, *, reduction: Literal["mean", "none"] = "mean") -> Tensor:
@@ -70,7 +67,7 @@ def soft_error(logits: Tensor, target: Tensor, *, reduction: Literal["mean", "no
     Returns
     -------
     Tensor
-        Values in [0, 1]; differentiable in the logits. ``-expm1(log p)`` keeps small errors exact.
+        Values in [0, 1]; differentiable in the logits, exact also near 0.
 
     Raises
     ------
@@ -87,7 +84,8 @@ def soft_error(logits: Tensor, target: Tensor, *, reduction: Literal["mean", "no
     tensor(0.7500)
     """
     labels = _check(logits, target, "soft_error")
-    log_p = logits.log_softmax(-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    log_p = logits.log_softmax(-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)  # (...)
+    # 1 - p by expm1: of p near 1 the difference would keep no digit.
     return _reduce(-torch.expm1(log_p), reduction)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -13,8 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput, MissingFile, UnknownName
-from mlcollage.papers.deep_bootstrap.metrics import METRICS, bootstrap_error
+
+from ._drawing import LABELS, band, cycle, finish, new_axes
+from .metrics import METRICS, bootstrap_error
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,9 +30,7 @@ COLUMNS = ("world", "n", "seed", "step", "split", *METRICS)
 RULES: Mapping[str, float] = {"train_error": 0.01, "train_loss": 0.01, "budget": 0.0}
 """The three stopping rules and their thresholds: train error <= 1 %, train loss < 0.01, the whole budget."""
 
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito, color-blind safe
 _IDEAL = "#222222"
-_LABELS = {"loss": "loss", "error": "error", "soft_error": "soft-error"}
 _META_KEY = b"mlcollage.deep_bootstrap"
 
 
@@ -39,7 +41,7 @@ class BootstrapResult:
     Parameters
     ----------
     curves
-        One row an evaluation, with the columns ``world`` ("real" or "ideal"), ``n`` (float; the Ideal World has
+        One row per evaluation, with the columns ``world`` ("real" or "ideal"), ``n`` (float; the Ideal World has
         ``inf``), ``seed``, ``step`` (updates done), ``split`` ("train" or "test"; the Ideal World has no train set),
         ``loss``, ``error``, ``soft_error`` (NaN where the metric has no meaning).
     settings
@@ -118,8 +120,7 @@ class BootstrapResult:
         int or None
             None: not converged within the steps that were run. Nothing is extrapolated.
         """
-        if rule not in RULES:
-            raise UnknownName(f"stopping rule {rule!r} is not known; there are: {', '.join(RULES)}.")
+        checks.choice("rule", rule, RULES)
         metric = "loss" if rule == "train_loss" else "error"
         split = "test" if rule == "budget" else "train"
         rows = self.select("real", split, n=n, seed=seed)
@@ -138,22 +139,12 @@ class BootstrapResult:
 
     def stopping_times(self, rule: Rule | None = None) -> pd.DataFrame:
         """T(n) of each n, seed and rule (default: all three): ``n, seed, rule, T``, ``status``."""
+        regression = self.curves["error"].isna().all()  # it has no error to stop at
+        names: list[Rule] = [name for name in RULES if not (regression and name == "train_error")]
         rows = []
-        for name in RULES if rule is None else (rule,):
-            if rule is None and name == "train_error" and self.curves["error"].isna().all():
-                continue  # a regression has no error
-            for n in self.n:
-                for seed in self.seeds:
-                    t = self.stopping_time(n, name, seed=seed)  # type: ignore[arg-type]
-                    rows.append(
-                        {
-                            "n": n,
-                            "seed": seed,
-                            "rule": name,
-                            "T": t,
-                            "status": "budget" if name == "budget" else _status(t),
-                        }
-                    )
+        for name, n, seed in product(names if rule is None else (rule,), self.n, self.seeds):
+            t = self.stopping_time(n, name, seed=seed)
+            rows.append({"n": n, "seed": seed, "rule": name, "T": t, "status": _status(t, name)})
         table = pd.DataFrame(rows, columns=["n", "seed", "rule", "T", "status"])
         return table.astype({"T": "Int64"})
 
@@ -188,19 +179,7 @@ class BootstrapResult:
             ``n, seed, step, real, ideal, gap, status``; a seed that has not converged has missing values at ``"T"``
             and the status "not converged".
         """
-        all_gaps = self.gaps(metric)
-        rows = []
-        for n, seed, group in _lanes(all_gaps):
-            t, status = self._time(n, seed, at, rule, group["step"])
-            until = group if t is None else group[group["step"] <= t]
-            if at == "max":
-                row = until.iloc[int(until["gap"].to_numpy().argmax())]
-            elif t is None:
-                row = pd.Series({"step": None, "real": math.nan, "ideal": math.nan, "gap": math.nan})
-            else:
-                row = group[group["step"] == t].iloc[0]
-            rows.append({"n": n, "seed": seed, **row[["step", "real", "ideal", "gap"]].to_dict(), "status": status})
-        return _typed(rows, ["n", "seed", "step", "real", "ideal", "gap", "status"])
+        return self._read(self.gaps(metric), at, rule)
 
     def generalization_gap(
         self, metric: str = "soft_error", *, at: str | int = "T", rule: Rule = "train_error"
@@ -210,27 +189,29 @@ class BootstrapResult:
         keys = ["n", "seed", "step"]
         test = self.select("real")[[*keys, metric]].rename(columns={metric: "test"})
         both = self.select("real", "train")[[*keys, metric]].rename(columns={metric: "train"}).merge(test, on=keys)
+        both["gap"] = both["test"] - both["train"]
+        return self._read(both[[*keys, "train", "test", "gap"]], at, rule)
+
+    def _read(self, table: pd.DataFrame, at: str | int, rule: Rule) -> pd.DataFrame:
+        """The row of each n and seed at the time ``at``, with its status; missing values where there is no such time.
+
+        The table has ``n, seed, step``, two errors and their ``gap``.
+        """
+        columns = list(table.columns)
         rows = []
-        for n, seed, group in _lanes(both):
-            difference = group.set_index("step")["test"] - group.set_index("step")["train"]
+        for key, group in table.groupby(["n", "seed"]):
+            n, seed = (int(cast(float, k)) for k in key)
             t, status = self._time(n, seed, at, rule, group["step"])
             if at == "max":
-                before = difference if t is None else difference[difference.index <= t]
-                t = int(before.index[int(before.to_numpy().argmax())])
-            row = {
-                "n": n,
-                "seed": seed,
-                "step": t,
-                "train": math.nan,
-                "test": math.nan,
-                "gap": math.nan,
-                "status": status,
-            }
-            if t is not None:
-                at_t = group[group["step"] == t].iloc[0]
-                row.update(train=at_t["train"], test=at_t["test"], gap=float(difference[t]))
-            rows.append(row)
-        return _typed(rows, ["n", "seed", "step", "train", "test", "gap", "status"])
+                until = group if t is None else group[group["step"] <= t]
+                row = until.iloc[int(until["gap"].to_numpy().argmax())]
+            elif t is None:
+                row = pd.Series({**dict.fromkeys(columns, math.nan), "step": None})
+            else:
+                row = group[group["step"] == t].iloc[0]
+            rows.append({**row[columns].to_dict(), "n": n, "seed": seed, "status": status})
+        found = pd.DataFrame(rows, columns=[*columns, "status"])
+        return found.astype({"n": "float64", "seed": "int64", "step": "Int64"})
 
     def departure_step(
         self,
@@ -257,8 +238,7 @@ class BootstrapResult:
         int or None
             None: the Real World never leaves the Ideal path within the steps that were run.
         """
-        if consecutive < 1:
-            raise InvalidInput(f"consecutive={consecutive} must be at least 1.")
+        checks.integer("consecutive", consecutive, least=1)
         gaps = self.gaps(metric)
         self.select("real", n=n, seed=seed)  # names what there is if n or seed was not run
         gaps = gaps[(gaps["n"] == n) & (gaps["seed"] == seed if seed is not None else True)]
@@ -302,20 +282,18 @@ class BootstrapResult:
         return both[[*keys, *order, "agree"]]
 
     def _check_metric(self, metric: str) -> None:
-        if metric not in METRICS:
-            raise UnknownName(f"metric {metric!r} is not known; there are: {', '.join(METRICS)}.")
+        checks.choice("metric", metric, METRICS)
         if self.curves[metric].isna().all():
             raise InvalidInput(
-                f"this run has no {metric}: it was trained with loss={self.settings.get('loss')!r}, whose "
-                "outputs are not "
-                f"{'class probabilities' if metric == 'soft_error' else 'classes'}; use another metric."
+                f"this run has no {metric}: it was trained with loss={self.settings.get('loss')!r}, whose outputs are "
+                f"not {'class probabilities' if metric == 'soft_error' else 'classes'}; use another metric."
             )
 
     def _time(self, n: int, seed: int, at: str | int, rule: Rule, steps: pd.Series) -> tuple[int | None, str]:
         """The step that ``at`` means for one n and seed, and whether it had converged by then."""
         t = self.stopping_time(n, rule, seed=seed) if at in ("T", "max") else None
         if at in ("T", "max"):
-            return t, "budget" if rule == "budget" else _status(t)
+            return t, _status(t, rule)
         if at == "end":
             return int(steps.max()), "end"
         if isinstance(at, str) or at not in set(steps):
@@ -362,7 +340,7 @@ class BootstrapResult:
 
         steps = sorted(self.curves["step"].unique())
         columns = pd.Index(steps, name="step")
-        data: dict[str, npt.NDArray[np.float64]] = {}
+        data: dict[str, npt.NDArray[np.float64]] = {}  # (chain, draw, [n,] step)
         dims: dict[str, list[str]] = {}
         for metric in (m for m in METRICS if not self.curves[m].isna().all()):
             ideal = self.select("ideal").pivot_table(index="seed", columns="step", values=metric)
@@ -370,7 +348,7 @@ class BootstrapResult:
             dims[f"ideal_{metric}"] = ["step"]
             for name, split in (("real", "test"), ("train", "train")):
                 wide = self.select("real", split).pivot_table(index=["seed", "n"], columns="step", values=metric)
-                grid = pd.MultiIndex.from_product([self.seeds, self.n])
+                grid = pd.MultiIndex.from_product([self.seeds, self.n])  # the rows of the cube, n fastest
                 cube = wide.reindex(index=grid, columns=columns).to_numpy(float)
                 data[f"{name}_{metric}"] = cube.reshape(1, len(self.seeds), len(self.n), len(steps))
                 dims[f"{name}_{metric}"] = ["n", "step"]
@@ -383,27 +361,27 @@ class BootstrapResult:
     def plot_curves(self, ax: Axes | None = None, *, metric: str = "soft_error", rule: Rule = "train_error") -> Axes:
         """Test curves of all worlds (mean and 95 % interval over seeds), train dashed, T(n) marked."""
         self._check_metric(metric)
-        ax = _axes(ax)
+        ax = new_axes(ax)
         for n, color in self._colors():
-            step, mean = _band(ax, self.select("real", n=n), metric, color, f"real, n = {n:,}")
+            step, mean = band(ax, self.select("real", n=n), metric, color, f"real, n = {n:,}")
             train = self.select("real", "train", n=n).groupby("step")[metric].mean()
             ax.plot(train.index, train, color=color, linestyle=(0, (4, 2)), linewidth=1)
             t = self.stopping_time(n, rule) if not self.curves["error"].isna().all() else None
             if t is not None:
                 ax.plot([t], [np.interp(t, step, mean)], "o", color=color, markeredgecolor="white", zorder=5)
-        _band(ax, self.select("ideal"), metric, _IDEAL, "ideal")
-        _finish(ax, self, _LABELS[metric])
+        band(ax, self.select("ideal"), metric, _IDEAL, "ideal")
+        finish(ax, self.curves["step"], LABELS[metric])
         ax.set_title("solid: test, dashed: train, dot: converged", fontsize="small", loc="left")
         return ax
 
     def plot_gap(self, ax: Axes | None = None, *, metric: str = "soft_error") -> Axes:
         """The bootstrap error over time for each n (mean and 95 % interval over seeds)."""
         gaps = self.gaps(metric)
-        ax = _axes(ax)
+        ax = new_axes(ax)
         ax.axhline(0, color=_IDEAL, linewidth=0.8)
         for n, color in self._colors():
-            _band(ax, gaps[gaps["n"] == n], "gap", color, f"n = {n:,}")
-        _finish(ax, self, f"bootstrap error ({_LABELS[metric]})")
+            band(ax, gaps[gaps["n"] == n], "gap", color, f"n = {n:,}")
+        finish(ax, self.curves["step"], f"bootstrap error ({LABELS[metric]})")
         return ax
 
     def plot_scatter(
@@ -416,11 +394,11 @@ class BootstrapResult:
         others: Mapping[str, BootstrapResult] | None = None,
         name: str | None = None,
     ) -> Axes:
-        """Real against Ideal World, one point an n and seed, with the diagonal; ``others`` adds named runs."""
-        ax = _axes(ax)
+        """Real against Ideal World, one point per n and seed, with the diagonal; ``others`` adds named runs."""
+        ax = new_axes(ax)
         runs = {name or "this run": self, **(others or {})}
         highest = 0.0
-        for (label, result), color in zip(runs.items(), _cycle(len(runs)), strict=True):
+        for (label, result), color in zip(runs.items(), cycle(len(runs)), strict=True):
             points = result.gap(metric, at=at, rule=rule)
             ax.scatter(points["ideal"], points["real"], color=color, s=22, label=label, zorder=3)
             highest = float(np.nanmax([highest, *points["real"], *points["ideal"]]))
@@ -429,8 +407,8 @@ class BootstrapResult:
         ax.set(
             xlim=(0, top),
             ylim=(0, top),
-            xlabel=f"ideal {_LABELS[metric]}",
-            ylabel=f"real {_LABELS[metric]}",
+            xlabel=f"ideal {LABELS[metric]}",
+            ylabel=f"real {LABELS[metric]}",
             aspect="equal",
         )
         if len(runs) > 1:
@@ -438,70 +416,10 @@ class BootstrapResult:
         return ax
 
     def _colors(self) -> list[tuple[int, str]]:
-        return list(zip(self.n, _cycle(len(self.n)), strict=True))
+        return list(zip(self.n, cycle(len(self.n)), strict=True))
 
 
-def _lanes(table: pd.DataFrame) -> Iterator[tuple[int, int, pd.DataFrame]]:
-    """The rows of each n and seed."""
-    for key, group in table.groupby(["n", "seed"]):
-        n, seed = cast(tuple[float, int], key)
-        yield int(n), int(seed), group
-
-
-def _status(t: int | None) -> str:
+def _status(t: int | None, rule: Rule) -> str:
+    if rule == "budget":
+        return "budget"
     return "not converged" if t is None else "converged"
-
-
-def _typed(rows: Sequence[Mapping[Any, Any]], columns: list[str]) -> pd.DataFrame:
-    table = pd.DataFrame(list(rows), columns=columns)
-    return table.astype({"n": "float64", "seed": "int64", "step": "Int64"})
-
-
-def _cycle(count: int) -> list[str]:
-    return [_COLORS[i % len(_COLORS)] for i in range(count)]
-
-
-def _axes(ax: Axes | None) -> Axes:
-    if ax is not None:
-        return ax
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(6, 4), layout="constrained").add_subplot()
-
-
-def _band(ax: Axes, rows: pd.DataFrame, column: str, color: str, label: str) -> tuple[Any, Any]:
-    """Mean over seeds with its Student interval, labeled at the end of the line."""
-    from scipy import stats
-
-    groups = rows.groupby("step")[column]
-    mean, count = groups.mean(), groups.count()
-    half = stats.t.ppf(0.975, (count - 1).clip(lower=1)) * groups.std().fillna(0) / np.sqrt(count)
-    ax.plot(mean.index, mean, color=color, label=label)
-    if (count > 1).any():
-        ax.fill_between(mean.index, mean - half, mean + half, color=color, alpha=0.2, linewidth=0)
-    return mean.index.to_numpy(), mean.to_numpy()
-
-
-def _finish(ax: Axes, result: BootstrapResult, ylabel: str) -> None:
-    first = result.curves.loc[result.curves["step"] > 0, "step"].min()
-    ax.set_xscale("symlog", linthresh=max(float(first), 1.0), linscale=0.5)
-    ax.set(xlabel="step", ylabel=ylabel)
-    ax.spines[["top", "right"]].set_visible(False)
-    # The lines set the frame: the interval of two seeds can be many times as wide as all there is to see.
-    ends = [float(f(np.asarray(line.get_ydata(), dtype=float))) for line in ax.lines for f in (np.nanmin, np.nanmax)]
-    pad = 0.06 * ((max(ends) - min(ends)) or 1.0)
-    ax.set_ylim(min(ends) - pad, max(ends) + pad)
-    _label_ends(ax)
-
-
-def _label_ends(ax: Axes) -> None:
-    """Names beside the ends of their lines, pushed apart where they would overlap."""
-    named = [line for line in ax.lines if not str(line.get_label()).startswith("_")]
-    low, high = ax.get_ylim()
-    floor = -math.inf
-    for line in sorted(named, key=lambda e: float(np.asarray(e.get_ydata())[-1])):
-        x, y = (float(np.asarray(v)[-1]) for v in line.get_data())
-        floor = max(y, floor + 0.055 * (high - low))
-        color = str(line.get_color())
-        where = {"textcoords": ax.get_yaxis_transform(), "va": "center", "fontsize": "small"}
-        ax.annotate(str(line.get_label()), (x, y), (1.02, floor), color=color, **where)  # type: ignore[arg-type]

@@ -5,22 +5,22 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset, default_collate
 
+from mlcollage import _checks as checks
 from mlcollage._random import permutation
 from mlcollage.errors import InvalidInput, MissingFile
 
-__all__ = ["FiniteAsIdeal", "NpzParts", "cifar5m", "memory_map_npz"]
+from .npz_parts import NpzParts
+
+__all__ = ["FiniteAsIdeal", "cifar5m"]
 
 Gather = Callable[[Tensor], tuple[Tensor, Tensor]]
 _TEST, _STREAM, _TRAIN = 1, 2, 3  # keys of the random orders
@@ -87,8 +87,7 @@ class FiniteAsIdeal:
         past_one_pass: Literal["raise", "warn"] = "raise",
         transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        if past_one_pass not in ("raise", "warn"):
-            raise InvalidInput(f"past_one_pass={past_one_pass!r} is not known; use 'raise' or 'warn'.")
+        checks.choice("past_one_pass", past_one_pass, ("raise", "warn"))
         self._gather, size, classes = _source(dataset)
         self._transform = transform
         kept_for_test = test if isinstance(test, int) else 0
@@ -104,7 +103,7 @@ class FiniteAsIdeal:
         self.past_one_pass = past_one_pass
         self.seed = seed
         self._view = 0
-        order = permutation(size, seed, _TEST)
+        order = permutation(size, seed, _TEST)  # cut into test block, train pool and stream
         self._test_gather, self._test_index = self._gather, order[:kept_for_test]
         if not isinstance(test, int):
             self._test_gather, test_size, _ = _source(test)
@@ -124,6 +123,7 @@ class FiniteAsIdeal:
 
     def batch(self, step: int, batch_size: int, *, split: str = "stream") -> tuple[Tensor, Tensor]:
         """Samples ``step * batch_size ... (step + 1) * batch_size - 1`` of the stream (or another split)."""
+        checks.choice("split", split, ("stream", "test", "train"))
         start, stop = step * batch_size, (step + 1) * batch_size
         if split != "stream":
             gather, index = self._part(split, stop, 0)
@@ -131,7 +131,7 @@ class FiniteAsIdeal:
         if stop > self.stream_size:
             self._past_one_pass(stop)
         self._drawn[self._view] = max(stop, self._drawn.get(self._view, 0))
-        pieces = []
+        pieces = []  # the batch's indices; a batch may span the end of a pass
         while start < stop:
             turn, at = divmod(start, self.stream_size)
             end = min(stop - start + at, self.stream_size)
@@ -150,7 +150,7 @@ class FiniteAsIdeal:
         return max(self._drawn.values(), default=0) / self.stream_size
 
     def reuse(self) -> pd.DataFrame:
-        """One row a seed: samples ``drawn``, ``passes`` over the stream, and how many draws were ``reused`` samples."""
+        """One row per seed: samples ``drawn``, ``passes`` over the stream, how many draws were ``reused`` samples."""
         rows = [
             {"seed": s, "drawn": d, "passes": d / self.stream_size, "reused": max(0, d - self.stream_size)}
             for s, d in sorted(self._drawn.items())
@@ -161,8 +161,8 @@ class FiniteAsIdeal:
         text = f"the finite Ideal World is exhausted: sample {stop} of {self.stream_size} was asked for"
         if self.past_one_pass == "raise":
             raise InvalidInput(
-                f"{text}; use fewer steps, a smaller batch or more data, or past_one_pass='warn' to reuse "
-                "samples and count."
+                f"{text}; use fewer steps, a smaller batch or more data, or past_one_pass='warn' to reuse samples and "
+                "count."
             )
         if self._view not in self._warned:
             self._warned.add(self._view)
@@ -176,13 +176,13 @@ class FiniteAsIdeal:
         return self._orders[turn]
 
     def _part(self, split: str, n: int, seed: int) -> tuple[Gather, Tensor]:
+        """How to read a split, and the indices (at least n) of its samples in order."""
+        checks.choice("split", split, ("test", "train"))
         if split == "test":
             gather, index = self._test_gather, self._test_index
-        elif split == "train":
+        else:
             order = permutation(len(self._pool), self.seed, _TRAIN, self._view, seed)
             gather, index = self._gather, self._pool[order]
-        else:
-            raise InvalidInput(f"split {split!r} is not known; there are 'stream', 'train' and 'test'.")
         if n > len(index):
             keep = "train_pool" if split == "train" else "test"
             raise InvalidInput(f"the {split} part holds {len(index)} samples, {n} were asked for; make {keep} larger.")
@@ -219,137 +219,6 @@ def _source(dataset: Dataset[Any] | tuple[Any, Any]) -> tuple[Gather, int, int |
         return torch.as_tensor(x), torch.as_tensor(y)
 
     return gather, len(dataset), None
-
-
-def memory_map_npz(file: Path | str, member: str) -> npt.NDArray[Any]:
-    """An array of an npz file as a memory map: nothing is read before it is indexed.
-
-    numpy's own ``mmap_mode`` ignores npz files. An npz is a zip archive; a member that is *stored* (``numpy.savez``)
-    lies in it as a plain npy file, so that it can be mapped at its offset. A compressed one
-    (``numpy.savez_compressed``) cannot.
-
-    Parameters
-    ----------
-    file
-        Path of the npz file.
-    member
-        Name of the array, e.g. ``"X"``.
-
-    Raises
-    ------
-    MissingFile
-        If the file is not there.
-    InvalidInput
-        If it is no npz file, lacks the member, or holds it compressed, pickled or damaged.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as d:
-    ...     np.savez(d + "/a.npz", X=np.arange(6).reshape(2, 3))
-    ...     memory_map_npz(d + "/a.npz", "X")[1].tolist()
-    [3, 4, 5]
-    """
-    path = Path(file)
-    if not path.is_file():
-        raise MissingFile(f"there is no file {path}.")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            if f"{member}.npy" not in names:
-                raise InvalidInput(
-                    f"{path.name} has no array {member!r}; it has {', '.join(n.removesuffix('.npy') for n in names)}."
-                )
-            info = archive.getinfo(f"{member}.npy")
-    except zipfile.BadZipFile:
-        raise InvalidInput(f"{path.name} is not an npz file, or only half of it was downloaded.") from None
-    if info.compress_type != zipfile.ZIP_STORED:
-        raise InvalidInput(
-            f"{member!r} in {path.name} is compressed and cannot be memory-mapped; "
-            "store it once more with numpy.savez, which does not compress."
-        )
-    with path.open("rb") as handle:
-        handle.seek(info.header_offset + 26)
-        lengths = np.frombuffer(handle.read(4), "<u2")  # of the name and of the extra field, before the data
-        handle.seek(info.header_offset + 30 + int(lengths.sum()))
-        try:
-            version = np.lib.format.read_magic(handle)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = read(handle)
-        except ValueError as reason:
-            raise InvalidInput(f"{member!r} in {path.name} is not a plain npy array: {reason}") from None
-        offset = handle.tell()
-    if dtype.hasobject:
-        raise InvalidInput(f"{member!r} in {path.name} holds pickled objects, which are never loaded.")
-    if offset + int(np.prod(shape)) * dtype.itemsize > path.stat().st_size:
-        raise InvalidInput(f"{path.name} ends before {member!r} does; download it again.")
-    return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape, order="F" if fortran else "C")
-
-
-class NpzParts(Dataset[tuple[Tensor, Tensor]]):
-    """Images of several npz files as one dataset, memory-mapped: the format of CIFAR-5m.
-
-    Parameters
-    ----------
-    files
-        npz files with images ``x`` (uint8, ``(N, H, W, C)``) and labels ``y`` (integers ``(N,)``), not compressed.
-    x, y
-        Names of the arrays.
-    limit
-        Use only the first so many samples.
-
-    Attributes
-    ----------
-    labels
-        All labels, in memory.
-
-    Raises
-    ------
-    MissingFile, InvalidInput
-        See :func:`memory_map_npz`; also if images and labels of a part do not fit together.
-    """
-
-    def __init__(self, files: Sequence[Path | str], *, x: str = "X", y: str = "Y", limit: int | None = None) -> None:
-        if not files:
-            raise InvalidInput("no npz file was named; give at least one.")
-        self._images = [memory_map_npz(f, x) for f in files]
-        labels = [np.asarray(memory_map_npz(f, y)).reshape(-1) for f in files]
-        for file, images, label in zip(files, self._images, labels, strict=True):
-            if images.ndim != 4 or images.dtype != np.uint8 or images.shape[1:] != self._images[0].shape[1:]:
-                raise InvalidInput(
-                    f"{Path(file).name}: {x!r} is {images.dtype} {images.shape}; images must be uint8 (N, "
-                    "height, width, channels), "
-                    "the same size in all parts."
-                )
-            if len(images) != len(label) or label.dtype.kind not in "iu":
-                raise InvalidInput(
-                    f"{Path(file).name}: {len(images)} images but {len(label)} labels of type {label.dtype}."
-                )
-        self.labels = np.concatenate(labels).astype(np.int64)
-        if limit is not None and not 0 < limit <= len(self.labels):
-            raise InvalidInput(f"limit={limit} must lie between 1 and the {len(self.labels)} samples that there are.")
-        self.labels = self.labels[:limit]
-        self._starts = np.cumsum([0, *(len(a) for a in labels)])
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def gather(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Images ``(b, C, H, W)`` (uint8) and labels of these samples; read part by part in file order."""
-        at = index.numpy()
-        out = np.empty((len(at), *self._images[0].shape[1:]), np.uint8)
-        part = np.searchsorted(self._starts, at, side="right") - 1
-        for p in np.unique(part):
-            here = np.flatnonzero(part == p)
-            here = here[np.argsort(at[here], kind="stable")]  # sequential reads
-            out[here] = self._images[p][at[here] - self._starts[p]]
-        return torch.from_numpy(out).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(self.labels[at])
-
-    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
-        if not -len(self) <= i < len(self):
-            raise IndexError(f"sample {i} of {len(self)}")
-        x, y = self.gather(torch.tensor([i % len(self)]))
-        return x[0], y[0]
 
 
 def _to_plus_minus_one(x: Tensor) -> Tensor:
@@ -389,9 +258,8 @@ def cifar5m(
     found = {int(m[1]): f for f in Path(folder).glob("*.npz") if (m := re.fullmatch(r"cifar5m_part(\d+)\.npz", f.name))}
     if len(found) < 2:
         raise MissingFile(
-            f"{folder} holds {len(found)} of the files cifar5m_part0.npz ... cifar5m_part5.npz; at least two "
-            "parts are needed "
-            "(the last one is the test set)."
+            f"{folder} holds {len(found)} of the files cifar5m_part0.npz ... cifar5m_part5.npz; at least two parts are "
+            "needed (the last one is the test set)."
         )
     files = [found[k] for k in sorted(found)]
     return FiniteAsIdeal(

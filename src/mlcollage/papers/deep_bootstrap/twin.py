@@ -1,4 +1,4 @@
-"""The Ideal World beside a training loop that exists already: plain, Lightning and Hugging Face."""
+"""The Ideal World beside a training loop that exists already."""
 
 from __future__ import annotations
 
@@ -11,38 +11,33 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from mlcollage import _checks as checks
 from mlcollage.data.world import DataWorld
-from mlcollage.errors import InvalidInput, MissingDependency
+from mlcollage.errors import InvalidInput
 from mlcollage.nn.init import seeded
-from mlcollage.papers.deep_bootstrap._training import (
-    Loss,
-    Stream,
-    check_labels,
-    check_outputs,
-    log_steps,
-    loss_function,
-    measure,
-)
-from mlcollage.papers.deep_bootstrap.result import COLUMNS, BootstrapResult
-from mlcollage.train.loop import evaluating
+from mlcollage.nn.wrapped import logits_of
+from mlcollage.train.loop import Loss, evaluating
 
-__all__ = ["BootstrapCallback", "lightning_callback", "transformers_callback"]
+from .result import COLUMNS, BootstrapResult
+from .settings import check_labels, check_outputs, check_world, log_steps, loss_function, loss_name
+from .training import FreshBatches, measure
+
+__all__ = ["IdealTwin"]
 
 Forward = Callable[[nn.Module, Tensor], Tensor]
 
 
 def _forward(model: nn.Module, x: Tensor) -> Tensor:
-    out = model(x)
-    return getattr(out, "logits", out)
+    return logits_of(model(x))
 
 
-class BootstrapCallback:
+class IdealTwin:
     """Trains an ideal twin beside a loop of yours, which is the Real World, and measures both.
 
     The twin starts as a copy of your network. Whenever your optimizer has made an update, the twin makes one with an
     optimizer of the same kind and the settings (learning rate, momentum, ...) that yours just used, on a fresh batch of
     the world. So the schedule is the same by construction. Your run is not changed: its random numbers, weights and
-    modes are left as they are. It costs about one more training step a step.
+    modes are left as they are. It costs about one more training step per step.
 
     Parameters
     ----------
@@ -57,7 +52,7 @@ class BootstrapCallback:
     train
         Your training inputs and labels (or a fixed part of them) for the train metrics and T(n); None leaves them out.
     loss
-        As in :class:`DeepBootstrap`; what your loop minimizes.
+        As in :class:`~mlcollage.papers.deep_bootstrap.framework.DeepBootstrap`; what your loop minimizes.
     clip_norm
         Norm that your loop clips gradients to; None (default) if it does not.
     evaluations
@@ -78,14 +73,14 @@ class BootstrapCallback:
     >>> x, y = world.fixed(256).tensors
     >>> model = MLP(world.shape, 10, widths=(16,))
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    >>> callback = BootstrapCallback(world, n=256, batch_size=32, steps=20, train=(x, y), test_size=100)
-    >>> callback.start(model, optimizer)
+    >>> twin = IdealTwin(world, n=256, batch_size=32, steps=20, train=(x, y), test_size=100)
+    >>> twin.start(model, optimizer)
     >>> for step, (xb, yb) in zip(range(1, 21), epochs(x, y, 32, generator=0)):
     ...     optimizer.zero_grad()
     ...     torch.nn.functional.cross_entropy(model(xb), yb).backward()
     ...     _ = optimizer.step()
-    ...     callback.on_step(step, model)
-    >>> callback.result().gap("error", at="end")["step"].tolist()
+    ...     twin.on_step(step, model)
+    >>> twin.result().gap("error", at="end")["step"].tolist()
     [20]
     """
 
@@ -104,9 +99,9 @@ class BootstrapCallback:
         seed: int = 0,
         forward: Forward = _forward,
     ) -> None:
+        check_world(world)
         for name, value in (("n", n), ("batch_size", batch_size), ("steps", steps), ("test_size", test_size)):
-            if value < 1:
-                raise InvalidInput(f"{name}={value!r} must be a positive integer.")
+            checks.integer(name, value, least=1)
         self.world, self.n, self.batch_size, self.steps, self.seed = world, n, batch_size, steps, seed
         self.loss, self.clip_norm, self.forward = loss, clip_norm, forward
         self._loss = loss_function(loss, world.num_classes)
@@ -130,7 +125,7 @@ class BootstrapCallback:
         self._twin = copy.deepcopy(model)
         device = next(model.parameters()).device
         self._blocks = {k: (x.to(device), y.to(device)) for k, (x, y) in self._blocks.items()}
-        self._stream = Stream(self.world, self.seed, self.batch_size, self.steps, device)
+        self._fresh = FreshBatches(self.world, self.seed, self.batch_size, self.steps, device)
         self._optimizer = _twin_optimizer(optimizer, model, self._twin)
         self._rows, self._pending, self._done = [], [], 0
         self._handle = optimizer.register_step_pre_hook(self._note)
@@ -165,11 +160,10 @@ class BootstrapCallback:
         """What has been measured so far."""
         curves = pd.DataFrame(self._rows, columns=list(COLUMNS))
         settings = {"n": [self.n], "seeds": [self.seed], "steps": self.steps, "batch_size": self.batch_size}
-        loss = self.loss if isinstance(self.loss, str) else getattr(self.loss, "__name__", type(self.loss).__name__)
-        return BootstrapResult(curves, {**settings, "loss": loss, "world": type(self.world).__name__})
+        return BootstrapResult(curves, {**settings, "loss": loss_name(self.loss), "world": type(self.world).__name__})
 
     def stop(self) -> None:
-        """Let go of your optimizer; called by the adapters at the end of training."""
+        """Let go of your optimizer; the callbacks call it at the end of training."""
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
@@ -183,7 +177,7 @@ class BootstrapCallback:
         assert self._twin is not None
         for group, new in zip(self._optimizer.param_groups, settings, strict=True):
             group.update(new)
-        x, y = self._stream.batch(self._done)
+        x, y = self._fresh.batch(self._done)
         self._twin.train()
         with torch.enable_grad(), seeded(self.seed, self._done):
             loss = self._loss(self.forward(self._twin, x), y)
@@ -228,77 +222,3 @@ def _twin_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, twin: nn
         ) from reason
     made.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     return made
-
-
-def lightning_callback(callback: BootstrapCallback) -> Any:
-    """The callback as a Lightning ``Callback``: ``Trainer(callbacks=[lightning_callback(callback)])``.
-
-    The Lightning module's ``forward`` must give logits (or pass ``forward``), and it must have one optimizer.
-
-    Raises
-    ------
-    MissingDependency
-        If ``lightning`` is not installed.
-    """
-    try:
-        from lightning.pytorch import Callback
-    except ImportError:
-        raise MissingDependency("lightning_callback needs Lightning; install it with: pip install lightning.") from None
-
-    class LightningBootstrap(Callback):
-        """Ideal twin of a Lightning module."""
-
-        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-            if len(trainer.optimizers) != 1:
-                raise InvalidInput(
-                    f"the module has {len(trainer.optimizers)} optimizers; the Ideal World's twin needs exactly one."
-                )
-            self._last = trainer.global_step
-            # The twin must not drag a copy of trainer and data loaders along.
-            attached, pl_module._trainer = pl_module._trainer, None
-            try:
-                callback.start(pl_module, trainer.optimizers[0])
-            finally:
-                pl_module._trainer = attached
-
-        def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any, **kwargs: Any) -> None:
-            if trainer.global_step > self._last:  # not while gradients are accumulated
-                self._last = trainer.global_step
-                callback.on_step(trainer.global_step, pl_module)
-
-        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-            callback.stop()
-
-    return LightningBootstrap()
-
-
-def transformers_callback(callback: BootstrapCallback) -> Any:
-    """The callback as a Hugging Face ``TrainerCallback``: ``Trainer(callbacks=[transformers_callback(callback)])``.
-
-    Models that take keyword arguments need ``forward=lambda model, x: model(pixel_values=x).logits`` or the like.
-
-    Raises
-    ------
-    MissingDependency
-        If ``transformers`` is not installed.
-    """
-    try:
-        from transformers import TrainerCallback
-    except ImportError:
-        raise MissingDependency(
-            "transformers_callback needs Transformers; install it with pip install transformers accelerate."
-        ) from None
-
-    class TransformersBootstrap(TrainerCallback):
-        """Ideal twin of the model of a Hugging Face ``Trainer``."""
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            callback.start(kwargs["model"], kwargs["optimizer"])
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            callback.on_step(state.global_step, kwargs["model"])
-
-        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            callback.stop()
-
-    return TransformersBootstrap()

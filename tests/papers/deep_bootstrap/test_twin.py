@@ -1,19 +1,15 @@
-import sys
-from types import ModuleType, SimpleNamespace
+"""The ideal twin beside a loop: plain, and driven as Lightning and the Hugging Face Trainer drive their twins."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mlcollage.errors import InvalidInput, MissingDependency
+from mlcollage.errors import InvalidInput
 from mlcollage.nn.init import build
-from mlcollage.papers.deep_bootstrap import (
-    BootstrapCallback,
-    DeepBootstrap,
-    lightning_callback,
-    transformers_callback,
-)
+from mlcollage.papers.deep_bootstrap import DeepBootstrap, HuggingFaceBootstrap, IdealTwin, LightningBootstrap
 
 N, BATCH, STEPS = 64, 16, 24
 
@@ -22,9 +18,9 @@ def model_fn():
     return nn.Sequential(nn.Linear(5, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
 
 
-def make_callback(world, **changes):
+def make_twin(world, kind=IdealTwin, **changes):
     settings = {"n": N, "batch_size": BATCH, "steps": STEPS, "test_size": 100, "evaluations": 6}
-    return BootstrapCallback(world, **{**settings, **changes})
+    return kind(world, **{**settings, **changes})
 
 
 def loop(world, after, *, before_step=lambda: None, optimizer_fn=None, start=lambda model, optimizer: None):
@@ -49,8 +45,8 @@ def loop(world, after, *, before_step=lambda: None, optimizer_fn=None, start=lam
 def test_the_twin_is_the_ideal_world_of_the_framework(tiny_world):
     """Schedule, optimizer and initialization are taken from the loop; the result is DeepBootstrap's own Ideal World."""
     world = tiny_world()
-    callback = make_callback(world)
-    loop(world, callback.on_step, start=callback.start)
+    twin = make_twin(world)
+    loop(world, twin.on_step, start=twin.start)
     study = DeepBootstrap(
         model_fn,
         world,
@@ -64,7 +60,7 @@ def test_the_twin_is_the_ideal_world_of_the_framework(tiny_world):
         stack=False,
         optimizer_fn=lambda p: torch.optim.SGD(p, lr=0.3, momentum=0.9),
     ).run()
-    ours, theirs = callback.result().select("ideal"), study.select("ideal")
+    ours, theirs = twin.result().select("ideal"), study.select("ideal")
     assert ours["step"].tolist() == theirs["step"].tolist()
     for metric in ("loss", "error", "soft_error"):
         assert ours[metric].tolist() == pytest.approx(theirs[metric].tolist(), rel=1e-5)
@@ -73,17 +69,17 @@ def test_the_twin_is_the_ideal_world_of_the_framework(tiny_world):
 @pytest.mark.parametrize("optimizer_fn", [None, lambda p: torch.optim.AdamW(p, lr=0.01)])
 def test_the_loop_is_not_changed(tiny_world, optimizer_fn):
     world = tiny_world()
-    callback = make_callback(world, train=world.batch(0, N))
+    twin = make_twin(world, train=world.batch(0, N))
     torch.manual_seed(1)
     plain = loop(world, lambda step, model: torch.rand(1), optimizer_fn=optimizer_fn).state_dict()
     drawn = torch.rand(3)
     torch.manual_seed(1)
 
     def after(step, model):
-        callback.on_step(step, model)
+        twin.on_step(step, model)
         torch.rand(1)
 
-    watched = loop(world, after, start=callback.start, optimizer_fn=optimizer_fn)
+    watched = loop(world, after, start=twin.start, optimizer_fn=optimizer_fn)
     assert watched.training
     assert torch.equal(torch.rand(3), drawn)
     assert all(torch.equal(v, plain[k]) for k, v in watched.state_dict().items())
@@ -91,9 +87,9 @@ def test_the_loop_is_not_changed(tiny_world, optimizer_fn):
 
 def test_result_has_both_worlds_and_the_train_set(tiny_world):
     world = tiny_world()
-    callback = make_callback(world, train=world.batch(0, N))
-    loop(world, callback.on_step, start=callback.start)
-    result = callback.result()
+    twin = make_twin(world, train=world.batch(0, N))
+    loop(world, twin.on_step, start=twin.start)
+    result = twin.result()
     assert result.n == (N,)
     assert result.gap("soft_error", at=0)["gap"].tolist() == [0]
     assert set(result.curves["split"]) == {"train", "test"}
@@ -103,7 +99,7 @@ def test_result_has_both_worlds_and_the_train_set(tiny_world):
 
 def test_several_updates_between_calls_are_all_made_up_for(tiny_world):
     world = tiny_world()
-    every, some = make_callback(world), make_callback(world)
+    every, some = make_twin(world), make_twin(world)
     loop(world, every.on_step, start=every.start)
     loop(world, lambda step, model: some.on_step(step, model) if step % 4 == 0 else None, start=some.start)
     a, b = every.result().select("ideal"), some.result().select("ideal")
@@ -111,102 +107,110 @@ def test_several_updates_between_calls_are_all_made_up_for(tiny_world):
 
 
 def test_stop_lets_go_of_the_optimizer(tiny_world):
-    callback = make_callback(tiny_world())
+    twin = make_twin(tiny_world())
     model = model_fn()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    callback.start(model, optimizer)
+    twin.start(model, optimizer)
     assert len(optimizer._optimizer_step_pre_hooks) == 1
-    callback.start(model, optimizer)
+    twin.start(model, optimizer)
     assert len(optimizer._optimizer_step_pre_hooks) == 1
-    callback.stop()
+    twin.stop()
     assert len(optimizer._optimizer_step_pre_hooks) == 0
 
 
 def test_bad_use_is_explained(tiny_world):
     world, model = tiny_world(), model_fn()
     with pytest.raises(InvalidInput, match="before start"):
-        make_callback(world).on_step(1, model)
+        make_twin(world).on_step(1, model)
     with pytest.raises(InvalidInput, match="not the model's"):
-        make_callback(world).start(model, torch.optim.SGD(model_fn().parameters(), lr=0.1))
-    callback = make_callback(world)
-    callback.start(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        make_twin(world).start(model, torch.optim.SGD(model_fn().parameters(), lr=0.1))
+    twin = make_twin(world)
+    twin.start(model, torch.optim.SGD(model.parameters(), lr=0.1))
     with pytest.raises(InvalidInput, match="no update of the optimizer"):
-        callback.on_step(1, model)
-    with pytest.raises(InvalidInput, match="batch_size=0"):
-        make_callback(world, batch_size=0)
+        twin.on_step(1, model)
+    with pytest.raises(InvalidInput, match="batch_size must be a whole number of at least 1, not 0"):
+        make_twin(world, batch_size=0)
+    with pytest.raises(InvalidInput, match="is no data world"):
+        make_twin(object())
     with pytest.raises(InvalidInput, match="labels must be integers from 0 to 2"):
-        make_callback(world, train=(torch.zeros(2, 5), torch.tensor([0, 3])))
+        make_twin(world, train=(torch.zeros(2, 5), torch.tensor([0, 3])))
     wrong = nn.Linear(5, 4)
     with pytest.raises(InvalidInput, match="the world's 3 classes need"):
-        make_callback(world).start(wrong, torch.optim.SGD(wrong.parameters(), lr=0.1))
-    callback = make_callback(world)
+        make_twin(world).start(wrong, torch.optim.SGD(wrong.parameters(), lr=0.1))
+    twin = make_twin(world)
     with pytest.raises(InvalidInput, match=r"the Ideal World's loss became \S+ at step"):
-        loop(world, callback.on_step, start=callback.start, optimizer_fn=lambda p: torch.optim.SGD(p, lr=1e38))
+        loop(world, twin.on_step, start=twin.start, optimizer_fn=lambda p: torch.optim.SGD(p, lr=1e38))
 
 
-# ---- adapters: the protocol of each trainer, driven by a stand-in ----
+# ---- callbacks of the two frameworks, driven by a stand-in of each trainer ----
 
 
-def fake_module(monkeypatch, name, **contents):
-    module = ModuleType(name)
-    module.__dict__.update(contents)
-    monkeypatch.setitem(sys.modules, name, module)
-
-
-def test_lightning_protocol(monkeypatch, tiny_world):
-    fake_module(monkeypatch, "lightning", pytorch=None)
-    fake_module(monkeypatch, "lightning.pytorch", Callback=object)
+def test_lightning_protocol(tiny_world):
     world = tiny_world()
-    callback, plain = make_callback(world), make_callback(world)
-    adapter = lightning_callback(callback)
+    callback, plain = make_twin(world, LightningBootstrap), make_twin(world)
     trainer = SimpleNamespace(optimizers=[], global_step=0)
 
     def start(model, optimizer):
         trainer.optimizers.append(optimizer)
         model._trainer = trainer
-        adapter.on_train_start(trainer, model)
+        callback.on_train_start(trainer, model)
         assert model._trainer is trainer
 
     def after(step, model):
-        adapter.on_train_batch_end(trainer, model, None, None, step)  # an accumulating batch: no new step
+        callback.on_train_batch_end(trainer, model, None, None, step)  # an accumulating batch: no new step
         trainer.global_step = step
-        adapter.on_train_batch_end(trainer, model, None, None, step)
+        callback.on_train_batch_end(trainer, model, None, None, step)
 
     model = loop(world, after, start=start)
-    adapter.on_train_end(trainer, model)
+    callback.on_train_end(trainer, model)
     loop(world, plain.on_step, start=plain.start)
     assert callback.result().curves.equals(plain.result().curves)
     trainer.optimizers *= 2
     with pytest.raises(InvalidInput, match="2 optimizers"):
-        adapter.on_train_start(trainer, model)
+        callback.on_train_start(trainer, model)
 
 
-def test_transformers_protocol(monkeypatch, tiny_world):
-    fake_module(monkeypatch, "transformers", TrainerCallback=object)
+def test_transformers_protocol(tiny_world):
     world = tiny_world()
-    callback, plain = make_callback(world), make_callback(world)
-    adapter = transformers_callback(callback)
+    callback, plain = make_twin(world, HuggingFaceBootstrap), make_twin(world)
     state = SimpleNamespace(global_step=0)
 
     def start(model, optimizer):
         wrapped = SimpleNamespace(optimizer=optimizer)  # as accelerate does
-        adapter.on_train_begin(None, state, None, model=model, optimizer=wrapped)
+        callback.on_train_begin(None, state, None, model=model, optimizer=wrapped)
 
     def after(step, model):
         state.global_step = step
-        adapter.on_step_end(None, state, None, model=model)
+        callback.on_step_end(None, state, None, model=model)
 
     model = loop(world, after, start=start)
-    adapter.on_train_end(None, state, None, model=model)
+    callback.on_train_end(None, state, None, model=model)
     loop(world, plain.on_step, start=plain.start)
     assert callback.result().curves.equals(plain.result().curves)
 
 
-@pytest.mark.parametrize(
-    ("adapter", "package"), [(lightning_callback, "lightning.pytorch"), (transformers_callback, "transformers")]
-)
-def test_a_missing_trainer_is_named(monkeypatch, tiny_world, adapter, package):
-    monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.setitem(sys.modules, package.split(".")[0], None)
-    with pytest.raises(MissingDependency, match="pip install"):
-        adapter(make_callback(tiny_world()))
+def test_a_lightning_trainer_takes_it(tiny_world, tmp_path):
+    import lightning.pytorch as pl
+    from torch.utils.data import DataLoader, TensorDataset
+
+    class Module(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = build(model_fn, 0)
+
+        def forward(self, x):
+            return self.net(x)
+
+        def training_step(self, batch, index):
+            return F.cross_entropy(self(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.3)
+
+    world = tiny_world()
+    callback = make_twin(world, LightningBootstrap)
+    silent = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = pl.Trainer(max_steps=STEPS, accelerator="cpu", callbacks=[callback], default_root_dir=tmp_path, **silent)
+    trainer.fit(Module(), DataLoader(TensorDataset(*world.batch(0, N)), batch_size=BATCH))
+    assert callback.result().curves["step"].max() == STEPS
+    assert (callback.result().gap("loss", at=1)["gap"] == 0).all(), "one run until a sample comes back"
