@@ -414,7 +414,7 @@ def test_new_says_what_to_do_next(mlcollage, tmp_path):
     done = mlcollage("new", "my_paper", "--dir", "papers of [mine]")
     assert done.code == 0
     assert "pip install -e papers of [mine]/my-paper" in done.out
-    assert (tmp_path / "papers of [mine]/my-paper/src/my_paper/study.py").exists()
+    assert (tmp_path / "papers of [mine]/my-paper/src/my_paper/study/claims.py").exists()
     again = mlcollage("new", "my_paper", "--dir", "papers of [mine]")
     assert again.code == 2
     assert again.says("exists already")
@@ -491,10 +491,10 @@ def test_a_damaged_result_names_what_to_delete(mlcollage, probe, tmp_path):
     assert done.says("is damaged", "delete the folder", folder.name)
 
 
-def test_results_of_another_version_of_the_study_are_not_mixed_in(mlcollage, probe, monkeypatch, tmp_path):
+def test_results_of_another_version_of_an_experiment_are_not_mixed_in(mlcollage, probe, monkeypatch, tmp_path):
     mlcollage("run", "probe", "--scale", "smoke")
     source = probe / "probe_paper" / "study.py"
-    source.write_text(source.read_text().replace("VERSION = 1", "VERSION = 2"))
+    source.write_text(source.read_text().replace("arms=arms,", "arms=arms, version=2,"))
     monkeypatch.delitem(sys.modules, "probe_paper.study")
     done = mlcollage("judge", "probe", "--scale", "smoke")
     assert done.code == 2

@@ -25,7 +25,7 @@ def test_a_plug_in_is_found_beside_the_built_in_ones(probe):
     assert paper.built
     assert paper.package == "probe_paper"
     assert paper.origin == probe / "probe_paper"
-    assert paper.module("study").VERSION == 1
+    assert [claim.id for claim in paper.module("study").STUDY.claims] == ["C1", "C2"]
 
 
 @pytest.mark.parametrize(
