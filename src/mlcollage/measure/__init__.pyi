@@ -10,6 +10,8 @@ from .calibration import ece as ece
 from .calibration import jackknife as jackknife
 from .calibration import mutual_information as mutual_information
 from .calibration import nll as nll
+from .calibration import predictive_entropy as predictive_entropy
+from .calibration import total_variation as total_variation
 from .cca import CCAFactor as CCAFactor
 from .cca import CCAResult as CCAResult
 from .cca import cca as cca
@@ -64,8 +66,10 @@ __all__ = [
     "nll",
     "participation_ratio",
     "per_example_grad_sqnorm",
+    "predictive_entropy",
     "pwcca",
     "sample_labels",
     "spectrum",
     "svcca",
+    "total_variation",
 ]

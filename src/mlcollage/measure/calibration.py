@@ -165,7 +165,7 @@ def nll(p: Probabilities, y: Probabilities) -> float:
     0.3081
     """
     a = _probabilities(p)
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore"):  # log 0, which is meant
         return float(-np.log(a[np.arange(len(a)), _labels(y, a)]).mean())
 
 
@@ -250,6 +250,7 @@ def calibration_curve(
         edges = np.concatenate([[confidence.min()], inner[inner < confidence.max()], [confidence.max()]])
     # Inner edges only: whatever is at or beyond the outer ones by rounding belongs to the first or the last bin.
     place = np.searchsorted(edges[1:-1], confidence, side="left")
+    # Per bin, (bins,): samples, and below the means of confidence and of right answers in bins that have any.
     count = np.bincount(place, minlength=len(edges) - 1)
     there = count > 0
     right = (a.argmax(axis=1) == labels).astype(np.float64)
@@ -381,6 +382,7 @@ def auroc_ood(scores_in: Probabilities, scores_out: Probabilities) -> float:
         if s.ndim != 1 or len(s) == 0 or s.dtype.kind not in "fiub" or not np.isfinite(s).all():
             raise InvalidInput(f"{name} is {s.dtype} of shape {s.shape}; finite numbers (N,) are needed, one each.")
         parts.append(s.astype(np.float64))
+    # Labels of the two-class problem: 1 is foreign.
     foreign = np.concatenate([np.zeros(len(parts[0])), np.ones(len(parts[1]))])
     return float(roc_auc_score(foreign, np.concatenate(parts)))
 
@@ -470,6 +472,7 @@ def jackknife(
         )
     total, n = groups.sum(axis=0), int(sizes.sum())  # (N, K), and the number of all draws
     value = float(metric(total / n))
+    # The metric of the average over all draws but those of group g, (groups,).
     without = np.array([float(metric((total - g) / (n - k))) for g, k in zip(groups, sizes, strict=True)])
     count = len(groups)
     se = float(np.sqrt((count - 1) / count * np.square(without - without.mean()).sum()))

@@ -167,7 +167,7 @@ def factor(X: Any, *, rtol: float | None = None, name: str = "X") -> CCAFactor:
     precision = _precision(X)
     x = centered_matrix(X, name)
     n, p = x.shape
-    scale = x.abs().amax(dim=0)
+    scale = x.abs().amax(dim=0)  # (p,)
     wobble = max(8 * precision, n * _precision(None))  # a constant column, less its mean, is zero only up to rounding
     kept = (scale > as_double(X).abs().amax(dim=0) * wobble).nonzero().squeeze(1)
     if len(kept) == 0:
@@ -182,6 +182,7 @@ def factor(X: Any, *, rtol: float | None = None, name: str = "X") -> CCAFactor:
     # X = Q R diag(length), and R = U S V^T is small: (p', p') whatever n is.
     q, r = torch.linalg.qr(x / length)
     u, s, vt = _svd(r)
+    # Directions as small as the rounding of n numbers in the representation's own type are noise.
     cut = min(10 * n**0.5 * precision, 1e-3) if rtol is None else rtol
     rank = int((s > cut * s[0]).sum())
     u, s, vt, length = u[:, :rank], s[:rank], vt[:rank], length * scale[kept]

@@ -92,7 +92,7 @@ class ClassMeans:
             self.sums += weights.T @ rows  # (C, M) by (M, U)
             self.counts += weights.sum(0)
             return
-        keep = weights != self.ignore_index
+        keep = weights != self.ignore_index  # (M,)
         if not bool(keep.all()):
             rows, weights = rows[keep], weights[keep]
         check_labels(weights, self.num_classes)
@@ -127,6 +127,7 @@ class ClassMeans:
             return total
         if total.sums is None:
             raise InvalidInput("this process has seen no batch, so the number of units is not known; update it first.")
+        # Sums and counts add up, means would not.
         for tensor in (total.sums, total.counts):
             torch.distributed.all_reduce(tensor, group=group)
         return total
@@ -168,6 +169,7 @@ def _match(acts: Tensor, targets: Tensor, num_classes: int, unit_axis: int | Non
     shape = list(targets.shape)
     if grid and shape == dense:
         rows = as_samples(acts, "positions", unit_axis=axis)
+        # (N, C, H, W) to (N * H * W, C), in the order of the rows
         weights = targets.movedim(axis, -1).flatten(0, -2) if soft else targets.flatten()
     elif shape == flat:
         rows, weights = as_samples(acts, unit_axis=axis), targets

@@ -104,5 +104,5 @@ def participation_ratio(acts: Any) -> float:
     >>> participation_ratio([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
     2.0
     """
-    values = spectrum(acts)
+    values = spectrum(acts)  # (min(n, p),)
     return float(values.sum() ** 2 / values.square().sum()) if float(values.sum()) > 0 else 0.0

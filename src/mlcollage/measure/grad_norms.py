@@ -186,6 +186,7 @@ class GhostNorms:
 
     def __init__(self, model: nn.Module, params: Iterable[nn.Parameter] | None = None) -> None:
         self.model = hookable(model, "a gradient norm")
+        # By id, since tensors compare elementwise; a weight that several modules share is there once.
         named = {id(p): (name, p) for name, p in self.model.named_parameters() if p.requires_grad}
         if params is not None:
             wanted = {id(p) for p in params}
@@ -198,11 +199,11 @@ class GhostNorms:
         self._layers = {key: layer_name(self.model, name) for key, name in self.names.items()}
         self._params = [p for _, p in named.values()]
         self._tape: Tape | None = None
-        self._inputs: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+        self._inputs: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})  # kept for the general method's own pass
         self.output: Any = None
         self.outputs: list[Tensor] = []
         self.batch = 0
-        self._custom = False
+        self._custom = False  # are there custom autograd functions in the graph?
 
     def run(self, x: Any, *, differentiable: bool = False) -> Any:
         """The model's output for x: a tensor, a tuple of arguments or a dict of named ones."""
@@ -269,13 +270,14 @@ class GhostNorms:
             raise InvalidInput(f"cotangents must have the shapes of the outputs, {shapes}.")
         for use in tape.uses:
             use.check(self.names[id(use.owner)])
+        # Only the shapes said where the examples are; one more backward pass tells.
         unsure = [u for u in tape.uses if verify or u.unsure]
         if unsure and self.batch > 1:
             self._check(tape, unsure, [c[0] if batched else c for c in given], verify)
         uses = [u for u in tape.uses if id(u.owner) not in tape.other]
         # Weight and bias of a layer have one output, whose gradient is asked for once.
         edges = {u.edge[:2]: u.edge for u in uses}
-        retain = retain_graph or bool(tape.other)
+        retain = retain_graph or bool(tape.other)  # one pass per example still needs the graph
         gradients = self._backward(list(edges.values()), given, batched, differentiable, retain)
         if differentiable and self._custom:
             refuse_once_differentiable(g for g in gradients if g is not None)
@@ -290,7 +292,7 @@ class GhostNorms:
         if tape.other:
             stacked = [c if batched else c.unsqueeze(0) for c in given]
             by_param |= self._fall_back(tape, stacked, differentiable)
-        if not retain_graph:
+        if not retain_graph:  # frees the inputs of all layers
             self._tape = None
         many = len(given[0]) if batched else 1
         norms: dict[str, Tensor] = {}
@@ -336,7 +338,7 @@ class GhostNorms:
         for use, g in pairs:
             groups.setdefault((id(use.owner), use.part), []).append((use, g))
         found: dict[int, Tensor] = {}
-        squares: dict[int, Tensor] = {}
+        squares: dict[int, Tensor] = {}  # of output gradients, which a layer's weight and bias both need
         device = self.outputs[0].device.type
         # Autocast would make half-precision products of what was widened.
         wide_only = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
@@ -370,7 +372,7 @@ class GhostNorms:
         for use, g in zip(uses, found, strict=True):
             if g is None or not g.reshape(self.batch, -1)[1:].any():  # (batch, everything else)
                 continue
-            if refuse and not use.unsure:
+            if refuse and not use.unsure:  # else it is the batch that is not in front, which the general method can do
                 raise InvalidInput(
                     f"the loss of one example depends on other examples of the batch, through the layer of parameter "
                     f"{self.names[id(use.owner)]!r}: no example has a gradient of its own."
@@ -407,7 +409,7 @@ def graph_nodes(tensors: Iterable[Tensor]) -> Iterator[Any]:
         node = todo.pop()
         yield node
         for following, _ in node.next_functions:
-            if following is not None and following not in seen:
+            if following is not None and following not in seen:  # a graph, not a tree
                 seen.add(following)
                 todo.append(following)
 
@@ -440,6 +442,7 @@ def _ordinary(value: Any) -> Any:
 
 
 def _total(norms: Mapping[str, Tensor]) -> Tensor:
+    # Layers may have different types, as parameters in half and in double precision have.
     values = list(norms.values())
     dtype = functools.reduce(torch.promote_types, (v.dtype for v in values))
     return values[0] if len(values) == 1 else torch.stack([v.to(dtype) for v in values]).sum(0)
@@ -478,6 +481,7 @@ def _own_losses(loss_fn: Callable[..., Tensor], output: Any, y: Any, batch: int,
         reduction = _reduction_of(loss_fn)
     if reduction == "sum":
         return loss
+    # Such a mean divides by a sum of weights or a number of targets that all examples have a share in.
     ignored = getattr(loss_fn, "ignore_index", -100)
     masked = isinstance(y, Tensor) and not y.is_floating_point() and bool((y == ignored).any())
     if masked or getattr(loss_fn, "weight", None) is not None:
@@ -485,7 +489,7 @@ def _own_losses(loss_fn: Callable[..., Tensor], output: Any, y: Any, batch: int,
             "a mean over weighted or ignored targets does not say what one example's own loss is: return one loss for "
             "each example (reduction='none'), averaged over its own positions."
         )
-    return loss * batch
+    return loss * batch  # the mean of the examples' own losses, as a sum
 
 
 def loss_of(loss_fn: Callable[..., Tensor], output: Any, y: Any, batch: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from mlcollage.errors import InvalidInput, UnknownName
 from mlcollage.nn.wrapped import unwrap
 
-__all__ = ["LayerTap", "hookable", "layers_of"]
+__all__ = ["LayerTap", "layers_of"]
 
 Layers = str | type[nn.Module] | Sequence[str | type[nn.Module]]
 
@@ -91,8 +91,8 @@ class LayerTap(Mapping[str, Tensor]):
         self.layers = layers_of(self.model, layers)
         self._reduce, self._consume, self._detach, self._copy = reduce, consume, detach, copy
         self._handles: list[RemovableHandle] = []
-        self._values: dict[str, tuple[Tensor, int | None]] = {}
-        self._calls: dict[str, int] = {}
+        self._values: dict[str, tuple[Tensor, int | None]] = {}  # each with its version when the layer had run
+        self._calls: dict[str, int] = {}  # of each layer in this pass
         self._grad = torch.is_grad_enabled()
 
     # The hooks -------------------------------------------------------------------------------------------------
@@ -100,7 +100,7 @@ class LayerTap(Mapping[str, Tensor]):
     def open(self) -> LayerTap:
         """Install the hooks; a tap that is open stays so."""
         if not self._handles:
-            hookable(self.model, "LayerTap")
+            hookable(self.model, "LayerTap")  # it may have been compiled in the meantime
             # A function, not a bound method: copying the model would copy the tap, and what it holds, with the latter.
             self._handles.append(self.model.register_forward_pre_hook(lambda module, args: self._start(module, args)))
             for name, module in self.layers.items():
@@ -126,6 +126,7 @@ class LayerTap(Mapping[str, Tensor]):
         self.close()
 
     def _start(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        # A copy of the model has this hook too; checkpointing of the whole model runs it again in the backward pass.
         if module is self.model and not _in_backward():
             self.clear()
             self._grad = torch.is_grad_enabled()
@@ -137,6 +138,7 @@ class LayerTap(Mapping[str, Tensor]):
             call = self._calls.get(name, 0)
             self._calls[name] = call + 1
             full = f"{name}#{call}" if call else name
+            # The first tensor has the layer's name, whatever it is nested in.
             for i, (suffix, value) in enumerate(_tensors(output)):
                 self._record(full + (suffix if i else ""), value)
 
@@ -159,6 +161,7 @@ class LayerTap(Mapping[str, Tensor]):
             self._consume(name, value)
             return
         version = _version(value)
+        # A reduced or copied value is a tensor of its own as a rule, which nothing overwrites.
         if version is None and not self._copy and self._reduce is None and _has_inplace(self.model):
             raise InvalidInput(
                 "in inference mode a tap cannot see whether this model's in-place layers overwrite an output: use "
@@ -173,7 +176,7 @@ class LayerTap(Mapping[str, Tensor]):
             known = ", ".join(self._values) or "nothing: run the model while the tap is open"
             raise UnknownName(f"the last forward pass gave no output called {name!r}; it gave {known}.")
         value, version = self._values[name]
-        if version is not None and _version(value) != version:
+        if version is not None and _version(value) != version:  # in-place operations count it up
             raise InvalidInput(
                 f"the output of layer {name!r} was overwritten in place after the layer ran, by an in-place ReLU for "
                 "instance: tap the layer that overwrites it, or use copy=True."
@@ -216,7 +219,7 @@ def layers_of(model: nn.Module, layers: Layers = "*") -> dict[str, nn.Module]:
     >>> list(layers_of(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)), nn.Linear))
     ['0', '2']
     """
-    modules = {name: m for name, m in model.named_modules() if name}
+    modules = {name: m for name, m in model.named_modules() if name}  # without the model itself
     wanted = [layers] if isinstance(layers, str | type) else list(layers)
     chosen: set[str] = set()
     for want in wanted:
@@ -232,7 +235,7 @@ def layers_of(model: nn.Module, layers: Layers = "*") -> dict[str, nn.Module]:
 def _matches(want: str | type[nn.Module], name: str, module: nn.Module) -> bool:
     if isinstance(want, type):
         return isinstance(module, want)
-    if want == "*":
+    if want == "*":  # attention has children, but computes with their weights without calling them
         return isinstance(module, nn.MultiheadAttention) or next(module.children(), None) is None
     return want == name or fnmatchcase(name, want) or (want == "relu" and isinstance(module, nn.ReLU | nn.ReLU6))
 
@@ -265,6 +268,7 @@ def hookable(model: nn.Module, caller: str) -> nn.Module:
     """
     network = unwrap(model)
     for module in model.modules():
+        # torch.compile(model) wraps a module, model.compile() changes how it is called.
         compiled = "_orig_mod" in module._modules or module._compiled_call_impl is not None
         if compiled or isinstance(module, torch.jit.ScriptModule):
             how = "torch.compile" if compiled else "torch.jit"
@@ -276,10 +280,12 @@ def hookable(model: nn.Module, caller: str) -> nn.Module:
 
 
 def _in_backward() -> bool:
+    # The number of the backward pass that this thread is in, -1 outside of one.
     return torch._C._current_graph_task_id() != -1
 
 
 def _version(value: Tensor) -> int | None:
+    # Tensors of inference mode are not counted.
     return None if value.is_inference() else value._version
 
 

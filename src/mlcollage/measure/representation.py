@@ -43,7 +43,7 @@ def as_samples(acts: Tensor, space: Space = "mean", *, unit_axis: int | None = N
     """
     axis = resolve_unit_axis(acts, unit_axis)
     checks.choice("space", space, ("mean", "positions"))
-    if acts.ndim == 2 and axis == 1:
+    if acts.ndim == 2 and axis == 1:  # a dense layer's already
         return acts
     if space == "mean":
         return acts.mean(dim=[d for d in range(1, acts.ndim) if d != axis])
@@ -100,4 +100,4 @@ def centered_matrix(X: Any, name: str = "X") -> Tensor:
         raise InvalidInput(
             f"{name} holds {int((~x.isfinite()).sum())} values that are NaN or infinite; look there first."
         )
-    return x - x.mean(dim=0)
+    return x - x.mean(dim=0)  # (n, p)

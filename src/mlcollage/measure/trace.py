@@ -50,5 +50,6 @@ class TraceResult:
         """Normal interval for the trace that covers it with probability ``level``."""
         from scipy.stats import norm
 
+        # Half the width; zero where nothing was drawn, NaN where the error is not known.
         half = float(norm.ppf(0.5 + level / 2)) * self.stderr if self.stderr else 0.0
         return (math.nan, math.nan) if math.isnan(half) else (self.value - half, self.value + half)

@@ -48,7 +48,7 @@ def seeded(seed: int, *more: int) -> Iterator[None]:
         for g in generators:
             g.manual_seed(seed)
         yield
-    finally:
+    finally:  # also after an error, or the rest of the program would go on with our numbers
         for g, state in zip(generators, states, strict=True):
             g.set_state(state)
 

@@ -38,6 +38,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise InvalidInput(f"a model must be an nn.Module, not {type(model).__name__}.")
     while True:
+        # Only these: a module of the user's may have a part that it calls "module".
         if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
             model = model.module
         elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):  # torch.compile's OptimizedModule
