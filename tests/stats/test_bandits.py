@@ -1,4 +1,4 @@
-"""Bandits and successive halving: posteriors in closed form, regret and identification by simulation, resuming."""
+"""Bandits: posteriors in closed form, regret and identification by simulation, resuming."""
 
 import json
 
@@ -8,7 +8,7 @@ from scipy import integrate
 from scipy import stats as sps
 
 from mlcollage.errors import InvalidInput, UnknownName
-from mlcollage.stats.bandits import UCB1, EpsilonGreedy, SuccessiveHalving, ThompsonSampling, TopTwoThompson
+from mlcollage.stats.bandits import UCB1, EpsilonGreedy, ThompsonSampling, TopTwoThompson
 
 CHANCES = (0.5, 0.45, 0.4, 0.4, 0.35)
 
@@ -149,77 +149,8 @@ def test_a_bandit_continues_from_its_state(make):
 CHANCES_NAMES = ("a", "b", "c")
 
 
-def halve(search: SuccessiveHalving, value) -> list[tuple[int, int]]:
-    asked = []
-    while (trial := search.ask()) is not None:
-        asked.append((trial.index, trial.resource))
-        search.tell(trial, value(trial))
-    return asked
-
-
-def test_rungs_of_27_configurations():
-    search = SuccessiveHalving(range(27), eta=3, min_r=1, max_r=27)
-    asked = halve(search, lambda trial: trial.config)
-    assert [sum(r == resource for _, r in asked) for resource in (1, 3, 9, 27)] == [27, 9, 3, 1]
-    assert search.finished
-    assert search.best.config == 26
-    assert search.spent == 27 * 4
-    assert search.ask() is None
-
-
-def test_halving_finds_a_near_best_configuration_with_a_seventh_of_the_budget():
-    """50 repeats, learning curves with noise that shrinks as resource grows: in the best two of 27 nearly always."""
-    found = 0
-    for seed in range(50):
-        rng = np.random.default_rng(seed)
-        limit = np.linspace(0.6, 0.95, 27)
-        rng.shuffle(limit)
-        search = SuccessiveHalving(limit, eta=3, min_r=1, max_r=27)
-        halve(search, lambda t, rng=rng: t.config - 0.3 / (1 + t.resource) + 0.03 * rng.normal() / np.sqrt(t.resource))
-        found += search.best.config >= np.sort(limit)[-2]
-        assert search.spent <= 27 * 27 / 6
-    assert found >= 45
-
-
-def test_a_failed_run_ranks_last_and_minimizing_turns_the_order():
-    search = SuccessiveHalving(["diverges", "good", "bad", "worse"], eta=2, min_r=1, max_r=2, maximize=False)
-    losses = {"diverges": np.nan, "good": 0.1, "bad": 0.5, "worse": 0.9}
-    asked = halve(search, lambda t: losses[t.config])
-    assert asked[4:] == [(1, 2), (2, 2)]
-    assert search.best.config == "good"
-
-
-def test_a_rung_waits_for_its_workers():
-    search = SuccessiveHalving(range(4), eta=2, min_r=1, max_r=4)
-    trials = [search.ask() for _ in range(4)]
-    assert search.ask() is None
-    assert not search.finished
-    for trial in reversed(trials):
-        search.tell(trial, trial.config)
-    assert search.ask().resource == 2
-
-
-def test_halving_continues_from_its_state():
-    search = SuccessiveHalving(range(9), eta=3, min_r=1, max_r=9)
-    for _ in range(5):
-        trial = search.ask()
-        search.tell(trial, trial.config)
-    search.ask()  # lost with the process that asked
-    resumed = SuccessiveHalving(range(9), eta=3, min_r=1, max_r=9)
-    resumed.load_state_dict(json.loads(json.dumps(search.state_dict())))
-    assert halve(resumed, lambda t: t.config)[:2] == [(5, 1), (6, 1)]
-    assert resumed.best.config == 8
-
-
 def bad_tell(bandit, reward) -> None:
     bandit.tell(bandit.ask(), reward)
-
-
-def tell_twice() -> None:
-    search = SuccessiveHalving(range(4), eta=2, max_r=4)
-    trial = search.ask()
-    search.tell(trial, 1.0)
-    search.tell(trial, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -227,10 +158,10 @@ def tell_twice() -> None:
     [
         (lambda: ThompsonSampling(1), "at least 2"),
         (lambda: ThompsonSampling(["a", "a"]), "different arms"),
-        (lambda: ThompsonSampling(2, "poisson"), "is unknown"),
+        (lambda: ThompsonSampling(2, "poisson"), "reward must be one of 'bernoulli', 'gaussian'"),
         (lambda: ThompsonSampling(2).tell(0, 1), "not asked for"),
         (lambda: bad_tell(ThompsonSampling(2), 0.5), "neither 0 nor 1"),
-        (lambda: bad_tell(ThompsonSampling(2, "gaussian"), np.nan), "not finite"),
+        (lambda: bad_tell(ThompsonSampling(2, "gaussian"), np.nan), "reward must be a finite number"),
         (lambda: ThompsonSampling(2).prob_best(), "reward\\(s\\) first"),
         (lambda: TopTwoThompson(2, beta=1), "beta"),
         (lambda: bad_tell(UCB1(2), 93.0), "percent or fraction"),
@@ -238,15 +169,6 @@ def tell_twice() -> None:
         (lambda: EpsilonGreedy(2, epsilon=2), "epsilon"),
         (lambda: UCB1(2).load_state_dict(UCB1(3).state_dict()), "3 arms"),
         (lambda: UCB1(2).load_state_dict(ThompsonSampling(2).state_dict()), "ThompsonSampling"),
-        (lambda: SuccessiveHalving([1, 2], eta=3), "fewer than eta"),
-        (lambda: SuccessiveHalving(range(9), eta=1), "at least 2"),
-        (lambda: SuccessiveHalving(range(9), min_r=10, max_r=20), "two rungs"),
-        (lambda: SuccessiveHalving(range(9)).best, "no value"),
-        (tell_twice, "told before"),
-        (
-            lambda: SuccessiveHalving(range(9)).load_state_dict(SuccessiveHalving(range(8)).state_dict()),
-            "settings",
-        ),
     ],
 )
 def test_bad_input_gets_a_sentence(call, sentence):

@@ -243,14 +243,26 @@ def test_p_values_of_viewers():
     [
         (lambda ax: forest(ax, ["a"], [1.0, 2.0], [[0, 2], [1, 3]]), "do not belong together"),
         (lambda ax: forest(ax, ["a"], [5.0], [[0, 2]]), "inside its interval"),
-        (lambda ax: forest(ax, ["a"], [1.0], [[0, 2]], shrunken=[1.0, 2.0]), r"shrunken has 2 values and estimates 1; they belong together one by one\."),
-        (lambda ax: slope(ax, [1.0, 2.0], [1.0]), r"control has 2 values and treatment 1; they belong together one by one\."),
+        (
+            lambda ax: forest(ax, ["a"], [1.0], [[0, 2]], shrunken=[1.0, 2.0]),
+            r"shrunken has 2 values and estimates 1; they belong together one by one\.",
+        ),
+        (
+            lambda ax: slope(ax, [1.0, 2.0], [1.0]),
+            r"control has 2 values and treatment 1; they belong together one by one\.",
+        ),
         (lambda ax: slope(ax, [1.0, np.nan], [1.0, 2.0]), "not finite"),
         (lambda ax: ecdf(ax, {}), "samples is empty"),
         (lambda ax: ecdf(ax, {"a": [1.0]}, band=2), "band must be a finite number above 0 and below 1"),
         (lambda ax: ecdf(ax, {"a": [1.0], "b": [2.0]}, colors=["k"]), "1 colors were given for 2 lines"),
-        (lambda ax: critical_difference(np.ones((4, 2))), r"scores has shape \(4, 2\); \(data sets, methods\) with at least \(2, 3\) was expected\."),
-        (lambda ax: critical_difference([[1.0, 2.0, np.nan]] * 3), r"scores has 3 values that are not finite \(positions 2, 5, 8\);"),
+        (
+            lambda ax: critical_difference(np.ones((4, 2))),
+            r"scores has shape \(4, 2\); \(data sets, methods\) with at least \(2, 3\) was expected\.",
+        ),
+        (
+            lambda ax: critical_difference([[1.0, 2.0, np.nan]] * 3),
+            r"scores has 3 values that are not finite \(positions 2, 5, 8\);",
+        ),
         (lambda ax: critical_difference(np.eye(3), alpha=1), "alpha must be a finite number above 0 and below 1"),
         (lambda ax: cd_diagram(ax, np.eye(3), ["a"]), "1 names were given for 3 methods"),
         (lambda ax: coverage(ax, [0, 5], {"t": [1, 2]}, 10), "must be positive"),

@@ -65,13 +65,22 @@ def test_summaries_on_other_scales_change_nothing():
     ("call", "words"),
     [
         (lambda: abc_rejection(normal, mean_of_ten, [1.0], n_sims=5), "n_sims must be a whole number of at least 10"),
-        (lambda: abc_rejection(normal, mean_of_ten, [1.0], keep=0), "keep must be a finite number above 0 and at most 1"),
-        (lambda: abc_rejection(normal, mean_of_ten, [1.0], tolerance=-1), "tolerance must be a finite number of at least 0"),
+        (
+            lambda: abc_rejection(normal, mean_of_ten, [1.0], keep=0),
+            "keep must be a finite number above 0 and at most 1",
+        ),
+        (
+            lambda: abc_rejection(normal, mean_of_ten, [1.0], tolerance=-1),
+            "tolerance must be a finite number of at least 0",
+        ),
         (lambda: abc_rejection(lambda n, rng: rng.normal(size=n), mean_of_ten, [1.0]), "prior returned shape"),
         (lambda: abc_rejection(normal, mean_of_ten, [1.0, 2.0]), "simulate returned shape"),
         (lambda: abc_rejection(normal, lambda t, rng: t * np.nan, [1.0]), "not finite"),
         (lambda: abc_rejection(normal, mean_of_ten, [900.0], tolerance=0.1), "0 of 20000 simulations come within"),
-        (lambda: abc_rejection(normal, mean_of_ten, [1.0]).quantile(2), "p must be a finite number of at least 0 and at most 1"),
+        (
+            lambda: abc_rejection(normal, mean_of_ten, [1.0]).quantile(2),
+            "p must be a finite number of at least 0 and at most 1",
+        ),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(call, words):

@@ -1,5 +1,6 @@
 """Searches against published tables, brute force and known optima."""
 
+import json
 import math
 
 import numpy as np
@@ -10,12 +11,93 @@ from scipy import integrate
 from scipy import stats as sps
 
 from mlcollage.errors import InvalidInput
-from mlcollage.stats.bandits import Trial
-from mlcollage.stats.search import AsynchronousHalving, ExpectedImprovement, Hyperband, expected_improvement
+from mlcollage.stats.search import (
+    AsynchronousHalving,
+    ExpectedImprovement,
+    Hyperband,
+    SuccessiveHalving,
+    Trial,
+    expected_improvement,
+)
 
 
 def uniform(rng: np.random.Generator) -> float:
     return float(rng.uniform())
+
+
+# --- successive halving -----------------------------------------------------------------------------------------------
+
+
+def halve(search: SuccessiveHalving, value) -> list[tuple[int, int]]:
+    asked = []
+    while (trial := search.ask()) is not None:
+        asked.append((trial.index, trial.resource))
+        search.tell(trial, value(trial))
+    return asked
+
+
+def test_rungs_of_27_configurations():
+    search = SuccessiveHalving(range(27), eta=3, min_r=1, max_r=27)
+    asked = halve(search, lambda trial: trial.config)
+    assert [sum(r == resource for _, r in asked) for resource in (1, 3, 9, 27)] == [27, 9, 3, 1]
+    assert search.finished
+    assert search.best.config == 26
+    assert search.spent == 27 * 4
+    assert search.ask() is None
+
+
+def test_halving_finds_a_near_best_configuration_with_a_seventh_of_the_budget():
+    """50 repeats, learning curves with noise that shrinks as resource grows: in the best two of 27 nearly always."""
+    found = 0
+    for seed in range(50):
+        rng = np.random.default_rng(seed)
+        limit = np.linspace(0.6, 0.95, 27)
+        rng.shuffle(limit)
+        search = SuccessiveHalving(limit, eta=3, min_r=1, max_r=27)
+        halve(search, lambda t, rng=rng: t.config - 0.3 / (1 + t.resource) + 0.03 * rng.normal() / np.sqrt(t.resource))
+        found += search.best.config >= np.sort(limit)[-2]
+        assert search.spent <= 27 * 27 / 6
+    assert found >= 45
+
+
+def test_a_failed_run_ranks_last_and_minimizing_turns_the_order():
+    search = SuccessiveHalving(["diverges", "good", "bad", "worse"], eta=2, min_r=1, max_r=2, maximize=False)
+    losses = {"diverges": np.nan, "good": 0.1, "bad": 0.5, "worse": 0.9}
+    asked = halve(search, lambda t: losses[t.config])
+    assert asked[4:] == [(1, 2), (2, 2)]
+    assert search.best.config == "good"
+
+
+def test_a_rung_waits_for_its_workers():
+    search = SuccessiveHalving(range(4), eta=2, min_r=1, max_r=4)
+    trials = [search.ask() for _ in range(4)]
+    assert search.ask() is None
+    assert not search.finished
+    for trial in reversed(trials):
+        search.tell(trial, trial.config)
+    assert search.ask().resource == 2
+
+
+def test_halving_continues_from_its_state():
+    search = SuccessiveHalving(range(9), eta=3, min_r=1, max_r=9)
+    for _ in range(5):
+        trial = search.ask()
+        search.tell(trial, trial.config)
+    search.ask()  # lost with the process that asked
+    resumed = SuccessiveHalving(range(9), eta=3, min_r=1, max_r=9)
+    resumed.load_state_dict(json.loads(json.dumps(search.state_dict())))
+    assert halve(resumed, lambda t: t.config)[:2] == [(5, 1), (6, 1)]
+    assert resumed.best.config == 8
+
+
+def tell_twice() -> None:
+    search = SuccessiveHalving(range(4), eta=2, max_r=4)
+    trial = search.ask()
+    search.tell(trial, 1.0)
+    search.tell(trial, 1.0)
+
+
+# --- Hyperband --------------------------------------------------------------------------------------------------------
 
 
 def test_hyperband_has_the_brackets_of_the_paper():
@@ -23,7 +105,7 @@ def test_hyperband_has_the_brackets_of_the_paper():
     search = Hyperband(uniform, eta=3, max_r=81)
     rungs: dict[tuple[int, int], int] = {}
     while (trial := search.ask()) is not None:
-        bracket = int(np.searchsorted(search._offsets, trial.index, side="right")) - 1
+        bracket = next(i for i, h in enumerate(search._halvings) if trial.index in h.configs)
         rungs[bracket, trial.resource] = rungs.get((bracket, trial.resource), 0) + 1
         search.tell(trial, trial.config)
     table = {
@@ -181,20 +263,29 @@ def test_failures_and_noise_do_not_stop_it():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: Hyperband(uniform, eta=1), "eta=1"),
+        (lambda: Hyperband(uniform, eta=1), "eta must be a whole number of at least 2"),
+        (lambda: SuccessiveHalving([1, 2], eta=3), "fewer than eta"),
+        (lambda: SuccessiveHalving(range(9), eta=1), "at least 2"),
+        (lambda: SuccessiveHalving(range(9), min_r=10, max_r=20), "two rungs"),
+        (lambda: SuccessiveHalving(range(9)).best, "no value"),
+        (tell_twice, "told before"),
+        (
+            lambda: SuccessiveHalving(range(9)).load_state_dict(SuccessiveHalving(range(8)).state_dict()),
+            "settings",
+        ),
         (lambda: Hyperband(uniform, max_r=2), "two rungs"),
         (lambda: Hyperband(uniform).best, "no value has been told"),
-        (lambda: Hyperband(uniform).tell(Trial(999, 0.0, 1), 1.0), "does not exist"),
+        (lambda: Hyperband(uniform).tell(Trial(999, 0.0, 1), 1.0), r"configuration 999 at resource 1 was not asked for, or was told before\."),
         (lambda: Hyperband(uniform).tell(Trial(0, 0.0, 1), 1.0), "not asked for"),
-        (lambda: AsynchronousHalving(uniform, min_r=0), "min_r=0"),
+        (lambda: AsynchronousHalving(uniform, min_r=0), "min_r must be a whole number of at least 1"),
         (lambda: AsynchronousHalving(uniform).best, "no value has been told"),
         (lambda: AsynchronousHalving(uniform).tell(Trial(0, 0.0, 1), 1.0), "not asked for"),
-        (lambda: ExpectedImprovement([(1.0, 0.0)]), "low must be below"),
-        (lambda: ExpectedImprovement([(0.0, math.inf)]), "finite numbers"),
-        (lambda: ExpectedImprovement([(0.0, 1.0)], start=1), "start=1"),
+        (lambda: ExpectedImprovement([(1.0, 0.0)]), r"bounds=\[\(1\.0, 0\.0\)\] must be pairs \(low, high\) with low < high, one per dimension\."),
+        (lambda: ExpectedImprovement([(0.0, math.inf)]), r"bounds has 1 values that are not finite \(positions 1\); decid"),
+        (lambda: ExpectedImprovement([(0.0, 1.0)], start=1), "start must be a whole number of at least 2"),
         (lambda: ExpectedImprovement([(0.0, 1.0)]).tell([2.0], 1.0), "inside the bounds"),
         (lambda: ExpectedImprovement([(0.0, 1.0)]).best, "no finite value"),
-        (lambda: expected_improvement([0.0], [-1.0], 0.0), "no sd negative"),
+        (lambda: expected_improvement([0.0], [-1.0], 0.0), r"sd is negative somewhere; standard deviations are needed\."),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(call, words):

@@ -161,14 +161,14 @@ def test_before_there_is_anything_to_say_the_interval_is_the_whole_line():
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda: ConfidenceSequence("normal"), "is unknown"),
-        (lambda: ConfidenceSequence("t", alpha=5), "between 0 and 1"),
-        (lambda: ConfidenceSequence("t", sd=1.0), "take none"),
-        (lambda: ConfidenceSequence("gaussian"), "positive sd"),
-        (lambda: ConfidenceSequence("gaussian", sd=0.0), "positive sd"),
-        (lambda: ConfidenceSequence("bounded"), "need low and high"),
-        (lambda: ConfidenceSequence("t", low=0, high=1), "take none"),
-        (lambda: ConfidenceSequence("bounded", low=1, high=0), "low < high"),
+        (lambda: ConfidenceSequence("normal"), "kind must be one of 't', 'gaussian', 'bounded', 'empirical-bernstein'"),
+        (lambda: ConfidenceSequence("t", alpha=5), "alpha must be a finite number above 0 and below 1"),
+        (lambda: ConfidenceSequence("t", sd=1.0), "takes no sd and no bounds"),
+        (lambda: ConfidenceSequence("gaussian"), "takes sd; it was given none"),
+        (lambda: ConfidenceSequence("gaussian", sd=0.0), "sd must be a finite number above 0"),
+        (lambda: ConfidenceSequence("bounded"), r"kind 'bounded' takes high and low; it was given none\."),
+        (lambda: ConfidenceSequence("t", low=0, high=1), "takes no sd and no bounds"),
+        (lambda: ConfidenceSequence("bounded", low=1, high=0), "high must be a finite number above 1"),
         (lambda: ConfidenceSequence("t", tuned_for=0), "at least 1"),
         (lambda: ConfidenceSequence("t").load_state_dict(ConfidenceSequence("t", 0.1).state_dict()), "settings"),
         (lambda: ConfidenceSequence("t").update(np.nan), "not finite"),
@@ -316,14 +316,14 @@ def test_an_interval_hardly_ever_misses_at_any_time():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: sequential_t_test([1.0, np.nan]), "finite numbers in the order"),
-        (lambda: sequential_t_test([]), "one or more"),
-        (lambda: sequential_t_test([1.0, 2.0], alternative="two-sided"), "have one side"),
-        (lambda: sequential_t_test([1.0, 2.0], g=0.0), "g=0.0 must be positive"),
+        (lambda: sequential_t_test([1.0, np.nan]), r"x has 1 values that are not finite \(positions 1\); decide wha"),
+        (lambda: sequential_t_test([]), r"x is empty; at least one value is needed\."),
+        (lambda: sequential_t_test([1.0, 2.0], alternative="two-sided"), "alternative must be one of 'greater', 'less'"),
+        (lambda: sequential_t_test([1.0, 2.0], g=0.0), "g must be a finite number above 0"),
         (lambda: sequential_bounded_test([0.5, 1.5], low=0, high=1, null=0.5), "outside \\[0, 1\\]"),
         (lambda: sequential_bounded_test([0.5], low=0, high=1, null=1.0), "strictly between"),
-        (lambda: sequential_t_interval([1.0, 2.0], 95), "level=95"),
-        (lambda: sequential_sign_interval([1.0, 2.0], 1.0), "level=1.0"),
+        (lambda: sequential_t_interval([1.0, 2.0], 95), "level must be a finite number above 0 and below 1"),
+        (lambda: sequential_sign_interval([1.0, 2.0], 1.0), "level must be a finite number above 0 and below 1"),
     ],
 )
 def test_sequential_tests_refuse_bad_input_in_one_sentence(call, words):

@@ -161,7 +161,10 @@ def test_p_values_count_ties_half():
         (lambda: sbc_uniformity(np.full(50, 100), 100), r"0\.\.99"),
         (lambda: sbc_uniformity(np.full(50, 0.5), 100), "whole numbers"),
         (lambda: sbc_uniformity(np.full(50, np.nan), 100), "not finite"),
-        (lambda: sbc_uniformity(np.zeros(5, int), 100), r"ranks has shape \(5, 1\); \(simulations, quantities\) with at least \(20, 1\) was expected\."),
+        (
+            lambda: sbc_uniformity(np.zeros(5, int), 100),
+            r"ranks has shape \(5, 1\); \(simulations, quantities\) with at least \(20, 1\) was expected\.",
+        ),
         (lambda: sbc_uniformity(np.zeros((50, 2, 2), int), 100), "was expected"),
         (lambda: sbc_uniformity({"a": np.zeros(50), "b": np.zeros(49)}, 100), "each name"),
         (lambda: sbc_ranks(np.zeros(3), np.zeros((4, 9))), "were expected"),

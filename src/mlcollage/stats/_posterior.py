@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scipy.interpolate import CubicSpline, PPoly
 from scipy.special import ndtr
 
-from mlcollage.errors import InvalidInput
+from mlcollage._checks import probability
 from mlcollage.stats._values import Floats
 
 __all__ = ["Draws", "GridDensity", "Marginal", "NormalMixture", "draw_from_grid"]
@@ -40,11 +40,6 @@ class Marginal(Protocol):
         ...
 
 
-def _check(p: float) -> None:
-    if not 0 < p < 1:
-        raise InvalidInput(f"p={p} must lie between 0 and 1, e.g. 0.975.")
-
-
 @dataclass(frozen=True)
 class NormalMixture:
     """Mixture of normals over nodes; ``weights`` (G,), ``means`` and ``sds`` (G,) or, a vector of them, (G, J)."""
@@ -66,8 +61,8 @@ class NormalMixture:
         return np.clip(below, 0.0, 1.0)  # weights add up to 1 but for rounding
 
     def quantile(self, p: float) -> Floats:
-        _check(p)
-        heavy = self.weights > 1e-10 * self.weights.max()
+        probability("p", p)
+        heavy = self.weights > 1e-10 * self.weights.max()  # the others cannot move a quantile, only widen the search
         part = NormalMixture(self.weights[heavy], self.means[heavy], self.sds[heavy])
         low = (part.means - 40 * part.sds).min(axis=0)
         high = (part.means + 40 * part.sds).max(axis=0)
@@ -75,7 +70,7 @@ class NormalMixture:
 
 
 def _bisect(cdf: Callable[[Floats], Floats], low: Floats, high: Floats, p: float) -> Floats:
-    for _ in range(70):
+    for _ in range(70):  # halvings, which leave nothing of a double's digits; elementwise for a vector of marginals
         middle = (low + high) / 2
         below = cdf(middle) < p
         low, high = np.where(below, middle, low), np.where(below, high, middle)
@@ -103,7 +98,7 @@ class GridDensity:
         return self._cdf_of_log(np.clip(t, self.log_nodes[0], self.log_nodes[-1]))
 
     def quantile(self, p: float) -> Floats:
-        _check(p)
+        probability("p", p)
         return np.exp(_bisect(self._cdf_of_log, self.log_nodes[0], self.log_nodes[-1], p))
 
     def _cdf_of_log(self, t: Floats) -> Floats:
@@ -111,7 +106,7 @@ class GridDensity:
 
     @cached_property
     def _integral(self) -> PPoly:
-        step = self.log_nodes[1] - self.log_nodes[0]
+        step = self.log_nodes[1] - self.log_nodes[0]  # weights over the step are the density
         return CubicSpline(self.log_nodes, self.weights / step).antiderivative()
 
 
@@ -133,17 +128,18 @@ class Draws:
         return (self.values <= np.asarray(x)).mean(axis=(0, 1))
 
     def quantile(self, p: float) -> Floats:
-        _check(p)
-        return np.quantile(self.values, p, axis=(0, 1))
+        return np.quantile(self.values, probability("p", p), axis=(0, 1))
 
 
 def draw_from_grid(nodes: Floats, log_density: Floats, rng: np.random.Generator) -> Floats:
     """One draw from each density that is given on an even grid (last axis) and linear between its nodes."""
     p = np.exp(log_density - log_density.max(axis=-1, keepdims=True))
+    # first the cell between two nodes, by its mass (trapezoids)
     mass = np.cumsum(p[..., 1:] + p[..., :-1], axis=-1)
     target = rng.random((*p.shape[:-1], 1)) * mass[..., -1:]
     cell = np.minimum((mass < target).sum(axis=-1, keepdims=True), p.shape[-1] - 2)
     p0, p1 = np.take_along_axis(p, cell, -1), np.take_along_axis(p, cell + 1, -1)
+    # then the place in the cell, where the density goes from p0 to p1: its distribution function, solved for r
     r = rng.random(p0.shape)
     share = r * (p0 + p1) / (p0 + np.sqrt(p0**2 + r * (p1**2 - p0**2)))
     start = np.take_along_axis(nodes, cell, -1)

@@ -1,25 +1,26 @@
-r"""Adaptive allocation: which arm to run next, and which configurations to give more.
+r"""Adaptive allocation: which arm to run next.
 
 Ask for an arm, run it, tell the reward; several arms may be asked for before the first reward is told (workers).
-Thompson sampling and UCB1 lose little while learning; top-two Thompson sampling finds the best arm; successive halving
-finds the best of many configurations when a small budget already says something. The mean of an adaptively sampled
-arm is biased (downward: an arm that starts unluckily is dropped and keeps its bad mean), so an effect that matters is
-measured again on fresh seeds. A. Gelman and A. Vehtari, JASA 2021, idea 6.
+Thompson sampling and UCB1 lose little while learning; top-two Thompson sampling finds the best arm. The mean of an
+adaptively sampled arm is biased (downward: an arm that starts unluckily is dropped and keeps its bad mean), so an
+effect that matters is measured again on fresh seeds. A. Gelman and A. Vehtari, JASA 2021, idea 6.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, get_args
 
 import numpy as np
 
+from mlcollage._checks import choice, probability, real
 from mlcollage.errors import InvalidInput, UnknownName
-from mlcollage.stats._values import Floats
+from mlcollage.stats._values import Floats, Rng
 
-__all__ = ["UCB1", "Bandit", "EpsilonGreedy", "SuccessiveHalving", "ThompsonSampling", "TopTwoThompson", "Trial"]
+__all__ = ["UCB1", "Bandit", "EpsilonGreedy", "ThompsonSampling", "TopTwoThompson"]
+
+Reward = Literal["bernoulli", "gaussian"]
 
 _ROUNDS = 500  # joint posterior draws in which top-two looks for a second leader
 
@@ -37,7 +38,7 @@ class Bandit(ABC):
 
     _first = 1  # each arm is asked for this often before anything is compared
 
-    def __init__(self, arms: int | Sequence[Hashable], rng: np.random.Generator | int = 0) -> None:
+    def __init__(self, arms: int | Sequence[Hashable], rng: Rng = 0) -> None:
         self.arms: tuple[Hashable, ...] = tuple(range(arms)) if isinstance(arms, int) else tuple(arms)
         if len(self.arms) < 2 or len(set(self.arms)) != len(self.arms):
             raise InvalidInput(f"arms={arms!r}: at least 2 different arms are needed.")
@@ -71,7 +72,7 @@ class Bandit(ABC):
             raise InvalidInput(f"arm {arm!r} was told a reward but not asked for; call ask first, then tell once.")
         value = float(reward)
         self._check(value)
-        before = self._sums[i] / max(1, self.counts[i])
+        before = self._sums[i] / max(1, self.counts[i])  # the mean so far: Welford's update of the squares needs it
         self._pending[i] -= 1
         self.counts[i] += 1
         self._sums[i] += value
@@ -105,8 +106,7 @@ class Bandit(ABC):
             raise UnknownName(f"arm {arm!r} does not exist; the arms are {', '.join(map(str, self.arms))}.") from None
 
     def _check(self, reward: float) -> None:
-        if not np.isfinite(reward):
-            raise InvalidInput(f"reward {reward} is not finite; decide what a failed run counts as.")
+        real("reward", reward)
 
     @abstractmethod
     def _choose(self) -> int:
@@ -146,31 +146,21 @@ class ThompsonSampling(Bandit):
     (True, True)
     """
 
-    def __init__(
-        self,
-        arms: int | Sequence[Hashable],
-        reward: Literal["bernoulli", "gaussian"] = "bernoulli",
-        rng: np.random.Generator | int = 0,
-    ) -> None:
-        if reward not in ("bernoulli", "gaussian"):
-            raise InvalidInput(f"reward {reward!r} is unknown; use 'bernoulli' or 'gaussian'.")
+    def __init__(self, arms: int | Sequence[Hashable], reward: Reward = "bernoulli", rng: Rng = 0) -> None:
         super().__init__(arms, rng)
-        self.reward = reward
+        self.reward = choice("reward", reward, get_args(Reward))
         self._first = 1 if reward == "bernoulli" else 4
 
-    def prob_best(self, n_draws: int = 10_000, rng: np.random.Generator | int = 0) -> Floats:
+    def prob_best(self, n_draws: int = 10_000, rng: Rng = 0) -> Floats:
         """Posterior probability that each arm is best, by simulation; stop when one exceeds 0.95, say.
 
         Like every posterior probability looked at repeatedly, it is no significance level: see
         :class:`~mlcollage.stats.sequential.ConfidenceSequence` for stopping that keeps one.
         """
-        self._all_told()
-        best = self._draws(n_draws, np.random.default_rng(rng)).argmax(axis=1)
-        return np.bincount(best, minlength=len(self.arms)) / n_draws
-
-    def _all_told(self) -> None:
         if (self.counts < self._first).any():
             raise InvalidInput(f"every arm needs {self._first} reward(s) first; counts are {self.counts.tolist()}.")
+        best = self._draws(n_draws, np.random.default_rng(rng)).argmax(axis=1)
+        return np.bincount(best, minlength=len(self.arms)) / n_draws
 
     def _draws(self, size: int, rng: np.random.Generator) -> Floats:
         """Draws of the arms' mean rewards, shape ``(size, arms)``."""
@@ -213,20 +203,14 @@ class TopTwoThompson(ThompsonSampling):
     """
 
     def __init__(
-        self,
-        arms: int | Sequence[Hashable],
-        reward: Literal["bernoulli", "gaussian"] = "bernoulli",
-        beta: float = 0.5,
-        rng: np.random.Generator | int = 0,
+        self, arms: int | Sequence[Hashable], reward: Reward = "bernoulli", beta: float = 0.5, rng: Rng = 0
     ) -> None:
-        if not 0 < beta < 1:
-            raise InvalidInput(f"beta={beta} must lie between 0 and 1.")
         super().__init__(arms, reward, rng)
-        self.beta = beta
+        self.beta = probability("beta", beta)
 
     def _choose(self) -> int:
         draws = self._draws(_ROUNDS, self._rng)
-        leaders = draws.argmax(axis=1)
+        leaders = draws.argmax(axis=1)  # of each joint draw, (_ROUNDS,); the first one's leader is Thompson's choice
         if self._rng.random() < self.beta:
             return int(leaders[0])
         others = np.flatnonzero(leaders != leaders[0])
@@ -261,13 +245,7 @@ class UCB1(Bandit):
     True
     """
 
-    def __init__(
-        self,
-        arms: int | Sequence[Hashable],
-        low: float = 0.0,
-        high: float = 1.0,
-        rng: np.random.Generator | int = 0,
-    ) -> None:
+    def __init__(self, arms: int | Sequence[Hashable], low: float = 0.0, high: float = 1.0, rng: Rng = 0) -> None:
         if not -np.inf < low < high < np.inf:
             raise InvalidInput(f"bounds of the reward must be finite with low < high; they are {low} and {high}.")
         super().__init__(arms, rng)
@@ -308,13 +286,9 @@ class EpsilonGreedy(Bandit):
     True
     """
 
-    def __init__(
-        self, arms: int | Sequence[Hashable], epsilon: float = 0.1, rng: np.random.Generator | int = 0
-    ) -> None:
-        if not 0 <= epsilon <= 1:
-            raise InvalidInput(f"epsilon={epsilon} must lie in [0, 1].")
+    def __init__(self, arms: int | Sequence[Hashable], epsilon: float = 0.1, rng: Rng = 0) -> None:
         super().__init__(arms, rng)
-        self.epsilon = epsilon
+        self.epsilon = probability("epsilon", epsilon, inside=False)
 
     def _choose(self) -> int:
         if self._rng.random() < self.epsilon:
@@ -325,162 +299,3 @@ class EpsilonGreedy(Bandit):
 def _argmax(values: Floats, rng: np.random.Generator) -> int:
     """The largest, ties broken at random."""
     return int(rng.choice(np.flatnonzero(values == values.max())))
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A configuration and how much to spend on it: ``index`` in the list given, the ``config``, the ``resource``."""
-
-    index: int
-    config: Any
-    resource: int
-
-
-class SuccessiveHalving:
-    r"""Successive halving: all configurations on a small budget, the best 1/eta on eta times as much, and so on.
-
-    Rung k runs :math:`\lfloor n \eta^{-k} \rfloor` configurations on :math:`r_{\min} \eta^k`, up to ``max_r`` or until
-    one is left, so every rung costs about the same. K. Jamieson and A. Talwalkar, AISTATS 2016; L. Li et al.,
-    JMLR 2018.
-
-    Parameters
-    ----------
-    configs
-        Candidates, at least ``eta``; anything.
-    eta
-        Keep one in this many, at least 2.
-    min_r, max_r
-        Least and most to spend on a configuration (epochs, seeds, samples).
-    maximize
-        Whether larger values are better.
-
-    Raises
-    ------
-    InvalidInput
-        On fewer configurations than eta, budgets that leave a single rung, or a value for a trial not asked for.
-
-    Examples
-    --------
-    >>> search = SuccessiveHalving([0.001, 0.01, 0.1, 1.0], eta=2, min_r=1, max_r=4)
-    >>> while (trial := search.ask()) is not None:
-    ...     search.tell(trial, -abs(trial.config - 0.1))  # train trial.config for trial.resource epochs
-    >>> search.best.config, search.spent
-    (0.1, 12)
-    """
-
-    def __init__(
-        self, configs: Sequence[Any], eta: int = 3, min_r: int = 1, max_r: int = 27, *, maximize: bool = True
-    ) -> None:
-        self.configs = list(configs)
-        if eta < 2 or int(eta) != eta:
-            raise InvalidInput(f"eta={eta} must be a whole number of at least 2.")
-        if len(self.configs) < eta:
-            raise InvalidInput(
-                f"{len(self.configs)} configurations are fewer than eta={eta}: there is nothing to halve."
-            )
-        if not 1 <= min_r <= max_r // eta:
-            raise InvalidInput(f"min_r={min_r} and max_r={max_r}: 1 <= min_r <= max_r / eta is needed for two rungs.")
-        self._begin(eta, min_r, max_r, maximize)
-
-    def _begin(self, eta: int, min_r: int, max_r: int, maximize: bool) -> None:
-        self.eta, self.min_r, self.max_r, self.maximize = int(eta), int(min_r), int(max_r), maximize
-        self._rungs: list[dict[int, float | None]] = [dict.fromkeys(range(len(self.configs)))]
-        self._out: set[int] = set()
-
-    @classmethod
-    def _from(cls, configs: list[Any], eta: int, min_r: int, max_r: int, maximize: bool) -> Self:
-        """A bracket of Hyperband: its last one has a single rung, which is nothing to ask for by itself."""
-        new = cls.__new__(cls)
-        new.configs = configs
-        new._begin(eta, min_r, max_r, maximize)
-        return new
-
-    @property
-    def resource(self) -> int:
-        """What a configuration of the present rung is given."""
-        return self._resource(len(self._rungs) - 1)
-
-    @property
-    def finished(self) -> bool:
-        """Whether the last rung is complete."""
-        return self._complete() and self._survivors() is None
-
-    @property
-    def spent(self) -> int:
-        """Resources of all values told, each rung trained from scratch."""
-        return sum(self._resource(k) * sum(v is not None for v in rung.values()) for k, rung in enumerate(self._rungs))
-
-    @property
-    def best(self) -> Trial:
-        """Best configuration of the highest rung with a value."""
-        for k in reversed(range(len(self._rungs))):
-            told = [i for i, v in self._rungs[k].items() if v is not None]
-            if told:
-                i = self._ranked(k, told)[0]
-                return Trial(i, self.configs[i], self._resource(k))
-        raise InvalidInput("no value has been told yet; ask for trials and tell their values first.")
-
-    def ask(self) -> Trial | None:
-        """The next trial; None when finished, or while the values of all trials of a rung are awaited."""
-        if self._complete() and (survivors := self._survivors()) is not None:
-            self._rungs.append(dict.fromkeys(survivors))
-        waiting = [i for i, value in self._rungs[-1].items() if value is None and i not in self._out]
-        if not waiting:
-            return None
-        self._out.add(waiting[0])
-        return Trial(waiting[0], self.configs[waiting[0]], self.resource)
-
-    def tell(self, trial: Trial, value: float) -> None:
-        """Report the value of a trial. NaN says that the run failed: it ranks last, and is not dropped silently."""
-        if trial.index not in self._out or trial.resource != self.resource:
-            raise InvalidInput(
-                f"configuration {trial.index} at resource {trial.resource} was not asked for, or was told before."
-            )
-        self._out.remove(trial.index)
-        self._rungs[-1][trial.index] = float(value)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Values told so far, as plain lists; trials asked for and not yet told are forgotten and asked for again."""
-        rungs = [[[i, value] for i, value in rung.items()] for rung in self._rungs]
-        return {"settings": self._settings(), "rungs": rungs}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where :meth:`state_dict` was taken, with the same configurations and settings."""
-        if state.get("settings") != self._settings():
-            raise InvalidInput(f"the state has the settings {state.get('settings')}; here they are {self._settings()}.")
-        self._rungs = [{int(i): value for i, value in rung} for rung in state["rungs"]]
-        self._out = set()
-
-    def _settings(self) -> dict[str, Any]:
-        names = ("eta", "min_r", "max_r", "maximize")
-        return {"configs": len(self.configs), **{name: getattr(self, name) for name in names}}
-
-    def _resource(self, rung: int) -> int:
-        return self.min_r * self.eta**rung
-
-    def _value(self, trial: Trial) -> float:
-        """What was told of a trial."""
-        rung = next(k for k in range(len(self._rungs)) if self._resource(k) == trial.resource)
-        value = self._rungs[rung][trial.index]
-        assert value is not None
-        return value
-
-    def _complete(self) -> bool:
-        return all(value is not None for value in self._rungs[-1].values())
-
-    def _survivors(self) -> list[int] | None:
-        """Who goes up; None from the last rung."""
-        keep = len(self.configs) // self.eta ** len(self._rungs)
-        if keep < 1 or self._resource(len(self._rungs)) > self.max_r:
-            return None
-        return self._ranked(len(self._rungs) - 1, list(self._rungs[-1]))[:keep]
-
-    def _ranked(self, rung: int, indices: list[int]) -> list[int]:
-        """Best first, failed runs last, ties in the order given."""
-
-        def key(i: int) -> tuple[bool, float]:
-            value = self._rungs[rung][i]
-            assert value is not None
-            return (True, 0.0) if np.isnan(value) else (False, -value if self.maximize else value)
-
-        return sorted(indices, key=key)

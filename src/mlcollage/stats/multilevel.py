@@ -21,19 +21,22 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from mlcollage._checks import choice, integer, positive, real
 from mlcollage.errors import InvalidInput
 from mlcollage.stats._posterior import Draws, GridDensity, Marginal, NormalMixture, draw_from_grid
-from mlcollage.stats._values import Floats, sample
+from mlcollage.stats._values import Floats, Rng, pair, sample, tail
 
 __all__ = ["EffectPosterior", "PartialPooling"]
 
 TauPrior = Literal["half-normal", "half-cauchy"]
+Noise = Literal["known", "pooled"]
+Dist = Literal["normal", "t"]
 _NODES = 2001  # of the final grid of log tau; halving it moves the moments of eight schools by less than 1e-9
 _KEEP = 60.0  # nats below the mode at which the grid ends
 _INNER = 129  # nodes of the grids inside the Gibbs sampler; the density is linear between them
@@ -73,8 +76,7 @@ class EffectPosterior:
 
     def rope(self, delta: float) -> float:
         """P(abs(mu) < delta): the effect is in the region of practical equivalence, in units of the effects."""
-        if not delta > 0:
-            raise InvalidInput(f"delta={delta} must be positive: it is the effect below which nothing matters.")
+        positive("delta", delta)
         return float(self.mu.cdf(delta)) - float(self.mu.cdf(-delta))
 
 
@@ -129,32 +131,23 @@ class PartialPooling:
     prior_mu_scale: float
     tau_scale: float
     tau_prior: TauPrior = "half-normal"
-    noise: Literal["known", "pooled"] = "known"
-    dist: Literal["normal", "t"] = "normal"
+    noise: Noise = "known"
+    dist: Dist = "normal"
     df: float = 4.0
     noise_spread: float = 0.5
     chains: int = 4
     draws: int = 1000
     warmup: int = 200
-    rng: int = 0
+    rng: Rng = 0
 
     def __post_init__(self) -> None:
         for name in ("prior_mu_scale", "tau_scale", "noise_spread"):
-            value = getattr(self, name)
-            if not (np.isfinite(value) and value > 0):
-                raise InvalidInput(f"{name}={value} must be positive and finite, in units of the effects.")
-        options = (
-            ("tau_prior", self.tau_prior, ("half-normal", "half-cauchy")),
-            ("noise", self.noise, ("known", "pooled")),
-            ("dist", self.dist, ("normal", "t")),
-        )
-        for name, value, allowed in options:
-            if value not in allowed:
-                raise InvalidInput(f"{name}={value!r} is unknown; use {' or '.join(map(repr, allowed))}.")
-        if not self.df > 2:
-            raise InvalidInput(f"df={self.df} must exceed 2, or effects have no variance.")
-        if min(self.chains, self.draws) < 1 or self.warmup < 0:
-            raise InvalidInput("chains and draws must be at least 1, warmup at least 0.")
+            positive(name, getattr(self, name))
+        for name, options in (("tau_prior", TauPrior), ("noise", Noise), ("dist", Dist)):
+            choice(name, getattr(self, name), get_args(options))
+        for name, least in (("chains", 1), ("draws", 1), ("warmup", 0)):
+            integer(name, getattr(self, name), least=least)
+        real("df", self.df, above=2)  # with 2 or fewer, effects have no variance
         self._data: _Table | None = None
         self._posterior: EffectPosterior | None = None
 
@@ -208,10 +201,10 @@ class PartialPooling:
 
     def posterior(self) -> EffectPosterior:
         """The posterior: exact where it can be, sampled otherwise."""
-        table = self._fitted()
+        if self.noise == "known" and self.dist == "normal":
+            return self.exact()
         if self._posterior is None:
-            exact = self.noise == "known" and self.dist == "normal"
-            self._posterior = self._quadrature(table) if exact else self.sample()
+            self._posterior = self.sample()
         return self._posterior
 
     def sample(self) -> EffectPosterior:
@@ -224,17 +217,15 @@ class PartialPooling:
         Columns: ``estimate``, ``se``, ``shrunken`` (posterior mean), ``sd``, ``low``, ``high`` (central interval),
         ``prob_positive``. With pooled noise ``se`` is the seeds' own standard error (NaN with one seed).
         """
-        if not 0 < level < 1:
-            raise InvalidInput(f"level={level} must lie between 0 and 1, e.g. 0.95.")
-        table, theta = self._fitted(), self.posterior().theta
+        miss, table, theta = tail(level), self._fitted(), self.posterior().theta
         return pd.DataFrame(
             {
                 "estimate": table.y,
                 "se": table.se,
                 "shrunken": theta.mean,
                 "sd": theta.sd,
-                "low": theta.quantile((1 - level) / 2),
-                "high": theta.quantile((1 + level) / 2),
+                "low": theta.quantile(miss),
+                "high": theta.quantile(1 - miss),
                 "prob_positive": 1 - theta.cdf(0.0),
             },
             index=pd.Index(table.names, name="dataset"),
@@ -267,12 +258,13 @@ class PartialPooling:
         def log_density(t: Floats) -> Floats:
             return _collapsed(y, v, np.exp(t), self.prior_mu_scale)[0] + self._log_prior(np.exp(t)) + t
 
+        # nodes of log tau (G,) and their weights; given a node everything else is Gaussian
         t = _log_grid(log_density, min(self.tau_scale, float(table.se.min())), max(self.tau_scale, np.ptp(y)))
         log_p = log_density(t)
         weights = np.exp(log_p - log_p.max())
         weights /= weights.sum()
         tau = np.exp(t)
-        _, m, big_v = _collapsed(y, v, tau, self.prior_mu_scale)
+        _, m, big_v = _collapsed(y, v, tau, self.prior_mu_scale)  # of mu, (G,)
         mean, var, pull = _given_tau(y, v, tau[:, None], m[:, None])
         return EffectPosterior(
             mu=NormalMixture(weights, m, np.sqrt(big_v)),
@@ -295,9 +287,7 @@ class _Table:
 
 
 def _known(y: npt.ArrayLike, s: npt.ArrayLike, names: Sequence[str] | None) -> _Table:
-    effects, errors = sample(y, "y", least=2), sample(s, "s", least=2)
-    if len(effects) != len(errors):
-        raise InvalidInput(f"there are {len(effects)} effects and {len(errors)} standard errors; one each is needed.")
+    effects, errors = pair(y, s, ("y", "s"))
     if not (errors > 0).all():
         raise InvalidInput(
             f"standard errors must be positive; got {errors.min():g}. A data set without spread over seeds "
@@ -334,7 +324,7 @@ def _seeds(table: pd.DataFrame) -> _Table:
         )
     if squares.sum() <= 1e-24 * max(float((values**2).sum()), np.finfo(float).tiny):
         raise InvalidInput("the seeds of every data set agree exactly, so there is no noise to estimate.")
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):  # one seed has no standard error: NaN
         se = np.sqrt(squares / (n - 1) / n)
     return _Table(y, se, tuple(map(str, pd.unique(of_row))), n, squares)
 
@@ -349,7 +339,7 @@ def _collapsed(y: Floats, v: Floats, tau: Floats, a: float, factor: Floats = _ON
     ``y``, ``v`` (noise variances) and ``factor`` (of tau^2, for Student's t) have shapes ``(..., J)``; ``tau`` and the
     results ``(..., G)``.
     """
-    total = v[..., None, :] + factor[..., None, :] * tau[..., :, None] ** 2
+    total = v[..., None, :] + factor[..., None, :] * tau[..., :, None] ** 2  # variance of y given mu, (..., G, J)
     precision = 1 / total
     big_v = 1 / (precision.sum(axis=-1) + a**-2)
     m = big_v * (precision * y[..., None, :]).sum(axis=-1)
@@ -365,7 +355,7 @@ def _given_tau(y: Floats, v: Floats, spread: Floats, mu: Floats) -> tuple[Floats
 
 def _log_grid(log_density: Callable[[Floats], Floats], low: float, high: float) -> Floats:
     """Even grid of log tau that holds all of a density up to exp(-60) of its mode."""
-    t = np.arange(np.log(low) - _KEEP - 5, np.log(high) + _KEEP, 0.05)
+    t = np.arange(np.log(low) - _KEEP - 5, np.log(high) + _KEEP, 0.05)  # coarse, and surely wide enough
     log_p = log_density(t)
     inside = np.flatnonzero(log_p > log_p.max() - _KEEP)
     return np.linspace(t[max(inside[0] - 1, 0)], t[min(inside[-1] + 1, len(t) - 1)], _NODES)
@@ -374,28 +364,29 @@ def _log_grid(log_density: Callable[[Floats], Floats], low: float, high: float) 
 def _gibbs(model: PartialPooling, table: _Table) -> EffectPosterior:
     """Blocked Gibbs: (tau, mu, theta) jointly given noise and scales, then scales, then noise."""
     rng = np.random.default_rng(model.rng)
-    shape = (model.chains, len(table.y))
+    shape = (model.chains, len(table.y))  # chains are the leading dimension of everything below
     known = model.noise == "known"
     pooled_sd = 1.0 if known else np.sqrt(table.squares.sum() / (table.n - 1).sum())
     u0 = float(np.log(pooled_sd))
-    u = np.broadcast_to(np.log(table.se) if known else np.float64(u0), shape)
-    factor = np.ones(shape)
+    u = np.broadcast_to(np.log(table.se) if known else np.float64(u0), shape)  # log noise
+    factor = np.ones(shape)  # of tau^2: Student's t is a scale mixture of normals
     y = np.broadcast_to(table.y, shape)
     low, high = np.log(min(model.tau_scale, np.exp(u).min())) - 25, np.log(max(model.tau_scale, np.ptp(table.y))) + 12
     kept: dict[str, list[Floats]] = {name: [] for name in ("mu", "tau", "theta", "noise", "new")}
     for step in range(model.warmup + model.draws):
-        v = np.exp(2 * u) / table.n
+        v = np.exp(2 * u) / table.n  # variances of the data sets' means
 
         def log_density(t: Floats, v: Floats = v, factor: Floats = factor) -> Floats:
             return _collapsed(y, v, np.exp(t), model.prior_mu_scale, factor)[0] + model._log_prior(np.exp(t)) + t
 
+        # tau, then mu given tau, then theta given both: one joint draw
         tau = np.exp(_draw_log(log_density, low, high, model.chains, rng))
         _, m, big_v = _collapsed(y, v, tau[:, None], model.prior_mu_scale, factor)
         mu = m + np.sqrt(big_v) * rng.standard_normal((model.chains, 1))
         spread = tau[:, None] * np.sqrt(factor)
         _, var, pull = _given_tau(y, v, spread, mu)
         offset = (1 - pull) * (y - mu) + np.sqrt(var) * rng.standard_normal(shape)  # theta - mu, exact near tau = 0
-        z = rng.standard_normal(model.chains)
+        z = rng.standard_normal(model.chains)  # of the next data set's effect
         if model.dist == "t":
             rate = (model.df + (offset / tau[:, None]) ** 2) / 2
             factor = rate / rng.standard_gamma((model.df + 1) / 2, shape)
@@ -414,10 +405,10 @@ def _gibbs(model: PartialPooling, table: _Table) -> EffectPosterior:
 def _draw_log(
     log_density: Callable[[Floats], Floats], low: float, high: float, chains: int, rng: np.random.Generator
 ) -> Floats:
-    """One draw per chain from a density of a logarithm: a coarse grid finds where it lives, a fine one is drawn from."""
+    """One draw per chain from a density of a logarithm: a coarse grid finds its mass, a fine one is drawn from."""
     coarse = np.linspace(low, high, _INNER)
     log_p = log_density(np.broadcast_to(coarse, (chains, _INNER)))
-    inside = log_p > log_p.max(axis=1, keepdims=True) - 25
+    inside = log_p > log_p.max(axis=1, keepdims=True) - 25  # (chains, _INNER); a node more at both ends
     first = np.maximum(inside.argmax(axis=1) - 1, 0)
     last = np.minimum(_INNER - inside[:, ::-1].argmax(axis=1), _INNER - 1)
     t = np.linspace(coarse[first], coarse[last], _INNER, axis=1)
@@ -435,7 +426,7 @@ def _draw_noise(
     (m, omega) are drawn given u, u given (m, omega), and then both once more given z = (u - m) / omega: alternating
     the two parametrizations mixes whether omega is large or small (Y. Yu and X.-L. Meng, JCGS 2011).
     """
-    squares = table.squares + table.n * (table.y - theta) ** 2
+    squares = table.squares + table.n * (table.y - theta) ** 2  # S, (chains, J)
     zero = np.zeros_like(u)
     wide = 10.0  # prior sd of m on the log scale around the pooled estimate: a factor of e^10 either way
     low, high = np.log(spread) - 12, np.log(spread) + 4
@@ -455,6 +446,7 @@ def _draw_noise(
     m = center + m + np.sqrt(big_v) * rng.standard_normal(m.shape)
     z = (_draw_each(u, squares, table.n, m, omega, rng) - m) / omega
 
+    # u = m + omega z: shift and scale of all log noises at once, given z
     def shift(t: Floats) -> Floats:
         return log_lik(t[..., None] + (omega * z)[:, None]) - 0.5 * ((t - center) / wide) ** 2
 
@@ -469,11 +461,13 @@ def _draw_noise(
 def _draw_each(u: Floats, squares: Floats, n: Floats, m: Floats, omega: Floats, rng: np.random.Generator) -> Floats:
     """Log noise given (m, omega); concave, so Newton's method finds the mode that the grid surrounds."""
     mode = u.copy()
-    for _ in range(30):
+    for _ in range(30):  # steps of at most 1, which keeps Newton's method from overshooting where the tail is flat
         push = squares * np.exp(-2 * mode)
         mode += np.clip((push - n - (mode - m) / omega**2) / (2 * push + omega**-2), -1, 1)
     sd = 1 / np.sqrt(2 * squares * np.exp(-2 * mode) + omega**-2)
-    nodes = mode[..., None] + sd[..., None] * np.linspace(-8, 12, _INNER)
+    nodes = mode[..., None] + sd[..., None] * np.linspace(
+        -8, 12, _INNER
+    )  # (chains, J, _INNER); the right tail is longer
     log_p = (
         -n[:, None] * nodes
         - 0.5 * squares[..., None] * np.exp(-2 * nodes)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +23,9 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
+from mlcollage._checks import integer, positive, real
 from mlcollage.errors import InvalidInput
-from mlcollage.stats._values import Floats
+from mlcollage.stats._values import Floats, Rng, finite, table
 
 __all__ = [
     "HorseshoePrior",
@@ -39,15 +40,6 @@ __all__ = [
 ]
 
 _PENALTIES = tuple(float(p) for p in np.logspace(-4, 2, 13))
-
-
-def _matrix(X: npt.ArrayLike, name: str = "X") -> Floats:
-    x = np.asarray(X, dtype=np.float64)
-    if x.ndim != 2 or not x.size:
-        raise InvalidInput(f"{name} has shape {x.shape}; (units, columns) was expected.")
-    if not np.isfinite(x).all():
-        raise InvalidInput(f"{name} has {int((~np.isfinite(x)).sum())} values that are not finite.")
-    return x
 
 
 def effective_degrees_of_freedom(X: npt.ArrayLike, penalty: float) -> float:
@@ -72,15 +64,13 @@ def effective_degrees_of_freedom(X: npt.ArrayLike, penalty: float) -> float:
     >>> effective_degrees_of_freedom([[3.0, 0.0], [0.0, 1.0], [0.0, 0.0]], 1.0)
     1.4
     """
-    if not (np.isfinite(penalty) and penalty >= 0):
-        raise InvalidInput(f"penalty={penalty} must be finite and at least 0.")
     squares = _spectrum(X)
-    return float((squares / (squares + penalty)).sum())
+    return float((squares / (squares + real("penalty", penalty, least=0))).sum())
 
 
 def _spectrum(X: npt.ArrayLike) -> Floats:
     """Squared singular values above rounding."""
-    x = _matrix(X)
+    x = table(X, "X", "units, columns")
     s = np.linalg.svd(x, compute_uv=False)
     return s[s > s[0] * max(x.shape) * np.finfo(float).eps] ** 2
 
@@ -95,8 +85,7 @@ def penalty_for(X: npt.ArrayLike, degrees_of_freedom: float) -> float:
     """
     squares = _spectrum(X)
     rank = len(squares)
-    if not 0 < degrees_of_freedom <= rank:
-        raise InvalidInput(f"degrees_of_freedom={degrees_of_freedom} must lie in (0, {rank}], the rank of X.")
+    real("degrees_of_freedom", degrees_of_freedom, above=0, most=rank)
     if degrees_of_freedom == rank:
         return 0.0
 
@@ -159,10 +148,7 @@ class RandomReLURegressor(RegressorMixin, BaseEstimator):
     def fit(self, X: npt.ArrayLike, y: npt.ArrayLike) -> Self:
         """Draw the features and solve for the coefficients."""
         x, target = validate_data(self, X, y, dtype=np.float64, y_numeric=True)
-        if self.features < 1 or not self.penalty >= 0:
-            raise InvalidInput(
-                f"features={self.features} must be at least 1 and penalty={self.penalty} must not be negative."
-            )
+        integer("features", self.features, least=1), real("penalty", self.penalty, least=0)
         self.weights_, self.offsets_ = _draw(x.shape[1], self.features, self.bias, self.random_state)
         fit = _Spectral.of(_relu_features(x, self.weights_, self.offsets_), target)
         self.intercept_ = fit.mean
@@ -196,7 +182,7 @@ class _Spectral:
 
     @classmethod
     def of(cls, design: Floats, y: Floats) -> Self:
-        u, s, vt = np.linalg.svd(design, full_matrices=False)
+        u, s, vt = np.linalg.svd(design, full_matrices=False)  # (n, k), (k,), (k, p)
         keep = s > s[0] * max(design.shape) * np.finfo(float).eps
         mean = float(y.mean())
         return cls(u[:, keep], s[keep], vt[keep], y - mean, mean)
@@ -216,7 +202,7 @@ class _Spectral:
 
 
 def noisy_line(
-    n: int = 100, d: int = 30, noise: float = 0.5, *, n_test: int = 1000, rng: np.random.Generator | int = 0
+    n: int = 100, d: int = 30, noise: float = 0.5, *, n_test: int = 1000, rng: Rng = 0
 ) -> tuple[Floats, Floats, Floats, Floats]:
     r"""A linear problem: :math:`x \sim N(0, I_d)`, :math:`y = x^\top \beta + \text{noise} \cdot \epsilon`.
 
@@ -232,8 +218,9 @@ def noisy_line(
     >>> [v.shape for v in noisy_line()]
     [(100, 30), (100,), (1000, 30), (1000,)]
     """
-    if min(n, d, n_test) < 1 or not noise >= 0:
-        raise InvalidInput(f"n={n}, d={d} and n_test={n_test} must be positive, noise={noise} must not be negative.")
+    for name, value in (("n", n), ("d", d), ("n_test", n_test)):
+        integer(name, value, least=1)
+    real("noise", noise, least=0)
     generator = np.random.default_rng(rng)
     beta = generator.normal(size=d)
     beta /= np.linalg.norm(beta)
@@ -282,8 +269,8 @@ def double_descent(
     >>> bool(peak > 10 * curve["min_norm"].min()), bool(peak > 10 * curve["ridge"].max())
     (True, True)
     """
-    x, x_test = _matrix(X), _matrix(X_test, "X_test")
-    target, truth = (np.asarray(v, dtype=np.float64) for v in (y, y_test))
+    x, x_test = table(X, "X", "units, columns"), table(X_test, "X_test", "units, columns")
+    target, truth = finite(y, "y"), finite(y_test, "y_test")
     if target.shape != (len(x),) or truth.shape != (len(x_test),) or x.shape[1] != x_test.shape[1]:
         raise InvalidInput(
             f"X {x.shape}, y {target.shape}, X_test {x_test.shape} and y_test {truth.shape} do not belong together."
@@ -313,10 +300,7 @@ def horseshoe_scale(relevant: float, dim: int, *, sigma: float = 1.0, n: int) ->
     >>> round(horseshoe_scale(5, 100, n=400), 5)
     0.00263
     """
-    if not 0 < relevant < dim:
-        raise InvalidInput(f"relevant={relevant} must lie between 0 and dim={dim}: a guess of how many effects matter.")
-    if not sigma > 0 or n < 1:
-        raise InvalidInput(f"sigma={sigma} must be positive and n={n} at least 1.")
+    real("relevant", relevant, above=0, below=dim), positive("sigma", sigma), integer("n", n, least=1)
     return relevant / (dim - relevant) * sigma / math.sqrt(n)
 
 
@@ -360,10 +344,9 @@ class HorseshoePrior:
     slab: float = math.inf
 
     def __post_init__(self) -> None:
-        if self.dim < 1:
-            raise InvalidInput(f"dim={self.dim} must be at least 1.")
-        if not (self.scale > 0 and math.isfinite(self.scale) and self.slab > 0):
-            raise InvalidInput(f"scale={self.scale} must be positive and finite, slab={self.slab} positive.")
+        integer("dim", self.dim, least=1), positive("scale", self.scale)
+        if self.slab != math.inf:
+            positive("slab", self.slab)
 
     @property
     def size(self) -> int:
@@ -396,6 +379,7 @@ class HorseshoePrior:
     def sample(self, n: int, *, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Tensor:
         """Independent draws of theta, shape ``(n, 2 dim + 1)``: starts of chains, or simulation-based calibration."""
         z = torch.randn(n, self.dim, generator=generator, dtype=dtype)
+        # lambda and tau, away from 0 and 1, where a quantile of the half-Cauchy would be 0 or infinite
         u = torch.rand(n, self.dim + 1, generator=generator, dtype=dtype).clamp(1e-12, 1 - 1e-12)
         logs = (math.pi / 2 * u).tan().log()  # the half-Cauchy's quantile function
         logs[:, -1] += math.log(self.scale)
@@ -458,23 +442,19 @@ def psis_loo(log_likelihood: npt.ArrayLike, *, relative_efficiency: float = 1.0)
     >>> bool(-40 < loo.elpd < -15), loo.unreliable
     (True, [])
     """
-    values = np.asarray(log_likelihood, dtype=np.float64)
+    values = finite(log_likelihood, "log_likelihood")  # minus infinity: some draw gives a unit no chance at all
     if values.ndim != 3 or values.shape[2] < 2 or values.shape[0] * values.shape[1] < 100:
         raise InvalidInput(
             f"log_likelihood has shape {values.shape}; (chains, draws, units) with 2 units and 100 draws or more was "
             "expected. Do not sum over units."
         )
-    if not np.isfinite(values).all():
-        raise InvalidInput("log_likelihood has values that are not finite: some draw gives a unit no chance at all.")
-    if not relative_efficiency > 0:
-        raise InvalidInput(f"relative_efficiency={relative_efficiency} must be positive.")
+    positive("relative_efficiency", relative_efficiency)
     import arviz as az  # takes two seconds, and only this function needs it
 
-    groups: dict[str, Any] = {"posterior": {"unused": values[..., 0]}, "log_likelihood": {"y": values}}
-    old = az.__version__.startswith("0.")
-    data = az.from_dict(**groups) if old else az.from_dict(groups)
-    result = az.loo(data, pointwise=True, reff=relative_efficiency)
-    elpd, p, pointwise = (
-        (result.elpd_loo, result.p_loo, result.loo_i) if old else (result.elpd, result.p, result.elpd_i)
-    )
-    return Loo(float(elpd), float(result.se), float(p), np.asarray(pointwise), np.asarray(result.pareto_k))
+    from mlcollage.infer.export import is_before_1, to_arviz
+
+    data = to_arviz({"posterior": {"unused": values[..., 0]}, "log_likelihood": {"y": values}})
+    r = az.loo(data, pointwise=True, reff=relative_efficiency)
+    # ArviZ renamed the parts of its result at 1.0
+    elpd, p, each = (r.elpd_loo, r.p_loo, r.loo_i) if is_before_1(az) else (r.elpd, r.p, r.elpd_i)
+    return Loo(float(elpd), float(r.se), float(p), np.asarray(each), np.asarray(r.pareto_k))

@@ -21,8 +21,9 @@ import pandas as pd
 from scipy import stats as sps
 from scipy.optimize import brentq
 
+from mlcollage._checks import integer, positive, probability, real
 from mlcollage.errors import InvalidInput, MLCollageError
-from mlcollage.stats._values import Floats, sample
+from mlcollage.stats._values import Floats, Rng, finite, pair, sample, tail
 
 __all__ = [
     "Improvement",
@@ -45,19 +46,6 @@ _TOLERANCE = 1e-10
 _ITERATIONS = 500
 
 
-def _scores(values: npt.ArrayLike, name: str = "scores") -> Floats:
-    """Finite scores of any shape."""
-    x = np.asarray(values, dtype=np.float64)
-    if not x.size:
-        raise InvalidInput(f"{name} is empty; at least one value is needed.")
-    if not np.isfinite(x).all():
-        raise InvalidInput(
-            f"{name} has {int((~np.isfinite(x)).sum())} values that are not finite; decide what a failed run counts as "
-            "(the worst value, for instance) before summarizing."
-        )
-    return x
-
-
 def trimmed_mean(x: npt.ArrayLike, cut: float = 0.1) -> float:
     """Mean of what remains after the share ``cut`` of values at *each* end is left out.
 
@@ -73,9 +61,7 @@ def trimmed_mean(x: npt.ArrayLike, cut: float = 0.1) -> float:
     >>> trimmed_mean([1.0, 2.0, 3.0, 4.0, 100.0], cut=0.2)
     3.0
     """
-    if not 0 <= cut < 0.5:
-        raise InvalidInput(f"cut={cut} is the share left out at each end and must lie in [0, 0.5).")
-    return float(sps.trim_mean(_scores(x, "x"), cut, axis=None))
+    return float(sps.trim_mean(finite(x), real("cut", cut, least=0, below=0.5), axis=None))
 
 
 def iqm(scores: npt.ArrayLike) -> float:
@@ -104,18 +90,16 @@ def mad(x: npt.ArrayLike, *, normal: bool = True) -> float:
     >>> mad([1.0, 2.0, 3.0, 4.0, 100.0], normal=False)
     1.0
     """
-    return float(sps.median_abs_deviation(_scores(x, "x"), axis=None, scale="normal" if normal else 1.0))
+    return float(sps.median_abs_deviation(finite(x), axis=None, scale="normal" if normal else 1.0))
 
 
-def _location(x: npt.ArrayLike, weight: Callable[[Floats], Floats], c: float) -> float:
+def _location(x: npt.ArrayLike, weight: Callable[[Floats], Floats]) -> float:
     """M-estimate of location by iteratively reweighted means from the median, scale fixed at the MAD."""
-    values = _scores(x, "x").ravel()
-    if not c > 0:
-        raise InvalidInput(f"c={c} must be positive; larger is closer to the mean.")
+    values = finite(x).ravel()
     center, scale = float(np.median(values)), mad(values)
     if scale <= 1e-12 * np.abs(values).max():  # more than half the values agree: nothing to measure the rest by
         return center
-    for _ in range(_ITERATIONS):
+    for _ in range(_ITERATIONS):  # the weights psi(u) / u of each value, and the mean under them
         w = weight((values - center) / scale)
         moved = float(w @ values / w.sum())
         if abs(moved - center) <= _TOLERANCE * scale:
@@ -137,7 +121,8 @@ def huber(x: npt.ArrayLike, c: float = 1.345) -> float:
     >>> round(huber([1.0, 2.0, 3.0, 4.0, 100.0]), 2)
     3.0
     """
-    return _location(x, lambda u: c / np.maximum(np.abs(u), c), c)
+    positive("c", c)
+    return _location(x, lambda u: c / np.maximum(np.abs(u), c))
 
 
 def tukey_biweight(x: npt.ArrayLike, c: float = 4.685) -> float:
@@ -152,12 +137,11 @@ def tukey_biweight(x: npt.ArrayLike, c: float = 4.685) -> float:
     >>> round(tukey_biweight([1.0, 2.0, 3.0, 4.0, 100.0]), 2)
     2.5
     """
-    if not c >= 1:  # below 0.67 the values next to the median may all be left out
-        raise InvalidInput(f"c={c} must be at least 1; larger is closer to the mean.")
-    return _location(x, lambda u: np.clip(1 - (u / c) ** 2, 0, None) ** 2, c)
+    real("c", c, least=1)  # below 0.67 the values next to the median may all be left out
+    return _location(x, lambda u: np.clip(1 - (u / c) ** 2, 0, None) ** 2)
 
 
-def median_of_means(x: npt.ArrayLike, blocks: int = 5, *, rng: np.random.Generator | int = 0) -> float:
+def median_of_means(x: npt.ArrayLike, blocks: int = 5, *, rng: Rng = 0) -> float:
     r"""Median of the means of random blocks: the mean of heavy-tailed data, with a normal-like guarantee.
 
     With :math:`k = \lceil 8 \ln(1/\delta) \rceil` blocks the error exceeds :math:`\sigma\sqrt{32 \ln(1/\delta)/n}`
@@ -180,8 +164,7 @@ def median_of_means(x: npt.ArrayLike, blocks: int = 5, *, rng: np.random.Generat
     True
     """
     values = sample(x, least=1)
-    if not 1 <= blocks <= len(values):
-        raise InvalidInput(f"blocks={blocks} must lie between 1 and the number of values, {len(values)}.")
+    integer("blocks", blocks, least=1, most=len(values))
     parts = np.array_split(np.random.default_rng(rng).permutation(values), blocks)
     return float(np.median([part.mean() for part in parts]))
 
@@ -202,8 +185,8 @@ def hodges_lehmann(x: npt.ArrayLike, y: npt.ArrayLike | None = None) -> float:
     """
     a = sample(x, least=1)
     if y is not None:
-        return float(np.median(a[:, None] - sample(y, "y", least=1)))
-    i, j = np.triu_indices(len(a))
+        return float(np.median(a[:, None] - sample(y, "y", least=1)))  # all (n, m) differences
+    i, j = np.triu_indices(len(a))  # all pairs, each value with itself too
     return float(np.median((a[i] + a[j]) / 2))
 
 
@@ -232,14 +215,10 @@ def theil_sen(x: npt.ArrayLike, y: npt.ArrayLike, level: float = 0.95) -> Line:
     >>> line.slope, line.intercept
     (1.0, 0.0)
     """
-    a, b = sample(x), sample(y, "y")
-    if len(a) != len(b):
-        raise InvalidInput(f"x has {len(a)} values and y {len(b)}; one y for each x was expected.")
+    a, b = pair(x, y)
     if np.ptp(a) == 0:
         raise InvalidInput("all x are equal, so no slope can be drawn.")
-    if not 0 < level < 1:
-        raise InvalidInput(f"level={level} must lie between 0 and 1, e.g. 0.95.")
-    result = sps.theilslopes(b, a, alpha=level)
+    result = sps.theilslopes(b, a, alpha=probability("level", level))
     return Line(float(result.slope), float(result.intercept), (float(result.low_slope), float(result.high_slope)))
 
 
@@ -253,9 +232,7 @@ def optimality_gap(scores: npt.ArrayLike, target: float = 1.0) -> float:
     >>> round(optimality_gap([0.5, 0.9, 3.0]), 2)
     0.2
     """
-    if not np.isfinite(target):
-        raise InvalidInput(f"target={target} must be finite: it is the score that counts as solved.")
-    return float(np.maximum(target - _scores(scores), 0).mean())
+    return float(np.maximum(real("target", target) - finite(scores, "scores"), 0).mean())
 
 
 @dataclass(frozen=True)
@@ -292,27 +269,25 @@ def prob_improvement(x: npt.ArrayLike, y: npt.ArrayLike, level: float = 0.95) ->
     >>> result.probability, [round(end, 2) for end in result.interval]
     (0.98, [0.62, 1.0])
     """
-    a, b = _scores(x, "x"), _scores(y, "y")
-    a, b = (v[:, None] if v.ndim == 1 else v for v in (a, b))
+    a, b = (v[:, None] if v.ndim == 1 else v for v in (finite(x, "x"), finite(y, "y")))
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
         raise InvalidInput(f"x {a.shape} and y {b.shape} must be (seeds,) or (seeds, tasks) with the same tasks.")
-    if not 0 < level < 1:
-        raise InvalidInput(f"level={level} must lie between 0 and 1, e.g. 0.95.")
     m, n, tasks = len(a), len(b), a.shape[1]
     if min(m, n) < 2:
         raise InvalidInput(f"{m} and {n} seeds; at least 2 in each arm are needed for an interval.")
-    above = np.sign(a[:, None, :] - b[None, :, :])
-    probability = float((1 + above.mean()) / 2)
-    z = float(sps.norm.isf((1 - level) / 2))
+    wins = np.sign(a[:, None, :] - b[None, :, :])  # (m, n, tasks): 1, 0 and -1
+    share = float((1 + wins.mean()) / 2)
+    z = float(sps.norm.isf(tail(level)))
 
     def distance(theta: float) -> float:
+        """From the estimate, in excess of what the variance at theta allows."""
         weight = 1 + ((m + n) / 2 - 1) * ((1 - theta) / (2 - theta) + theta / (1 + theta))
-        return abs(theta - probability) - z * float(np.sqrt(theta * (1 - theta) * weight / (m * n * tasks)))
+        return abs(theta - share) - z * float(np.sqrt(theta * (1 - theta) * weight / (m * n * tasks)))
 
     edge = 1e-12  # a sure probability is a root itself; the other one is wanted
-    low = brentq(distance, 0.0, min(probability, 1 - edge)) if probability > 0 else 0.0
-    high = brentq(distance, max(probability, edge), 1.0) if probability < 1 else 1.0
-    return Improvement(probability, (float(low), float(high)))
+    low = brentq(distance, 0.0, min(share, 1 - edge)) if share > 0 else 0.0
+    high = brentq(distance, max(share, edge), 1.0) if share < 1 else 1.0
+    return Improvement(share, (float(low), float(high)))
 
 
 @dataclass(frozen=True)

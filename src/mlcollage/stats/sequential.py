@@ -16,14 +16,15 @@ repeated after every value.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 from scipy import optimize, special
 
+from mlcollage._checks import choice, integer, positive, probability, real
 from mlcollage.errors import InvalidInput
-from mlcollage.stats._values import Floats, sample
+from mlcollage.stats._values import Floats, finite, sample, tail
 
 __all__ = [
     "ConfidenceSequence",
@@ -35,11 +36,10 @@ __all__ = [
 ]
 
 Side = Literal["greater", "less"]
-
 Kind = Literal["t", "gaussian", "bounded", "empirical-bernstein"]
-_KINDS = ("t", "gaussian", "bounded", "empirical-bernstein")
 _GRID = 1001  # candidate means of the betting sequence; the interval is rounded outward to the grid
-_STATE = {
+_TAKES = {"t": set(), "gaussian": {"sd"}, "bounded": {"low", "high"}, "empirical-bernstein": {"low", "high"}}
+_STATE = {  # what each kind sums up, a scalar or an array for parallel sequences
     "t": ("total", "squares", "shift"),
     "gaussian": ("total",),
     "bounded": ("total", "squares", "up", "down"),
@@ -111,34 +111,24 @@ class ConfidenceSequence:
         high: float | None = None,
         tuned_for: int = 20,
     ) -> None:
-        if kind not in _KINDS:
-            raise InvalidInput(f"kind {kind!r} is unknown; use one of {', '.join(_KINDS)}.")
-        if not 0 < alpha < 1:
-            raise InvalidInput(f"alpha={alpha} must lie between 0 and 1, e.g. 0.05.")
-        if tuned_for < 1:
-            raise InvalidInput(f"tuned_for={tuned_for} must be at least 1 value.")
-        if (kind == "gaussian") != (sd is not None) or (sd is not None and not (np.isfinite(sd) and sd > 0)):
+        choice("kind", kind, get_args(Kind)), probability("alpha", alpha), integer("tuned_for", tuned_for, least=1)
+        given = {name for name, value in (("sd", sd), ("low", low), ("high", high)) if value is not None}
+        if given != _TAKES[kind]:
             raise InvalidInput(
-                f"kind {kind!r} with sd={sd}: 'gaussian' needs a positive sd, the other kinds take none."
+                f"kind {kind!r} takes {' and '.join(sorted(_TAKES[kind])) or 'no sd and no bounds'}; it was given "
+                f"{' and '.join(sorted(given)) or 'none'}."
             )
-        bounds = kind in ("bounded", "empirical-bernstein")
-        if bounds != (low is not None) or bounds != (high is not None):
-            raise InvalidInput(
-                f"kind {kind!r}: 'bounded' and 'empirical-bernstein' need low and high, others take none."
-            )
-        if low is not None and high is not None and not -np.inf < low < high < np.inf:
-            raise InvalidInput(f"bounds must be finite with low < high; they are {low} and {high}.")
+        if sd is not None:
+            positive("sd", sd)
+        if low is not None and high is not None:
+            real("high", high, above=real("low", low))
         self.kind, self.alpha, self.sd, self.low, self.high, self.tuned_for = kind, alpha, sd, low, high, tuned_for
         self.n = 0
         self._state: dict[str, Floats] = {name: np.zeros(()) for name in _STATE[kind]}
 
     def update(self, x: npt.ArrayLike) -> None:
         """Take in one new value, or one for each of several parallel sequences (always the same shape)."""
-        value = np.asarray(x, dtype=np.float64)
-        if not np.isfinite(value).all():
-            raise InvalidInput(
-                f"value {self.n + 1} is not finite; decide what a failed run counts as, do not leave it out."
-            )
+        value = finite(x, f"value {self.n + 1}")
         if self.n and value.shape != self._state["total"].shape:
             raise InvalidInput(f"value has shape {value.shape}; the values before it {self._state['total'].shape}.")
         if self.low is not None and self.high is not None:
@@ -149,21 +139,18 @@ class ConfidenceSequence:
                 )
             value = (value - self.low) / (self.high - self.low)
         self.n += 1
-        {"t": self._add_t, "gaussian": self._add, "bounded": self._bet, "empirical-bernstein": self._plug_in}[
-            self.kind
-        ](value)
+        add = {"t": self._add_t, "gaussian": self._add, "bounded": self._bet, "empirical-bernstein": self._plug_in}
+        add[self.kind](value)
 
     def interval(self) -> tuple[Floats, Floats]:
         """Low and high end now; floats, or arrays for parallel sequences. All the line before the first value."""
         if self.n == 0:
-            wide = (-np.inf, np.inf) if self.low is None or self.high is None else (self.low, self.high)
-            return np.float64(wide[0]), np.float64(wide[1])  # type: ignore[return-value]
-        if self.kind == "bounded":
+            low, high = np.array(-np.inf), np.array(np.inf)
+        elif self.kind == "bounded":
             low, high = self._candidates()
         else:
-            center, radius = {"t": self._t, "gaussian": self._gaussian, "empirical-bernstein": self._bernstein}[
-                self.kind
-            ]()
+            around = {"t": self._t, "gaussian": self._gaussian, "empirical-bernstein": self._bernstein}
+            center, radius = around[self.kind]()
             low, high = center - radius, center + radius
         if self.low is not None and self.high is not None:
             width = self.high - self.low
@@ -172,19 +159,13 @@ class ConfidenceSequence:
 
     def state_dict(self) -> dict[str, object]:
         """Everything needed to continue, as plain numbers and lists."""
-        return {
-            "settings": self._settings(),
-            "n": self.n,
-            **{name: value.tolist() for name, value in self._state.items()},
-        }
+        sums = {name: value.tolist() for name, value in self._state.items()}
+        return {"settings": self._settings(), "n": self.n, **sums}
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Continue where :meth:`state_dict` was taken, by a sequence with the same settings."""
         if state.get("settings") != self._settings():
-            raise InvalidInput(
-                f"the state is of a sequence with the settings {state.get('settings')}; this one has "
-                f"{self._settings()}."
-            )
+            raise InvalidInput(f"the state has the settings {state.get('settings')}; here they are {self._settings()}.")
         if not {"n", *_STATE[self.kind]} <= set(state):
             raise InvalidInput("the state lacks entries; pass what state_dict returned, whole.")
         self.n = int(state["n"])  # type: ignore[call-overload]
@@ -219,9 +200,9 @@ class ConfidenceSequence:
     def _t(self) -> tuple[Floats, Floats]:
         r"""Solves E_n = 1/alpha for :math:`a = t^2/\nu`: :math:`(1 + a)/(1 + a/r) = L`, r = 1 + n g."""
         n, r = self.n, 1 + self.n * self._rho2()
-        center = self._state["total"] / n
+        center = self._state["total"] / n  # the mean, counted from the first value
         log_l = 2 / n * (0.5 * np.log(r) - np.log(self.alpha))
-        if n < 2 or log_l >= np.log(r):
+        if n < 2 or log_l >= np.log(r):  # E stays below 1 / alpha however large t is
             return self._state["shift"] + center, np.full_like(center, np.inf)
         big_l = np.exp(log_l)
         a = (big_l - 1) / (1 - big_l / r)
@@ -257,8 +238,8 @@ class ConfidenceSequence:
         """Log capital of bets that the mean is above, and below, each candidate m; the bets know the past only."""
         _, variance = self._moments_before()
         bet = np.sqrt(2 * np.log(2 / self.alpha) / (variance * self.n * np.log(1 + self.n)))[..., None]
-        m = np.linspace(0, 1, _GRID)
-        with np.errstate(divide="ignore"):
+        m = np.linspace(0, 1, _GRID)  # the last axis of everything here; parallel sequences lead
+        with np.errstate(divide="ignore"):  # at the ends the cap is infinite, and the bet what it is
             up, down = np.minimum(bet, 0.5 / m), np.minimum(bet, 0.5 / (1 - m))
         gain = x[..., None] - m
         self._state["up"] = self._state["up"] + np.log1p(up * gain)
@@ -267,9 +248,10 @@ class ConfidenceSequence:
 
     def _candidates(self) -> tuple[Floats, Floats]:
         """Ends of the candidates whose hedged capital max(K+, K-) / 2 is below 1 / alpha, one step further out."""
-        worth = np.maximum(self._state["up"], self._state["down"])
+        worth = np.maximum(self._state["up"], self._state["down"])  # (..., _GRID)
         kept = worth < np.log(2 / self.alpha)
         best = worth.argmin(axis=-1)
+        # the candidates kept are a stretch; if none is, the least refuted stands for it
         first = np.where(kept.any(axis=-1), kept.argmax(axis=-1), best)
         last = np.where(kept.any(axis=-1), _GRID - 1 - kept[..., ::-1].argmax(axis=-1), best)
         step = 1 / (_GRID - 1)
@@ -329,13 +311,12 @@ def sequential_t_test(
 
 def _t_evidence(v: Floats, g: float) -> Floats:
     """Logarithms of E_n^+ for every n, of values counted from the null."""
-    if not (g > 0 and np.isfinite(g)):
-        raise InvalidInput(f"g={g} must be positive and finite.")
+    positive("g", g)
     n = np.arange(1, v.shape[-1] + 1)
     shift = v[..., :1]  # sums are kept about the first value, which loses no digits
     total, squares = (v - shift).cumsum(-1), ((v - shift) ** 2).cumsum(-1)
     about = np.maximum(squares - total**2 / n, 0.0)
-    mean, r = shift + total / n, 1 + n * g
+    mean, r = shift + total / n, 1 + n * g  # (..., n) and (n,), as all below
     around = about + n * mean**2 / r  # S_n
     with np.errstate(divide="ignore", invalid="ignore"):
         log_e = -0.5 * np.log(r) + n / 2 * (np.log(about + n * mean**2) - np.log(around))
@@ -368,10 +349,8 @@ def sequential_t_interval(
     >>> [tuple(round(end, 1) for end in sequential_t_interval(d[:n])) for n in (10, 30)]
     [(0.1, 2.0), (0.4, 1.4)]
     """
-    if not 0 < level < 1:
-        raise InvalidInput(f"level={level} must lie between 0 and 1, e.g. 0.95.")
     v = _signed(x, y, 0.0, "greater")
-    enough, n, center = float(np.log(2 / (1 - level))), v.shape[-1], float(v.mean())
+    enough, n, center = float(np.log(1 / tail(level))), v.shape[-1], float(v.mean())
     r = 1 + n * g
     # Without the factor Pr[mu > null | x] < 1, which is nearly 1 here, the null that is just rejected has a closed form
     log_l = 2 / n * (0.5 * np.log(r) + enough - np.log(2))
@@ -468,11 +447,8 @@ def sequential_sign_interval(x: npt.ArrayLike, level: float = 0.95) -> tuple[flo
     >>> sequential_sign_interval([0.3, 0.1, 0.2, 0.4, 0.2, 0.1, 0.5, 0.2, 0.3, 0.2, 0.3, 0.2])
     (0.1, 0.4)
     """
-    if not 0 < level < 1:
-        raise InvalidInput(f"level={level} must lie between 0 and 1, e.g. 0.95.")
-    values = sample(x)
+    values, alpha = sample(x), tail(level)
     ends = np.unique(values)
-    alpha = (1 - level) / 2
     low, high = -np.inf, np.inf
     # the p values are constant between neighboring values, and monotone over them
     between = [ends[0] - 1.0, *((ends[1:] + ends[:-1]) / 2), ends[-1] + 1.0]
@@ -486,20 +462,12 @@ def sequential_sign_interval(x: npt.ArrayLike, level: float = 0.95) -> tuple[flo
 
 def _signed(x: npt.ArrayLike, y: npt.ArrayLike | None, null: float, alternative: Side) -> Floats:
     """Values from the null towards the alternative, the last axis in order."""
-    if alternative not in ("greater", "less"):
-        raise InvalidInput(
-            f"alternative {alternative!r} must be 'greater' or 'less': the sequential tests have one side."
-        )
-    v = np.asarray(x, dtype=np.float64)
+    choice("alternative", alternative, ("greater", "less"))
+    v = np.atleast_1d(finite(x))
     if y is not None:
-        control = np.asarray(y, dtype=np.float64)
+        control = np.atleast_1d(finite(y, "y"))
         n = min(v.shape[-1], control.shape[-1])
         v = v[..., :n] - control[..., :n]
-    if v.ndim == 0 or v.shape[-1] < 1 or not np.isfinite(v).all():
-        raise InvalidInput(
-            "the values must be one or more finite numbers in the order of their seeds; decide what a failed run "
-            "counts as before testing."
-        )
     return v - null if alternative == "greater" else null - v
 
 

@@ -33,7 +33,7 @@ from mlcollage.lab.measurements import Measurements
 from mlcollage.lab.run import Run, Scale
 from mlcollage.nn.mlp import MLP
 from mlcollage.stats.adaptive import required_seeds
-from mlcollage.stats.bandits import UCB1, Bandit, EpsilonGreedy, SuccessiveHalving, ThompsonSampling
+from mlcollage.stats.bandits import UCB1, Bandit, EpsilonGreedy, ThompsonSampling
 from mlcollage.stats.bootstrap import Method, bootstrap_ci, t_interval
 from mlcollage.stats.causal import paired_difference
 from mlcollage.stats.causal_effects import AverageEffect, hajek
@@ -41,6 +41,7 @@ from mlcollage.stats.explore import Lineup
 from mlcollage.stats.multilevel import PartialPooling
 from mlcollage.stats.regularize import double_descent, noisy_line
 from mlcollage.stats.robust import iqm, mad
+from mlcollage.stats.search import SuccessiveHalving
 from mlcollage.stats.sequential import ConfidenceSequence
 from mlcollage.stats.simulation import posterior_predictive_check, sbc_uniformity
 from mlcollage.train.replicas import Replicas
