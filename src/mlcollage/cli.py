@@ -610,9 +610,9 @@ def data_check(
     spec: Annotated[str, typer.Argument(help="What you would give to --workload.")], json: Json = False
 ) -> None:
     """Load a workload and say what it holds."""
-    from mlcollage.data.workload import describe, load_workload
+    from mlcollage.data.loading import load_workload
 
-    facts = describe(load_workload(spec))
+    facts = load_workload(spec).describe()
     if json:
         _print_json(facts)
         return

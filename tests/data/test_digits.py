@@ -30,5 +30,5 @@ def test_the_split_is_seeded_and_keeps_the_class_proportions():
 
 @pytest.mark.parametrize("size", [0, 1797, 0.3, True])
 def test_a_test_size_that_leaves_nothing_is_refused(size):
-    with pytest.raises(InvalidInput, match="from 10 to 1787"):
+    with pytest.raises(InvalidInput, match="of at least 10 and at most 1787"):
         load_digits_split(test_size=size)

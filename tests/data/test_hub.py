@@ -7,7 +7,8 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as Pillow
 
-from mlcollage.data.workload import arrays, describe, load_workload
+from mlcollage.data.loading import load_workload
+from mlcollage.data.workload import arrays
 from mlcollage.errors import InvalidInput, MissingDependency, MissingFile, UnknownName
 
 
@@ -41,7 +42,7 @@ def test_images_saved_to_disk_keep_their_split_and_the_order_of_classes(tmp_path
     again = load_workload(f"hf:{tmp_path / 'animals'}")
     assert again.fingerprint == workload.fingerprint
     assert load_workload(f"hf:{tmp_path / 'animals'}?size=4").fingerprint != workload.fingerprint
-    assert describe(load_workload(f"hf:{tmp_path / 'animals'}?size=4&channels=3"))["shape"] == [3, 4, 4]
+    assert load_workload(f"hf:{tmp_path / 'animals'}?size=4&channels=3").describe()["shape"] == [3, 4, 4]
 
 
 def test_a_single_part_is_split_and_says_so(tmp_path):

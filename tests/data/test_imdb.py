@@ -73,7 +73,7 @@ def test_pickled_lists_are_refused_unread(tmp_path):
     lists = np.empty(2, dtype=object)
     lists[:] = [[1, 2, 3], Bomb()]
     np.savez(tmp_path / "imdb.npz", x_train=lists, y_train=[0, 1], x_test=lists, y_test=[0, 1])
-    with pytest.raises(InvalidInput, match=r"pickled and never loaded: name the folder aclImdb") as caught:
+    with pytest.raises(InvalidInput, match=r"pickled and never loaded; name the folder aclImdb") as caught:
         imdb.load(tmp_path / "imdb.npz")
     assert "\n" not in str(caught.value)
 

@@ -51,10 +51,10 @@ def test_tensors_and_generators_are_taken():
         (([0.5, 1.0], 0.1), InvalidInput, "class numbers"),
         (([[0, 1]], 0.1), InvalidInput, "class numbers"),
         (([-1, 1], 0.1), InvalidInput, "class numbers"),
-        (([0, 1], 1.5), InvalidInput, "share from 0 to 1"),
-        (([0, 1], float("nan")), InvalidInput, "share from 0 to 1"),
+        (([0, 1], 1.5), InvalidInput, "of at least 0 and at most 1"),
+        (([0, 1], float("nan")), InvalidInput, "of at least 0 and at most 1"),
         (([0, 0], 0.5), InvalidInput, "one class"),
-        (([0, 1], 0.5, "flip"), UnknownName, "'symmetric' or 'pair'"),
+        (([0, 1], 0.5, "flip"), UnknownName, "one of 'symmetric', 'pair'"),
     ],
 )
 def test_bad_input_is_explained(arguments, error, message):

@@ -116,13 +116,13 @@ def test_a_logistic_regression_does_as_poorly_as_published():
 
 
 def test_bad_input_gets_one_sentence():
-    with pytest.raises(InvalidInput, match="num_samples of at least 20"):
+    with pytest.raises(InvalidInput, match="num_samples must be a whole number of at least 20"):
         reference(5)
     with pytest.raises(InvalidInput, match="0 <= low <= high"):
         reference(padding=(60, 36))
-    with pytest.raises(InvalidInput, match="seed must be an int"):
+    with pytest.raises(InvalidInput, match="seed must be a whole number"):
         MNIST1D(seed=0.5)
-    with pytest.raises(UnknownName, match="no split 'eval'"):
+    with pytest.raises(UnknownName, match=r"split must be .* not 'eval'"):
         WORLD.batch(0, 1, split="eval")
-    with pytest.raises(InvalidInput, match="count must be an int"):
+    with pytest.raises(InvalidInput, match="count must be a whole number"):
         WORLD.batch(0, 2.0)

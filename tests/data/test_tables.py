@@ -59,15 +59,15 @@ def test_permuted_tasks_reorder_features_and_nothing_else():
 
 
 def test_bad_input_gets_one_sentence():
-    with pytest.raises(UnknownName, match="breast_cancer, wine, iris"):
+    with pytest.raises(UnknownName, match="'breast_cancer', 'wine', 'iris'"):
         load("boston")
-    with pytest.raises(InvalidInput, match="between 0 and 1"):
+    with pytest.raises(InvalidInput, match="above 0 and below 1"):
         load("iris", test_fraction=1)
     with pytest.raises(InvalidInput, match="only generated tables take n"):
         load("iris", n=10)
     with pytest.raises(InvalidInput, match="at least 4"):
         load("friedman1", n=1)
-    with pytest.raises(InvalidInput, match="task >= 0"):
+    with pytest.raises(InvalidInput, match="task must be a whole number of at least 0"):
         permutation(4, -1)
     with pytest.raises(InvalidInput, match="got shape"):
         permuted(np.zeros(3), 1)

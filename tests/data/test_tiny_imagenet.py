@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
+from mlcollage.data.loading import load_workload
 from mlcollage.data.tiny_imagenet import find, load
-from mlcollage.data.workload import arrays, load_workload
+from mlcollage.data.workload import arrays
 from mlcollage.errors import InvalidInput, MissingFile
 
 IDS = ("n02124075", "n01443537", "n04067472")  # wnids.txt is not in sorted order

@@ -126,12 +126,12 @@ def test_what_cannot_be_read_is_refused(tmp_path):
         ({"name": "yacht"}, r"has 100 rows and 7 columns; yacht has 308 and 7"),
         ({"target": "z"}, "no column 'z'"),
         ({"target": 7}, "target=7 is no column"),
-        ({"test_fraction": 1.0}, "test_fraction=1.0"),
-        ({"test_fraction": 2}, "test_fraction=2"),
+        ({"test_fraction": 1.0}, "test_fraction must be a finite number above 0 and below 1"),
+        ({"test_fraction": 2}, "test_fraction must be"),
     ):
         with pytest.raises(InvalidInput, match=says):
             uci.load(path, **bad)
-    with pytest.raises(UnknownName, match="no UCI table 'bostn'"):
+    with pytest.raises(UnknownName, match=r"name must be .* not 'bostn'"):
         uci.load(path, "bostn")
     with pytest.raises(MissingFile, match="there is no file"):
         uci.load(tmp_path / "none.csv")
@@ -143,7 +143,7 @@ def test_what_cannot_be_read_is_refused(tmp_path):
         uci.load(path)
     objects = np.empty(3, dtype=object)
     np.savez(tmp_path / "t.npz", x=np.ones((3, 2)), y=objects)
-    with pytest.raises(InvalidInput, match="pickled Python objects"):
+    with pytest.raises(InvalidInput, match="arrays of Python objects"):
         uci.load(tmp_path / "t.npz")
     np.savez(tmp_path / "t.npz", x=np.ones((3, 2)))
     with pytest.raises(InvalidInput, match=r"it holds x \(3, 2\)"):

@@ -10,7 +10,8 @@ from PIL import Image
 from sklearn.datasets import load_iris
 
 from mlcollage.data.catalog import catalog
-from mlcollage.data.workload import Labeled, arrays, describe, load_workload
+from mlcollage.data.loading import load_workload
+from mlcollage.data.workload import Labeled, arrays
 from mlcollage.errors import InvalidInput, MissingFile, UnknownName
 
 RNG = np.random.default_rng(0)
@@ -48,7 +49,7 @@ def test_the_catalog_lists_what_can_be_loaded():
     for row in rows:
         assert set(row) == {"name", "what", "train", "test", "shape", "available", "where"}
         if row["shape"] is not None and row["available"] and row["name"] != "fashion_mnist":
-            facts = describe(load_workload(row["name"]))
+            facts = load_workload(row["name"]).describe()
             assert (facts["train"], facts["test"], facts["shape"]) == (row["train"], row["test"], row["shape"])
 
 
@@ -60,10 +61,10 @@ def test_the_catalog_lists_what_can_be_loaded():
         (None, InvalidInput, "named by a string"),
         ("digits?size=3", InvalidInput, "'size'; it takes none"),
         ("digits?size", InvalidInput, "key=value"),
-        ("glyphs:medium", UnknownName, "preset 'medium'"),
+        ("glyphs:medium", UnknownName, "preset must be .* not 'medium'"),
         ("glyphs:easy16?n=0", InvalidInput, "n must be a whole number from 1; got '0'"),
         ("glyphs:easy16?noise=much", InvalidInput, "noise of glyphs:easy16 must be float"),
-        ("glyphs:easy16?noise=-1", InvalidInput, "noise must be a number from 0"),
+        ("glyphs:easy16?noise=-1", InvalidInput, "noise must be a finite number of at least 0"),
         ("glyphs:easy16?color=1", InvalidInput, "no option 'color'"),
         ("no/such/file.npz", MissingFile, "no file no/such/file.npz"),
         ("no/such/table.csv", MissingFile, "no file"),
@@ -142,7 +143,7 @@ def test_a_function_of_the_users_is_found_by_module_or_file(code):
     np.testing.assert_array_equal(arrays(by_name.train)[0], arrays(by_file.train)[0])
     code.write_text(CODE + "\n# changed\n")
     assert load_workload(f"{code}:good").fingerprint != by_name.fingerprint
-    facts = describe(by_name)
+    facts = by_name.describe()
     assert facts["model"] == "Linear, 9 parameters"
     assert (facts["train"], facts["test"], facts["num_classes"]) == (30, 15, 3)
 
@@ -178,7 +179,7 @@ def test_mistakes_in_the_users_function_get_one_sentence(code, name, message):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("narrow", r"maps \(2, 2\) to \(2, 2\); expected \(2, 3\), one logit a class"),
+        ("narrow", r"maps \(2, 2\) to \(2, 2\); expected \(2, 3\), one logit per class"),
         ("unfit", r"fails on inputs \(2, 2\)"),
         ("failing", r"model\(\) failed with TypeError"),
         ("none", "must return a torch.nn.Module; got NoneType"),
@@ -186,12 +187,12 @@ def test_mistakes_in_the_users_function_get_one_sentence(code, name, message):
 )
 def test_a_model_that_does_not_fit_the_data_is_found_by_the_check(code, name, message):
     with pytest.raises(InvalidInput, match=message):
-        describe(load_workload(f"my_workloads:{name}"))
+        load_workload(f"my_workloads:{name}").describe()
 
 
 def test_a_dictionary_or_any_object_with_the_names_will_do(code):
     workload = load_workload("my_workloads:dictionary")
-    assert describe(workload)["model"] == "Linear, 9 parameters"
+    assert workload.describe()["model"] == "Linear, 9 parameters"
     assert len(load_workload("my_workloads:Own").train) == 30
 
 
@@ -298,7 +299,7 @@ def whole(**changes):
         (whole(y=np.r_[np.arange(39) % 2, 2]), "class '2' of .* has one sample"),
         (whole(X_test=np.zeros((3, 4)), y_test=np.arange(3) % 2), "in X and .4,. in X_test"),
         (whole(X_test=np.zeros((3, 5)), y_test=np.arange(3)), "hold '2', which the training labels never do"),
-        (whole(y=np.array([{}, []] * 20, dtype=object)), "never unpickled"),
+        (whole(y=np.array([{}, []] * 20, dtype=object)), "never loaded"),
     ],
 )
 def test_mistakes_in_an_archive_get_one_sentence(tmp_path, held, message):
@@ -554,6 +555,6 @@ def test_arrays_of_a_lazy_dataset_are_those_of_its_items():
 
 def test_the_docstring_of_workload_shows_the_fields_a_user_fills():
     data = torch.utils.data.TensorDataset(torch.zeros(4, 2), torch.arange(4) % 2)
-    facts = describe(Labeled(data, data, 2))
+    facts = Labeled(data, data, 2).describe()
     assert facts["classes"] == ["0", "1"]
     assert textwrap.shorten(facts["model"], 40) == "the study's own"

@@ -10,9 +10,9 @@ from typing import Generic, TypeVar
 
 import torch
 
-from mlcollage.errors import InvalidInput, UnknownName
+from mlcollage import _checks as checks
 
-__all__ = ["BLOCK", "SPLITS", "BlockCache", "check_range", "check_split", "generator"]
+__all__ = ["BLOCK", "SPLITS", "BlockCache", "block_generator", "check_range", "check_split"]
 
 BLOCK = 1024
 """Samples per block; part of the definition of every stream, so changing it changes every sample."""
@@ -22,12 +22,12 @@ SPLITS = ("train", "validation", "test", "stream")
 _Value = TypeVar("_Value")
 
 
-def generator(*key: str | int) -> torch.Generator:
-    """CPU generator seeded with a hash of ``key``.
+def block_generator(*key: str | int) -> torch.Generator:
+    """CPU generator seeded with a hash of ``key``, which may hold words; part of the definition of every stream.
 
     Examples
     --------
-    >>> a, b = generator("glyphs", 0, "train", 7), generator("glyphs", 0, "test", 7)
+    >>> a, b = block_generator("glyphs", 0, "train", 7), block_generator("glyphs", 0, "test", 7)
     >>> a.initial_seed() == b.initial_seed()
     False
     """
@@ -37,18 +37,13 @@ def generator(*key: str | int) -> torch.Generator:
 
 def check_split(split: str) -> str:
     """Return ``split`` if it is one of :data:`SPLITS`."""
-    if split not in SPLITS:
-        raise UnknownName(f"there is no split {split!r}; choose one of {', '.join(SPLITS)}.")
-    return split
+    return checks.choice("split", split, SPLITS)
 
 
 def check_range(start: int, count: int) -> None:
     """Refuse sample ranges that do not exist."""
-    for name, value, least in (("start", start, 0), ("count", count, 1)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise InvalidInput(f"{name} must be an int; got {value!r} ({type(value).__name__}).")
-        if value < least:
-            raise InvalidInput(f"{name} must be at least {least}; got {value}.")
+    checks.integer("start", start, least=0)
+    checks.integer("count", count, least=1)
 
 
 class BlockCache(Generic[_Value]):

@@ -6,16 +6,15 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from mlcollage.data import tables
-from mlcollage.data._labeled import LabeledTensors, check_options, whole_number
+from mlcollage.data import fashion_mnist, tables
+from mlcollage.data._reading import check_options, standardize, whole_number, with_options
+from mlcollage.data.digits import load_digits_split
 from mlcollage.data.glyphs import PRESETS, GlyphWorld
+from mlcollage.data.mnist1d import reference
 from mlcollage.data.workload import Labeled
 from mlcollage.errors import InvalidInput
 
-__all__ = ["NAMES", "knows", "load", "standardize"]
+__all__ = ["NAMES", "knows", "load"]
 
 _TABLES = tuple(name for name, info in tables.TABLES.items() if info.task == "classification" and name != "digits")
 NAMES = ("digits", "fashion_mnist", "glyphs", *(f"glyphs:{name}" for name in PRESETS), "mnist1d", *_TABLES)
@@ -28,43 +27,23 @@ def knows(name: str) -> bool:
 
 def load(name: str, options: Mapping[str, str]) -> Labeled:
     """Return the workload ``name``."""
-    if name.split(":")[0] == "glyphs":
+    if name.startswith("glyphs"):
         return _glyphs(name, options)
     check_options(options, (), f"the workload {name}")
+    classes: Any = 10
     if name == "digits":
-        from mlcollage.data.digits import load_digits_split
-
         x, y, xt, yt = load_digits_split()
-        return _workload(name, (x, y, xt, yt), (1, 8, 8), [str(k) for k in range(10)])
-    if name == "fashion_mnist":
-        from mlcollage.data import fashion_mnist
-
-        return _workload(name, fashion_mnist.load(), (1, 28, 28), fashion_mnist.CLASSES)
-    if name == "mnist1d":
-        from mlcollage.data.mnist1d import reference
-
+        x, xt = x.reshape(-1, 1, 8, 8), xt.reshape(-1, 1, 8, 8)
+    elif name == "fashion_mnist":
+        x, y, xt, yt = fashion_mnist.load()
+        x, xt, classes = x.reshape(-1, 1, 28, 28), xt.reshape(-1, 1, 28, 28), fashion_mnist.CLASSES
+    elif name == "mnist1d":
         data = reference()
-        parts = (data["x"], data["y"], data["x_test"], data["y_test"])
-        return _workload(name, parts, (40,), [str(k) for k in range(10)])
-    info = tables.TABLES[name]
-    raw, labels, raw_test, test_labels = tables.load(name)
-    train, test = standardize(raw, raw_test)
-    return _workload(name, (train, labels, test, test_labels), (info.features,), info.classes)
-
-
-def standardize(train: NDArray, test: NDArray) -> tuple[NDArray, NDArray]:
-    """Columns of mean 0 and standard deviation 1 over the training rows; constant columns become 0."""
-    mean, std = train.mean(axis=0), train.std(axis=0)
-    std = np.where(std > 1e-12 * np.maximum(1, np.abs(mean)), std, 1.0)
-    return (train - mean) / std, (test - mean) / std
-
-
-def _workload(
-    name: str, parts: tuple[NDArray, NDArray, NDArray, NDArray], shape: tuple[int, ...], classes: Any
-) -> Labeled:
-    x, y, xt, yt = parts
-    train = LabeledTensors(x.reshape(-1, *shape), y, classes)
-    return Labeled(train, LabeledTensors(xt.reshape(-1, *shape), yt, classes), len(classes), name=name)
+        x, y, xt, yt = (data[key] for key in ("x", "y", "x_test", "y_test"))
+    else:
+        raw, y, raw_test, yt = tables.load(name)
+        (x, xt), classes = standardize(raw, raw_test), tables.TABLES[name].classes
+    return Labeled.from_arrays(x, y, xt, yt, classes, name=name)
 
 
 def _glyphs(name: str, options: Mapping[str, str]) -> Labeled:
@@ -77,18 +56,16 @@ def _glyphs(name: str, options: Mapping[str, str]) -> Labeled:
     }
     check_options(options, ("n", "test", *kinds), f"the workload {name}")
     settings: dict[str, Any] = {}
-    for key, text in options.items():
-        if key in kinds:
-            try:
-                settings[key] = kinds[key](text)
-            except ValueError:
-                raise InvalidInput(f"option {key} of {name} must be {kinds[key].__name__}; got {text!r}.") from None
+    for key in kinds.keys() & options.keys():
+        try:
+            settings[key] = kinds[key](options[key])
+        except ValueError:
+            kind = kinds[key].__name__
+            raise InvalidInput(f"option {key} of {name} must be {kind}; got {options[key]!r}.") from None
     world = GlyphWorld.preset(preset, **settings)
-    n, test = whole_number(options, "n", 5000), whole_number(options, "test", 2000)
-    asked = "&".join(f"{key}={value}" for key, value in sorted(options.items()))
     return Labeled(
-        world.fixed(n or 1),
-        world.fixed(test or 1, split="test"),
+        world.fixed(whole_number(options, "n") or 5000),
+        world.fixed(whole_number(options, "test") or 2000, split="test"),
         world.num_classes,
-        name=name + (asked and f"?{asked}"),
+        name=with_options(name, options),
     )

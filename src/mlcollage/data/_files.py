@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mlcollage.data._bundled import standardize
-from mlcollage.data._labeled import (
+from mlcollage.data._reading import (
     SPLIT_NOTE,
-    LabeledTensors,
     check_options,
     encode,
     encode_as,
     file_hash,
+    read_npz,
     split_rows,
+    standardize,
 )
 from mlcollage.data.workload import Labeled
 from mlcollage.errors import InvalidInput, MissingFile
 
-__all__ = ["from_table", "load"]
+__all__ = ["SUFFIXES", "from_table", "load"]
 
+SUFFIXES = (".npz", ".csv", ".parquet")
 _WORDS = 50  # different words of a column that are still one-hot encoded
-_KEYS = {
+_KEYS = {  # the first name that is there wins
     "X": ("x_train", "x", "train_images", "images", "data"),
     "y": ("y_train", "y", "train_labels", "labels", "target"),
     "X_test": ("x_test", "test_images"),
@@ -34,8 +35,11 @@ _KEYS = {
 }
 
 
-def load(path: Path, options: Mapping[str, str]) -> Labeled:
+def load(name: str | Path, options: Mapping[str, str]) -> Labeled:
     """Load ``.npz``, ``.csv`` or ``.parquet``."""
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise MissingFile(f"there is no file {name}; it was taken from --workload.")
     if path.suffix.lower() == ".npz":
         check_options(options, (), str(path))
         return _npz(path)
@@ -49,52 +53,36 @@ def load(path: Path, options: Mapping[str, str]) -> Labeled:
             raise MissingFile(f"there is no file {options['test']}; it was named as the test set of {path}.")
         test = read_table(other)
         paths.append(other)
-    workload = from_table(table, test, options, str(path))
-    name = path.name + workload.name
-    return Labeled(
-        workload.train,
-        workload.test,
-        workload.num_classes,
-        name=name,
-        fingerprint=file_hash(*paths, extra=str(options)),
-    )
+    found = from_table(table, test, options, str(path))
+    return replace(found, name=path.name + found.name, fingerprint=file_hash(*paths, extra=str(options)))
 
 
 def _npz(path: Path) -> Labeled:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            found = {key.lower(): key for key in archive.files}
-            held = {name: archive[found[key]] for name, keys in _KEYS.items() for key in keys[::-1] if key in found}
-            names = ", ".join(archive.files)
-    except (OSError, EOFError, zipfile.BadZipFile) as error:
-        raise InvalidInput(f"{path} is not an .npz archive ({error}).") from error
-    except ValueError as error:
-        raise InvalidInput(
-            f"{path} holds arrays of Python objects, which are never unpickled; save numbers and strings only."
-        ) from error
-    if "X" not in held or "y" not in held:
-        raise InvalidInput(f"{path} must hold the arrays X and y (and X_test, y_test); it holds {names or 'nothing'}.")
-    if ("X_test" in held) != ("y_test" in held):
+    found = read_npz(path)
+    held = {name: next((found[key] for key in keys if key in found), None) for name, keys in _KEYS.items()}
+    names = ", ".join(found) or "nothing"
+    if held["X"] is None or held["y"] is None:
+        raise InvalidInput(f"{path} must hold the arrays X and y (and X_test, y_test); it holds {names}.")
+    if (held["X_test"] is None) != (held["y_test"] is None):
         raise InvalidInput(f"{path} must hold both X_test and y_test, or neither; it holds {names}.")
     X = _inputs(held["X"], f"X of {path}")
     y, classes = encode(held["y"], str(path))
     _same_length(X, y, str(path))
-    if "X_test" in held:
-        X_test, y_test = _inputs(held["X_test"], f"X_test of {path}"), encode_as(held["y_test"], classes, str(path))
+    if held["X_test"] is None or held["y_test"] is None:
+        rows, test_rows = split_rows(y, classes, str(path))
+        X, y, X_test, y_test, note = X[rows], y[rows], X[test_rows], y[test_rows], SPLIT_NOTE
+    else:
+        X_test, note = _inputs(held["X_test"], f"X_test of {path}"), ""
+        y_test = encode_as(held["y_test"], classes, str(path))
         _same_length(X_test, y_test, f"the test set of {path}")
         if X_test.shape[1:] != X.shape[1:]:
             raise InvalidInput(f"inputs of {path} are {X.shape[1:]} in X and {X_test.shape[1:]} in X_test.")
-        note = ""
-    else:
-        rows, test_rows = split_rows(y, classes, str(path))
-        X, y, X_test, y_test, note = X[rows], y[rows], X[test_rows], y[test_rows], SPLIT_NOTE
-    train, test = LabeledTensors(X, y, classes), LabeledTensors(X_test, y_test, classes)
-    return Labeled(train, test, len(classes), name=path.name + note, fingerprint=file_hash(path))
+    return Labeled.from_arrays(X, y, X_test, y_test, classes, name=path.name + note, fingerprint=file_hash(path))
 
 
 def _same_length(X: NDArray, y: NDArray, where: str) -> None:
     if len(X) != len(y):
-        raise InvalidInput(f"{where} has {len(X)} inputs and {len(y)} labels; expected one label an input.")
+        raise InvalidInput(f"{where} has {len(X)} inputs and {len(y)} labels; expected one label per input.")
 
 
 def _inputs(X: NDArray, where: str) -> NDArray:
@@ -113,11 +101,11 @@ def _inputs(X: NDArray, where: str) -> NDArray:
     if X.ndim == 2:
         return X.astype(np.float32)
     if X.ndim == 3:
-        X = X[:, None]
+        X = X[:, None]  # (n, 1, h, w)
     elif X.shape[1] not in (1, 3, 4):
         if X.shape[3] not in (1, 3, 4):
             raise InvalidInput(f"{where} has shape {X.shape}; images need 1, 3 or 4 channels, second or last.")
-        X = X.transpose(0, 3, 1, 2)
+        X = X.transpose(0, 3, 1, 2)  # (n, h, w, c) to (n, c, h, w)
     pixels = X.dtype.kind in "iu" and X.max() > 1
     if pixels and not 0 <= X.min() <= X.max() <= 255:
         raise InvalidInput(f"{where} has whole-number pixels from {X.min()} to {X.max()}; expected 0 to 255.")
@@ -130,9 +118,9 @@ def read_table(path: Path) -> pd.DataFrame:
         table = pd.read_parquet(path) if path.suffix.lower() == ".parquet" else pd.read_csv(path)
     except (ValueError, OSError, UnicodeDecodeError) as error:  # parser and Arrow errors are ValueErrors
         raise InvalidInput(f"{path} cannot be read as a table ({str(error).splitlines()[0]}).") from error
-    return table.drop(
-        columns=[c for c in table if str(c).startswith("Unnamed: ") and list(table[c]) == list(table.index)]
-    )
+    # What pandas wrote with its index has a column of row numbers without a name.
+    numbers = [c for c in table if str(c).startswith("Unnamed: ") and list(table[c]) == list(table.index)]
+    return table.drop(columns=numbers)
 
 
 def from_table(table: pd.DataFrame, test: pd.DataFrame | None, options: Mapping[str, str], where: str) -> Labeled:
@@ -143,6 +131,26 @@ def from_table(table: pd.DataFrame, test: pd.DataFrame | None, options: Mapping[
     if test is None and marked:
         table, test = (table[table["split"] == part].drop(columns="split") for part in ("train", "test"))
     target = options.get("target", str(table.columns[-1]) if len(table.columns) else "")
+    _check_columns(table, test, target, where)
+    whole = table if test is None else pd.concat([table, test], ignore_index=True)
+    if whole[target].isna().any():
+        raise InvalidInput(f"{int(whole[target].isna().sum())} labels in the column {target!r} of {where} are missing.")
+    # One-hot columns are those of both tables together.
+    X, labels = _features(whole.drop(columns=target), where), whole[target].to_numpy()
+    y, classes = encode(labels[: len(table)], f"the column {target!r} of {where}")
+    if test is None:
+        rows, test_rows = split_rows(y, classes, where)
+        y, y_test = y[rows], y[test_rows]
+    else:
+        rows, test_rows = np.arange(len(table)), np.arange(len(table), len(whole))
+        y_test = encode_as(labels[len(table) :], classes, where)
+    parts = (X[rows], X[test_rows])
+    if options.get("scale") != "none":
+        parts = standardize(*parts)
+    return Labeled.from_arrays(parts[0], y, parts[1], y_test, classes, name=SPLIT_NOTE if test is None else "")
+
+
+def _check_columns(table: pd.DataFrame, test: pd.DataFrame | None, target: str, where: str) -> None:
     for part in (table, test):
         if part is not None and target not in part:
             raise InvalidInput(
@@ -152,29 +160,8 @@ def from_table(table: pd.DataFrame, test: pd.DataFrame | None, options: Mapping[
         raise InvalidInput(f"{where} has the column {target!r} only; expected features and a label.")
     if test is not None and list(test.columns) != list(table.columns):
         raise InvalidInput(f"the test table of {where} has other columns: {', '.join(map(str, test.columns))}.")
-    whole = table if test is None else pd.concat([table, test], ignore_index=True)
-    if whole[target].isna().any():
-        raise InvalidInput(f"{int(whole[target].isna().sum())} labels in the column {target!r} of {where} are missing.")
-    X, labels = _features(whole.drop(columns=target), where), whole[target].to_numpy()
-    y, classes = encode(labels[: len(table)], f"the column {target!r} of {where}")
-    if test is None:
-        rows, test_rows = split_rows(y, classes, where)
-        y_test = y[test_rows]
-        y = y[rows]
-    else:
-        rows, test_rows = np.arange(len(table)), np.arange(len(table), len(whole))
-        y_test = encode_as(labels[len(table) :], classes, where)
-        if not len(test_rows):
-            raise InvalidInput(f"the test table of {where} is empty.")
-    train, held_out = X[rows], X[test_rows]
-    if options.get("scale") != "none":
-        train, held_out = standardize(train, held_out)
-    return Labeled(
-        LabeledTensors(train, y, classes),
-        LabeledTensors(held_out, y_test, classes),
-        len(classes),
-        name=SPLIT_NOTE if test is None else "",
-    )
+    if test is not None and not len(test):
+        raise InvalidInput(f"the test table of {where} is empty.")
 
 
 def _features(table: pd.DataFrame, where: str) -> NDArray[np.float64]:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from mlcollage.data._blocks import BLOCK, generator
+from mlcollage.data._blocks import BLOCK, block_generator
 from mlcollage.data._glyph_alphabet import MAX_SEGMENTS, MAX_VERTICES
-
-if TYPE_CHECKING:
-    from mlcollage.data.glyphs import GlyphWorld
+from mlcollage.data._glyph_settings import GlyphSettings
 
 __all__ = ["FIELD", "NOISE_GROUP", "draw_block", "pixel_noise"]
 
@@ -28,19 +25,19 @@ _OUTSIDE = 1e3  # where absent strokes are put
 Latents = dict[str, Tensor]
 
 
-def draw_block(world: GlyphWorld, split: str, seed: int, block: int) -> Latents:
-    """Everything but the pixel noise of images ``1024 * block ...`` of a split, one row an image.
+def draw_block(world: GlyphSettings, split: str, seed: int, block: int) -> Latents:
+    """Everything but the pixel noise of images ``1024 * block ...`` of a split, one row per image.
 
     All draws are made whatever the options are, in one order: worlds that differ in options only share them
     (common random numbers), e.g. the same scene with and without clutter.
     """
-    rng = generator("glyphs", world.seed, split, seed, block)
+    generator = block_generator("glyphs", world.seed, split, seed, block)
 
     def uniform(*shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-        return low + (high - low) * torch.rand(BLOCK, *shape, generator=rng)
+        return low + (high - low) * torch.rand(BLOCK, *shape, generator=generator)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(BLOCK, *shape, generator=rng)
+        return torch.randn(BLOCK, *shape, generator=generator)
 
     latents = _labels(world, uniform(4))
     latents |= {
@@ -65,13 +62,13 @@ def draw_block(world: GlyphWorld, split: str, seed: int, block: int) -> Latents:
     return latents
 
 
-def pixel_noise(world: GlyphWorld, split: str, seed: int, group: int) -> Tensor:
+def pixel_noise(world: GlyphSettings, split: str, seed: int, group: int) -> Tensor:
     """Gaussian noise of images ``8 * group ...``: ``(8, channels, size, size)``."""
-    rng = generator("glyphs-noise", world.seed, split, seed, group)
-    return torch.randn(NOISE_GROUP, world.channels, world.size, world.size, generator=rng).mul_(world.noise)
+    generator = block_generator("glyphs-noise", world.seed, split, seed, group)
+    return torch.randn(NOISE_GROUP, world.channels, world.size, world.size, generator=generator).mul_(world.noise)
 
 
-def _labels(world: GlyphWorld, u: Tensor) -> Latents:
+def _labels(world: GlyphSettings, u: Tensor) -> Latents:
     """Class by inverse transform of the (im)balanced prior; then the noisy label and the spurious cue."""
     classes = world.num_classes
     weights = world.imbalance ** (-torch.arange(classes, dtype=torch.float64) / (classes - 1))
@@ -86,7 +83,7 @@ def _labels(world: GlyphWorld, u: Tensor) -> Latents:
     return latents | {"cue": cue}
 
 
-def _appearance(world: GlyphWorld, cue: Tensor, direction: Tensor, background: Tensor, u: Tensor) -> Latents:
+def _appearance(world: GlyphSettings, cue: Tensor, direction: Tensor, background: Tensor, u: Tensor) -> Latents:
     """Colors and texture. The stroke's color is the background's plus a random direction: no class in it."""
     direction = direction[:, : world.channels]
     direction = direction / direction.norm(dim=1, keepdim=True).clamp(min=1e-6)
@@ -112,7 +109,7 @@ def _palette(classes: int) -> Tensor:
     return (0.5 + 0.5 * torch.cos(2 * math.pi * (phase[:, None] - torch.tensor([0.0, 1 / 3, 2 / 3])))).float()
 
 
-def _occluders(world: GlyphWorld, box: Tensor, color: Tensor) -> Latents:
+def _occluders(world: GlyphSettings, box: Tensor, color: Tensor) -> Latents:
     """Up to four rectangles that hide what is below them: (left, top, right, bottom)."""
     center, half = 1.6 * box[..., :2] - 0.8, 0.15 + 0.2 * box[..., 2:]
     edges = torch.cat([center - half, center + half], dim=-1)
@@ -122,7 +119,7 @@ def _occluders(world: GlyphWorld, box: Tensor, color: Tensor) -> Latents:
     }
 
 
-def _strokes(world: GlyphWorld, latents: Latents, bend: Tensor, tremor: Tensor) -> Tensor:
+def _strokes(world: GlyphSettings, latents: Latents, bend: Tensor, tremor: Tensor) -> Tensor:
     """End points ``(1024, 5, 2, 2)`` of the glyph's strokes in the frame.
 
     A smooth warp and a tremor of the vertices, then rotation, shear, aspect, scale and shift.
@@ -147,7 +144,7 @@ def _strokes(world: GlyphWorld, latents: Latents, bend: Tensor, tremor: Tensor) 
     return points.gather(1, ends).reshape(BLOCK, MAX_SEGMENTS, 2, 2)
 
 
-def _clutter(world: GlyphWorld, foreground: Tensor, u: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _clutter(world: GlyphSettings, foreground: Tensor, u: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """End points of 0 to ``clutter`` stray strokes, and their color: between the glyph's and a random one."""
     center, angle = 2 * place[..., :2] - 1, math.pi * place[..., 2]
     half = (0.15 + 0.3 * place[..., 3])[..., None] * torch.stack([angle.cos(), angle.sin()], dim=-1)

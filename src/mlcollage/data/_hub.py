@@ -2,73 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import Dataset
 
 from mlcollage.data._files import from_table
-from mlcollage.data._labeled import (
+from mlcollage.data._images import Images
+from mlcollage.data._reading import (
     SPLIT_NOTE,
+    channels_of,
     check_options,
     encode,
     encode_as,
-    image_tensor,
     split_rows,
     whole_number,
 )
 from mlcollage.data.workload import Labeled
 from mlcollage.errors import InvalidInput, MissingDependency, MissingFile, UnknownName
 
-__all__ = ["HubImages", "load"]
+__all__ = ["HubImages", "load", "saved"]
 
 _LABELS = ("label", "labels", "target", "class", "fine_label", "y")
 _TESTS = ("test", "validation", "valid", "val")
 
 
-class HubImages(Dataset[tuple[Tensor, Tensor]]):
-    """Images of a Hugging Face data set, decoded when asked for.
-
-    Parameters
-    ----------
-    rows
-        A ``datasets.Dataset``.
-    column
-        Where the images are.
-    labels
-        One a row.
-    classes
-        Names by label.
-    size
-        Cut and resize to squares of this size, or None.
-    channels
-        1 or 3.
-    """
+class HubImages(Images):
+    """Images of a ``datasets.Dataset``, in its column; the other parameters are those of :class:`Images`."""
 
     def __init__(
-        self, rows: Any, column: str, labels: NDArray, classes: tuple[str, ...], size: int | None, channels: int
+        self,
+        rows: Any,
+        column: str,
+        labels: Sequence[int],
+        classes: Sequence[str],
+        size: int | None,
+        channels: int,
     ) -> None:
-        self.rows, self.column, self.labels, self.classes = rows, column, labels, classes
-        self.size, self.channels = size, channels
-        self.shape: tuple[int, ...] | None = None
+        super().__init__(labels, classes, size, channels)
+        self.rows, self.column = rows, column
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    def open(self, index: int) -> Any:
+        return nullcontext(self.rows[int(index)][self.column])
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        x = image_tensor(self.rows[int(index)][self.column], self.size, self.channels)
-        self.shape = self.shape or tuple(x.shape)
-        if tuple(x.shape) != self.shape:
-            raise InvalidInput(
-                f"images differ in size: image {index} is {tuple(x.shape)}, others {self.shape}; add ?size=32 (or "
-                "another size) to the name to resize them."
-            )
-        return x, torch.tensor(int(self.labels[index]))
+
+def saved(folder: Path) -> bool:
+    """Whether ``save_to_disk`` of the package ``datasets`` wrote a folder."""
+    return any((folder / mark).is_file() for mark in ("dataset_dict.json", "dataset_info.json"))
 
 
 def load(name: str, options: Mapping[str, str]) -> Labeled:
@@ -77,8 +62,18 @@ def load(name: str, options: Mapping[str, str]) -> Labeled:
     train, test = _parts(_open(name), name)
     label = _label_column(train, options, name)
     image = _image_column(train, options, name)
-    if image is None:
-        return _table(train, test, label, options, name)
+    found = (
+        _table(train, test, label, options, name)
+        if image is None
+        else _images(train, test, label, image, options, name)
+    )
+    folder = Path(name).expanduser()
+    where = folder.name if folder.is_dir() else name
+    return replace(found, name=f"hf:{where}{found.name}", fingerprint=_fingerprint(train, test, options))
+
+
+def _images(train: Any, test: Any, label: str, image: str, options: Mapping[str, str], name: str) -> Labeled:
+    """A column of images; the workload's name is the note on the split."""
     y, classes = _labels(train, label, name)
     note = ""
     if test is None:
@@ -86,34 +81,19 @@ def load(name: str, options: Mapping[str, str]) -> Labeled:
         train, test, y, y_test, note = train.select(rows), train.select(test_rows), y[rows], y[test_rows], SPLIT_NOTE
     else:
         y_test = encode_as(_names(test, label), classes, name)
-    size = whole_number(options, "size", None)
-    channels = options.get("channels", "1" if train[0][image].mode in ("1", "L") else "3")
-    if channels not in ("1", "3"):
-        raise InvalidInput(f"option channels must be 1 or 3; got {channels!r}.")
-    return Labeled(
-        HubImages(train, image, y, classes, size, int(channels)),
-        HubImages(test, image, y_test, classes, size, int(channels)),
-        len(classes),
-        name=f"hf:{Path(name).name if Path(name).is_dir() else name}{note}",
-        fingerprint=_fingerprint(train, test, options),
-    )
+    size = whole_number(options, "size")
+    channels = channels_of(options, 1 if train[0][image].mode in ("1", "L") else 3)
+    parts = [HubImages(rows, image, labels, classes, size, channels) for rows, labels in ((train, y), (test, y_test))]
+    return Labeled(parts[0], parts[1], len(classes), name=note)
 
 
 def _table(train: Any, test: Any, label: str, options: Mapping[str, str], name: str) -> Labeled:
-    """Columns of numbers and words: as a CSV table would be read."""
-    frames: list[Any] = []
-    for part in (train, test):
-        if part is None:
-            frames.append(None)
-            continue
-        frame = part.to_pandas()
-        frame[label] = _names(part, label)
-        frames.append(frame)
-    workload = from_table(frames[0], frames[1], {**options, "target": label}, f"the data set {name}")
-    where = f"hf:{Path(name).name if Path(name).is_dir() else name}{workload.name}"
-    return Labeled(
-        workload.train, workload.test, workload.num_classes, name=where, fingerprint=_fingerprint(train, test, options)
-    )
+    """Columns of numbers and words, as a CSV table would be read; the workload's name is the note on the split."""
+    frames = [None if part is None else part.to_pandas() for part in (train, test)]
+    for part, frame in zip((train, test), frames, strict=True):
+        if frame is not None:
+            frame[label] = _names(part, label)
+    return from_table(frames[0], frames[1], {**options, "target": label}, f"the data set {name}")
 
 
 def _open(name: str) -> Any:
@@ -126,9 +106,7 @@ def _open(name: str) -> Any:
     folder = Path(name).expanduser()
     try:
         if folder.is_dir():
-            if any((folder / mark).is_file() for mark in ("dataset_dict.json", "dataset_info.json")):
-                return datasets.load_from_disk(str(folder))
-            return datasets.load_dataset(str(folder))
+            return datasets.load_from_disk(str(folder)) if saved(folder) else datasets.load_dataset(str(folder))
         identifier, _, configuration = name.partition(":")
         return datasets.load_dataset(identifier, configuration or None)
     except (FileNotFoundError, ConnectionError) as error:  # DatasetNotFoundError is a FileNotFoundError
@@ -200,7 +178,5 @@ def _labels(rows: Any, column: str, name: str) -> tuple[NDArray[np.int64], tuple
 
 def _fingerprint(train: Any, test: Any, options: Mapping[str, str]) -> str:
     """``datasets`` keeps a hash of contents and of everything done to them."""
-    import hashlib
-
     text = f"{train._fingerprint} {getattr(test, '_fingerprint', '')} {sorted(options.items())}"
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,10 +1,12 @@
-"""Workloads from a folder of images, one folder a class."""
+"""Workloads from a folder of images, one folder per class."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +14,9 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mlcollage.data._labeled import (
+from mlcollage.data._reading import (
     SPLIT_NOTE,
+    channels_of,
     check_options,
     file_hash,
     image_tensor,
@@ -23,20 +26,20 @@ from mlcollage.data._labeled import (
 from mlcollage.data.workload import Labeled
 from mlcollage.errors import InvalidInput
 
-__all__ = ["ImageFolder", "load"]
+__all__ = ["ImageFolder", "Images", "files_hash", "load"]
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 _TEST_NAMES = ("test", "val", "valid", "validation")
 _HASHED = 256 * 1024**2  # bytes; of larger folders, names, sizes and times are hashed instead of contents
 
 
-class ImageFolder(Dataset[tuple[Tensor, Tensor]]):
-    """Images on disk, decoded when asked for.
+class Images(Dataset[tuple[Tensor, Tensor]]):
+    """Images that are decoded when asked for: ``(channels, h, w)`` float32 in [0, 1], all of one shape.
 
     Parameters
     ----------
-    paths, labels
-        One label an image.
+    labels
+        One per image.
     classes
         Names by label.
     size
@@ -45,60 +48,75 @@ class ImageFolder(Dataset[tuple[Tensor, Tensor]]):
         1 (gray) or 3 (RGB).
     """
 
+    def __init__(self, labels: Sequence[int], classes: Sequence[str], size: int | None, channels: int) -> None:
+        self.labels, self.classes = list(labels), tuple(classes)
+        self.size, self.channels = size, channels
+        self.shape: tuple[int, ...] | None = None  # of the first image that was decoded
+
+    def open(self, index: int) -> Any:
+        """A context that gives the Pillow image."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        with self.open(index) as image:
+            x = image_tensor(image, self.size, self.channels)
+        self.shape = self.shape or tuple(x.shape)
+        if tuple(x.shape) != self.shape:
+            raise InvalidInput(
+                f"images differ in size: image {index} is {tuple(x.shape)}, others {self.shape}; add ?size=32 (or "
+                "another size) to the name to resize them."
+            )
+        return x, torch.tensor(int(self.labels[index]))
+
+
+class ImageFolder(Images):
+    """Images on disk, by their paths; the other parameters are those of :class:`Images`."""
+
     def __init__(
         self, paths: Sequence[Path], labels: Sequence[int], classes: Sequence[str], size: int | None, channels: int
     ) -> None:
-        self.paths, self.labels, self.classes = list(paths), list(labels), tuple(classes)
-        self.size, self.channels = size, channels
+        super().__init__(labels, classes, size, channels)
+        self.paths = list(paths)
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    @contextmanager
+    def open(self, index: int) -> Any:
         path = self.paths[index]
         try:
             with Image.open(path) as image:
-                return image_tensor(image, self.size, self.channels), torch.tensor(self.labels[index])
+                yield image  # decoded by whoever asked, so that damaged pixels are caught here too
         except (OSError, SyntaxError, ValueError) as error:  # Pillow raises any of them for damaged files
             raise InvalidInput(f"the image {path} is damaged ({error}); delete or replace it.") from error
 
 
-def load(folder: Path, options: Mapping[str, str]) -> Labeled:
+def load(name: str | Path, options: Mapping[str, str]) -> Labeled:
     """Load ``folder/train/<class>/*.png`` and ``folder/test/...``, or ``folder/<class>/*.png``."""
-    if any((folder / name).is_file() for name in ("dataset_dict.json", "dataset_info.json")):
-        from mlcollage.data import _hub
-
-        return _hub.load(str(folder), options)
+    folder = Path(name).expanduser()
     check_options(options, ("size", "channels"), f"the image folder {folder}")
-    size = whole_number(options, "size", None)
-    parts = [folder / name for name in _TEST_NAMES if (folder / name).is_dir()]
-    train_folder = folder / "train"
-    if train_folder.is_dir() and not parts:
-        parts = [train_folder]
-    root = train_folder if train_folder.is_dir() else folder
+    size = whole_number(options, "size")
+    root = folder / "train" if (folder / "train").is_dir() else folder
     paths, labels, classes = _scan(root)
     channels = _look(paths, size)
-    if root == train_folder and parts[0] != train_folder:
-        test_paths, test_labels, test_classes = _scan(parts[0])
+    held = next((folder / part for part in _TEST_NAMES if (folder / part).is_dir()), None)
+    if root != folder and held is not None:
+        test_paths, test_labels, test_classes = _scan(held)
         if unknown := sorted(set(test_classes) - set(classes)):
-            raise InvalidInput(f"{parts[0]} has the class {unknown[0]!r}, which {root} has not.")
+            raise InvalidInput(f"{held} has the class {unknown[0]!r}, which {root} has not.")
         test_labels = [classes.index(test_classes[label]) for label in test_labels]
-        channels = max(channels, _look(test_paths, size, like=paths[0]))
-        note = ""
+        channels, note = max(channels, _look(test_paths, size, like=paths[0])), ""
     else:
         rows, test_rows = split_rows(np.array(labels), classes, str(root))
         test_paths, test_labels = [paths[i] for i in test_rows], [labels[i] for i in test_rows]
         paths, labels, note = [paths[i] for i in rows], [labels[i] for i in rows], SPLIT_NOTE
-    if "channels" in options:
-        if options["channels"] not in ("1", "3"):
-            raise InvalidInput(f"option channels must be 1 or 3; got {options['channels']!r}.")
-        channels = int(options["channels"])
+    channels = channels_of(options, channels)
     return Labeled(
         ImageFolder(paths, labels, classes, size, channels),
         ImageFolder(test_paths, test_labels, classes, size, channels),
         len(classes),
         name=folder.resolve().name + note,
-        fingerprint=_fingerprint(folder, [*paths, *test_paths], str(options)),
+        fingerprint=files_hash(folder, [*paths, *test_paths], str(options)),
     )
 
 
@@ -139,7 +157,8 @@ def _look(paths: Sequence[Path], size: int | None, like: Path | None = None) -> 
     return 1 if gray else 3
 
 
-def _fingerprint(folder: Path, paths: Sequence[Path], options: str) -> str:
+def files_hash(folder: Path, paths: Sequence[Path], options: str) -> str:
+    """SHA-256 of names and contents; of more than 256 MB, of names, sizes and times."""
     digest = hashlib.sha256(options.encode())
     states = [path.stat() for path in paths]
     small = sum(state.st_size for state in states) <= _HASHED

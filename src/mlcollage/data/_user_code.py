@@ -13,10 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-import torch
-
-from mlcollage.data._labeled import check_options, file_hash
+from mlcollage.data._reading import check_options, file_hash
 from mlcollage.data.workload import Labeled
 from mlcollage.errors import InvalidInput, MissingFile, UnknownName
 
@@ -30,7 +27,7 @@ def load(spec: str, options: Mapping[str, str]) -> Labeled:
     module = _file_module(where) if where.endswith(".py") else _module(where)
     function = _function(module, where, name)
     workload = _as_workload(function(), spec)
-    _check(workload, spec)
+    workload.check(spec)
     sources = _sources(module)
     return replace(
         workload,
@@ -139,44 +136,3 @@ def _function(module: ModuleType, where: str, name: str) -> Callable[[], Any]:
     if needed:
         raise InvalidInput(f"{where}:{name} must be callable without arguments; it needs {', '.join(needed)}.")
     return function
-
-
-def _check(workload: Labeled, spec: str) -> None:
-    """Look at the first and last samples: most mistakes are in every sample."""
-    if not isinstance(workload.num_classes, int) or workload.num_classes < 2:
-        raise InvalidInput(f"{spec}: num_classes must be an int of at least 2; got {workload.num_classes!r}.")
-    if workload.model is not None and not callable(workload.model):
-        raise InvalidInput(f"{spec}: model must be a function that returns a module; got {workload.model!r}.")
-    if isinstance(workload.model, torch.nn.Module):
-        raise InvalidInput(f"{spec}: model must make a fresh module, e.g. lambda: Net(); it is a module itself.")
-    shapes = {}
-    for part in ("train", "test"):
-        dataset: Any = getattr(workload, part)
-        if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
-            raise InvalidInput(
-                f"{spec}: {part} must be a map-style dataset with __getitem__ and __len__; got "
-                f"{type(dataset).__name__}."
-            )
-        if len(dataset) == 0:
-            raise InvalidInput(f"{spec}: {part} is empty.")
-        for index in (0, len(dataset) - 1):
-            shapes[part] = _check_sample(dataset[index], workload.num_classes, f"{spec}: {part}[{index}]")
-    if shapes["train"] != shapes["test"]:
-        raise InvalidInput(f"{spec}: inputs are {shapes['train']} in train and {shapes['test']} in test.")
-
-
-def _check_sample(sample: Any, classes: int, where: str) -> tuple[int, ...]:
-    if not isinstance(sample, tuple | list) or len(sample) != 2:
-        raise InvalidInput(f"{where} is {type(sample).__name__}; expected a pair (input, label).")
-    x, y = sample
-    if not isinstance(x, torch.Tensor) or not x.is_floating_point():
-        kind = f"a tensor of {x.dtype}" if isinstance(x, torch.Tensor) else type(x).__name__
-        raise InvalidInput(f"{where}: the input is {kind}; expected a float tensor, images scaled to [0, 1].")
-    if not bool(torch.isfinite(x).all()):
-        raise InvalidInput(f"{where}: the input holds NaN or infinity.")
-    whole = isinstance(y, int | np.integer) or (
-        isinstance(y, torch.Tensor) and y.numel() == 1 and not y.is_floating_point()
-    )
-    if not whole or not 0 <= int(y) < classes:
-        raise InvalidInput(f"{where}: the label is {y!r}; expected an integer from 0 to {classes - 1}.")
-    return tuple(x.shape)

@@ -8,7 +8,6 @@ pickle runs whatever it says; it is refused. From Python with ``datasets`` insta
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +15,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from torch.utils.data import Subset
 
-from mlcollage.data._labeled import LabeledTensors, check_options, file_hash, whole_number
+from mlcollage import _checks as checks
+from mlcollage.data import _files, _hub, _images
+from mlcollage.data._reading import check_options, file_hash, first_holding, roots, whole_number, with_options
 from mlcollage.data.workload import Labeled
-from mlcollage.errors import InvalidInput, MissingFile, UnknownName
+from mlcollage.errors import InvalidInput, MissingFile
 
 __all__ = ["CIFAR10_CLASSES", "MEAN", "SETS", "STD", "find", "load", "normalize", "read_bin", "workload"]
 
@@ -44,6 +46,10 @@ class _Set(NamedTuple):
     names: dict[str, str]  # files with the classes' names
     classes: dict[str, int]
     pickled: tuple[str, ...]  # files of the Python version
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (*self.train, self.test)
 
 
 SETS: dict[str, _Set] = {
@@ -70,30 +76,21 @@ SETS: dict[str, _Set] = {
 
 
 def _set(name: str) -> _Set:
-    if name not in SETS:
-        raise UnknownName(f"there is no CIFAR set {name!r}; choose one of {', '.join(SETS)}.")
-    return SETS[name]
-
-
-def _holds(folder: Path, name: str) -> bool:
-    return all((folder / file).is_file() for file in (*SETS[name].train, SETS[name].test))
+    return SETS[checks.choice("the CIFAR set", name, SETS)]
 
 
 def find(name: str = "cifar10") -> Path | None:
     """Return the first folder that holds the binary version of a set, or None.
 
-    ``$MLCOLLAGE_DATA`` and the set's usual folder in it, in ``./data`` and in ``~/data`` are looked into.
+    ``$MLCOLLAGE_DATA``, ``./data``, ``~/data`` and the set's usual folder in each of them are looked into.
 
     Parameters
     ----------
     name
         ``"cifar10"`` or ``"cifar100"``.
     """
-    usual = _set(name).folder
-    places = [Path("data") / usual, Path.home() / "data" / usual]
-    if named := os.environ.get("MLCOLLAGE_DATA"):
-        places = [Path(named).expanduser(), Path(named).expanduser() / usual, *places]
-    return next((place for place in places if _holds(place, name)), None)
+    kind = _set(name)
+    return first_holding([place for root in roots() for place in (root, root / kind.folder)], kind.files)
 
 
 def read_bin(path: Path, name: str = "cifar10") -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -123,8 +120,7 @@ def read_bin(path: Path, name: str = "cifar10") -> tuple[NDArray[np.uint8], NDAr
     """
     kind = _set(name)
     if not path.is_file():
-        files = ", ".join((*kind.train, kind.test))
-        raise MissingFile(f"there is no file {path}; the binary version of {name} has {files}.")
+        raise MissingFile(f"there is no file {path}; the binary version of {name} has {', '.join(kind.files)}.")
     width = len(kind.labels) + _PIXELS
     content = np.fromfile(path, dtype=np.uint8)
     if not len(content) or len(content) % width:
@@ -171,9 +167,7 @@ def load(
         If they are pickled or damaged.
     """
     kind = _set(name)
-    label = kind.labels[-1] if labels is None else labels
-    if label not in kind.labels:
-        raise UnknownName(f"{name} has no labels {labels!r}; it has {' and '.join(kind.labels)}.")
+    label = checks.choice("labels", labels or kind.labels[-1], kind.labels)
     where = _folder(folder, name)
     parts = [read_bin(where / file, name) for file in kind.train]
     test, test_labels = read_bin(where / kind.test, name)
@@ -194,20 +188,19 @@ def _folder(folder: str | Path | None, name: str) -> Path:
             )
         return found
     where = Path(folder).expanduser()
-    for place in (where, where / kind.folder):
-        if _holds(place, name):
-            return place
+    if held := first_holding((where, where / kind.folder), kind.files):
+        return held
     if where.is_file():
         raise InvalidInput(f"{where} is a file; unpack the archive of the binary version and name its folder.")
     if not where.is_dir():
         raise MissingFile(f"there is no folder {where}; expected the unpacked binary version of {name}.")
-    for place in (where, where / kind.folder.replace("-bin", "-py"), where / "cifar-100-python"):
-        if all((place / file).is_file() for file in kind.pickled):
-            raise InvalidInput(
-                f"{place} is the Python version of {name}, which is pickled, and what is pickled is never loaded; "
-                "download the binary version from https://www.cs.toronto.edu/~kriz/cifar.html instead."
-            )
-    missing = next(file for file in (*kind.train, kind.test) if not (where / file).is_file())
+    places = (where, where / kind.folder.replace("-bin", "-py"), where / "cifar-100-python")
+    if pickled := first_holding(places, kind.pickled):
+        raise InvalidInput(
+            f"{pickled} is the Python version of {name}, which is pickled, and what is pickled is never loaded; "
+            "download the binary version from https://www.cs.toronto.edu/~kriz/cifar.html instead."
+        )
+    missing = next(file for file in kind.files if not (where / file).is_file())
     raise MissingFile(f"{where} has no file {missing}; expected the unpacked binary version of {name}.")
 
 
@@ -259,26 +252,23 @@ def workload(name: str, place: str, options: Mapping[str, str]) -> Labeled:
     """
     spec = f"{name}:{place}" if place else name
     check_options(options, ("n", "test", *(("labels",) if name == "cifar100" else ())), f"the workload {spec}")
-    counts = [whole_number(options, key, None) for key in ("n", "test")]
+    n, tests = whole_number(options, "n"), whole_number(options, "test")
     other = _other(Path(place).expanduser(), name) if place else None
     if other is not None:
-        return _as_cifar(other, name, spec, counts)
+        return _as_cifar(other, name, spec, options)
     label = options.get("labels", SETS[name].labels[-1])
     x, y, xt, yt = load(place or None, name, labels=label)
+    x, xt = (np.divide(images, 255, dtype=np.float32) for images in (x[:n], xt[:tests]))
     where = _folder(place or None, name)
-    classes = _classes(where, name, label)
-    parts = [
-        LabeledTensors(np.divide(images[:count], 255, dtype=np.float32), targets[:count], classes)
-        for images, targets, count in ((x, y, counts[0]), (xt, yt, counts[1]))
-    ]
-    files = [where / file for file in (*SETS[name].train, SETS[name].test)]
-    asked = "&".join(f"{key}={value}" for key, value in sorted(options.items()))
-    return Labeled(
-        parts[0],
-        parts[1],
-        len(classes),
-        name=name + (asked and f"?{asked}"),
-        fingerprint=file_hash(*files, extra=asked),
+    called = with_options(name, options)
+    return Labeled.from_arrays(
+        x,
+        y[:n],
+        xt,
+        yt[:tests],
+        _classes(where, name, label),
+        name=called,
+        fingerprint=file_hash(*(where / file for file in SETS[name].files), extra=called),
     )
 
 
@@ -293,20 +283,16 @@ def _classes(folder: Path, name: str, label: str) -> tuple[str, ...]:
 
 def _other(place: Path, name: str) -> Labeled | None:
     """What the loaders of the user's own data make of a place that holds no binary version."""
-    from mlcollage.data import _files, _hub, _images
-
     if place.suffix.lower() == ".npz":
-        if not place.is_file():
-            raise MissingFile(f"there is no file {place}; it was named as {name}.")
         return _files.load(place, {})
-    if any((place / mark).is_file() for mark in ("dataset_dict.json", "dataset_info.json")):
+    if _hub.saved(place):
         return _hub.load(str(place), {"label": "fine_label"} if name == "cifar100" else {})
     if (place / "train").is_dir() and any(child.is_dir() for child in (place / "train").iterdir()):
         return _images.load(place, {})
     return None
 
 
-def _as_cifar(found: Labeled, name: str, spec: str, counts: list[int | None]) -> Labeled:
+def _as_cifar(found: Labeled, name: str, spec: str, options: Mapping[str, str]) -> Labeled:
     """Check that it has the set's classes and sizes, and cut it."""
     expected = max(SETS[name].classes.values())
     shape = tuple(found.train[0][0].shape)
@@ -315,17 +301,19 @@ def _as_cifar(found: Labeled, name: str, spec: str, counts: list[int | None]) ->
             f"{spec} has {found.num_classes} classes and images {shape}; {name} has {expected} classes and images "
             "(3, 32, 32): leave out the prefix to load it as what it is."
         )
-    train, test = (_first(part, count) for part, count in zip((found.train, found.test), counts, strict=True))
-    cut = "".join(f" ({key}={count})" for key, count in zip(("n", "test"), counts, strict=True) if count is not None)
+    counts = {key: count for key in ("n", "test") if (count := whole_number(options, key)) is not None}
+    cut = "".join(f" ({key}={count})" for key, count in counts.items())
     return replace(
-        found, train=train, test=test, name=f"{name}: {found.name}{cut}", fingerprint=found.fingerprint + cut
+        found,
+        train=_first(found.train, counts.get("n")),
+        test=_first(found.test, counts.get("test")),
+        name=f"{name}: {found.name}{cut}",
+        fingerprint=found.fingerprint + cut,
     )
 
 
 def _first(part: Any, count: int | None) -> Any:
     """The first samples of a data set, which still knows its classes."""
-    from torch.utils.data import Subset
-
     if count is None or count >= len(part):
         return part
     cut: Any = Subset(part, range(count))

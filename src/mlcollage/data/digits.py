@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mlcollage.errors import InvalidInput
+from mlcollage import _checks as checks
 
 __all__ = ["load_digits_split"]
 
@@ -36,8 +36,7 @@ def load_digits_split(
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    if isinstance(test_size, bool) or not isinstance(test_size, int) or not 10 <= test_size <= 1787:
-        raise InvalidInput(f"test_size must be an int from 10 to 1787 (there are 1,797 digits); got {test_size!r}.")
+    test_size = checks.integer("test_size", test_size, least=10, most=1787)
     x, y = load_digits(return_X_y=True)
     parts = train_test_split(
         (x / 16).astype(np.float32), y.astype(np.int64), test_size=test_size, random_state=seed, stratify=y

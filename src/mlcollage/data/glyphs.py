@@ -18,18 +18,19 @@ Examples
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
+from mlcollage import _checks as checks
 from mlcollage.data._blocks import BLOCK, BlockCache, check_range, check_split
-from mlcollage.data._glyph_alphabet import make_alphabet
 from mlcollage.data._glyph_latents import NOISE_GROUP, draw_block, pixel_noise
 from mlcollage.data._glyph_render import part_mask, render
-from mlcollage.errors import InvalidInput, UnknownName
+from mlcollage.data._glyph_settings import GlyphSettings
+from mlcollage.errors import InvalidInput
 
 __all__ = ["PRESETS", "GlyphDataset", "GlyphWorld"]
 
@@ -56,7 +57,7 @@ _PIXELS_AT_ONCE = 65_536  # on a CPU: the working set of a chunk stays in the se
 
 
 @dataclass(eq=False)
-class GlyphWorld:
+class GlyphWorld(GlyphSettings):
     r"""Endless glyph images (GlyphWorld); implements :class:`~mlcollage.data.world.DataWorld`.
 
     Coordinates: the frame is :math:`[-1, 1]^2`, and a glyph of scale 1 reaches :math:`\pm 0.8`.
@@ -134,42 +135,9 @@ class GlyphWorld:
     True
     """
 
-    size: int = 32
-    channels: int = 3
-    num_classes: int = 10
-    _: KW_ONLY
-    alphabet_seed: int = 0
-    seed: int = 0
-    device: str | torch.device = "cpu"
-    rotation: float = 20.0
-    shift: float = 0.15
-    scale: tuple[float, float] = (0.65, 1.0)
-    aspect: float = 0.15
-    shear: float = 0.2
-    jitter: float = 0.09
-    width: tuple[float, float] = (0.06, 0.13)
-    clutter: int = 3
-    contrast: tuple[float, float] = (0.45, 1.0)
-    texture: float = 0.2
-    background: float = 0.25
-    noise: float = 0.05
-    occluders: int = 0
-    spurious: float = 0.0
-    spurious_cue: Literal["color", "position"] = "color"
-    label_noise: float = 0.0
-    imbalance: float = 1.0
-    shape: tuple[int, ...] = field(init=False, repr=False)
-    likeness: float = field(init=False, repr=False)
-
     def __post_init__(self) -> None:
-        self._check()
+        super().__post_init__()
         self.device = torch.device(self.device)
-        self.shape = (self.channels, self.size, self.size)
-        alphabet = make_alphabet(self.num_classes, seed=self.alphabet_seed, rotation=self.rotation)
-        self.likeness = alphabet.likeness
-        self.alphabet_vertices = torch.from_numpy(alphabet.vertices).float()
-        self.alphabet_segments = torch.from_numpy(alphabet.segments)
-        self.alphabet_lengths = torch.from_numpy(alphabet.lengths)
         self._blocks: BlockCache[dict[str, Tensor]] = BlockCache(_CACHED_BLOCKS)
 
     @classmethod
@@ -181,9 +149,7 @@ class GlyphWorld:
         >>> GlyphWorld.preset("easy16", num_classes=4).shape
         (1, 16, 16)
         """
-        if name not in PRESETS:
-            raise UnknownName(f"there is no GlyphWorld preset {name!r}; choose one of {', '.join(PRESETS)}.")
-        return cls(**(PRESETS[name] | overrides))
+        return cls(**(PRESETS[checks.choice("the GlyphWorld preset", name, PRESETS)] | overrides))
 
     def batch(self, step: int, batch_size: int, *, split: str = "stream") -> tuple[Tensor, Tensor]:
         """Images ``step * batch_size ... (step + 1) * batch_size - 1`` of a split.
@@ -231,7 +197,7 @@ class GlyphWorld:
         seed
             Which finite set of the split.
         return_factors
-            Also return what the images were made of: one row an image of ``true_label`` (before label noise),
+            Also return what the images were made of: one row per image of ``true_label`` (before label noise),
             ``rotation`` (radians), ``scale``, ``aspect``, ``shear``, ``center``, ``width``, ``half_width``,
             ``contrast``, ``foreground``, ``background``, ``field``, ``texture``, ``wave`` (cycles per half-frame in x
             and y, phase), ``clutter_count``, ``clutter_color``, ``cue`` (-1 without ``spurious``), ``occluder`` (left,
@@ -301,33 +267,6 @@ class GlyphWorld:
         factors["part_mask"] = part_mask(latents, self.size).minimum(longest[:, None, None])
         return factors
 
-    def _check(self) -> None:
-        """Refuse settings that give no image, or not the one that was meant."""
-        for name, least, most in (("size", 16, 64), ("num_classes", 2, 64), ("clutter", 0, 16), ("occluders", 0, 4)):
-            _require(name, getattr(self, name), least, most, whole=True)
-        if self.channels not in (1, 3):
-            raise InvalidInput(f"channels must be 1 (gray) or 3 (RGB); got {self.channels!r}.")
-        for name, high in (
-            ("rotation", 180.0), ("shift", 1.0), ("aspect", 1.0), ("shear", 1.0), ("jitter", 0.5), ("texture", 1.0),
-            ("background", 1.0), ("noise", 1.0), ("spurious", 1.0), ("label_noise", 1.0),
-        ):  # fmt: skip
-            _require(name, getattr(self, name), 0.0, high)
-        _require("imbalance", self.imbalance, 1.0, 1e4)
-        for name, high in (("scale", 2.0), ("width", 0.5), ("contrast", 1.8)):
-            pair = getattr(self, name)
-            if not isinstance(pair, Sequence) or len(pair) != 2:
-                raise InvalidInput(f"{name} must be a pair (smallest, largest); got {pair!r}.")
-            for value in pair:
-                _require(name, value, 0.0, high)
-            if not 0 < pair[1] >= pair[0]:
-                raise InvalidInput(f"{name} must be a pair (smallest, largest) above 0; got {pair!r}.")
-        for name in ("seed", "alphabet_seed"):
-            _require(name, getattr(self, name), -(2**62), 2**62, whole=True)
-        if self.spurious_cue not in ("color", "position"):
-            raise InvalidInput(f"spurious_cue must be 'color' or 'position'; got {self.spurious_cue!r}.")
-        if self.spurious and self.spurious_cue == "color" and self.channels == 1:
-            raise InvalidInput("a color cue needs channels=3; for gray images use spurious_cue='position'.")
-
 
 class GlyphDataset(Dataset[tuple[Tensor, Tensor]]):
     """``n`` images of a split as a map-style dataset, rendered on demand.
@@ -369,9 +308,3 @@ class GlyphDataset(Dataset[tuple[Tensor, Tensor]]):
             raise IndexError(f"an index of {list(indices)} is out of range for {self.n} images.")
         x, y = self.world.at(where, self.split, seed=self.seed)
         return list(zip(x.unbind(), y.unbind(), strict=True))
-
-
-def _require(name: str, value: object, low: float, high: float, *, whole: bool = False) -> None:
-    kind: Any = int if whole else int | float
-    if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
-        raise InvalidInput(f"{name} must be {'an int' if whole else 'a number'} from {low} to {high}; got {value!r}.")

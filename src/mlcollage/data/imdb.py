@@ -12,7 +12,6 @@ word, 4 the next one, and so on. Reviews keep their last words and are padded in
 from __future__ import annotations
 
 import re
-import zipfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,6 +20,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mlcollage import _checks as checks
+from mlcollage.data._reading import read_npz
 from mlcollage.errors import InvalidInput, MissingFile
 
 __all__ = ["IMDB", "OFFSET", "encode", "load", "words"]
@@ -75,7 +76,7 @@ def encode(reviews: Iterable[Sequence[str]], vocabulary: Sequence[str], length: 
     vocabulary
         The known words, the most frequent first.
     length
-        Numbers a review.
+        Numbers per review.
 
     Examples
     --------
@@ -98,7 +99,7 @@ def _fit(sequences: Sequence[Sequence[int]], length: int) -> Ints:
 def load(
     source: str | Path, *, vocabulary: int = 20_000, length: int = 100, train: int = 20_000, seed: int = 0
 ) -> IMDB:
-    """Return the reviews, by default as in Izmailov et al. (2021): 20,000 words, 100 a review, 20,000 for training.
+    """Return the reviews, by default as in Izmailov et al. (2021): 20,000 words, 100 per review, 20,000 for training.
 
     Parameters
     ----------
@@ -110,7 +111,7 @@ def load(
         Different numbers, three of which are no words. Words of a folder are ranked by how often the training reviews
         that are not for validation use them, ties by the alphabet; numbers of an ``.npz`` beyond are taken as unknown.
     length
-        Numbers a review.
+        Numbers per review.
     train
         Reviews to train on; the other labeled ones of the training part are for validation.
     seed
@@ -127,9 +128,8 @@ def load(
     InvalidInput
         If the arrays are pickled or no numbers of words, or there are fewer than ``train`` reviews.
     """
-    for name, value, least in (("vocabulary", vocabulary, 4), ("length", length, 1), ("train", train, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise InvalidInput(f"{name}={value!r} must be a whole number of at least {least}.")
+    vocabulary = checks.integer("vocabulary", vocabulary, least=4)
+    length, train = checks.integer("length", length, least=1), checks.integer("train", train, least=1)
     path = Path(source).expanduser()
     if path.suffix.lower() == ".npz":
         X, y, X_test, y_test = _npz(path, vocabulary, length)
@@ -139,10 +139,9 @@ def load(
     tests, y_test = _part(path, "test")
     kept, held_out = _split(len(y), train, seed, path)
     counts = Counter(word for i in kept for word in texts[i])
-    ranked = sorted(counts, key=lambda word: (-counts[word], word))[: vocabulary - OFFSET]
-    known = tuple(ranked)
-    parts = [encode([texts[i] for i in rows], known, length) for rows in (kept, held_out)]
-    return IMDB(parts[0], y[kept], parts[1], y[held_out], encode(tests, known, length), y_test, known)
+    known = tuple(sorted(counts, key=lambda word: (-counts[word], word))[: vocabulary - OFFSET])
+    X, X_valid = (encode([texts[i] for i in rows], known, length) for rows in (kept, held_out))
+    return IMDB(X, y[kept], X_valid, y[held_out], encode(tests, known, length), y_test, known)
 
 
 def _split(n: int, train: int, seed: int, path: Path) -> tuple[Ints, Ints]:
@@ -170,20 +169,7 @@ def _part(folder: Path, part: str) -> tuple[list[list[str]], Ints]:
 
 
 def _npz(path: Path, vocabulary: int, length: int) -> tuple[Ints, Ints, Ints, Ints]:
-    if not path.is_file():
-        raise MissingFile(f"there is no file {path}; expected the folder aclImdb, or an .npz of integers.")
-    if not zipfile.is_zipfile(path):
-        raise InvalidInput(f"{path} is not an .npz archive.")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            held = {key: archive[key] for key in archive.files}
-    except ValueError as error:
-        raise InvalidInput(
-            f"{path} holds arrays of Python objects, as the file that Keras downloads does; they are pickled and never "
-            "loaded: name the folder aclImdb, or save rectangular arrays of integers."
-        ) from error
-    except (OSError, EOFError, zipfile.BadZipFile) as error:
-        raise InvalidInput(f"{path} is damaged ({error}).") from error
+    held = read_npz(path, "name the folder aclImdb, or save rectangular arrays of integers")
     if missing := [key for key in ("x_train", "y_train", "x_test", "y_test") if key not in held]:
         raise InvalidInput(f"{path} has no array {missing[0]}; it has {', '.join(held) or 'none'}.")
     parts: list[Ints] = []

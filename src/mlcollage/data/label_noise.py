@@ -11,7 +11,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from mlcollage.errors import InvalidInput, UnknownName
+from mlcollage import _checks as checks
+from mlcollage.errors import InvalidInput
 
 __all__ = ["add_label_noise"]
 
@@ -67,14 +68,12 @@ def add_label_noise(
     clean = np.asarray(y)
     if clean.ndim != 1 or not np.issubdtype(clean.dtype, np.integer) or (len(clean) and clean.min() < 0):
         raise InvalidInput(f"y must hold class numbers (n,), integers from 0; got {clean.dtype} of {clean.shape}.")
-    if not (np.isfinite(rate) and 0 <= rate <= 1):
-        raise InvalidInput(f"rate={rate!r} must be a share from 0 to 1.")
+    rate = checks.probability("rate", rate, inside=False)
+    kind = checks.choice("kind", kind, ("symmetric", "pair"))
     classes = num_classes if num_classes is not None else int(clean.max(initial=-1)) + 1
     if len(clean) and clean.max() >= classes:
         raise InvalidInput(f"y holds the label {clean.max()}, but num_classes is {classes}.")
-    if kind not in ("symmetric", "pair"):
-        raise UnknownName(f"kind={kind!r} of label noise is not known; choose 'symmetric' or 'pair'.")
-    chosen = round(float(rate) * len(clean))
+    chosen = round(rate * len(clean))
     if chosen and classes < 2:
         raise InvalidInput("with one class there is no wrong label; label noise needs at least two.")
     rng = np.random.default_rng(rng)

@@ -16,7 +16,8 @@ from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from mlcollage.data._blocks import BLOCK, BlockCache, check_range, check_split, generator
+from mlcollage import _checks as checks
+from mlcollage.data._blocks import BLOCK, BlockCache, block_generator, check_range, check_split
 from mlcollage.errors import InvalidInput
 
 __all__ = ["MEAN", "MNIST1D", "STD", "TEMPLATES", "reference"]
@@ -113,16 +114,12 @@ def reference(
     >>> data["x"].shape, data["y_test"].shape
     ((4000, 40), (1000,))
     """
-    if num_samples < 20 or not 0 < train_split < 1:
-        raise InvalidInput(
-            f"MNIST-1D needs num_samples of at least 20 and a train_split between 0 and 1; "
-            f"got {num_samples} and {train_split}."
-        )
-    if not 0 <= padding[0] <= padding[1] or max_translation < 1 or final_seq_length < 2:
-        raise InvalidInput(
-            f"padding must be (low, high) with 0 <= low <= high, max_translation at least 1 and final_seq_length at "
-            f"least 2; got {padding}, {max_translation} and {final_seq_length}."
-        )
+    num_samples = checks.integer("num_samples", num_samples, least=20)
+    train_split = checks.probability("train_split", train_split)
+    checks.integer("max_translation", max_translation, least=1)
+    checks.integer("final_seq_length", final_seq_length, least=2)
+    if not 0 <= padding[0] <= padding[1]:
+        raise InvalidInput(f"padding must be (low, high) with 0 <= low <= high; got {padding}.")
     rng = np.random.RandomState(seed)  # the original's numbers need the legacy generator
     templates, length = _templates(), 12 + padding[1]
     signals = []
@@ -170,9 +167,9 @@ def _tables() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def _draw_block(seed: int, split: str, set_seed: int, block: int) -> tuple[Tensor, Tensor]:
     """1024 signals, all steps of :func:`reference` at once. The shape is always the same, so the bits are too."""
     stretched, there, smooth, final = _tables()
-    rng = generator("mnist1d", seed, split, set_seed, block)
-    u = torch.rand(BLOCK, 5, generator=rng)
-    noise = torch.randn(2, BLOCK, _LENGTH, generator=rng)
+    generator = block_generator("mnist1d", seed, split, set_seed, block)
+    u = torch.rand(BLOCK, 5, generator=generator)
+    noise = torch.randn(2, BLOCK, _LENGTH, generator=generator)
     y = (u[:, 0] * 10).long()
     zeros = (u[:, 1] * len(there)).long()
     roll = (torch.arange(_LENGTH) - (u[:, 2:3] * 48).long()) % _LENGTH
@@ -213,8 +210,7 @@ class MNIST1D:
     shape: tuple[int, ...] = field(init=False, default=(_FINAL,))
 
     def __post_init__(self) -> None:
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise InvalidInput(f"seed must be an int; got {self.seed!r}.")
+        self.seed = checks.integer("seed", self.seed)
         self.device = torch.device(self.device)
         self._blocks: BlockCache[tuple[Tensor, Tensor]] = BlockCache(_CACHED_BLOCKS)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 
 __all__ = ["permutation", "permuted"]
@@ -20,10 +21,8 @@ def permutation(features: int, task: int, *, seed: int = 0) -> NDArray[np.int64]
     >>> sorted(permutation(5, 3).tolist())
     [0, 1, 2, 3, 4]
     """
-    if features < 1 or task < 0 or seed < 0:
-        raise InvalidInput(
-            f"a permutation needs features >= 1, task >= 0 and seed >= 0; got {features}, {task} and {seed}."
-        )
+    features = checks.integer("features", features, least=1)
+    task, seed = checks.integer("task", task, least=0), checks.integer("seed", seed, least=0)
     if task == 0:
         return np.arange(features)
     return np.random.default_rng([seed, task]).permutation(features)

@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils.data import Dataset, TensorDataset
 
 from mlcollage import _checks as checks
-from mlcollage.data.workload import Labeled, arrays
+from mlcollage.data.workload import Labeled, arrays, make_network
 from mlcollage.errors import InvalidInput
 
 __all__ = ["Problem", "Samples", "fresh", "moments", "problem", "refuse_shared", "shared_samples"]
@@ -144,7 +144,7 @@ def problem(
 
     Examples
     --------
-    >>> from mlcollage.data.workload import load_workload
+    >>> from mlcollage.data.loading import load_workload
     >>> p = problem(None, lambda: load_workload("digits"), rng=np.random.default_rng(0), train=500, validation=100)
     >>> p.train.x.shape, len(p.validation.y), len(p.test.y), p.num_classes
     (torch.Size([500, 1, 8, 8]), 100, 540, 10)
@@ -248,7 +248,7 @@ def fresh(model: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
     """
     initialized = torch.cuda.is_available() and torch.cuda.is_initialized()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if initialized else []):
-        first, second = _call(model), _call(model)
+        first, second = make_network(model), make_network(model)
     kept = _storages(first)
     common = [name for place, name in _storages(second).items() if place in kept]
     if first is second or common:
@@ -257,16 +257,6 @@ def fresh(model: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
             f"the workload's model() hands out {what} at every call; construct a new network in it, e.g. lambda: Net()."
         )
     return model
-
-
-def _call(model: Callable[[], nn.Module]) -> nn.Module:
-    try:
-        network = model()
-    except Exception as error:
-        raise InvalidInput(f"the workload's model() failed with {type(error).__name__}: {error}.") from error
-    if not isinstance(network, nn.Module):
-        raise InvalidInput(f"the workload's model() must return a torch.nn.Module; got {type(network).__name__}.")
-    return network
 
 
 def _storages(network: nn.Module) -> dict[int, str]:

@@ -7,7 +7,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mlcollage.errors import InvalidInput, UnknownName
+from mlcollage import _checks as checks
+from mlcollage.errors import InvalidInput
 
 __all__ = ["TABLES", "TableInfo", "load"]
 
@@ -78,10 +79,8 @@ def load(
     """
     from sklearn.model_selection import train_test_split
 
-    if name not in TABLES:
-        raise UnknownName(f"there is no table {name!r}; choose one of {', '.join(TABLES)}.")
-    if not 0 < test_fraction < 1:
-        raise InvalidInput(f"test_fraction must be between 0 and 1; got {test_fraction}.")
+    checks.choice("name", name, TABLES)
+    test_fraction = checks.probability("test_fraction", test_fraction)
     x, y = _rows(name, seed, n)
     classes = TABLES[name].task == "classification"
     parts = train_test_split(x, y, test_size=test_fraction, random_state=seed, stratify=y if classes else None)
@@ -96,12 +95,9 @@ def _rows(name: str, seed: int, n: int | None) -> tuple[NDArray[np.float64], NDA
             raise InvalidInput(f"{name} has {TABLES[name].rows} rows; only generated tables take n.")
         x, y = getattr(datasets, f"load_{name}")(return_X_y=True)
         return x.astype(np.float64), y.astype(np.int64 if TABLES[name].task == "classification" else np.float64)
-    rows = TABLES[name].rows if n is None else n
-    if rows < 4:
-        raise InvalidInput(f"n must be at least 4; got {rows}.")
+    rows = TABLES[name].rows if n is None else checks.integer("n", n, least=4)
     if name == "friedman1":
-        x, y = datasets.make_friedman1(rows, n_features=10, noise=1.0, random_state=seed)
-        return x, y
+        return datasets.make_friedman1(rows, n_features=10, noise=1.0, random_state=seed)
     rng = np.random.default_rng(seed)
     x = rng.uniform(-np.pi, np.pi, size=(rows, 1))
     return x, np.sin(x[:, 0]) + 0.1 * rng.standard_normal(rows)

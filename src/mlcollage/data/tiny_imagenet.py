@@ -14,12 +14,11 @@ The validation images are the test set here, as everywhere.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from mlcollage.data._images import ImageFolder, _fingerprint
-from mlcollage.data._labeled import check_options, whole_number
+from mlcollage.data._images import ImageFolder, files_hash
+from mlcollage.data._reading import check_options, first_holding, roots, whole_number, with_options
 from mlcollage.data.workload import Labeled
 from mlcollage.errors import InvalidInput, MissingFile
 
@@ -35,11 +34,8 @@ _IMAGES = {".jpeg", ".jpg", ".png"}
 
 def find() -> Path | None:
     """Return the first folder that holds the set, or None: ``$MLCOLLAGE_DATA``, ``./data`` and ``~/data``."""
-    roots = [Path("data"), Path.home() / "data"]
-    if named := os.environ.get("MLCOLLAGE_DATA"):
-        roots.insert(0, Path(named).expanduser())
-    places = [place for root in roots for place in (root, root / _FOLDER)]
-    return next((p for p in places if (p / "val" / "val_annotations.txt").is_file()), None)
+    places = [place for root in roots() for place in (root, root / _FOLDER)]
+    return first_holding(places, ["val/val_annotations.txt"])
 
 
 def load(folder: str | Path | None = None, *, per_class: int | None = None) -> tuple[ImageFolder, ImageFolder]:
@@ -67,35 +63,30 @@ def load(folder: str | Path | None = None, *, per_class: int | None = None) -> t
     root = _root(folder)
     ids = _ids(root)
     names = _names(root, ids)
-    paths: list[Path] = []
-    labels: list[int] = []
+    seen: list[tuple[Path, int]] = []  # image and label
     for label, wnid in enumerate(ids):
         place = root / "train" / wnid
         place = place / "images" if (place / "images").is_dir() else place
         found = sorted((p for p in place.iterdir() if p.suffix.lower() in _IMAGES), key=_number)[:per_class]
         if not found:
             raise MissingFile(f"the class folder {place} holds no images; unpack tiny-imagenet-200.zip again.")
-        paths += found
-        labels += [label] * len(found)
+        seen += [(path, label) for path in found]
     held = _validation(root, {wnid: i for i, wnid in enumerate(ids)}, per_class)
-    return (
-        ImageFolder(paths, labels, names, None, 3),
-        ImageFolder([p for p, _ in held], [y for _, y in held], names, None, 3),
-    )
+    train, test = (ImageFolder([p for p, _ in part], [y for _, y in part], names, None, 3) for part in (seen, held))
+    return train, test
 
 
 def workload(folder: str, options: Mapping[str, str]) -> Labeled:
     """Tiny ImageNet as ``--workload tiny_imagenet:folder``; ``?per_class=50`` takes the first so many of each class."""
     check_options(options, ("per_class",), "the workload tiny_imagenet")
-    train, test = load(folder or None, per_class=whole_number(options, "per_class", None))
-    root = _root(folder or None)
-    asked = f"?per_class={options['per_class']}" if "per_class" in options else ""
+    train, test = load(folder or None, per_class=whole_number(options, "per_class"))
+    called = with_options("tiny_imagenet", options)
     return Labeled(
         train,
         test,
         len(train.classes),
-        name=f"tiny_imagenet{asked}",
-        fingerprint=_fingerprint(root, [*train.paths, *test.paths], asked),
+        name=called,
+        fingerprint=files_hash(_root(folder or None), [*train.paths, *test.paths], called),
     )
 
 

@@ -7,7 +7,6 @@ first. An ``.npz`` with arrays ``x`` and ``y``, as several papers' code keeps th
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,8 +14,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mlcollage.data._bundled import standardize
-from mlcollage.errors import InvalidInput, MissingFile, UnknownName
+from mlcollage import _checks as checks
+from mlcollage.data._reading import read_npz, standardize
+from mlcollage.errors import InvalidInput, MissingFile
 
 __all__ = ["UCI", "UCIInfo", "UCISplit", "load"]
 
@@ -123,13 +123,10 @@ def load(
     >>> split.X_train.shape, split.X_test.shape, round(float(split.y_train.std()), 6)
     ((45, 2), (5, 2), 1.0)
     """
-    if name is not None and name not in UCI:
-        raise UnknownName(f"there is no UCI table {name!r}; choose one of {', '.join(UCI)}, or None for another table.")
-    if not (isinstance(test_fraction, float) and 0 < test_fraction < 1):
-        raise InvalidInput(f"test_fraction={test_fraction!r} must be between 0 and 1.")
+    info = UCI[checks.choice("name", name, UCI)] if name is not None else None
+    test_fraction = checks.probability("test_fraction", test_fraction)
     file = Path(path).expanduser()
     table = _read(file)
-    info = UCI[name] if name is not None else None
     if info and file.suffix.lower() == ".npz":  # x and y are told apart already, and hold one target
         info = info._replace(target=-1, drop=())
     _check_size(table, name, info, str(path))
@@ -185,15 +182,7 @@ def _is_number(text: str) -> bool:
 
 
 def _npz(path: Path) -> pd.DataFrame:
-    if not zipfile.is_zipfile(path):
-        raise InvalidInput(f"{path} is not an .npz archive.")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            held = {key.lower(): archive[key] for key in archive.files}
-    except ValueError as error:
-        raise InvalidInput(f"{path} holds pickled Python objects, which are never loaded; save numbers.") from error
-    except (OSError, EOFError, zipfile.BadZipFile) as error:
-        raise InvalidInput(f"{path} is damaged ({error}).") from error
+    held = read_npz(path)
     x, y = held.get("x"), held.get("y")
     if x is None or y is None or x.ndim != 2 or y.size != len(x) or {x.dtype.kind, y.dtype.kind} - set("iuf"):
         raise InvalidInput(

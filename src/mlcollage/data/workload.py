@@ -1,12 +1,10 @@
-"""What a study is run on: built in, or the user's own model and data."""
+"""What a study is run on: the kinds of workload. :mod:`mlcollage.data.loading` loads them by name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
-from urllib.parse import parse_qsl
 
 import numpy as np
 import torch
@@ -14,15 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
-from mlcollage.data._labeled import LabeledTensors
-from mlcollage.errors import InvalidInput, MissingFile, UnknownName
+from mlcollage.errors import InvalidInput
 
-__all__ = ["Labeled", "Workload", "arrays", "describe", "load_workload"]
+__all__ = ["Labeled", "LabeledTensors", "Workload", "arrays", "make_network"]
+
+_AT_ONCE = 1024  # samples that are decoded together
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """Base of all kinds of workload: what a study is run on.
+    """Base of all kinds of workload.
 
     Parameters
     ----------
@@ -34,6 +33,13 @@ class Workload:
 
     name: str = "workload"
     fingerprint: str = ""
+
+    def check(self, where: str) -> None:
+        """Refuse what no study can use, in one sentence that starts with ``where``."""
+
+    def describe(self) -> dict[str, Any]:
+        """What the workload holds, in plain values; ``mlcollage data check`` prints them."""
+        return {"name": self.name, "fingerprint": self.fingerprint or "none (built in)"}
 
 
 @dataclass(frozen=True)
@@ -55,8 +61,8 @@ class Labeled(Workload):
     Examples
     --------
     >>> data = TensorDataset(torch.rand(20, 3), torch.arange(20) % 2)
-    >>> Labeled(data, data, num_classes=2, name="noise").name
-    'noise'
+    >>> Labeled(data, data, num_classes=2, name="noise").describe()["shape"]
+    [3]
     """
 
     train: Dataset[Any]
@@ -81,104 +87,94 @@ class Labeled(Workload):
         train, test = LabeledTensors(X, y, names), LabeledTensors(X_test, y_test, names)
         return cls(train, test, len(names), name=name, fingerprint=fingerprint)
 
+    def check(self, where: str) -> None:
+        """Look at the first and last samples, since most mistakes are in every sample.
 
-def load_workload(spec: str) -> Labeled:
-    """Load what ``--workload`` names.
+        Raises
+        ------
+        InvalidInput
+            One sentence that starts with ``where``.
+        """
+        if not isinstance(self.num_classes, int) or self.num_classes < 2:
+            raise InvalidInput(f"{where}: num_classes must be an int of at least 2; got {self.num_classes!r}.")
+        if isinstance(self.model, nn.Module):
+            raise InvalidInput(f"{where}: model must make a fresh module, e.g. lambda: Net(); it is a module itself.")
+        if self.model is not None and not callable(self.model):
+            raise InvalidInput(f"{where}: model must be a function that returns a module; got {self.model!r}.")
+        shapes = [_check_part(self.train, self.num_classes, f"{where}: train")]
+        shapes += [_check_part(self.test, self.num_classes, f"{where}: test")]
+        if shapes[0] != shapes[1]:
+            raise InvalidInput(f"{where}: inputs are {shapes[0]} in train and {shapes[1]} in test.")
 
-    Parameters
+    def describe(self) -> dict[str, Any]:
+        """Sizes, shape and classes in plain values; makes the model once and tries it on two samples.
+
+        Raises
+        ------
+        InvalidInput
+            If the model does not map a batch to ``num_classes`` logits.
+        """
+        facts = super().describe()
+        return {
+            "name": facts.pop("name"),
+            "train": len(cast(Sized, self.train)),
+            "test": len(cast(Sized, self.test)),
+            "shape": list(self.train[0][0].shape),
+            "num_classes": self.num_classes,
+            "classes": [str(name) for name in getattr(self.train, "classes", range(self.num_classes))],
+            "model": "the study's own" if self.model is None else self._try(self.model),
+            **facts,
+        }
+
+    def _try(self, make: Callable[[], nn.Module]) -> str:
+        x = torch.stack([self.train[i][0] for i in (0, len(cast(Sized, self.train)) - 1)])  # (2, *shape)
+        with torch.random.fork_rng(devices=[]):
+            model = make_network(make)
+        try:
+            with torch.no_grad():
+                logits = model.eval()(x)
+        except Exception as error:
+            raise InvalidInput(
+                f"the workload's model fails on inputs {tuple(x.shape)}: {type(error).__name__}: {error}."
+            ) from error
+        if getattr(logits, "shape", None) != (2, self.num_classes):
+            raise InvalidInput(
+                f"the workload's model maps {tuple(x.shape)} to {tuple(getattr(logits, 'shape', ()))}; expected "
+                f"(2, {self.num_classes}), one logit per class."
+            )
+        return f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} parameters"
+
+
+class LabeledTensors(TensorDataset):
+    """A ``TensorDataset`` of inputs and labels that knows what the classes are called.
+
+    Attributes
     ----------
-    spec
-        One of the following; options follow a ``?``, several are joined by ``&``.
+    classes
+        Names by label.
+    """
 
-        ``digits``, ``fashion_mnist``, ``mnist1d``, ``breast_cancer``, ``wine``, ``iris``
-            Built in.
-        ``glyphs``, ``glyphs:easy16``
-            :class:`~mlcollage.data.glyphs.GlyphWorld`; ``n`` and ``test`` say how many images, and every setting that
-            is a number or a word is an option: ``glyphs:easy16?n=2000&test=500&label_noise=0.2``.
-        ``module:function``, ``file.py:function``
-            A function of yours without arguments that returns a :class:`Labeled`, or a dictionary (or any object)
-            with ``train``, ``test``, ``num_classes`` and, if you like, ``model``.
-        ``file.npz``
-            Arrays ``X``, ``y`` and, if there is a test set, ``X_test``, ``y_test`` (also ``x_train``,
-            ``train_images``, ...). Images are ``(n, h, w)``, ``(n, h, w, c)`` or ``(n, c, h, w)``; whole-number pixels
-            are divided by 255.
-        ``table.csv``, ``table.parquet``
-            The label is the last column, or ``?target=name``. A column ``split`` of ``train`` and ``test``, or
-            ``?test=other.csv``, gives the split. Numbers are standardized by the training rows (``?scale=none`` keeps
-            them), words are one-hot encoded.
-        a folder of images
-            ``train/cat/1.png`` and ``test/cat/2.png``, or ``cat/1.png``. ``?size=32`` cuts and resizes to squares,
-            ``?channels=1`` or ``3`` converts. Images are decoded when they are asked for.
-        ``cifar10:folder``, ``cifar100:folder``
-            :mod:`~mlcollage.data.cifar` from the folder of its binary version, a folder of images, a saved Hugging Face
-            set or an ``.npz``; without a folder from where it usually lies. ``?n=5000&test=1000`` takes the first so
-            many, ``?labels=coarse`` the 20 coarse classes of CIFAR-100.
-        ``tiny_imagenet:folder``
-            :mod:`~mlcollage.data.tiny_imagenet` from the folder ``tiny-imagenet-200``, or from where it usually lies.
-            ``?per_class=50`` takes the first so many images of each class.
-        ``hf:name``, ``hf:name:configuration``, ``hf:folder``
-            A data set of the Hugging Face hub, or one saved to a folder (``save_to_disk``, Parquet files); needs the
-            extra ``hub``. ``?label=column``, ``?image=column``, ``?size=32``.
+    def __init__(self, X: NDArray, y: NDArray, classes: Sequence[str]) -> None:
+        inputs = torch.from_numpy(np.ascontiguousarray(X, dtype=np.float32))
+        super().__init__(inputs, torch.from_numpy(np.ascontiguousarray(y, dtype=np.int64)))
+        self.classes = tuple(classes)
 
-        Data without a test set are split 80 : 20 at random, always the same way, with the classes in proportion; the
-        name says so. Labels of any kind become 0, 1, ...; ``train.classes`` keeps what they were called.
+
+def make_network(model: Callable[[], nn.Module]) -> nn.Module:
+    """Call a user's ``model`` function.
 
     Raises
     ------
-    UnknownName, MissingFile, InvalidInput, MissingDependency
-        One sentence that says what is wrong with the name, the file or what is in it.
-
-    Examples
-    --------
-    >>> workload = load_workload("glyphs:easy16?n=100&test=50")
-    >>> len(workload.train), workload.test[0][0].shape, workload.num_classes
-    (100, torch.Size([1, 16, 16]), 10)
+    InvalidInput
+        If it fails or returns something else than a module.
     """
-    from mlcollage.data import _bundled, _files, _images, _user_code
-
-    if not isinstance(spec, str) or not spec.strip():
-        raise InvalidInput(f"a workload is named by a string such as 'digits' or 'module:function'; got {spec!r}.")
-    name, options = _options(spec.strip())
-    path = Path(name).expanduser()
-    if name.startswith("hf:"):
-        from mlcollage.data import _hub
-
-        return _hub.load(name.removeprefix("hf:"), options)
-    if _bundled.knows(name):
-        return _bundled.load(name, options)
-    if name.partition(":")[0] in ("cifar10", "cifar100"):
-        from mlcollage.data import cifar
-
-        return cifar.workload(name.partition(":")[0], name.partition(":")[2], options)
-    if name.partition(":")[0] == "tiny_imagenet":
-        from mlcollage.data import tiny_imagenet
-
-        return tiny_imagenet.workload(name.partition(":")[2], options)
-    if path.is_dir():
-        return _images.load(path, options)
-    if path.suffix.lower() in (".npz", ".csv", ".parquet"):
-        if not path.is_file():
-            raise MissingFile(f"there is no file {name}; it was taken from --workload.")
-        return _files.load(path, options)
-    if ":" in name:
-        return _user_code.load(name, options)
-    if path.exists():
-        raise InvalidInput(f"{name} is neither .npz, .csv nor .parquet nor a folder of images.")
-    raise UnknownName(
-        f"there is no workload {name!r}; expected {', '.join(_bundled.NAMES)}, cifar10:folder, cifar100:folder, "
-        "tiny_imagenet:folder, module:function, a folder of images, an .npz, .csv or .parquet file, or hf:name."
-    )
-
-
-def _options(spec: str) -> tuple[str, dict[str, str]]:
-    name, mark, query = spec.partition("?")
-    if not mark:
-        return name, {}
     try:
-        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True)
-    except ValueError:
-        raise InvalidInput(f"options are written ?key=value&key=value; got ?{query} in {spec!r}.") from None
-    return name, dict(pairs)
+        network = model()
+    except Exception as error:
+        raise InvalidInput(f"the workload's model() failed with {type(error).__name__}: {error}.") from error
+    if not isinstance(network, nn.Module):
+        raise InvalidInput(f"the workload's model() must return a torch.nn.Module; got {type(network).__name__}.")
+    return network
 
 
 def arrays(dataset: Dataset[Any], rows: int | Sequence[int] | NDArray | None = None) -> tuple[NDArray, NDArray]:
@@ -204,18 +200,17 @@ def arrays(dataset: Dataset[Any], rows: int | Sequence[int] | NDArray | None = N
     ((100, 4), dtype('float32'), dtype('int64'))
     """
     size = len(cast(Sized, dataset))
-    wanted = np.arange(size) if rows is None else np.arange(size)[:rows] if isinstance(rows, int) else np.asarray(rows)
+    wanted = np.arange(size)[:rows] if rows is None or isinstance(rows, int) else np.asarray(rows)
     if not len(wanted):
         raise InvalidInput(f"the dataset has {size} samples and rows is {rows}; nothing is left.")
     if isinstance(dataset, TensorDataset):
         index = torch.from_numpy(wanted)
         x, y = (tensor[index] for tensor in dataset.tensors)
-    elif hasattr(dataset, "__getitems__"):
-        blocks = [wanted[i : i + 1024].tolist() for i in range(0, len(wanted), 1024)]
-        parts = [_stack(dataset.__getitems__(block), block) for block in blocks]
-        x, y = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
     else:
-        x, y = _stack([dataset[i] for i in wanted.tolist()], wanted.tolist())
+        blocks = [wanted[i : i + _AT_ONCE].tolist() for i in range(0, len(wanted), _AT_ONCE)]
+        several = getattr(dataset, "__getitems__", lambda block: [dataset[i] for i in block])
+        parts = [_stack(several(block), block) for block in blocks]
+        x, y = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
     X, labels = x.detach().cpu().numpy().astype(np.float32), y.detach().cpu().numpy()
     if not np.isfinite(X).all():
         raise InvalidInput(f"{int((~np.isfinite(X)).sum())} input values are NaN or infinite; clean the data first.")
@@ -230,61 +225,39 @@ def _stack(samples: list[Any], numbers: list[int]) -> tuple[Tensor, Tensor]:
     """Pairs of one shape as one batch; ``numbers`` are the samples' places in the dataset, for messages."""
     shape = None
     for number, sample in zip(numbers, samples, strict=True):
-        if not isinstance(sample, tuple | list) or len(sample) != 2:
-            raise InvalidInput(f"sample {number} is {type(sample).__name__}; expected a pair (input, label).")
-        here = tuple(np.shape(sample[0]))
+        here = tuple(np.shape(_pair(sample, f"sample {number}")[0]))
         shape = shape or here
         if here != shape:
             raise InvalidInput(f"sample {number} has shape {here}, the first one {shape}; all must be alike.")
     return torch.stack([torch.as_tensor(x) for x, _ in samples]), torch.tensor([int(y) for _, y in samples])
 
 
-def describe(workload: Labeled) -> dict[str, Any]:
-    """What a workload holds, in plain values; builds the model once and tries it on two samples.
-
-    Raises
-    ------
-    InvalidInput
-        If the model does not map a batch to ``num_classes`` logits.
-
-    Examples
-    --------
-    >>> describe(load_workload("wine"))["train"]
-    133
-    """
-    facts: dict[str, Any] = {
-        "name": workload.name,
-        "train": len(cast(Sized, workload.train)),
-        "test": len(cast(Sized, workload.test)),
-        "shape": list(workload.train[0][0].shape),
-        "num_classes": workload.num_classes,
-        "classes": [str(name) for name in getattr(workload.train, "classes", range(workload.num_classes))],
-        "model": "the study's own" if workload.model is None else _try_model(workload),
-        "fingerprint": workload.fingerprint or "none (built in)",
-    }
-    return facts
+def _pair(sample: Any, where: str) -> tuple[Any, Any]:
+    if not isinstance(sample, tuple | list) or len(sample) != 2:
+        raise InvalidInput(f"{where} is {type(sample).__name__}; expected a pair (input, label).")
+    return sample[0], sample[1]
 
 
-def _try_model(workload: Labeled) -> str:
-    x = torch.stack([workload.train[i][0] for i in (0, len(cast(Sized, workload.train)) - 1)])
-    with torch.random.fork_rng(devices=[]):
-        try:
-            model = cast(Callable[[], nn.Module], workload.model)()
-        except Exception as error:
-            raise InvalidInput(f"the workload's model() failed with {type(error).__name__}: {error}.") from error
-    if not isinstance(model, nn.Module):
-        raise InvalidInput(f"the workload's model() must return a torch.nn.Module; got {type(model).__name__}.")
-    try:
-        with torch.no_grad():
-            logits = model.eval()(x)
-    except Exception as error:
-        raise InvalidInput(
-            f"the workload's model fails on inputs {tuple(x.shape)}: {type(error).__name__}: {error}."
-        ) from error
-    if getattr(logits, "shape", None) != (2, workload.num_classes):
-        raise InvalidInput(
-            f"the workload's model maps {tuple(x.shape)} to {tuple(getattr(logits, 'shape', ()))}; expected "
-            f"(2, {workload.num_classes}), one logit a class."
+def _check_part(dataset: Any, num_classes: int, where: str) -> tuple[int, ...]:
+    """Shape of the inputs of a dataset whose first and last samples are as they must be."""
+    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        kind = type(dataset).__name__
+        raise InvalidInput(f"{where} must be a map-style dataset with __getitem__ and __len__; got {kind}.")
+    if len(dataset) == 0:
+        raise InvalidInput(f"{where} is empty.")
+    shape: tuple[int, ...] = ()
+    for index in (0, len(dataset) - 1):
+        here = f"{where}[{index}]"
+        x, y = _pair(dataset[index], here)
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            kind = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+            raise InvalidInput(f"{here}: the input is {kind}; expected a float tensor, images scaled to [0, 1].")
+        if not bool(torch.isfinite(x).all()):
+            raise InvalidInput(f"{here}: the input holds NaN or infinity.")
+        whole = isinstance(y, int | np.integer) or (
+            isinstance(y, Tensor) and y.numel() == 1 and not y.is_floating_point()
         )
-    parameters = sum(p.numel() for p in model.parameters())
-    return f"{type(model).__name__}, {parameters:,} parameters"
+        if not whole or not 0 <= int(y) < num_classes:
+            raise InvalidInput(f"{here}: the label is {y!r}; expected an integer from 0 to {num_classes - 1}.")
+        shape = tuple(x.shape)
+    return shape

@@ -79,7 +79,7 @@ class BoundStudy:
         """The user's workload, loaded once, or None."""
         if self.workload_spec is None:
             return None
-        from mlcollage.data.workload import load_workload
+        from mlcollage.data.loading import load_workload
 
         workload = load_workload(self.workload_spec)
         kinds = {kind for e in self.study.experiments for kind in e.workloads}

@@ -1,48 +1,59 @@
-"""What the loaders of the user's data share: labels of any kind, splits, options, fingerprints."""
+"""What the loaders share: where data lie, options, arrays, labels of any kind, splits, images, fingerprints."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import os
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import TensorDataset
 
-from mlcollage.errors import InvalidInput
+from mlcollage.errors import InvalidInput, MissingFile
 
 __all__ = [
     "SPLIT_NOTE",
-    "LabeledTensors",
+    "channels_of",
     "check_options",
     "encode",
     "encode_as",
     "file_hash",
+    "first_holding",
     "image_tensor",
+    "label_words",
+    "read_npz",
+    "roots",
     "split_rows",
+    "standardize",
     "whole_number",
+    "with_options",
 ]
 
 SPLIT_NOTE = " (80/20 split)"
 """Added to the name of a workload whose test set we split off."""
 
 
-class LabeledTensors(TensorDataset):
-    """A ``TensorDataset`` of inputs and labels that knows what the classes are called.
+# --- where data lie ---------------------------------------------------------------------------------------------------
 
-    Attributes
-    ----------
-    classes
-        Names by label.
-    """
 
-    def __init__(self, X: NDArray, y: NDArray, classes: Sequence[str]) -> None:
-        inputs = torch.from_numpy(np.ascontiguousarray(X, dtype=np.float32))
-        super().__init__(inputs, torch.from_numpy(np.ascontiguousarray(y, dtype=np.int64)))
-        self.classes = tuple(classes)
+def roots() -> list[Path]:
+    """Folders that data are looked for in: ``$MLCOLLAGE_DATA``, ``./data`` and ``~/data``."""
+    named = os.environ.get("MLCOLLAGE_DATA")
+    return [*([Path(named).expanduser()] if named else []), Path("data"), Path.home() / "data"]
+
+
+def first_holding(places: Iterable[Path], files: Iterable[str]) -> Path | None:
+    """The first of the folders that holds all files (compressed with ``.gz`` or not), or None."""
+    files = list(files)
+    found = (p for p in places if all((p / f).is_file() or (p / f"{f}.gz").is_file() for f in files))
+    return next(found, None)
+
+
+# --- options, written ?key=value&key=value ----------------------------------------------------------------------------
 
 
 def check_options(options: Mapping[str, str], known: Sequence[str], what: str) -> None:
@@ -53,17 +64,71 @@ def check_options(options: Mapping[str, str], known: Sequence[str], what: str) -
             raise InvalidInput(f"{what} has no option {key!r}; it takes {allowed}.")
 
 
-def whole_number(options: Mapping[str, str], key: str, default: int | None, *, least: int = 1) -> int | None:
-    """An option that is a whole number."""
+def with_options(name: str, options: Mapping[str, str]) -> str:
+    """The name that loads the same again."""
+    return name + ("?" if options else "") + "&".join(f"{key}={value}" for key, value in sorted(options.items()))
+
+
+def whole_number(options: Mapping[str, str], key: str, default: int | None = None) -> int | None:
+    """An option that is a whole number from 1."""
     if key not in options:
         return default
+    if not options[key].strip().isdecimal() or int(options[key]) < 1:
+        raise InvalidInput(f"option {key} must be a whole number from 1; got {options[key]!r}.")
+    return int(options[key])
+
+
+def channels_of(options: Mapping[str, str], default: int) -> int:
+    """The option ``channels``: 1 (gray) or 3 (RGB)."""
+    if options.get("channels", "1") not in ("1", "3"):
+        raise InvalidInput(f"option channels must be 1 or 3; got {options['channels']!r}.")
+    return int(options.get("channels", default))
+
+
+# --- arrays -----------------------------------------------------------------------------------------------------------
+
+
+def read_npz(path: Path, instead: str = "save numbers and strings only") -> dict[str, NDArray]:
+    """The arrays of an ``.npz`` archive by their names in lower case; nothing is unpickled.
+
+    Raises
+    ------
+    MissingFile
+        If there is no such file.
+    InvalidInput
+        If it is no archive, is damaged or holds Python objects; then ``instead`` says what to do.
+    """
+    if not path.is_file():
+        raise MissingFile(f"there is no file {path}.")
+    if not zipfile.is_zipfile(path):
+        raise InvalidInput(f"{path} is not an .npz archive.")
     try:
-        value = int(options[key])
-    except ValueError:
-        value = least - 1
-    if value < least:
-        raise InvalidInput(f"option {key} must be a whole number from {least}; got {options[key]!r}.")
-    return value
+        with np.load(path, allow_pickle=False) as archive:
+            return {key.lower(): archive[key] for key in archive.files}
+    except ValueError as error:
+        raise InvalidInput(
+            f"{path} holds arrays of Python objects, which are pickled and never loaded; {instead}."
+        ) from error
+    except (OSError, EOFError, zipfile.BadZipFile) as error:
+        raise InvalidInput(f"{path} is damaged ({error}).") from error
+
+
+def standardize(train: NDArray, test: NDArray) -> tuple[NDArray, NDArray]:
+    """Columns of mean 0 and standard deviation 1 over the training rows; constant columns become 0."""
+    mean, std = train.mean(axis=0), train.std(axis=0)
+    std = np.where(std > 1e-12 * np.maximum(1, np.abs(mean)), std, 1.0)
+    return (train - mean) / std, (test - mean) / std
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+def label_words(labels: NDArray) -> list[str]:
+    """What labels are called: whole numbers without a decimal point, bytes as text."""
+    values = np.asarray(labels).reshape(-1)
+    if values.dtype.kind == "f" and np.isfinite(values).all() and (values == np.round(values)).all():
+        values = values.astype(np.int64)
+    return [value.decode(errors="replace") if isinstance(value, bytes) else str(value) for value in values]
 
 
 def encode(labels: NDArray, where: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
@@ -85,8 +150,8 @@ def encode(labels: NDArray, where: str) -> tuple[NDArray[np.int64], tuple[str, .
     elif labels.dtype.kind not in "biuUSO":
         raise InvalidInput(f"the labels of {where} are of type {labels.dtype}; expected integers or strings.")
     if labels.dtype.kind in "SO":
-        labels = np.array([v.decode(errors="replace") if isinstance(v, bytes) else str(v) for v in labels])
-    names, y = np.unique(labels, return_inverse=True)
+        labels = np.array(label_words(labels))
+    names, y = np.unique(labels, return_inverse=True)  # numbers in their order, 2 before 10
     if len(names) < 2:
         raise InvalidInput(f"{where} has one class only ({names[0] if len(names) else 'no label at all'}); give two.")
     if len(names) > max(2, len(y) // 2):
@@ -99,13 +164,9 @@ def encode(labels: NDArray, where: str) -> tuple[NDArray[np.int64], tuple[str, .
 
 def encode_as(labels: NDArray, classes: Sequence[str], where: str) -> NDArray[np.int64]:
     """Labels of a test set by the classes of its training set."""
-    values = np.asarray(labels).reshape(-1)
-    if values.dtype.kind == "f" and np.isfinite(values).all() and (values == np.round(values)).all():
-        values = values.astype(np.int64)
     place = {name: number for number, name in enumerate(classes)}
-    words = [value.decode(errors="replace") if isinstance(value, bytes) else str(value) for value in values]
-    unknown = sorted(set(words) - set(place))
-    if unknown:
+    words = label_words(labels)
+    if unknown := sorted(set(words) - set(place)):
         raise InvalidInput(f"the test labels of {where} hold {unknown[0]!r}, which the training labels never do.")
     return np.array([place[word] for word in words], dtype=np.int64)
 
@@ -128,6 +189,9 @@ def split_rows(y: NDArray[np.int64], classes: Sequence[str], where: str) -> tupl
     return np.sort(train), np.sort(test)
 
 
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
 def file_hash(*paths: Path, extra: str = "") -> str:
     """SHA-256 of the contents of files, and of the options they were read with."""
     digest = hashlib.sha256(extra.encode())
@@ -147,5 +211,5 @@ def image_tensor(image: Any, size: int | None, channels: int) -> torch.Tensor:
     image = image.convert("L" if channels == 1 else "RGB")
     if size is not None:
         image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
-    pixels = np.asarray(image, dtype=np.float32) / 255
+    pixels = np.asarray(image, dtype=np.float32) / 255  # (h, w) or (h, w, 3)
     return torch.from_numpy(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1).copy())

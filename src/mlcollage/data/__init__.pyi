@@ -1,0 +1,27 @@
+from .catalog import catalog as catalog
+from .digits import load_digits_split as load_digits_split
+from .glyphs import GlyphWorld as GlyphWorld
+from .label_noise import add_label_noise as add_label_noise
+from .loading import load_workload as load_workload
+from .mnist1d import MNIST1D as MNIST1D
+from .problem import Problem as Problem
+from .problem import problem as problem
+from .workload import Labeled as Labeled
+from .workload import Workload as Workload
+from .workload import arrays as arrays
+from .world import DataWorld as DataWorld
+
+__all__ = [
+    "MNIST1D",
+    "DataWorld",
+    "GlyphWorld",
+    "Labeled",
+    "Problem",
+    "Workload",
+    "add_label_noise",
+    "arrays",
+    "catalog",
+    "load_digits_split",
+    "load_workload",
+    "problem",
+]

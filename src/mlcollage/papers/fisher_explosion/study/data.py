@@ -1,0 +1,96 @@
+"""Data and networks of the study: a part of a data set for each seed, with labels of which a share may be wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache, partial
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from mlcollage.data.label_noise import add_label_noise
+from mlcollage.data.problem import Problem, Samples, problem
+from mlcollage.data.loading import load_workload
+from mlcollage.data.workload import Labeled
+from mlcollage.nn.convnet import ConvNet
+from mlcollage.nn.mlp import MLP
+
+__all__ = ["SeedData", "network", "own_data", "seed_data"]
+
+
+@dataclass(frozen=True)
+class SeedData:
+    """What one seed trains, validates and tests on.
+
+    Parameters
+    ----------
+    problem
+        Its training and validation labels may be wrong, those of the test set are not.
+    wrong
+        Which training labels are, (n,) bool.
+    """
+
+    problem: Problem
+    wrong: Tensor
+
+
+def own_data(name: str) -> Labeled:
+    """Fashion-MNIST at 14 x 14, or another source by its name."""
+    return _pooled_fashion() if name == "fashion_14" else load_workload(name)
+
+
+@cache
+def _pooled_fashion() -> Labeled:
+    from mlcollage.data.fashion_mnist import load
+
+    x, y, x_test, y_test = load()
+
+    def pool(images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return images.reshape(-1, 1, 14, 2, 14, 2).mean((3, 5))  # (n, 1, 14, 14)
+
+    return Labeled.from_arrays(pool(x), y, pool(x_test), y_test, 10, name="fashion_14")
+
+
+def network(name: str, shape: tuple[int, ...], classes: int) -> nn.Module:
+    """The study's own networks, without batch norm."""
+    if name == "convnet" and len(shape) == 3:
+        return ConvNet(shape, classes, (32, 64, 128), norm=None)
+    return MLP(shape, classes, (128, 128))
+
+
+def seed_data(
+    default: Callable[[], Labeled],
+    workload: Labeled | None,
+    seed: int,
+    *,
+    train: int,
+    validation: int,
+    test: int,
+    wrong: float = 0.0,
+    model: str = "mlp",
+    device: str = "cpu",
+) -> SeedData:
+    """A seed's samples, a share ``wrong`` of whose training and validation labels is wrong."""
+    rng = np.random.default_rng([seed, 11])
+    drawn = problem(
+        workload,
+        default,
+        rng=rng,
+        train=train,
+        validation=validation,
+        test=test,
+        share=0.7,
+        model=partial(network, model),
+        device=device,
+    )
+    # Validation labels are as wrong as the training labels: a user has no others.
+    parts, masks = [], []
+    for x, y in (drawn.train, drawn.validation):
+        noisy, mask = add_label_noise(y.cpu().numpy(), wrong, num_classes=drawn.num_classes, rng=rng)
+        parts.append(Samples(x, torch.from_numpy(noisy).to(device)))
+        masks.append(mask)
+    changed = replace(drawn, train=parts[0], validation=parts[1])
+    return SeedData(changed, torch.from_numpy(masks[0]).to(device))
