@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mlcollage import __version__
-from mlcollage.errors import InvalidInput, MLCollageError, RunFailed, UnknownName
+from mlcollage.errors import InvalidInput, MLCollageError, RunFailed, StoreError, UnknownName
 
 if TYPE_CHECKING:
     from mlcollage.collage.content import Entry
@@ -191,6 +191,9 @@ def show(
     _print_table(table)
 
 
+_SETTING = ("name", "value", "meaning")
+
+
 def _show_settings(slug: str, scale: ScaleName, json: bool) -> None:
     """What each experiment is run with: arms, seeds, and every setting with its meaning."""
     from mlcollage.lab.experiment import settings_lines
@@ -203,9 +206,7 @@ def _show_settings(slug: str, scale: ScaleName, json: bool) -> None:
             continue
         facts: dict[str, Any] = {"experiment": e.name, "arms": list(e.arms), "version": e.version}
         facts["seeds"] = len(e.registered(bound.scale, bound.seeds))
-        shown.append(
-            {**facts, "settings": [dict(zip(("name", "value", "meaning"), s)) for s in settings_lines(chosen)]}
-        )
+        shown.append({**facts, "settings": [dict(zip(_SETTING, s, strict=True)) for s in settings_lines(chosen)]})
     if json:
         _print_json(shown)
         return
@@ -216,7 +217,7 @@ def _show_settings(slug: str, scale: ScaleName, json: bool) -> None:
         )
         table = _table("setting", "value", "meaning", wrapped=["value", "meaning"])
         for s in facts["settings"]:
-            table.add_row(*(escape(s[k]) for k in ("name", "value", "meaning")))
+            table.add_row(*(escape(s[k]) for k in _SETTING))
         _print_table(table)
         out.print()
 
@@ -287,8 +288,7 @@ def _engine(name: str, workers: int | None) -> _WithProgress:
 def _execute(study: BoundStudy, store: Store, engine: str, workers: int | None) -> Evidence:
     from mlcollage.lab.running import run_missing
 
-    run_missing(study, store, _engine(engine, workers))
-    return study.evidence(store)
+    return run_missing(study, store, _engine(engine, workers))
 
 
 def _settle(study: BoundStudy, store: Store, engine: str, workers: int | None, max_seeds: int | None) -> Evidence:
@@ -314,7 +314,13 @@ def _studies(slugs: Sequence[str], scale: ScaleName, workload: str | None) -> li
     return [BoundStudy(name, LabScale(scale.value), workload) for name in names]
 
 
+def _say_damaged(evidences: Sequence[Evidence]) -> None:
+    for failure in (f for e in evidences for f in e.damaged):
+        err.print(f"[yellow]note:[/] {escape(failure.reason)}", soft_wrap=True)
+
+
 def _report_failures(evidences: Sequence[Evidence]) -> None:
+    _say_damaged(evidences)
     failed = [f for e in evidences for f in e.failures]
     if failed:
         first = "; ".join(f"{f.run}: {f.reason.rstrip('.')}" for f in failed[:3])
@@ -497,7 +503,7 @@ def digest(
         try:
             with err.status(f"drawing {study.slug}"):
                 published = publish_study(study, place, folder)
-        except UnknownName as error:  # what the slide needs is among the runs that failed or are missing
+        except (UnknownName, StoreError) as error:  # what the slide needs failed, is missing or damaged
             not_drawn.append(f"{study.slug}: {error}")
             continue
         entries[study.slug] = published.entry
@@ -621,14 +627,20 @@ def data_check(
 
 
 @app.command()
-def doctor(store: StoreOption = Path("results"), json: Json = False) -> None:
+def doctor(
+    store: StoreOption = Path("results"),
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Set damaged runs aside, so that the next `run` measures them again.")
+    ] = False,
+    json: Json = False,
+) -> None:
     """Check the installation; exits 1 if something must be corrected."""
     from dataclasses import asdict
 
     from mlcollage.lab.doctor import examine
 
     with err.status("checking"):
-        checks = list(examine(store))
+        checks = list(examine(store, repair=repair))
     if json:
         _print_json([asdict(c) for c in checks])
     else:

@@ -2,6 +2,8 @@
 
 import errno
 import json
+import os
+import sys
 
 import numpy as np
 import pandas as pd
@@ -11,7 +13,7 @@ import pytest
 from mlcollage.errors import InvalidInput, StoreError, UnknownName
 from mlcollage.lab.measurements import Measurements
 from mlcollage.lab.run import Run, Scale
-from mlcollage.lab.store import Store
+from mlcollage.lab.store import DamagedRun, Store
 
 RUN = Run("demo", "stream", "gln", 3, {"lr": 0.1}, Scale.QUICK)
 
@@ -43,7 +45,7 @@ def test_any_parquet_tool_reads_the_rows(tmp_path):
     Store(tmp_path).commit(RUN, measured(), {})
     (file,) = tmp_path.glob("runs/**/measurements.parquet")
     columns = pyarrow.parquet.read_table(file).column_names
-    assert columns[:10] == "study experiment arm seed scale workload run metric step value".split()
+    assert columns[:10] == ["study", "experiment", "arm", "seed", "scale", "workload", "run", "metric", "step", "value"]
 
 
 def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, monkeypatch):
@@ -63,10 +65,10 @@ def test_a_damaged_result_names_the_folder_to_delete(tmp_path):
     store = Store(tmp_path)
     store.commit(RUN, measured(), {})
     (store.folder(RUN) / "measurements.parquet").write_bytes(b"PAR1 not really")
-    with pytest.raises(StoreError, match="delete"):
+    with pytest.raises(StoreError, match="measures it again"):
         store.table(RUN)
     (store.folder(RUN) / "run.json").write_text("{")
-    with pytest.raises(StoreError, match="delete"):
+    with pytest.raises(StoreError, match="measures it again"):
         store.info(RUN)
 
 
@@ -188,3 +190,75 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch, code):
         store.commit(RUN, measured(), {})
     with pytest.raises(StoreError, match="choose another folder with --store"):
         store.record_failure(RUN, "why")
+
+
+# --- all of a run or nothing, and damage afterwards -------------------------------------------------------------------
+
+
+def _dies_at_step(step: int, folder) -> bool:
+    """Commit in a process that is gone at its n-th operation on files; True if it came to the end."""
+    child = os.fork()
+    if child == 0:
+        seen = 0
+
+        def hook(event, args):
+            nonlocal seen
+            if event in _ON_FILES and str(folder) in str(args[0]):
+                seen += 1
+                if seen == step:
+                    os._exit(9)  # as by kill -9: nothing is cleaned up
+
+        sys.addaudithook(hook)
+        Store(folder).commit(RUN, measured(), {})
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+_ON_FILES = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree", "os.link"}
+
+
+def test_killed_between_any_two_steps_a_run_is_there_whole_or_not_at_all(tmp_path):
+    finished, step = False, 0
+    while not finished:
+        step += 1
+        folder = tmp_path / str(step)
+        folder.mkdir()
+        finished = _dies_at_step(step, folder)
+        store = Store(folder)
+        if store.has(RUN):
+            assert store.damage(RUN, thorough=True) == ""
+            assert store.array(RUN, "image").shape == measured().arrays["image"].shape
+        else:
+            store.commit(RUN, measured(), {})  # what was left behind is in nobody's way
+            assert store.has(RUN)
+    assert step > 5  # it died at several places
+
+
+@pytest.mark.parametrize("name", ["measurements.parquet", "arrays.npz", "run.json"])
+@pytest.mark.parametrize("how", ["empty", "truncated", "noise", "gone"])
+def test_a_damaged_run_is_named_counts_as_missing_and_is_set_aside(tmp_path, name, how):
+    store = Store(tmp_path)
+    store.commit(RUN, measured(), {})
+    file = store.folder(RUN) / name
+    whole = file.read_bytes()
+    damaged = {"empty": b"", "truncated": whole[: len(whole) // 2], "noise": bytes(len(whole))}
+    file.unlink() if how == "gone" else file.write_bytes(damaged[how])
+    if name == "run.json" and how == "gone":
+        assert not store.has(RUN)
+        return
+    if name == "arrays.npz" and how == "gone":
+        with pytest.raises(UnknownName, match="stored no arrays"):
+            store.array(RUN, "image")
+        return
+    assert f"{name} of run {RUN} in {tmp_path} is damaged" in store.damage(RUN, thorough=True)
+    evidence = store.evidence([RUN], study="demo", scale=Scale.QUICK, workload="default")
+    if name == "arrays.npz":
+        with pytest.raises(DamagedRun, match="`mlcollage run demo` measures it again"):
+            evidence.array(RUN, "image")
+    else:
+        assert (evidence.missing, [f.run for f in evidence.damaged]) == (1, [RUN])
+    aside = store.set_aside(RUN)
+    assert aside.exists()
+    assert not store.has(RUN)
+    store.commit(RUN, measured(), {})
+    assert store.damage(RUN, thorough=True) == ""

@@ -1,4 +1,4 @@
-"""What this machine offers, and what is amiss."""
+"""Checks of the installation and of a folder of results."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
+from mlcollage.lab.store import Store
+
 __all__ = ["Check", "examine"]
 
 _EXTRAS = {
@@ -22,15 +24,18 @@ _EXTRAS = {
 
 @dataclass(frozen=True)
 class Check:
-    """One finding: ``ok``, ``note`` (works without) or ``problem`` (does not work until mended)."""
+    """One finding: ``ok``, ``note`` (works without) or ``problem`` (does not work until corrected)."""
 
     name: str
     state: Literal["ok", "note", "problem"]
     detail: str
 
 
-def examine(store: Path) -> Iterator[Check]:
-    """Look at Python, torch, cores, memory, the results folder, data and optional packages."""
+def examine(store: Path, *, repair: bool = False) -> Iterator[Check]:
+    """Look at Python, torch, cores, memory, the results folder, data and optional packages.
+
+    Every file of the results is read. With ``repair``, damaged runs are set aside.
+    """
     import psutil
 
     yield Check("python", "ok", platform.python_version())
@@ -39,6 +44,7 @@ def examine(store: Path) -> Iterator[Check]:
     detail = f"{os.cpu_count()} cores, {memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB memory free"
     yield Check("machine", "ok" if memory.available > 2e9 else "problem", detail)
     yield _results(store)
+    yield from _damaged(store, repair)
     yield _fashion_mnist()
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     yield Check(
@@ -70,6 +76,26 @@ def _results(store: Path) -> Check:
     runs = sum(1 for _ in store.glob("runs/*/*/run.json"))
     state: Literal["ok", "problem"] = "ok" if free > 0.5 else "problem"
     return Check("results", state, f"{store}: {runs} finished runs, {free:.1f} GB free")
+
+
+def _damaged(folder: Path, repair: bool) -> Iterator[Check]:
+    if not folder.is_dir():
+        return
+    store = Store(folder)
+    bad: list[str] = []
+    for place, run in store.all_finished():
+        if run is not None and not store.damage(run, thorough=True):
+            continue
+        bad.append(f"{place.parent.name}/{place.name}")
+        if repair:
+            target = folder / "damaged" / place.parent.name / place.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(target, ignore_errors=True)
+            place.replace(target)
+    if bad:
+        shown = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+        done = f"set aside in {folder / 'damaged'}; run the study again" if repair else "repair with --repair"
+        yield Check("damaged runs", "note" if repair else "problem", f"{shown}: {done}")
 
 
 def _fashion_mnist() -> Check:

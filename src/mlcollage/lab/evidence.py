@@ -42,7 +42,9 @@ class Evidence:
     info
         One dictionary per finished run: package versions, device, seconds, peak memory, date.
     missing
-        How many runs are neither finished nor failed.
+        How many runs are neither finished nor failed; damaged ones count as missing.
+    damaged
+        Finished runs whose files cannot be read, with the reason.
     registered
         None, or how many seeds (0, 1, ...) the study registered, where the table may also hold seeds that were added
         after a look at the results. The judge then uses tests that stay valid under such looks.
@@ -56,6 +58,7 @@ class Evidence:
     failures: Sequence[Failure] = ()
     info: Sequence[dict[str, Any]] = ()
     missing: int = 0
+    damaged: Sequence[Failure] = ()
     registered: int | None = None
     load_array: Callable[[str, str], npt.NDArray[Any]] | None = field(default=None, repr=False)
 

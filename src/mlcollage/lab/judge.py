@@ -173,7 +173,8 @@ def _examine(claim: Claim, evidence: Evidence) -> _Finding:
     if failures:
         found.warnings.append(_failure_text(failures))
     if evidence.missing:
-        found.warnings.append(f"{evidence.missing} run{_s(evidence.missing)} of the study not finished yet")
+        damaged = f", of which {len(evidence.damaged)} are damaged" if evidence.damaged else ""
+        found.warnings.append(f"{evidence.missing} run{_s(evidence.missing)} of the study not finished yet{damaged}")
     try:
         if evidence.table.empty:
             raise InvalidInput("nothing was measured.")

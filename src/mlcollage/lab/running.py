@@ -31,14 +31,25 @@ OnEvent = Callable[[Event], None]
 
 def run_missing(
     study: BoundStudy, store: Store, engine: Engine, runs: Sequence[Run] | None = None, on_event: OnEvent | None = None
-) -> None:
-    """Execute what the store does not hold yet of these runs; by default of the registered ones.
+) -> Evidence:
+    """Execute what the store does not hold yet of these runs, by default of the registered ones; return all evidence.
 
-    This is the one place where runs are handed to an engine.
+    This is the one place where runs are handed to an engine. Finished runs that turn out to be damaged are set aside
+    and measured again.
     """
-    todo = [run for run in (study.runs() if runs is None else runs) if not store.has(run)]
-    if todo:
-        engine.execute(study, todo, store, on_event or (lambda event: None))
+    wanted = study.runs() if runs is None else list(runs)
+
+    def execute(todo: list[Run]) -> Evidence:
+        if todo:
+            engine.execute(study, todo, store, on_event or (lambda event: None))
+        return study.evidence(store)
+
+    evidence = execute([run for run in wanted if not store.has(run)])
+    if not evidence.damaged:
+        return evidence
+    for failure in evidence.damaged:
+        store.set_aside(failure.run)
+    return execute([failure.run for failure in evidence.damaged])
 
 
 def run_study(
@@ -76,8 +87,7 @@ def run_study(
         With ``failures`` for runs that failed; the others are unharmed.
     """
     study, place, chosen = _prepare(slug, scale, workload, store, engine, workers)
-    run_missing(study, place, chosen, on_event=on_event)
-    return study.evidence(place)
+    return run_missing(study, place, chosen, on_event=on_event)
 
 
 def run_until_settled(

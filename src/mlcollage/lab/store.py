@@ -7,6 +7,7 @@ Layout, readable with any Parquet tool (``duckdb "select * from 'results/runs/**
         runs/<study>/<run id>/measurements.parquet   study, experiment, arm, seed, metric, step, value, ...
         runs/<study>/<run id>/arrays.npz             named arrays, if any
         failed/<study>/<run id>.json                 why a run failed, until it succeeds
+        damaged/<study>/<run id>                     what could not be read and was measured again
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import errno
 import json
 import os
 import shutil
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,16 +33,20 @@ from mlcollage.lab.evidence import Evidence, Failure
 from mlcollage.lab.measurements import Measurements
 from mlcollage.lab.run import Run, Scale
 
-__all__ = ["Store"]
+__all__ = ["DamagedRun", "Store"]
 
 _IDENTITY = ["study", "experiment", "arm", "seed", "scale", "workload", "run"]
+
+
+class DamagedRun(StoreError):
+    """A finished run whose files cannot be read any more."""
 
 
 class Store:
     """A folder of results that any number of processes may share.
 
     A run's folder is written under a temporary name and renamed when complete, so a reader never sees half a result,
-    whatever is killed when. A lock a run, freed by the system when its holder dies, keeps two commands
+    whatever is killed when. A lock per run, freed by the system when its holder dies, keeps two commands
     from doing the same work.
 
     Parameters
@@ -106,7 +113,7 @@ class Store:
                     _flush_to_disk(file)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 if target.exists() and not self.has(run):
-                    shutil.rmtree(target)  # someone deleted run.json: the rest would be in the way for ever
+                    shutil.rmtree(target)  # someone deleted run.json: the rest would be in the way forever
                 try:
                     draft.rename(target)
                 except OSError as error:
@@ -132,41 +139,104 @@ class Store:
         file = self._failure(run)
         if self.has(run) or not file.exists():
             return None
-        return Failure(run, str(_read_json(file).get("reason", "unknown")))
+        try:
+            reason = str(dict(json.loads(file.read_text("utf-8"))).get("reason", "unknown"))
+        except (OSError, ValueError, TypeError):
+            reason = f"unknown ({file.name} in {file.parent} cannot be read)"
+        return Failure(run, reason)
 
     def _failure(self, run: Run) -> Path:
         return self.root / "failed" / run.study / f"{run.id}.json"
 
     def finished(self, study: str) -> list[Run]:
         """All finished runs of a study: every scale, workload and version."""
-        files = sorted((self.root / "runs" / study).glob("*/run.json"))
-        names = Run.__dataclass_fields__
-        return [Run.from_dict({k: v for k, v in _read_json(file).items() if k in names}) for file in files]
+        return [run for folder, run in self.all_finished() if run is not None and folder.parent.name == study]
 
     def table(self, run: Run) -> pd.DataFrame:
         """The run's rows."""
         file = self.folder(run) / "measurements.parquet"
-        with _explain(self.root, file):
+        with self._reading(run, file):
             return pd.read_parquet(file)
 
     def info(self, run: Run) -> dict[str, Any]:
         """What is known of how the run was made: versions, device, seconds, memory, date."""
-        return _read_json(self.folder(run) / "run.json")
+        file = self.folder(run) / "run.json"
+        with self._reading(run, file):
+            return dict(json.loads(file.read_text("utf-8")))
 
     def array(self, run: Run, name: str) -> npt.NDArray[Any]:
         """A named array of the run."""
         file = self.folder(run) / "arrays.npz"
         if not file.exists():
             raise UnknownName(f"run {run} stored no arrays, so no {name!r} either.")
-        with _explain(self.root, file), np.load(file, allow_pickle=False) as arrays:
+        with self._reading(run, file), np.load(file, allow_pickle=False) as arrays:
             if name not in arrays:
                 raise UnknownName(f"run {run} has no array {name!r}; there are: {', '.join(arrays)}.")
             return np.asarray(arrays[name])
 
+    @contextmanager
+    def _reading(self, run: Run, file: Path) -> Iterator[None]:
+        """What can be wrong with a file of a finished run, as one sentence."""
+        try:
+            yield
+        except MLCollageError:
+            raise
+        except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+            if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT, errno.EIO):
+                raise _as_store_error(error, self.root, file) from error  # permissions, a share that is gone
+            raise DamagedRun(
+                f"{file.name} of run {run} in {self.root} is damaged ({type(error).__name__}: {_first_line(error)}); "
+                f"`mlcollage run {run.study}` measures it again, `mlcollage doctor` lists all such runs."
+            ) from error
+
+    def damage(self, run: Run, *, thorough: bool = False) -> str:
+        """Why a finished run cannot be used, or "" if it can.
+
+        ``thorough`` also reads every array; else only whether the file of arrays is whole is looked at.
+        """
+        arrays = self.folder(run) / "arrays.npz"
+        try:
+            self.info(run)
+            self.table(run)
+            if arrays.exists():
+                with self._reading(run, arrays), zipfile.ZipFile(arrays) as archive:
+                    if thorough and (bad := archive.testzip()) is not None:
+                        raise ValueError(f"{bad} fails its checksum")
+        except DamagedRun as error:
+            return str(error)
+        return ""
+
+    def set_aside(self, run: Run) -> Path:
+        """Move a damaged run out of the way, so that it is measured again."""
+        target = self.root / "damaged" / run.study / run.id
+        with _explain(self.root):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(target, ignore_errors=True)
+            self.folder(run).replace(target)
+        return target
+
+    def all_finished(self) -> Iterator[tuple[Path, Run | None]]:
+        """The folder of every finished run of every study, and the run; None where that cannot be read."""
+        for file in sorted((self.root / "runs").glob("*/*/run.json")):
+            try:
+                yield file.parent, _run_of(file)
+            except (ValueError, KeyError, TypeError, OSError):
+                yield file.parent, None
+
     def evidence(self, runs: Sequence[Run], *, study: str, scale: Scale, workload: str) -> Evidence:
         """What is there of these runs, as one table; failed and missing runs are said."""
-        done = [run for run in runs if self.has(run)]
-        tables = [self.table(run) for run in done]
+        done, tables, infos, damaged = [], [], [], []
+        for run in runs:
+            if not self.has(run):
+                continue
+            try:
+                info, rows = self.info(run), self.table(run)
+            except DamagedRun as error:
+                damaged.append(Failure(run, str(error)))
+                continue
+            done.append(run)
+            tables.append(rows)
+            infos.append(info)
         empty = pd.DataFrame(columns=[*_IDENTITY, "metric", "step", "value"])
         table = pd.concat(tables, ignore_index=True) if tables else empty
         failures = [f for run in runs if (f := self.failure(run)) is not None]
@@ -178,8 +248,9 @@ class Store:
             table=table,
             runs=done,
             failures=failures,
-            info=[self.info(run) for run in done],
+            info=infos,
             missing=len(runs) - len(done) - len(failures),
+            damaged=damaged,
             load_array=lambda run_id, name: self.array(by_id[run_id], name),
         )
 
@@ -209,27 +280,25 @@ def _flush_to_disk(file: Path) -> None:
         os.fsync(handle.fileno())
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{file} cannot be read ({error}); delete its folder and run again.") from error
-    return dict(content)
+def _run_of(file: Path) -> Run:
+    """The run that a ``run.json`` describes."""
+    content = dict(json.loads(file.read_text("utf-8")))
+    return Run.from_dict({k: v for k, v in content.items() if k in Run.__dataclass_fields__})
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no details"])[0][:200]
 
 
 @contextmanager
-def _explain(root: Path, file: Path | None = None) -> Iterator[None]:
+def _explain(root: Path) -> Iterator[None]:
     """Turn the system's errors into sentences that say what to do."""
     try:
         yield
     except MLCollageError:
         raise
     except OSError as error:
-        raise _as_store_error(error, root, file) from error
-    except ValueError as error:
-        if file is None:
-            raise
-        raise StoreError(f"{file} is damaged ({error}); delete the folder {file.parent} and run again.") from error
+        raise _as_store_error(error, root, None) from error
 
 
 def _as_store_error(error: OSError, root: Path, file: Path | None) -> StoreError:
@@ -244,4 +313,7 @@ def _as_store_error(error: OSError, root: Path, file: Path | None) -> StoreError
         return StoreError(
             f"{error.filename or root} cannot be written ({error.strerror}); choose another folder with --store."
         )
-    return StoreError(f"{file or error.filename or root} cannot be read or written ({error}); delete it and run again.")
+    return StoreError(
+        f"{file or error.filename or root} cannot be read or written ({error.strerror or error}); check the disk, or "
+        "choose another folder with --store."
+    )
