@@ -122,7 +122,7 @@ def test_traces_are_those_of_backpack_and_curvlinops(make, shape):
 
 def test_drawn_traces_agree_within_their_errors():
     model, (x, y) = mlp(), data(7, 4)
-    ours = fisher_trace(model, x, method="mc", n_samples=300, generator=0)
+    ours = fisher_trace(model, x, method="mc", draws=300, generator=0)
     theirs = extend(copy.deepcopy(model))
     loss_fn = extend(nn.CrossEntropyLoss())
     with seeded(0), backpack(DiagGGNMC(mc_samples=300)):

@@ -25,7 +25,7 @@ class _Late:
     _extra: ClassVar[str]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        return object.__new__(_joined(cls))
+        return object.__new__(_joined(cls))  # type: ignore[arg-type]  # a class is hashable, whatever mypy says
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # Pickle looks classes up by name; the one that was made late has the name of the one that was declared.
