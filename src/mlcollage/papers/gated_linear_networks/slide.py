@@ -18,7 +18,7 @@ from mlcollage.lab.claim import Verdict
 from mlcollage.lab.evidence import Evidence
 from mlcollage.lab.headlines import with_headlines
 
-from .study import FORGET_ARMS
+from .study.claims import FORGET_ARMS
 
 COLORS = theme.arm_colors(["gln", "mlp", "linear"])
 DIVERGING = LinearSegmentedColormap.from_list("for_against", [COLORS["mlp"], "#FFFFFF", COLORS["gln"]])

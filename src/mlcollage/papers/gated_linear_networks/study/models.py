@@ -1,26 +1,85 @@
-"""What the study compares with: networks trained by backpropagation one sample at a time, and bandit rules.
+"""The learners of the study: the method, networks trained by backpropagation one sample at a time, and bandit rules.
 
-They are compiled like the method itself, so that a grid of settings costs no more for them than for it.
+The baselines are compiled like the method itself, so that a grid of settings costs no more for them than for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from mlcollage.errors import InvalidInput
+from mlcollage import _checks as checks
 
-__all__ = ["EpsilonGreedy", "LinUCB", "OnlineMLP"]
+from ..sklearn import GLNClassifier
+
+__all__ = ["EpsilonGreedy", "Gated", "LinUCB", "OnlineMLP", "Scaled", "best", "grid", "held_out_accuracy", "learner"]
 
 Array = npt.NDArray[Any]
+T = TypeVar("T")
+
+
+class Gated:
+    """The method: a :class:`GLNClassifier` that knows how many classes there are."""
+
+    def __init__(self, classes: int, seed: int, **parameters: Any) -> None:
+        self.model = GLNClassifier(random_state=seed, **parameters)
+        self.classes = np.arange(classes)
+
+    def learn(self, X: Array, y: Array) -> Array:
+        """Probabilities predicted before each sample was learned, ``(n, classes)``."""
+        return self.model.progressive_predict(X, y, classes=self.classes)
+
+    def scores(self, X: Array) -> Array:
+        """Probabilities of the classes."""
+        return self.model.predict_proba(X)
+
+
+class Scaled:
+    """An :class:`OnlineMLP` behind fixed standardization: the baselines may know mean and spread beforehand."""
+
+    def __init__(self, X: Array, classes: int, seed: int, **parameters: Any) -> None:
+        self.mean, self.scale = X.mean(axis=0), X.std(axis=0) + 1.0
+        self.model = OnlineMLP(X.shape[1], classes, seed=seed, **parameters)
+
+    def learn(self, X: Array, y: Array) -> Array:
+        """Scores predicted before each sample was learned, ``(n, classes)``."""
+        return self.model.learn((X - self.mean) / self.scale, y)
+
+    def scores(self, X: Array) -> Array:
+        """Scores of the classes."""
+        return self.model.decision_function((X - self.mean) / self.scale)
+
+
+def learner(arm: str, X: Array, classes: int, seed: int, setting: dict[str, Any], **gated: Any) -> Gated | Scaled:
+    """A fresh learner with one setting of its grid; ``gated`` are the method's parameters besides."""
+    if arm == "gln":
+        return Gated(classes, seed, **{"std_offset": 1.0, **gated, **setting})
+    return Scaled(X, classes, seed, **setting)
+
+
+def best(settings: Sequence[T], score: Callable[[T], float]) -> T:
+    """The setting with the highest score, the first of several."""
+    return settings[int(np.argmax([score(setting) for setting in settings]))]
+
+
+def right(scores: Array, y: Array) -> Array:
+    """Whether the class with the highest score is the true one, ``(n,)``."""
+    return scores.argmax(axis=1) == y
+
+
+def held_out_accuracy(model: Gated | Scaled, X: Array, y: Array) -> float:
+    """Accuracy on the last 20 % of the samples after one pass over the others."""
+    cut = int(0.8 * len(X))
+    model.learn(X[:cut], y[:cut])
+    return float(right(model.scores(X[cut:]), y[cut:]).mean())
 
 
 class OnlineMLP:
-    r"""Softmax classifier with at most one hidden ReLU layer, trained by SGD or Adam, one sample a step.
+    r"""Softmax classifier with at most one hidden ReLU layer, trained by SGD or Adam, one sample per step.
 
     logits = W_2 relu(W_1 x + b_1) + b_2, or W x + b without a hidden layer; cross-entropy loss.
 
@@ -50,12 +109,11 @@ class OnlineMLP:
     def __init__(
         self, n_inputs: int, n_classes: int, *, hidden: int = 0, lr: float = 0.1, optimizer: str = "sgd", seed: int = 0
     ) -> None:
-        if optimizer not in ("sgd", "adam"):
-            raise InvalidInput(f"optimizer {optimizer!r} must be 'sgd' or 'adam'.")
+        checks.choice("optimizer", optimizer, ("sgd", "adam"))
         rng = np.random.default_rng(seed)
         shapes = [(n_classes, n_inputs)] if hidden == 0 else [(hidden, n_inputs), (n_classes, hidden)]
         blocks = [np.append(rng.normal(0, np.sqrt(2 / i), o * i), np.zeros(o)) for o, i in shapes]
-        self.theta = np.concatenate(blocks)
+        self.theta = np.concatenate(blocks)  # W_1, b_1, W_2, b_2 one after the other (W, b without a hidden layer)
         self.moments = np.zeros((2, self.theta.size))
         self.n_inputs, self.hidden, self.n_classes = n_inputs, hidden, n_classes
         self.lr, self.adam, self.steps = lr, optimizer == "adam", 0
@@ -126,12 +184,12 @@ def _pass(theta, moments, X, y, out, d, h, k, lr, adam, steps):  # type: ignore[
 
 
 class _LinearBandit:
-    """Ridge regression of the reward an action, updated by the Sherman-Morrison formula."""
+    """Ridge regression of the reward per action, updated by the Sherman-Morrison formula."""
 
     def __init__(self, n_actions: int, n_features: int, *, ridge: float = 1.0, seed: int = 0) -> None:
-        self.inverse = np.repeat(np.eye(n_features)[None] / ridge, n_actions, axis=0)
-        self.moment = np.zeros((n_actions, n_features))
-        self.theta = np.zeros((n_actions, n_features))
+        self.inverse = np.repeat(np.eye(n_features)[None] / ridge, n_actions, axis=0)  # A_a^-1
+        self.moment = np.zeros((n_actions, n_features))  # sum of reward times z
+        self.theta = np.zeros((n_actions, n_features))  # A_a^-1 times that
         self.rng = np.random.default_rng(seed)
 
     def update(self, z: Array, action: int, reward: float) -> None:
