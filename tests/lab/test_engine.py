@@ -1,5 +1,6 @@
 """The local engine: one process a run, failures stay with their run, nothing finished is lost or done twice."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -56,6 +57,25 @@ def test_a_run_that_takes_the_memory_is_ended(probe, tmp_path, monkeypatch):
     evidence = run_study("probe", "smoke", store=tmp_path, engine=LocalEngine(memory_share=share))
     assert [r.arm for r in evidence.runs] == ["ok"]
     assert "of memory" in evidence.failures[0].reason
+
+
+@pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_methods(), reason="processes are not forked here")
+def test_a_killed_fork_server_costs_no_run(probe, tmp_path, monkeypatch):
+    from multiprocessing import forkserver
+
+    monkeypatch.setenv("PROBE_ARMS", "slow")
+    monkeypatch.setenv("PROBE_SLEEP", "1")
+    killed = []
+
+    def kill(event):
+        if event.kind == "started" and not killed:
+            killed.append(forkserver._forkserver._forkserver_pid)
+            os.kill(killed[0], signal.SIGKILL)
+
+    evidence = run_study("probe", "smoke", store=tmp_path, on_event=kill)
+    assert killed
+    assert not evidence.failures
+    assert len(evidence.runs) == 3
 
 
 def test_again_runs_only_what_is_missing(probe, tmp_path, monkeypatch):

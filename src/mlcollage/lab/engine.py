@@ -9,7 +9,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import connection, forkserver, resource_tracker
 from types import ModuleType
@@ -28,6 +28,7 @@ __all__ = ["Engine", "Event", "LocalEngine", "get_engine"]
 # first optimizer. Importing them starts no Python thread and does not touch a GPU, so that forking afterwards is safe.
 # Studies are not among them: the server outlives an edit of a study in a notebook, and would go on with the old one.
 _PRELOADED = ("mlcollage.lab.worker", "torch", "torch._dynamo", "numba", "scipy.optimize", "scipy.stats", "sklearn.svm")
+_NO_EXIT_CODE = 255  # what multiprocessing reports when the server that forked a process is gone
 
 
 @dataclass(frozen=True)
@@ -101,14 +102,21 @@ class LocalEngine:
         queue = deque(runs)
         jobs: list[_Job] = []
         announced: set[Run] = set()
+        again: set[Run] = set()
         try:
             while queue or jobs:
                 busy = self._start(context, study, queue, jobs, workers, store, on_event, announced)
                 connection.wait([job.process.sentinel for job in jobs], timeout=0.5 if busy else self.poll_seconds)
                 for job in list(jobs):
                     self._watch_memory(job, limit)
-                    if job.process.exitcode is not None:
-                        jobs.remove(job)
+                    if job.process.exitcode is None:
+                        continue
+                    jobs.remove(job)
+                    if _server_is_gone(job, store) and job.run not in again:
+                        again.add(job.run)  # it was not the run's fault; multiprocessing starts a new server
+                        queue.appendleft(job.run)
+                        job.lock.close()
+                    else:
                         _finish(job, store, on_event, limit)
         finally:
             for job in jobs:
@@ -144,9 +152,7 @@ class LocalEngine:
                 on_event(Event("done", run))
                 continue
             arguments = (study.slug, run.to_dict(), study.workload_spec, str(store.root.absolute()), dict(os.environ))
-            process = context.Process(target=worker_main, args=arguments, daemon=True)
-            with _one_thread_environment(), _without_main():
-                process.start()
+            process = _started(context, arguments)
             jobs.append(_Job(run, process, lock, time.monotonic()))
             on_event(Event("started", run))
         return bool(queue) and not jobs
@@ -163,6 +169,33 @@ class LocalEngine:
             job.over_limit = True
             job.process.kill()
             job.process.join()
+
+
+def _started(context: Any, arguments: tuple[Any, ...]) -> Any:
+    """A process that works on a run; if the server was killed in the meantime, multiprocessing starts a new one."""
+
+    def start() -> Any:
+        process = context.Process(target=worker_main, args=arguments, daemon=True)
+        with _one_thread_environment(), _without_main():
+            process.start()
+        return process
+
+    try:
+        return start()
+    except (OSError, EOFError):
+        return start()
+
+
+def _server_is_gone(job: _Job, store: Store) -> bool:
+    """Whether the server that processes are forked from was killed: its pipe then ends without an exit code.
+
+    The run's own process may still live. It is ended, so that nobody works on the run twice.
+    """
+    if job.process.exitcode != _NO_EXIT_CODE or job.over_limit or store.has(job.run):
+        return False
+    with suppress(ProcessLookupError):
+        os.kill(job.process.pid, signal.SIGKILL)
+    return True
 
 
 def _finish(job: _Job, store: Store, on_event: Callable[[Event], None], limit: float) -> None:
