@@ -270,7 +270,15 @@ def test_text_is_escaped():
 
 
 @pytest.mark.parametrize(
-    "target", ["javascript:alert(1)", " JavaScript:alert(1)", "data:text/html,x", "file:///etc/passwd"]
+    "target",
+    [
+        "javascript:alert(1)",
+        "java\tscript:alert(1)",
+        "\x01javascript:alert(1)",
+        " JavaScript:alert(1)",
+        "data:text/html,x",
+        "file:///etc/passwd",
+    ],
 )
 def test_links_that_run_or_leave_are_refused(target):
     with pytest.raises(InvalidInput, match="relative path"):

@@ -216,3 +216,14 @@ def test_wrapping_keeps_formulas_and_all_words():
         assert sizes == sorted(sizes, reverse=True)
         assert all(a >= theme.MIN_SIZE for a in sizes)
         assert all(a <= b for a, b in itertools.pairwise(sizes[::-1]))
+
+
+@pytest.mark.parametrize(
+    "text", ["tab\there", "null\x00byte", "costs $5", "$\\frac{$ broken", "a \u202ereversed", "$x^2$ fine"]
+)
+def test_texts_with_control_characters_or_broken_formulas_are_drawn(text, tmp_path):
+    slide = demo.slide(3, 3, title=text, tagline=text)
+    slide = replace(slide, chips=[replace(slide.chips[0], title=text, ours=text)])
+    drawn = render_slide(slide, tmp_path, formats=("svg",))["svg"].read_text("utf-8")
+    ElementTree.fromstring(drawn)
+    assert "\x00" not in drawn

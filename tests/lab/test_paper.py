@@ -38,6 +38,9 @@ def test_a_plug_in_is_found_beside_the_built_in_ones(probe):
         ('month = "2021-05"', "month = 2021-05-01", "month in .* must be a string"),
         ('month = "2021-05"', 'month = "May 2021"', "must be written like 2021-05"),
         ('slug = "probe"', "slug = ", "is not valid TOML"),
+        ('slug = "probe"', 'slug = "../probe"', "slug in .* must be lower-case letters"),
+        ('arxiv = ""', 'arxiv = "2012.14193/../x"', "arxiv in .* must be a number like"),
+        ('arxiv = ""', 'arxiv = ""\nofficial_code = "java\\tscript:alert(1)"', "must be an http or https address"),
         ('slug = "probe"', 'slug = "deep_bootstrap"', "two papers are called 'deep_bootstrap'"),
     ],
 )

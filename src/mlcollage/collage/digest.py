@@ -176,7 +176,8 @@ def _month_name(month: str) -> str:
 
 def _view(entry: Entry, *, slide: bool = True) -> _View:
     for label, target in entry.data_links:
-        scheme = re.match(r"\s*([A-Za-z][A-Za-z0-9+.-]*):", target)
+        bare = re.sub(r"[\x00-\x20\x7f-\xa0]", "", target)  # browsers ignore these, also within a scheme
+        scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", bare)
         if scheme and scheme.group(1).lower() not in ("http", "https"):
             raise InvalidInput(
                 f"the link {label!r} of {entry.slug} goes to {target!r}; use a relative path, http or https."

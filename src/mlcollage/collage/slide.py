@@ -23,7 +23,7 @@ from mlcollage.collage.check import check_layout
 from mlcollage.collage.content import Chip, Panel, Slide, StatusName
 from mlcollage.collage.fitting import Box, fit_axes
 from mlcollage.collage.svg import finish
-from mlcollage.collage.text import fit, width
+from mlcollage.collage.text import drawable, fit, width
 from mlcollage.errors import InvalidInput
 
 __all__ = ["build_figure", "check_layout", "describe", "render_slide"]
@@ -68,6 +68,7 @@ def render_slide(
         raise InvalidInput(f"scale={scale} must be a whole number of at least 1 (1 gives 1600 x 900 pixels).")
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
+    slide = drawable(slide)
     with theme.style():
         figure = build_figure(slide)
         pictures = {name: _encode(figure, slide, name, scale) for name in formats}

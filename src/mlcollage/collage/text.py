@@ -2,20 +2,72 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.mathtext import MathTextParser
 from matplotlib.text import Text
 
 from mlcollage.collage import theme
 
-__all__ = ["Fitted", "fit", "width", "wrap"]
+__all__ = ["Fitted", "drawable", "fit", "width", "wrap"]
 
 _PIECES = re.compile(r"(?:\$[^$]*\$|[^ \n$]|\$)+?(?= |\n|$)")  # a formula or a no-break space is never broken
+
+
+T = TypeVar("T")
+
+
+def drawable(thing: T) -> T:
+    r"""A text, or a dataclass with all its texts, as it can be drawn.
+
+    Control characters and those that turn the direction of writing are left out. Where what stands between dollar
+    signs is no formula that matplotlib can set, the dollar signs are printed as they are.
+
+    Examples
+    --------
+    >>> drawable("from $5 to $9 and $x_1"), drawable("$x_1$ wins")
+    ('from \\$5 to \\$9 and \\$x_1', '$x_1$ wins')
+    """
+    made: Any = thing
+    if isinstance(thing, str):
+        made = "".join(
+            c for c in thing if c == "\n" or (unicodedata.category(c) not in ("Cc", "Cs") and c not in _TURNS)
+        )
+        if not _is_formula(made):
+            made = re.sub(r"(?<!\\)\$", r"\$", made)
+    elif dataclasses.is_dataclass(thing) and not isinstance(thing, type):
+        names = [f.name for f in dataclasses.fields(thing)]
+        made = dataclasses.replace(thing, **{name: drawable(getattr(thing, name)) for name in names})
+    elif isinstance(thing, Sequence):
+        made = [drawable(part) for part in thing]
+    return made
+
+
+_TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_formula(text: str) -> bool:
+    """Whether matplotlib can set every line of the text."""
+    if "$" not in text:
+        return True
+    if len(re.findall(r"(?<!\\)\$", text)) % 2:
+        return False
+    try:
+        for line in text.split("\n"):
+            MathTextParser("path").parse(line)
+    except ValueError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,13 @@ def _build(raw: dict[str, Any], where: str, package: str | None) -> Paper:
         if not isinstance(value, kind) or (kind is list and not all(isinstance(v, str) for v in value)):
             wanted = "a list of strings" if kind is list else "a string"
             raise InvalidInput(f"{key} in {where} must be {wanted}; it is {value!r}.")
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", raw["slug"]):
+        raise InvalidInput(f"slug in {where} must be lower-case letters, digits and '_'; it is {raw['slug']!r}.")
+    code = raw.get("official_code", "")
+    if code and not re.fullmatch(r"https?://[\x21-\x7e]+", code):
+        raise InvalidInput(f"official_code in {where} must be an http or https address; it is {code!r}.")
+    if not re.fullmatch(r"(\d{4}\.\d{4,5}|[a-z.-]+/\d{7})?", raw["arxiv"]):
+        raise InvalidInput(f"arxiv in {where} must be a number like 2012.14193, or empty; it is {raw['arxiv']!r}.")
     if not re.fullmatch(r"\d{4}-\d{2}", raw["month"]):
         raise InvalidInput(f"month in {where} must be written like 2021-05; it is {raw['month']!r}.")
     if strange := sorted(set(raw["ideas"]) - set(IDEAS)):
