@@ -19,7 +19,7 @@ import torch
 
 from mlcollage.infer import hmc
 from mlcollage.infer.diagnostics import Streaming
-from mlcollage.papers.statistical_ideas import schools
+from mlcollage.papers.statistical_ideas.study import schools
 from mlcollage.stats.bootstrap import bootstrap_ci
 from mlcollage.stats.multilevel import PartialPooling
 from mlcollage.stats.regularize import psis_loo

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mlcollage.infer.diagnostics import ess, rhat
     from mlcollage.infer.sbc import sbc
     from mlcollage.stats.adaptive import holm, power, required_seeds, tost
-    from mlcollage.stats.bandits import UCB1, EpsilonGreedy, SuccessiveHalving, ThompsonSampling, TopTwoThompson
+    from mlcollage.stats.bandits import UCB1, EpsilonGreedy, ThompsonSampling, TopTwoThompson
     from mlcollage.stats.bootstrap import bootstrap_ci, bootstrap_t_interval, wild_bootstrap
     from mlcollage.stats.causal import page_trend, paired_difference, permutation_test_two_sample, sign_flip_test
     from mlcollage.stats.causal_effects import AverageEffect, aipw, hajek, regression_adjustment
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         optimality_gap,
         prob_improvement,
     )
+    from mlcollage.stats.search import SuccessiveHalving
     from mlcollage.stats.sensitivity import e_value, placebo, random_common_cause, rosenbaum_gamma
     from mlcollage.stats.sequential import ConfidenceSequence
     from mlcollage.stats.simulation import posterior_predictive_check, sbc_uniformity
@@ -121,7 +122,8 @@ _HOME = {
     "infer.sbc": ("sbc",),
     "infer.diagnostics": ("ess", "rhat"),
     "stats.adaptive": ("holm", "power", "required_seeds", "tost"),
-    "stats.bandits": ("EpsilonGreedy", "SuccessiveHalving", "ThompsonSampling", "TopTwoThompson", "UCB1"),
+    "stats.search": ("SuccessiveHalving",),
+    "stats.bandits": ("EpsilonGreedy", "ThompsonSampling", "TopTwoThompson", "UCB1"),
     "stats.sequential": ("ConfidenceSequence",),
     "stats.robust": (
         "hodges_lehmann",

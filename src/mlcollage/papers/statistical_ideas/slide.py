@@ -20,8 +20,8 @@ from mlcollage.lab.evidence import Evidence
 from mlcollage.stats.explore import forest, sbc_ecdf
 from mlcollage.stats.simulation import sbc_uniformity
 
-from .schools import QUANTITIES
-from .study import MUTANTS
+from .study import STUDY
+from .study.schools import MUTANTS, QUANTITIES
 
 BLUE, RED, GREEN, PURPLE = (theme.PALETTE[c] for c in ("blue", "vermillion", "green", "purple"))
 GRAY = theme.GRAYS[0]
@@ -37,7 +37,7 @@ def collage(evidence: Evidence, verdicts: Mapping[str, Verdict]) -> Collage:
         "calibration": _calibration,
         "adaptive": _regret_and_error,
     }
-    there = {r.settings["experiment"] for r in evidence.runs}
+    there = {r.experiment for r in evidence.runs}
     if "robust" not in there:
         panels.pop("adaptive")
     shown = [draw(evidence) for experiment, draw in panels.items() if experiment in there]
@@ -187,16 +187,15 @@ def _schools(evidence: Evidence) -> Panel:
 def _arrays(evidence: Evidence, experiment: str, name: str) -> list[npt.NDArray[Any]]:
     """An array of every block."""
     return [
-        evidence.array(run, f"{name}.{block}")
-        for run in evidence.find_runs(experiment=experiment)
-        for block in range(run.seed, run.seed + run.integer("blocks"))
+        evidence.array(run, f"{name}.{seed}") for run in evidence.find_runs(experiment=experiment) for seed in run.seeds
     ]
 
 
 def _calibration(evidence: Evidence) -> Panel:
     names = dict(zip(MUTANTS, ("no Jacobian", "prior × 2", "no Metropolis"), strict=True))
     pooled = {a: np.concatenate(_arrays(evidence, "calibration", f"ranks_{a}")) for a in ("correct", *MUTANTS)}
-    ranks, right = evidence.find_runs(experiment="calibration")[0].integer("ranks"), pooled["correct"]
+    (run, *_), right = evidence.find_runs(experiment="calibration"), pooled["correct"]
+    ranks = STUDY.experiment("calibration").task(run).settings.ranks
     passed = sbc_uniformity({q: right[:, i] for i, q in enumerate(QUANTITIES)}, ranks)
     tau = QUANTITIES.index("tau")
     broken = sbc_uniformity({names[a]: pooled[a][:, tau] for a in MUTANTS}, ranks)

@@ -19,6 +19,7 @@ from mlcollage.infer import hmc
 __all__ = [
     "EFFECTS",
     "ERRORS",
+    "MUTANTS",
     "QUANTITIES",
     "SCALE",
     "by_sampler",
@@ -33,6 +34,7 @@ __all__ = [
 EFFECTS = (28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0)
 ERRORS = (15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0)
 SCALE = 5.0
+MUTANTS = ("no_jacobian", "wrong_prior", "no_metropolis")
 QUANTITIES = ("mu", "tau", "theta", "log_likelihood")
 
 Density = Callable[[Tensor], tuple[Tensor, Tensor]]

@@ -1,42 +1,36 @@
-"""What is run and what is claimed of the eight statistical ideas.
+"""What is claimed of the eight statistical ideas; written, with margins and sizes, before the runs.
 
 The paper is a review and measures nothing. Each of its ideas is put here as statements about textbook problems whose
 truth is known, so that the tools of ``mlcollage.stats`` and ``mlcollage.infer``, which judge all other studies, are
-themselves judged. A seed is a block of simulated repetitions, independent of the other blocks. Claims, margins and
-sizes were written before the runs with the study's seeds.
+themselves judged.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import pandas as pd
 
-from mlcollage.data.workload import Workload
 from mlcollage.lab.claim import Claim
 from mlcollage.lab.estimand import Difference, Level, PerSeed, Trend
-from mlcollage.lab.measurements import Measurements
-from mlcollage.lab.run import Run, Scale
+from mlcollage.lab.run import Scale
 
-VERSION = 1
-SLUG = "statistical_ideas"
-MUTANTS = ("no_jacobian", "wrong_prior", "no_metropolis")
-FEATURES = (10, 30, 60, 100, 160, 300, 1000, 3000)
+__all__ = ["CLAIMS"]
+
 UNITS = 100  # training units of the double-descent bench; the peak is expected where features equal them
+MOST = 3000  # features of its largest model
 
 
 def _beyond_and_classical(rows: pd.DataFrame) -> Mapping[str, float]:
     errors = rows[(rows["metric"] == "test_error") & (rows["arm"] == "min_norm")].set_index("features")["value"]
-    return {"beyond": float(errors.loc[max(FEATURES)]), "classical": float(errors[errors.index < UNITS].min())}
+    return {"beyond": float(errors.loc[MOST]), "classical": float(errors[errors.index < UNITS].min())}
 
 
 CLAIMS = (
     Claim(
         id="C1",
-        title="A naive contrast is biased",
+        title="The plain difference of arms is biased by confounding",
         sentence="Where treatment depends on covariates, the difference of the arms' means misses the true average "
         "effect of 1 by more than a tenth of it.",
         source="idea 1, causal inference",
@@ -46,7 +40,7 @@ CLAIMS = (
     ),
     Claim(
         id="C1b",
-        title="Paired seeds save seeds",
+        title="Paired seeds share noise, so fewer seeds are needed",
         sentence="Networks trained on digits with and without weight decay from the same seed (initialization, order "
         "of the data, split) have positively correlated test accuracies, so that pairing needs fewer seeds.",
         source="idea 1, potential outcomes",
@@ -56,7 +50,7 @@ CLAIMS = (
     ),
     Claim(
         id="C1c",
-        title="AIPW is unbiased",
+        title="Doubly robust weighting (AIPW) removes the bias",
         sentence="Cross-fitted augmented inverse-propensity weighting misses the true effect by less than a tenth on "
         "average.",
         source="idea 1, causal inference",
@@ -64,11 +58,13 @@ CLAIMS = (
         direction="within",
         margin=0.1,
         digits=3,
+        headline=True,
     ),
     Claim(
         id="C1d",
-        title="Wrong propensity is fine",
-        sentence="It does so too with a propensity model that ignores all covariates.",
+        title="AIPW stays unbiased with a wrong propensity model",
+        sentence="Cross-fitted AIPW misses the true effect by less than a tenth on average with a propensity model "
+        "that ignores all covariates, too.",
         source="idea 1, double robustness",
         estimand=Level("bias", "aipw_wrong_propensity"),
         direction="within",
@@ -77,8 +73,9 @@ CLAIMS = (
     ),
     Claim(
         id="C1e",
-        title="So is a wrong outcome",
-        sentence="It does so too with an outcome model that misses the curvature.",
+        title="AIPW stays unbiased with a wrong outcome model",
+        sentence="Cross-fitted AIPW misses the true effect by less than a tenth on average with an outcome model "
+        "that misses the curvature, too.",
         source="idea 1, double robustness",
         estimand=Level("bias", "aipw_wrong_outcome"),
         direction="within",
@@ -87,8 +84,8 @@ CLAIMS = (
     ),
     Claim(
         id="C1f",
-        title="AIPW intervals cover",
-        sentence="Its 95% intervals hold the true effect in 92% to 97% of repetitions.",
+        title="AIPW intervals hold the true effect about 95% of the time",
+        sentence="The 95% intervals of cross-fitted AIPW hold the true effect in 92% to 97% of repetitions.",
         source="idea 1, causal inference",
         estimand=Level("effect_coverage", "aipw"),
         direction="within",
@@ -101,7 +98,7 @@ CLAIMS = (
     ),
     Claim(
         id="C2",
-        title="Percentile misses at 5 seeds",
+        title="Percentile bootstrap intervals are too short for 5 seeds",
         sentence="The 95% percentile bootstrap interval of the mean of five normal values holds the truth in at most "
         "90% of samples.",
         source="idea 2, bootstrap",
@@ -111,11 +108,13 @@ CLAIMS = (
         factor=100,
         unit="%",
         digits=1,
+        headline=True,
     ),
     Claim(
         id="C2b",
-        title="So does BCa",
-        sentence="So does the bias-corrected and accelerated bootstrap interval.",
+        title="BCa bootstrap intervals are too short for 5 seeds",
+        sentence="The 95% bias-corrected and accelerated (BCa) bootstrap interval of the mean of five normal values "
+        "holds the truth in at most 90% of samples.",
         source="idea 2, bootstrap",
         estimand=Level("coverage", "bca", where={"population": "normal", "n": 5}),
         direction="at_most",
@@ -126,7 +125,7 @@ CLAIMS = (
     ),
     Claim(
         id="C2c",
-        title="Bootstrap-t holds at 5 seeds",
+        title="Bootstrap-t intervals cover 95% with only 5 seeds",
         sentence="The studentized bootstrap covers the mean of five normal values in 95% of samples, give or take "
         "three points.",
         source="idea 2, bootstrap",
@@ -140,7 +139,7 @@ CLAIMS = (
     ),
     Claim(
         id="C2d",
-        title="Only asymptotically nominal",
+        title="Percentile intervals cover better as seeds are added",
         sentence="The coverage of the percentile interval rises with the number of values (5, 10, 30).",
         source="idea 2, bootstrap",
         estimand=Trend("coverage", over="n", arm="percentile", where={"population": "normal"}),
@@ -151,7 +150,7 @@ CLAIMS = (
     ),
     Claim(
         id="C3",
-        title="Error peaks at P = n",
+        title="Test error peaks where features equal training units",
         sentence="The test error of the interpolating fit of least norm is at least five times as large with as many "
         "features as training units (100) as with thirty times as many.",
         source="idea 3, overparameterized models",
@@ -160,16 +159,17 @@ CLAIMS = (
             "min_norm",
             "min_norm",
             treatment_where={"features": UNITS},
-            control_where={"features": max(FEATURES)},
+            control_where={"features": MOST},
             log=True,
         ),
         direction="at_least",
         null=math.log(5),
         unit="log ratio",
+        headline=True,
     ),
     Claim(
         id="C3b",
-        title="Beyond it, below the classic",
+        title="Far beyond the peak, error is below the classical best",
         sentence="With 3,000 features the interpolating fit has a smaller test error than the best fit with fewer "
         "features than training units.",
         source="idea 3, overparameterized models",
@@ -179,7 +179,7 @@ CLAIMS = (
     ),
     Claim(
         id="C3c",
-        title="A tuned ridge has no peak",
+        title="A tuned ridge has no peak as features are added",
         sentence="The test error of a ridge whose penalty is chosen by leave-one-out falls with the number of "
         "features.",
         source="idea 3, regularization",
@@ -191,7 +191,7 @@ CLAIMS = (
     ),
     Claim(
         id="C4",
-        title="Partial beats no pooling",
+        title="Partial pooling is closer to the truth than no pooling",
         sentence="Over 8 or 20 groups and three spreads of their effects, partial pooling estimates the true effects "
         "with a smaller root mean squared error than each group alone (noise as in the eight schools).",
         source="idea 4, multilevel models",
@@ -199,11 +199,13 @@ CLAIMS = (
         direction="less",
         margin=0.5,
         unit="points",
+        headline=True,
     ),
     Claim(
         id="C4b",
-        title="And beats complete pooling",
-        sentence="And with a smaller one than complete pooling.",
+        title="Partial pooling is closer than complete pooling",
+        sentence="In the same simulations, partial pooling has a smaller root mean squared error than complete "
+        "pooling.",
         source="idea 4, multilevel models",
         estimand=Difference("mean_effect_error", "partial", "complete"),
         direction="less",
@@ -212,7 +214,7 @@ CLAIMS = (
     ),
     Claim(
         id="C5",
-        title="Sampler meets quadrature",
+        title="The HMC sampler agrees with exact quadrature",
         sentence="Posterior means of the eight schools by Hamiltonian Monte Carlo lie within a tenth of a posterior "
         "standard deviation of those by quadrature, all ten at once.",
         source="idea 5, generic computation",
@@ -221,10 +223,11 @@ CLAIMS = (
         null=0.1,
         unit="sd",
         digits=3,
+        kind="check",
     ),
     Claim(
         id="C5b",
-        title="Non-centering helps",
+        title="The non-centered form mixes better for a small spread",
         sentence="With small true spread, the same sampler has more effective draws of the log spread in the "
         "non-centered than in the centered form.",
         source="idea 5, generic computation",
@@ -237,7 +240,7 @@ CLAIMS = (
     ),
     Claim(
         id="C5c",
-        title="SBC passes the sampler",
+        title="Calibration checks accept the correct sampler",
         sentence="Simulation-based calibration at level 1% rejects the sampler in at most a quarter of the blocks.",
         source="idea 5 with 2, simulation",
         estimand=Level("rejected", "correct"),
@@ -246,12 +249,13 @@ CLAIMS = (
         factor=100,
         unit="%",
         digits=0,
+        kind="check",
     ),
     Claim(
         id="C5d",
-        title="SBC catches mutants",
-        sentence="It rejects at least nine in ten of the mutants: the sampler without the Jacobian of the log spread, "
-        "with the prior's scale doubled, and without the Metropolis test.",
+        title="Calibration checks catch broken samplers",
+        sentence="Simulation-based calibration rejects at least nine in ten of the mutants: the sampler without the "
+        "Jacobian of the log spread, with the prior's scale doubled, and without the Metropolis test.",
         source="idea 5, unit tests for statistics",
         estimand=Level("mutation_score", "mutants"),
         direction="at_least",
@@ -259,10 +263,11 @@ CLAIMS = (
         factor=100,
         unit="%",
         digits=0,
+        headline=True,
     ),
     Claim(
         id="C6",
-        title="Thompson beats uniform",
+        title="Thompson sampling wastes fewer pulls than taking turns",
         sentence="Over 2,000 pulls of five arms with success rates .5, .45, .4, .4 and .35, Thompson sampling regrets "
         "less than pulling evenly.",
         source="idea 6, adaptive decisions",
@@ -274,8 +279,9 @@ CLAIMS = (
     ),
     Claim(
         id="C6b",
-        title="Thompson ties greedy here",
-        sentence="At that horizon, its regret is within 30 of that of epsilon-greedy with one pull in ten at random.",
+        title="Thompson and epsilon-greedy do equally well at 2,000 pulls",
+        sentence="Over those 2,000 pulls, the regret of Thompson sampling is within 30 of that of epsilon-greedy with "
+        "one pull in ten at random.",
         source="idea 6, adaptive decisions",
         estimand=Difference("regret", "thompson", "epsilon_greedy"),
         direction="within",
@@ -285,7 +291,7 @@ CLAIMS = (
     ),
     Claim(
         id="C6c",
-        title="Halving finds the best of 27",
+        title="Successive halving finds the best of 27 configurations",
         sentence="Successive halving ends with the best of 27 simulated learning curves, or one within a point of "
         "it, in at least 90% of repetitions, on less than a third of the budget.",
         source="idea 6, adaptive decisions",
@@ -298,7 +304,7 @@ CLAIMS = (
     ),
     Claim(
         id="C6d",
-        title="Peeking cheats a t test",
+        title="Repeating a t test after every seed finds false effects",
         sentence="A t test at level 5% repeated after every seed, from the fifth to the hundredth, calls an absent "
         "effect present in at least 10% of studies.",
         source="idea 6, sequential decisions",
@@ -308,11 +314,13 @@ CLAIMS = (
         factor=100,
         unit="%",
         digits=1,
+        headline=True,
     ),
     Claim(
         id="C6e",
-        title="A sequence may be peeked at",
-        sentence="A 95% confidence sequence, looked at as often, does so in at most 5%.",
+        title="A confidence sequence may be checked after every seed",
+        sentence="A 95% confidence sequence, looked at after every seed, calls an absent effect present in at most 5% "
+        "of studies.",
         source="idea 6, sequential decisions",
         estimand=Level("false_positive", "confidence_sequence"),
         direction="at_most",
@@ -323,7 +331,7 @@ CLAIMS = (
     ),
     Claim(
         id="C7",
-        title="IQM wins on heavy tails",
+        title="The interquartile mean beats the mean on heavy tails",
         sentence="Of 20 values of Student's t with 2 degrees of freedom, the interquartile mean has a smaller root "
         "mean squared error than the mean.",
         source="idea 7, robust inference",
@@ -334,8 +342,9 @@ CLAIMS = (
     ),
     Claim(
         id="C7b",
-        title="IQM wins under outliers",
-        sentence="So too with a tenth of the values drawn with ten times the spread.",
+        title="The interquartile mean beats the mean under outliers",
+        sentence="With a tenth of 20 normal values drawn with ten times the spread, the interquartile mean has a "
+        "smaller root mean squared error than the mean.",
         source="idea 7, robust inference",
         estimand=Difference("rmse", "iqm", "mean", where={"population": "contaminated"}, log=True),
         direction="less",
@@ -344,7 +353,7 @@ CLAIMS = (
     ),
     Claim(
         id="C7c",
-        title="The mean wins on clean data",
+        title="The mean beats the median on clean normal data",
         sentence="Of 20 normal values, the mean has a smaller root mean squared error than the median.",
         source="idea 7, robust inference",
         estimand=Difference("rmse", "mean", "median", where={"population": "clean"}, log=True),
@@ -354,7 +363,7 @@ CLAIMS = (
     ),
     Claim(
         id="C8",
-        title="Checks tell Anscombe's apart",
+        title="Predictive checks tell four look-alike data sets apart",
         sentence="Of four data sets with the same moments (line, curve, outlier, lever), predictive checks of a "
         "linear model flag the last three and not the first, in at least 80% of repetitions.",
         source="idea 8, exploratory analysis",
@@ -367,7 +376,7 @@ CLAIMS = (
     ),
     Claim(
         id="C8b",
-        title="A lineup finds a crash",
+        title="A crashed seed stands out in a lineup of plots",
         sentence="One crashed seed in thirty stands out of a lineup of twenty plots in more than 80% of repetitions.",
         source="idea 8, exploratory analysis",
         estimand=Level("lineup_detection", "crash"),
@@ -379,7 +388,7 @@ CLAIMS = (
     ),
     Claim(
         id="C9",
-        title="The judge keeps its level",
+        title="The judge seldom supports a claim about nothing",
         sentence="In simulated studies of three claims without any effect, the judge calls at most 5% of the claims "
         "supported.",
         source="outlook, tests of statistics",
@@ -389,10 +398,11 @@ CLAIMS = (
         factor=100,
         unit="%",
         digits=1,
+        kind="check",
     ),
     Claim(
         id="C9b",
-        title="And has the power it says",
+        title="The judge finds an effect as often as it promises",
         sentence="With the number of seeds it recommends for 80% power, the judge supports an effect of the smallest "
         "size that matters in at least 75% of simulated studies.",
         source="outlook, tests of statistics",
@@ -402,76 +412,6 @@ CLAIMS = (
         factor=100,
         unit="%",
         digits=0,
+        kind="check",
     ),
 )
-
-_QUICK: Mapping[str, Any] = {
-    "causal": {"units": 1000, "repeats": 10},
-    "paired": {"replicas": 20, "train": 400, "test": 500, "width": 16, "steps": 120},
-    "coverage": {"repeats": 80, "resamples": 399},
-    "descent": {"units": UNITS, "inputs": 30, "noise": 0.5, "test": 1000},
-    "pooling": {"repeats": 15},
-    "sampler": {"chains": 16, "draws": 300, "warmup": 200},
-    "calibration": {"simulations": 200, "ranks": 50, "warmup": 150, "thin": 4},
-    "adaptive": {"pulls": 2000, "repeats": 4, "races": 40, "peeks": 100, "sequences": 200},
-    "robust": {"repeats": 300, "values": 20},
-    "explore": {"repeats": 5, "points": 40, "replicates": 200, "lineups": 30},
-    "judging": {"studies": 25},
-}
-_SMOKE: Mapping[str, Any] = {
-    "causal": {"units": 200, "repeats": 2},
-    "paired": {"replicas": 6, "train": 60, "test": 200, "width": 4, "steps": 15},
-    "coverage": {"repeats": 5, "resamples": 49},
-    "descent": {"units": UNITS, "inputs": 30, "noise": 0.5, "test": 100},
-    "pooling": {"repeats": 2},
-    "sampler": {"chains": 4, "draws": 40, "warmup": 40},
-    "calibration": {"simulations": 40, "ranks": 10, "warmup": 20, "thin": 1},
-    "adaptive": {"pulls": 100, "repeats": 2, "races": 3, "peeks": 20, "sequences": 20},
-    "robust": {"repeats": 10, "values": 20},
-    "explore": {"repeats": 2, "points": 40, "replicates": 40, "lineups": 3},
-    "judging": {"studies": 2},
-}
-_FULL: Mapping[str, Any] = {
-    **_QUICK,
-    "causal": {"units": 1000, "repeats": 50},
-    "coverage": {"repeats": 400, "resamples": 999},
-    "pooling": {"repeats": 100},
-    "calibration": {"simulations": 600, "ranks": 100, "warmup": 250, "thin": 8},
-    "adaptive": {"pulls": 2000, "repeats": 20, "races": 400, "peeks": 100, "sequences": 2000},
-    "robust": {"repeats": 5000, "values": 20},
-    "explore": {"repeats": 50, "points": 40, "replicates": 500, "lineups": 400},
-    "judging": {"studies": 250},
-}
-_SETTINGS = {Scale.SMOKE: _SMOKE, Scale.QUICK: _QUICK, Scale.FULL: _FULL, Scale.PAPER: _FULL}
-SEEDS = {Scale.SMOKE: 2, Scale.QUICK: 10, Scale.FULL: 40, Scale.PAPER: 40}
-_PER_RUN = 5  # blocks measured in one run, which pays for the imports once
-
-
-def runs(scale: Scale, workload: Workload | None, seeds: range | None = None) -> Iterator[Run]:
-    """One run an experiment and five blocks, whose seeds follow the run's; rows name what is compared as arms.
-
-    On a user's workload (classification data) only the paired seeds are run: what a pairing is worth depends on the
-    data. The other experiments need a known truth.
-    """
-    blocks = seeds or range(SEEDS[scale])
-    for experiment, settings in _SETTINGS[scale].items():
-        if workload is not None and experiment != "paired":
-            continue
-        for first in blocks[::_PER_RUN]:
-            count = min(_PER_RUN, blocks.stop - first)
-            yield Run(SLUG, experiment, first, {"experiment": experiment, "blocks": count, **settings})
-
-
-def measure(run: Run, workload: Workload | None) -> Measurements:
-    """Execute the run's experiment for each of its blocks; arrays are named by their block."""
-    from .experiments import EXPERIMENTS
-
-    experiment, m = EXPERIMENTS[run.text("experiment")], Measurements()
-    for block in range(run.seed, run.seed + run.integer("blocks")):
-        found = experiment(dataclasses.replace(run, seed=block), workload)
-        for row in found.table.to_dict("records"):
-            keys = {str(k): v for k, v in row.items() if k not in ("metric", "step", "value") and pd.notna(v)}
-            m.add(row["metric"], row["value"], step=row["step"], seed=block, **keys)
-        for name, values in found.arrays.items():
-            m.array(f"{name}.{block}", values)
-    return m
