@@ -158,7 +158,7 @@ def test_a_function_of_the_users_is_found_by_module_or_file(code):
             "as a mlcollage.data.Labeled, .* the tuple it returned lacks train, test, num_classes",
         ),
         ("strange", "the dict it returned has modle too"),
-        ("needs", "callable without arguments; it needs path"),
+        ("needs", "callable without arguments .missing a required argument: .path"),
         ("iterable", "train must be a map-style dataset"),
         ("empty", "test is empty"),
         ("labels", "label is tensor.2.; expected an integer from 0 to 1"),

@@ -31,6 +31,7 @@ def block_generator(*key: str | int) -> torch.Generator:
     >>> a.initial_seed() == b.initial_seed()
     False
     """
+    # 63 bits, since torch takes signed 64-bit seeds.
     digest = hashlib.sha256("|".join(map(str, key)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
@@ -69,12 +70,13 @@ class BlockCache(Generic[_Value]):
         block = make()  # outside the lock: two threads may both make it, and get equal blocks
         with self._lock:
             self._blocks[key] = block
-            while len(self._blocks) > self.size:
+            while len(self._blocks) > self.size:  # the block that was not asked for longest goes first
                 self._blocks.popitem(last=False)
         return block
 
     def __len__(self) -> int:
         return len(self._blocks)
 
+    # Pickling keeps the size only: workers make their own blocks, which are the same to the last bit.
     def __reduce__(self) -> tuple[object, ...]:
         return (BlockCache, (self.size,))

@@ -49,6 +49,7 @@ def load(name: str, options: Mapping[str, str]) -> Labeled:
 def _glyphs(name: str, options: Mapping[str, str]) -> Labeled:
     """GlyphWorld with ``n`` training and ``test`` test images; other options are its settings."""
     preset = name.partition(":")[2] or "standard32"
+    # Settings that are a number or a word, with the type that turns an option's text into one.
     kinds: dict[str, Any] = {
         field.name: type(field.default)
         for field in fields(GlyphWorld)

@@ -106,6 +106,7 @@ def _inputs(X: NDArray, where: str) -> NDArray:
         if X.shape[3] not in (1, 3, 4):
             raise InvalidInput(f"{where} has shape {X.shape}; images need 1, 3 or 4 channels, second or last.")
         X = X.transpose(0, 3, 1, 2)  # (n, h, w, c) to (n, c, h, w)
+    # Whole numbers up to 1 are masks, not pixels.
     pixels = X.dtype.kind in "iu" and X.max() > 1
     if pixels and not 0 <= X.min() <= X.max() <= 255:
         raise InvalidInput(f"{where} has whole-number pixels from {X.min()} to {X.max()}; expected 0 to 255.")
@@ -136,6 +137,7 @@ def from_table(table: pd.DataFrame, test: pd.DataFrame | None, options: Mapping[
     if whole[target].isna().any():
         raise InvalidInput(f"{int(whole[target].isna().sum())} labels in the column {target!r} of {where} are missing.")
     # One-hot columns are those of both tables together.
+    # X is (rows of both, columns); labels are encoded by the training rows alone.
     X, labels = _features(whole.drop(columns=target), where), whole[target].to_numpy()
     y, classes = encode(labels[: len(table)], f"the column {target!r} of {where}")
     if test is None:

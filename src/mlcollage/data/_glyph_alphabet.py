@@ -13,9 +13,9 @@ __all__ = ["MAX_SEGMENTS", "MAX_VERTICES", "Alphabet", "ink_center", "make_alpha
 
 MAX_SEGMENTS = 5
 MAX_VERTICES = 2 * MAX_SEGMENTS
-_LIFT = 0.25
-_LIKENESS = 0.45
-_PATIENCE = 500
+_LIFT = 0.25  # probability that a stroke starts anew instead of where the last one ended
+_LIKENESS = 0.45  # largest correlation of two classes
+_PATIENCE = 500  # dropped candidates in a row after which more likeness is allowed
 
 Array = NDArray[np.float64]
 
@@ -44,9 +44,10 @@ class Alphabet:
 
 def _squared_distance(vertices: Array, segments: NDArray[np.int64], pixels: Array) -> Array:
     """Squared distance of each of ``(n, 2)`` pixels from the nearest stroke: ``(n,)``."""
-    ends = vertices[segments]
+    ends = vertices[segments]  # (S, 2, 2): stroke, end, coordinate
     start, step = ends[:, 0], ends[:, 1] - ends[:, 0]
-    there = pixels[:, None] - start
+    there = pixels[:, None] - start  # (n, S, 2)
+    # (n, S): the foot of the perpendicular as a part of the stroke, kept between its ends.
     along = np.clip((there * step).sum(-1) / (step**2).sum(-1), 0.0, 1.0)
     return ((there - along[..., None] * step) ** 2).sum(-1).min(axis=1)
 
@@ -74,11 +75,11 @@ def ink_center(vertices: Array, segments: NDArray[np.int64]) -> Array:
 
 def _walk(rng: np.random.Generator) -> tuple[Array, NDArray[np.int64]]:
     """One random skeleton: 3-5 strokes between points of a 4 x 4 lattice, each at least two steps long."""
-    lattice = np.stack(np.meshgrid(np.arange(4), np.arange(4)), axis=-1).reshape(-1, 2)
+    lattice = np.stack(np.meshgrid(np.arange(4), np.arange(4)), axis=-1).reshape(-1, 2)  # (16, 2)
     reach = np.abs(lattice[:, None] - lattice[None]).max(-1) >= 2
     points = [int(rng.integers(16))]
     segments: list[tuple[int, int]] = []
-    drawn: set[frozenset[int]] = set()
+    drawn: set[frozenset[int]] = set()  # strokes in either direction
     for number in range(int(rng.integers(3, MAX_SEGMENTS + 1))):
         if number and rng.random() < _LIFT:
             points.append(int(rng.integers(16)))
@@ -89,7 +90,7 @@ def _walk(rng: np.random.Generator) -> tuple[Array, NDArray[np.int64]]:
         segments.append((len(points) - 2, len(points) - 1))
     where = lattice[points].astype(np.float64)
     pairs = np.array(segments, dtype=np.int64)
-    where -= where[pairs].mean(axis=(0, 1))
+    where -= where[pairs].mean(axis=(0, 1))  # the ends of strokes, not the ink: cheap, and enough to compare by
     return where / np.abs(where).max(), pairs
 
 
@@ -111,13 +112,14 @@ def make_alphabet(num_classes: int, *, seed: int, rotation: float = 0.0) -> Alph
     """
     if not 2 <= num_classes <= 64:
         raise InvalidInput(f"num_classes must be from 2 to 64; got {num_classes}.")
-    rng = np.random.default_rng([abs(seed), int(seed < 0), 0x676C797068])
+    rng = np.random.default_rng([abs(seed), int(seed < 0), 0x676C797068])  # the last word spells "glyph"
     turns = np.deg2rad(np.arange(-rotation, rotation + 1, 15.0)) if rotation > 45 else np.zeros(1)
     kept: list[tuple[Array, NDArray[np.int64]]] = []
     pictures: list[Array] = []
     bound, dropped, likeness = _LIKENESS, 0, -1.0
     while len(kept) < num_classes:
         vertices, segments = _walk(rng)
+        # First without turning and before centering: most candidates fail already.
         nearest = _likeness(vertices, segments, pictures, turns[len(turns) // 2 :][:1], bound)
         if nearest <= bound:  # the slow part, for the few that may stay: no class is told by where its ink is
             vertices = vertices - ink_center(vertices, segments)
@@ -138,6 +140,7 @@ def _likeness(vertices: Array, segments: NDArray[np.int64], pictures: list[Array
     """Largest correlation with the classes so far, in any of the turns; stops at the first above ``bound``."""
     nearest = -1.0
     for turn in turns if pictures else ():
+        # (k, 81) @ (81,): pictures are unit vectors of mean 0, so that their product is the correlation.
         nearest = max(nearest, float((np.array(pictures) @ raster(vertices, segments, turn=float(turn))).max()))
         if nearest > bound:
             break
@@ -150,6 +153,6 @@ def _pack(kept: list[tuple[Array, NDArray[np.int64]]], likeness: float) -> Alpha
     for number, (points, pairs) in enumerate(kept):
         vertices[number, : len(points)] = points
         segments[number, : len(pairs)] = pairs
-        segments[number, len(pairs) :] = pairs[-1]
+        segments[number, len(pairs) :] = pairs[-1]  # drawn twice, a stroke looks the same
     lengths = np.array([len(pairs) for _, pairs in kept], dtype=np.int64)
     return Alphabet(vertices, segments, lengths, likeness)

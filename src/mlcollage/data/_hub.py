@@ -39,7 +39,7 @@ class HubImages(Images):
         self,
         rows: Any,
         column: str,
-        labels: Sequence[int],
+        labels: Sequence[int] | NDArray,
         classes: Sequence[str],
         size: int | None,
         channels: int,
@@ -89,7 +89,7 @@ def _images(train: Any, test: Any, label: str, image: str, options: Mapping[str,
 
 def _table(train: Any, test: Any, label: str, options: Mapping[str, str], name: str) -> Labeled:
     """Columns of numbers and words, as a CSV table would be read; the workload's name is the note on the split."""
-    frames = [None if part is None else part.to_pandas() for part in (train, test)]
+    frames: list[Any] = [None if part is None else part.to_pandas() for part in (train, test)]
     for part, frame in zip((train, test), frames, strict=True):
         if frame is not None:
             frame[label] = _names(part, label)
@@ -173,6 +173,7 @@ def _labels(rows: Any, column: str, name: str) -> tuple[NDArray[np.int64], tuple
     if type(feature).__name__ != "ClassLabel":
         return encode(np.asarray(rows[column]), name)
     words = _names(rows, column)
+    # All of its classes count, also those that no row has.
     return encode_as(words, feature.names, name), tuple(feature.names)
 
 

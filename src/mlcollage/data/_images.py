@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -48,7 +49,9 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
         1 (gray) or 3 (RGB).
     """
 
-    def __init__(self, labels: Sequence[int], classes: Sequence[str], size: int | None, channels: int) -> None:
+    def __init__(
+        self, labels: Sequence[int] | NDArray, classes: Sequence[str], size: int | None, channels: int
+    ) -> None:
         self.labels, self.classes = list(labels), tuple(classes)
         self.size, self.channels = size, channels
         self.shape: tuple[int, ...] | None = None  # of the first image that was decoded
@@ -105,6 +108,7 @@ def load(name: str | Path, options: Mapping[str, str]) -> Labeled:
         if unknown := sorted(set(test_classes) - set(classes)):
             raise InvalidInput(f"{held} has the class {unknown[0]!r}, which {root} has not.")
         test_labels = [classes.index(test_classes[label]) for label in test_labels]
+        # A single color image, in either part, makes all of them color.
         channels, note = max(channels, _look(test_paths, size, like=paths[0])), ""
     else:
         rows, test_rows = split_rows(np.array(labels), classes, str(root))
@@ -153,6 +157,7 @@ def _look(paths: Sequence[Path], size: int | None, like: Path | None = None) -> 
                 f"images differ in size: {path} has {here[0]} x {here[1]} pixels, others {first[0]} x {first[1]}; "
                 "add ?size=32 (or another size) to the folder's name to resize them."
             )
+        # Bilevel, 8-bit and 16-bit gray; palettes and everything else are taken as color.
         gray = gray and (mode in ("1", "L") or mode.startswith("I"))
     return 1 if gray else 3
 
@@ -162,6 +167,7 @@ def files_hash(folder: Path, paths: Sequence[Path], options: str) -> str:
     digest = hashlib.sha256(options.encode())
     states = [path.stat() for path in paths]
     small = sum(state.st_size for state in states) <= _HASHED
+    # Relative names: a folder that was moved is still the same data.
     for path, state in sorted(zip(paths, states, strict=True)):
         content = file_hash(path) if small else f"{state.st_size} {state.st_mtime_ns}"
         digest.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())

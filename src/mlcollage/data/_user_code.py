@@ -59,6 +59,7 @@ def _sources(module: ModuleType) -> list[Path]:
     if file is None:
         return []
     own = Path(file).resolve()
+    # The top of the user's package: what lies below it is theirs, everything else is installed.
     root = own.parent
     while (root / "__init__.py").exists():
         root = root.parent
@@ -76,7 +77,7 @@ def _imports(file: Path, root: Path) -> set[Path]:
         tree = ast.parse(file.read_bytes())
     except SyntaxError:  # not Python after all, e.g. an extension module
         return set()
-    package = file.relative_to(root).parts[:-1]
+    package = file.relative_to(root).parts[:-1]  # what a relative import starts from
     names: list[tuple[str, ...]] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -85,6 +86,7 @@ def _imports(file: Path, root: Path) -> set[Path]:
             base = package[: len(package) - node.level + 1] if node.level else ()
             base += tuple(node.module.split(".")) if node.module else ()
             names += [(*base, alias.name) for alias in node.names]
+    # Of `import a.b.c`, a, a.b and a.b.c may each be a module or a package.
     below = {root.joinpath(*name[:k]) for name in names for k in range(1, len(name) + 1)}
     return {f for place in below for f in (place.with_suffix(".py"), place / "__init__.py") if f.is_file()}
 
@@ -127,12 +129,8 @@ def _function(module: ModuleType, where: str, name: str) -> Callable[[], Any]:
         function = getattr(function, part)
     if not callable(function):
         raise InvalidInput(f"{where}:{name} is {type(function).__name__}, not a function that returns a Labeled.")
-    needed = [
-        parameter.name
-        for parameter in inspect.signature(function).parameters.values()
-        if parameter.default is parameter.empty
-        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    ]
-    if needed:
-        raise InvalidInput(f"{where}:{name} must be callable without arguments; it needs {', '.join(needed)}.")
+    try:
+        inspect.signature(function).bind()
+    except TypeError as error:
+        raise InvalidInput(f"{where}:{name} must be callable without arguments ({error}).") from None
     return function

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 from mlcollage.data import cifar, fashion_mnist, tables, tiny_imagenet
@@ -10,9 +11,12 @@ from mlcollage.data.glyphs import PRESETS
 
 __all__ = ["catalog"]
 
+_COLUMNS = ("name", "what", "train", "test", "shape", "available", "where")
+_MADE, _SKLEARN = "generated", "scikit-learn"
+
 
 def catalog() -> list[dict[str, Any]]:
-    """Return one dictionary a data source.
+    """Return one dictionary per data source.
 
     Returns
     -------
@@ -25,63 +29,46 @@ def catalog() -> list[dict[str, Any]]:
     >>> {row["name"]: row["shape"] for row in catalog()}["glyphs:easy16"]
     [1, 16, 16]
     """
-    rows = [
-        _row(f"glyphs:{name}", f"endless stroke glyphs, {_preset(settings)}", 5000, 2000, _shape(settings))
+    rows: list[tuple[Any, ...]] = [
+        (f"glyphs:{name}", f"endless stroke glyphs, {_preset(settings)}", 5000, 2000, _shape(settings), True, _MADE)
         for name, settings in PRESETS.items()
     ]
+    signals = "ten templates as noisy signals; the authors' set (endless in Python)"
     rows += [
-        _row("mnist1d", "ten templates as noisy signals; the authors' set (endless in Python)", 4000, 1000, [40]),
-        _row("digits", "handwritten digits", 1257, 540, [1, 8, 8], "scikit-learn"),
+        ("mnist1d", signals, 4000, 1000, [40], True, _MADE),
+        ("digits", "handwritten digits", 1257, 540, [1, 8, 8], True, _SKLEARN),
     ]
-    folder = fashion_mnist.find()
-    where = str(folder) if folder else "run `mlcollage data prepare`"
-    rows.append(_row("fashion_mnist", "articles of clothing", 60_000, 10_000, [1, 28, 28], where, folder is not None))
+    fashion, prepare = fashion_mnist.find(), "run `mlcollage data prepare`"
+    rows.append(_found("fashion_mnist", "articles of clothing", 60_000, 10_000, [1, 28, 28], fashion, prepare))
     for name, classes in (("cifar10", 10), ("cifar100", 100)):
-        folder = cifar.find(name)
-        where = str(folder) if folder else f"your folder of the binary version: {name}:folder"
-        what = f"color photographs of {classes} kinds of things"
-        rows.append(_row(name, what, 50_000, 10_000, [3, 32, 32], where, folder is not None))
-    folder = tiny_imagenet.find()
-    where = str(folder) if folder else "your folder tiny-imagenet-200: tiny_imagenet:folder"
-    what = "photographs of 200 kinds of things"
-    rows.append(_row("tiny_imagenet", what, 100_000, 10_000, [3, 64, 64], where, folder is not None))
+        what, yours = f"color photographs of {classes} kinds of things", "your folder of the binary version: "
+        rows.append(_found(name, what, 50_000, 10_000, [3, 32, 32], cifar.find(name), f"{yours}{name}:folder"))
+    what, yours = "photographs of 200 kinds of things", "your folder tiny-imagenet-200: tiny_imagenet:folder"
+    rows.append(_found("tiny_imagenet", what, 100_000, 10_000, [3, 64, 64], tiny_imagenet.find(), yours))
     for name, info in tables.TABLES.items():
         if info.task == "classification" and name != "digits":
-            test = -(-info.rows // 4)
-            rows.append(_row(name, info.what, info.rows - test, test, [info.features], "scikit-learn"))
+            test = -(-info.rows // 4)  # rounded up, as scikit-learn splits
+            rows.append((name, info.what, info.rows - test, test, [info.features], True, _SKLEARN))
     hub = importlib.util.find_spec("datasets") is not None
     own = [
-        ("module:function", "your own data and model, from Python", "your code", True),
-        ("file.npz", "arrays X, y, X_test, y_test", "your file", True),
-        ("table.csv", "a table; the label is the last column or ?target=name", "your file", True),
-        ("table.parquet", "the same as Parquet", "your file", True),
-        ("folder/", "images as train/cat/1.png or cat/1.png", "your folder", True),
-        ("data.imdb", "film reviews as word numbers, from the folder aclImdb; in Python only", "your folder", True),
-        ("data.uci", "UCI regression tables, standardized splits; in Python only", "your file", True),
-        ("hf:name", "a data set of the Hugging Face hub", "the hub" if hub else "pip install 'mlcollage[hub]'", hub),
+        ("module:function", "your own data and model, from Python", True, "your code"),
+        ("file.npz", "arrays X, y, X_test, y_test", True, "your file"),
+        ("table.csv", "a table; the label is the last column or ?target=name", True, "your file"),
+        ("table.parquet", "the same as Parquet", True, "your file"),
+        ("folder/", "images as train/cat/1.png or cat/1.png", True, "your folder"),
+        ("data.imdb", "film reviews as word numbers, from the folder aclImdb; in Python only", True, "your folder"),
+        ("data.uci", "UCI regression tables, standardized splits; in Python only", True, "your file"),
+        ("hf:name", "a data set of the Hugging Face hub", hub, "the hub" if hub else "pip install 'mlcollage[hub]'"),
     ]
-    rows += [_row(name, what, None, None, None, where, there) for name, what, where, there in own]
-    return rows
+    rows += [(name, what, None, None, None, there, where) for name, what, there, where in own]
+    return [dict(zip(_COLUMNS, row, strict=True)) for row in rows]
 
 
-def _row(
-    name: str,
-    what: str,
-    train: int | None,
-    test: int | None,
-    shape: list[int] | None,
-    where: str = "generated",
-    available: bool = True,
-) -> dict[str, Any]:
-    return {
-        "name": name,
-        "what": what,
-        "train": train,
-        "test": test,
-        "shape": shape,
-        "available": available,
-        "where": where,
-    }
+def _found(
+    name: str, what: str, train: int, test: int, shape: list[int], folder: Path | None, otherwise: str
+) -> tuple[Any, ...]:
+    """The row of a set that lies in a folder, or does not."""
+    return name, what, train, test, shape, folder is not None, str(folder or otherwise)
 
 
 def _shape(settings: dict[str, Any]) -> list[int]:

@@ -128,7 +128,7 @@ def read_bin(path: Path, name: str = "cifar10") -> tuple[NDArray[np.uint8], NDAr
             f"{path} has {len(content):,} bytes, which is no whole number of {name} records of {width:,} bytes; it is "
             "damaged or another file."
         )
-    records = content.reshape(-1, width)
+    records = content.reshape(-1, width)  # (n, 1 or 2 labels + 3072 pixels)
     labels = records[:, : len(kind.labels)]
     for column, label in enumerate(kind.labels):
         if (largest := int(labels[:, column].max())) >= kind.classes[label]:
@@ -169,6 +169,7 @@ def load(
     kind = _set(name)
     label = checks.choice("labels", labels or kind.labels[-1], kind.labels)
     where = _folder(folder, name)
+    # Each part is a pair (n, 3, 32, 32), (n, 1 or 2); the column says which of CIFAR-100's two labels is meant.
     parts = [read_bin(where / file, name) for file in kind.train]
     test, test_labels = read_bin(where / kind.test, name)
     column = kind.labels.index(label)
@@ -224,7 +225,7 @@ def normalize(images: NDArray) -> NDArray[np.float32]:
     """
     if images.ndim != 4 or images.shape[1] != 3:
         raise InvalidInput(f"images have shape {images.shape}; (n, 3, h, w) is needed.")
-    shape = (1, 3, 1, 1)
+    shape = (1, 3, 1, 1)  # one value per channel
     x = np.divide(images, 255 if images.dtype == np.uint8 else 1, dtype=np.float32)
     x -= np.array(MEAN, dtype=np.float32).reshape(shape)
     x /= np.array(STD, dtype=np.float32).reshape(shape)

@@ -41,4 +41,5 @@ def load_digits_split(
     parts = train_test_split(
         (x / 16).astype(np.float32), y.astype(np.int64), test_size=test_size, random_state=seed, stratify=y
     )
+    # scikit-learn's order is X_train, X_test, y_train, y_test.
     return parts[0], parts[2], parts[1], parts[3]

@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mlcollage import _checks as checks
+from mlcollage.data._reading import first_holding
 from mlcollage.errors import InvalidInput, MissingFile
 
 __all__ = ["CLASSES", "URL", "download", "find", "load", "places", "prepare", "read_idx"]
@@ -65,14 +67,9 @@ def places() -> list[Path]:
     ]
 
 
-def _file(folder: Path, name: str) -> Path | None:
-    """The file, compressed or not."""
-    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
-
-
 def find() -> Path | None:
     """Return the first of :func:`places` that holds all four files, or None."""
-    return next((folder for folder in places() if all(_file(folder, name) for name in SHA256)), None)
+    return first_holding(places(), SHA256)
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
@@ -91,11 +88,12 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
             content = stream.read(_LARGEST + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise InvalidInput(f"{path} cannot be read ({error}); delete it and run `mlcollage data prepare`.") from error
+    # The first three bytes are 0, 0 and the type; the fourth is the number of dimensions.
     if len(content) < 4 or content[:3] != b"\0\0\x08" or not 1 <= content[3] <= 4:
         raise InvalidInput(f"{path} is not an IDX file of bytes (it starts with {content[:4].hex(' ') or 'nothing'}).")
     header = 4 + 4 * content[3]
     shape = tuple(int(size) for size in np.frombuffer(content[4:header], dtype=">u4"))
-    expected = header + int(np.prod(shape, dtype=object))
+    expected = header + int(np.prod(shape, dtype=object))  # Python integers: damaged sizes may be huge
     if len(shape) != content[3] or len(content) != expected:
         raise InvalidInput(
             f"{path} is damaged: {' x '.join(map(str, shape))} values need {expected:,} bytes, it has "
@@ -134,8 +132,8 @@ def load(
             "Fashion-MNIST is not on this machine; run `mlcollage data prepare`, or put the four IDX files into a "
             "folder and name it in MLCOLLAGE_DATA."
         )
-    if limit is not None and limit < 1:
-        raise InvalidInput(f"limit must be at least 1 or None; got {limit}.")
+    if limit is not None:
+        checks.integer("limit", limit, least=1)
     parts: list[NDArray] = []
     for part in ("train", "t10k"):
         images = read_idx(_need(where, f"{part}-images-idx3-ubyte"))
@@ -145,16 +143,16 @@ def load(
                 f"{where} does not hold Fashion-MNIST: its {part} images are {images.shape}, its labels "
                 f"{labels.shape} up to {labels.max()}; expected (n, 28, 28) and (n,) up to 9."
             )
-        pixels = np.divide(images[:limit].reshape(-1, 784), 255, dtype=np.float32)
+        pixels = np.divide(images[:limit].reshape(-1, 784), 255, dtype=np.float32)  # (n, 784) in [0, 1]
         parts += [pixels, labels[:limit].astype(np.int64)]
     return parts[0], parts[1], parts[2], parts[3]
 
 
 def _need(folder: Path, name: str) -> Path:
-    found = _file(folder, name)
-    if found is None:
-        raise MissingFile(f"{folder} holds neither {name} nor {name}.gz; expected the four files of Fashion-MNIST.")
-    return found
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            return path
+    raise MissingFile(f"{folder} holds neither {name} nor {name}.gz; expected the four files of Fashion-MNIST.")
 
 
 def download(folder: Path | None = None, *, url: str = URL, timeout: float = 30.0) -> Path:
@@ -184,7 +182,7 @@ def download(folder: Path | None = None, *, url: str = URL, timeout: float = 30.
     target = folder or cache()
     target.mkdir(parents=True, exist_ok=True)
     for name, digest in SHA256.items():
-        if _file(target, name) is not None:
+        if first_holding([target], [name]):
             continue
         with tempfile.TemporaryDirectory(dir=target) as scratch:
             fetched = Path(scratch) / f"{name}.gz"
@@ -214,15 +212,15 @@ def _install() -> str:
     if os.geteuid() != 0:
         return f"`apt-get install {_PACKAGE}` needs root"
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    commands = (["install", "-y", "--no-install-recommends", _PACKAGE], ["update"])
-    for arguments in (commands[0], commands[1], commands[0]):  # package lists may be missing or old
+    install, update = ["install", "-y", "--no-install-recommends", _PACKAGE], ["update"]
+    for arguments in (install, update, install):  # package lists may be missing or old
         try:
             done = subprocess.run(
                 ["apt-get", "-qq", *arguments], env=environment, capture_output=True, timeout=300, check=False
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             return f"apt-get: {type(error).__name__}"
-        if arguments[0] == "install" and done.returncode == 0:
+        if arguments is install and done.returncode == 0:
             return ""
     return f"apt-get cannot install {_PACKAGE}"
 

@@ -217,6 +217,7 @@ class GlyphWorld(GlyphSettings):
     ) -> Any:
         """Images at any ``indices`` of a split, in that order; otherwise as :meth:`sample`."""
         check_split(split)
+        # Chunks keep a CPU's cache warm; they do not change a bit of any image.
         where = torch.as_tensor(indices, dtype=torch.int64, device="cpu").reshape(-1)
         if not len(where) or int(where.min()) < 0:
             raise InvalidInput("indices must be one or more integers from 0.")
@@ -240,12 +241,12 @@ class GlyphWorld(GlyphSettings):
         for number in numbers.unique().tolist():
             block = self._blocks.get((split, seed, number), lambda n=number: draw_block(self, split, seed, n))  # type: ignore[misc]
             rows = (numbers == number).nonzero()[:, 0]
-            places = where[rows] % BLOCK
+            places = where[rows] % BLOCK  # of these images within their block
             parts.append({key: value.index_select(0, places) for key, value in block.items()})
             order.append(rows)
         if len(parts) == 1:
             return parts[0]
-        back = torch.cat(order).argsort()
+        back = torch.cat(order).argsort()  # from the order of the blocks to the order that was asked for
         return {key: torch.cat([part[key] for part in parts])[back] for key in parts[0]}
 
     def _noise(self, where: Tensor, split: str, seed: int) -> Tensor:
@@ -263,6 +264,7 @@ class GlyphWorld(GlyphSettings):
         hidden = ("label", "strokes", "clutter", "shift")
         factors = {key: value for key, value in latents.items() if key not in hidden}
         factors["half_width"] = factors["half_width"][:, 0]
+        # Unused places repeat the skeleton's last stroke, so a number beyond it means that one.
         longest = self.alphabet_lengths.to(factors["true_label"].device)[factors["true_label"]]
         factors["part_mask"] = part_mask(latents, self.size).minimum(longest[:, None, None])
         return factors

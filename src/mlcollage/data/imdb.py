@@ -138,7 +138,9 @@ def load(
     texts, y = _part(path, "train")
     tests, y_test = _part(path, "test")
     kept, held_out = _split(len(y), train, seed, path)
+    # Only reviews that are trained on: the vocabulary must not know validation or test reviews.
     counts = Counter(word for i in kept for word in texts[i])
+    # Most frequent first, ties by the alphabet, so that numbers do not depend on the order of the files.
     known = tuple(sorted(counts, key=lambda word: (-counts[word], word))[: vocabulary - OFFSET])
     X, X_valid = (encode([texts[i] for i in rows], known, length) for rows in (kept, held_out))
     return IMDB(X, y[kept], X_valid, y[held_out], encode(tests, known, length), y_test, known)
@@ -183,5 +185,6 @@ def _npz(path: Path, vocabulary: int, length: int) -> tuple[Ints, Ints, Ints, In
         if y.shape != x.shape[:1] or not np.isin(y, (0, 1)).all():
             raise InvalidInput(f"y_{part} of {path} must hold a 0 or 1 for each of the {len(x)} reviews.")
         x = x.astype(np.int64)
+        # No word is dropped: numbers beyond the vocabulary become "unknown".
         parts += [_fit(np.where(x < vocabulary, x, _UNKNOWN).tolist(), length), y.astype(np.int64)]
     return parts[0], parts[1], parts[2], parts[3]

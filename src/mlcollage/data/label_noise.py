@@ -77,9 +77,11 @@ def add_label_noise(
     if chosen and classes < 2:
         raise InvalidInput("with one class there is no wrong label; label noise needs at least two.")
     rng = np.random.default_rng(rng)
+    # The mask first, then the new labels: the same labels are chosen for both kinds of noise.
     mask = np.zeros(len(clean), dtype=bool)
     mask[rng.permutation(len(clean))[:chosen]] = True
     shift = np.ones(chosen, dtype=np.int64) if kind == "pair" else rng.integers(1, max(classes, 2), size=chosen)
+    # Shifts of 1 to C - 1 reach every class but the true one.
     noisy = clean.astype(np.int64)
     noisy[mask] = (noisy[mask] + shift) % classes
     return noisy, mask

@@ -48,7 +48,7 @@ Array = NDArray[np.float64]
 
 def _templates() -> Array:
     """``(10, 12)``: each of mean 0 and standard deviation 1, then from 0 on, then over 6."""
-    x = np.array(TEMPLATES, dtype=np.float64)
+    x = np.array(TEMPLATES, dtype=np.float64)  # (10, 12)
     x -= x.mean(1, keepdims=True)
     x /= x.std(1, keepdims=True)
     x -= x[:, :1]
@@ -125,16 +125,18 @@ def reference(
     signals = []
     for template in templates:
         for _ in range(num_samples // 10):
+            # In the order in which the original draws: padding, amplitude, shift, both noises, slope.
             zeros = padding[0] + int(rng.rand() * (padding[1] - padding[0] + 1))
-            x = _resample(np.concatenate([template + 1e-8, np.zeros(zeros)]), length)
+            x = _resample(np.concatenate([template + 1e-8, np.zeros(zeros)]), length)  # 1e-8 marks what is signal
             x *= 1 + scale_coeff * (rng.rand() - 0.5)
             k = rng.choice(max_translation)
-            x = np.concatenate([x[-k:], x[:-k]])
+            x = np.concatenate([x[-k:], x[:-k]])  # k = 0 gives x followed by nothing, as in the original
             noise = gaussian_filter1d(corr_noise_scale * rng.randn(length), 2)
             x = np.where(x != 0, x, noise) + iid_noise_scale * rng.randn(length)
             x = x - shear_scale * (rng.rand() - 0.5) * np.linspace(-0.5, 0.5, length)
             signals.append(_resample(x, final_seq_length))
     order = rng.permutation(len(signals))
+    # (num_samples, final_seq_length) and (num_samples,)
     x, y = np.stack(signals)[order], np.repeat(np.arange(10), num_samples // 10)[order]
     if shuffle_seq:
         x = x[..., rng.permutation(final_seq_length)]
@@ -158,6 +160,7 @@ def _tables() -> tuple[Tensor, Tensor, Tensor, Tensor]:
             for zeros in range(low, high + 1)
         ]
     )
+    # Both are linear, so that their action on the unit vectors is their matrix.
     smooth = gaussian_filter1d(np.eye(_LENGTH), 2, axis=1)
     final = np.stack([_resample(row, _FINAL) for row in np.eye(_LENGTH)])
     there = torch.from_numpy((stretched != 0).all(axis=1))
@@ -168,11 +171,13 @@ def _draw_block(seed: int, split: str, set_seed: int, block: int) -> tuple[Tenso
     """1024 signals, all steps of :func:`reference` at once. The shape is always the same, so the bits are too."""
     stretched, there, smooth, final = _tables()
     generator = block_generator("mnist1d", seed, split, set_seed, block)
-    u = torch.rand(BLOCK, 5, generator=generator)
-    noise = torch.randn(2, BLOCK, _LENGTH, generator=generator)
+    u = torch.rand(BLOCK, 5, generator=generator)  # class, padding, shift, amplitude, slope
+    noise = torch.randn(2, BLOCK, _LENGTH, generator=generator)  # correlated (before smoothing), independent
     y = (u[:, 0] * 10).long()
     zeros = (u[:, 1] * len(there)).long()
+    # (1024, 72): the place that each point comes from.
     roll = (torch.arange(_LENGTH) - (u[:, 2:3] * 48).long()) % _LENGTH
+    # Noise fills what carries no signal, as in the reference.
     x = stretched[zeros, y].mul_(1 + 0.4 * (u[:, 3:4] - 0.5)).gather(1, roll)
     x = torch.where(there[zeros].gather(1, roll), x, 0.25 * noise[0] @ smooth)
     x = x + 0.02 * noise[1] - 0.75 * (u[:, 4:5] - 0.5) * torch.linspace(-0.5, 0.5, _LENGTH)
@@ -232,6 +237,7 @@ class MNIST1D:
             x, y = self._blocks.get(
                 (split, seed, number), lambda n=number: _draw_block(self.seed, split, seed, n)  # type: ignore[misc]
             )  # fmt: skip
+            # The part of the block that was asked for; a stop beyond its end is cut by slicing.
             rows = slice(max(start - number * BLOCK, 0), start + count - number * BLOCK)
             xs.append(x[rows])
             ys.append(y[rows])

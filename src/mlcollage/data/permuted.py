@@ -43,4 +43,5 @@ def permuted(X: NDArray, task: int, *, seed: int = 0) -> NDArray:
     if X.ndim < 2:
         raise InvalidInput(f"X must be (samples, features...); got shape {X.shape}.")
     flat = X.reshape(len(X), -1)
+    # One order for all samples of a task.
     return flat[:, permutation(flat.shape[1], task, seed=seed)].reshape(X.shape)

@@ -155,12 +155,14 @@ def problem(
     source = default() if workload is None else workload
     users_model = workload is not None and workload.model is not None
     size, tests = (len(cast(Sized, part)) for part in (source.train, source.test))
+    # The training order is drawn before the test order, and always over all rows: sizes do not change what is drawn.
     order = np.arange(size) if rng is None else rng.permutation(size)
     tested = (np.arange(tests) if rng is None or not draw_test else rng.permutation(tests))[:test]
     wanted = size - validation if train is None else train
     chosen, held = np.split(order[: min(wanted, int(share * size)) + validation], [min(wanted, int(share * size))])
     _refuse_empty(source.name, {"training": (len(chosen), 1), "validation": (len(held), validation)})
     _refuse_empty(source.name, {"test": (len(tested), 1 if test is None else test)})
+    # (train + validation, *shape) and (test, *shape)
     x, y = arrays(source.train, np.concatenate([chosen, held]))
     x_test, y_test = arrays(source.test, tested) if len(tested) else (x[:0], y[:0])
     if workload is not None:
@@ -176,6 +178,7 @@ def problem(
     place = torch.device(device)
 
     def samples(inputs: NDArray, labels: NDArray) -> Samples:
+        # Standardized on the CPU: GPUs divide by a number by multiplying with its rounded inverse.
         t = ((torch.from_numpy(inputs) - center) / spread).float()  # (n, *shape)
         return Samples((t.flatten(1) if flat else t).to(place), torch.from_numpy(labels).to(place))
 
@@ -217,6 +220,7 @@ def moments(x: NDArray[np.float32] | Tensor, statistics: Statistics = "sample") 
     if statistics == "none":
         return 0.0, 1.0
     if statistics == "population":
+        # numpy and torch sum in different orders; studies that began with one keep its last bits.
         values = np.asarray(x)
         center, spread = float(values.mean()), float(values.std())
     else:
@@ -249,7 +253,7 @@ def fresh(model: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
     initialized = torch.cuda.is_available() and torch.cuda.is_initialized()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if initialized else []):
         first, second = make_network(model), make_network(model)
-    kept = _storages(first)
+    kept = _storages(first)  # both networks are still alive, so no address was used twice
     common = [name for place, name in _storages(second).items() if place in kept]
     if first is second or common:
         what = f"the same {type(first).__name__}" if first is second else f"networks that share {common[0]!r}"
@@ -261,6 +265,7 @@ def fresh(model: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
 
 def _storages(network: nn.Module) -> dict[int, str]:
     """Address of the memory of every parameter and buffer, and one name of it."""
+    # Addresses and not tensors: a view of a shared tensor shares its memory too.
     tensors = [*network.named_parameters(), *network.named_buffers()]
     return {t.untyped_storage().data_ptr(): name for name, t in tensors if not is_lazy(t) and t.numel()}
 

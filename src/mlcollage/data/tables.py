@@ -81,9 +81,10 @@ def load(
 
     checks.choice("name", name, TABLES)
     test_fraction = checks.probability("test_fraction", test_fraction)
-    x, y = _rows(name, seed, n)
+    x, y = _rows(name, seed, n)  # (rows, features), (rows,)
     classes = TABLES[name].task == "classification"
     parts = train_test_split(x, y, test_size=test_fraction, random_state=seed, stratify=y if classes else None)
+    # scikit-learn's order is X_train, X_test, y_train, y_test.
     return parts[0], parts[2], parts[1], parts[3]
 
 
@@ -99,5 +100,6 @@ def _rows(name: str, seed: int, n: int | None) -> tuple[NDArray[np.float64], NDA
     if name == "friedman1":
         return datasets.make_friedman1(rows, n_features=10, noise=1.0, random_state=seed)
     rng = np.random.default_rng(seed)
+    # The noisy sine: (rows, 1) and (rows,).
     x = rng.uniform(-np.pi, np.pi, size=(rows, 1))
     return x, np.sin(x[:, 0]) + 0.1 * rng.standard_normal(rows)

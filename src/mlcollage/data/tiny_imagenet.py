@@ -4,7 +4,7 @@ The set is Stanford CS231n's; its archive is ``tiny-imagenet-200.zip``. In it::
 
     wnids.txt                              200 lines such as n01443537
     words.txt                              n01443537<tab>goldfish, Carassius auratus
-    train/n01443537/images/*.JPEG          500 a class
+    train/n01443537/images/*.JPEG          500 per class
     val/images/val_0.JPEG                  10,000
     val/val_annotations.txt                val_0.JPEG<tab>n03444034<tab>0<tab>32<tab>44<tab>62
     test/images/*.JPEG                     without labels; not read
@@ -66,6 +66,7 @@ def load(folder: str | Path | None = None, *, per_class: int | None = None) -> t
     seen: list[tuple[Path, int]] = []  # image and label
     for label, wnid in enumerate(ids):
         place = root / "train" / wnid
+        # The images may also lie in the class folder itself.
         place = place / "images" if (place / "images").is_dir() else place
         found = sorted((p for p in place.iterdir() if p.suffix.lower() in _IMAGES), key=_number)[:per_class]
         if not found:
@@ -139,7 +140,7 @@ def _validation(root: Path, label: Mapping[str, int], per_class: int | None) -> 
     found: list[tuple[Path, int]] = []
     counts: dict[int, int] = {}
     for number, line in enumerate(annotations.read_text("utf-8").splitlines(), start=1):
-        fields = line.split("\t")
+        fields = line.split("\t")  # file, class, and a box that nobody needs here
         if len(fields) < 2:
             raise InvalidInput(f"line {number} of {annotations} is {line[:40]!r}; expected file, tab, class.")
         if fields[1] not in label:
@@ -150,6 +151,7 @@ def _validation(root: Path, label: Mapping[str, int], per_class: int | None) -> 
             found.append((root / "val" / "images" / fields[0], y))
     if not found:
         raise InvalidInput(f"{annotations} names no image.")
+    # One listing of the folder instead of 10,000 questions whether a file is there.
     there = {p.name for p in (root / "val" / "images").iterdir()} if (root / "val" / "images").is_dir() else set()
     if lost := [path for path, _ in found if path.name not in there]:
         raise MissingFile(

@@ -134,7 +134,7 @@ def load(
     n_train = len(y) - max(1, round(test_fraction * len(y)))
     if n_train < 2:
         raise InvalidInput(f"{path} has {len(y)} rows; a split takes at least three.")
-    order = np.random.default_rng(seed).permutation(len(y))
+    order = np.random.default_rng(seed).permutation(len(y))  # training rows come first
     train, test = order[:n_train], order[n_train:]
     X_train, X_test = standardize(X[train], X[test])
     mean, scale = float(y[train].mean()), float(y[train].std())
@@ -156,6 +156,7 @@ def _read(path: Path) -> pd.DataFrame:
         raise InvalidInput(f"{path} is no text; unpack it, or save the table as CSV.") from error
     if len(lines) < 2:
         raise InvalidInput(f"{path} has {len(lines)} lines; a table is needed.")
+    # The last line decides, since the first may hold names with blanks in them.
     separator = next((mark for mark in (";", ",", "\t") if mark in lines[-1].strip()), None)
     first = lines[0].split(separator) if separator else lines[0].split()
     named = not all(_is_number(field.strip()) for field in first if field.strip())

@@ -128,6 +128,7 @@ class Labeled(Workload):
 
     def _try(self, make: Callable[[], nn.Module]) -> str:
         x = torch.stack([self.train[i][0] for i in (0, len(cast(Sized, self.train)) - 1)])  # (2, *shape)
+        # Initialization draws from the global generator, which is left as it was.
         with torch.random.fork_rng(devices=[]):
             model = make_network(make)
         try:
@@ -203,6 +204,7 @@ def arrays(dataset: Dataset[Any], rows: int | Sequence[int] | NDArray | None = N
     wanted = np.arange(size)[:rows] if rows is None or isinstance(rows, int) else np.asarray(rows)
     if not len(wanted):
         raise InvalidInput(f"the dataset has {size} samples and rows is {rows}; nothing is left.")
+    # Tensors are indexed at once; other datasets are asked for a block of samples where they can give one.
     if isinstance(dataset, TensorDataset):
         index = torch.from_numpy(wanted)
         x, y = (tensor[index] for tensor in dataset.tensors)
