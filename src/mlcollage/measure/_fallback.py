@@ -96,21 +96,14 @@ def one_by_one(
         Keep the graph.
     """
     many, batch = cotangents[0].shape[:2]
+    leaves = list(params.values())
     rows: dict[str, list[Tensor]] = {name: [] for name in params}
     for k in range(many):
         for i in range(batch):
-            # The cotangents of example i, and zeros for the others; multiplied, so that a graph of c goes through.
-            only = [torch.zeros_like(o) for o in outputs]
-            for mask in only:
-                mask[i] = 1
+            # The cotangents of example i, and zeros for the others; with the graph of c if there is one.
+            own = [torch.cat([0 * c[k, :i], c[k, i : i + 1], 0 * c[k, i + 1 :]]) for c in cotangents]
             found = torch.autograd.grad(
-                outputs,
-                list(params.values()),
-                [c[k] * mask for c, mask in zip(cotangents, only, strict=True)],
-                retain_graph=True,
-                create_graph=differentiable,
-                allow_unused=True,
-                materialize_grads=True,
+                outputs, leaves, own, retain_graph=True, create_graph=differentiable, materialize_grads=True
             )
             for name, g in zip(params, found, strict=True):
                 rows[name].append(wide(g).square().sum())

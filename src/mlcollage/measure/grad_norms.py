@@ -140,12 +140,7 @@ def per_example_grad_sqnorm(
         loss = _own_losses(loss_fn, output, y, ghost.batch, reduction)
         # Row i is the gradient of example i's own loss, since row i of the output is in no other.
         found = torch.autograd.grad(
-            loss,
-            ghost.outputs,
-            create_graph=differentiable,
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
+            loss, ghost.outputs, create_graph=differentiable, retain_graph=True, materialize_grads=True
         )
     norms = ghost.sqnorm(found, differentiable=differentiable, verify=verify)
     return norms if per_layer else _total(norms)
@@ -261,9 +256,7 @@ class GhostNorms:
         """
         tape = self._tape
         if tape is None:
-            raise InvalidInput(
-                "run the model first: output = ghost.run(x); norms can be read once unless retain_graph."
-            )
+            raise InvalidInput("run the model first, with ghost.run(x); norms can be read once unless retain_graph.")
         given = [cotangents] if isinstance(cotangents, Tensor) else list(cotangents)
         shapes = [tuple(o.shape) for o in self.outputs]
         if [tuple(c.shape[1:] if batched else c.shape) for c in given] != shapes:
@@ -282,11 +275,8 @@ class GhostNorms:
         if differentiable and self._custom:
             refuse_once_differentiable(g for g in gradients if g is not None)
         # (K, *shape of the layer's output) by place in the graph; K = 1 if not batched.
-        at = {
-            place: wide(g if batched else g.unsqueeze(0))
-            for place, g in zip(edges, gradients, strict=True)
-            if g is not None
-        }
+        found = zip(edges, gradients, strict=True)
+        at = {place: wide(g if batched else g.unsqueeze(0)) for place, g in found if g is not None}
         pairs = [(u, at[place]) for u in uses if (place := u.edge[:2]) in at]
         by_param = self._contract(pairs, differentiable)
         if tape.other:
@@ -308,26 +298,18 @@ class GhostNorms:
     def _backward(
         self, edges: list[GradientEdge], given: list[Tensor], batched: bool, differentiable: bool, retain: bool
     ) -> Sequence[Tensor | None]:
+        """Gradients with respect to the layers' outputs at ``edges``; None where the output does not depend on one."""
         if not edges:
             return ()
-
-        def grad(cotangents: list[Tensor], together: bool, keep: bool) -> Any:
-            return torch.autograd.grad(
-                self.outputs,
-                edges,
-                cotangents,
-                retain_graph=keep or differentiable,
-                create_graph=differentiable,
-                allow_unused=True,
-                is_grads_batched=together,
-            )
-
+        grad: Callable[..., Any] = functools.partial(
+            torch.autograd.grad, self.outputs, edges, create_graph=differentiable, allow_unused=True
+        )
         if not batched:
-            return grad(given, False, retain)
+            return grad(given, retain_graph=retain or differentiable)
         try:
-            return grad(given, True, True)
+            return grad(given, retain_graph=True, is_grads_batched=True)
         except RuntimeError:  # an operation whose backward pass torch.vmap cannot run
-            rows = [grad([c[k] for c in given], False, True) for k in range(len(given[0]))]
+            rows = [grad([c[k] for c in given], retain_graph=True) for k in range(len(given[0]))]
             # None for the same places in all rows: it is the graph that does not lead there.
             return [None if g[0] is None else torch.stack(g) for g in zip(*rows, strict=True)]
 

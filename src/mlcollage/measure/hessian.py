@@ -274,29 +274,20 @@ class _Hessian:
             if not torch.isfinite(loss):
                 raise InvalidInput("the loss is not a finite number, so it has no Hessian.")
             # Weighted by examples, so that the sum over batches is the mean over all of them.
-            found = torch.autograd.grad(
-                loss * (n / self.count), self.params, create_graph=True, allow_unused=True, materialize_grads=True
-            )
+            share = loss * (n / self.count)
+            found = torch.autograd.grad(share, self.params, create_graph=True, materialize_grads=True)
             refuse_once_differentiable(found)
             yield list(found)
 
     def product(self, gradient: list[Tensor], vectors: list[Tensor]) -> list[Tensor]:
         """One product, from the graph of the gradient."""
         # Where the gradient is constant its derivative is zero, and autograd would refuse it.
-        pairs = [(g, v) for g, v in zip(gradient, vectors, strict=True) if g.requires_grad]
+        pairs = [(g, v.to(g.dtype)) for g, v in zip(gradient, vectors, strict=True) if g.requires_grad]
         if not pairs:  # a loss that is linear in the parameters
             return [torch.zeros_like(p) for p in self.params]
+        outputs, along = zip(*pairs, strict=True)
         try:
-            return list(
-                torch.autograd.grad(
-                    [g for g, _ in pairs],
-                    self.params,
-                    [v.to(g.dtype) for g, v in pairs],
-                    retain_graph=True,
-                    allow_unused=True,
-                    materialize_grads=True,
-                )
-            )
+            return list(torch.autograd.grad(outputs, self.params, along, retain_graph=True, materialize_grads=True))
         except RuntimeError as error:
             why = str(error).strip().splitlines()[0]
             raise InvalidInput(
