@@ -16,8 +16,6 @@ from mlcollage.lab.claim import Verdict
 from mlcollage.lab.evidence import Evidence
 from mlcollage.lab.headlines import with_headlines
 
-from .study import arms_of
-
 LESS, PLAIN, MORE = theme.PALETTE["blue"], theme.PALETTE["black"], theme.PALETTE["vermillion"]
 BOUND, LONG = theme.PALETTE["purple"], theme.PALETTE["green"]
 GRAY = theme.GRAYS[0]
@@ -31,11 +29,16 @@ def collage(evidence: Evidence, verdicts: Mapping[str, Verdict]) -> Collage:
 
 
 _MESSAGES = {
-    "Selectivity against alpha": ("C1", "The knob turns both ways"),
+    "Selectivity against alpha": ("C1", "The penalty turns it both ways"),
     "Accuracy against alpha": ("C5", "More selectivity harms"),
     "Accuracy against selectivity": ("C6", "Up costs more than down"),
     "Layer by layer, alpha = 0, −, +": ("C10", "Selectivity grows with depth"),
 }
+
+
+def _alphas(evidence: Evidence) -> list[float]:
+    """The penalties that networks were trained with, in order."""
+    return sorted(evidence.select("si", arm="penalty")["alpha"].unique().tolist())
 
 
 def _color(alpha: float) -> str:
@@ -72,8 +75,7 @@ def _idea(evidence: Evidence) -> Panel:
     except LookupError:
         curve, measured = _EXAMPLE, False
     curve = np.nan_to_num(curve)[:20]
-    order = np.argsort(curve)[::-1]
-    curve = curve[order]
+    curve = np.sort(curve)[::-1]  # the preferred class first
 
     def draw(ax: Axes) -> None:
         d = Diagram(ax, 400, 470)
@@ -115,8 +117,14 @@ def _by_alpha(evidence: Evidence, metric: str, arm: str) -> pd.DataFrame:
     return evidence.across_seeds(metric, over="alpha", arm=arm)
 
 
-def _seeds(evidence: Evidence, metric: str, arm: str, alphas: list[float]) -> list[npt.NDArray[np.float64]]:
-    return [evidence.select(metric, arm=arm, alpha=a)["value"].to_numpy(dtype=float) for a in alphas]
+def _dots(ax: Axes, evidence: Evidence, metric: str, table: pd.DataFrame, factor: float = 1.0) -> None:
+    """Mean and interval of each alpha, with the seeds, on a line through the means."""
+    x = _positions([float(a) for a in table.index])
+    ax.plot(x, table["mean"], color=theme.GRAYS[1], linewidth=1.6, zorder=1)
+    for i, a in enumerate(table.index):
+        row = table.iloc[i]
+        values = factor * evidence.select(metric, arm="penalty", alpha=a)["value"].to_numpy(dtype=float)
+        theme.dots_with_interval(ax, [x[i]], [row["mean"]], [row["lo"]], [row["hi"]], _color(a), seeds=[values])
 
 
 def _knob(evidence: Evidence) -> Panel:
@@ -124,12 +132,7 @@ def _knob(evidence: Evidence) -> Panel:
     alphas = [float(a) for a in si.index]
 
     def draw(ax: Axes) -> None:
-        x = _positions(alphas)
-        ax.plot(x, si["mean"], color=theme.GRAYS[1], linewidth=1.6, zorder=1)
-        for i, a in enumerate(alphas):
-            row = si.iloc[i]
-            values = _seeds(evidence, "si", "penalty", [a])
-            theme.dots_with_interval(ax, [x[i]], [row["mean"]], [row["lo"]], [row["hi"]], _color(a), seeds=values)
+        _dots(ax, evidence, "si", si)
         ax.set_ylim(0, max(0.1, float(si["hi"].max()) * 1.08))
         _axis(ax, alphas)
         theme.tidy(ax, grid="y", ticks=4)
@@ -150,11 +153,7 @@ def _headline(evidence: Evidence) -> Panel:
         ax.axhspan(
             float(true["lo"][0.0]), float(true["hi"][0.0]), color=theme.tint(PLAIN, 0.12), linewidth=0, zorder=0.8
         )
-        ax.plot(x, true["mean"], color=theme.GRAYS[1], linewidth=1.6, zorder=1)
-        for i, a in enumerate(alphas):
-            row = true.iloc[i]
-            values = [100 * v for v in _seeds(evidence, "test_accuracy", "penalty", [a])]
-            theme.dots_with_interval(ax, [x[i]], [row["mean"]], [row["lo"]], [row["hi"]], _color(a), seeds=values)
+        _dots(ax, evidence, "test_accuracy", true, 100)
         for table, color, shift in ((control, GRAY, 0.09), (long, LONG, 0.0)):
             at = _positions([float(a) for a in table.index]) + shift
             # Without a penalty it does not matter which labels it would have had.
@@ -162,8 +161,9 @@ def _headline(evidence: Evidence) -> Panel:
             where = _positions([float(a) for a in line.index]) + shift
             ax.plot(where, line, color=color, linewidth=1.2, linestyle=(0, (3, 2)), zorder=1)
             theme.dots_with_interval(ax, at, table["mean"], table["lo"], table["hi"], color, hollow=True)
-        theme.label_line_end(ax, float(x[-1]) + 0.12, float(true["mean"].iloc[-1]), "true labels", MORE)
-        theme.label_line_end(ax, float(at_end(control)), float(control["mean"].iloc[-1]), "shuffled labels", GRAY)
+        for table, name, color in ((true, "true labels", MORE), (control, "shuffled labels", GRAY)):
+            end = float(_positions([float(table.index[-1])])[0]) + 0.12
+            theme.label_line_end(ax, end, float(table["mean"].iloc[-1]), name, color)
         middle = float(_positions([float(a) for a in long.index]).mean())
         ax.annotate(
             "trained longer",
@@ -182,9 +182,6 @@ def _headline(evidence: Evidence) -> Panel:
         _axis(ax, alphas)
         theme.tidy(ax, grid="y", ticks=4)
 
-    def at_end(table: pd.DataFrame) -> float:
-        return float(_positions([float(table.index[-1])])[0]) + 0.12
-
     alt = (
         f"Test accuracy in percent, {_listed(true, 1)}; with shuffled labels {_listed(control, 1)}; "
         f"trained longer {_listed(long, 1)}."
@@ -198,7 +195,7 @@ def _scatter(evidence: Evidence) -> Panel:
             evidence.select("si", arm="penalty", alpha=a).set_index("seed")["value"],
             100 * evidence.select("test_accuracy", arm="penalty", alpha=a).set_index("seed")["value"],
         )
-        for a in arms_of(evidence.table, "penalty")
+        for a in _alphas(evidence)
     }
 
     def draw(ax: Axes) -> None:
@@ -221,11 +218,13 @@ def _scatter(evidence: Evidence) -> Panel:
         theme.tidy(ax, grid="y", ticks=4)
 
     text = "; ".join(f"alpha {_shown(a)} at SI {s.mean():.2f}, {c.mean():.1f} %" for a, (s, c) in pairs.items())
-    return Panel("Accuracy against selectivity", draw, f"A dot a seed: {text}.", "test accuracy, %; a dot a seed")
+    return Panel(
+        "Accuracy against selectivity", draw, f"One dot per seed: {text}.", "test accuracy, %; one dot per seed"
+    )
 
 
 def _depth(evidence: Evidence) -> Panel:
-    alphas = arms_of(evidence.table, "penalty")
+    alphas = _alphas(evidence)
     chosen = [min(alphas), 0.0, max(alphas)]
     curves = {a: evidence.across_seeds("layer_si", over="layer", arm="penalty", alpha=a) for a in chosen}
 
@@ -248,7 +247,7 @@ def _depth(evidence: Evidence) -> Panel:
 
 def _off_axis(evidence: Evidence) -> Panel:
     metrics = set(evidence.table["metric"])
-    alphas = arms_of(evidence.table, "penalty")
+    alphas = _alphas(evidence)
     bound = _by_alpha(evidence, "si_bound", "penalty") if "si_bound" in metrics else None
     axis = _by_alpha(evidence, "si_axis", "penalty") if "si_axis" in metrics else None
     ratio = _by_alpha(evidence, "cca_ratio", "penalty") if "cca_ratio" in metrics else None

@@ -17,11 +17,12 @@ from mlcollage.lab.claim import Verdict
 from mlcollage.lab.evidence import Evidence
 from mlcollage.lab.headlines import with_headlines
 
-from .study import FITTED, SWEEP
+from .study.claims import FITTED, SWEEP
 
 IDEAL = theme.PALETTE["green"]
 REAL = theme.PALETTE["blue"]
 CLASSICAL = theme.PALETTE["orange"]
+GLYPHS = ("easy16", "standard32")  # worlds of which a run keeps examples
 FAMILIES = {"mlp": "MLP", "cnn": "CNN", "resnet": "ResNet", "vit": "ViT", "user": "your model"}
 
 
@@ -36,9 +37,8 @@ def collage(evidence: Evidence, verdicts: Mapping[str, Verdict]) -> Collage:
         panels.append(_augmentations(evidence))
     if "least_squares" in arms:
         panels.append(_limits(evidence))
-    if sheets := [
-        run for run in evidence.find_runs(seed=0) if run.arm == "mlp128" and run.settings["data"] != "workload"
-    ]:
+    sheets = [run for run in evidence.find_runs(arm="mlp128", seed=0) if run.settings["data"] in GLYPHS]
+    if sheets:
         panels.append(_examples(evidence, sheets[0].id))
     tagline = "to generalize offline is to learn fast online"
     return Collage(tagline, _IDEA, with_headlines(panels, verdicts, _MESSAGES))
@@ -275,4 +275,4 @@ def _examples(evidence: Evidence, run: str) -> Panel:
                 axes[i, j].set_axis_off()
 
     alt = f"{copies} example images of each of {classes} glyph classes."
-    return Panel("The world: endless glyphs", draw, alt, "one column a class", own_axes=True)
+    return Panel("The world: endless glyphs", draw, alt, "one column per class", own_axes=True)
