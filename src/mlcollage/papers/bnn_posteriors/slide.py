@@ -15,7 +15,7 @@ from mlcollage.lab.claim import Verdict
 from mlcollage.lab.evidence import Evidence
 from mlcollage.lab.headlines import with_headlines
 
-from .study import METHODS
+from .study.claims import METHODS
 
 NAMES = {
     "hmc": "HMC",
@@ -34,13 +34,13 @@ BLUE, ORANGE, RED, GREEN = (theme.PALETTE[c] for c in ("blue", "orange", "vermil
 
 def collage(evidence: Evidence, verdicts: Mapping[str, Verdict]) -> Collage:
     """The idea, and a panel for each part of the study that was run."""
-    parts = {run.arm for run in evidence.runs}
+    parts = {run.experiment for run in evidence.runs}
     panels: list[Panel] = []
     if "methods" in parts:
         panels += [*_plane(evidence), _methods(evidence), _distance(evidence), _mixing(evidence)]
     if {"settings", "augmentation"} <= parts:
         panels.append(_temperature(evidence))
-    if "shift" in parts and (evidence.table["arm"] == "shift_hmc").any():
+    if parts & {"shift", "shift_of_workloads"}:
         panels.append(_shift(evidence))
     return Collage("full-batch HMC as the reference", _IDEA, with_headlines(panels, verdicts, _MESSAGES))
 
@@ -74,20 +74,20 @@ def _draw_idea(ax: Axes) -> None:
     d.equation(312, 266, r"\tau = \frac{\pi}{2}\, s", size=18)
     d.field(200, 352, 400, 92)
     d.equation(200, 336, r"p(y|x, D) \approx \mathrm{mean}_k\ p(y|x, w_k)", size=17, room=380)
-    d.note(200, 370, "every sample votes, every gradient sees all data")
+    d.note(200, 370, "every draw votes, every gradient sees all data")
 
 
 _IDEA = Panel(
     "The idea",
     _draw_idea,
     "Hamiltonian Monte Carlo: momentum is drawn, L leapfrog steps follow the log-posterior of all data for a quarter "
-    "of the prior's period, the end is accepted or not; predictions are averaged over samples.",
+    "of the prior's period, the end is accepted or not; predictions are averaged over draws.",
     "The exact posterior, at last, to measure the cheap ones by.",
 )
 
 
 def _plane(evidence: Evidence) -> list[Panel]:
-    found = [r for r in evidence.find_runs(arm="methods", seed=0) if r.id in {x.id for x in evidence.runs}]
+    found = evidence.find_runs(experiment="methods", seed=0)
     if not found:
         return []
     grid, points = evidence.array(found[0], "plane"), evidence.array(found[0], "plane_points")
@@ -116,8 +116,8 @@ def _plane(evidence: Evidence) -> list[Panel]:
         ax.set_aspect("equal")
         ax.set_axis_off()
 
-    alt = f"Log-posterior on the plane through three samples, two of one chain; it spans {top - grid.min():.0f} nats."
-    return [Panel("A plane of the posterior", draw, alt, "log-density through three samples")]
+    alt = f"Log-posterior on the plane through three draws, two of one chain; it spans {top - grid.min():.0f} nats."
+    return [Panel("A plane of the posterior", draw, alt, "log-density through three draws")]
 
 
 def _methods(evidence: Evidence) -> Panel:
@@ -164,7 +164,7 @@ def _distance(evidence: Evidence) -> Panel:
 
 
 def _mixing(evidence: Evidence) -> Panel:
-    run = evidence.find_runs(arm="methods", seed=0)[0]
+    run = evidence.find_runs(experiment="methods", seed=0)[0]
     values = {space: evidence.array(run, f"rhat_{space}") for space in ("function", "weight")}
     medians = {
         space: float(evidence.across_seeds("rhat_median", arm="hmc", space=space)["mean"].iloc[0]) for space in values

@@ -1,4 +1,4 @@
-"""What is run and what is claimed of Bayesian neural-network posteriors (Izmailov et al., ICML 2021).
+"""What is claimed of Bayesian neural-network posteriors (Izmailov et al., ICML 2021).
 
 Claims, margins, grids and seeds were written before the runs with the study's seeds. A seed is a split of the data,
 with initializations and chains of its own. The Hamiltonian Monte Carlo sampler is not tuned in the study: trajectory
@@ -8,22 +8,16 @@ validation samples that are in neither the training nor the test set.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
 
 import pandas as pd
 
-from mlcollage.data.workload import Workload
 from mlcollage.lab.claim import Claim
 from mlcollage.lab.estimand import Difference, Level, PerSeed, Trend
-from mlcollage.lab.measurements import Measurements
-from mlcollage.lab.run import Run, Scale
+from mlcollage.lab.run import Scale
 
-if TYPE_CHECKING:
-    from torch import nn
+__all__ = ["CLAIMS", "FACTORS", "FRACTIONS", "METHODS", "NOISES", "SHIFT", "TEMPERATURES"]
 
-VERSION = 1
-SLUG = "bnn_posteriors"
 METHODS = ("hmc", "ensemble", "csghmc", "sghmc", "sgld", "mfvi", "sgd")
 TEMPERATURES = (0.1, 0.3, 1.0, 3.0)
 FRACTIONS = (0.0625, 0.25, 1.0)
@@ -82,9 +76,8 @@ def drop_under_shift(rows: pd.DataFrame) -> Mapping[str, float]:
 CLAIMS = (
     Claim(
         id="C1",
-        title="BMA beats one solution",
-        sentence="Averaging over HMC's posterior samples is more accurate than one optimum whose weight decay was "
-        "tuned.",
+        title="Averaging posterior draws beats one tuned network",
+        sentence="Averaging over HMC's posterior draws is more accurate than one optimum whose weight decay was tuned.",
         source="accuracy tables",
         estimand=Difference("accuracy", "hmc", "sgd"),
         direction="greater",
@@ -92,11 +85,13 @@ CLAIMS = (
         factor=100,
         unit="pts",
         digits=1,
+        headline=True,
     ),
     Claim(
         id="C1b",
-        title="BMA beats ensembles",
-        sentence="It is more accurate than a deep ensemble whose weight decay was tuned.",
+        title="Averaging posterior draws beats a tuned ensemble",
+        sentence="Averaging over HMC's posterior draws is more accurate than a deep ensemble whose weight decay was "
+        "tuned.",
         source="accuracy tables",
         estimand=Difference("accuracy", "hmc", "ensemble"),
         direction="greater",
@@ -104,11 +99,13 @@ CLAIMS = (
         factor=100,
         unit="pts",
         digits=1,
+        headline=True,
     ),
     Claim(
         id="C1c",
-        title="and explains labels better",
-        sentence="Its negative log-likelihood per test sample is lower than that of one tuned optimum.",
+        title="Averaging explains labels better than one network",
+        sentence="Averaging over HMC's posterior draws has a lower negative log-likelihood per test sample than one "
+        "tuned optimum.",
         source="log-likelihood tables",
         estimand=Difference("nll", "hmc", "sgd"),
         direction="less",
@@ -118,7 +115,7 @@ CLAIMS = (
     ),
     Claim(
         id="C2",
-        title="Functions mix, weights less",
+        title="Predictions converge faster than weights",
         sentence="The median split-R-hat of test predictions is smaller than that of weights.",
         source="mixing of HMC",
         estimand=PerSeed(median_rhat, "median split-R-hat, predictions minus weights", ("hmc",)),
@@ -128,7 +125,7 @@ CLAIMS = (
     ),
     Claim(
         id="C2b",
-        title="Most predictions mix",
+        title="Nearly all predictions converge over chains",
         sentence="Split-R-hat is below 1.1 for at least 90% of the test predictions.",
         source="mixing of HMC",
         estimand=Level("rhat_share", "hmc", where={"space": "function"}),
@@ -140,7 +137,7 @@ CLAIMS = (
     ),
     Claim(
         id="C3",
-        title="One long chain does as well",
+        title="One long chain is as good as many short ones",
         sentence="With equal numbers of gradients, one long chain is as close to an independent reference in total "
         "variation as many short ones.",
         source="many chains against one",
@@ -151,7 +148,7 @@ CLAIMS = (
     ),
     Claim(
         id="C4",
-        title="Long trajectories pay",
+        title="Longer trajectories give more draws per gradient",
         sentence="Effective samples of the predictions per gradient rise with the trajectory's length, up to a "
         "quarter period of the prior.",
         source="trajectory length",
@@ -160,10 +157,11 @@ CLAIMS = (
         margin=0.5,
         test="trend",
         unit="rho",
+        headline=True,
     ),
     Claim(
         id="C4b",
-        title="also in likelihood",
+        title="Longer trajectories predict better at equal cost",
         sentence="With equal numbers of gradients, the test negative log-likelihood falls with the trajectory's "
         "length.",
         source="trajectory length",
@@ -175,7 +173,7 @@ CLAIMS = (
     ),
     Claim(
         id="C5",
-        title="No cold posterior needed",
+        title="Without augmentation, no lower temperature is needed",
         sentence="Without augmentation, accuracy at T = 1 is at most one point below that of the temperature with the "
         "best validation accuracy.",
         source="cold posteriors",
@@ -185,10 +183,11 @@ CLAIMS = (
         factor=100,
         unit="pts",
         digits=1,
+        headline=True,
     ),
     Claim(
         id="C5b",
-        title="Augmentation revives it",
+        title="Data augmentation makes lower temperatures help",
         sentence="Cooling to T = 0.1 gains more accuracy with random shifts in each minibatch than without them.",
         source="cold posteriors, augmentation",
         estimand=PerSeed(cooling_gain, "accuracy gained by T = 0.1, with − without shifts", ("augmented", "plain")),
@@ -197,10 +196,11 @@ CLAIMS = (
         factor=100,
         unit="pts",
         digits=1,
+        headline=True,
     ),
     Claim(
         id="C5c",
-        title="Batch norm does too",
+        title="Batch norm makes lower temperatures help more",
         sentence="With augmentation, cooling to T = 0.1 gains more accuracy with batch norm than with filter response "
         "norm.",
         source="cold posteriors, batch norm",
@@ -218,7 +218,7 @@ CLAIMS = (
     ),
     Claim(
         id="C6",
-        title="Robust to the prior's scale",
+        title="HMC is robust to the scale of its prior",
         sentence="Over a tenfold range of prior variances, the accuracy of HMC varies less than that of the optimum "
         "under the same priors.",
         source="priors",
@@ -231,7 +231,7 @@ CLAIMS = (
     ),
     Claim(
         id="C6b",
-        title="and to its family",
+        title="HMC is robust to the family of its prior",
         sentence="A logistic prior of the same variance gives the same accuracy within two points.",
         source="priors",
         estimand=Difference(
@@ -250,7 +250,7 @@ CLAIMS = (
     ),
     Claim(
         id="C7",
-        title="BMA breaks under shift",
+        title="Averaging fails under noise on once constant inputs",
         sentence="Noise at test time on inputs that were constant in training costs HMC more accuracy than the "
         "optimum.",
         source="covariate shift",
@@ -263,7 +263,7 @@ CLAIMS = (
     ),
     Claim(
         id="C7b",
-        title="The prior is all it knows",
+        title="Weights on constant inputs keep their prior",
         sentence="The posterior variance of weights on constant inputs equals the prior's within a tenth.",
         source="arXiv 2106.11905",
         estimand=Level("dead_variance_ratio", "shift_hmc"),
@@ -271,11 +271,13 @@ CLAIMS = (
         null=1.0,
         margin=0.1,
         digits=3,
+        kind="check",
     ),
     Claim(
         id="C7c",
-        title="An EmpCov prior mends it",
-        sentence="With a first-layer prior of the inputs' covariance, HMC keeps more of its accuracy under that noise.",
+        title="A prior shaped by the inputs protects averaging",
+        sentence="With a first-layer prior of the inputs' covariance, HMC keeps more of its accuracy "
+        "under noise on inputs that were constant in training.",
         source="arXiv 2106.11905",
         estimand=Difference("accuracy", "shift_empcov", "shift_hmc", where={"noise": SHIFT}),
         direction="greater",
@@ -286,7 +288,7 @@ CLAIMS = (
     ),
     Claim(
         id="C8",
-        title="Ensembles closer than VI",
+        title="Ensembles are closer to HMC than variational inference",
         sentence="The predictions of a deep ensemble are closer to HMC's in total variation than those of mean-field "
         "variational inference.",
         source="distance to HMC",
@@ -297,8 +299,9 @@ CLAIMS = (
     ),
     Claim(
         id="C8b",
-        title="and as close as SGLD",
-        sentence="They are as close to HMC's in total variation as those of stochastic-gradient Langevin dynamics.",
+        title="Ensembles are as close to HMC as Langevin sampling",
+        sentence="The predictions of a deep ensemble are as close to HMC's in total variation as those of "
+        "stochastic-gradient Langevin dynamics.",
         source="distance to HMC",
         estimand=Difference("tv", "ensemble", "sgld"),
         direction="within",
@@ -307,7 +310,7 @@ CLAIMS = (
     ),
     Claim(
         id="C9",
-        title="HMC spots the unknown",
+        title="HMC detects foreign inputs better than an ensemble",
         sentence="Predictive entropy tells other data from test data better with HMC than with a tuned deep ensemble.",
         source="out-of-distribution detection",
         estimand=Difference("auroc_ood", "hmc", "ensemble"),
@@ -317,8 +320,8 @@ CLAIMS = (
     ),
     Claim(
         id="C9b",
-        title="better than one optimum",
-        sentence="It does so better than one tuned optimum.",
+        title="HMC detects foreign inputs better than one network",
+        sentence="Predictive entropy tells other data from test data better with HMC than with one tuned optimum.",
         source="out-of-distribution detection",
         estimand=Difference("auroc_ood", "hmc", "sgd"),
         direction="greater",
@@ -327,7 +330,7 @@ CLAIMS = (
     ),
     Claim(
         id="C9c",
-        title="HMC is less sure of itself",
+        title="HMC is less overconfident than one network",
         sentence="Mean confidence minus accuracy on the test set is lower for HMC than for one tuned optimum.",
         source="calibration",
         estimand=Difference("overconfidence", "hmc", "sgd"),
@@ -336,105 +339,6 @@ CLAIMS = (
         factor=100,
         unit="pts",
         digits=1,
+        headline=True,
     ),
 )
-
-_QUICK: Mapping[str, Any] = {
-    "data": "digits",
-    "network": "mlp",
-    "train": 200,
-    "validation": 200,
-    "test": 1000,
-    "variance": 0.1,
-    "step_size": 0.007,
-    "chains": 4,
-    "burn_in": 8,
-    "draws": 24,
-    "members": 8,
-    "epochs": 250,
-    "sg_epochs": 300,
-}
-_SMOKE: Mapping[str, Any] = {
-    **_QUICK,
-    "train": 40,
-    "validation": 40,
-    "test": 60,
-    "step_size": 0.02,
-    "chains": 2,
-    "burn_in": 2,
-    "draws": 4,
-    "members": 2,
-    "epochs": 6,
-    "sg_epochs": 4,
-}
-_FULL: Mapping[str, Any] = {
-    **_QUICK,
-    "data": "fashion_mnist",
-    "network": "resnet",
-    "train": 10_000,
-    "validation": 5000,
-    "test": 10_000,
-    "variance": 0.2,
-    "step_size": 2e-4,
-    "chains": 8,
-    "burn_in": 20,
-    "draws": 80,
-    "members": 20,
-    "epochs": 60,
-    "sg_epochs": 200,
-}
-_PAPER: Mapping[str, Any] = {
-    **_FULL,
-    "data": "cifar10",
-    "train": 40_960,
-    "validation": 9040,
-    "step_size": 1e-5,
-    "chains": 3,
-    "burn_in": 50,
-    "draws": 240,
-    "members": 50,
-    "epochs": 500,
-    "sg_epochs": 10_000,
-}
-_SETTINGS = {Scale.SMOKE: _SMOKE, Scale.QUICK: _QUICK, Scale.FULL: _FULL, Scale.PAPER: _PAPER}
-SEEDS = {Scale.SMOKE: 2, Scale.QUICK: 5, Scale.FULL: 5, Scale.PAPER: 3}
-PARTS = ("methods", "settings", "shift", "augmentation")
-
-
-def runs(scale: Scale, workload: Workload | None, seeds: range | None = None) -> Iterator[Run]:
-    """One run a part of the study and seed; the dearest parts start first. Without ``seeds``, the registered ones.
-
-    On a user's workload the networks are the user's, or the study's MLP; at most as many samples are used as the
-    scale says, and step sizes are adapted instead of given.
-    """
-    s = dict(_SETTINGS[scale])
-    if workload is not None:
-        if workload.model is not None:
-            _check(workload.model)
-        sizes = len(workload.train), len(workload.test)  # type: ignore[arg-type]
-        held = min(int(s["validation"]), sizes[0] // 3)
-        s |= {"data": "workload", "network": "user" if workload.model is not None else "mlp"}
-        s |= {"validation": held, "train": min(int(s["train"]), sizes[0] - held), "test": min(int(s["test"]), sizes[1])}
-        s |= {"step_size": 0.0}
-    for part in PARTS:
-        for seed in seeds or range(SEEDS[scale]):
-            yield Run(SLUG, part, seed, s)
-
-
-def _check(model: Callable[[], nn.Module]) -> None:
-    """Refuse a network without a posterior before anything is run; a fresh batch norm has no statistics to fix."""
-    from torch.nn.modules.batchnorm import _BatchNorm
-
-    from .network import BayesianNetwork
-
-    network = model().eval()
-    for part in network.modules():
-        part.training = isinstance(part, _BatchNorm)
-    BayesianNetwork(network)
-
-
-def measure(run: Run, workload: Workload | None) -> Measurements:
-    """Sample, train and compare for one part and seed."""
-    from . import experiments
-
-    return experiments.measure(run, workload)
