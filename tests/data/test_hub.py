@@ -84,9 +84,9 @@ def test_images_of_several_sizes_ask_for_one(tmp_path):
 
 def test_mistakes_get_one_sentence(tmp_path):
     DatasetDict({"train": images(20), "test": images(6)}).save_to_disk(tmp_path / "animals")
-    with pytest.raises(UnknownName, match="no column 'kind'; it has image, label"):
+    with pytest.raises(UnknownName, match="must be one of 'image', 'label', not 'kind'"):
         load_workload(f"hf:{tmp_path / 'animals'}?label=kind")
-    with pytest.raises(UnknownName, match="no column of images 'label'"):
+    with pytest.raises(UnknownName, match=r"image column of .* must be one of 'image', not 'label'"):
         load_workload(f"hf:{tmp_path / 'animals'}?image=label")
     with pytest.raises(InvalidInput, match="channels must be 1 or 3"):
         load_workload(f"hf:{tmp_path / 'animals'}?channels=2")

@@ -74,7 +74,9 @@ def test_sizes_are_at_most_and_a_share_leaves_some_to_validate_on():
     with pytest.raises(InvalidInput, match="mine has too few samples: none is left for the validation set"):
         problem(mine(), never, train=60, validation=5)
     with pytest.raises(InvalidInput, match="none is left for the training set"):
-        problem(mine(), never, validation=60)
+        problem(mine(), never, validation=70)
+    with pytest.raises(InvalidInput, match="train must be a whole number of at least 0"):
+        problem(mine(), never, train=-1)
 
 
 @pytest.mark.parametrize(("statistics", "ddof"), [("population", 0), ("sample", 1)])

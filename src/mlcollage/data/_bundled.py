@@ -21,7 +21,7 @@ NAMES = ("digits", "fashion_mnist", "glyphs", *(f"glyphs:{name}" for name in PRE
 
 
 def knows(name: str) -> bool:
-    """Whether a name is one of ours; ``glyphs:anything`` is, so that a misspelt preset is answered as such."""
+    """Whether a name is one of ours; ``glyphs:anything`` is, so that a misspelled preset is answered as such."""
     return name in NAMES or name.startswith("glyphs:")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mlcollage import _checks as checks
 from mlcollage.data._files import from_table
 from mlcollage.data._images import Images
 from mlcollage.data._reading import (
@@ -24,7 +25,7 @@ from mlcollage.data._reading import (
     whole_number,
 )
 from mlcollage.data.workload import Labeled
-from mlcollage.errors import InvalidInput, MissingDependency, MissingFile, UnknownName
+from mlcollage.errors import InvalidInput, MissingDependency, MissingFile
 
 __all__ = ["HubImages", "load", "saved"]
 
@@ -137,23 +138,23 @@ def _parts(found: Any, name: str) -> tuple[Any, Any]:
 def _label_column(rows: Any, options: Mapping[str, str], name: str) -> str:
     columns = list(rows.features)
     if "label" in options:
-        if options["label"] not in columns:
-            raise UnknownName(f"the data set {name} has no column {options['label']!r}; it has {', '.join(columns)}.")
-        return options["label"]
-    marked = [key for key, feature in rows.features.items() if type(feature).__name__ == "ClassLabel"]
-    found = [key for key in _LABELS if key in columns] or marked
+        return checks.choice(f"the label column of {name}", options["label"], columns)
+    found = [key for key in _LABELS if key in columns] or _columns(rows, "ClassLabel")
     if not found:
         raise InvalidInput(f"which column of {name} is the label? Add ?label=column; it has {', '.join(columns)}.")
     return str(found[0])
 
 
 def _image_column(rows: Any, options: Mapping[str, str], name: str) -> str | None:
-    images = [key for key, feature in rows.features.items() if type(feature).__name__ == "Image"]
+    images = _columns(rows, "Image")
     if "image" in options:
-        if options["image"] not in images:
-            raise UnknownName(f"the data set {name} has no column of images {options['image']!r}; it has {images}.")
-        return options["image"]
+        return checks.choice(f"the image column of {name}", options["image"], images)
     return images[0] if images else None
+
+
+def _columns(rows: Any, kind: str) -> list[str]:
+    """Names of the columns of a kind of feature, told by its name so that ``datasets`` need not be imported."""
+    return [key for key, feature in rows.features.items() if type(feature).__name__ == kind]
 
 
 def _names(rows: Any, column: str) -> NDArray:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import ast
 import importlib
 import importlib.util
 import inspect
 import sys
+import sysconfig
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
+from modulefinder import ModuleFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -63,32 +64,20 @@ def _sources(module: ModuleType) -> list[Path]:
     root = own.parent
     while (root / "__init__.py").exists():
         root = root.parent
-    found, waiting = {own}, [own]
-    while waiting:
-        new = _imports(waiting.pop(), root) - found
-        found |= new
-        waiting += new
+    # Where other packages are installed beside the user's, those are not followed.
+    installed = str(root) in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
+    top = own.relative_to(root).parts[0].removesuffix(".py")
+    others = [p.name.partition(".")[0] for p in root.iterdir()] if installed else []
+    finder = ModuleFinder(path=[str(root)], excludes=[name for name in others if name != top])  # runs nothing
+    if own.suffix != ".py":  # an extension module imports nothing that could be read
+        return [own]
+    if root == own.parent:
+        finder.run_script(str(own))
+    else:  # relative imports need the module's full name
+        finder.import_hook(".".join(own.relative_to(root).with_suffix("").parts).removesuffix(".__init__"))
+    files = (getattr(m, "__file__", None) for m in finder.modules.values())
+    found = {Path(file).resolve() for file in files if file}
     return [own, *sorted(found - {own})]
-
-
-def _imports(file: Path, root: Path) -> set[Path]:
-    """Files below ``root`` that a file's import statements name."""
-    try:
-        tree = ast.parse(file.read_bytes())
-    except SyntaxError:  # not Python after all, e.g. an extension module
-        return set()
-    package = file.relative_to(root).parts[:-1]  # what a relative import starts from
-    names: list[tuple[str, ...]] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names += [tuple(alias.name.split(".")) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else ()
-            base += tuple(node.module.split(".")) if node.module else ()
-            names += [(*base, alias.name) for alias in node.names]
-    # Of `import a.b.c`, a, a.b and a.b.c may each be a module or a package.
-    below = {root.joinpath(*name[:k]) for name in names for k in range(1, len(name) + 1)}
-    return {f for place in below for f in (place.with_suffix(".py"), place / "__init__.py") if f.is_file()}
 
 
 def _module(name: str) -> ModuleType:

@@ -1,4 +1,4 @@
-"""GlyphWorld: endless labeled images whose every cause of variation is known and can be dialled.
+"""GlyphWorld: endless labeled images; every cause of their variation is known and can be set.
 
 A class is a *stroke skeleton*. Everything else (pose, warp, stroke width, colors, texture, clutter, noise) is drawn
 independently of the class, so neither color nor position nor brightness gives the label away unless ``spurious``

@@ -152,16 +152,21 @@ def problem(
     (0.0, 1.0)
     """
     checks.choice("standardize", standardize, ("population", "sample", "none"))
+    for name, count in (("train", train), ("validation", validation), ("test", test)):
+        if count is not None:
+            checks.integer(name, count, least=0)
     source = default() if workload is None else workload
     users_model = workload is not None and workload.model is not None
     size, tests = (len(cast(Sized, part)) for part in (source.train, source.test))
     # The training order is drawn before the test order, and always over all rows: sizes do not change what is drawn.
     order = np.arange(size) if rng is None else rng.permutation(size)
     tested = (np.arange(tests) if rng is None or not draw_test else rng.permutation(tests))[:test]
-    wanted = size - validation if train is None else train
-    chosen, held = np.split(order[: min(wanted, int(share * size)) + validation], [min(wanted, int(share * size))])
-    _refuse_empty(source.name, {"training": (len(chosen), 1), "validation": (len(held), validation)})
-    _refuse_empty(source.name, {"test": (len(tested), 1 if test is None else test)})
+    trained = min(max(0, size - validation) if train is None else train, int(share * size))
+    chosen, held = order[:trained], order[trained : trained + validation]
+    asked = {"training": (chosen, 1), "validation": (held, validation), "test": (tested, 1 if test is None else test)}
+    for part, (rows, wanted) in asked.items():
+        if wanted and not len(rows):
+            raise InvalidInput(f"{source.name} has too few samples: none is left for the {part} set.")
     # (train + validation, *shape) and (test, *shape)
     x, y = arrays(source.train, np.concatenate([chosen, held]))
     x_test, y_test = arrays(source.test, tested) if len(tested) else (x[:0], y[:0])
@@ -171,22 +176,18 @@ def problem(
         if len(tested):
             refuse_shared(_compared(source.train, x), _compared(source.test, x_test), workload.name)
     shared = shared_samples(x, x_test)
-    if standardize != "none" and (standardize_users or not users_model):
-        center, spread = moments(x[: len(chosen)], standardize)
-    else:
-        center, spread = 0.0, 1.0
-    place = torch.device(device)
+    n, place = len(chosen), torch.device(device)
+    center, spread = moments(x[:n], standardize if standardize_users or not users_model else "none")
 
     def samples(inputs: NDArray, labels: NDArray) -> Samples:
         # Standardized on the CPU: GPUs divide by a number by multiplying with its rounded inverse.
         t = ((torch.from_numpy(inputs) - center) / spread).float()  # (n, *shape)
         return Samples((t.flatten(1) if flat else t).to(place), torch.from_numpy(labels).to(place))
 
-    n = len(chosen)
-    trained = samples(x[:n], y[:n])
-    make = source.model or (partial(model, tuple(trained.x.shape[1:]), source.num_classes) if model else _no_model)
+    first = samples(x[:n], y[:n])
+    make = source.model or (partial(model, tuple(first.x.shape[1:]), source.num_classes) if model else _no_model)
     return Problem(
-        trained,
+        first,
         samples(x[n:], y[n:]),
         samples(x_test, y_test),
         source.num_classes,
@@ -333,12 +334,6 @@ def _hashes(x: NDArray) -> list[bytes]:
 def _compared(dataset: Dataset[Any], drawn: NDArray) -> NDArray:
     """All inputs of a dataset that holds them in memory, else those that were drawn."""
     return arrays(dataset)[0] if isinstance(dataset, TensorDataset) else drawn
-
-
-def _refuse_empty(name: str, parts: dict[str, tuple[int, int]]) -> None:
-    for part, (got, wanted) in parts.items():
-        if wanted and not got:
-            raise InvalidInput(f"{name} has too few samples: none is left for the {part} set.")
 
 
 def _no_model() -> nn.Module:

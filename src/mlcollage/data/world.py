@@ -1,4 +1,4 @@
-"""A :class:`DataWorld` is a distribution one can draw from for ever, reproducibly."""
+"""A :class:`DataWorld` is a distribution from which one can draw without end, reproducibly."""
 
 from __future__ import annotations
 
