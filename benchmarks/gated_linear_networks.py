@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
@@ -162,27 +163,16 @@ def _triad(size: int) -> float:
     """GB/s of ``a = b + s c`` in float32 on arrays of ``size`` bytes each, two read and one written."""
     n = size // 4
     b, c, a = np.ones(n, np.float32), np.ones(n, np.float32), np.empty(n, np.float32)
-    try:
-        import numba
-    except ImportError:
 
-        def triad(repeats: int) -> None:
-            for _ in range(repeats):
-                np.add(b, c, out=a)
-    else:
-
-        @numba.njit
-        def loop(a, b, c, s, repeats):  # type: ignore[no-untyped-def]
-            for _ in range(repeats):
-                for i in range(a.shape[0]):
-                    a[i] = b[i] + s * c[i]
-                s += np.float32(1)
-
-        def triad(repeats: int) -> None:
-            loop(a, b, c, np.float32(0.5), repeats)
+    @numba.njit
+    def triad(a, b, c, s, repeats):  # type: ignore[no-untyped-def]
+        for _ in range(repeats):
+            for i in range(a.shape[0]):
+                a[i] = b[i] + s * c[i]
+            s += np.float32(1)
 
     repeats = max(1, int(2e8) // size)
-    return 3 * size * repeats / _best(lambda: triad(repeats), 3) / 1e9
+    return 3 * size * repeats / _best(lambda: triad(a, b, c, np.float32(0.5), repeats), 3) / 1e9
 
 
 def _best(run: Callable[[], Any], repeats: int) -> float:

@@ -87,10 +87,13 @@ class OnlineEstimator(BaseEstimator):
 
     def _begin(self, X: Array | None = None) -> np.random.RandomState:
         """Take the settings as they are now, and build untrained networks; ``X`` shows what the samples are like."""
-        settings = SimpleNamespace(**self.get_params(deep=False))
+        # Lists are copied: one that is changed in place must not change a fitted model.
+        given = self.get_params(deep=False).items()
+        settings = SimpleNamespace(**{name: tuple(v) if isinstance(v, list) else v for name, v in given})
         check_rate(settings.learning_rate, self._initial_rate(settings))
         rng = check_random_state(settings.random_state)
         seed = self._seed(settings, rng)
+        # A setting that is refused here leaves what was fitted before as it was.
         self.network_, self._inputs_ = self._build(settings, seed, X)
         self.settings_, self._seed_, self.t_ = settings, seed, 0
         return rng

@@ -25,12 +25,14 @@ def save_arrays(
     """Write parameters and arrays to ``path`` in one step: a reader sees the old file or the new one, never a part."""
     target = Path(path)
     header = {"kind": kind, "format": _FORMAT, "params": {name: _plain(value) for name, value in params.items()}}
+    # Beside the target, since renaming is atomic within one folder only; named by process, since two may save at once.
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:
             contents: dict[str, Any] = {"header": np.array(json.dumps(header)), **arrays}
             np.savez(file, **contents)
             file.flush()
+            # On disk before it takes the name, so that a crash leaves no empty file under it.
             os.fsync(file.fileno())
         part.replace(target)
     finally:
@@ -69,6 +71,7 @@ def load_arrays(
             f"{_FORMAT}."
         )
     params = {**header["params"], **given}
+    # A random state that was an object is not needed: what it drew is in the arrays.
     missing = [name for name, value in params.items() if value == _NOT_SAVED and name != "random_state"]
     if missing:
         raise InvalidInput(
@@ -88,6 +91,7 @@ def pack_labels(classes: Array) -> dict[str, Array]:
         return {"classes": classes}
     if not all(isinstance(label, str) for label in classes):
         raise InvalidInput("Only labels that are numbers, booleans or strings can be saved without pickle.")
+    # numpy would pickle an array of objects.
     return {"classes": classes.astype(str), "classes.object": np.array(True)}
 
 

@@ -50,6 +50,7 @@ def draw_hyperplanes(
     True
     """
     offsets = rng.normal(scale=bias_scale, size=count) if bias_scale else np.zeros(count)
+    # Normalized Gaussian vectors are uniform on the sphere; a vector of no entries stays as it is.
     normals = rng.normal(size=(count, side_dim))
     normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), np.finfo(float).tiny)
     return normals, offsets
@@ -115,18 +116,20 @@ class Contexts:
         """
         width = self.per_head
         normals, offsets = self.normals, self.offsets
+        # The common case, all heads in their order, needs no copy of the hyperplanes.
         if together and list(heads) != list(range(len(offsets) // width if width else len(heads))):
             index = np.concatenate([np.arange(h * width, (h + 1) * width) for h in heads])
             normals, offsets = normals[index], offsets[index]
         everything = side @ normals.T if together else None  # (n, heads * neurons * m)
         # Twice the classical bound D u |v||z| (eps = 2 u) on the error of a dot product; the v have length one.
+        # (n,) both; summed by a product, which is faster than sum(axis=1) for few samples.
         norms = np.sqrt(np.square(side) @ np.ones(side.shape[1], self.dtype)) + np.abs(offsets).max(initial=0)
         tolerances = (norms * ((side.shape[1] + 4) * np.finfo(self.dtype).eps)).astype(self.dtype)
 
         def pack(position: int, first: Array) -> Array:
             contexts = np.empty((len(side), self.neurons), np.int32)
             column, planes, thresholds, projected = position * width, normals, offsets, everything
-            if projected is None:
+            if projected is None:  # (n, neurons * m), of this head alone
                 mine = slice(heads[position] * width, (heads[position] + 1) * width)
                 column, planes, thresholds = 0, normals[mine], offsets[mine]
                 projected = side @ planes.T

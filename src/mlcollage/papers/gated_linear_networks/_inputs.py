@@ -81,7 +81,7 @@ class Inputs:
         x = np.require(x, np.float64, ["C", "W"])  # a read-only array would be a type of its own to the compiler
         _kernels.standardize(x, self.moments, self.seen, learn, self.offset, self.limit, self.bias, base, side)
         if isinstance(self.predictor, str) and self.predictor == "standardize":
-            return base, side
+            return base, side  # logit(sigmoid(s)) = s: the standardized sample is its own base logit
         p = self._probabilities(x)
         base = np.empty((n, p.shape[1] + 1), self.dtype)
         base[:, 0] = self.bias
@@ -95,7 +95,7 @@ class Inputs:
             return np.where(span > 0, (x - low) / np.where(span > 0, span, 1), 0.5)
         call = getattr(self.predictor, "predict_proba", self.predictor)
         p = np.asarray(call(x), np.float64)
-        p = p[:, None] if p.ndim == 1 else p
+        p = p[:, None] if p.ndim == 1 else p  # (n, predictions)
         if p.ndim != 2 or len(p) != len(x):
             raise InvalidInput(
                 f"base_predictor returned shape {p.shape} for {len(x)} samples; expected ({len(x)}, n_predictions)."

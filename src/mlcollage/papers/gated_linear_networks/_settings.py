@@ -62,6 +62,7 @@ def step_sizes(rate: LearningRate, first: int, count: int, *, initial: float = 0
     >>> step_sizes("paper", 10_000, 3)
     array([0.01    , 0.009999, 0.009998])
     """
+    # Rates are made in float64 and rounded once, by the network: a schedule must not depend on its precision.
     t = np.arange(first, first + count, dtype=np.float64)
     if rate == "paper":
         return np.minimum(initial, 100.0 / t)

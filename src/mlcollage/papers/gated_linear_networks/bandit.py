@@ -216,6 +216,7 @@ class GLNBandit(OnlineEstimator):
         depth = self.settings_.tree_depth
         if depth == 0:
             return [0], [share]
+        # The bits of the bin's number, the highest first, are the branches; the children of node i are 2i + 1, 2i + 2.
         leaf = min(int(share * 2**depth), 2**depth - 1)
         nodes, branches, node = [], [], 0
         for level in range(depth - 1, -1, -1):
@@ -233,6 +234,7 @@ class GLNBandit(OnlineEstimator):
             return np.asarray(low + (high - low) * p[:, 0])
         leaves = np.ones((actions, 1))  # probability of each node of a level, (n_actions, 2**level)
         for level in range(depth):
+            # Probabilities of "upper half" at the nodes of this level, (n_actions, 2**level)
             node = p[:, 2**level - 1 : 2 ** (level + 1) - 1]
             leaves = np.stack([leaves * (1 - node), leaves * node], axis=2).reshape(actions, -1)
         centers = (np.arange(2**depth) + 0.5) / 2**depth

@@ -172,6 +172,7 @@ class GLN(nn.Module):
         base = self._base(p)
         heads = torch.arange(self.num_classes, device=p.device)[:, None]
         neurons = [torch.arange(size, device=p.device)[None] for size in self.sizes]
+        # Head and neuron numbers broadcast against contexts (classes, size): one row of weights per neuron.
         out = torch.empty(len(p), self.num_classes, dtype=p.dtype, device=p.device)
         for i in range(len(p)):
             values = base[i].expand(self.num_classes, -1)

@@ -129,6 +129,7 @@ class GatedNetwork:
         self.context_bias_scale, self.weight_init, self.readout = context_bias_scale, weight_init, readout
         self.official, self.tables, self.nested, self.seed = gradient == "official", tables, nested, seed
         self.dtype = np.dtype(dtype)
+        # Probabilities are logits throughout: clip(q, eps, 1 - eps) is clip(logit q, -limit, limit).
         self.limit = -float(logit(checks.real("eps", eps, above=0, below=0.5)))
         self.bias = float(logit(layer_bias))
         self.constants: Any = self._constants(
@@ -136,8 +137,8 @@ class GatedNetwork:
         )
         self.contexts = Contexts(self.neurons, self.context_dim, self.dtype)
         self.heads: list[RowTable] = []
-        self.steps: list[int] = []
-        self._lazy: bool | None = None
+        self.steps: list[int] = []  # samples that each head was updated on
+        self._lazy: bool | None = None  # decided when the number of heads is first known
 
     def _constants(self, kind: Callable[..., Any], *values: float) -> Any:
         """A kernel's constants, followed by one and zero, in the network's type."""
@@ -151,13 +152,14 @@ class GatedNetwork:
     def fans(self, head: int) -> Array:
         """Inputs of a neuron in each layer of a head, with the bias."""
         width = min(head, self.n_inputs) if self.nested else self.n_inputs
+        # (layers,): d + 1, K_1 + 1, ..., K_{L-1} + 1
         return np.concatenate([[width + 1], self.sizes[:-1] + 1]).astype(np.int64)
 
     def add_heads(self, count: int) -> None:
         """Add untrained heads; each has its own step count and the hyperplanes that its number gives it."""
         if self._lazy is None:
             self._lazy = self._choose_tables(count)
-        planes = []
+        planes = []  # all heads' hyperplanes are appended at once: each append copies those that are there
         for head in range(len(self.heads), len(self.heads) + count):
             fans = self.fans(head)
             initial = 1.0 / fans if self.weight_init == "mean" else np.zeros(len(fans))
@@ -168,9 +170,11 @@ class GatedNetwork:
             self.contexts.append(np.concatenate([p for p, _ in planes]), np.concatenate([b for _, b in planes]))
 
     def _planes(self, head: int) -> tuple[Array, Array]:
+        # From the head's number alone, so that a head added later equals one made at the start.
         rng = np.random.default_rng([self.seed, head])
         visible = min(head, self.side_dim) if self.nested else self.side_dim
         normals, offsets = draw_hyperplanes(rng, self.contexts.per_head, visible, bias_scale=self.context_bias_scale)
+        # (neurons * m, D), with zeros for what a nested head must not see; (neurons * m,)
         return np.pad(normals, ((0, 0), (0, self.side_dim - visible))), offsets
 
     def dense_bytes(self, count: int) -> int:
@@ -182,6 +186,7 @@ class GatedNetwork:
         size = self.dense_bytes(count)
         if self.tables == "dense":
             available = _available_memory()
+            # Row numbers are int32 in the loops.
             if size > available or self.neurons * 2**self.context_dim >= 2**31:
                 raise InvalidInput(
                     f"Dense tables for context_dim={self.context_dim} would take {size / 1e9:.1f} GB, and "
@@ -195,6 +200,7 @@ class GatedNetwork:
         """Append ``extra`` inputs and as many side values; the gates of samples where these are 0 do not change."""
         normals = [np.empty((0, extra), self.dtype)]
         for head in range(len(self.heads)):
+            # Entries of the size that those of a unit vector have, from a stream of their own for each width.
             rng = np.random.default_rng([self.seed, head, self.side_dim])
             normals.append(rng.normal(scale=1 / np.sqrt(max(self.side_dim, 1)), size=(self.contexts.per_head, extra)))
         self.contexts.normals = np.ascontiguousarray(
@@ -208,7 +214,7 @@ class GatedNetwork:
 
     def chunks(self, n: int) -> list[slice]:
         """Cut ``n`` samples so that the projections of a chunk stay in cache (results do not depend on the cut)."""
-        columns = max(len(self.contexts.normals), 1)
+        columns = max(len(self.contexts.normals), 1)  # of the projections, (chunk, heads * neurons * m)
         size = int(min(_MAX_CHUNK, max(16, _CHUNK_ELEMENTS // columns)))
         return [slice(start, min(start + size, n)) for start in range(0, n, size)]
 
@@ -345,7 +351,7 @@ class GatedNetwork:
             samples = _kernels.plain(_kernels.Samples(base, targets, rates, rows))
             fan = int(table.fans[0])
             _kernels.run_bernoulli(samples, table.arrays, self.sizes, fan, constants, self.official, learn, logits)
-            out[:, column] = read(logits)
+            out[:, column] = read(logits)  # each thread writes a column of its own
 
         for _ in each(one, range(len(chosen))):  # threads raise what they met when their result is asked for
             pass
@@ -385,6 +391,7 @@ class GatedNetwork:
         """
         base, side = self._check(base, side)
         out = np.empty((len(base), len(self.heads), self.n_inputs + 1), self.dtype)
+        # Chunk by chunk and head by head: the selected matrices of all samples would not fit in memory.
         for part in self.chunks(len(base)):
             pack = self.contexts.gates(side[part], range(len(self.heads)))
             raw = self.neuron_logits(base[part], side[part]) if clipped == "constant" else None
@@ -402,12 +409,12 @@ class GatedNetwork:
         for layer in range(len(self.sizes) - 1, -1, -1):
             size, fan = int(self.sizes[layer]), int(table.fans[layer])
             if raw is not None and layer < len(self.sizes) - 1:
-                a = raw[:, end - size : end]
+                a = raw[:, end - size : end]  # (n, size), logits before the clip
                 over = np.abs(a) > self.constants.limit
                 constant = np.sign(a) * (self.constants.limit / self.constants.bias)
                 bias += (share * np.where(over, constant, 0)).sum(axis=1)
                 share = np.where(over, 0, share)
-            through = np.zeros((n, fan), self.dtype)
+            through = np.zeros((n, fan), self.dtype)  # d output / d input of this layer, the bias first
             for k in range(size):  # one neuron at a time: never (n, neurons, d) at once
                 selected = table.start[rows[:, end - size + k]]  # (n,)
                 through += share[:, k, None] * table.weights[selected[:, None] + np.arange(fan)]

@@ -86,9 +86,9 @@ class RiverGLN(base.Classifier):
         self.gradient = gradient
         self.seed = seed
         self.classes: list[Hashable] = []
-        self._columns: dict[Hashable, int] = {}
+        self._columns: dict[Hashable, int] = {}  # feature -> its place among the network's inputs
         self._choices: dict[Hashable, dict[str, None]] = {}  # string feature -> its columns
-        self._moments = np.zeros((3, 0))  # how often seen, mean, sum of squared deviations
+        self._moments = np.zeros((3, 0))  # (3, features): how often seen, mean, sum of squared deviations
         self._network: GatedNetwork | None = None
 
     @property
@@ -116,6 +116,7 @@ class RiverGLN(base.Classifier):
         self._widen(values)
         columns = np.array([self._columns[name] for name in values], np.int64)
         row = np.fromiter(values.values(), np.float64, len(values))
+        # Welford's update, for the features that the sample has.
         count, mean, square = self._moments[:, columns]
         delta = row - mean
         mean = mean + delta / (count + 1)
@@ -125,6 +126,7 @@ class RiverGLN(base.Classifier):
         if y not in self.classes:
             self.classes.append(y.item() if isinstance(y, np.generic) else y)
             network.add_heads(1)
+        # (1, classes)
         targets = np.array([[float(label == y) for label in self.classes]])
         network.learn(*self._inputs(values), targets, rate=self.learning_rate)
 
@@ -177,11 +179,11 @@ class RiverGLN(base.Classifier):
     def _inputs(self, values: Mapping[Hashable, float]) -> tuple[Array, Array]:
         network = self._network
         assert network is not None
-        side = np.zeros((1, len(self._columns)), network.dtype)
+        side = np.zeros((1, len(self._columns)), network.dtype)  # 0 is the mean: what a missing feature counts as
         for name, value in values.items():
             column = self._columns.get(name)
             if column is None:
-                continue
+                continue  # never learned from
             count, mean, square = self._moments[:, column]
             if square > 0:
                 side[0, column] = (value - mean) / math.sqrt(square / count)

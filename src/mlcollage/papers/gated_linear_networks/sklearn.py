@@ -39,8 +39,8 @@ class GLNClassifier(ClassifierMixin, OnlineEstimator):
         q = \sigma(w_{c(z)} \cdot \operatorname{logit}(p)), \qquad
         w_{c(z)} \leftarrow \operatorname{clip}(w_{c(z)} - \eta_t (q - x) \operatorname{logit}(p), -b, b),
 
-    (Veness et al., AAAI 2021, Section 2). There is one network a class (one-vs-all, two for a binary problem), and the
-    outputs are normalized to sum to one by their ratio.
+    (Veness et al., AAAI 2021, Section 2). There is one network per class (one-vs-all, two for a binary problem), and
+    the outputs are normalized to sum to one by their ratio.
 
     Parameters
     ----------
@@ -96,6 +96,8 @@ class GLNClassifier(ClassifierMixin, OnlineEstimator):
         Width of a sample.
     network_ : GatedNetwork
         The networks of all classes.
+    settings_ : SimpleNamespace
+        The parameters as they were when learning began; those changed since then take effect at the next ``fit``.
     t_ : int
         Samples learned from so far.
 
@@ -193,7 +195,7 @@ class GLNClassifier(ClassifierMixin, OnlineEstimator):
         classes, codes = np.unique(y[order], return_inverse=True)
         rng = self._begin(X)
         self._add_classes(classes)
-        position = np.empty(len(X), np.int64)
+        position = np.empty(len(X), np.int64)  # number of each sample's class; unset where the weight is 0
         position[order] = codes
         self._passes(X, position, factors, order, rng, passes)
         return self
@@ -306,6 +308,7 @@ class GLNClassifier(ClassifierMixin, OnlineEstimator):
         heads = len(self.network_.heads) + np.arange(len(labels))
         self.network_.add_heads(len(labels))
         classes = np.concatenate([self.classes_, labels]) if len(self.classes_) else labels
+        # Labels are sorted, as scikit-learn has them; networks stay where they are.
         order = np.argsort(classes, kind="stable")
         self.classes_ = classes[order]
         self._head_ = np.concatenate([self._head_, heads])[order]
@@ -364,6 +367,7 @@ class GLNClassifier(ClassifierMixin, OnlineEstimator):
     def clip_active(self, X: ArrayLike) -> Array:
         """Whether any neuron below the read-out is clipped, ``(n, n_classes)`` bool."""
         raw = self._neurons(X)
+        # The read-out neurons are not clipped.
         inner = raw[:, :, : raw.shape[2] - int(self.network_.sizes[-1])]
         return (np.abs(inner) > self.network_.constants.limit).any(axis=2)
 
@@ -445,6 +449,8 @@ class GLNRegressor(RegressorMixin, OnlineEstimator):
         The network.
     n_features_in_ : int
         Width of a sample.
+    settings_ : SimpleNamespace
+        The parameters as they were when learning began; those changed since then take effect at the next ``fit``.
     t_ : int
         Samples learned from so far.
 
@@ -552,6 +558,7 @@ class GLNRegressor(RegressorMixin, OnlineEstimator):
         for part in blocks(len(order)):
             block = order[part]
             scaled, before = np.empty(len(block)), np.empty((2, len(block)))
+            # A read-only array would be a type of its own to the compiler.
             goals = np.require(y[block], np.float64, ["C", "W"])
             _kernels.running_moments(goals, self._target_, self._seen_, scaled, before)
             out = self.network_.run(
@@ -630,7 +637,9 @@ class GLNDensity(DensityMixin, OnlineEstimator):
     Attributes
     ----------
     network_ : GatedNetwork
-        One head a coordinate.
+        One head per coordinate.
+    settings_ : SimpleNamespace
+        The parameters as they were when learning began; those changed since then take effect at the next ``fit``.
     t_ : int
         Samples learned from so far.
 
@@ -761,7 +770,8 @@ class GLNDensity(DensityMixin, OnlineEstimator):
         rng = check_random_state(random_state)
         X = np.zeros((n_samples, self.n_features_in_))
         for i in range(self.n_features_in_):
-            p = self._probability(self.network_.predict(*self._read(X), heads=[i])[:, 0])
+            # Head i reads the columns before i only: that the others are still 0 does not matter.
+            p = self._probability(self.network_.predict(*self._read(X), heads=[i])[:, 0])  # (n_samples,)
             X[:, i] = rng.random_sample(n_samples) < p
         return X
 

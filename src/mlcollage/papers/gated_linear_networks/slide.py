@@ -132,11 +132,11 @@ def _dose(evidence: Evidence) -> Panel:
         theme.reference_line(ax, mlp["mean"], "MLP", COLORS["mlp"])
         ax.set_xticks(range(len(sizes)), [str(m) for m in sizes])
         ax.set_xlim(-0.5, len(sizes) - 0.5)
-        ax.set_xlabel("half-spaces a neuron")
+        ax.set_xlabel("half-spaces per neuron")
         theme.tidy(ax, grid="y", ticks=4)
 
     values = ", ".join(f"{m}: {s['mean']:.2f}" for m, s in zip(sizes, summary, strict=True))
-    alt = f"Mean accuracy over all tasks by half-spaces a neuron: {values}; MLP {mlp['mean']:.2f}."
+    alt = f"Mean accuracy over all tasks by half-spaces per neuron: {values}; MLP {mlp['mean']:.2f}."
     return Panel("Half-spaces and forgetting", draw, alt, "accuracy over all tasks at the end")
 
 

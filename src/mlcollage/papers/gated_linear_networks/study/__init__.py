@@ -7,103 +7,98 @@ Eleven claims after Veness et al. (AAAI 2021), the Gaussian network (Budden et a
 from __future__ import annotations
 
 import dataclasses
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from mlcollage.data.workload import Labeled
-from mlcollage.lab.experiment import Experiment
+from mlcollage.lab.experiment import Experiment, Task
+from mlcollage.lab.measurements import Measurements
 from mlcollage.lab.run import Scale
 from mlcollage.lab.study import Study
 
+from . import experiments, relatives
 from .claims import CLAIMS, FORGET_ARMS
-from .experiments import (
-    Capacity,
-    Forget,
-    Stream,
-    Surface,
-    Tables,
-    capacity,
-    forget,
-    stream,
-    surface,
-    tables,
-)
-from .relatives import Bandit, Density, Regression, Regret, bandit, density, regression, regret
+from .experiments import Capacity, Forget, Stream, Surface, Tables
+from .relatives import Bandit, Density, Regression, Regret
 
 __all__ = ["STUDY"]
 
-S = TypeVar("S")
+S = TypeVar("S", bound=Any)
 
 
-def _scales(smoke: S, quick: S, full: S | None = None) -> dict[Scale, S]:
-    """Settings by scale; full and paper are as quick where nothing else is said."""
+def _experiment(
+    measure: Callable[[Task[S]], Measurements],
+    arms: tuple[str, ...],
+    *,
+    smoke: S,
+    quick: S,
+    full: S | None = None,
+    **options: Any,
+) -> Experiment[S]:
+    """An experiment called as its function; at full and paper as at quick where nothing else is said."""
     large = quick if full is None else full
-    return {Scale.SMOKE: smoke, Scale.QUICK: quick, Scale.FULL: large, Scale.PAPER: large}
+    settings = {Scale.SMOKE: smoke, Scale.QUICK: quick, Scale.FULL: large, Scale.PAPER: large}
+    return Experiment(measure.__name__, measure, arms=arms, settings=settings, **options)
 
 
 def _on_workload(settings: S, workload: Labeled, scale: Scale) -> S:
     """The same settings on a user's data."""
-    return dataclasses.replace(settings, data="workload")  # type: ignore[type-var]
+    return dataclasses.replace(settings, data="workload")
 
+
+_ANY_CLASSES: dict[str, Any] = {"workloads": (Labeled,), "adapt": _on_workload}
 
 STUDY = Study(
     claims=CLAIMS,
-    seeds=_scales(2, 10),
+    seeds={Scale.SMOKE: 2, Scale.QUICK: 10, Scale.FULL: 10, Scale.PAPER: 10},
     experiments=(
-        Experiment(
-            "forget",
-            forget,
-            arms=(*reversed(FORGET_ARMS), "mlp"),
-            settings=_scales(
-                Forget(train=100, test=50, hidden=(4, 2), tasks=2),
-                Forget(),
-                Forget(data="fashion_mnist", train=20_000, test=2000, tasks=8),
-            ),
-            workloads=(Labeled,),
-            adapt=_on_workload,
+        _experiment(
+            experiments.forget,
+            (*reversed(FORGET_ARMS), "mlp"),
+            smoke=Forget(train=100, test=50, hidden=(4, 2), tasks=2),
+            quick=Forget(),
+            full=Forget(data="fashion_mnist", train=20_000, test=2000, tasks=8),
+            **_ANY_CLASSES,
         ),
-        Experiment(
-            "stream",
-            stream,
-            arms=("gln", "mlp", "linear"),
-            settings=_scales(
-                Stream(train=150, test=60, hidden=(4, 2)),
-                Stream(),
-                Stream(data="fashion_mnist", train=60_000, test=10_000, hidden=(100, 100)),
-            ),
-            workloads=(Labeled,),
-            adapt=_on_workload,
+        _experiment(
+            experiments.stream,
+            ("gln", "mlp", "linear"),
+            smoke=Stream(train=150, test=60, hidden=(4, 2)),
+            quick=Stream(),
+            full=Stream(data="fashion_mnist", train=60_000, test=10_000, hidden=(100, 100)),
+            **_ANY_CLASSES,
         ),
-        Experiment(
-            "tables",
-            tables,
-            arms=("boosting", "gln", "svm", "batch_mlp"),
-            settings=_scales(Tables(hidden=(4, 2), limit=90), Tables()),
+        _experiment(
+            experiments.tables,
+            ("boosting", "gln", "svm", "batch_mlp"),
+            smoke=Tables(hidden=(4, 2), limit=90),
+            quick=Tables(),
         ),
-        Experiment(
-            "capacity",
-            capacity,
-            arms=("gln", "mlp"),
-            settings=_scales(Capacity(samples=30, inputs=8, classes=3, passes=2, sizes=(1, 2, 4)), Capacity()),
+        _experiment(
+            experiments.capacity,
+            ("gln", "mlp"),
+            smoke=Capacity(samples=30, inputs=8, classes=3, passes=2, sizes=(1, 2, 4)),
+            quick=Capacity(),
         ),
-        Experiment("regret", regret, arms=("neuron",), settings=_scales(Regret(train=200, horizon=200), Regret())),
-        Experiment(
-            "density",
-            density,
-            arms=("gln_density", "autoregression", "independent"),
-            settings=_scales(Density(train=60, test=20), Density()),
+        _experiment(relatives.regret, ("neuron",), smoke=Regret(train=200, horizon=200), quick=Regret()),
+        _experiment(
+            relatives.density,
+            ("gln_density", "autoregression", "independent"),
+            smoke=Density(train=60, test=20),
+            quick=Density(),
         ),
-        Experiment(
-            "regression",
-            regression,
-            arms=("gaussian_gln", "bayesian_ridge"),
-            settings=_scales(Regression(samples=80, hidden=(4, 2)), Regression()),
+        _experiment(
+            relatives.regression,
+            ("gaussian_gln", "bayesian_ridge"),
+            smoke=Regression(samples=80, hidden=(4, 2)),
+            quick=Regression(),
         ),
-        Experiment(
-            "bandit",
-            bandit,
-            arms=("glcb", "linucb", "epsilon_greedy"),
-            settings=_scales(Bandit(train=200, tuning=20, horizon=60), Bandit()),
+        _experiment(
+            relatives.bandit,
+            ("glcb", "linucb", "epsilon_greedy"),
+            smoke=Bandit(train=200, tuning=20, horizon=60),
+            quick=Bandit(),
         ),
-        Experiment("surface", surface, arms=("surface",), settings=_scales(Surface(train=300), Surface()), once=True),
+        _experiment(experiments.surface, ("surface",), smoke=Surface(train=300), quick=Surface(), once=True),
     ),
 )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mlcollage.lab.claim import Claim
 from mlcollage.lab.estimand import Difference, Level, Trend
 
 __all__ = ["CLAIMS", "FORGET_ARMS"]
 
 FORGET_ARMS = ("gln_m1", "gln_m2", "gln_m4", "gln_m8")  # half-spaces per neuron
+_POINTS: dict[str, Any] = {"factor": 100, "unit": "pts", "digits": 1}  # accuracies, in percentage points
 
 CLAIMS = (
     Claim(
@@ -20,10 +23,8 @@ CLAIMS = (
         estimand=Difference("accuracy", "gln", "mlp"),
         direction="greater",
         margin=0.02,
-        factor=100,
-        unit="pts",
-        digits=1,
         headline=True,
+        **_POINTS,
     ),
     Claim(
         id="C1b",
@@ -34,9 +35,7 @@ CLAIMS = (
         estimand=Difference("accuracy", "gln", "linear"),
         direction="greater",
         margin=0.02,
-        factor=100,
-        unit="pts",
-        digits=1,
+        **_POINTS,
     ),
     Claim(
         id="C2",
@@ -47,10 +46,8 @@ CLAIMS = (
         estimand=Difference("early_accuracy", "gln", "mlp"),
         direction="greater",
         margin=0.02,
-        factor=100,
-        unit="pts",
-        digits=1,
         headline=True,
+        **_POINTS,
     ),
     Claim(
         id="C3",
@@ -61,10 +58,8 @@ CLAIMS = (
         estimand=Difference("average_accuracy", "gln_m8", "mlp"),
         direction="greater",
         margin=0.10,
-        factor=100,
-        unit="pts",
-        digits=1,
         headline=True,
+        **_POINTS,
     ),
     Claim(
         id="C3b",
@@ -171,8 +166,6 @@ CLAIMS = (
         estimand=Difference("mean_table_accuracy", "gln", "svm"),
         direction="at_least",
         null=-0.03,
-        factor=100,
-        unit="pts",
-        digits=1,
+        **_POINTS,
     ),
 )
