@@ -93,7 +93,7 @@ def per_sample_term(layers: list[Tensor], y: Tensor) -> Tensor:
 def _steps(quick: bool) -> list[Row]:
     batch, repeats = (32, 7) if quick else (128, 15)
     g = torch.Generator().manual_seed(0)
-    x, y = torch.randn(batch, 3, 32, 32, generator=g), torch.arange(batch) % 8  # four samples a class
+    x, y = torch.randn(batch, 3, 32, 32, generator=g), torch.arange(batch) % 8  # four samples per class
     model = build(lambda: ResNet((3, 32, 32), CLASSES, blocks=(2, 2, 2, 2), width=64), 0)
     what = f"forward and backward, ResNet-18 shapes at 32x32, batch {batch}, 17 layers"
 
@@ -220,7 +220,7 @@ def _all_pairs(quick: bool) -> list[Row]:
             {
                 "covariances of each pair (baseline)": covariances,
                 "factorized again for each pair": again_for_each,
-                "one factorization a layer": ours,
+                "one factorization per layer": ours,
             },
             2 if quick else 3,
         )

@@ -65,7 +65,7 @@ def _generators(quick: bool, repeats: int) -> list[Row]:
     return rows
 
 
-def _study(kind: str, n: tuple[int, ...], steps: int, seeds: int, stack: bool | None = None) -> DeepBootstrap:
+def _framework(kind: str, n: tuple[int, ...], steps: int, seeds: int, stack: bool | None = None) -> DeepBootstrap:
     world = GlyphWorld.preset("easy16")
 
     def model() -> MLP | ConvNet:
@@ -99,7 +99,7 @@ def _compare_stacked(kind: str, steps: int, seeds: int, repeats: int) -> list[Ro
     sizes = (640, 2000)
     worlds = (1 + len(sizes)) * seeds
     apart, together = (
-        worlds * steps / _best(lambda i, s=stack: _study(kind, sizes, steps, seeds, s).run(), repeats)
+        worlds * steps / _best(lambda i, s=stack: _framework(kind, sizes, steps, seeds, s).run(), repeats)
         for stack in (False, True)
     )
     what = f"{worlds} worlds of {kind}, easy16, batch 64, data included"
@@ -115,10 +115,10 @@ def _one_ideal_run(quick: bool, repeats: int) -> list[Row]:
 
     def separately(i: int) -> None:
         for n in sizes:
-            _study("MLP-64", (n,), steps, 1, stack=False).run()
+            _framework("MLP-64", (n,), steps, 1, stack=False).run()
 
     apart = _best(separately, repeats)
-    together = _best(lambda i: _study("MLP-64", sizes, steps, 1, stack=False).run(), repeats)
+    together = _best(lambda i: _framework("MLP-64", sizes, steps, 1, stack=False).run(), repeats)
     return [
         _row("an ideal run for each n (baseline)", what, apart, "s", 1.0),
         _row("one ideal run for all n", what, together, "s", apart / together),

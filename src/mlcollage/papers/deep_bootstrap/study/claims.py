@@ -163,7 +163,7 @@ CLAIMS = (
     ),
     Claim(
         id="C3b",
-        title="With more samples, reusing them costs less",
+        title="The cost of reusing data falls with more samples",
         sentence="The final bootstrap error falls as the number of samples rises.",
         source="Fig. 3",
         estimand=PerSeed(final_gaps, "final bootstrap error by n", SWEEP),
@@ -174,7 +174,7 @@ CLAIMS = (
     ),
     Claim(
         id="C4",
-        title="Small and large networks rank alike on both kinds of data",
+        title="Network sizes rank alike on reused and on fresh data",
         headline=True,
         sentence="Widths from one that cannot fit the train set to one that can are ranked alike in the two worlds: "
         "Kendall's tau is above 0.",
@@ -200,7 +200,7 @@ CLAIMS = (
     ),
     Claim(
         id="C6",
-        title="Random shifts slow the fit more than the learning",
+        title="Random image shifts slow fitting more than learning",
         headline=True,
         sentence="Random shifts of the images slow a convolutional network's fit to the train set more than its "
         "learning in the Ideal World.",
@@ -212,7 +212,7 @@ CLAIMS = (
     ),
     Claim(
         id="C6b",
-        title="Random shifts lower the error on reused data",
+        title="Random image shifts lower the error on reused data",
         sentence="Random shifts lower the soft-error of the Real World at the smallest common n.",
         source="augmentation",
         estimand=PerSeed(shift_gain, "real soft-error without − with shifts", ("cnn", "cnn_shift")),
@@ -248,7 +248,7 @@ CLAIMS = (
     ),
     Claim(
         id="C8b",
-        title="In least squares with d > n, reused data fall behind",
+        title="In over-parameterized least squares reused data fall behind",
         sentence="In least squares with four times as many features as samples, the final bootstrap error exceeds 0.1 "
         "times the variance of the signal.",
         source="limits",
