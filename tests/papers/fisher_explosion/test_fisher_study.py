@@ -1,4 +1,4 @@
-"""The study of the Fisher explosion: runs run, claims can be computed, and its trainings are those of the methods."""
+"""The study of the Fisher explosion: the contract of a study, and that its trainings are those of the methods."""
 
 import dataclasses
 import math
@@ -9,97 +9,74 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from mlcollage.papers.fisher_explosion.labels import sample_labels, stream
 from torch import nn
 
-from mlcollage.errors import InvalidInput
-from mlcollage.lab.publish import draw_slide
-from mlcollage.lab.run import Run, Scale
-from mlcollage.lab.study import Study, run_study
+from mlcollage import _random
+from mlcollage.data.problem import Problem, Samples
+from mlcollage.errors import UnknownName
+from mlcollage.lab.bound import BoundStudy
+from mlcollage.lab.experiment import Task
+from mlcollage.lab.run import Scale
 from mlcollage.nn.init import build
 from mlcollage.nn.mlp import MLP
-from mlcollage.papers.fisher_explosion import FisherPenalty, study
-from mlcollage.papers.fisher_explosion.experiments import TUNING_SEED, base_data, problem
-from mlcollage.papers.fisher_explosion.records import summarize
-from mlcollage.papers.fisher_explosion.training import METHODS, Cells, Stack, train
+from mlcollage.papers.fisher_explosion import FisherPenalty
+from mlcollage.papers.fisher_explosion.study import STUDY
+from mlcollage.papers.fisher_explosion.study.data import SeedData, network, own_data, seed_data
+from mlcollage.papers.fisher_explosion.study.experiments import TUNING_SEED, WrongLabels, wrong_labels
+from mlcollage.papers.fisher_explosion.study.records import summarize
+from mlcollage.papers.fisher_explosion.study.training import METHODS, PENALTIES, Training
+from mlcollage.testing import study_checks
 from mlcollage.train.mixup import mixup_batch, soft_cross_entropy
 from mlcollage.train.sam import SAM
 
 SLUG = "fisher_explosion"
-
-
-@pytest.fixture(scope="module")
-def evidence(smoke_store):
-    return Study(SLUG, Scale.SMOKE).evidence(smoke_store(SLUG))
-
-
-def as_if(evidence, scale):
-    return dataclasses.replace(evidence, scale=scale)
+BEYOND_SMOKE = ("C2", "C6d", "C7", "C7b")  # a few steps on digits do not get to the train losses compared at
 
 
 # --- the study --------------------------------------------------------------------------------------------------------
 
 
-def test_every_run_finishes(evidence):
-    assert evidence.failures == []
-    assert evidence.missing == 0
-    assert np.isfinite(evidence.table["value"]).all()
-
-
-def test_every_claim_is_computed_or_says_what_was_not_reached(evidence):
-    verdicts = Study(SLUG, Scale.QUICK).judge(as_if(evidence, Scale.QUICK))
-    assert list(verdicts) == [c.id for c in study.CLAIMS]
-    reached_late = {"C2", "C6d", "C7", "C7b"}  # a few steps on digits do not get to the train losses compared at
-    for verdict in verdicts.values():
-        assert verdict.estimate is not None or verdict.claim.id in reached_late, f"{verdict.claim.id}: {verdict.reason}"
+@pytest.mark.parametrize("check", study_checks(SLUG, beyond_smoke=BEYOND_SMOKE), ids=str)
+def test_the_study(check):
+    check()
 
 
 def test_claims_are_well_formed():
-    for claim in study.CLAIMS:
+    for claim in STUDY.claims:
         assert re.fullmatch(r"C\d+[a-z]?", claim.id)
-        assert 0 < len(claim.title) <= 28
-        assert claim.sentence.endswith(".")
         assert claim.source
         assert claim.paper_value == "", "no figure of the paper was confirmed"
         assert claim.estimand.describe().strip()
+    assert [c.id for c in STUDY.headlines] == ["C1", "C1b", "C3b", "C6b", "C7b"]
 
 
 @pytest.mark.parametrize("scale", list(Scale))
-def test_runs_have_what_the_claims_need_and_seeds_can_be_added(scale):
-    runs = Study(SLUG, scale).runs()
+def test_runs_have_what_the_claims_need(scale):
+    runs = BoundStudy(SLUG, scale).runs()
     arms = {r.arm for r in runs} | {"small", "large", "small_fp", "large_fp", "early_fp", "late_fp"}
     arms |= {"noise_early_fp", "noise_late_fp"}
-    for claim in study.CLAIMS:
+    for claim in STUDY.claims:
         assert set(claim.estimand.arms) <= arms, claim.id
-    budgets = {len(r.text("grid").split("-")) for r in runs if r.arm.startswith("noise_") and r.arm != "noise_none"}
-    assert budgets == {3}, "every method has the same number of trainings to tune its coefficient"
-    first = study.SEEDS[scale]
-    more = list(study.runs(scale, None, range(first, first + 5)))
-    assert {r.arm for r in more} == {r.arm for r in runs}
-    assert all(r.seed == first and r.settings["seeds"] == 5 for r in more)
-    assert max(study.SEEDS.values()) < TUNING_SEED
+    tuned = [r for r in runs if r.arm.startswith("noise_") and r.arm != "noise_none"]
+    assert {len(r.settings["grid"]) for r in tuned} == {3}, "every method has the same number of trainings to be tuned"
+    assert max(STUDY.seeds.values()) < TUNING_SEED
+    assert len(runs) == 10, "all seeds of an arm are trained together"
 
 
-def test_a_run_gives_the_same_numbers_again_and_a_seed_its_own(evidence):
-    for arm in ("noise_fp", "noise_mixup"):
-        (run,) = evidence.find_runs(arm=arm)
-        again = study.measure(run, None).table
-        kept = evidence.table[evidence.table["run"] == run.id]
-        np.testing.assert_allclose(again["value"], kept["value"], rtol=1e-5)
-        alone = dataclasses.replace(run, seed=1, settings={**run.settings, "seeds": 1})
-        single = study.measure(alone, None).table
-        for metric in ("final_accuracy", "peak_trace"):
-            both = [t[(t["metric"] == metric) & (t["seed"] == 1) & (t["arm"] == arm)]["value"] for t in (again, single)]
-            np.testing.assert_allclose(both[0], both[1], rtol=1e-3)
+def run_of(arm, **settings):
+    """An experiment at smoke, with other settings."""
+    experiment = STUDY.experiment(arm)
+    changed = dataclasses.replace(experiment.settings[Scale.SMOKE], **settings)
+    return lambda *seeds: experiment.measure(Task(arm, seeds, changed, Scale.SMOKE)).table
 
 
-def test_the_slide_draws(evidence, tmp_path):
-    study_ = Study(SLUG, Scale.SMOKE)
-    slide, files = draw_slide(study_, evidence, study_.judge(evidence), tmp_path)
-    assert 3 <= len(slide.collage.panels) <= 5
-    assert {c.id for c in slide.chips} == {c.id for c in study.CLAIMS}
-    assert all(panel.alt.strip() for panel in (slide.collage.idea, *slide.collage.panels))
-    assert all(file.stat().st_size > 10_000 for file in files.values())
+@pytest.mark.parametrize("arm", ["noise_fp", "noise_mixup"])
+def test_a_seeds_numbers_do_not_depend_on_the_others(arm):
+    measure = run_of(arm)
+    both, alone = measure(0, 1), measure(1)
+    for metric in ("final_accuracy", "peak_trace"):
+        found = [t[(t["metric"] == metric) & (t["seed"] == 1) & (t["arm"] == arm)]["value"] for t in (both, alone)]
+        np.testing.assert_allclose(*found, rtol=1e-3)
 
 
 CNN = """
@@ -139,38 +116,37 @@ def recurrent():
 
 
 @pytest.mark.parametrize("function", ["make", "recurrent"])
-def test_a_users_model_goes_through_the_whole_study(tmp_path, monkeypatch, function):
+def test_a_users_model_goes_through_the_study(tmp_path, monkeypatch, function):
     """A convolutional network with batch norm and dropout, stacked; and a recurrent one, which cannot be."""
     (tmp_path / "fisher_users_own.py").write_text(CNN)
     monkeypatch.syspath_prepend(str(tmp_path))
-    spec = f"fisher_users_own:{function}"
-    own = Study(SLUG, Scale.SMOKE, spec)
-    if function == "recurrent":
-        measured = [own.measure(run) for run in own.runs() if run.arm in ("noise_fp", "noise_trf", "noise_gpx")]
-        assert all(np.isfinite(m.table["value"]).all() for m in measured)
-        return
-    evidence = run_study(SLUG, "smoke", workload=spec, store=tmp_path / "results")
-    assert not evidence.failures
-    assert {r.arm for r in evidence.runs} == {r.arm for r in study.runs(Scale.SMOKE, None)}
-    verdicts = Study(SLUG, Scale.QUICK, spec).judge(as_if(evidence, Scale.QUICK))
-    assert all(
-        verdicts[k].estimate is not None for k in ("C1", "C1b", "C3", "C4", "C5", "C6", "C6b", "C8", "C9", "C10")
-    )
-    slide, _ = draw_slide(own, evidence, own.judge(evidence), tmp_path, ["svg"])
-    assert own.workload_name in slide.foot_left
+    own = BoundStudy(SLUG, Scale.SMOKE, f"fisher_users_own:{function}")
+    assert {r.arm for r in own.runs()} == {r.arm for r in BoundStudy(SLUG, Scale.SMOKE).runs()}
+    for run in own.runs():
+        if run.arm in ("clean", "noise_fp", "noise_trf", "noise_gpx"):
+            table = own.measure(run).table
+            assert np.isfinite(table["value"]).all()
+            assert {"final_accuracy", "peak_trace", "tuning_accuracy"} <= set(table["metric"])
+
+
+def test_at_quick_a_workload_is_trained_for_fewer_steps():
+    (own,) = [r for r in BoundStudy(SLUG, Scale.QUICK, "digits").runs() if r.arm == "grid"]
+    (theirs,) = [r for r in BoundStudy(SLUG, Scale.QUICK).runs() if r.arm == "grid"]
+    assert own.settings["small_steps"] < theirs.settings["small_steps"]
+    assert (own.settings["data"], own.settings["lr"]) == ("workload", None)
+    assert own.count == theirs.count == 5
 
 
 @pytest.mark.parametrize("kind", ["npz", "csv"])
 def test_a_users_data_alone_are_enough(user_workloads, kind):
-    own = Study(SLUG, Scale.SMOKE, user_workloads[kind])
+    own = BoundStudy(SLUG, Scale.SMOKE, user_workloads[kind])
     for run in own.runs():
         if run.arm in ("grid", "noise_gp"):
             assert np.isfinite(own.measure(run).table["value"]).all()
 
 
 def test_the_convolutional_network_of_larger_scales_trains():
-    run = some_run(network="convnet", data="glyphs:easy16?n=150&test=40", lr=None, noise_steps=4, seeds=1)
-    table = study.measure(run, None).table
+    table = run_of("noise_fp", network="convnet", data="glyphs:easy16?n=150&test=40", lr=None, steps=4)(0)
     assert np.isfinite(table["value"]).all()
     assert {"final_accuracy", "peak_trace"} <= set(table["metric"])
 
@@ -178,171 +154,141 @@ def test_the_convolutional_network_of_larger_scales_trains():
 # --- its data ---------------------------------------------------------------------------------------------------------
 
 
-def some_run(**settings):
-    (run,) = [r for r in study.runs(Scale.SMOKE, None) if r.arm == "noise_fp"]
-    return dataclasses.replace(run, settings={**run.settings, **settings})
+def test_data_are_seeded_split_and_noisy_where_they_should_be():
+    def draw(seed, wrong=0.3):
+        return seed_data(lambda: own_data("digits"), None, seed, train=60, validation=30, test=40, wrong=wrong)
+
+    a, again, other, clean = draw(3), draw(3), draw(4), draw(3, 0.0)
+    (x, y), (x_val, y_val) = a.problem.train, a.problem.validation
+    assert torch.equal(x, again.problem.train.x)
+    assert torch.equal(y, again.problem.train.y)
+    assert not torch.equal(x, other.problem.train.x)
+    assert int(a.wrong.sum()) == round(0.3 * len(y))
+    assert torch.equal(clean.problem.train.y != y, a.wrong)
+    assert torch.equal(clean.problem.train.x, x)
+    assert torch.equal(clean.problem.test.y, a.problem.test.y)
+    assert float((clean.problem.validation.y != y_val).double().mean()) == pytest.approx(0.3, abs=0.01)
+    assert not any(bool((row == x_val).flatten(1).all(1).any()) for row in x), "no training sample validates"
 
 
-def test_problems_are_seeded_split_and_noisy_where_they_should_be():
-    run = some_run()
-    base = base_data(run, None)
-    a, again, other = (problem(base, run, seed, 0.3) for seed in (3, 3, 4))
-    assert torch.equal(a.x, again.x)
-    assert torch.equal(a.y, again.y)
-    assert not torch.equal(a.x, other.x)
-    assert int(a.wrong.sum()) == round(0.3 * len(a.y))
-    clean = problem(base, run, 3, 0.0)
-    assert torch.equal(clean.y != a.y, a.wrong)
-    assert torch.equal(clean.x, a.x)
-    assert torch.equal(clean.y_test, a.y_test)
-    assert float((clean.y_val != a.y_val).double().mean()) == pytest.approx(0.3, abs=0.01)
-    assert not any(bool((row == a.x_val).flatten(1).all(1).any()) for row in a.x), "no training sample validates"
+def test_fashion_mnist_is_pooled_and_networks_follow_the_shape():
+    data = own_data("fashion_14")
+    assert data.train[0][0].shape == (1, 14, 14)
+    assert sum(p.numel() for p in network("mlp", (1, 14, 14), 10).parameters()) == 196 * 128 + 128 * 129 + 128 + 1290
+    assert network("convnet", (1, 14, 14), 10)(torch.zeros(2, 1, 14, 14)).shape == (2, 10)
+    assert isinstance(network("convnet", (7,), 3), MLP)
 
 
 # --- its trainings are those of the public methods --------------------------------------------------------------------
 
-
-def setting(replicas=3, n=40):
-    g = torch.Generator().manual_seed(0)
-    x = torch.randn(replicas, n, 5, generator=g)
-    return x, torch.randint(0, 3, (replicas, n), generator=g)
+SEEDS, RATES = (3, 4, 3), (0.1, 0.2, 0.3)
+COEFFICIENTS = {"gpx": 0.5, "trf": 0.05, "sam": 0.2, "mixup": 1.0}
 
 
 def model_fn():
-    return MLP((5,), 3, (8,))
+    return MLP((5,), 3, (8,)).double()
 
 
-SETTINGS = {"gpx": 0.5, "trf": 0.05, "sam": 0.2, "mixup": 1.0}
+def some_data(make=model_fn, replicas=3, n=40):
+    g = torch.Generator().manual_seed(0)
+    made = []
+    for _ in range(replicas):
+        train = Samples(torch.randn(n, 5, generator=g, dtype=torch.float64), torch.randint(0, 3, (n,), generator=g))
+        made.append(SeedData(Problem(train, train, train, 3, make), torch.zeros(n, dtype=torch.bool)))
+    return made
 
 
-def by_hand(method, seed, x, y, lr, coefficient, steps, batch_size):
+def trained(method, steps, make=model_fn, start=None):
+    coefficients = [COEFFICIENTS.get(method, 0.3)] * 3
+    if start is None:
+        start = Training(method, some_data(make), SEEDS, RATES, coefficients, batch=10, interval=2)
+    assert list(start.run(steps))[-1] == steps
+    return start
+
+
+def by_hand(method, r, steps, batch=10):
     """The same training with the public classes, one network at a time."""
+    x, y = some_data()[r].problem.train
+    seed, coefficient = SEEDS[r], COEFFICIENTS.get(method, 0.3)
     model = build(model_fn, seed)
-    options = {"gp": {"labels": "true"}, "gpr": {"labels": "uniform"}, "trf": {"estimator": "per_example"},
-               "gpx": {"labels": "true", "target": "input", "normalize": "batch"}}.get(method, {})  # fmt: skip
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATES[r])
     if method == "sam":
-        optimizer = SAM(model.parameters(), torch.optim.SGD, rho=coefficient, lr=lr)
-    penalty = FisherPenalty(model, coefficient if method != "none" else 0.0, interval=2, generator=seed, **options)
-    per_epoch = len(x) // batch_size
+        optimizer = SAM(model.parameters(), torch.optim.SGD, rho=coefficient, lr=RATES[r])
+    penalty = FisherPenalty(
+        model, coefficient if method in PENALTIES else 0.0, interval=2, generator=seed, **PENALTIES.get(method, {})
+    )
     for t in range(steps):
-        order = torch.randperm(len(x), generator=stream(seed, 2, t // per_epoch))
-        part = order[(t % per_epoch) * batch_size : (t % per_epoch + 1) * batch_size]
-        a, b = x[part].clone(), y[part]
-        if method == "gpx":
-            a.requires_grad_()
+        epoch, i = divmod(t, len(x) // batch)
+        part = _random.permutation(len(x), seed, 2, epoch)[i * batch : (i + 1) * batch]
+        a, b = x[part].clone().requires_grad_(method == "gpx"), y[part]
 
-        def objective(a=a, b=b, t=t):
+        def closure(a=a, b=b, t=t):
+            optimizer.zero_grad()
             if method == "mixup":
-                mixed = mixup_batch(a, b, coefficient, 3, generator=stream(seed, 3, t))
-                return soft_cross_entropy(model(mixed.x), mixed.y)
-            logits = model(a)
-            loss = F.cross_entropy(logits, b)
-            if method in ("none", "sam"):
-                return loss
-            labels = b if options.get("labels") == "true" else None
-            return loss + penalty(logits, a, labels)
-
-        def closure(objective=objective):
-            loss = objective()
+                mixed = mixup_batch(a, b, coefficient, 3, generator=_random.generator(seed, 3, t))
+                loss = soft_cross_entropy(model(mixed.x), mixed.y)
+            else:
+                logits = model(a)
+                loss = F.cross_entropy(logits, b)
+                if method in PENALTIES:
+                    loss = loss + penalty(logits, a, b if penalty.labels == "true" else None)
             loss.backward()
             return loss
 
-        optimizer.zero_grad()
-        if method == "sam":
-            optimizer.step(closure)
-        else:
-            closure()
-            optimizer.step()
+        optimizer.step(closure)
     return model
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_stacked_training_is_that_of_the_public_method(method):
-    x, y = setting()
-    seeds, lr = (3, 4, 3), (0.1, 0.2, 0.3)
-    coefficient = SETTINGS.get(method, 0.3)
-    cells = Cells(method, seeds, lr, (coefficient,) * 3, interval=2)
-    stack = Stack.build(model_fn, seeds)
-    assert list(train(stack, x, y, cells, steps=10, batch_size=10, classes=3)) == list(range(1, 11))
+def test_replicas_are_trained_as_networks_alone(method):
+    training = trained(method, 10)
+    assert training.replicas.stacked
     for r in range(3):
-        expected = by_hand(method, seeds[r], x[r], y[r], lr[r], coefficient, 10, 10).state_dict()
-        for name, value in stack.module(r).state_dict().items():
-            torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
+        expected = by_hand(method, r, 10).state_dict()
+        for name, value in training.replicas.module(r).state_dict().items():
+            torch.testing.assert_close(value, expected[name], rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_networks_that_are_called_one_by_one_train_the_same(method):
-    x, y = setting()
-    cells = Cells(method, (0, 1, 2), (0.1,) * 3, (SETTINGS.get(method, 0.3),) * 3, interval=2)
-    found = []
-    for stacked in (True, False):
-        stack = Stack.build(model_fn, cells.seeds)
-        stack.stacked = stacked
-        list(train(stack, x, y, cells, steps=6, batch_size=10, classes=3))
-        found.append(stack.parameters)
-    for name, value in found[0].items():
-        torch.testing.assert_close(value, found[1][name], rtol=1e-4, atol=1e-6)
+def test_a_branch_is_training_at_once(method):
+    whole = trained(method, 11)
+    first = trained(method, 6)
+    second = trained(method, 11, start=first.branch(method))
+    for name, value in whole.replicas.parameters.items():
+        assert torch.equal(value, second.replicas.parameters[name])
+        assert not torch.equal(value, first.replicas.parameters[name])
 
 
-def test_training_in_two_parts_is_training_at_once():
-    x, y = setting()
-    cells = Cells("fp", (0, 1, 2), (0.1,) * 3, (0.3,) * 3, interval=3)
-    whole = Stack.build(model_fn, cells.seeds)
-    list(train(whole, x, y, cells, steps=11, batch_size=10, classes=3))
-    first = Stack.build(model_fn, cells.seeds)
-    list(train(first, x, y, cells, steps=6, batch_size=10, classes=3))
-    second = first.copy()
-    list(train(second, x, y, cells, steps=11, batch_size=10, classes=3, first=6))
-    for name, value in whole.parameters.items():
-        torch.testing.assert_close(value, second.parameters[name], rtol=0, atol=0)
+def test_a_branch_may_go_on_with_another_method():
+    start = trained("none", 4)
+    plain, penalized = (trained("", 8, start=start.branch(m, [0.3] * 3)) for m in ("none", "fp"))
+    assert plain.penalty is None
+    assert penalized.penalty.steps == 8
+    assert not torch.equal(plain.replicas.trainable[0], penalized.replicas.trainable[0])
+    assert torch.equal(plain.replicas.trainable[0], trained("none", 8).replicas.trainable[0])
 
 
-def test_a_model_that_vmap_cannot_run_is_found_out_and_called_one_by_one():
+def test_a_model_that_vmap_cannot_run_is_called_one_by_one():
     class Branching(nn.Module):
         def __init__(self):
             super().__init__()
-            self.layer = nn.Linear(5, 3)
+            self.layer = nn.Linear(5, 3).double()
 
         def forward(self, x):
             return self.layer(x) if float(x.sum()) > -1e9 else x
 
-    x, y = setting()
-    cells = Cells("fp", (0, 1, 2), (0.1,) * 3, (0.3,) * 3)
-    stack = Stack.build(Branching, cells.seeds)
-    assert stack.stacked
-    list(train(stack, x, y, cells, steps=2, batch_size=10, classes=3))
-    assert not stack.stacked
-    assert all(p.isfinite().all() for p in stack.parameters.values())
+    training = trained("fp", 3, Branching)
+    assert not training.replicas.stacked
+    assert all(p.isfinite().all() for p in training.replicas.trainable)
 
 
-def test_batch_norm_statistics_are_kept_for_each_replica():
-    x, y = setting()
-    make = lambda: nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))  # noqa: E731
-    found = []
-    for stacked in (True, False):
-        stack = Stack.build(make, (0, 1, 2))
-        stack.stacked = stacked
-        cells = Cells("none", (0, 1, 2), (0.1,) * 3, (0.0,) * 3)
-        list(train(stack, x, y, cells, steps=3, batch_size=10, classes=3))
-        found.append(stack.buffers)
-    for name, value in found[0].items():
-        torch.testing.assert_close(value, found[1][name], rtol=1e-5, atol=1e-6)
-    assert found[0]["1.num_batches_tracked"].tolist() == [3, 3, 3]
-
-
-def test_bad_cells_are_refused():
-    with pytest.raises(InvalidInput, match="not known"):
-        Cells("fisher", (0,), (0.1,), (0.1,))
-    with pytest.raises(InvalidInput, match="for each replica"):
-        Cells("fp", (0, 1), (0.1,), (0.1,))
-
-
-def test_labels_are_drawn_per_seed_and_step():
-    logits = torch.zeros(50, 4)
-    a, b = (sample_labels(logits, "model", stream(5, 0, t)) for t in (1, 2))
-    assert not torch.equal(a, b)
-    assert torch.equal(a, sample_labels(logits, "model", stream(5, 0, 1)))
+def test_methods_that_do_not_exist_are_refused():
+    with pytest.raises(UnknownName, match="not known"):
+        Training("fisher", some_data(), SEEDS, RATES, [0.1] * 3, batch=10, interval=2)
+    with pytest.raises(UnknownName, match="not known"):
+        wrong_labels(Task("noise_fisher", (0,), dataclasses.replace(
+            STUDY.experiment("noise_fp").settings[Scale.SMOKE], method="fisher")))  # fmt: skip
+    assert WrongLabels().method in METHODS
 
 
 # --- its numbers ------------------------------------------------------------------------------------------------------
@@ -373,8 +319,3 @@ def test_summaries_are_read_off_the_curves():
     assert found["area_right"] == pytest.approx(0.55)
     never = summarize(curves, early_loss=0.01, late_loss=0.01, fit=2.0)
     assert not {"early_trace", "accuracy_at_loss", "accuracy_at_fit"} & set(never)
-
-
-def test_runs_of_other_studies_are_not_taken():
-    with pytest.raises(KeyError):
-        study.measure(Run(SLUG, "clean", 0, {"experiment": "nothing"}), None)

@@ -91,7 +91,7 @@ def _interval(values: pd.Series) -> tuple[float, float]:
 
 
 def _explosion(evidence: Evidence) -> Panel:
-    curves = {arm: evidence.across_seeds("trace", arm=arm, experiment="clean") for arm in ARMS}
+    curves = {arm: evidence.across_seeds("trace", arm=arm) for arm in ARMS}
     # Seeds share their steps, but a branch adds one of its own: keep those that all seeds have.
     curves = {arm: c[c["seeds"] == c["seeds"].max()] for arm, c in curves.items()}
 
@@ -200,7 +200,7 @@ def _flat(evidence: Evidence) -> Panel:
     found = {arm: evidence.select("hessian_trace", arm=arm)["value"] for arm in ARMS}
     noise = evidence.select("identity_noise", arm="small")["value"].mean()
     error = evidence.select("identity_error", arm="small")["value"]
-    draws = evidence.find_runs(arm="clean")[0].settings["identity_draws"]
+    draws = evidence.find_runs(experiment="clean")[0].settings["label_draws"]
 
     def draw(part: SubFigure) -> None:
         left, right = part.subplots(1, 2, gridspec_kw={"width_ratios": [1.5, 1], "wspace": 0.55})

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from mlcollage.data.label_noise import add_label_noise
-from mlcollage.data.problem import Problem, Samples, problem
 from mlcollage.data.loading import load_workload
+from mlcollage.data.problem import Problem, Samples, problem
 from mlcollage.data.workload import Labeled
 from mlcollage.nn.convnet import ConvNet
 from mlcollage.nn.mlp import MLP

@@ -3,39 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from mlcollage._random import derive
 from mlcollage.lab.measurements import Measurements
+from mlcollage.measure.fisher import fisher_trace
+from mlcollage.measure.grad_norms import per_example_grad_sqnorm
+from mlcollage.train.replicas import Replicas
 
-from .labels import derive
-from .training import Stack
+from .._gradients import nll
+from .data import SeedData
 
-__all__ = ["Problem", "Recorder", "evaluation_steps", "summarize", "tail"]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Data of one seed; labels of training and validation may be wrong, those of the test set are not."""
-
-    x: Tensor
-    y: Tensor
-    wrong: Tensor
-    x_val: Tensor
-    y_val: Tensor
-    x_test: Tensor
-    y_test: Tensor
-
-    def to(self, device: str) -> Problem:
-        """The same data on a device."""
-        return Problem(*(getattr(self, f.name).to(device) for f in fields(self)))
+__all__ = ["Recorder", "evaluation_steps", "summarize", "tail"]
 
 
 def tail(steps: int) -> set[int]:
@@ -59,76 +45,85 @@ def evaluation_steps(steps: int, count: int, first: int = 8) -> set[int]:
 
 
 class Recorder:
-    """Measures a stack of networks, one row of the curves a replica.
+    """Measures replicas while they train; one row of the curves per replica and evaluation.
 
     Parameters
     ----------
-    problems, seeds
-        One a replica.
-    trace_size
+    data, seeds
+        One for each replica.
+    traced
         Training samples on which Tr(F) is drawn.
+    ratio
+        Also measure gradient norms at wrong and at right labels.
     """
 
-    def __init__(self, problems: list[Problem], seeds: Sequence[int], trace_size: int) -> None:
-        self.problems, self.seeds, self.trace_size = problems, seeds, trace_size
-        self.rows: list[dict[str, float]] = []
+    def __init__(self, data: Sequence[SeedData], seeds: Sequence[int], traced: int, *, ratio: bool = False) -> None:
+        self.data, self.seeds, self.traced, self.ratio = list(data), tuple(seeds), traced, ratio
+        problems = [d.problem for d in data]
+        # Inputs (R, n, ...) and labels (R, n) of the three parts.
+        self._parts = [
+            tuple(torch.stack(tensors) for tensors in zip(*parts, strict=True))
+            for parts in zip(*((p.train, p.validation, p.test) for p in problems), strict=True)
+        ]
+        self._wrong = torch.stack([d.wrong for d in data])  # (R, n)
+        self._rows: list[dict[str, float]] = []
 
-    def measure(self, stack: Stack, step: int, *, ratio: bool = False) -> None:
-        """Loss, accuracies and Tr(F) of every replica; with ``ratio`` also gradient norms at wrong and right labels."""
-        from mlcollage.measure.fisher import fisher_trace
-
-        for r, p in enumerate(self.problems):
-            model = stack.module(r)
-            with torch.no_grad():
-                train, val, test = (model(x) for x in (p.x, p.x_val, p.x_test))
-            right = train.argmax(1) == p.y
-            row = {
-                "replica": r,
-                "step": step,
-                "train_loss": float(F.cross_entropy(train, p.y)),
-                "val_accuracy": _share(val.argmax(1) == p.y_val),
-                "test_accuracy": _share(test.argmax(1) == p.y_test),
-                "fit_right": _share(right[~p.wrong]),
-                "fit_wrong": _share(right[p.wrong]),
-            }
+    def measure(self, replicas: Replicas, step: int) -> None:
+        """Loss, accuracies and Tr(F) of every replica."""
+        logits = [replicas.predict(x, in_dim=0, batch_size=2000) for x, _ in self._parts]  # (R, n, C) each
+        right, val, test = (z.argmax(-1) == y for z, (_, y) in zip(logits, self._parts, strict=True))
+        columns = {
+            "train_loss": nll(logits[0], self._parts[0][1]),
+            "val_accuracy": val.double().mean(1),
+            "test_accuracy": test.double().mean(1),
+            "fit_right": _share(right, ~self._wrong),
+            "fit_wrong": _share(right, self._wrong),
+        }
+        for r, values in enumerate(zip(*(c.tolist() for c in columns.values()), strict=True)):
+            row = {"replica": r, "step": step, **dict(zip(columns, values, strict=True)), "trace": math.nan}
             if math.isfinite(row["train_loss"]):
-                source = derive(self.seeds[r], 7, step)
-                row["trace"] = fisher_trace(model, p.x[: self.trace_size], method="mc", generator=source).value
-                if ratio and bool(p.wrong.any()):
-                    row["norm_log_ratio"] = _norm_ratio(model, p)
-            self.rows.append(row)
+                row |= self._gradients(replicas.module(r), r, step)
+            self._rows.append(row)
+
+    def _gradients(self, model: nn.Module, r: int, step: int) -> dict[str, float]:
+        d, source = self.data[r], derive(self.seeds[r], 7, step)
+        found = {"trace": fisher_trace(model, d.problem.train.x[: self.traced], method="mc", generator=source).value}
+        if self.ratio and bool(d.wrong.any()):
+            found["norm_log_ratio"] = _norm_ratio(model, d)
+        return found
 
     def curves(self, replica: int) -> pd.DataFrame:
-        """One row an evaluation."""
-        table = pd.DataFrame([row for row in self.rows if row["replica"] == replica])
+        """One row per evaluation."""
+        table = pd.DataFrame([row for row in self._rows if row["replica"] == replica])
         return table.drop(columns="replica").sort_values("step").reset_index(drop=True)
 
     def last(self, metric: str, evaluations: int = 1) -> npt.NDArray[np.float64]:
-        """Means of the latest values of every replica."""
-        n = len(self.problems)
-        return np.array([row[metric] for row in self.rows[-n * evaluations :]]).reshape(evaluations, n).mean(0)
+        """Means of the latest values of every replica, (R,)."""
+        n = len(self.data)
+        return np.array([row[metric] for row in self._rows[-n * evaluations :]]).reshape(evaluations, n).mean(0)
 
     def write(
-        self, m: Measurements, arm: Callable[[int], str], keys: Callable[[int], Mapping[str, float | str]]
+        self, m: Measurements, arm: str, *, early_loss: float, late_loss: float, **keys: str | int | float
     ) -> None:
-        """All curves, each replica under its arm and keys (its seed among them)."""
-        for row in self.rows:
-            r = int(row["replica"])
-            for metric, value in row.items():
-                if metric not in ("replica", "step") and math.isfinite(value):
-                    m.add(metric, value, step=int(row["step"]), arm=arm(r), **keys(r))
+        """All curves and what they come to, each replica under its seed."""
+        for r, seed in enumerate(self.seeds):
+            curves = self.curves(r)
+            for row in curves.to_dict("records"):
+                values = {str(k): v for k, v in row.items() if k != "step" and math.isfinite(v)}
+                m.add_all(values, step=int(row["step"]), arm=arm, seed=seed, **keys)
+            m.add_all(summarize(curves, early_loss=early_loss, late_loss=late_loss), arm=arm, seed=seed, **keys)
 
 
-def _share(hits: Tensor) -> float:
-    return float(hits.double().mean()) if len(hits) else math.nan
+def _share(hits: Tensor, among: Tensor) -> Tensor:
+    """Share of hits among some of the samples, (R,); NaN where there are none."""
+    return (hits & among).sum(1) / among.sum(1)
 
 
-def _norm_ratio(model: torch.nn.Module, p: Problem, most: int = 500) -> float:
+def _norm_ratio(model: nn.Module, data: SeedData, most: int = 500) -> float:
     """Logarithm of the mean gradient norm at wrong labels over that at right ones."""
-    from mlcollage.measure.grad_norms import per_example_grad_sqnorm
-
-    squares = per_example_grad_sqnorm(model, F.cross_entropy, p.x[:most], p.y[:most], reduction="mean")
-    norms, wrong = squares.detach().sqrt(), p.wrong[:most]
+    x, y = data.problem.train
+    squares = per_example_grad_sqnorm(model, F.cross_entropy, x[:most], y[:most], reduction="mean")  # (n,)
+    norms, wrong = squares.detach().sqrt(), data.wrong[:most]
     return float((norms[wrong].mean() / norms[~wrong].mean()).log())
 
 
