@@ -92,7 +92,7 @@ def test_merging_is_as_if_all_chains_had_run_together(draws):
 
 
 def test_streaming_refuses_what_it_cannot_use():
-    with pytest.raises(InvalidInput, match="even integer"):
+    with pytest.raises(InvalidInput, match="batches must be a whole number of at least 8"):
         Streaming(batches=7)
     stream = Streaming()
     with pytest.raises(InvalidInput, match="no draw"):

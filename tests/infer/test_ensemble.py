@@ -122,7 +122,7 @@ def test_what_cannot_work_is_named():
     ensemble.add(nn.Linear(2, 3))
     with pytest.raises(InvalidInput, match="at least one input"):
         ensemble.predict_proba(torch.zeros(0, 2))
-    with pytest.raises(InvalidInput, match="batch_size=0"):
+    with pytest.raises(InvalidInput, match="batch_size must be a whole number of at least 1"):
         ensemble.outputs(torch.zeros(1, 2), batch_size=0)
     with pytest.raises(InvalidInput, match=r"\(members, \.\.\., classes\)"):
         mix_logits(torch.zeros(3))

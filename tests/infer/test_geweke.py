@@ -8,8 +8,8 @@ from scipy import stats as sps
 from mlcollage.errors import InvalidInput
 from mlcollage.infer import hmc, nuts
 from mlcollage.infer.density import LogDensity
-from mlcollage.infer.geweke import geweke
 from mlcollage.infer.sgld import SGLD
+from mlcollage.infer.validation import geweke
 
 # A normal mean and the logarithm of its spread: mu ~ N(0, 1), s ~ half-normal(1), x = (mu, log s), y_1..4 ~ N(mu, s)
 
@@ -143,8 +143,8 @@ def test_the_same_seed_gives_the_same_result_and_the_default_quantities_are_mome
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"n_chains": 5}, "n_chains=5"),
-        ({"n_steps": 0}, "n_steps=0"),
+        ({"n_chains": 5}, "n_chains must be a whole number of at least 10"),
+        ({"n_steps": 0}, "n_steps must be a whole number of at least 1"),
         ({"quantities": {}}, "quantities is empty"),
         ({"prior": lambda n, g: torch.zeros(n)}, r"prior returned shape \(20,\)"),
         ({"transition": lambda x, y, g: x[:5]}, r"transition returned shape \(5, 2\); \(20, 2\)"),

@@ -355,23 +355,23 @@ START = torch.zeros(3, 2, dtype=torch.float64)
         (lambda x: (normal(x), x[:, 0]), START, {}, r"gradient of shape \(3,\)"),
         (lambda x: 0 * x.sum(1), START, {}, "flat or improper"),
         (5, START, {}, "log_prob is int"),
-        (normal, START, {"temperature": 0.0}, "temperature=0.0"),
-        (normal, START, {"draws": 0}, "draws=0"),
-        (normal, START, {"warmup": -1}, "warmup=-1"),
+        (normal, START, {"temperature": 0.0}, "temperature must be a finite number above 0"),
+        (normal, START, {"draws": 0}, "draws must be a whole number of at least 1"),
+        (normal, START, {"warmup": -1}, "warmup must be a whole number of at least 0"),
         (normal, START, {"warmup": 5}, "too short to adapt"),
-        (normal, START, {"thin": 1.5}, "thin=1.5"),
+        (normal, START, {"thin": 1.5}, "thin must be a whole number of at least 1"),
         (normal, START, {"target_accept": 1.0}, "target_accept"),
-        (normal, START, {"steps": 0}, "steps=0"),
-        (normal, START, {"steps": (5, 3)}, "least <= most"),
-        (normal, START, {"steps": 2.5}, "must be an integer"),
+        (normal, START, {"steps": 0}, r"steps must be a whole number of at least 1 and at most 1e\+06"),
+        (normal, START, {"steps": (5, 3)}, r"the most steps must be a whole number of at least 5 and at most 1e\+06"),
+        (normal, START, {"steps": 2.5}, r"steps must be a whole number of at least 1 and at most 1e\+06"),
         (normal, START, {"steps": 3, "trajectory": 1.0}, "either steps or trajectory"),
-        (normal, START, {"trajectory": -1.0}, "positive length"),
+        (normal, START, {"trajectory": -1.0}, "trajectory must be a finite number above 0"),
         (normal, START, {"trajectory": 1.0, "pooled": False}, "give steps"),
         (normal, START, {"trajectory": 1.0, "step_size": 1e-9}, "shorten it"),
         (normal, START, {"jitter": 1.0}, "jitter"),
         (normal, START, {"step_size": -0.1}, "step_size=-0.1"),
         (normal, START, {"step_size": torch.ones(2)}, "one per chain"),
-        (normal, START, {"mass": "dense"}, "mass='dense'"),
+        (normal, START, {"mass": "dense"}, "mass must be one of 'diagonal'"),
         (normal, START, {"mass": torch.ones(3)}, r"mass has shape \(3,\)"),
         (normal, START, {"mass": -torch.ones(2)}, "positive and finite"),
         (normal, START, {"generator": "0"}, "generator is str"),
@@ -385,7 +385,7 @@ def test_bad_input_gets_one_sentence(log_prob, init, settings, says):
 def test_build_and_prior_period_refuse_what_cannot_be():
     with pytest.raises(InvalidInput, match="one number of steps"):
         hmc.build(normal, step_size=0.1, steps=(2, 3))
-    with pytest.raises(InvalidInput, match="must be positive"):
+    with pytest.raises(InvalidInput, match="scale must be a finite number above 0"):
         hmc.prior_period(-1.0)
 
 

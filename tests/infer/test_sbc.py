@@ -7,7 +7,7 @@ from scipy import stats as sps
 
 from mlcollage.errors import InvalidInput
 from mlcollage.infer import hmc
-from mlcollage.infer.sbc import sbc
+from mlcollage.infer.validation import sbc
 from mlcollage.stats.simulation import sbc_uniformity
 
 SIGMA = torch.tensor([15.0, 10, 16, 11, 9, 11, 10, 18], dtype=torch.float64) / 3
@@ -151,9 +151,9 @@ def test_more_draws_than_ranks_are_thinned_evenly():
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"n_sims": 0}, "n_sims=0"),
-        ({"n_ranks": 1}, "n_ranks=1"),
-        ({"n_ranks": 2.5}, "n_ranks=2.5"),
+        ({"n_sims": 0}, "n_sims must be a whole number of at least 1"),
+        ({"n_ranks": 1}, "n_ranks must be a whole number of at least 2"),
+        ({"n_ranks": 2.5}, "n_ranks must be a whole number of at least 2"),
         ({"quantities": {}}, "quantities is empty"),
         ({"prior": lambda n, g: torch.zeros(n)}, r"prior returned shape \(4,\)"),
         ({"fit": lambda y, n, g: torch.zeros(4, n - 1, 2)}, r"shape \(4, 8, 2\); \(4, at least 9, 2\)"),

@@ -182,13 +182,13 @@ def test_a_preconditioned_chain_resumes_and_refuses_bad_settings(sampler):
     other.load_state_dict(state)
     assert torch.equal(walk(chain, w, pull, 5), walk(other, again, pull, 5))
     for bad in ({"rmsprop": 1.5}, {"rmsprop": "0.9"}, {"rmsprop": True}, {"eps": 0.0}, {"eps": math.nan}):
-        with pytest.raises(InvalidInput, match=f"{next(iter(bad))}="):
+        with pytest.raises(InvalidInput, match=f"{next(iter(bad))} must be"):
             sampler([zeros(1)], lr=0.1, num_data=1, **bad)
 
 
 @pytest.mark.parametrize("momentum", [-0.1, 1.0, "0.9", math.nan])
 def test_momentum_out_of_range_is_named(momentum):
-    with pytest.raises(InvalidInput, match=r"must lie in \[0, 1\)"):
+    with pytest.raises(InvalidInput, match="momentum must be a finite number of at least 0 and below 1"):
         SGHMC([zeros(2)], lr=0.1, num_data=1, momentum=momentum)
 
 
@@ -259,9 +259,9 @@ def test_a_resumed_cycle_repeats_the_uninterrupted_one():
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"cycle_length": 0}, "cycle_length=0"),
-        ({"cycle_length": 2.5}, "cycle_length=2.5"),
-        ({"cycle_length": 5, "exploration": 1.0}, "exploration=1.0"),
+        ({"cycle_length": 0}, "cycle_length must be a whole number of at least 1"),
+        ({"cycle_length": 2.5}, "cycle_length must be a whole number of at least 1"),
+        ({"cycle_length": 5, "exploration": 1.0}, "exploration must be a finite number of at least 0 and below 1"),
     ],
 )
 def test_cycles_out_of_range_are_named(settings, says):

@@ -145,7 +145,7 @@ def test_the_same_seed_gives_the_same_draw_and_the_global_generator_is_left_alon
 
 @pytest.mark.parametrize("rank", [-1, 1, 2.5, True])
 def test_ranks_out_of_range_are_named(rank):
-    with pytest.raises(InvalidInput, match="must be 0"):
+    with pytest.raises(InvalidInput, match=r"rank must be a whole|rank=1"):
         SWAG(nn.Linear(1, 1), rank=rank)
 
 
@@ -171,7 +171,7 @@ def test_what_cannot_work_is_named():
     with torch.no_grad():
         model.bias.zero_()
     swag.update(model)
-    with pytest.raises(InvalidInput, match=r"scale=-1"):
+    with pytest.raises(InvalidInput, match=r"scale must be a finite number of at least 0"):
         swag.sample(0, scale=-1)
     with pytest.raises(InvalidInput, match="generator is NoneType"):
         swag.sample(None)

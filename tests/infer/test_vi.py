@@ -139,11 +139,11 @@ def test_the_same_seed_gives_the_same_fit_and_inputs_and_the_global_generator_ar
         ({"init": torch.zeros(2, 2)}, r"one mean \(dim,\) is needed"),
         ({"init": torch.zeros(2, dtype=torch.int64)}, "float64 or float32"),
         ({"init": torch.full((2,), math.nan)}, "not finite"),
-        ({"init_sd": 0.0}, "init_sd=0.0"),
-        ({"learning_rate": -1.0}, "learning_rate=-1.0"),
-        ({"steps": 0}, "steps=0"),
-        ({"draws": 3}, "even number"),
-        ({"temperature": 0.0}, "temperature=0.0"),
+        ({"init_sd": 0.0}, "init_sd must be a finite number above 0"),
+        ({"learning_rate": -1.0}, "learning_rate must be a finite number above 0"),
+        ({"steps": 0}, "steps must be a whole number of at least 1"),
+        ({"draws": 3}, r"draws=3 must be even: positions come in mirrored pairs\."),
+        ({"temperature": 0.0}, "temperature must be a finite number above 0"),
         ({"generator": "0"}, "generator is str"),
         ({"log_prob": lambda x: -x.square().sum()}, "one value per chain"),
         ({"log_prob": lambda x: torch.where(x[:, 0] < 0.01, -x.sum(1), torch.nan)}, "the ELBO is nan at step 0"),
@@ -161,7 +161,7 @@ def test_gaussians_that_are_none_are_refused():
     with pytest.raises(InvalidInput, match="positive in every dimension"):
         vi.MeanField(torch.zeros(2), torch.tensor([1.0, 0.0]))
     q = vi.MeanField(torch.zeros(2), torch.ones(2))
-    with pytest.raises(InvalidInput, match="n=0"):
+    with pytest.raises(InvalidInput, match="n must be a whole number of at least 1"):
         q.sample(0)
     with pytest.raises(InvalidInput, match=r"\(\.\.\., 2\) is needed"):
         q.log_prob(torch.zeros(3))

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from mlcollage._checks import positive, real
 from mlcollage.errors import InvalidInput
-from mlcollage.infer.density import Generator, torch_generator
+from mlcollage.infer.density import Generator, normal, torch_generator
 
 __all__ = ["Langevin"]
 
@@ -34,22 +35,12 @@ class Langevin(Optimizer):
             raise
 
     def _check(self, group: dict[str, Any]) -> None:
-        decay, eps = group["rmsprop"], group["eps"]
-        if decay is not None and not (
-            isinstance(decay, int | float) and not isinstance(decay, bool) and 0 <= decay <= 1
-        ):
-            raise InvalidInput(
-                f"rmsprop={decay!r} must be None or a decay in [0, 1], such as 0.99; at 1 the preconditioner stays."
-            )
-        if not (isinstance(eps, int | float) and 0 < eps < math.inf):
-            raise InvalidInput(f"eps={eps!r} must be a small positive number.")
-        for name, low in (("lr", False), ("num_data", False), ("weight_decay", True), ("temperature", True)):
-            value = group[name]
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not (value > 0 or (low and value == 0)) or value == math.inf:
-                kind = "zero or a positive number" if low else "a positive number"
-                hint = "; it is the number of training examples, not of a minibatch" if name == "num_data" else ""
-                raise InvalidInput(f"{name}={value!r} must be {kind}{hint}.")
+        if group["rmsprop"] is not None:
+            real("rmsprop", group["rmsprop"], least=0, most=1)
+        for name in ("lr", "num_data", "eps"):
+            positive(name, group[name])
+        for name in ("weight_decay", "temperature"):
+            real(name, group[name], least=0)
         device = self.param_groups[0]["params"][0].device
         for p in group["params"]:
             if p.dtype not in (torch.float32, torch.float64):
@@ -97,7 +88,7 @@ class Langevin(Optimizer):
         if "square_avg" not in state:
             state["square_avg"] = torch.zeros_like(p)
         squares: Tensor = state["square_avg"]
-        squares.mul_(decay).addcmul_(force, force, value=1 - decay)
+        squares.mul_(decay).addcmul_(force, force, value=1 - decay)  # elementwise, in the parameter's shape
         return squares.sqrt().add_(group["eps"])
 
     @abstractmethod
@@ -106,7 +97,7 @@ class Langevin(Optimizer):
 
     def _add_noise(self, to: Tensor, variance: float, scale: Tensor | None = None) -> None:
         if variance > 0:  # at temperature zero no number is drawn
-            noise = torch.randn(to.shape, dtype=to.dtype, device=to.device, generator=self.generator)
+            noise = normal(to.shape, to, self.generator)
             to.add_(noise if scale is None else noise.mul_(scale), alpha=math.sqrt(variance))
 
     def state_dict(self) -> dict[str, Any]:

@@ -10,10 +10,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mlcollage._checks import choice, integer, probability
 from mlcollage.errors import InvalidInput
 from mlcollage.infer.adaptation import DualAveraging, RunningVariance, mass_windows
 from mlcollage.infer.chains import Chains, Info
-from mlcollage.infer.density import LogDensity, State
+from mlcollage.infer.density import LogDensity, State, normal
 
 _STUCK = 0.05  # mean acceptance below which a run deserves a word
 DIVERGENCE = 1000.0  # energy error beyond which a trajectory has left the level set, as in Stan
@@ -39,13 +40,14 @@ class RunSettings:
     progress: Progress | None
 
     def __post_init__(self) -> None:
-        for name, value, least in (("draws", self.draws, 1), ("warmup", self.warmup, 0), ("thin", self.thin, 1)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise InvalidInput(f"{name}={value!r} must be an integer of at least {least}.")
-        if not 0 < self.target_accept < 1:
-            raise InvalidInput(f"target_accept={self.target_accept} must lie between 0 and 1, e.g. 0.8.")
-        if isinstance(self.mass, str) and self.mass != "diagonal":
-            raise InvalidInput(f"mass={self.mass!r} is unknown; use 'diagonal' (learned), None (identity) or a tensor.")
+        (
+            integer("draws", self.draws, least=1),
+            integer("warmup", self.warmup, least=0),
+            integer("thin", self.thin, least=1),
+        )
+        probability("target_accept", self.target_accept)
+        if isinstance(self.mass, str):  # a tensor is checked where the chains' shape is known
+            choice("mass", self.mass, ("diagonal",))
         if self.step_size is None and self.warmup < 10:
             raise InvalidInput(
                 f"warmup={self.warmup} is too short to adapt a step size; give at least 10 iterations, or step_size."
@@ -60,7 +62,7 @@ def kinetic(momentum: Tensor, mass: Tensor | None) -> Tensor:
 
 def draw_momentum(position: Tensor, mass: Tensor | None, generator: torch.Generator) -> Tensor:
     """Momentum p ~ N(0, M), (chains, dim)."""
-    p = torch.randn(position.shape, dtype=position.dtype, device=position.device, generator=generator)
+    p = normal(position.shape, position, generator)
     return p if mass is None else p * mass.sqrt()
 
 
@@ -97,7 +99,8 @@ def first_step_size(
     before = state.log_prob.double() - kinetic(p0, mass)
 
     def accept(step: Tensor) -> Tensor:
-        eps = step[:, None].to(p0.dtype)
+        """Acceptance probability of one leapfrog step, (groups,)."""
+        eps = step[:, None].to(p0.dtype)  # (groups, 1) beside positions (chains, dim)
         half = p0 + 0.5 * eps * state.gradient
         q = state.position + eps * (half if mass is None else half / mass)
         value, gradient = density(q)
@@ -105,6 +108,7 @@ def first_step_size(
         chance = (after - before).nan_to_num(nan=-torch.inf, posinf=-torch.inf).clamp(max=0).exp()
         return chance.mean(dim=0, keepdim=True) if pooled else chance
 
+    # all groups at once, (groups,): each goes on in its direction until it has crossed .8
     step, done = guess, torch.zeros_like(guess, dtype=torch.bool)
     rising = accept(step) > 0.8
     for _ in range(100):
@@ -140,7 +144,7 @@ def warm_up(
             step = rule.step_size
         if windows and i in windows[0]:
             running.update(state.position)
-            if i == windows[0][-1]:
+            if i == windows[0][-1]:  # a new mass makes the step size learned so far wrong: start that anew
                 mass, running, windows = running.mass(), RunningVariance(plan.pooled), windows[1:]
                 if rule is not None:
                     step = first_step_size(density, state, mass, step, plan.pooled, generator)
@@ -161,7 +165,7 @@ def run(
     """Warm up, then draw with what was learned held fixed."""
     state, step, mass = warm_up(density, state, transition, plan, generator)
     total, at = plan.warmup + plan.draws * plan.thin, plan.warmup
-    kept: list[Tensor] = []
+    kept: list[Tensor] = []  # positions (chains, dim), or what the store made of them
     stats: list[tuple[Tensor, ...]] = []
     for _ in range(plan.draws):
         infos = []
@@ -183,6 +187,7 @@ def run(
                 torch.stack([i.steps for i in infos]).sum(dim=0),
             )
         )
+    # (chains,) of each draw become (chains, draws)
     log_prob, accept, energy, diverging, steps = (torch.stack(column, dim=1) for column in zip(*stats, strict=True))
     if (rate := float(accept.mean())) < _STUCK:
         warnings.warn(

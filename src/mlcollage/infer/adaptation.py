@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mlcollage._checks import probability
 from mlcollage.errors import InvalidInput
 
 __all__ = ["DualAveraging", "RunningVariance", "mass_windows"]
@@ -57,8 +58,8 @@ class DualAveraging:
     kappa: float = 0.75
 
     def __post_init__(self) -> None:
-        if not 0 < self.target < 1:
-            raise InvalidInput(f"target_accept={self.target} must lie between 0 and 1, e.g. 0.8.")
+        probability("target", self.target)
+        # all (groups,), in the logarithm of the step size
         self._mu = (10 * self.first).log()
         self._error = torch.zeros_like(self.first)
         self._log_step = self.first.log()
@@ -113,6 +114,7 @@ class RunningVariance:
 
     def update(self, position: Tensor) -> None:
         """Take in one draw of every chain, (chains, dim)."""
+        # count, mean and sum of squared deviations of this batch, (groups, dim)
         if self.pooled:
             n, mean = len(position), position.mean(dim=0, keepdim=True)
             m2 = (position - mean).square().sum(dim=0, keepdim=True)
@@ -153,7 +155,7 @@ def mass_windows(warmup: int) -> list[range]:
     """
     if warmup < 20:
         return []
-    at, width = max(warmup // 10, 5), max(warmup // 20, 5)
+    at, width = max(warmup // 10, 5), max(warmup // 20, 5)  # begin of the next window and its length
     end = warmup - max(warmup // 5, 5)
     windows = []
     while at + 3 * width <= end:  # room for this one and the next, twice as long

@@ -138,8 +138,8 @@ class Chains:
             return {name: part(self.draws) if callable(part) else self.draws[..., part] for name, part in names.items()}
         if self.draws.ndim != 3 or len(names) != self.draws.shape[2] or isinstance(names, str):
             raise InvalidInput(
-                f"{len(names)} names for draws of shape {tuple(self.draws.shape)}; give one per dimension, or a mapping "
-                "from name to dimensions."
+                f"{len(names)} names for draws of shape {tuple(self.draws.shape)}; give one per dimension, or a "
+                "mapping from name to dimensions."
             )
         return {name: self.draws[..., i] for i, name in enumerate(names)}
 

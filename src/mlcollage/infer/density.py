@@ -1,6 +1,6 @@
 r"""A log-density over a batch of chains, its gradient, and where the chains stand.
 
-Every sampler of this floor takes ``log_prob``, a function of positions ``(chains, dim)``. It returns either
+Every sampler takes ``log_prob``, a function of positions ``(chains, dim)``. It returns either
 
 * a tensor ``(chains,)``: one log-density per chain, unnormalized; the gradient is then taken by one backward pass
   through the sum, which is exact since no chain enters another's density; or
@@ -15,7 +15,6 @@ values of size :math:`10^5` to see a difference of size 1, and samplers keep tha
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,9 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mlcollage._checks import positive
 from mlcollage.errors import InvalidInput
 
-__all__ = ["Generator", "LogDensity", "LogProb", "State", "start", "torch_generator"]
+__all__ = ["Generator", "LogDensity", "LogProb", "State", "normal", "start", "torch_generator"]
 
 LogProb = Callable[[Tensor], Tensor | tuple[Tensor, Tensor]]
 Generator = torch.Generator | int
@@ -76,14 +76,12 @@ class LogDensity:
     """
 
     def __init__(self, log_prob: LogProb, temperature: float = 1.0):
-        if not (isinstance(temperature, int | float) and 0 < temperature < math.inf):
-            raise InvalidInput(f"temperature={temperature} must be a positive number; 1 samples the density itself.")
         if not callable(log_prob):
             raise InvalidInput(
                 f"log_prob is {type(log_prob).__name__}; a function of positions (chains, dim) is needed."
             )
         self.log_prob = log_prob
-        self.temperature = float(temperature)
+        self.temperature = positive("temperature", temperature)
         self._by_hand: bool | None = None  # whether log_prob brings its gradient: known after the first call
 
     def _check(self, position: Tensor, value: Any, gradient: Any) -> None:
@@ -108,7 +106,7 @@ class LogDensity:
                 value, gradient = self.log_prob(position)
             self._check(position, value, gradient)
         else:
-            with torch.enable_grad():
+            with torch.enable_grad():  # chains do not interact, so the gradient of the sum is that of each
                 leaf = position.detach().requires_grad_(True)
                 value = self.log_prob(leaf)
                 self._check(position, value, None)
@@ -205,3 +203,8 @@ def torch_generator(generator: Generator, device: torch.device | None = None) ->
     if not isinstance(generator, int) or isinstance(generator, bool):
         raise InvalidInput(f"generator is {type(generator).__name__}; a torch.Generator or an integer seed is needed.")
     return torch.Generator("cpu" if device is None else device).manual_seed(generator)
+
+
+def normal(shape: Sequence[int], like: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers, with the type and on the device of ``like``."""
+    return torch.randn(*shape, dtype=like.dtype, device=like.device, generator=generator)

@@ -1,4 +1,4 @@
-r"""Have the chains mixed, and what are their means worth: R-hat, effective sample size, energy.
+r"""Convergence of chains and precision of their means: R-hat, effective sample size, energy.
 
 Stored draws go to ArviZ. :class:`Streaming` computes split R-hat, effective sample size and means while draws pass
 by, in memory that does not depend on their number: for parameters or predictions too large to store.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
+from functools import reduce
 from importlib import import_module
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mlcollage._checks import integer
 from mlcollage.errors import InvalidInput
 from mlcollage.infer.export import is_before_1
 
@@ -166,11 +168,12 @@ class Streaming:
     """
 
     def __init__(self, batches: int = 16):
-        if isinstance(batches, bool) or not isinstance(batches, int) or batches < 8 or batches % 2:
-            raise InvalidInput(f"batches={batches!r} must be an even integer of at least 8.")
-        self.batches = batches
+        self.batches = integer("batches", batches, least=8)
+        if batches % 2:
+            raise InvalidInput(f"batches={batches} must be even: neighbors are merged two by two.")
         self.count = 0
         self.width = 1
+        # moments (chains, ...) of whole batches, and of the one that is being filled
         self._whole: list[Moments] = []
         self._open: Moments | None = None
 
@@ -216,7 +219,7 @@ class Streaming:
 
     def tensors(self) -> dict[str, Tensor]:
         """The state as tensors by name, for a file; see :meth:`from_tensors`."""
-        parts = [*self._whole, *([] if self._open is None else [self._open])]
+        parts = self._parts()
         state = {
             "sizes": torch.tensor([self.batches, self.count, self.width, len(self._whole)]),
             "counts": torch.tensor([n for n, _, _ in parts], dtype=torch.int64),
@@ -240,14 +243,13 @@ class Streaming:
         """Mean over the draws of each chain, (chains, ...)."""
         return self._all()[1]
 
+    def _parts(self) -> list[Moments]:
+        return [*self._whole, *([] if self._open is None else [self._open])]
+
     def _all(self) -> Moments:
-        parts = [*self._whole, *([] if self._open is None else [self._open])]
-        if not parts:
+        if not self.count:
             raise InvalidInput("no draw was taken in yet.")
-        total = parts[0]
-        for part in parts[1:]:
-            total = _combine(total, part)
-        return total
+        return reduce(_combine, self._parts())
 
     def mean(self) -> Tensor:
         """Mean over all draws of all chains: for predictions, the Bayesian model average."""
@@ -264,9 +266,7 @@ class Streaming:
         half = len(self._whole) // 2
         if half < 2:
             raise InvalidInput(f"{self.count} draws per chain are too few; at least 4 are needed.")
-        first, second = self._whole[0], self._whole[-half]
-        for a, b in zip(self._whole[1:half], self._whole[len(self._whole) - half + 1 :], strict=True):
-            first, second = _combine(first, a), _combine(second, b)
+        first, second = reduce(_combine, self._whole[:half]), reduce(_combine, self._whole[-half:])
         return first[0], torch.cat([first[1], second[1]]), torch.cat([first[2], second[2]])
 
     def _pooled(self) -> tuple[Tensor, Tensor]:
@@ -282,7 +282,7 @@ class Streaming:
 
     def _asymptotic(self) -> tuple[Tensor, int]:
         """Batch-means variance of the chain, and the draws behind it."""
-        means = torch.stack([m for _, m, _ in self._whole])
+        means = torch.stack([m for _, m, _ in self._whole])  # (batches, chains, ...)
         flat = means.reshape(-1, *means.shape[2:])
         return self.width * flat.var(dim=0), len(flat) * self.width
 

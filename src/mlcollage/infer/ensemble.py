@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from mlcollage._checks import integer
 from mlcollage.errors import InvalidInput
 
 __all__ = ["Ensemble", "RunningMixture", "mix_gaussians", "mix_logits"]
@@ -130,6 +131,7 @@ class RunningMixture:
                 f"logits have shape {tuple(log_p.shape)} and {tuple(self._log_sum.shape)} before; all members must "
                 "predict the same inputs."
             )
+        # the logarithm of a sum of probabilities, (..., classes): tiny ones keep their digits
         self._log_sum = log_p if self._log_sum is None else torch.logaddexp(self._log_sum, log_p)
         self.count += 1
 
@@ -234,8 +236,6 @@ class Ensemble:
     def _output(self, state: dict[str, Tensor], x: Tensor, batch_size: int | None) -> Tensor:
         if x.ndim < 1 or len(x) == 0:
             raise InvalidInput(f"x has shape {tuple(x.shape)}; at least one input, (N, ...), is needed.")
-        if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
-            raise InvalidInput(f"batch_size={batch_size!r} must be a positive number of inputs.")
+        size = len(x) if batch_size is None else integer("batch_size", batch_size, least=1)
         self._module.load_state_dict(state)
-        output = torch.cat([self._module(part) for part in x.split(batch_size or len(x))])
-        return output
+        return torch.cat([self._module(part) for part in x.split(size)])

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mlcollage._checks import integer, positive, real
 from mlcollage.errors import InvalidInput
 from mlcollage.infer._run import (
     DIVERGENCE,
@@ -63,12 +64,12 @@ class Sampler(NamedTuple):
 
 
 def prior_period(scale: float, temperature: float = 1.0) -> float:
-    r"""Length of a trajectory that forgets where it began, if the prior rules: a quarter of its period.
+    r"""Length after which draws from a Gaussian prior are independent: a quarter of the trajectory's period.
 
     .. math:: \tau = \frac{\pi}{2} \, s \, \sqrt T
 
-    For the density :math:`N(0, s^2 I)` and unit mass a trajectory of this length ends at an independent draw.
-    Izmailov et al. 2021, section 3.
+    For the density :math:`N(0, s^2 I)` and unit mass a trajectory of this length ends at a draw that is independent of
+    its start. Izmailov et al. 2021, section 3.
 
     Parameters
     ----------
@@ -82,9 +83,7 @@ def prior_period(scale: float, temperature: float = 1.0) -> float:
     >>> round(prior_period((1 / 5) ** 0.5), 4)
     0.7025
     """
-    if not (scale > 0 and temperature > 0):
-        raise InvalidInput(f"scale={scale} and temperature={temperature} must be positive.")
-    return math.pi / 2 * scale * math.sqrt(temperature)
+    return math.pi / 2 * positive("scale", scale) * math.sqrt(positive("temperature", temperature))
 
 
 def init(position: Tensor, log_prob: LogProb | LogDensity) -> State:
@@ -136,6 +135,7 @@ def leapfrog(
     (0.0, -1.0)
     """
     density = _density(log_prob)
+    # step sizes as (groups, 1), beside positions, momenta and gradients (chains, dim)
     eps = torch.as_tensor(step_size, dtype=state.position.dtype, device=state.position.device).reshape(-1, 1)
     drift = eps if mass is None else eps / mass
     p = torch.addcmul(momentum, eps, state.gradient, value=0.5)
@@ -200,6 +200,7 @@ def _accept(
     metropolis: bool,
     generator: torch.Generator,
 ) -> tuple[State, Info]:
+    # change of the kinetic energy, element by element, which keeps its digits; everything below is (chains,)
     change = (p1.double() - p0.double()) * (p1.double() + p0.double())
     change = 0.5 * (change if mass is None else change / mass).sum(dim=1)
     error = (change - (new.log_prob.double() - old.log_prob.double())).nan_to_num(nan=math.inf, neginf=math.inf)
@@ -253,7 +254,7 @@ def build(
     density = LogDensity(log_prob, temperature)
     low, high = _steps_range(steps)
     if low != high:
-        raise InvalidInput("build takes one number of steps; draw it anew for each call of update to jitter it.")
+        raise InvalidInput("build takes one number of steps; to jitter it, call update with another number each time.")
 
     def start_at(position: Tensor) -> State:
         state = start(density, position)
@@ -326,7 +327,7 @@ def sample(
         True: all chains sample one density, and step size and mass are learned from all of them. False: each chain
         has a density of its own (e.g. its own simulated data set) and learns for itself.
     thin
-        Iterations a kept draw.
+        Iterations per kept draw.
     store
         What to keep of a position, e.g. predictions: (chains, dim) to (chains, ...). By default the position. A
         function that returns None keeps nothing: ``store=stream.update`` feeds a
@@ -360,8 +361,7 @@ def sample(
     """
     density = LogDensity(log_prob, temperature)
     plan = RunSettings(draws, warmup, thin, step_size, target_accept, mass, pooled, progress)
-    if not 0 <= jitter < 1:
-        raise InvalidInput(f"jitter={jitter} must lie in [0, 1): a share of the step size.")
+    real("jitter", jitter, least=0, below=1)
     state = start(density, init)
     generator = torch_generator(generator, state.position.device)
     count = _counts(steps, trajectory, warmup + draws * thin, pooled, generator)
@@ -383,11 +383,10 @@ def _density(log_prob: LogProb | LogDensity) -> LogDensity:
 
 def _steps_range(steps: Steps) -> tuple[int, int]:
     pair = steps if isinstance(steps, tuple) else (steps, steps)
-    if len(pair) != 2 or any(isinstance(n, bool) or not isinstance(n, int) for n in pair):
-        raise InvalidInput(f"steps={steps!r} must be an integer or a pair (least, most) of integers.")
-    if not 1 <= pair[0] <= pair[1] <= _MOST_STEPS:
-        raise InvalidInput(f"steps={steps!r} must satisfy 1 <= least <= most <= {_MOST_STEPS:,}.")
-    return pair
+    if len(pair) != 2:
+        raise InvalidInput(f"steps={steps!r} must be a whole number or a pair (least, most) of them.")
+    low = integer("steps", pair[0], least=1, most=_MOST_STEPS)
+    return low, integer("the most steps", pair[1], least=low, most=_MOST_STEPS)
 
 
 def _counts(
@@ -398,10 +397,10 @@ def _counts(
         raise InvalidInput("give either steps or trajectory: the one follows from the other by the step size.")
     if trajectory is None:
         low, high = _steps_range((3, 9) if steps is None else steps)
+        # drawn beforehand, since reading one number from a device in each iteration would wait for it
         drawn = torch.randint(low, high + 1, (iterations,), generator=generator, device=generator.device).tolist()
         return lambda at, step: drawn[at]
-    if not 0 < trajectory < math.inf:
-        raise InvalidInput(f"trajectory={trajectory} must be a positive length.")
+    positive("trajectory", trajectory)
     if not pooled:
         raise InvalidInput("trajectory needs pooled=True, since all chains take the same number of steps; give steps.")
 

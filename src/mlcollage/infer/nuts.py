@@ -8,10 +8,10 @@ criterion: with :math:`\rho = \sum p` over a stretch of the trajectory, the stre
 
 checked for the whole and for every balanced sub-stretch, and, as in Stan since 2019, for each half together with the
 first point of the other: without that, a stretch of a whole period passes where its halves just end too soon.
-M. Betancourt, "A Conceptual Introduction to Hamiltonian
-Monte Carlo", 2017, appendix A; M. D. Hoffman and A. Gelman, JMLR 2014. The trees are built without recursion, with one
-stored checkpoint per level (D. Phan et al., "Composable Effects for Flexible and Accelerated Probabilistic
-Programming in NumPyro", 2019), so that all chains take each leapfrog step in one call.
+M. Betancourt, "A Conceptual Introduction to Hamiltonian Monte Carlo", 2017, appendix A; M. D. Hoffman and A. Gelman,
+JMLR 2014. The trees are built without recursion, with one stored checkpoint per level (D. Phan et al., "Composable
+Effects for Flexible and Accelerated Probabilistic Programming in NumPyro", 2019), so that all chains take each leapfrog
+step in one call.
 
 Chains wait for the longest trajectory of the iteration, so for many chains :func:`mlcollage.infer.hmc.sample` with a
 jittered number of steps does more with a gradient; NUTS is for single problems whose right length is not known.
@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlcollage.errors import InvalidInput
+from mlcollage._checks import integer
 from mlcollage.infer._run import DIVERGENCE, Mass, Progress, RunSettings, Store, draw_momentum, kinetic, run
 from mlcollage.infer.chains import Chains, Info
 from mlcollage.infer.density import Generator, LogDensity, LogProb, State, start, torch_generator
@@ -94,9 +94,9 @@ class _Trajectory:
         self, state: State, density: LogDensity, step_size: Tensor, mass: Tensor | None, generator: torch.Generator
     ):
         self.density, self.step_size, self.mass, self.generator = density, step_size, mass, generator
-        p = draw_momentum(state.position, mass, generator)
+        p = draw_momentum(state.position, mass, generator)  # (chains, dim); all flags and weights below are (chains,)
         here = _Phase(state, p)
-        self.zero = self.log_weight(here)
+        self.zero = self.log_weight(here)  # log weights count from the starting point's
         self.left, self.right = here, here
         self.tree = _Tree(here, torch.zeros_like(self.zero), p)
         self.active = torch.ones_like(self.zero, dtype=torch.bool)
@@ -128,12 +128,14 @@ class _Trajectory:
     def double(self, depth: int) -> None:
         """Extend the active chains, each in a direction of its own, by as many points as they have."""
         forward = self.chance() < 0.5
+        # the end to extend from, and the other one
         near, far = self.right.where(forward, self.left), self.left.where(forward, self.right)
         step = torch.where(forward, 1.0, -1.0).to(self.step_size) * self.step_size
         edge, first, branch, whole = self._branch(near, step, depth)
         self.right = edge.where(whole & forward, self.right)
         self.left = edge.where(whole & ~forward, self.left)
         tree = self.tree
+        # biased progressive sampling: the new half is preferred, which moves the proposal away from the start
         take = whole & (self.chance().log() < branch.weight - tree.weight)
         turned = self.joined((far.momentum, edge.momentum), (near.momentum, first), (tree.rho, branch.rho))
         rho = _rows(whole, tree.rho + branch.rho, tree.rho)
@@ -147,6 +149,7 @@ class _Trajectory:
         tree = _Tree(edge, torch.full_like(self.zero, -math.inf), torch.zeros_like(first))
         stored: dict[int, _Checkpoint] = {}
         going = self.active.clone()
+        # chains that have turned or diverged stand still; the others take the step, all in one call
         for leaf in range(2**depth):
             before = edge.momentum
             state, p = leapfrog(edge.state, before, self.density, step_size=step, steps=1, mass=self.mass)
@@ -155,6 +158,7 @@ class _Trajectory:
             weight = (self.log_weight(edge) - self.zero).nan_to_num(nan=-math.inf, posinf=-math.inf)
             self._count(going, weight)
             going = going & (weight > -DIVERGENCE)
+            # multinomial sampling: the new leaf is the proposal in proportion to its weight
             total = torch.logaddexp(tree.weight, weight)
             take = going & (self.chance().log() < weight - total)
             least, most = _checkpoints(leaf)
@@ -287,8 +291,7 @@ def sample(
     >>> chains.draws.shape, bool((chains.draws.std() - 1).abs() < 0.1)
     (torch.Size([8, 100, 3]), True)
     """
-    if isinstance(max_depth, bool) or not isinstance(max_depth, int) or not 1 <= max_depth <= 20:
-        raise InvalidInput(f"max_depth={max_depth!r} must be an integer from 1 to 20.")
+    integer("max_depth", max_depth, least=1, most=20)
     density = LogDensity(log_prob, temperature)
     plan = RunSettings(draws, warmup, thin, step_size, target_accept, mass, pooled, progress)
     state = start(density, init)

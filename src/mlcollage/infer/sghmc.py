@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from mlcollage._checks import integer, real
 from mlcollage.errors import InvalidInput
 from mlcollage.infer._langevin import Langevin
 from mlcollage.infer.density import Generator
@@ -116,9 +117,7 @@ class SGHMC(Langevin):
 
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
-        beta = group["momentum"]
-        if not (isinstance(beta, int | float) and 0 <= beta < 1):
-            raise InvalidInput(f"momentum={beta!r} must lie in [0, 1); 1 would have no friction.")
+        real("momentum", group["momentum"], least=0, below=1)  # 1 would have no friction
 
     def _move(self, p: Tensor, force: Tensor, mass: Tensor | None, group: dict[str, Any]) -> None:
         state, beta, root = self.state[p], group["momentum"], math.sqrt(group["lr"])
@@ -185,12 +184,9 @@ class Cyclical(LRScheduler):
             raise InvalidInput(
                 f"optimizer is {type(optimizer).__name__}; SGLD or SGHMC is needed: it has a temperature."
             )
-        if isinstance(cycle_length, bool) or not isinstance(cycle_length, int) or cycle_length < 1:
-            raise InvalidInput(f"cycle_length={cycle_length!r} must be a positive number of steps.")
-        if not 0 <= exploration < 1:
-            raise InvalidInput(f"exploration={exploration!r} must lie in [0, 1): the share of a cycle without noise.")
-        self.cycle_length = cycle_length
-        self.exploration = exploration
+        self.cycle_length = integer("cycle_length", cycle_length, least=1)
+        self.exploration = real("exploration", exploration, least=0, below=1)
+        # a schedule built anew after loading finds the temperatures of the first one, not a zero of exploration
         for group in optimizer.param_groups:
             group.setdefault("initial_temperature", group["temperature"])
         self.base_temperatures = [group["initial_temperature"] for group in optimizer.param_groups]

@@ -27,8 +27,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mlcollage._checks import integer, real
 from mlcollage.errors import InvalidInput, MissingFile
-from mlcollage.infer.density import Generator, torch_generator
+from mlcollage.infer.density import Generator, normal, torch_generator
 
 __all__ = ["SWAG"]
 
@@ -84,8 +85,8 @@ class SWAG:
     """
 
     def __init__(self, model: nn.Module, rank: int = 20):
-        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0 or rank == 1:
-            raise InvalidInput(f"rank={rank!r} must be 0 (the diagonal alone) or at least 2, since K - 1 divides.")
+        if integer("rank", rank, least=0) == 1:
+            raise InvalidInput("rank=1 has no low-rank part, since K - 1 divides; give 0 (the diagonal alone) or 2.")
         parameters = dict(model.named_parameters())
         if not parameters:
             raise InvalidInput("the model has no parameters; create lazy ones by one forward pass first.")
@@ -168,17 +169,12 @@ class SWAG:
             Before two models were seen, or for a negative scale.
         """
         self._needs(2)
-        if not 0 <= scale < math.inf:
-            raise InvalidInput(f"scale={scale!r} must be zero or a positive number.")
+        real("scale", scale, least=0)
         generator = torch_generator(generator, self.mean.device)
-
-        def normal(size: int) -> Tensor:
-            return torch.randn(size, dtype=self.mean.dtype, device=self.mean.device, generator=generator)
-
-        offset = self.variance.sqrt() * normal(len(self.mean))
-        if self.rank:
+        offset = self.variance.sqrt() * normal(self.mean.shape, self.mean, generator)
+        if self.rank:  # half the variance from the diagonal, half from the deviations d, (K, P)
             d = self.deviations
-            offset += d.T @ normal(len(d)) / math.sqrt(len(d) - 1)
+            offset += d.T @ normal((len(d),), d, generator) / math.sqrt(len(d) - 1)
             offset *= math.sqrt(0.5)
         return self._as_state(self.mean + math.sqrt(scale) * offset)
 

@@ -22,8 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mlcollage._checks import integer, positive
 from mlcollage.errors import InvalidInput
-from mlcollage.infer.density import Generator, LogDensity, LogProb, start, torch_generator
+from mlcollage.infer.density import Generator, LogDensity, LogProb, normal, start, torch_generator
 
 __all__ = ["MeanField", "elbo", "fit"]
 
@@ -67,14 +68,8 @@ class MeanField:
 
     def sample(self, n: int, *, generator: Generator = 0) -> Tensor:
         """Independent draws, (n, dim); ``generator`` is a torch.Generator on the mean's device, or a seed."""
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise InvalidInput(f"n={n!r} must be a positive number of draws.")
-        noise = torch.randn(
-            (n, len(self.mean)),
-            dtype=self.mean.dtype,
-            device=self.mean.device,
-            generator=torch_generator(generator, self.mean.device),
-        )
+        shape = (integer("n", n, least=1), len(self.mean))
+        noise = normal(shape, self.mean, torch_generator(generator, self.mean.device))
         return torch.addcmul(self.mean, self.sd, noise)
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -123,11 +118,11 @@ def elbo(
     >>> round(float(by_mean), 4)  # exact, since the density is Gaussian
     3.0
     """
-    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 2 or draws % 2:
-        raise InvalidInput(f"draws={draws!r} must be an even number from 2 on: they come in mirrored pairs.")
+    if integer("draws", draws, least=2) % 2:
+        raise InvalidInput(f"draws={draws} must be even: positions come in mirrored pairs.")
     density = log_prob if isinstance(log_prob, LogDensity) else LogDensity(log_prob)
-    half = torch.randn((draws // 2, len(mean)), dtype=mean.dtype, device=mean.device, generator=generator)
-    offset = torch.cat([half, -half]) * log_sd.exp()
+    half = normal((draws // 2, len(mean)), mean, generator)
+    offset = torch.cat([half, -half]) * log_sd.exp()  # sigma epsilon, (draws, dim)
     value, gradient = density(mean + offset)
     entropy = log_sd.sum() + 0.5 * len(mean) * (1 + math.log(2 * math.pi))
     return value.mean() + entropy, gradient.mean(dim=0), (gradient * offset).mean(dim=0) + 1
@@ -183,16 +178,12 @@ def fit(
     >>> q.mean.abs().max() < 0.01, [round(sd, 2) for sd in q.sd.tolist()]
     (tensor(True), [0.8, 0.8])
     """
-    for name, number in (("init_sd", init_sd), ("learning_rate", learning_rate)):
-        if not 0 < number < math.inf:
-            raise InvalidInput(f"{name}={number!r} must be a positive number.")
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise InvalidInput(f"steps={steps!r} must be a positive number of steps.")
+    positive("init_sd", init_sd), positive("learning_rate", learning_rate), integer("steps", steps, least=1)
     density = LogDensity(log_prob, temperature)
     first = init if isinstance(init, Tensor) else torch.as_tensor(init, dtype=torch.float64)
     if first.ndim != 1:
         raise InvalidInput(f"init has shape {tuple(first.shape)}; one mean (dim,) is needed, there are no chains here.")
-    mean = start(density, first[None]).position[0]
+    mean = start(density, first[None]).position[0]  # checked as a single chain
     log_sd = torch.full_like(mean, math.log(init_sd))
     generator = torch_generator(generator, mean.device)
     adam = torch.optim.Adam([mean, log_sd], lr=learning_rate, maximize=True)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mlcollage.infer import hmc, nuts
     from mlcollage.infer.diagnostics import ess, rhat
-    from mlcollage.infer.sbc import sbc
+    from mlcollage.infer.validation import sbc
     from mlcollage.stats.adaptive import holm, power, required_seeds, tost
     from mlcollage.stats.bandits import UCB1, EpsilonGreedy, ThompsonSampling, TopTwoThompson
     from mlcollage.stats.bootstrap import bootstrap_ci, bootstrap_t_interval, wild_bootstrap
@@ -119,7 +119,7 @@ _HOME = {
         "psis_loo",
     ),
     "stats.multilevel": ("PartialPooling",),
-    "infer.sbc": ("sbc",),
+    "infer.validation": ("sbc",),
     "infer.diagnostics": ("ess", "rhat"),
     "stats.adaptive": ("holm", "power", "required_seeds", "tost"),
     "stats.search": ("SuccessiveHalving",),

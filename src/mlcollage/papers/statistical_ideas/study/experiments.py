@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 from mlcollage.data.workload import Labeled, arrays
 from mlcollage.infer import hmc
 from mlcollage.infer.diagnostics import ess, rhat
-from mlcollage.infer.sbc import sbc
+from mlcollage.infer.validation import sbc
 from mlcollage.lab.claim import Claim
 from mlcollage.lab.estimand import Difference
 from mlcollage.lab.experiment import Task
