@@ -98,7 +98,7 @@ CLAIMS = (
     ),
     Claim(
         id="C2",
-        title="Percentile bootstrap intervals are too short for 5 seeds",
+        title="Percentile intervals are too short for few seeds",
         sentence="The 95% percentile bootstrap interval of the mean of five normal values holds the truth in at most "
         "90% of samples.",
         source="idea 2, bootstrap",
