@@ -25,6 +25,7 @@ from mlcollage.measure.grad_norms import per_example_grad_sqnorm
 from mlcollage.nn.init import seeded
 from mlcollage.nn.resnet import ResNet
 from mlcollage.papers.fisher_explosion import FisherPenalty
+from mlcollage.train.replicas import Replicas
 from mlcollage.train.sam import SAM
 
 Row = dict[str, Any]
@@ -38,7 +39,7 @@ def bench(quick: bool = True) -> list[Row]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the peers' own deprecations
-            return [*_steps(quick), *_traces(quick), *_exact(quick), *_penalties(quick)]
+            return [*_steps(quick), *_traces(quick), *_exact(quick), *_penalties(quick), *_stacked(quick)]
     finally:
         torch.set_num_threads(before)
 
@@ -314,8 +315,8 @@ WAYS: dict[str, dict[str, Any] | None] = {
     "plain SGD (baseline)": None,
     "FP, interval 10": {"interval": 10},
     "FP every step, double backprop": {"interval": 1},
-    "FP every step, jvp": {"interval": 1, "grad": "jvp"},
-    "FP every step, finite difference": {"interval": 1, "grad": "finite_difference"},
+    "FP every step, jvp": {"interval": 1, "mode": "jvp"},
+    "FP every step, finite difference": {"interval": 1, "mode": "finite_difference"},
     "Tr(F) per example every step": {"interval": 1, "estimator": "per_example"},
     "SAM": {},
 }
@@ -351,11 +352,11 @@ def _ten_steps(task: Task, way: str, options: dict[str, Any] | None) -> Callable
         sgd.zero_grad()
         logits = model(task.x)
         loss = F.cross_entropy(logits, task.y)
-        if penalty is not None and penalty.grad == "double_backprop":
+        if penalty is not None and penalty.mode == "double_backprop":
             loss = loss + penalty(logits, task.x)
         loss.backward()
-        if penalty is not None and penalty.grad != "double_backprop":
-            penalty.step_grad(lambda: model(task.x))
+        if penalty is not None and penalty.mode != "double_backprop":
+            penalty.add_gradient_(lambda: model(task.x))
         sgd.step()
 
     def run() -> None:
@@ -363,6 +364,40 @@ def _ten_steps(task: Task, way: str, options: dict[str, Any] | None) -> Callable
             step()
 
     return run
+
+
+def _stacked(quick: bool, size: int = 8) -> list[Row]:
+    """Training steps of eight small networks with FP, as one stack and one after the other."""
+    rng = torch.Generator().manual_seed(0)
+    x, y = torch.randn(64, 64, generator=rng), torch.randint(0, 10, (64,), generator=rng)
+
+    def stack(stacked: bool) -> Callable[[], None]:
+        replicas = Replicas(lambda: _mlp(64, 64), range(size), lr=0.0, stacked=stacked)
+        penalty = FisherPenalty(replicas, 0.1, interval=10)
+
+        def objective() -> Tensor:
+            logits = replicas(x)
+            return torch.stack([F.cross_entropy(z, y) for z in logits]) + penalty(logits)
+
+        def run() -> None:
+            for _ in range(10):
+                replicas.update(objective)
+
+        return run
+
+    alone = [_ten_steps(Task("", _mlp(64, 64), x, y), "FP", {"interval": 10}) for _ in range(size)]
+
+    def one_by_one() -> None:
+        for run in alone:
+            run()
+
+    single, stacked, looped = take_turns([one_by_one, stack(True), stack(False)], 4 if quick else 20)
+    what = f"a training step of {size} networks with FP, interval 10, MLP 64-64-64-10, batch 64"
+    return [
+        row("networks trained one after the other (baseline)", what, 1e2 * single, "ms", 1.0),
+        row("Replicas, stacked", what, 1e2 * stacked, "ms", stacked / single),
+        row("Replicas, called one after the other", what, 1e2 * looped, "ms", looped / single),
+    ]
 
 
 if __name__ == "__main__":

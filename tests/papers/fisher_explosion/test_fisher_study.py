@@ -21,7 +21,7 @@ from mlcollage.nn.init import build
 from mlcollage.nn.mlp import MLP
 from mlcollage.papers.fisher_explosion import FisherPenalty
 from mlcollage.papers.fisher_explosion.study import STUDY
-from mlcollage.papers.fisher_explosion.study.data import SeedData, network, own_data, seed_data
+from mlcollage.papers.fisher_explosion.study.data import SeedData, Settings, network, own_data, seed_data
 from mlcollage.papers.fisher_explosion.study.experiments import TUNING_SEED, WrongLabels, wrong_labels
 from mlcollage.papers.fisher_explosion.study.records import summarize
 from mlcollage.papers.fisher_explosion.study.training import METHODS, PENALTIES, Training
@@ -156,7 +156,7 @@ def test_the_convolutional_network_of_larger_scales_trains():
 
 def test_data_are_seeded_split_and_noisy_where_they_should_be():
     def draw(seed, wrong=0.3):
-        return seed_data(lambda: own_data("digits"), None, seed, train=60, validation=30, test=40, wrong=wrong)
+        return seed_data(Settings(data="digits", train=60, validation=30, test=40), seed, wrong=wrong)
 
     a, again, other, clean = draw(3), draw(3), draw(4), draw(3, 0.0)
     (x, y), (x_val, y_val) = a.problem.train, a.problem.validation

@@ -16,7 +16,8 @@ from mlcollage.lab.run import Scale
 from mlcollage.lab.study import Study
 
 from .claims import CLAIMS
-from .experiments import Clean, Grid, Settings, WrongLabels, clean, grid, wrong_labels
+from .data import Settings
+from .experiments import Clean, Grid, WrongLabels, clean, grid, wrong_labels
 
 __all__ = ["STUDY"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
@@ -18,7 +17,24 @@ from mlcollage.data.workload import Labeled
 from mlcollage.nn.convnet import ConvNet
 from mlcollage.nn.mlp import MLP
 
-__all__ = ["SeedData", "network", "own_data", "seed_data"]
+__all__ = ["SeedData", "Settings", "network", "own_data", "seed_data"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all experiments share: data, network, learning rate and evaluations."""
+
+    data: str = "fashion_14"  # Fashion-MNIST at 14 x 14 (fashion_14), another built-in source, or workload
+    network: str = "mlp"  # mlp or convnet, both without batch norm; not used where the workload has a model
+    train: int = 1000  # training samples per seed
+    validation: int = 1000  # samples on which coefficients are chosen
+    test: int = 1500  # test samples
+    traced: int = 300  # training samples on which Tr(F) is drawn
+    batch: int = 100  # batch size; less where there are fewer than four batches
+    evaluations: int = 20  # about so many per training
+    interval: int = 10  # steps from one penalized step to the next
+    lr: float | None = 0.3  # the large learning rate; None for the best of four on validation
+    large_steps: int = 500  # steps of a training at the large learning rate
 
 
 @dataclass(frozen=True)
@@ -62,30 +78,13 @@ def network(name: str, shape: tuple[int, ...], classes: int) -> nn.Module:
 
 
 def seed_data(
-    default: Callable[[], Labeled],
-    workload: Labeled | None,
-    seed: int,
-    *,
-    train: int,
-    validation: int,
-    test: int,
-    wrong: float = 0.0,
-    model: str = "mlp",
-    device: str = "cpu",
+    settings: Settings, seed: int, *, wrong: float = 0.0, workload: Labeled | None = None, device: str = "cpu"
 ) -> SeedData:
     """A seed's samples, a share ``wrong`` of whose training and validation labels is wrong."""
     rng = np.random.default_rng([seed, 11])
-    drawn = problem(
-        workload,
-        default,
-        rng=rng,
-        train=train,
-        validation=validation,
-        test=test,
-        share=0.7,
-        model=partial(network, model),
-        device=device,
-    )
+    sizes = {"train": settings.train, "validation": settings.validation, "test": settings.test}
+    own, model = partial(own_data, settings.data), partial(network, settings.network)
+    drawn = problem(workload, own, rng=rng, **sizes, share=0.7, model=model, device=device)
     # Validation labels are as wrong as the training labels: a user has no others.
     parts, masks = [], []
     for x, y in (drawn.train, drawn.validation):

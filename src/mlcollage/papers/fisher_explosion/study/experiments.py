@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -22,31 +22,14 @@ from mlcollage.lab.measurements import Measurements
 from mlcollage.measure.fisher import fisher_trace
 from mlcollage.measure.hessian import hessian_trace
 
-from .data import SeedData, own_data, seed_data
+from .data import SeedData, Settings, seed_data
 from .records import Recorder, evaluation_steps, tail
 from .training import Training
 
-__all__ = ["TUNING_SEED", "Clean", "Grid", "Settings", "WrongLabels", "clean", "grid", "wrong_labels"]
+__all__ = ["TUNING_SEED", "Clean", "Grid", "WrongLabels", "clean", "grid", "wrong_labels"]
 
 TUNING_SEED = 10_000
 """Trainings that choose coefficients have seeds from here on, which no study uses."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What all experiments share: data, network, learning rate and evaluations."""
-
-    data: str = "fashion_14"  # Fashion-MNIST at 14 x 14 (fashion_14), another built-in source, or workload
-    network: str = "mlp"  # mlp or convnet, both without batch norm; not used where the workload has a model
-    train: int = 1000  # training samples per seed
-    validation: int = 1000  # samples on which coefficients are chosen
-    test: int = 1500  # test samples
-    traced: int = 300  # training samples on which Tr(F) is drawn
-    batch: int = 100  # batch size; less where there are fewer than four batches
-    evaluations: int = 20  # about so many per training
-    interval: int = 10  # steps from one penalized step to the next
-    lr: float | None = 0.3  # the large learning rate; None for the best of four on validation
-    large_steps: int = 500  # steps of a training at the large learning rate
 
 
 @dataclass(frozen=True)
@@ -97,99 +80,97 @@ class _Bench(Generic[S]):
     def __init__(self, task: Task[S], wrong: float = 0.0) -> None:
         self.s, self.task, self.wrong = task.settings, task, wrong
         self.m = Measurements()
-        first = self._one(TUNING_SEED).problem
+        (first,) = (d.problem for d in self.data_of([TUNING_SEED]))
         self.batch = max(2, min(self.s.batch, len(first.train.x) // 4))
         # GPx is a derivative by the input: its coefficient goes with the inputs' variance.
         self.unit = {"gpx": float(first.train.x.var())}
         # Train losses at which traces and ends are compared, as shares of the loss at chance.
-        self.losses = {
-            "early_loss": 0.5 * math.log(first.num_classes),
-            "late_loss": 0.1 * math.log(first.num_classes),
-        }
+        self.losses = {f"{when}_loss": c * math.log(first.num_classes) for when, c in (("early", 0.5), ("late", 0.1))}
 
     @cached_property
     def data(self) -> list[SeedData]:
         """Data of the task's seeds."""
-        return self._of(self.task.seeds)
+        return self.data_of(self.task.seeds)
 
-    def _one(self, seed: int) -> SeedData:
-        s, device = self.s, self.task.device
-        return seed_data(
-            partial(own_data, s.data),
-            self.task.workload,
-            seed,
-            train=s.train,
-            validation=s.validation,
-            test=s.test,
-            wrong=self.wrong,
-            model=s.network,
-            device=device,
-        )
-
-    def _of(self, seeds: Sequence[int]) -> list[SeedData]:
+    def data_of(self, seeds: Sequence[int]) -> list[SeedData]:
         """Data of each seed; equal seeds share them."""
-        made = {seed: self._one(seed) for seed in set(seeds)}
+        task, wrong = self.task, self.wrong
+        made = {i: seed_data(self.s, i, wrong=wrong, workload=task.workload, device=task.device) for i in set(seeds)}
         return [made[seed] for seed in seeds]
 
     def training(self, method: str, lr: float, coefficient: float = 0.0, *, batch: int | None = None) -> Training:
         """One of the task's seeds, with a coefficient in the unit of its grid."""
-        given = [coefficient * self.unit.get(method, 1.0)] * len(self.task.seeds)
+        given = [coefficient * self.unit.get(method, 1.0)] * len(self.data)
         size = self.batch if batch is None else batch
         return Training(method, self.data, self.task.seeds, lr, given, batch=size, interval=self.s.interval)
+
+    def follow(
+        self,
+        training: Training,
+        steps: int,
+        at: set[int],
+        probe: Callable[[Recorder, int], None] | None = None,
+        *,
+        ratio: bool = False,
+    ) -> Recorder:
+        """Train up to ``steps``, measure at the steps ``at``, and call ``probe`` after each measurement."""
+        recorder = Recorder(training.data, training.seeds, self.s.traced, ratio=ratio)
+        for t in training.run(steps):
+            if t in at:
+                recorder.measure(training.replicas, t)
+                if probe is not None:
+                    probe(recorder, t)
+        return recorder
 
     def record(
         self,
         arm: str,
         training: Training,
         steps: int,
+        probe: Callable[[Recorder, int], None] | None = None,
         *,
         also: Sequence[int] = (),
-        probe: Callable[[Recorder, int], None] | None = None,
         ratio: bool = False,
         **keys: float | str,
     ) -> None:
-        """Train up to ``steps`` and write the curves of an arm; ``also`` says at which further steps to evaluate."""
-        recorder = Recorder(self.data, self.task.seeds, self.s.traced, ratio=ratio)
+        """Follow a training and write its curves as those of an arm; ``also`` are further steps to measure at."""
         at = evaluation_steps(steps, self.s.evaluations) | set(also)
-        for t in training.run(steps):
-            if t in at:
-                recorder.measure(training.replicas, t)
-                if probe is not None:
-                    probe(recorder, t)
-        recorder.write(self.m, arm, **self.losses, **keys)
+        self.follow(training, steps, at, probe, ratio=ratio).write(self.m, arm, **self.losses, **keys)
 
     def tune(self, method: str, grid: Sequence[float], lr: float, steps: int, seeds: int) -> float:
         """The coefficient of the best validation accuracy over the last tenth, mean over seeds of its own."""
         if len(grid) == 1:
             return grid[0]
-        pairs = [(c, TUNING_SEED + i) for c in grid for i in range(seeds)]
-        scores = self._scores(method, [seed for _, seed in pairs], lr, [c for c, _ in pairs], steps)
-        means = scores.reshape(len(grid), seeds).mean(1)
-        for c, score in zip(grid, means, strict=True):
-            self.m.add("tuning_accuracy", float(score), coefficient=c, method=method)
-        return grid[int(means.argmax())]
+        return self._best(method, grid, [c for c in grid for _ in range(seeds)], lr, steps)
 
     def learning_rate(self) -> float:
         """The large learning rate: as registered, or (on a user's workload) the best on validation of a coarse grid."""
         if self.s.lr is not None:
             return self.s.lr
         rates = (0.01, 0.0316, 0.1, 0.316)
-        scores = self._scores("none", [TUNING_SEED] * len(rates), rates, [0.0] * len(rates), self.s.large_steps)
-        for rate, score in zip(rates, scores, strict=True):
-            self.m.add("tuning_accuracy", float(score), coefficient=rate, method="lr")
-        return rates[int(scores.argmax())]
+        return self._best("none", rates, [0.0] * len(rates), rates, self.s.large_steps, name="lr")
 
-    def _scores(
-        self, method: str, seeds: Sequence[int], lr: float | Sequence[float], coefficients: Sequence[float], steps: int
-    ) -> np.ndarray:
-        """Validation accuracy over the last tenth of trainings of their own, (R,); 0 where one diverged."""
-        data, scaled = self._of(seeds), [c * self.unit.get(method, 1.0) for c in coefficients]
-        training = Training(method, data, seeds, lr, scaled, batch=self.batch, interval=self.s.interval)
-        recorder, at = Recorder(data, seeds, self.s.traced), tail(steps)
-        for t in training.run(steps):
-            if t in at:
-                recorder.measure(training.replicas, t)
-        return np.nan_to_num(recorder.last("val_accuracy", len(at)))
+    def _best(
+        self,
+        method: str,
+        candidates: Sequence[float],
+        coefficients: Sequence[float],
+        lr: float | Sequence[float],
+        steps: int,
+        *,
+        name: str | None = None,
+    ) -> float:
+        """The candidate of the best validation accuracy over the last tenth, each with as many trainings."""
+        each = len(coefficients) // len(candidates)
+        seeds = [TUNING_SEED + i for _ in candidates for i in range(each)]
+        given = [c * self.unit.get(method, 1.0) for c in coefficients]
+        training = Training(method, self.data_of(seeds), seeds, lr, given, batch=self.batch, interval=self.s.interval)
+        at = tail(steps)
+        found = np.nan_to_num(self.follow(training, steps, at).last("val_accuracy", len(at)))  # 0 where one diverged
+        scores = found.reshape(len(candidates), each).mean(1)
+        for candidate, score in zip(candidates, scores, strict=True):
+            self.m.add("tuning_accuracy", float(score), coefficient=candidate, method=name or method)
+        return candidates[int(scores.argmax())]
 
 
 # --- small and large learning rates, without label noise --------------------------------------------------------------
@@ -218,7 +199,7 @@ def clean(task: Task[Clean]) -> Measurements:
                 _identity(bench, training, t)
 
         also = [] if branch_at is None else [branch_at]
-        bench.record(name, training, steps, also=also, probe=probe, lr=lr, coefficient=coefficient)
+        bench.record(name, training, steps, probe, also=also, lr=lr, coefficient=coefficient)
 
     arm("small", "none", small, 0.0, s.small_steps, branch_at=s.small_steps - q)
     arm("large", "none", large, 0.0, s.large_steps)
@@ -294,7 +275,7 @@ def wrong_labels(task: Task[WrongLabels]) -> Measurements:
 
     keys = {"lr": lr, "coefficient": chosen}
     also = [q] if s.method == "fp" else []
-    bench.record(task.arm, training, s.steps, also=also, probe=probe, ratio=s.method == "none", **keys)
+    bench.record(task.arm, training, s.steps, probe, also=also, ratio=s.method == "none", **keys)
     if s.method == "fp":
         bench.record("noise_early_fp", branches[q], s.steps, **keys)
         plain = bench.training("none", lr, chosen)
