@@ -96,7 +96,7 @@ def ablate_units(
     groups = units.groupby("layer", sort=False) if scope == "layer" else [("all", units)]
     rows = []
     for name, table in groups:
-        table = table.iloc[rng.permutation(len(table))]
+        table = table.iloc[rng.permutation(len(table))]  # so that ties are in random order too
         if order != "random":
             table = table.sort_values("si", ascending=order == "si", kind="stable")
         for fraction in shares:
@@ -130,7 +130,7 @@ def _ablated(
                 return h
             index = out[layer].to(h.device)
             axis = resolve_unit_axis(h, None)
-            h = h.clone().movedim(axis, 1)
+            h = h.clone().movedim(axis, 1)  # (N, U, ...)
             h[:, index] = _replacement(layer, index, h, mode, report, labels)
             return h.movedim(1, axis)
 
@@ -140,7 +140,7 @@ def _ablated(
         calls.update(dict.fromkeys(calls, 0))
 
     handles = [m.register_forward_hook(hook(name)) for name, m in modules.items()]
-    handles.append(model.register_forward_pre_hook(start))
+    handles.append(model.register_forward_pre_hook(start))  # counts the calls of a pass from 0 again
     try:
         yield labels
     finally:
@@ -168,6 +168,7 @@ def _accuracy(model: nn.Module, data: Any, labels: _Labels) -> float:
     device = device_of(model)
     with evaluating(model), torch.no_grad():
         for x, y in as_batches(data, 512):
+            # Hooks see no labels, so they look them up here.
             labels.y = y = y.to(device)
             logits = model(x.to(device))
             if logits.ndim != 2 or y.shape != logits.shape[:1]:

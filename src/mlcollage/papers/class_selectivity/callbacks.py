@@ -65,6 +65,7 @@ class LightningSelectivity(LightningCallback):
         regularizer = self.regularizer = SelectivityRegularizer(network, self.alpha, self.layers, **self.options)
         step = pl_module.training_step
 
+        # Put on the object, not on its class: other modules of the class train as they did.
         def training_step(batch: Any, *args: Any, **kwargs: Any) -> Any:
             result = step(batch, *args, **kwargs)
             if result is None:  # Lightning skips such a batch

@@ -149,6 +149,7 @@ def distance_ratio(
             raise InvalidInput(f"all networks must have the same layers; got {list(who)} and {names}.")
     rows = {}
     for name in names:
+        # One factorization per network and layer, used in all pairs.
         plain = {str(i): factor(b[name], name=name) for i, b in enumerate(base)}
         others = {str(i): factor(r[name], name=name) for i, r in enumerate(reg)}
         d_reg, d_base = (1 - pairwise(who, plain, method=method).to_numpy() for who in (others, plain))
@@ -160,6 +161,7 @@ def _ratio_with_interval(
     d_reg: Floats, d_base: Floats, paired: bool, n_boot: int, rng: np.random.Generator
 ) -> dict[str, float]:
     """From distances (R, S) of regularized to plain networks and (S, S) of plain ones to each other."""
+    # A network is not compared with itself, nor (paired) with the one that had its seed and start.
     allowed_base = ~np.eye(len(d_base), dtype=bool)
     allowed_reg = allowed_base if paired else np.ones_like(d_reg, dtype=bool)
 

@@ -125,7 +125,7 @@ def negative_response(layer: str, least: float) -> InvalidInput:
 def _present(means: Tensor, counts: Tensor | None) -> Tensor:
     if means.ndim != 2 or not means.is_floating_point():
         raise InvalidInput(f"means must be floats of shape (classes, units), not {means.dtype} {tuple(means.shape)}.")
-    seen = ~means.isnan().all(dim=1)
+    seen = ~means.isnan().all(dim=1)  # (C,)
     if counts is not None:
         if counts.shape != means.shape[:1]:
             raise InvalidInput(f"counts {tuple(counts.shape)} must hold one number for each of {len(means)} classes.")
@@ -192,7 +192,7 @@ class SelectivityReport:
 
             ax = Figure(figsize=(6, 3.5), layout="constrained").add_subplot()
         layers = self.per_layer
-        place = {name: i for i, name in enumerate(layers.index)}
+        place = {name: i for i, name in enumerate(layers.index)}  # position on the axis
         x = self.per_unit["layer"].map(place).to_numpy(dtype=float)
         spread = np.random.default_rng(0).uniform(-0.25, 0.25, len(x))
         ax.plot(x + spread, self.per_unit["si"], ".", alpha=0.4, markeredgewidth=0)
@@ -442,6 +442,7 @@ def _debiased(states: list[ClassMeans], si: Tensor, eps: float, debias: str, neg
             raise InvalidInput("debias='jackknife' needs 2 classes with samples outside of each tenth; take more data.")
         left_out.append(index_parts(_shift(others.compute()[present], negative), eps)[0])
     size = len(groups)
+    # The bias falls as 1 / N; of the whole and of parts left out it can be extrapolated away.
     return size * si - (size - 1) * torch.stack(left_out).mean(dim=0)
 
 

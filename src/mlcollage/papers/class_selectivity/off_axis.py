@@ -129,7 +129,7 @@ def off_axis_upper_bound(
         generator = torch.Generator().manual_seed(generator)
     order = torch.randperm(len(a), generator=generator).to(a.device)
     cut = max(1, round(split * len(a)))
-    fit, held = order[:cut], order[cut:]
+    fit, held = order[:cut], order[cut:]  # indices of the samples to fit on and to judge on
     averages = {part: _averages(labels[index], part) for part, index in (("fitted", fit), ("held out", held))}
 
     def mean_index(w: Tensor, index: Tensor, part: str) -> Tensor:
@@ -142,8 +142,10 @@ def off_axis_upper_bound(
 
     eye = torch.eye(a.shape[1], dtype=a.dtype, device=a.device)
     starts = (eye, *_class_frames(averages["fitted"] @ a[fit]))
+    # Short searches from all starts choose the one that is worth a long one.
     tries = [search(start, max(1, steps // 5)) for start in starts]
     w = search(max(tries, key=lambda pair: pair[0])[1], steps)[1]
+    # A dead layer has no ratio, and its index is 0 in any rotation.
     alive = bool((a[held] != a[held][0]).any())
     ratios = class_variance_ratios(a[held], labels[held]) if alive else np.zeros(1)
     on, off = (_mean_variance_ratio(a[held] @ m.T, labels[held]) for m in (eye, w))
@@ -182,10 +184,10 @@ def class_variance_ratios(acts: Any, y: Any) -> Floats:
     x = a - a.mean(dim=0)  # (N, U)
     means = (_averages(labels, "given") @ x).cpu().numpy()  # (C, U)
     share = torch.bincount(labels)[labels.unique()].cpu().numpy() / len(x)  # (C,)
-    x = x.cpu().numpy()
-    total, between = x.T @ x / len(x), (means * share[:, None]).T @ means  # S_T and S_B, both (U, U)
+    rows = x.cpu().numpy()
+    total, between = rows.T @ rows / len(rows), (means * share[:, None]).T @ means  # S_T and S_B, both (U, U)
     values, vectors = scipy.linalg.eigh(total)
-    kept = values > values[-1] * len(x) * np.finfo(np.float64).eps  # units that depend on others add no direction
+    kept = values > values[-1] * len(rows) * np.finfo(np.float64).eps  # units that depend on others add no direction
     if not kept.any() or values[-1] <= 0:
         raise InvalidInput("all responses are constant, so that no direction varies; look at the layer.")
     whitener = vectors[:, kept] / np.sqrt(values[kept])  # (U, rank): turns S_T into the identity

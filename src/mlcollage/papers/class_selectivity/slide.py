@@ -82,6 +82,7 @@ def _idea(evidence: Evidence) -> Panel:
         left, base, height = 24.0, 196.0, 176.0
         width = 310.0 / len(curve)
         for i, response in enumerate(curve):
+            # A bar per class, as an image of one color: diagrams have no bars.
             tall = max(2.0, height * float(response))
             shade = MORE if i == 0 else GRAY
             d.image(left + width * (i + 0.5), base - tall / 2, 0.7 * width, tall, _patch(shade))
@@ -201,7 +202,7 @@ def _scatter(evidence: Evidence) -> Panel:
     def draw(ax: Axes) -> None:
         for a, (si, acc) in pairs.items():
             ax.plot(si, acc[si.index], "o", color=_color(a), alpha=0.55, markersize=6, markeredgewidth=0)
-        middle = [(float(si.mean()), float(acc.mean())) for si, acc in pairs.values()]
+        middle = [(float(si.mean()), float(acc.mean())) for si, acc in pairs.values()]  # a line through the means
         ax.plot(*zip(*middle, strict=True), color=theme.GRAYS[1], linewidth=1.6, zorder=1)
         for (a, _), (x, y) in zip(pairs.items(), middle, strict=True):
             ax.annotate(
@@ -225,7 +226,7 @@ def _scatter(evidence: Evidence) -> Panel:
 
 def _depth(evidence: Evidence) -> Panel:
     alphas = _alphas(evidence)
-    chosen = [min(alphas), 0.0, max(alphas)]
+    chosen = [min(alphas), 0.0, max(alphas)]  # the extremes and the plain network
     curves = {a: evidence.across_seeds("layer_si", over="layer", arm="penalty", alpha=a) for a in chosen}
 
     def draw(ax: Axes) -> None:
@@ -254,7 +255,7 @@ def _off_axis(evidence: Evidence) -> Panel:
     ratios = "not measured" if ratio is None else _listed(ratio)
 
     def draw(ax: Axes) -> None:
-        if bound is None or axis is None:
+        if bound is None or axis is None:  # on a user's workload
             ax.text(0.5, 0.5, "layers too wide for the search", transform=ax.transAxes, ha="center")
             ax.set_axis_off()
             return

@@ -20,21 +20,8 @@ from mlcollage.train.loop import Augment, Loss, predict, steps
 from mlcollage.train.replicas import Replicas, stackable
 from mlcollage.train.schedules import Schedule
 
+from . import settings
 from .result import COLUMNS, BootstrapResult, Rule
-from .settings import (
-    as_device,
-    as_grid,
-    as_schedule,
-    as_seeds,
-    as_sizes,
-    as_stop,
-    check_batch_norm,
-    check_labels,
-    check_outputs,
-    check_world,
-    loss_function,
-    loss_name,
-)
 from .training import Coupling, Lane, SeedData, measure
 from .worlds import FiniteAsIdeal
 
@@ -165,16 +152,16 @@ class DeepBootstrap:
             raise InvalidInput(
                 "model_fn must be a function that makes a fresh network, such as lambda: MLP(world.shape, 10)."
             )
-        check_world(self.world)
+        settings.check_world(self.world)
         for name in ("steps", "batch_size", "test_size", "train_size"):
             checks.integer(name, getattr(self, name), least=1)
         checks.choice("coupling", self.coupling, ("stream", "independent"))
-        self._n = as_sizes(self.n, self.world, self.steps, self.batch_size)
-        self._seeds = as_seeds(self.seeds)
-        self._schedule = as_schedule(self.schedule, self.steps)
-        self._loss = loss_function(self.loss, self.world.num_classes)
-        self._grid = as_grid(self.eval_at, self.steps)
-        self._stop = as_stop(self.stop, self.world.num_classes)
+        self._n = settings.as_sizes(self.n, self.world, self.steps, self.batch_size)
+        self._seeds = settings.as_seeds(self.seeds)
+        self._schedule = settings.as_schedule(self.schedule, self.steps)
+        self._loss = settings.loss_function(self.loss, self.world.num_classes)
+        self._grid = settings.as_grid(self.eval_at, self.steps)
+        self._stop = settings.as_stop(self.stop, self.world.num_classes)
 
     # ---- running --------------------------------------------------------------------------------------------------
 
@@ -190,15 +177,15 @@ class DeepBootstrap:
         -------
         BootstrapResult
         """
-        device = as_device(self.device)
-        x, y = self.world.fixed(self.test_size, split="test").tensors
-        check_labels(y, self.world.num_classes)
+        device = settings.as_device(self.device)
+        x, y = self.world.fixed(self.test_size, split="test").tensors  # (test_size, *shape), (test_size,)
+        settings.check_labels(y, self.world.num_classes)
         self._raw_test = x.to(device)
         self._test = (self._raw_test if self.transform is None else self.transform(self._raw_test), y.to(device))
         stacked = self._check_model(device)
-        worlds = (None, *self._n)
+        worlds = (None, *self._n)  # None is the Ideal World
         if not stacked:
-            groups = [[Lane(k, s)] for s in self._seeds for k in worlds]
+            groups = [[Lane(k, s)] for s in self._seeds for k in worlds]  # seed by seed, for the sake of their samples
         elif self._stop is None:
             groups = [[Lane(k, s) for s in self._seeds for k in worlds]]
         else:  # groups that stop at about the same time, so that a group can end early
@@ -232,7 +219,7 @@ class DeepBootstrap:
             done = step
             if not active:
                 break
-        progress.add((self.steps - done) * len(lanes))
+        progress.add((self.steps - done) * len(lanes))  # steps that an early stop has saved count as done
         return rows
 
     def _alone(self, lane: Lane, data: SeedData, device: torch.device) -> Iterator[tuple[int, Outputs]]:
@@ -240,7 +227,7 @@ class DeepBootstrap:
         model = build(self.model_fn, lane.seed).to(device)
 
         def outputs(x: Tensor, in_dim: int | None) -> Tensor:
-            return predict(model, x if in_dim is None else x[0])[None]
+            return predict(model, x if in_dim is None else x[0])[None]  # (1, N, K)
 
         yield 0, outputs
         loop = steps(
@@ -251,7 +238,7 @@ class DeepBootstrap:
             schedule=self._schedule,
             max_steps=self.steps,
             seed=lane.seed,
-            check_every=1 if device.type == "cpu" else 50,
+            check_every=1 if device.type == "cpu" else 50,  # looking at a loss makes a GPU wait
         )
         grid = set(self._grid)
         try:
@@ -277,7 +264,7 @@ class DeepBootstrap:
             factor = 1.0 if self._schedule is None else float(self._schedule(t))
             # Inputs (R, b, ...) and targets (R, b): a batch for each network.
             losses = replicas.step(torch.stack(xs), torch.stack(ys), loss=self._loss, lr_factor=factor, in_dims=(0, 0))
-            finite &= losses.isfinite()
+            finite &= losses.isfinite()  # (R,); looked at when the grid is, so that a GPU can run ahead
             if t + 1 in grid:
                 if not bool(finite.all()):
                     bad = lanes[int((~finite).nonzero()[0])]
@@ -296,7 +283,7 @@ class DeepBootstrap:
             k = min(max(real), self.train_size)  # nested sets: the first samples are in every set of the seed
             train = outputs(torch.stack([d.first(k)[0] for d in data]), 0)  # (R, k, K)
             for r, lane in enumerate(lanes):
-                if lane.n is not None:
+                if lane.n is not None:  # a set that is smaller than k has n rows of its own
                     rows.append(self._row(lane, step, "train", train[r, : lane.n], data[r].y[: min(k, lane.n)]))
         return rows
 
@@ -326,6 +313,7 @@ class DeepBootstrap:
                 transform=self.transform,
                 device=device,
             )
+            # A world that ignores ``split`` gives the same samples to train and to test on.
             k = min(len(data.x), len(self._raw_test))
             if torch.equal(data.x[:k], self._raw_test[:k]):
                 raise InvalidInput(
@@ -337,9 +325,9 @@ class DeepBootstrap:
 
     def _check_model(self, device: torch.device) -> bool:
         """Refuse a model that does not fit the world; decide whether to stack."""
-        model = build(self.model_fn, 0).to(device)
-        check_batch_norm(model, self.batch_size)
-        check_outputs(predict(model, self._test[0][:2]), len(self._test[0][:2]), self.world.num_classes, model)
+        model = build(self.model_fn, 0).to(device)  # to look at; the lanes build their own
+        settings.check_batch_norm(model, self.batch_size)
+        settings.check_outputs(predict(model, self._test[0][:2]), len(self._test[0][:2]), self.world.num_classes, model)
         self._parameters = sum(p.numel() for p in model.parameters())
         reason = stackable(model)
         if reason is None and any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in model.modules()):
@@ -354,11 +342,11 @@ class DeepBootstrap:
 
     def _described(self, stacked: bool, device: torch.device) -> dict[str, Any]:
         names = ("steps", "batch_size", "coupling", "test_size", "train_size")
-        settings: dict[str, Any] = {
+        described: dict[str, Any] = {
             **{name: getattr(self, name) for name in names},
             "n": list(self._n),
             "seeds": list(self._seeds),
-            "loss": loss_name(self.loss),
+            "loss": settings.loss_name(self.loss),
             "stop": None if self._stop is None else list(self._stop),
             "world": type(self.world).__name__,
             "parameters": self._parameters,
@@ -366,8 +354,8 @@ class DeepBootstrap:
             "device": str(device),
         }
         if isinstance(self.world, FiniteAsIdeal):
-            settings["ideal_passes"] = self.world.passes
-        return settings
+            described["ideal_passes"] = self.world.passes
+        return described
 
 
 class _Counter:

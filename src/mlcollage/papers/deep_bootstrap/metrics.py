@@ -103,7 +103,7 @@ def error(logits: Tensor, target: Tensor, *, reduction: Literal["mean", "none"] 
     tensor(0.5000)
     """
     labels = _check(logits, target, "error")
-    return _reduce((logits.argmax(-1) != labels).to(logits.dtype), reduction)
+    return _reduce((logits.argmax(-1) != labels).to(logits.dtype), reduction)  # of shape logits.shape[:-1]
 
 
 def bootstrap_error(real: npt.ArrayLike, ideal: npt.ArrayLike) -> Any:

@@ -57,7 +57,7 @@ def memory_map_npz(file: Path | str, member: str) -> npt.NDArray[Any]:
                 raise InvalidInput(
                     f"{path.name} has no array {member!r}; it has {', '.join(n.removesuffix('.npy') for n in names)}."
                 )
-            info = archive.getinfo(f"{member}.npy")
+            info = archive.getinfo(f"{member}.npy")  # where the member begins, and how it is stored
     except zipfile.BadZipFile:
         raise InvalidInput(f"{path.name} is not an npz file, or only half of it was downloaded.") from None
     if info.compress_type != zipfile.ZIP_STORED:
@@ -77,7 +77,7 @@ def memory_map_npz(file: Path | str, member: str) -> npt.NDArray[Any]:
         except ValueError as reason:
             raise InvalidInput(f"{member!r} in {path.name} is not a plain npy array: {reason}") from None
         offset = handle.tell()
-    if dtype.hasobject:
+    if dtype.hasobject:  # an array of Python objects is a pickle
         raise InvalidInput(f"{member!r} in {path.name} holds pickled objects, which are never loaded.")
     if offset + int(np.prod(shape)) * dtype.itemsize > path.stat().st_size:
         raise InvalidInput(f"{path.name} ends before {member!r} does; download it again.")
@@ -111,7 +111,7 @@ class NpzParts(Dataset[tuple[Tensor, Tensor]]):
         if not files:
             raise InvalidInput("no npz file was named; give at least one.")
         self._images = [memory_map_npz(f, x) for f in files]
-        labels = [np.asarray(memory_map_npz(f, y)).reshape(-1) for f in files]
+        labels = [np.asarray(memory_map_npz(f, y)).reshape(-1) for f in files]  # read whole: they are small
         for file, images, label in zip(files, self._images, labels, strict=True):
             if images.ndim != 4 or images.dtype != np.uint8 or images.shape[1:] != self._images[0].shape[1:]:
                 raise InvalidInput(
@@ -140,6 +140,7 @@ class NpzParts(Dataset[tuple[Tensor, Tensor]]):
             here = np.flatnonzero(part == p)
             here = here[np.argsort(at[here], kind="stable")]  # sequential reads
             out[here] = self._images[p][at[here] - self._starts[p]]
+        # From (b, H, W, C), as stored, to channels first.
         return torch.from_numpy(out).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(self.labels[at])
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:

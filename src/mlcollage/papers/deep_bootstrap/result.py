@@ -27,7 +27,7 @@ __all__ = ["COLUMNS", "RULES", "BootstrapResult", "Rule"]
 
 Rule = Literal["train_error", "train_loss", "budget"]
 COLUMNS = ("world", "n", "seed", "step", "split", *METRICS)
-RULES: Mapping[str, float] = {"train_error": 0.01, "train_loss": 0.01, "budget": 0.0}
+RULES: Mapping[Rule, float] = {"train_error": 0.01, "train_loss": 0.01, "budget": 0.0}
 """The three stopping rules and their thresholds: train error <= 1 %, train loss < 0.01, the whole budget."""
 
 _IDEAL = "#222222"
@@ -67,6 +67,7 @@ class BootstrapResult:
         missing = [c for c in COLUMNS if c not in self.curves.columns]
         if missing:
             raise InvalidInput(f"the curves lack the columns {', '.join(missing)}; they need {', '.join(COLUMNS)}.")
+        # n is a float, since the Ideal World's is infinite.
         kinds = {"n": "float64", "seed": "int64", "step": "int64", **dict.fromkeys(METRICS, "float64")}
         self.curves = self.curves.astype(kinds).reset_index(drop=True)
 
@@ -125,6 +126,7 @@ class BootstrapResult:
         split = "test" if rule == "budget" else "train"
         rows = self.select("real", split, n=n, seed=seed)
         if rule == "budget":
+            # The step that every seed reached; None for a run that was cut short of the steps it was to make.
             last = int(rows.groupby("seed")["step"].max().min())
             return last if last == self.settings.get("steps", last) else None
         if rows[metric].isna().all():
@@ -146,7 +148,7 @@ class BootstrapResult:
             t = self.stopping_time(n, name, seed=seed)
             rows.append({"n": n, "seed": seed, "rule": name, "T": t, "status": _status(t, name)})
         table = pd.DataFrame(rows, columns=["n", "seed", "rule", "T", "status"])
-        return table.astype({"T": "Int64"})
+        return table.astype({"T": "Int64"})  # pandas' integer that may be missing
 
     # ---- gaps -----------------------------------------------------------------------------------------------------
 
@@ -156,6 +158,7 @@ class BootstrapResult:
         keys = ["seed", "step"]
         real = self.select("real")[["n", *keys, metric]].rename(columns={metric: "real"})
         ideal = self.select("ideal")[[*keys, metric]].rename(columns={metric: "ideal"})
+        # One ideal run serves every n of its seed; steps after an early stop of the real run have no partner.
         both = real.merge(ideal, on=keys, how="inner")
         both["gap"] = bootstrap_error(both["real"], both["ideal"])
         return both.sort_values(["n", *keys], ignore_index=True)
@@ -202,13 +205,14 @@ class BootstrapResult:
         for key, group in table.groupby(["n", "seed"]):
             n, seed = (int(cast(float, k)) for k in key)
             t, status = self._time(n, seed, at, rule, group["step"])
-            if at == "max":
+            if at == "max":  # up to T, or everywhere if T was not reached
                 until = group if t is None else group[group["step"] <= t]
                 row = until.iloc[int(until["gap"].to_numpy().argmax())]
             elif t is None:
                 row = pd.Series({**dict.fromkeys(columns, math.nan), "step": None})
             else:
                 row = group[group["step"] == t].iloc[0]
+            # A row of a table is a Series of floats, so n and seed are put back as whole numbers.
             rows.append({**row[columns].to_dict(), "n": n, "seed": seed, "status": status})
         found = pd.DataFrame(rows, columns=[*columns, "status"])
         return found.astype({"n": "float64", "seed": "int64", "step": "Int64"})
@@ -243,7 +247,7 @@ class BootstrapResult:
         self.select("real", n=n, seed=seed)  # names what there is if n or seed was not run
         gaps = gaps[(gaps["n"] == n) & (gaps["seed"] == seed if seed is not None else True)]
         mean = gaps.groupby("step")["gap"].mean()
-        run = 0
+        run = 0  # evaluations above the threshold so far
         for i, above in enumerate(mean.to_numpy() > threshold):
             run = run + 1 if above else 0
             if run == consecutive:
@@ -291,11 +295,11 @@ class BootstrapResult:
 
     def _time(self, n: int, seed: int, at: str | int, rule: Rule, steps: pd.Series) -> tuple[int | None, str]:
         """The step that ``at`` means for one n and seed, and whether it had converged by then."""
-        t = self.stopping_time(n, rule, seed=seed) if at in ("T", "max") else None
         if at in ("T", "max"):
+            t = self.stopping_time(n, rule, seed=seed)
             return t, _status(t, rule)
         if at == "end":
-            return int(steps.max()), "end"
+            return int(steps.max()), "end"  # of this lane, which may have stopped early
         if isinstance(at, str) or at not in set(steps):
             shown = ", ".join(map(str, sorted(set(steps))))
             raise InvalidInput(
@@ -344,6 +348,7 @@ class BootstrapResult:
         dims: dict[str, list[str]] = {}
         for metric in (m for m in METRICS if not self.curves[m].isna().all()):
             ideal = self.select("ideal").pivot_table(index="seed", columns="step", values=metric)
+            # The chain is one, so [None] in front of (seeds, steps).
             data[f"ideal_{metric}"] = ideal.reindex(index=list(self.seeds), columns=columns).to_numpy(float)[None]
             dims[f"ideal_{metric}"] = ["step"]
             for name, split in (("real", "test"), ("train", "train")):
@@ -352,7 +357,7 @@ class BootstrapResult:
                 cube = wide.reindex(index=grid, columns=columns).to_numpy(float)
                 data[f"{name}_{metric}"] = cube.reshape(1, len(self.seeds), len(self.n), len(steps))
                 dims[f"{name}_{metric}"] = ["n", "step"]
-            data[f"gap_{metric}"] = data[f"real_{metric}"] - data[f"ideal_{metric}"][:, :, None]
+            data[f"gap_{metric}"] = data[f"real_{metric}"] - data[f"ideal_{metric}"][:, :, None]  # one ideal for all n
             dims[f"gap_{metric}"] = ["n", "step"]
         return arviz.from_dict(posterior=data, coords={"n": list(self.n), "step": steps}, dims=dims)
 
@@ -364,7 +369,9 @@ class BootstrapResult:
         ax = new_axes(ax)
         for n, color in self._colors():
             step, mean = band(ax, self.select("real", n=n), metric, color, f"real, n = {n:,}")
-            train = self.select("real", "train", n=n).groupby("step")[metric].mean()
+            train = (
+                self.select("real", "train", n=n).groupby("step")[metric].mean()
+            )  # without a band, which would hide the others
             ax.plot(train.index, train, color=color, linestyle=(0, (4, 2)), linewidth=1)
             t = self.stopping_time(n, rule) if not self.curves["error"].isna().all() else None
             if t is not None:

@@ -17,7 +17,7 @@ from mlcollage.errors import InvalidInput
 from mlcollage.train.loop import Loss
 from mlcollage.train.schedules import Schedule, cosine
 
-from .result import RULES
+from .result import RULES, Rule
 from .worlds import FiniteAsIdeal
 
 __all__ = [
@@ -42,7 +42,7 @@ def as_sizes(n: int | Sequence[int], world: DataWorld, steps: int, batch_size: i
     sizes = tuple(sorted({checks.integer("n", v, least=1) for v in ((n,) if isinstance(n, int) else n)}))
     if not sizes:
         raise InvalidInput("n is empty; give at least one sample size.")
-    needed = steps * batch_size
+    needed = steps * batch_size  # samples of the Ideal World
     if sizes[0] < batch_size:
         raise InvalidInput(
             f"n={sizes[0]} is less than one batch of {batch_size}; use a smaller batch_size or a larger n."
@@ -81,7 +81,7 @@ def as_schedule(schedule: Any, total: int) -> Schedule | None:
             f"schedule must be one function of the step, 'cosine' or None, but is a {type(schedule).__name__} "
             f"({schedule!r}): both worlds need the same schedule, whatever n."
         )
-    try:
+    try:  # a schedule that ends early would only fail at the end of the training
         float(schedule(0)), float(schedule(total - 1))
     except Exception as reason:
         raise InvalidInput(
@@ -117,11 +117,11 @@ def as_stop(stop: Any, num_classes: int) -> tuple[str, float] | None:
     """Rule and threshold at which a Real World stops, or None for the whole budget."""
     if stop is None:
         return None
-    rule, threshold = (stop, RULES.get(stop, math.nan)) if isinstance(stop, str) else stop
-    checks.choice("the rule of stop", rule, ("train_error", "train_loss"))
+    name, threshold = (stop, None) if isinstance(stop, str) else stop
+    rule = cast(Rule, checks.choice("the rule of stop", name, ("train_error", "train_loss")))
     if rule == "train_error" and num_classes == 0:
         raise InvalidInput("a regression has no train error to stop at; use stop='train_loss'.")
-    return rule, float(threshold)
+    return rule, float(RULES[rule] if threshold is None else threshold)
 
 
 def as_device(device: str | torch.device) -> torch.device:

@@ -92,7 +92,7 @@ def _label(arm: str) -> str:
 def _curves(evidence: Evidence, main: str) -> Panel:
     ideal = evidence.across_seeds("soft_error", arm=main, world="ideal", split="test")
     sizes = sorted(int(n) for n in evidence.select("final_gap", arm=main)["n"].unique())
-    shown = [sizes[0], sizes[-1]] if len(sizes) > 2 else sizes
+    shown = [sizes[0], sizes[-1]] if len(sizes) > 2 else sizes  # more lines would hide each other
     shades = dict(zip(shown, (theme.PALETTE["vermillion"], REAL), strict=False))
 
     def draw(ax: Axes) -> None:
@@ -106,10 +106,10 @@ def _curves(evidence: Evidence, main: str) -> Panel:
             ax.plot(train.index, train["mean"], color=color, linestyle=(0, (3, 2)), linewidth=1.6)
             theme.label_line_end(ax, test.index[-1], test["mean"].iloc[-1], f"n={n:,}", color)
             stop = evidence.select("stop_train_error", arm=main, n=n)["value"]
-            if stop.notna().all():
+            if stop.notna().all():  # T is marked only where every seed was fitted
                 t = float(stop.median())
                 ax.plot([t], [np.interp(t, test.index, test["mean"])], "o", color=color, markersize=8)
-        curve = ideal.drop(0, errors="ignore")
+        curve = ideal.drop(0, errors="ignore")  # step 0 has no place on a logarithmic axis
         theme.band(ax, curve.index, curve["lo"], curve["hi"], IDEAL)
         ax.plot(curve.index, curve["mean"], color=IDEAL)
         theme.label_line_end(ax, curve.index[-1], curve["mean"].iloc[-1], "ideal", IDEAL)
@@ -130,6 +130,7 @@ def _scatter(evidence: Evidence) -> Panel:
     finals = {}
     for arm in sorted(set(evidence.select("final_real")["arm"])):
         pair = [evidence.select(name, arm=arm) for name in ("final_ideal", "final_real")]
+        # Two tables with a row per seed and a column per n.
         finals[arm] = [t.pivot(index="seed", columns="n", values="value") for t in pair]
     largest = max(float(t[0].columns.max()) for t in finals.values())
     colors = dict(zip(FAMILIES, theme.PALETTE.values(), strict=False))
@@ -141,7 +142,7 @@ def _scatter(evidence: Evidence) -> Panel:
         for arm, (ideal, real) in finals.items():
             family = next((f for f in FAMILIES if arm.startswith(f)), "mlp")
             for n in real.columns:
-                full = float(str(n)) == largest
+                full = float(str(n)) == largest  # filled: the size at which networks are ranked
                 face = colors[family] if full else theme.CARD
                 x, y = ideal[n].mean(), real[n].mean()
                 ax.plot([x], [y], "o", color=colors[family], markerfacecolor=face, markersize=8, markeredgewidth=1.8)
@@ -216,7 +217,7 @@ def _augmentations(evidence: Evidence) -> Panel:
         arms = list(dict.fromkeys(arm for arm, _ in effects))
         for j, (metric, (_, color)) in enumerate(measures.items()):
             values = [effects[arm, metric] for arm in arms]
-            place = [i + 0.24 * (j - 1) for i in range(len(arms))]
+            place = [i + 0.24 * (j - 1) for i in range(len(arms))]  # three dots beside each other at each arm
             ends = [_interval(v) for v in values]
             theme.dots_with_interval(
                 ax, place, [v.mean() for v in values], [e[0] for e in ends], [e[1] for e in ends], color
@@ -271,6 +272,7 @@ def _examples(evidence: Evidence, run: str) -> Panel:
         axes = part.subplots(copies, classes, squeeze=False, gridspec_kw={"wspace": 0.08, "hspace": 0.08})
         for i in range(copies):
             for j in range(classes):
+                # sheet is (classes, copies, channels, height, width)
                 axes[i, j].imshow(np.moveaxis(sheet[j, i], 0, -1).squeeze(), cmap="gray", vmin=0, vmax=1)
                 axes[i, j].set_axis_off()
 

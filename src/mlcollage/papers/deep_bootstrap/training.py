@@ -109,7 +109,7 @@ class SeedData:
         self.augment, self.transform = augment, transform
         self.fresh = FreshBatches(world, seed, batch_size, steps, device)
         if coupling == "stream":
-            self.x, self.y = self.fresh.first(n_max)
+            self.x, self.y = self.fresh.first(n_max)  # of all n at once: smaller sets are its beginning
         else:
             x, y = self.fresh.world.fixed(n_max, seed=seed, split="train").tensors
             check_labels(y, world.num_classes)
@@ -118,8 +118,9 @@ class SeedData:
 
     def batch(self, lane: Lane, t: int) -> tuple[Tensor, Tensor]:
         """What the lane trains on at 0-based step ``t``, augmented with draws that all worlds share."""
-        x, y = self.fresh.batch(t) if lane.n is None else self._reused(lane.n, t)
+        x, y = self.fresh.batch(t) if lane.n is None else self._reused(lane.n, t)  # (b, *shape), (b,)
         if self.augment is not None:
+            # The key has no world in it: all worlds of the seed get the same draws at step t.
             out = self.augment(x, generator(self.seed, _AUGMENT, t, device=x.device))
             if not isinstance(out, Tensor) or out.shape != x.shape:
                 shown = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
@@ -133,7 +134,7 @@ class SeedData:
         return (x if self.transform is None else self.transform(x)), self.y[:n]
 
     def _reused(self, n: int, t: int) -> tuple[Tensor, Tensor]:
-        epoch, i = divmod(t, n // self.batch_size)
+        epoch, i = divmod(t, n // self.batch_size)  # the last samples that fill no batch are left out of the epoch
         here = slice(i * self.batch_size, (i + 1) * self.batch_size)
         if epoch == 0 and self.coupling == "stream":
             return self.x[here], self.y[here]

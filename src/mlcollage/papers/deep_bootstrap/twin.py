@@ -105,16 +105,16 @@ class IdealTwin:
         self.world, self.n, self.batch_size, self.steps, self.seed = world, n, batch_size, steps, seed
         self.loss, self.clip_norm, self.forward = loss, clip_norm, forward
         self._loss = loss_function(loss, world.num_classes)
-        self._grid = set(log_steps(steps, evaluations))
+        self._grid = set(log_steps(steps, evaluations))  # steps after which both networks are evaluated
         x, y = world.fixed(test_size, split="test").tensors
-        self._blocks = {"test": (x, y)}
+        self._blocks = {"test": (x, y)}  # what is evaluated on, by split
         if train is not None:
             self._blocks["train"] = train
         for _, labels in self._blocks.values():
             check_labels(labels, world.num_classes)
         self._rows: list[dict[str, Any]] = []
         self._pending: list[list[dict[str, Any]]] = []  # settings of the updates that the twin has still to make
-        self._done = 0
+        self._done = 0  # updates of the twin
         self._twin: nn.Module | None = None
         self._handle: Any = None
 
@@ -129,6 +129,7 @@ class IdealTwin:
         self._optimizer = _twin_optimizer(optimizer, model, self._twin)
         self._rows, self._pending, self._done = [], [], 0
         self._handle = optimizer.register_step_pre_hook(self._note)
+        # Two samples show whether the outputs fit the world, before anything is trained.
         x = self._blocks["test"][0][:2]
         with evaluating(model), torch.no_grad():
             check_outputs(self.forward(model, x), len(x), self.world.num_classes, model)
@@ -150,7 +151,7 @@ class IdealTwin:
             raise InvalidInput(
                 "no update of the optimizer given to start() was seen; give start() the one that trains the model."
             )
-        for settings in self._pending:
+        for settings in self._pending:  # several, where on_step is not called after every update
             self._update(settings)
         self._pending.clear()
         if step in self._grid:
@@ -179,6 +180,7 @@ class IdealTwin:
             group.update(new)
         x, y = self._fresh.batch(self._done)
         self._twin.train()
+        # Frameworks call back without gradients; dropout draws from seeds of the step, not from the loop's generator.
         with torch.enable_grad(), seeded(self.seed, self._done):
             loss = self._loss(self.forward(self._twin, x), y)
         if not bool(loss.isfinite()):
@@ -197,16 +199,17 @@ class IdealTwin:
         assert self._twin is not None
         for world, net, n in (("real", model, float(self.n)), ("ideal", self._twin, math.inf)):
             for split, (x, y) in self._blocks.items():
-                if world == "ideal" and split == "train":
+                if world == "ideal" and split == "train":  # it has no train set
                     continue
                 with evaluating(net), torch.no_grad():
-                    outputs = torch.cat([self.forward(net, part) for part in x.split(1024)])
+                    outputs = torch.cat([self.forward(net, part) for part in x.split(1024)])  # (N, K)
                 values = measure(outputs, y, self.loss, self.world.num_classes)
                 self._rows.append({"world": world, "n": n, "seed": self.seed, "step": step, "split": split, **values})
 
 
 def _twin_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, twin: nn.Module) -> torch.optim.Optimizer:
     """An optimizer of the same class, settings and state over the twin's parameters."""
+    # Parameters are matched by position: the twin is a deep copy, so both orders are the same.
     pair = {id(a): b for a, b in zip(model.parameters(), twin.parameters(), strict=True)}
     if any(id(p) not in pair for g in optimizer.param_groups for p in g["params"]):
         raise InvalidInput(
@@ -220,5 +223,6 @@ def _twin_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, twin: nn
             f"a second {type(optimizer).__name__} could not be made from its groups alone ({reason}); use a "
             "torch.optim one."
         ) from reason
+    # Momentum and the like, where training goes on from a checkpoint.
     made.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     return made

@@ -102,21 +102,22 @@ class FiniteAsIdeal:
         self.num_classes = int(num_classes if num_classes is not None else classes or 0)
         self.past_one_pass = past_one_pass
         self.seed = seed
-        self._view = 0
+        self._view = 0  # the seed whose order this view hands out; 0 until for_seed
         order = permutation(size, seed, _TEST)  # cut into test block, train pool and stream
         self._test_gather, self._test_index = self._gather, order[:kept_for_test]
-        if not isinstance(test, int):
+        if not isinstance(test, int):  # a test set of its own, in its own order
             self._test_gather, test_size, _ = _source(test)
             self._test_index = torch.arange(test_size)
         self._pool = order[kept_for_test : kept_for_test + train_pool]
         self._stream = order[kept_for_test + train_pool :]
-        self._orders: dict[int, Tensor] = {}
+        self._orders: dict[int, Tensor] = {}  # by pass over the stream
         self._drawn: dict[int, int] = {}  # shared by the views of all seeds
         self._warned: set[int] = set()
         self.shape = tuple(self._read(self._gather, order[:1])[0].shape[1:])
 
     def for_seed(self, seed: int) -> FiniteAsIdeal:
         """The same samples and test block in another order, for a repetition of the experiment."""
+        # A shallow copy: the data and the counts of draws are shared, the orders are not.
         view = copy.copy(self)
         view._view, view._orders = seed, {}
         return view
@@ -134,7 +135,7 @@ class FiniteAsIdeal:
         pieces = []  # the batch's indices; a batch may span the end of a pass
         while start < stop:
             turn, at = divmod(start, self.stream_size)
-            end = min(stop - start + at, self.stream_size)
+            end = min(stop - start + at, self.stream_size)  # of this pass
             pieces.append(self._order(turn)[at:end])
             start += end - at
         return self._read(self._gather, torch.cat(pieces))
@@ -192,7 +193,7 @@ class FiniteAsIdeal:
         x, y = gather(index)
         if self._transform is not None:
             x = self._transform(x)
-        elif x.dtype == torch.uint8:
+        elif x.dtype == torch.uint8:  # images are stored as bytes and used in [0, 1]
             x = x.to(torch.float32) / 255
         return x, y if y.is_floating_point() else y.long()
 
@@ -207,7 +208,7 @@ def _source(dataset: Dataset[Any] | tuple[Any, Any]) -> tuple[Gather, int, int |
         x, y = (torch.as_tensor(a) for a in dataset)
         if len(x) != len(y) or len(x) == 0:
             raise InvalidInput(f"inputs and labels must be as many and at least one, got {len(x)} and {len(y)}.")
-        classes = 0 if y.is_floating_point() else int(y.max()) + 1
+        classes = 0 if y.is_floating_point() else int(y.max()) + 1  # 0 is a regression
         return lambda index: (x[index], y[index]), len(x), classes
     if not hasattr(dataset, "__len__"):
         raise InvalidInput(
@@ -215,6 +216,7 @@ def _source(dataset: Dataset[Any] | tuple[Any, Any]) -> tuple[Gather, int, int |
         )
 
     def gather(index: Tensor) -> tuple[Tensor, Tensor]:
+        # Decoded one by one, where the dataset can do no better.
         x, y = default_collate([dataset[i] for i in index.tolist()])
         return torch.as_tensor(x), torch.as_tensor(y)
 

@@ -27,6 +27,7 @@ def value(rows: pd.DataFrame, metric: str, alpha: float, arm: str = "penalty") -
 def chosen_on_validation(rows: pd.DataFrame) -> dict[str, float]:
     """Test accuracy of the negative alpha of the best validation accuracy, and of alpha = 0."""
     val = rows[(rows["metric"] == "val_accuracy") & (rows["arm"] == "penalty") & (rows["alpha"] < 0)]
+    # The choice is made on validation accuracy, so that the test accuracy is not that of a maximum.
     best = float(val["alpha"].to_numpy()[val["value"].to_numpy().argmax()])
     return {"chosen alpha < 0": value(rows, "test_accuracy", best), "alpha = 0": value(rows, "test_accuracy", 0.0)}
 
@@ -40,7 +41,7 @@ def cost_by_direction(rows: pd.DataFrame) -> dict[str, float]:
     """Accuracy lost for each unit of selectivity, upwards and downwards: least-squares slopes through alpha = 0."""
     table = rows[(rows["arm"] == "penalty") & rows["metric"].isin(("si", "test_accuracy"))]
     table = table.pivot(index="alpha", columns="metric", values="value")
-    moved = table["si"] - table["si"][0.0]
+    moved = table["si"] - table["si"][0.0]  # by alpha
     lost = table["test_accuracy"][0.0] - table["test_accuracy"]
     cost = {}
     for name, side in (("up", table.index > 0), ("down", table.index < 0)):

@@ -114,7 +114,7 @@ def to_learn(task: Task[Any]) -> Problem:
 def sweep(task: Task[Sweep]) -> Measurements:
     """All alphas with true labels, some with shuffled ones, and a plain network of another seed for CCA."""
     s, seed, p, m = task.settings, task.seed, to_learn(task), Measurements()
-    nets = {alpha: train(p, s, alpha, seed=seed) for alpha in s.alphas}
+    nets = {alpha: train(p, s, alpha, seed=seed) for alpha in s.alphas}  # same start, same order of the data
     for alpha, net in nets.items():
         report = _basics(m, p, net, "penalty", alpha)
         _layers(m, report, alpha)
@@ -144,7 +144,7 @@ def controls(task: Task[Controls]) -> Measurements:
     for alpha in s.long:
         net = train(p, s, alpha, seed=seed, lengthen=s.long_epochs / s.epochs)
         _basics(m, p, net, "long", alpha)
-    if leaky(build(p.make_model, seed)) is not None:
+    if leaky(build(p.make_model, seed)) is not None:  # a network without ReLUs has no such control
         for alpha in s.leaky:
             _basics(m, p, train(p, s, alpha, seed=seed, leak=True), "leaky", alpha)
     return m
@@ -180,17 +180,19 @@ def _robustness(m: Measurements, p: Problem, net: Trained, alpha: float) -> None
     """Accuracy under Gaussian noise and under one signed gradient step, and how many dimensions each disturbs."""
     x, y = (t[:1000] for t in p.test)
     spread = float(p.train.x.std())  # of the inputs as the network sees them
+    # The same noise for every network and seed.
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(5)).to(x) * NOISE * spread
     with evaluating(net.model), torch.enable_grad():
         probe = x.clone().requires_grad_()
         (grad,) = torch.autograd.grad(F.cross_entropy(net.model(probe), y), probe)
+    # The fast gradient sign method: one step up the loss, the same size in every pixel.
     attacked = x + FGSM * spread * grad.sign()
     for name, disturbed in (("noise", x + noise), ("fgsm", attacked)):
         m.add(f"{name}_accuracy", evaluate(net.model, disturbed, y, accuracy), arm="penalty", alpha=alpha)
     first, *_ = net.layers
     plain, noisy, hostile = (_first(net.model, (part, y), first) for part in (x, x + noise, attacked))  # (1000, U)
     for name, acts in (("acts", plain), ("noise", noisy - plain), ("fgsm", hostile - plain)):
-        share = dimensionality(acts) / acts.shape[1]
+        share = dimensionality(acts) / acts.shape[1]  # components for 95 % of the variance, of U
         m.add("dimensions", share, arm="penalty", alpha=alpha, of=name)
 
 

@@ -27,7 +27,7 @@ def _of(rows: pd.DataFrame, metric: str, arms: tuple[str, ...] | None = None) ->
         rows = rows[rows["arm"].isin(arms)]
     if rows.empty:
         raise LookupError(f"no {metric} of {', '.join(arms or ('any arm',))}")
-    return rows.pivot(index="arm", columns="n", values="value")
+    return rows.pivot(index="arm", columns="n", values="value")  # NaN where an arm was not run with that n
 
 
 def _largest_n(table: pd.DataFrame) -> pd.Series:
@@ -42,14 +42,14 @@ def worst_gap(rows: pd.DataFrame) -> float:
 def gap_and_classical_gap(rows: pd.DataFrame) -> dict[str, float]:
     """Bootstrap error and generalization gap at T (or at the end), means over networks at the smallest common n."""
     names = ("gap_at_stop", "classical_gap_at_stop")
-    tables = [_of(rows, name, FITTED).dropna(axis="columns") for name in names]
+    tables = [_of(rows, name, FITTED).dropna(axis="columns") for name in names]  # sizes that all networks have
     return {name: float(table[table.columns.min()].mean()) for name, table in zip(names, tables, strict=True)}
 
 
 def rank_correlation(rows: pd.DataFrame) -> float:
     """Spearman's correlation, over networks, of final soft-errors in the two worlds at the largest n."""
     real, ideal = (_largest_n(_of(rows, name)) for name in ("final_real", "final_ideal"))
-    plain = [a for a in real.index if a in PLAIN]
+    plain = [a for a in real.index if a in PLAIN]  # without augmentation, label noise and the like
     if len(plain) < 5:
         raise LookupError(f"{len(plain)} networks; five are needed to rank them")
     return float(real[plain].corr(ideal[plain], method="spearman"))
@@ -75,7 +75,7 @@ def final_gaps(rows: pd.DataFrame) -> dict[str, float]:
 
 def _by_n(rows: pd.DataFrame, metric: str) -> dict[str, float]:
     table = _of(rows, metric, SWEEP)
-    means = table.mean(axis="index").sort_index()
+    means = table.mean(axis="index").sort_index()  # by n; over arms, of which there is usually one
     return {f"n={n:.0f}": float(value) for n, value in zip(means.index, means, strict=True)}
 
 
@@ -89,7 +89,7 @@ def convolution_advantage(rows: pd.DataFrame) -> float:
 
 
 def _augmentation(rows: pd.DataFrame, metric: str) -> float:
-    table = _of(rows, metric, ("cnn", "cnn_shift")).dropna(axis="columns")
+    table = _of(rows, metric, ("cnn", "cnn_shift")).dropna(axis="columns")  # n of both
     smallest = table[table.columns.min()]
     return float(smallest["cnn_shift"] - smallest["cnn"])
 

@@ -70,7 +70,7 @@ def on_workload(s: Worlds, workload: Labeled, scale: Scale) -> Worlds | None:
         return None
     size, tests = (len(cast(Sized, part)) for part in (workload.train, workload.test))
     batch = min(s.batch_size, max(2, size // 40))  # BatchNorm needs two samples
-    most = min(s.steps, size // batch)
+    most = min(s.steps, size // batch)  # updates of one pass, since no sample may come twice in the Ideal World
     sizes = sorted({max(batch, most * batch // k) for k in (32, 16, 8, 4)})
     return dataclasses.replace(
         s, data="workload", n=tuple(sizes), steps=most, batch_size=batch, test_size=min(s.test_size, tests)
@@ -81,6 +81,7 @@ def _world(task: Task[Worlds]) -> DataWorld:
     s, workload = task.settings, task.workload
     if workload is not None:
         world = FiniteAsIdeal(workload.train, num_classes=workload.num_classes, test=workload.test, seed=0)
+        # The largest train set, which is the beginning of this seed's stream.
         trained, _ = world.for_seed(task.seed).batch(0, max(s.n))
         refuse_shared(trained.numpy(), world.fixed(s.test_size, split="test").tensors[0].numpy(), workload.name)
         return world
@@ -103,6 +104,7 @@ def _model_fn(task: Task[Worlds], world: DataWorld) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
         network = architecture.make(world.shape, world.num_classes)
         if pretrained is not None:
+            # The other alphabet has other classes: the last layer starts afresh.
             body = {k: v for k, v in pretrained.items() if not k.startswith("head")}
             network.load_state_dict(body, strict=False)
         return network
@@ -164,18 +166,19 @@ def worlds(task: Task[Worlds]) -> Measurements:
 
 def _record(m: Measurements, result: BootstrapResult) -> None:
     metric = "soft_error" if result.curves["soft_error"].notna().any() else "error"
+    # Stored as an integer, 0 for the Ideal World: infinity is no number to select rows by.
     curves = result.curves.assign(n=result.curves["n"].replace(math.inf, 0).astype(int))
     rows: list[dict[str, Any]] = curves.to_dict("records")  # type: ignore[assignment]
     for row in rows:
         for name in ("soft_error", "error", "loss"):
-            if math.isfinite(row[name]):
+            if math.isfinite(row[name]):  # squared loss has no soft-error
                 m.add(name, row[name], **{key: row[key] for key in ("step", "world", "n", "split")})
     end, at_t, most = (
         result.gap(metric, at=at).set_index("n").astype(float, errors="ignore") for at in ("end", "T", "max")
     )
     classical_end, classical_t = (result.generalization_gap(metric, at=at).set_index("n") for at in ("end", "T"))
     for n in result.n:
-        converged = bool(np.isfinite(float(at_t["gap"][n])))
+        converged = bool(np.isfinite(float(at_t["gap"][n])))  # else the end stands in for T
         there, classical = (at_t, classical_t) if converged else (end, classical_end)
         values = {
             "final_real": end["real"][n],
@@ -205,7 +208,7 @@ def least_squares(task: Task[LeastSquares]) -> Measurements:
     Ideal World on fresh batches of the same size; test error is |w - w_t|^2 + 0.25, exactly.
     """
     s = task.settings
-    rng = np.random.default_rng([task.seed, 7])
+    rng = np.random.default_rng([task.seed, 7])  # draws the truth, the fixed set and each fresh batch in turn
     truth = rng.normal(size=s.dimension) / np.sqrt(s.dimension)
 
     def draw() -> tuple[Any, Any]:
@@ -218,6 +221,7 @@ def least_squares(task: Task[LeastSquares]) -> Measurements:
     marks = set(np.unique(np.geomspace(1, s.steps, 16).astype(int)).tolist())
     for t in range(1, s.steps + 1):
         for w, (x, y) in ((real, fixed), (ideal, draw())):
+            # The gradient of half the mean squared error; in place, w is one of the two vectors (d,).
             w -= s.lr * x.T @ (x @ w - y) / len(x)
         if t in marks:
             errors = [float(((w - truth) ** 2).sum() + 0.25) for w in (real, ideal)]
