@@ -70,7 +70,7 @@ def check_settings(
 
 def trainable(model: nn.Module | Replicas, chosen: Iterable[Tensor] | None) -> dict[str, Tensor]:
     """Parameters that require gradients now, by name, among the chosen ones (None: all)."""
-    keep = None if chosen is None else {id(p) for p in chosen}
+    keep = None if chosen is None else {id(p) for p in chosen}  # by identity: == compares tensors element by element
     found = {n: p for n, p in _named(model).items() if p.requires_grad and (keep is None or id(p) in keep)}
     if not found:
         raise InvalidInput(
@@ -81,13 +81,13 @@ def trainable(model: nn.Module | Replicas, chosen: Iterable[Tensor] | None) -> d
 
 def choose(model: nn.Module | Replicas, params: Iterable[Tensor] | Iterable[str] | None) -> list[Tensor] | None:
     """The parameters meant by ``params``, names or the parameters themselves; None if all are."""
-    known, chosen = _named(model), None if params is None else list[Tensor]()
-    for item in params or ():
-        name = item if isinstance(item, str) else next((n for n, p in known.items() if p is item), None)
-        if name not in known:
-            what = f"names {item!r}, which is no" if isinstance(item, str) else "holds a tensor that is not a"
-            raise InvalidInput(f"params {what} parameter of the model; see named_parameters().")
-        chosen = [*(chosen or ()), known[name]]
+    known = _named(model)
+    places = {id(p): n for n, p in known.items()}
+    names = None if params is None else [(p if isinstance(p, str) else places.get(id(p), "")) for p in params]
+    if names is not None and (missing := [n for n in names if n not in known]):
+        what = f"names {missing[0]!r}, which is no" if missing[0] else "holds a tensor that is not a"
+        raise InvalidInput(f"params {what} parameter of the model; see named_parameters().")
+    chosen = None if names is None else [known[n] for n in names]
     trainable(model, chosen)
     return chosen
 
@@ -124,6 +124,7 @@ def check_logits(logits: Any, *, replicas: int | None, first: bool) -> None:
             f"{int((~values.isfinite()).sum())} of {values.numel()} logits are NaN or infinite; lower the learning "
             "rate or alpha, or look for such values in the data."
         )
+    # Rows that sum to 1 by rounding only; looked for once, as it costs a pass over the logits.
     rounding = 1e-2 if values.dtype in (torch.float16, torch.bfloat16) else 1e-4
     if first and bool((values >= 0).all()) and bool((values.double().sum(-1) - 1).abs().max() < rounding):
         raise InvalidInput(
@@ -210,13 +211,13 @@ def check_graph(logits: Tensor, parameters: Iterable[Tensor], *, twice: bool) ->
     Without this the penalty would silently be zero, or the error would come out of the user's ``loss.backward()``, far
     from its cause.
     """
-    leaves, todo, seen = set(), [logits.grad_fn], set()
+    leaves, todo, seen = set(), [logits.grad_fn], set()  # depth first; a recursion would be too deep for long graphs
     while todo:
         node = todo.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        leaves.add(id(getattr(node, "variable", None)))
+        leaves.add(id(getattr(node, "variable", None)))  # the nodes that gather gradients know their parameter
         name = type(node).__name__
         for start, (what, remedy) in _NO_DOUBLE_BACKWARD.items():
             if twice and name.startswith(start):

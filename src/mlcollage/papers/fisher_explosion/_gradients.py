@@ -48,7 +48,7 @@ def nll(logits: Tensor, y: Tensor) -> Tensor:
 
 def dot(a: Sequence[Tensor], b: Sequence[Tensor], lead: int = 0) -> Tensor:
     """Inner product of two lists of tensors, in at least single precision: (), or (R,)."""
-    parts = []
+    parts = []  # one for each pair of tensors: () or (R,)
     for left, right in zip(a, b, strict=True):
         product = left * right if left.dtype == torch.float64 else left.float() * right.float()
         parts.append(product.reshape(*product.shape[:lead], -1).sum(-1))
@@ -87,7 +87,7 @@ def mean_over_ranks(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Means over all processes, by one reduction of one flat vector; the tensors themselves if there is one process."""
     if world_size() == 1:
         return [t.detach() for t in tensors]
-    flat = torch.cat([t.detach().flatten() for t in tensors])
+    flat = torch.cat([t.detach().flatten() for t in tensors])  # one message for all
     dist.all_reduce(flat)
     flat /= world_size()
     return [part.view_as(t) for part, t in zip(flat.split([t.numel() for t in tensors]), tensors, strict=True)]
@@ -124,7 +124,7 @@ def frozen_noise_and_statistics(model: nn.Module) -> Iterator[Callable[[], Any]]
         finally:
             with torch.no_grad():
                 for buffer, before in buffers:
-                    if not torch.equal(buffer, before):
+                    if not torch.equal(buffer, before):  # else graphs that hold it stay valid
                         buffer.copy_(before)
 
 
@@ -156,10 +156,11 @@ def gradient_change(
     :math:`h = \sqrt{\epsilon}\,(1 + \|\theta\|)` unless given.
     """
     length = float(nn.utils.get_total_norm(direction))
-    if length == 0.0:
+    if length == 0.0:  # no direction to step in, and H 0 = 0
         return [torch.zeros_like(v) for v in direction]
     kind = next(iter(parameters.values())).dtype
     size = float(nn.utils.get_total_norm([p.detach() for p in parameters.values()]))
+    # Balances the rounding of the gradients, eps / h, against the curvature that a longer step would see.
     h = step if step is not None else torch.finfo(kind).eps ** 0.5 * (1 + size)
     moved = {
         name: (p.detach() + v * (h / length)).requires_grad_()
@@ -182,9 +183,10 @@ def gradient_tangent(
         if any(isinstance(m, nn.RNNBase) for m in unwrap(model).modules()):
             stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-        leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}
+        leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}  # the model's own stay untouched
         try:
             with forward_ad.dual_level():
+                # theta + epsilon v: the tangent of the gradient there is d g(theta + epsilon v) / d epsilon = H v.
                 duals = {
                     name: forward_ad.make_dual(p, v) for (name, p), v in zip(leaves.items(), direction, strict=True)
                 }
@@ -193,4 +195,5 @@ def gradient_tangent(
             # <g, v> with its graph: its gradient is H v.
             along = dot(gradient(leaves, True), direction)
             tangents = gradient_at(along, list(leaves.values()), create_graph=False)
+    # There is no tangent where a gradient does not depend on the parameters.
     return [torch.zeros_like(v) if t is None else t.detach() for t, v in zip(tangents, direction, strict=True)]

@@ -49,7 +49,7 @@ class LightningFisherTrace(LightningCallback, FisherTraceTracker):
             return  # gradients are accumulated
         self._last_step = trainer.global_step
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():  # the loop may have switched both off
             result = self.update(pl_module, trainer.global_step, loss=loss)
         if result is not None:
             pl_module.log("fisher_trace", result.value)
@@ -169,6 +169,14 @@ class HuggingFaceFisherTrainer(HuggingFaceTrainer):
         If ``transformers`` is not installed.
     """
 
+    # What a trainer has once transformers is imported.
+    args: Any
+    state: Any
+    accelerator: Any
+    compute_loss_func: Any
+    model_accepts_loss_kwargs: bool
+    _prepare_inputs: Callable[[Any], Any]
+
     _seen_step = -1
 
     def __init__(
@@ -186,7 +194,7 @@ class HuggingFaceFisherTrainer(HuggingFaceTrainer):
     ) -> Any:
         """The trainer's loss, and in training the penalty."""
         given = dict(inputs)  # the trainer may take labels out of it
-        loss, outputs = super().compute_loss(
+        loss, outputs = super().compute_loss(  # type: ignore[misc]
             model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch, **kwargs
         )
         if model.training and self.penalty.mode == "double_backprop":
@@ -198,10 +206,11 @@ class HuggingFaceFisherTrainer(HuggingFaceTrainer):
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """The trainer's step, and the gradient of a penalty without double backpropagation."""
-        loss = super().training_step(model, inputs, *args, **kwargs)
+        loss = super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
         if self.penalty.mode != "double_backprop":
             self._follow_the_step()
             given = self._prepare_inputs(inputs)
+            # Of true labels the selection may depend on the outputs (masked tokens), so these are made once more.
             y = self.select(model(**given), given)[1] if self.penalty.labels == "true" else None
             self.penalty.add_gradient_(
                 lambda: self.select(model(**given), given)[0],
@@ -212,17 +221,18 @@ class HuggingFaceFisherTrainer(HuggingFaceTrainer):
         return loss
 
     def _micro_batches(self) -> int:
-        given = getattr(self, "current_gradient_accumulation_steps", None)
+        given = getattr(self, "current_gradient_accumulation_steps", None)  # fewer in the last step of an epoch
         return int(given or self.args.gradient_accumulation_steps)
 
     def _follow_the_step(self) -> None:
         self.penalty.accumulation_steps = int(self.args.gradient_accumulation_steps)
+        # Set at the first micro-batch of a step: after resuming, the penalty's own count is behind.
         if self.state.global_step != self._seen_step:
             self.penalty.steps = self._seen_step = int(self.state.global_step)
 
     def _loss_is_divided(self, num_items_in_batch: Any) -> bool:
         """Whether the trainer itself will divide the loss by the number of micro-batches."""
-        given = getattr(self, "loss_is_scaled_for_ga", None)
+        given = getattr(self, "loss_is_scaled_for_ga", None)  # only some releases of transformers say so
         if given is None:
             by_model = self.model_accepts_loss_kwargs and num_items_in_batch is not None
             given = by_model or self.compute_loss_func is not None

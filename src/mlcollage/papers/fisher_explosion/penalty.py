@@ -227,8 +227,8 @@ class FisherPenalty(nn.Module):
         self._generator = generator if isinstance(generator, torch.Generator) else None
         seeds = 0 if generator is None or self._generator is not None else generator
         self._seeds = [checks.integer("generator", seed) for seed in self._for_each("generator", seeds)]
-        self._calls = 0
-        self._checked = False
+        self._calls = 0  # micro-batches seen
+        self._checked = False  # whether the dearer checks of the first penalized step were made
         self.last: Tensor | None = None
 
     def _for_each(self, name: str, given: Any) -> list[Any]:
@@ -299,6 +299,7 @@ class FisherPenalty(nn.Module):
         logits = logits_of(logits)
         if not self.active:
             self._calls += int(self.training)
+            # At least single precision, as on penalized steps: a loop's loss then keeps one type.
             kind = torch.float64 if logits.dtype == torch.float64 else torch.float32
             return torch.zeros(logits.shape[: self._lead], dtype=kind, device=logits.device)
         self._check(logits, x, y)
@@ -315,8 +316,8 @@ class FisherPenalty(nn.Module):
         With :math:`\bar g` the gradient of the batch,
         :math:`\nabla_\theta \|\bar g\|^2 = 2 H \bar g`. The product with the Hessian is a difference of two gradients
         (``"finite_difference"``) or the tangent of one (``"jvp"``; group norm has none and is differentiated backward
-        twice). All of them see the same drawn labels and dropout
-        masks, and running statistics of batch norm are left as they were.
+        twice). All of them see the same drawn labels and dropout masks, and running statistics of batch norm are left
+        as they were.
 
         Parameters
         ----------
@@ -360,13 +361,13 @@ class FisherPenalty(nn.Module):
             self._calls += int(self.training)
             return torch.zeros((), device=next(iter(parameters.values())).device)
         factor = 1.0 if scaler is None else float(scaler.get_scale())
-        with torch.enable_grad():
+        with torch.enable_grad():  # the call may stand after backward(), under torch.no_grad()
             square, b, gradient = self._square_and_gradient(closure, y, parameters, factor)
-        joint = b * world_size() if self.normalize == "batch" else 1
+        joint = b * world_size() if self.normalize == "batch" else 1  # samples of the joint batch
         weight = self._weight(square)
         with torch.no_grad():
             for p, g in zip(parameters.values(), gradient, strict=True):
-                if p.grad is None:
+                if p.grad is None:  # a parameter that the loss does not depend on
                     p.grad = torch.zeros_like(p)
                 p.grad.add_(g.to(p.dtype), alpha=float(weight) * joint * scale * factor)
         self._calls += 1
@@ -404,7 +405,7 @@ class FisherPenalty(nn.Module):
             return self._input_norm(logits, x, y, scale)
         if self.estimator == "minibatch":
             return self._minibatch(logits, self._draw(logits, y), scale)
-        labels = None if self.estimator == "exact" else self._draw(logits, y)
+        labels = None if self.estimator == "exact" else self._draw(logits, y)  # (B,) or (R, B)
         model = self._model[0]
         if not isinstance(model, Replicas):
             names = list(trainable(model, self._chosen))
@@ -413,8 +414,9 @@ class FisherPenalty(nn.Module):
 
     def _minibatch(self, logits: Tensor, y: Tensor, scale: float) -> Tensor:
         parameters = list(trainable(self._model[0], self._chosen).values())
+        # The inner gradient has a graph of its own, so that backward() of its square goes through it once more.
         own = gradient_at(nll(logits, y), parameters, create_graph=True, scale=scale)
-        square = dot(own, own, self._lead)
+        square = dot(own, own, self._lead)  # () or (R,)
         if world_size() > 1:
             # d|mean g|^2 = 2 <mean g, mean dg>: each process contributes 2 <mean g, dg>, and averaging sums it up.
             joint = mean_over_ranks(own)
@@ -439,6 +441,7 @@ class FisherPenalty(nn.Module):
         value = self._of_examples(model, x[r], None if labels is None else labels[r], names)
         every = trainable(replicas, None)  # what is penalized may depend on more than it is the gradient of
         gradient = gradient_at(value, [model.get_parameter(name) for name in every], create_graph=False)
+        # Linear in the stacked parameters: worth nothing itself, it has the gradient that the value has in the copy.
         along = dot([p[r] for p in every.values()], gradient)
         return value.detach() + along - along.detach()
 
@@ -447,13 +450,16 @@ class FisherPenalty(nn.Module):
         *_, b, classes = logits.shape
 
         def norms(labels: Tensor) -> Tensor:
+            # B times the mean loss: row i of its gradient is that of sample i's own loss.
             (g,) = gradient_at(nll(logits, labels) * b, [x], create_graph=True, scale=scale)
             return g.reshape(*labels.shape, -1).square().sum(-1)  # (B,) or (R, B)
 
         if self.estimator == "exact":
+            # (..., B) for each class, stacked to (..., B, C)
             every = [norms(torch.full(logits.shape[:-1], k, device=logits.device)) for k in range(classes)]
             return (self._class_weights(logits) * torch.stack(every, -1)).sum(-1).mean(-1)
         mean = norms(self._draw(logits, y)).mean(-1)
+        # The mean loss over the joint batch has the rows g_i / (B ranks), and so the squared norm mean / (B ranks).
         raw = self.estimator == "minibatch" and self.normalize == "none"
         return mean / (b * world_size()) if raw else mean
 
@@ -464,7 +470,7 @@ class FisherPenalty(nn.Module):
         model = self._model[0]
         assert isinstance(model, nn.Module)
         with frozen_noise_and_statistics(model) as replay:
-            with replay():
+            with replay():  # so that this forward pass has the noise of those that follow
                 logits = logits_of(closure())
             self._check(logits, None, y)
             labels = self._draw(logits, y)
@@ -476,6 +482,7 @@ class FisherPenalty(nn.Module):
             else:
                 check_precision(logits, parameters.values())
                 product = gradient_change(gradient, parameters, own, joint, self.fd_step)
+        # d|g|^2 = 2 H g with the joint g; processes have the Hessians of their batches, whose mean is the joint one.
         return dot(joint, joint), len(logits), [2 * h for h in mean_over_ranks(product)]
 
     def _draw(self, logits: Tensor, y: Tensor | None) -> Tensor:
@@ -484,6 +491,7 @@ class FisherPenalty(nn.Module):
             return true_labels(y, logits)
         given = logits.detach() if self.labels == "model" else torch.zeros_like(logits)
         rows = given if self._lead else given.unsqueeze(0)  # (R, B, C)
+        # A stream for each step and process: a resumed training draws what an unbroken one would.
         streams = [self._generator or _random.generator(seed, rank(), self._calls) for seed in self._seeds]
         drawn = [sample_labels(z, generator=g)[0] for z, g in zip(rows, streams, strict=True)]
         return torch.stack(drawn).view(logits.shape[:-1])

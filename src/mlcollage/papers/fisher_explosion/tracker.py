@@ -182,12 +182,14 @@ class FisherTraceTracker:
             What was measured.
         """
         crossing = self._cross(loss) if loss is not None else False
+        # The first call is measured too: growth is told from there.
         if not (force or crossing or not self._rows or step % self.every == 0):
             return None
-        if self._rows and self._rows[-1]["step"] == step:
+        if self._rows and self._rows[-1]["step"] == step:  # gradients are accumulated: the step was measured already
             return None
         result = self._measure(model, step)
         row = self._rows[-1]
+        # Without a training loss the one on the data says when the threshold is crossed.
         if loss is None and self._crossed is None and self.loss_threshold is not None:
             crossing = row.get("loss", math.inf) <= self.loss_threshold
         if crossing and self._crossed is None:
@@ -233,7 +235,7 @@ class FisherTraceTracker:
             return None
         shares = pd.Series({"": 1.0})
         if self._layers:
-            growth = self.layers.iloc[self._alarm_row] - self.layers.iloc[0]
+            growth = self.layers.iloc[self._alarm_row] - self.layers.iloc[0]  # (layers,)
             shares = (growth / growth.sum()).sort_values(ascending=False)
         row = self._rows[self._alarm_row]
         return Alarm(int(row["step"]), row["trace"], self._rows[0]["trace"], shares)
@@ -266,7 +268,7 @@ class FisherTraceTracker:
     def _measure(self, model: nn.Module, step: int) -> TraceResult:
         inner = unwrap(model)
         device = next(inner.parameters()).device
-        with evaluating(inner):
+        with evaluating(inner):  # batch norm at its running statistics: else single samples have no gradients
             result = fisher_trace(
                 inner,
                 [_part(self.x, i, self.batch_size, device) for i in range(0, _length(self.x), self.batch_size)],
@@ -290,7 +292,7 @@ class FisherTraceTracker:
         assert self.y is not None
         starts = range(0, len(self.y), self.batch_size)
         parts = [logits_of(self.forward(model, _part(self.x, i, self.batch_size, device))) for i in starts]
-        logits, y = torch.cat(parts).float(), self.y.to(device)
+        logits, y = torch.cat(parts).float(), self.y.to(device)  # (n, C), (n,)
         return {"loss": float(F.cross_entropy(logits, y)), "accuracy": float((logits.argmax(1) == y).double().mean())}
 
     def _watch(self) -> None:

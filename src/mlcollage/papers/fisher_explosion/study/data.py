@@ -82,9 +82,17 @@ def seed_data(
 ) -> SeedData:
     """A seed's samples, a share ``wrong`` of whose training and validation labels is wrong."""
     rng = np.random.default_rng([seed, 11])
-    sizes = {"train": settings.train, "validation": settings.validation, "test": settings.test}
-    own, model = partial(own_data, settings.data), partial(network, settings.network)
-    drawn = problem(workload, own, rng=rng, **sizes, share=0.7, model=model, device=device)
+    drawn = problem(
+        workload,
+        partial(own_data, settings.data),
+        rng=rng,
+        train=settings.train,
+        validation=settings.validation,
+        test=settings.test,
+        share=0.7,
+        model=partial(network, settings.network),
+        device=device,
+    )
     # Validation labels are as wrong as the training labels: a user has no others.
     parts, masks = [], []
     for x, y in (drawn.train, drawn.validation):

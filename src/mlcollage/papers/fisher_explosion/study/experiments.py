@@ -7,7 +7,7 @@ number of trainings for every method.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Generic, TypeVar
@@ -127,15 +127,15 @@ class _Bench(Generic[S]):
         arm: str,
         training: Training,
         steps: int,
+        keys: Mapping[str, float | str],
         probe: Callable[[Recorder, int], None] | None = None,
         *,
         also: Sequence[int] = (),
         ratio: bool = False,
-        **keys: float | str,
     ) -> None:
         """Follow a training and write its curves as those of an arm; ``also`` are further steps to measure at."""
         at = evaluation_steps(steps, self.s.evaluations) | set(also)
-        self.follow(training, steps, at, probe, ratio=ratio).write(self.m, arm, **self.losses, **keys)
+        self.follow(training, steps, at, probe, ratio=ratio).write(self.m, arm, keys, **self.losses)
 
     def tune(self, method: str, grid: Sequence[float], lr: float, steps: int, seeds: int) -> float:
         """The coefficient of the best validation accuracy over the last tenth, mean over seeds of its own."""
@@ -199,14 +199,14 @@ def clean(task: Task[Clean]) -> Measurements:
                 _identity(bench, training, t)
 
         also = [] if branch_at is None else [branch_at]
-        bench.record(name, training, steps, probe, also=also, lr=lr, coefficient=coefficient)
+        bench.record(name, training, steps, {"lr": lr, "coefficient": coefficient}, probe, also=also)
 
     arm("small", "none", small, 0.0, s.small_steps, branch_at=s.small_steps - q)
     arm("large", "none", large, 0.0, s.large_steps)
     arm("small_fp", "fp", small, alpha, s.small_steps, branch_at=q)
     arm("large_fp", "fp", large, alpha_large, s.large_steps)
     for name, start in (("early_fp", "small_fp"), ("late_fp", "small")):
-        bench.record(name, branches[start], s.small_steps, lr=small, coefficient=alpha)
+        bench.record(name, branches[start], s.small_steps, {"lr": small, "coefficient": alpha})
     _flatness(bench, kept)
     return bench.m
 
@@ -252,8 +252,8 @@ def grid(task: Task[Grid]) -> Measurements:
         lr, batch = large * factor, max(2, int(bench.batch * share))
         # Measured in pilots: the time to one train loss goes about as this power of the learning rate.
         steps = max(20, int(s.small_steps * (10 * factor) ** -0.7))
-        point = f"{factor:g}x{share:g}"
-        bench.record("grid", bench.training("none", lr, batch=batch), steps, lr=lr, batch=batch, point=point)
+        keys: dict[str, float | str] = {"lr": lr, "batch": batch, "point": f"{factor:g}x{share:g}"}
+        bench.record("grid", bench.training("none", lr, batch=batch), steps, keys)
     return bench.m
 
 
@@ -273,13 +273,13 @@ def wrong_labels(task: Task[WrongLabels]) -> Measurements:
         if t == q and s.method == "fp":
             branches[t] = training.branch("none")
 
-    keys = {"lr": lr, "coefficient": chosen}
+    keys: dict[str, float | str] = {"lr": lr, "coefficient": chosen}
     also = [q] if s.method == "fp" else []
-    bench.record(task.arm, training, s.steps, probe, also=also, ratio=s.method == "none", **keys)
+    bench.record(task.arm, training, s.steps, keys, probe, also=also, ratio=s.method == "none")
     if s.method == "fp":
-        bench.record("noise_early_fp", branches[q], s.steps, **keys)
+        bench.record("noise_early_fp", branches[q], s.steps, keys)
         plain = bench.training("none", lr, chosen)
         for _ in plain.run(s.steps - q):
             pass
-        bench.record("noise_late_fp", plain.branch("fp"), s.steps, **keys)
+        bench.record("noise_late_fp", plain.branch("fp"), s.steps, keys)
     return bench.m

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -103,15 +103,16 @@ class Recorder:
         return np.array([row[metric] for row in self._rows[-n * evaluations :]]).reshape(evaluations, n).mean(0)
 
     def write(
-        self, m: Measurements, arm: str, *, early_loss: float, late_loss: float, **keys: str | int | float
+        self, m: Measurements, arm: str, keys: Mapping[str, float | str], *, early_loss: float, late_loss: float
     ) -> None:
-        """All curves and what they come to, each replica under its seed."""
+        """All curves and what they come to, each replica under its seed; ``keys`` become columns."""
         for r, seed in enumerate(self.seeds):
             curves = self.curves(r)
             for row in curves.to_dict("records"):
                 values = {str(k): v for k, v in row.items() if k != "step" and math.isfinite(v)}
                 m.add_all(values, step=int(row["step"]), arm=arm, seed=seed, **keys)
-            m.add_all(summarize(curves, early_loss=early_loss, late_loss=late_loss), arm=arm, seed=seed, **keys)
+            found = summarize(curves, early_loss=early_loss, late_loss=late_loss)
+            m.add_all(found, step=0, arm=arm, seed=seed, **keys)
 
 
 def _share(hits: Tensor, among: Tensor) -> Tensor:
