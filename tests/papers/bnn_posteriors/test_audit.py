@@ -149,9 +149,12 @@ def test_a_workload_and_a_bayesian_network_are_audited_too():
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda: compare([draws()], {}, Y), r"two or more of \(chains, draws, N, K\)"),
+        (lambda: compare([draws()], {}, Y), r"two of \(chains, draws, N, K\) are needed"),
         (lambda: compare([draws(), draws()[:2]], {}, Y), "the reference has runs of shape"),
-        (lambda: compare([draws(), draws()], {"x": CENTER[:5]}, Y), r"predictions of x have shape \(5, 3\); \(60, 3\)"),
+        (
+            lambda: compare([draws(), draws()], {"x": CENTER[:5]}, Y),
+            r"x have shape \(5, 3\); .* \(60, 3\)",
+        ),
         (lambda: compare([draws(), draws()], {"x": "map"}, Y), "predictions of x have shape"),
         (lambda: compare([draws(), draws()], {}, Y[:5]), "whole-number classes"),
         (lambda: audit(nn.Linear(4, 2), problem(), groups=1), "groups must be a whole number of at least 2, not 1"),
@@ -159,7 +162,7 @@ def test_a_workload_and_a_bayesian_network_are_audited_too():
         (lambda: audit(nn.Linear(4, 2), problem(), [MAP(), MAP(steps=5)]), "two rows would be called 'map'"),
         (lambda: audit(nn.Linear(4, 2), problem(), [HMC()]), "two rows would be called 'hmc'"),
         (lambda: audit(nn.Linear(4, 2), problem(), ["map"]), "method is 'map'; pass an object"),
-        (lambda: audit(nn.Linear(4, 2), problem(), likelihood="gaussian"), "an audit compares class probabilities"),
+        (lambda: audit(nn.Linear(4, 2), problem(), likelihood="gaussian"), "one of classes is needed"),
     ],
 )
 def test_bad_input_gets_one_sentence(call, says):

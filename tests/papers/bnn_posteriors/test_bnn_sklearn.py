@@ -1,6 +1,7 @@
 """The scikit-learn facade keeps scikit-learn's contract, and samples what BayesianNetwork samples."""
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,11 +15,13 @@ from sklearn.utils.estimator_checks import check_estimator
 from torch import nn
 
 from mlcollage.errors import InvalidInput
+from mlcollage.papers.bnn_posteriors.hmc import HMC
 from mlcollage.papers.bnn_posteriors.network import BayesianNetwork
 from mlcollage.papers.bnn_posteriors.priors import StudentTPrior
 from mlcollage.papers.bnn_posteriors.sklearn import HMCClassifier, HMCRegressor
 
-TINY = {"hidden_layer_sizes": (6,), "chains": 2, "draws": 8, "burn_in": 3, "warmup": 10, "random_state": 0}
+SHORT = HMC(chains=2, draws=8, burn_in=3, warmup=10, jitter=0.2)
+TINY = {"hidden_layer_sizes": (6,), "method": SHORT, "random_state": 0}
 
 
 ESTIMATORS = {"classifier": HMCClassifier(**TINY), "regressor": HMCRegressor(min_noise=0.2, **TINY)}
@@ -68,8 +71,8 @@ def test_a_network_of_the_users_own_in_a_pipeline():
         return nn.Sequential(nn.Linear(features, 5), nn.Tanh(), nn.Linear(5, outputs))
 
     X, y = load_iris(return_X_y=True)
-    settings = {key: value for key, value in TINY.items() if key != "hidden_layer_sizes"}
-    model = HMCClassifier(net, prior=StudentTPrior(5.0, 0.4), trajectory_length=0.5, standardize=False, **settings)
+    method = replace(SHORT, trajectory_length=0.5)
+    model = HMCClassifier(net, prior=StudentTPrior(5.0, 0.4), method=method, standardize=False, random_state=0)
     scores = cross_val_score(make_pipeline(StandardScaler(), clone(model)), X, y, cv=2)
     assert scores.min() > 0.8
     assert set(seen) == {(4, 3)}
@@ -79,15 +82,9 @@ def test_a_regressor_says_how_sure_it_is():
     rng = np.random.default_rng(0)
     x = rng.uniform(-2, 2, size=(60, 1))
     y = 100 + 30 * (np.sin(2 * x[:, 0]) + 0.1 * rng.normal(size=60))
-    settings = {
-        "hidden_layer_sizes": (15,),
-        "activation": "tanh",
-        "prior": 1.0,
-        "chains": 2,
-        "draws": 25,
-        "warmup": 20,
-    }
-    model = HMCRegressor(noise=3.0, random_state=0, **settings).fit(x, y)
+    method = HMC(chains=2, draws=25, warmup=20, jitter=0.2)
+    shape = {"hidden_layer_sizes": (15,), "activation": "tanh", "prior": 1.0}
+    model = HMCRegressor(noise=3.0, method=method, random_state=0, **shape).fit(x, y)
     grid = np.linspace(-2, 2, 50)[:, None]
     mean, std = model.predict(grid, return_std=True)
     truth = 100 + 30 * np.sin(2 * grid[:, 0])
@@ -113,10 +110,10 @@ X, Y = np.random.default_rng(0).normal(size=(20, 3)), np.arange(20) % 2
     [
         (HMCClassifier(**TINY), np.zeros(20), "y has one class only"),
         (HMCClassifier(module=3), Y, r"module is int; a function of \(n_features, n_outputs\)"),
-        (HMCClassifier(module=nn.Linear(3, 2)), Y, "module is a network; give a function"),
+        (HMCClassifier(module=nn.Linear(3, 2)), Y, r"module is Linear; a function of \(n_features"),
         (HMCClassifier(module=lambda f, k: nn.Linear(f, k + 1)), Y, r"maps \(1, 3\) to \(1, 3\); \(1, 2\)"),
         (HMCClassifier(prior=-1.0), Y, "variance must be a finite number above 0, not -1.0"),
-        (HMCClassifier(chains=0), Y, "chains must be .* not 0"),
+        (HMCClassifier(method="hmc"), Y, "method is 'hmc'; pass an object"),
         (HMCClassifier(activation="rleu"), Y, "activation must be .* not 'rleu'"),
         (HMCRegressor(min_noise=1.0), Y, "min_noise must be .* not 1.0"),
         (HMCRegressor(noise=-0.1), Y, "noise must be a finite number above 0, not -0.1"),

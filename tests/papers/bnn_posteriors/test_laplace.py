@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from mlcollage.errors import InvalidInput, MissingDependency, UnknownName
-from mlcollage.papers.bnn_posteriors.laplace import Laplace, laplace_posterior
+from mlcollage.papers.bnn_posteriors.function import linearized
+from mlcollage.papers.bnn_posteriors.laplace import Laplace
 from mlcollage.papers.bnn_posteriors.layout import Layout
 from mlcollage.papers.bnn_posteriors.likelihoods import CustomLikelihood, GaussianLikelihood
-from mlcollage.papers.bnn_posteriors.linearization import linearized
 from mlcollage.papers.bnn_posteriors.network import BayesianNetwork
 from mlcollage.papers.bnn_posteriors.posterior import Posterior
 from mlcollage.papers.bnn_posteriors.priors import GaussianPrior, LaplacePrior
@@ -40,16 +40,8 @@ def regression(temperature=1.0, variance=0.3):
 @pytest.mark.parametrize(("temperature", "batch_size"), [(1.0, None), (0.25, 16)])
 def test_of_a_linear_model_it_is_the_posterior(temperature, batch_size):
     net, x, y, mode, covariance = regression(temperature)
-    posterior = laplace_posterior(
-        net,
-        x,
-        y,
-        likelihood=GaussianLikelihood(noise=NOISE),
-        prior=GaussianPrior(0.3),
-        structure="full",
-        temperature=temperature,
-        batch_size=batch_size,
-    )
+    method = Laplace(structure="full", temperature=temperature, batch_size=batch_size)
+    posterior = method.around(net, x, y, likelihood=GaussianLikelihood(noise=NOISE), prior=GaussianPrior(0.3))
     torch.testing.assert_close(posterior.mean, mode)
     torch.testing.assert_close(temperature * posterior.approximation.posterior_covariance, covariance)
     draws = posterior.sample(20_000, 0)
@@ -63,7 +55,7 @@ def test_of_a_linear_model_it_is_the_posterior(temperature, batch_size):
 def test_variances_by_parameter_and_the_diagonal_are_the_closed_form():
     net, x, y, _, _ = regression()
     prior = GaussianPrior({"weight": 0.05, "bias": 2.0})
-    posterior = laplace_posterior(net, x, y, likelihood=GaussianLikelihood(NOISE), prior=prior, structure="diag")
+    posterior = Laplace(structure="diag").around(net, x, y, likelihood=GaussianLikelihood(NOISE), prior=prior)
     design = torch.cat([x, torch.ones(40, 1)], dim=1)
     precision = design.square().sum(0) / NOISE**2 + torch.tensor([20.0, 20, 20, 0.5], dtype=torch.float64)
     torch.testing.assert_close(posterior.approximation.posterior_variance, 1 / precision)
@@ -76,7 +68,7 @@ def test_only_what_is_chosen_varies_and_the_network_stays_as_it_was(structure):
     net[0].bias.requires_grad_(not frozen)
     x, y = torch.randn(20, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 3
     before = {name: p.clone() for name, p in net.named_parameters()}
-    posterior = laplace_posterior(net, x, y, structure=structure, only="3")
+    posterior = Laplace(structure=structure, only="3").around(net, x, y)
     layout = Layout.of(net)
     assert posterior.mean.shape == (layout.size,)
     draws = layout.unflatten(posterior.sample(5))
@@ -86,7 +78,7 @@ def test_only_what_is_chosen_varies_and_the_network_stays_as_it_was(structure):
     assert [p.requires_grad for p in net.parameters()] == [True, not frozen, True, True]
     assert all(torch.equal(before[name], p) for name, p in net.named_parameters())
     assert not hasattr(net, "output_size")
-    everything = laplace_posterior(net, x, y, structure=structure)
+    everything = Laplace(structure=structure).around(net, x, y)
     assert everything.chosen.all()
     assert float(everything.sample(50).std(0).min()) > 0
 
@@ -96,8 +88,8 @@ def test_the_kronecker_factors_of_one_layer_of_gaussian_outputs_are_exact():
     x, y = normal(30, 3), normal(30, 2, seed=1)
     net = nn.Linear(3, 2, bias=False).double()
     options = {"likelihood": GaussianLikelihood(NOISE), "prior": GaussianPrior(0.3)}
-    kron = laplace_posterior(net, x, y, structure="kron", **options).sample(20_000)
-    full = laplace_posterior(net, x, y, structure="full", **options).approximation.posterior_covariance
+    kron = Laplace(structure="kron").around(net, x, y, **options).sample(20_000)
+    full = Laplace(structure="full").around(net, x, y, **options).approximation.posterior_covariance
     sd = full.diagonal().sqrt()
     assert float(((torch.cov(kron.T) - full) / (sd[:, None] * sd)).abs().max()) < 4 * (2 / 20_000) ** 0.5
 
@@ -119,9 +111,9 @@ def test_layers_without_kronecker_factors_are_refused_and_can_be_done_in_full(ne
         net.append(nn.Linear(2, 3))
     x = torch.randn(9, 2, generator=torch.Generator().manual_seed(0))
     with pytest.raises(InvalidInput, match=says):
-        laplace_posterior(net, x, Y.repeat(2)[:9], structure="kron")
+        Laplace(structure="kron").around(net, x, Y.repeat(2)[:9])
     if "shares" not in says:
-        posterior = laplace_posterior(net, x, Y.repeat(2)[:9], structure="full")
+        posterior = Laplace(structure="full").around(net, x, Y.repeat(2)[:9])
         assert float(posterior.sample(20).std(0).min()) > 0
 
 
@@ -188,21 +180,31 @@ X, Y = torch.zeros(6, 2), torch.arange(6) % 3
         ({"likelihood": "gaussian"}, InvalidInput, r"GaussianLikelihood without noise; laplace-torch knows"),
         ({"likelihood": "bernoulli"}, InvalidInput, "BernoulliLikelihood; laplace-torch knows"),
         ({"likelihood": CustomLikelihood(lambda out, y: out[:, 0])}, InvalidInput, "CustomLikelihood"),
-        ({"prior": LaplacePrior(1.0)}, InvalidInput, "prior is LaplacePrior; .* needs a GaussianPrior"),
-        ({"structure": "dense"}, UnknownName, "structure must be one of .* not 'dense'"),
-        ({"temperature": 0}, InvalidInput, "temperature must be .* not 0"),
-        ({"only": "head"}, UnknownName, "'head', which is no sampled parameter"),
+        (
+            {"prior": LaplacePrior(1.0)},
+            InvalidInput,
+            "prior is LaplacePrior; .* need a GaussianPrior",
+        ),
     ],
 )
 def test_what_cannot_be_approximated_is_refused(options, error, says):
     with pytest.raises(error, match=says):
-        laplace_posterior(NET, X, Y, **options)
+        Laplace().around(NET, X, Y, **options)
+
+
+def test_settings_that_cannot_be_are_refused():
+    with pytest.raises(UnknownName, match=r"structure must be one of .* not 'dense'"):
+        Laplace(structure="dense")
+    with pytest.raises(InvalidInput, match=r"temperature must be .* not 0"):
+        Laplace(temperature=0)
+    with pytest.raises(UnknownName, match="'head', which is no sampled parameter"):
+        Laplace(only="head").around(NET, X, Y)
 
 
 def test_a_missing_package_and_counts_of_draws_are_named(monkeypatch):
-    posterior = laplace_posterior(NET, X, Y)
+    posterior = Laplace().around(NET, X, Y)
     with pytest.raises(InvalidInput, match=r"n must be .* not 0"):
         posterior.sample(0)
     monkeypatch.setitem(sys.modules, "laplace", None)
     with pytest.raises(MissingDependency, match=r"pip install 'mlcollage\[laplace\]'"):
-        laplace_posterior(NET, X, Y)
+        Laplace().around(NET, X, Y)

@@ -127,7 +127,7 @@ class Coupled(nn.Module):
 def test_hidden_noise_and_hidden_coupling_are_found_when_data_come():
     with pytest.raises(InvalidInput, match="something else each time"):
         BayesianNetwork(Coupled(True)).log_density(X, Y)
-    with pytest.raises(InvalidInput, match="depends on the others of its batch"):
+    with pytest.raises(InvalidInput, match="depend on the other data of a batch"):
         BayesianNetwork(Coupled(False)).log_density(X, Y)
 
 
@@ -233,7 +233,7 @@ def test_starts():
     for init, says in ((a, "init has shape"), (lambda: nn.Linear(3, 2), "init makes another network")):
         with pytest.raises(InvalidInput, match=says):
             model.initial(2, init)
-    with pytest.raises(UnknownName, match="init='zeros'"):
+    with pytest.raises(UnknownName, match="not 'zeros'"):
         model.initial(2, "zeros")
     with pytest.raises(InvalidInput, match=r"chains must be .* not 0"):
         model.initial(0)

@@ -61,7 +61,7 @@ def test_files_of_another_network_or_kind_are_refused(tmp_path):
     from safetensors.torch import save_file
 
     save_file({"a": torch.zeros(1)}, tmp_path / "other")
-    with pytest.raises(InvalidInput, match="holds no posterior"):
+    with pytest.raises(InvalidInput, match="holds something else than a posterior"):
         Posterior.load(tmp_path / "other")
 
 

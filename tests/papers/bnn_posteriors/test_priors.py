@@ -137,7 +137,7 @@ def test_empcov_of_a_later_layer_and_of_patches():
         (lambda: GaussianPrior({}), "empty mapping"),
         (lambda: GaussianPrior({"0": -1.0}), r"variance\['0'\]"),
         (lambda: StudentTPrior(0, 1.0), "df must be .* not 0"),
-        (lambda: GaussianMixturePrior((1.0, 2.0), (1.0,)), "2 variances and 1 weights"),
+        (lambda: GaussianMixturePrior((1.0, 2.0), (1.0,)), "2 variances and 1 weights do not belong"),
         (lambda: GaussianPrior({"0": 1.0}).place(LAYOUT, LIKE), "leaves out 2.weight"),
         (lambda: GaussianPrior(1.0).sample(LAYOUT, 0), "n must be .* not 0"),
         (lambda: EmpCovPrior.from_inputs(torch.zeros(1, 3), "0.weight"), "at least two rows"),

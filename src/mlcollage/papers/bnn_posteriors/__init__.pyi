@@ -5,24 +5,23 @@ from .density import largest_curvature as largest_curvature
 from .empcov import EmpCovPrior as EmpCovPrior
 from .ensemble import MAP as MAP
 from .ensemble import Ensemble as Ensemble
+from .function import linearized as linearized
 from .hmc import HMC as HMC
 from .laplace import Laplace as Laplace
 from .laplace import LaplacePosterior as LaplacePosterior
-from .laplace import laplace_posterior as laplace_posterior
 from .layout import Layout as Layout
 from .likelihoods import BernoulliLikelihood as BernoulliLikelihood
 from .likelihoods import CategoricalLikelihood as CategoricalLikelihood
 from .likelihoods import CustomLikelihood as CustomLikelihood
 from .likelihoods import GaussianLikelihood as GaussianLikelihood
 from .likelihoods import Likelihood as Likelihood
-from .linearization import linearized as linearized
 from .method import Method as Method
 from .method import Target as Target
 from .mfvi import MFVI as MFVI
 from .network import BayesianNetwork as BayesianNetwork
 from .nuts import NUTS as NUTS
 from .posterior import Posterior as Posterior
-from .predictions import PredictionStream as PredictionStream
+from .posterior import PredictionStream as PredictionStream
 from .priors import GaussianMixturePrior as GaussianMixturePrior
 from .priors import GaussianPrior as GaussianPrior
 from .priors import LaplacePrior as LaplacePrior
@@ -77,7 +76,6 @@ __all__ = [
     "Target",
     "audit",
     "dead_inputs",
-    "laplace_posterior",
     "largest_curvature",
     "linearized",
 ]

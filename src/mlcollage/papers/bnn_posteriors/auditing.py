@@ -117,9 +117,9 @@ def audit(
     integer("groups", groups, least=2)  # their distance is the error of the reference
     network = model if isinstance(model, BayesianNetwork) else BayesianNetwork(model, likelihood, prior)
     if network.likelihood.kind != "classification":
+        what = type(network.likelihood).__name__
         raise InvalidInput(
-            f"the likelihood is {type(network.likelihood).__name__}; an audit compares class probabilities, so a "
-            "categorical or Bernoulli likelihood is needed."
+            f"the likelihood is {what}; one of classes is needed, since an audit compares probabilities."
         )
     rivals = list(methods.items()) if isinstance(methods, Mapping) else [(check_method(m).name, m) for m in methods]
     names = [REFERENCE, FLOOR, *(name for name, _ in rivals), *(predictions or {})]
@@ -168,31 +168,23 @@ def compare(
     runs = [_array(run, "the reference") for run in reference]
     if len(runs) < 2 or len({run.shape for run in runs}) > 1 or runs[0].ndim != 4:
         shapes = ", ".join(str(run.shape) for run in runs) or "none"
-        raise InvalidInput(
-            f"the reference has runs of shape {shapes}; two or more of (chains, draws, N, K) are needed."
-        )
+        raise InvalidInput(f"the reference has runs of shape {shapes}; two of (chains, draws, N, K) are needed.")
     whole = np.concatenate(runs)  # (chains of all runs, draws, N, K)
     labels = _array(y, "y")
     arms: dict[str, Floats] = {name: _array(p, name) for name, p in rivals.items()}
     for name, p in arms.items():
         if p.ndim not in (2, 4) or p.shape[-2:] != whole.shape[-2:]:
             raise InvalidInput(
-                f"the predictions of {name} have shape {p.shape}; {whole.shape[-2:]} or (chains, draws, "
-                f"{whole.shape[-2]}, {whole.shape[-1]}) is needed, at the reference's inputs."
+                f"predictions of {name} have shape {p.shape}; (N, K) or (chains, draws, N, K) is needed, with the "
+                f"reference's (N, K), {whole.shape[-2:]}."
             )
     rows = {REFERENCE: _scores(whole, labels, n_bins), FLOOR: _floor(runs)}
     for name, p in arms.items():
-        rows[name] = {**_scores(p, labels, n_bins), **_distances(whole, p), **_differences(whole, p, labels, n_bins)}
+        rows[name] = {**_scores(p, labels, n_bins, whole), **_distances(whole, p)}
     table = pd.DataFrame.from_dict(rows, orient="index")
     columns = [f"{m}{part}" for m in METRICS for part in _PARTS if m not in METRICS[:2] or "difference" not in part]
-    report = AuditReport(
-        table=table.reindex(columns=columns).rename_axis("method"),
-        rhat=_rhat(whole),
-        runs=len(runs),
-        chains=len(runs[0]),
-        draws=whole.shape[1],
-        inputs=whole.shape[2],
-    )
+    table = table.reindex(columns=columns).rename_axis("method")
+    report = AuditReport(table, _rhat(whole), len(runs), *runs[0].shape[:3])
     if report.doubt:
         warnings.warn(report.doubt, stacklevel=2)
     return report
@@ -262,10 +254,11 @@ class AuditReport:
         ]
         if self.doubt:
             lines.append(f"WARNING: {self.doubt}")
-        shown = {name: _cells(row) for name, row in self.table.iterrows()}
-        lines += ["", pd.DataFrame.from_dict(shown, orient="index").to_string()]
+        cells = {m.replace("_", " "): [_cell(row, m) for _, row in self.table.iterrows()] for m in METRICS}
         floor = self.table.loc[FLOOR]
         lines += [
+            "",
+            pd.DataFrame(cells, index=list(self.table.index)).to_string(),
             "",
             f"Two runs of the reference agree in {floor['agreement']:.3f} and are {floor['total_variation']:.3f} "
             "apart; what is nearer is noise.",
@@ -293,21 +286,15 @@ class AuditReport:
         rivals = self.table.drop([REFERENCE, FLOOR])
         ax.axvspan(0, apart, color=theme.GRID, zorder=0)
         ax.axhspan(agree, 1, color=theme.GRID, zorder=0)
-        ax.errorbar(
-            rivals["total_variation"],
-            rivals["agreement"],
-            xerr=2 * rivals["total_variation_se"],
-            yerr=2 * rivals["agreement_se"],
-            fmt="o",
-            color=theme.PALETTE["blue"],
-            ecolor=theme.tint(theme.PALETTE["blue"], 0.5),
-        )
+        x, y, xerr, yerr = (rivals[f"{m}{part}"] for part in ("", "_se") for m in ("total_variation", "agreement"))
+        blue = theme.PALETTE["blue"]
+        ax.errorbar(x, y, xerr=2 * xerr, yerr=2 * yerr, fmt="o", color=blue, ecolor=theme.tint(blue, 0.5))
         ax.set(xlabel="total variation to the HMC reference", ylabel="agreement with the HMC reference")
         ax.set_xlim(0, 1.25 * max(ax.get_xlim()[1], apart))  # room for names
         ax.set_ylim(top=1)
         theme.tidy(ax)
-        for name, row in rivals.iterrows():
-            theme.label_line_end(ax, row["total_variation"], row["agreement"], str(name), theme.INK, weight="normal")
+        for name in rivals.index:
+            theme.label_line_end(ax, x[name], y[name], str(name), theme.INK, weight="normal")
         ax.annotate("gray: as near as two runs of HMC", (1, 1), (0, 4), "axes fraction", "offset points", ha="right")
         if not hasattr(ax.figure.canvas, "get_renderer"):
             FigureCanvasAgg(ax.get_figure(root=True))  # names can be kept apart only where their size is known
@@ -315,28 +302,19 @@ class AuditReport:
         return ax
 
 
-def _cells(row: pd.Series) -> dict[str, str]:
-    """A row as text: value, error, and the difference to the reference in brackets."""
-    cells = {}
-    for metric in METRICS:
-        value = row.get(metric, math.nan)
-        if math.isnan(value):
-            cells[metric.replace("_", " ")] = ""
-            continue
-        text = f"{value:.3f} ±{row[f'{metric}_se']:.3f}"
-        difference = row.get(f"{metric}_difference", math.nan)
-        cells[metric.replace("_", " ")] = text if math.isnan(difference) else f"{text} ({difference:+.3f})"
-    return cells
+def _cell(row: pd.Series, metric: str) -> str:
+    """A number as text: value, error, and the difference to the reference in brackets."""
+    if math.isnan(row.get(metric, math.nan)):
+        return ""
+    text, difference = f"{row[metric]:.3f} ±{row[f'{metric}_se']:.3f}", row.get(f"{metric}_difference", math.nan)
+    return text if math.isnan(difference) else f"{text} ({difference:+.3f})"
 
 
 def _array(values: Any, name: str) -> Any:
-    if isinstance(values, Tensor):
-        values = values.detach().cpu().double() if values.dtype.is_floating_point else values.detach().cpu()
-        return values.numpy()
-    array = np.asarray(values)
+    array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
     if array.dtype == object:
         raise InvalidInput(f"{name} is {type(values).__name__}; an array or tensor is needed.")
-    return array
+    return array.astype(np.float64) if array.dtype.kind == "f" else array
 
 
 def _split(data: Labeled | Sequence[Any]) -> tuple[Any, Any, Any, Any]:
@@ -351,61 +329,43 @@ def _mean(p: Floats) -> Floats:
     return p if p.ndim == 2 else p.mean(axis=(0, 1))
 
 
-def _error(metric: Callable[[Floats], float], p: Floats) -> calibration.MonteCarlo:
-    """The metric of the average of ``p``, with its Monte-Carlo error; none where there is one draw."""
-    if p.ndim == 2 or p.shape[0] * p.shape[1] < 2:
-        return calibration.MonteCarlo(float(metric(_mean(p))), 0.0, 0.0, 1)
-    return calibration.jackknife(metric, p)
+def _value(name: str, metric: Callable[..., float], *draws: Floats) -> dict[str, float]:
+    """A metric of the averages of one or more sets of draws, with the Monte-Carlo error of all of them."""
+    means = [_mean(p) for p in draws]
+    variance = 0.0
+    for i, p in enumerate(draws):
+        if p.ndim == 4 and p.shape[0] * p.shape[1] > 1:  # one network has no error of its own
+            before, after = means[:i], means[i + 1 :]
+            one = calibration.jackknife(lambda q, b=before, a=after: metric(*b, q, *a), p)  # type: ignore[misc]
+            variance += one.se**2
+    return {name: float(metric(*means)), f"{name}_se": math.sqrt(variance)}
 
 
-def _row(name: str, parts: Sequence[calibration.MonteCarlo]) -> dict[str, float]:
-    """A value whose parts vary on their own, with the error of all."""
-    return {name: parts[0].value, f"{name}_se": math.hypot(*(part.se for part in parts))}
-
-
-def _by_labels(y: NDArray, n_bins: int) -> dict[str, Callable[[Floats], float]]:
-    return {
+def _scores(p: Floats, y: NDArray, n_bins: int, reference: Floats | None = None) -> dict[str, float]:
+    """Scores by labels, and their differences to those of the reference."""
+    metrics: dict[str, Callable[[Floats], float]] = {
         "accuracy": lambda p: calibration.accuracy(p, y),
         "nll": lambda p: calibration.nll(p, y),
         "ece": lambda p: calibration.ece(p, y, n_bins),
         "brier": lambda p: calibration.brier(p, y),
     }
-
-
-def _scores(p: Floats, y: NDArray, n_bins: int) -> dict[str, float]:
     found: dict[str, float] = {}
-    for name, metric in _by_labels(y, n_bins).items():
-        found |= _row(name, [_error(metric, p)])
+    for name, metric in metrics.items():
+        found |= _value(name, metric, p)
+        if reference is not None:
+            found |= _value(f"{name}_difference", lambda a, b, m=metric: m(b) - m(a), reference, p)
     return found
-
-
-def _pair(
-    metric: Callable[[Floats, Floats], float], a: Floats, b: Floats
-) -> tuple[calibration.MonteCarlo, calibration.MonteCarlo]:
-    """A function of two averages: its error from the draws of the one, and from those of the other."""
-    mean_a, mean_b = _mean(a), _mean(b)
-    return _error(lambda p: metric(p, mean_b), a), _error(lambda p: metric(mean_a, p), b)
 
 
 def _distances(reference: Floats, p: Floats) -> dict[str, float]:
-    agree = _pair(calibration.agreement, reference, p)
-    apart = _pair(calibration.total_variation, reference, p)
-    return {**_row("agreement", agree), **_row("total_variation", apart)}
-
-
-def _differences(reference: Floats, p: Floats, y: NDArray, n_bins: int) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for name, metric in _by_labels(y, n_bins).items():
-        parts = _pair(lambda a, b, metric=metric: metric(b) - metric(a), reference, p)  # type: ignore[misc]
-        found |= _row(f"{name}_difference", parts)
-    return found
+    agree = _value("agreement", calibration.agreement, reference, p)
+    return agree | _value("total_variation", calibration.total_variation, reference, p)
 
 
 def _floor(runs: Sequence[Floats]) -> dict[str, float]:
     """Agreement and distance of two runs of the reference, averaged over all pairs."""
     pairs = [_distances(a, b) for a, b in combinations(runs, 2)]
-    found = {key: float(np.mean([pair[key] for pair in pairs])) for key in pairs[0]}
-    return found
+    return {key: float(np.mean([pair[key] for pair in pairs])) for key in pairs[0]}
 
 
 def _rhat(p: Floats) -> Floats:

@@ -35,16 +35,7 @@ from mlcollage.nn.wrapped import logits_of
 from .layout import Layout
 from .likelihoods import Likelihood
 
-__all__ = [
-    "Backend",
-    "Batch",
-    "LinearLayer",
-    "LoopBackend",
-    "MLPBackend",
-    "VmapBackend",
-    "exact_matmul",
-    "linear_layers",
-]
+__all__ = ["Backend", "Batch", "LinearLayer", "LoopBackend", "MLPBackend", "VmapBackend", "linear_layers"]
 
 
 @dataclass(frozen=True)
@@ -148,10 +139,7 @@ _RULES: dict[type[nn.Module], _Rule] = {
         lambda z, m: F.softplus(z, m.beta, m.threshold),
         lambda g, z, m: _aten.softplus_backward(g, z, m.beta, m.threshold),
     ),
-    nn.ELU: _Rule(
-        lambda z, m: F.elu(z, m.alpha),
-        lambda g, z, m: _aten.elu_backward(g, m.alpha, 1.0, 1.0, False, z),
-    ),
+    nn.ELU: _Rule(lambda z, m: F.elu(z, m.alpha), lambda g, z, m: _aten.elu_backward(g, m.alpha, 1.0, 1.0, False, z)),
     nn.LeakyReLU: _Rule(
         lambda z, m: F.leaky_relu(z, m.negative_slope),
         lambda g, z, m: _aten.leaky_relu_backward(g, z, m.negative_slope, False),
@@ -184,10 +172,8 @@ def _flat_modules(module: nn.Module, prefix: str) -> list[tuple[str, nn.Module]]
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    return any(
-        getattr(module, name, None)
-        for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    )
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, kind, None) for kind in kinds)
 
 
 def linear_layers(module: nn.Module, layout: Layout, sample: Tensor) -> list[LinearLayer] | None:
@@ -245,6 +231,11 @@ class _Buffers:
         self.by_weight = [empty(chains, *shape) for shape in shapes]
         self.by_weight_flat = [g.view(chains, -1) for g in self.by_weight]
         self.by_first = self.by_weight[0].view(-1, shapes[0][1])  # (chains * out, in)
+        # what each layer gave in the last forward pass, (chains, out, n): z itself, or a new tensor
+        self.h: list[Tensor] = []
+
+
+Parts = dict[str, Tensor]  # gradients by name, (chains, numbers) each
 
 
 class _Weights(NamedTuple):
@@ -297,9 +288,9 @@ class MLPBackend(Backend):
             self._seen = (q, found)
         return self._seen[1]
 
-    def _forward(self, weights: list[_Weights], x: Tensor, buffers: _Buffers) -> tuple[Tensor, list[Tensor]]:
-        """Outputs (chains, K, n), and what each layer's input is, the first one's apart: (chains, units, n)."""
-        h, hidden = (x.expand(buffers.chains, -1, -1) if x.ndim == 2 else x), []
+    def _forward(self, weights: list[_Weights], x: Tensor, buffers: _Buffers) -> Tensor:
+        """Outputs (chains, K, n) for inputs (in, n) or (chains, in, n)."""
+        h, buffers.h = (x.expand(buffers.chains, -1, -1) if x.ndim == 2 else x), []
         for i, (layer, w) in enumerate(zip(self.layers, weights, strict=True)):
             z = buffers.z[i]
             if w.column is None:  # (chains, out, in) @ (chains, in, n)
@@ -308,44 +299,37 @@ class MLPBackend(Backend):
                 torch.baddbmm(w.column, w.weight, h, out=z)
             act = layer.activation
             h = z if act is None else _RULES[type(act)].forward(z, act)
-            hidden.append(h)
-        return h, hidden
+            buffers.h.append(h)
+        return h
 
     @torch.no_grad()
     def outputs(self, q: Tensor, x: Tensor) -> Tensor:
         """See :class:`Backend`."""
         with exact_matmul(q.device):
-            z, _ = self._forward(self._weights(q), x.flatten(1).T, self._buffers_for(len(q), len(x), q))
+            z = self._forward(self._weights(q), x.flatten(1).T, self._buffers_for(len(q), len(x), q))
         return z.mT.clone()
 
     def gradient(self, q: Tensor, batches: Sequence[Batch], out: Tensor, value: bool) -> Tensor | None:
         """See :class:`Backend`; to be called without recording a graph."""
         weights, total = self._weights(q), None
-        parts: dict[str, Tensor] = {}
+        parts: Parts = {}
         with exact_matmul(q.device):
             into = self._buffers_for(len(q), batches[0].size, q)  # where the gradients of all chunks add up
-            for number, batch in enumerate(batches):
+            for batch in batches:
                 buffers = self._buffers_for(len(q), batch.size, q)
-                z, hidden = self._forward(weights, batch.columns, buffers)
+                z = self._forward(weights, batch.columns, buffers)
                 part, dz = self.likelihood.score(z, batch.targets, value)
                 if part is not None:
                     total = part if total is None else total + part
-                self._backward(weights, dz, batch.columns, hidden, buffers, into, parts, first=number == 0)
+                self._backward(weights, dz, batch.columns, buffers, into, parts)
         torch.cat([parts[name] for name in self.layout.names], dim=1, out=out)
         return total
 
     def _backward(
-        self,
-        weights: list[_Weights],
-        dz: Tensor,
-        x: Tensor,
-        hidden: list[Tensor],
-        buffers: _Buffers,
-        into: _Buffers,
-        parts: dict[str, Tensor],
-        first: bool,
+        self, weights: list[_Weights], dz: Tensor, x: Tensor, buffers: _Buffers, into: _Buffers, parts: Parts
     ) -> None:
-        """Gradients of every parameter, (chains, numbers), written to ``parts``, or added to them."""
+        """Gradients of every parameter, (chains, numbers), written to ``parts``, or added to what is there."""
+        first = not parts
         for i in reversed(range(len(self.layers))):
             layer, by_weight = self.layers[i], into.by_weight[i]
             if i == 0 and x.ndim == 2:  # all chains as one product
@@ -356,7 +340,8 @@ class MLPBackend(Backend):
                     into.by_first.addmm_(flat, x.T)
             else:
                 # (chains, out, n) @ (chains, n, in)
-                below = x.mT if i == 0 else buffers.zt[i - 1] if hidden[i - 1] is buffers.z[i - 1] else hidden[i - 1].mT
+                h = x if i == 0 else buffers.h[i - 1]
+                below = buffers.zt[i - 1] if i and h is buffers.z[i - 1] else h.mT
                 if first:
                     torch.bmm(dz, below, out=by_weight)
                 else:

@@ -18,13 +18,12 @@ from mlcollage.infer.density import State
 
 from . import tensor_file
 from .keeping import Keeper
-from .layout import Layout
 from .method import Target
-from .predictions import PredictionStream
+from .posterior import PredictionStream
 
 __all__ = ["Checkpoint", "Progressed"]
 
-_FORMAT = "mlcollage hmc checkpoint 1"
+_KIND = "checkpoint of a run of HMC (mlcollage, 1)"
 _COLUMNS = ("log_prob", "accept", "energy", "diverging", "steps")
 
 
@@ -70,14 +69,11 @@ class Checkpoint:
         self.folder, self.target, self.keeper = Path(folder), target, keeper
         self.file = self.folder / "state.safetensors"
         self.folder.mkdir(parents=True, exist_ok=True)
-        prior, layout, density = repr(target.prior), target.network.layout, target.density
+        self.layout, density, prior = target.network.layout, target.density, repr(target.network.prior)
         at = keeper.stream.x if keeper.stream else None
         self.header = {
-            "format": _FORMAT,
-            "names": list(layout.names),
-            "shapes": [list(shape) for shape in layout.shapes],
             # the default repr holds an address, which changes from run to run
-            "prior": prior if "object at" not in prior else type(target.prior).__name__,
+            "prior": prior if "object at" not in prior else type(target.network.prior).__name__,
             "data": _fingerprint(density.x, density.y, at),
             "settings": settings,
             "blocks": [],
@@ -93,17 +89,10 @@ class Checkpoint:
         """
         if not self.file.exists():
             return None
-        header, state = tensor_file.load(self.file)
-        if header.get("format") != _FORMAT:
-            raise InvalidInput(f"{self.file} is no checkpoint of a run; give another folder.")
-        found = Layout(tuple(header["names"]), tuple(tuple(s) for s in header["shapes"]))
-        if (difference := self.target.network.layout.difference(found)) is not None:
-            raise InvalidInput(f"{self.folder} holds a run of another architecture: {difference} (this one, and that).")
+        _, state, header = tensor_file.load(self.file, _KIND, self.layout)
         for what in ("prior", "data", "settings"):
             if json.loads(json.dumps(self.header[what])) != header[what]:
-                raise InvalidInput(
-                    f"{self.folder} holds a run with other {what}; give another folder, or the same {what}."
-                )
+                raise InvalidInput(f"{self.folder} holds a run with other {what}; give another folder.")
         device, keeper = self.target.density.x.device, self.keeper
         self.target.generator.set_state(state.pop("generator"))
         state = {name: value.to(device) for name, value in state.items()}
@@ -111,7 +100,7 @@ class Checkpoint:
             stream = tensor_file.under(state, "stream.")
             keeper.stream = PredictionStream.from_tensors(keeper.stream.likelihood, stream)
         for name in header["blocks"]:  # (chains, draws, P) each
-            keeper.kept += list(tensor_file.load(self.folder / name)[1]["params"].to(device).unbind(dim=1))
+            keeper.kept += list(tensor_file.load(self.folder / name, _KIND)[1]["params"].to(device).unbind(dim=1))
         self.header["blocks"] = header["blocks"]
         position, step_size, mass = state["position"], state["step_size"], state.get("mass")
         columns = tensor_file.under(state, "columns.")  # (chains, draws) each
@@ -124,7 +113,7 @@ class Checkpoint:
         if self.keeper.store == "params":
             name = f"draws-{since:06d}-{run.draws:06d}.safetensors"
             new = torch.stack(self.keeper.kept[since : run.draws], dim=1)
-            tensor_file.save(self.folder / name, {"params": new}, {})
+            tensor_file.save(self.folder / name, _KIND, self.layout, {"params": new})
             self.header["blocks"].append(name)
         state = {
             "position": run.position,
@@ -136,14 +125,12 @@ class Checkpoint:
         }
         if self.keeper.stream is not None:
             state |= {f"stream.{name}": value for name, value in self.keeper.stream.tensors().items()}
-        tensor_file.save(self.file, state, self.header)
+        tensor_file.save(self.file, _KIND, self.layout, state, **self.header)
 
 
 def _fingerprint(*values: Tensor | None) -> str:
     digest = hashlib.sha256()
     for value in values:
         if value is not None:
-            array = value.detach().cpu().contiguous()
-            digest.update(f"{array.dtype} {tuple(array.shape)}".encode())
-            digest.update(array.numpy().tobytes())
+            digest.update(f"{value.dtype} {tuple(value.shape)}".encode() + value.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

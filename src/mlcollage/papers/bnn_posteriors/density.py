@@ -18,8 +18,7 @@ from mlcollage._checks import integer, positive
 from mlcollage.errors import InvalidInput
 
 from .backends import Backend, Batch
-from .layout import Layout
-from .likelihoods import Likelihood
+from .function import NetworkFunction
 from .priors import PlacedPrior
 
 __all__ = ["PosteriorDensity", "largest_curvature"]
@@ -45,40 +44,30 @@ class PosteriorDensity:
 
     def __init__(
         self,
-        backend: Backend,
+        function: NetworkFunction,
         prior: PlacedPrior,
-        likelihood: Likelihood,
-        layout: Layout,
+        backend: Backend,
         x: Tensor,
         y: Tensor,
         targets: Tensor,
         *,
-        dtype: torch.dtype,
         temperature: float = 1.0,
         chunk_size: int | None = None,
     ):
-        self.backend, self.prior, self.likelihood, self.layout = backend, prior, likelihood, layout
+        self.layout, self.prior, self.backend = function.layout, prior, backend
         self.temperature, self.num_data = positive("temperature", temperature), len(x)
-        self.x, self.y, self._targets, self._dtype = x, y, targets, dtype
-        chunk_size = None if chunk_size is None else integer("chunk_size", chunk_size, least=1)
-        size = chunk_size or len(x)
-        self._chunks = [
-            Batch(x[at : at + size], y[at : at + size], targets[..., at : at + size].contiguous())
-            for at in range(0, len(x), size)
-        ]
+        self.x, self.y, self._targets, self._dtype = x, y, targets, function.parameters_flat.dtype
+        size = len(x) if chunk_size is None else integer("chunk_size", chunk_size, least=1)
+        parts = zip(x.split(size), y.split(size), targets.split(size, dim=-1), strict=True)
+        self._chunks = [Batch(a, b, t.contiguous()) for a, b, t in parts]
         self._scratch: Tensor | None = None
 
     def _check(self, q: Tensor) -> None:
         if q.ndim != 2 or q.shape[1] != self.layout.size:
-            raise InvalidInput(
-                f"positions have shape {tuple(q.shape)}; (chains, {self.layout.size}) is needed, the sampled "
-                "parameters one after the other."
-            )
+            raise InvalidInput(f"positions have shape {tuple(q.shape)}; (chains, {self.layout.size}) is needed.")
         if q.dtype != self._dtype or q.device != self.x.device:
-            raise InvalidInput(
-                f"positions are {q.dtype} on {q.device}, the network and data {self._dtype} on {self.x.device}; "
-                "convert the one or the other."
-            )
+            here = f"{self._dtype} on {self.x.device}"
+            raise InvalidInput(f"positions are {q.dtype} on {q.device}; {here} is needed, as network and data are.")
 
     def __call__(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """Log-density (chains,) in float64 and its gradient (chains, P)."""
@@ -103,19 +92,6 @@ class PosteriorDensity:
     def _finish(self, out: Tensor, q: Tensor) -> Tensor:
         self.prior.add_gradient_(out, q)
         return out if self.temperature == 1 else out.div_(self.temperature)
-
-    def log_likelihood(self, q: Tensor) -> Tensor:
-        """Untempered log-likelihood of all data, (chains,), float64."""
-        self._check(q)
-        with torch.no_grad():
-            value = self.backend.gradient(q, self._chunks, torch.empty_like(q), True)
-        assert value is not None
-        return value
-
-    def log_prior(self, q: Tensor) -> Tensor:
-        """Untempered log-prior, (chains,), float64."""
-        self._check(q)
-        return self.prior.log_prob(q)
 
     def estimate(
         self,

@@ -77,9 +77,7 @@ class EmpCovPrior(Prior):
         if not isinstance(self.rest, Prior):
             raise InvalidInput(f"rest is {type(self.rest).__name__}; a Prior for the other parameters is needed.")
         if self.count < 2:
-            raise InvalidInput(
-                f"the layer saw {self.count} inputs or patches; at least two are needed for a covariance."
-            )
+            raise InvalidInput(f"the layer saw {self.count} inputs or patches; at least two are needed.")
 
     @property
     def covariance(self) -> Tensor:
@@ -141,9 +139,8 @@ class EmpCovPrior(Prior):
         [0.2, 0.2, 0.0]
         """
         network = network_of(module)
-        rest = getattr(module, "prior", None) if rest is None else rest
+        rest = rest or getattr(module, "prior", None) or GaussianPrior()
         rest = rest.rest if isinstance(rest, EmpCovPrior) else rest  # sampling again with a remedy tried before
-        rest = GaussianPrior() if rest is None else rest
         count, gram, parameter = 0, torch.zeros(()), ""
         for weight, seen, _ in layer_batches(network, X, batch_size):
             parameter = weight
@@ -154,12 +151,8 @@ class EmpCovPrior(Prior):
         if alpha is not None:
             return made
         if not isinstance(rest, GaussianPrior):
-            raise InvalidInput(
-                f"rest is {type(rest).__name__}; give alpha, or a GaussianPrior to take its strength from."
-            )
-        variance = rest.variance
-        if not isinstance(variance, int | float):
-            variance = Layout.of(network).assign(variance, "variance")[made.parameter]
+            raise InvalidInput(f"rest is {type(rest).__name__}; give alpha, or a GaussianPrior as rest.")
+        variance = Layout.of(network).assign(rest.variance, "variance")[made.parameter]
         second = gram / (count - 1)  # C
         return replace(made, alpha=float(variance * second.trace() / second.square().sum()))
 
@@ -169,9 +162,7 @@ class EmpCovPrior(Prior):
             raise InvalidInput(f"parameter {self.parameter!r} is not sampled; the prior is for one that is.")
         shape = layout.shapes[layout.names.index(self.parameter)]
         if len(shape) < 2 or math.prod(shape[1:]) != len(self.gram):
-            raise InvalidInput(
-                f"parameter {self.parameter} has shape {shape}, but inputs have {len(self.gram)} numbers."
-            )
+            raise InvalidInput(f"{self.parameter} has shape {shape}, but inputs have {len(self.gram)} numbers.")
         return _PlacedEmpCov(self, layout, like)
 
 
@@ -181,43 +172,33 @@ class _PlacedEmpCov(PlacedPrior):
     def __init__(self, prior: EmpCovPrior, layout: Layout, like: Tensor):
         kept = [i for i, name in enumerate(layout.names) if name != prior.parameter]
         others = Layout(tuple(layout.names[i] for i in kept), tuple(layout.shapes[i] for i in kept))
-        self._rest = prior.rest.place(others, like) if kept else None
-        self._slice, self._size = layout.slices[prior.parameter], layout.size
+        # of a layer without bias there are no others, and names of theirs need not be found
+        self._rest, self._like = (prior.rest if kept else GaussianPrior()).place(others, like), like
+        self._slice = layout.slices[prior.parameter]
+        places = torch.arange(layout.size, device=like.device)
+        self._others = torch.cat([places[: self._slice.start], places[self._slice.stop :]])
         covariance = prior.covariance.to(like.device)
         self._shape = (-1, len(covariance))
         self._root = torch.linalg.cholesky(covariance)  # (D, D), lower
         self._exact = torch.cholesky_inverse(self._root)  # the precision, float64
         self._precision = self._exact.to(like.dtype)
         self._log_norm = self._root.diagonal().log().sum() + 0.5 * len(covariance) * math.log(2 * math.pi)
-        self._like = like
 
     def _own(self, w: Tensor) -> Tensor:
         """The layer's weights, (chains, units, D)."""
         return w[:, self._slice].unflatten(1, self._shape)
 
-    def _others(self, w: Tensor) -> Tensor:
-        """The other parameters, (chains, P - units * D)."""
-        if self._slice.start == 0:
-            return w[:, self._slice.stop :]
-        return torch.cat([w[:, : self._slice.start], w[:, self._slice.stop :]], dim=1)
-
     def log_prob(self, w: Tensor) -> Tensor:
         own = self._own(w.double())  # each unit's w' S^-1 w, summed over units
         value = -0.5 * ((own @ self._exact) * own).sum(dim=(1, 2)) - own.shape[1] * self._log_norm
-        return value if self._rest is None else value + self._rest.log_prob(self._others(w))
+        return value + self._rest.log_prob(w[:, self._others])
 
     def add_gradient_(self, out: Tensor, w: Tensor) -> Tensor:
         out[:, self._slice].sub_((self._own(w) @ self._precision).flatten(1))
-        if self._rest is not None:
-            others = self._rest.gradient(self._others(w))
-            out[:, : self._slice.start].add_(others[:, : self._slice.start])
-            out[:, self._slice.stop :].add_(others[:, self._slice.start :])
-        return out
+        return out.index_add_(1, self._others, self._rest.gradient(w[:, self._others]))
 
-    def _together(self, own: Tensor, others: Tensor | None) -> Tensor:
-        """Inverse of :meth:`_own` and :meth:`_others` along the last dimension."""
-        if others is None:
-            return own
+    def _together(self, own: Tensor, others: Tensor) -> Tensor:
+        """The layer's numbers and the others as positions (..., P)."""
         at = self._slice.start
         return torch.cat([others[..., :at], own, others[..., at:]], dim=-1)
 
@@ -226,9 +207,9 @@ class _PlacedEmpCov(PlacedPrior):
         # one row per draw and unit
         noise = standard_normal((n * numbers // self._shape[1], self._shape[1]), generator)
         own = (noise @ self._root.T).reshape(n, numbers).to(self._like.dtype)
-        return self._together(own, None if self._rest is None else self._rest.sample(n, generator))
+        return self._together(own, self._rest.sample(n, generator))
 
     def sd(self) -> Tensor:
         each = self._root.square().sum(dim=1).sqrt()  # (D,), the root of the covariance's diagonal
         units = (self._slice.stop - self._slice.start) // len(each)
-        return self._together(each.repeat(units), None if self._rest is None else self._rest.sd())
+        return self._together(each.repeat(units), self._rest.sd())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -69,14 +70,11 @@ def layer_inputs(module: nn.Module, inputs: Tensor) -> tuple[str, Tensor]:
         raise InvalidInput("the module has no linear map or convolution whose inputs could be looked at.")
     found: list[tuple[str, Tensor]] = []
 
-    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def catch(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-            found.append((name, _patches(layer, args[0])))
-            raise _Found
+    def catch(name: str, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        found.append((name, _patches(layer, args[0])))
+        raise _Found
 
-        return catch
-
-    handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
+    handles = [layer.register_forward_pre_hook(partial(catch, name)) for name, layer in layers.items()]
     try:
         with suppress(_Found):
             module(inputs)

@@ -1,14 +1,15 @@
-"""A network as a function of its sampled parameters, by the backend that suits it."""
+"""A network as a function of its sampled parameters, by the backend that suits it, and its linearization."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, jvp, vmap
 
 from mlcollage._checks import choice
 from mlcollage.errors import InvalidInput
@@ -17,9 +18,10 @@ from mlcollage.nn.wrapped import logits_of, unwrap
 from .backends import Backend, Batch, LoopBackend, MLPBackend, VmapBackend, linear_layers
 from .layout import Layout
 from .likelihoods import Likelihood, make_likelihood
+from .priors import GaussianPrior, PlacedPrior, Prior
 from .validation import as_inputs, check_module
 
-__all__ = ["BackendName", "NetworkFunction"]
+__all__ = ["BackendName", "NetworkFunction", "linearized"]
 
 BackendName = Literal["auto", "mlp", "vmap", "compile", "loop"]
 _WORK = 2**26  # numbers that the activations of one chunk may take, by default
@@ -28,37 +30,31 @@ _WORK = 2**26  # numbers that the activations of one chunk may take, by default
 class NetworkFunction:
     """A copy of a module whose parameters that require a gradient are an argument: positions (chains, P).
 
-    Parameters
-    ----------
-    module
-        Any ``torch.nn.Module`` from inputs (n, ...) to outputs (n, ...).
-    likelihood
-        Its name, a :class:`~mlcollage.papers.bnn_posteriors.likelihoods.Likelihood`, or a function.
-    backend
-        How gradients are computed, where a call does not say otherwise.
-
-    Attributes
-    ----------
-    module : Module
-        The copy.
-    layout : Layout
-        Names, shapes and places of the sampled parameters in a position.
-    likelihood : Likelihood
+    What every posterior is of; :class:`~mlcollage.papers.bnn_posteriors.network.BayesianNetwork` documents parameters
+    and attributes.
     """
 
     def __init__(
         self,
         module: nn.Module,
         likelihood: str | Likelihood | Callable[[Tensor, Tensor], Tensor] = "categorical",
+        prior: Prior | None = None,
         *,
         backend: BackendName = "auto",
     ):
         check_module(module)
         self.module = copy.deepcopy(unwrap(module))
-        self.likelihood = make_likelihood(likelihood)
-        self.layout = Layout.of(self.module)
+        self.likelihood, self.layout = make_likelihood(likelihood), Layout.of(self.module)
+        self.prior = GaussianPrior() if prior is None else prior
+        if not isinstance(self.prior, Prior):
+            raise InvalidInput(f"prior is {type(prior).__name__}; a Prior such as GaussianPrior(0.2) is needed.")
         self.backend: BackendName = choice("backend", backend, get_args(BackendName))
         self._backends: dict[str, Backend] = {}  # made once, since they keep buffers
+
+    @cached_property
+    def placed_prior(self) -> PlacedPrior:
+        """The prior over positions of this network."""
+        return self.prior.place(self.layout, self.parameters_flat)
 
     @property
     def parameters_flat(self) -> Tensor:
@@ -126,9 +122,7 @@ class NetworkFunction:
             general.gradient(q, [batch], torch.empty_like(q), True)
         except (RuntimeError, NotImplementedError) as error:
             if name in ("vmap", "compile"):
-                raise InvalidInput(
-                    f"torch.func.vmap cannot batch this module ({error}); use backend='loop'."
-                ) from error
+                raise InvalidInput(f"vmap cannot batch this module ({error}); use backend='loop'.") from error
             return LoopBackend(*parts)
         return VmapBackend(*parts, compiled=True) if name == "compile" else general
 
@@ -156,3 +150,51 @@ class NetworkFunction:
                 handle.remove()
         most = max(1, _WORK // max(sum(numbers), 1))
         return None if most >= n else most
+
+
+def linearized(module: nn.Module, mean: Tensor, draws: Tensor, X: Tensor, *, batch_size: int | None = None) -> Tensor:
+    r"""Outputs of the network's linearization about ``mean``, for each draw.
+
+    .. math:: f_{lin}(x, w) = f(x, \hat w) + J(x, \hat w) \, (w - \hat w)
+
+    by one Jacobian-vector product per draw; no Jacobian is stored.
+
+    Parameters
+    ----------
+    module
+        The network, in evaluation mode.
+    mean
+        :math:`\hat w`, (P,).
+    draws
+        (n, P).
+    X
+        Inputs (N, ...).
+    batch_size
+        Inputs per pass; by default all.
+
+    Returns
+    -------
+    Tensor
+        (n, N, ...).
+
+    Examples
+    --------
+    A linear map is its own linearization:
+
+    >>> net = nn.Linear(2, 1)
+    >>> mean = torch.zeros(3)
+    >>> linearized(net, mean, torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[1.0, 1.0]])).tolist()
+    [[[6.0]]]
+    """
+    layout = Layout.of(module)
+
+    def output(w: Tensor, x: Tensor) -> Tensor:
+        return logits_of(functional_call(module, layout.unflatten(w), (x,)))
+
+    def one(draw: Tensor, x: Tensor) -> Tensor:
+        value, change = jvp(lambda w: output(w, x), (mean,), (draw - mean,))  # (N, ...) each
+        return value + change
+
+    with torch.no_grad():
+        parts = [vmap(one, in_dims=(0, None))(draws, x) for x in X.split(batch_size or len(X))]
+    return torch.cat(parts, dim=1)

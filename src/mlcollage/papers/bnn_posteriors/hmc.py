@@ -117,9 +117,7 @@ class HMC(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.step_size is None and self.warmup < 10:
-            raise InvalidInput(
-                f"warmup={self.warmup} is too short to adapt a step size; give at least 10, or step_size."
-            )
+            raise InvalidInput(f"warmup={self.warmup} is too short to adapt a step size; give at least 10.")
 
     def run(self, target: Target) -> Posterior:
         """Leave the initialization, warm up and draw; called by ``BayesianNetwork.fit``."""
@@ -170,24 +168,15 @@ class HMC(Method):
     def _draw(self, target: Target, run: Progressed, length: float, keeper: Keeper, most: int) -> None:
         """Go on for at most so many draws; the first time, warm up before."""
         first = run.draws == 0
+        done = self.burn_in + (0 if first else self.warmup + run.draws * self.thin)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "only .* of the proposals", UserWarning)  # said below, with advice
             drawn = sampler.sample(
-                target.density,
-                run.position,
-                draws=min(most, self.draws - run.draws),
-                warmup=self.warmup if first else 0,
-                trajectory=length,
-                jitter=self.jitter,
-                step_size=run.step_size,
-                target_accept=self.target_accept,
-                mass=run.mass,
-                temperature=self.temperature,
-                thin=self.thin,
-                store=keeper,
-                generator=target.generator,
-                progress=self._progress(target, self.burn_in + (0 if first else self.warmup + run.draws * self.thin)),
-            )
+                target.density, run.position, draws=min(most, self.draws - run.draws),
+                warmup=self.warmup if first else 0, trajectory=length, jitter=self.jitter, step_size=run.step_size,
+                target_accept=self.target_accept, mass=run.mass, temperature=self.temperature, thin=self.thin,
+                store=keeper, generator=target.generator, progress=self._progress(target, done),
+            )  # fmt: skip
         run.position, run.step_size, run.mass = drawn.state.position, drawn.step_size, drawn.mass
         run.draws += drawn.accept.shape[1]
         run.runs.append(drawn)

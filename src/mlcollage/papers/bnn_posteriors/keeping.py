@@ -12,8 +12,7 @@ from mlcollage.errors import InvalidInput
 from mlcollage.infer.chains import Chains
 
 from .method import Method, Target
-from .posterior import Posterior
-from .predictions import PredictionStream
+from .posterior import Posterior, PredictionStream
 
 __all__ = ["Keeper", "Store", "sample_stats"]
 
@@ -65,14 +64,9 @@ class Keeper:
 
 def sample_stats(runs: Sequence[Chains]) -> dict[str, Tensor]:
     """How the sampler fared over consecutive runs, (chain, draw) each, under ArviZ's names."""
-    names = {
-        "accept_prob": "accept",
-        "energy": "energy",
-        "diverging": "diverging",
-        "lp": "log_prob",
-        "n_steps": "steps",
-    }
-    stats = {ours: torch.cat([getattr(run, theirs) for run in runs], dim=1) for ours, theirs in names.items()}
+    ours = {"accept": "accept_prob", "log_prob": "lp", "steps": "n_steps"}
+    names = ("accept", "energy", "diverging", "log_prob", "steps")
+    stats = {ours.get(name, name): torch.cat([getattr(run, name) for run in runs], dim=1) for name in names}
     # as the leapfrog used it, in the positions' type
     steps = [run.step_size.to(run.state.position.dtype).double()[:, None].expand(run.accept.shape) for run in runs]
     stats["step_size"] = torch.cat(steps, dim=1)

@@ -8,7 +8,7 @@ of the Hessian, and the prior's covariance S. E. Daxberger et al., "Laplace Redu
 NeurIPS 2021. For linear networks with Gaussian noise it is the posterior itself.
 
 Draws of q are meant for the network's linearization about the mode,
-:func:`~mlcollage.papers.bnn_posteriors.linearization.linearized`, whose predictions they make well; the network itself,
+:func:`~mlcollage.papers.bnn_posteriors.function.linearized`, whose predictions they make well; the network itself,
 given the same weights, does often worse (A. Immer, M. Korzepa and M. Bauer, "Improving predictions of Bayesian neural
 nets via local linearization", AISTATS 2021).
 """
@@ -18,12 +18,12 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from mlcollage._checks import choice, integer, positive
+from mlcollage._checks import integer
 from mlcollage.errors import InvalidInput, MissingDependency
 from mlcollage.infer.density import Generator, torch_generator
 
@@ -34,9 +34,7 @@ from .posterior import Posterior
 from .priors import GaussianPrior, Prior
 from .training import GradientAscent, Gradients
 
-__all__ = ["Laplace", "LaplacePosterior", "laplace_posterior"]
-
-Structure = Literal["full", "kron", "diag"]
+__all__ = ["Laplace", "LaplacePosterior"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,7 +68,7 @@ class Laplace(Method):
     lr: Positive = 0.01
     optimizer: Literal["adam", "sgd"] = "adam"
     batch_size: CountFrom1 | None = None
-    structure: Structure = "kron"
+    structure: Literal["full", "kron", "diag"] = "kron"
     only: str | None = None
     linearized: bool = True
     temperature: Positive = 1.0
@@ -88,23 +86,73 @@ class Laplace(Method):
         gradients = Gradients(target.density, self.batch_size, target.generator)
         mode = GradientAscent(self.steps, self.lr, self.optimizer)(gradients, start, target.progress)  # (1, P)
         network = copy.deepcopy(target.network.module)
-        with torch.no_grad():
-            own = dict(network.named_parameters())
-            for name, value in target.network.layout.unflatten(mode[0]).items():
-                own[name].copy_(value)
-        found = laplace_posterior(
-            network,
-            target.density.x,
-            target.density.y,
-            likelihood=target.network.likelihood,
-            prior=target.prior,
-            structure=self.structure,
-            only=self.only,
-            temperature=self.temperature,
-            batch_size=self.batch_size,
-        )
+        network.load_state_dict(target.network.layout.unflatten(mode[0]), strict=False)
+        likelihood, prior = target.network.likelihood, target.network.prior
+        found = self.around(network, target.density.x, target.density.y, likelihood=likelihood, prior=prior)
         params = found.sample(self.draws, target.generator)[None]
         return target.posterior(self, params, {}, kept=mode[:, None])
+
+    def around(
+        self,
+        module: nn.Module,
+        X: Tensor,
+        y: Tensor,
+        *,
+        likelihood: str | Likelihood = "categorical",
+        prior: Prior | None = None,
+    ) -> LaplacePosterior:
+        """Fit the Gaussian at a network's present weights, which should be the posterior's mode.
+
+        Parameters
+        ----------
+        module
+            At the mode. It is copied.
+        X, y
+            All training data, (n, ...) and targets.
+        likelihood
+            ``"categorical"``, or a ``GaussianLikelihood`` with known noise: those that laplace-torch knows.
+        prior
+            A ``GaussianPrior``, by default N(0, 1/5).
+
+        Raises
+        ------
+        MissingDependency
+            If laplace-torch is not installed.
+        InvalidInput
+            For likelihoods, priors and layers it cannot work with.
+        """
+        likelihood = make_likelihood(likelihood)
+        prior = GaussianPrior() if prior is None else prior
+        kind, noise = _kind(likelihood)
+        if not isinstance(prior, GaussianPrior):
+            raise InvalidInput(f"the prior is {type(prior).__name__}; Laplace approximations need a GaussianPrior.")
+        make = _package()
+        network = copy.deepcopy(module).eval()
+        layout = Layout.of(network)
+        picked = layout.assign(True if self.only is None else {"": False, self.only: True}, "only")
+        for name, p in network.named_parameters():
+            p.requires_grad_(picked.get(name, False))
+        if self.structure == "kron":
+            _check_layers(network)
+        variance = layout.assign(prior.variance, "variance")
+        like = next(p for p in network.parameters() if p.requires_grad)
+        # laplace-torch takes one precision per parameter tensor that varies
+        precision = like.new_tensor([1 / variance[name] for name in layout.names if picked[name]])
+        y = y.unsqueeze(1) if kind == "regression" and y.ndim == 1 else y
+        y = y.to(like.dtype) if kind == "regression" else y
+        data = torch.utils.data.TensorDataset(X, y)
+        approximation = make(
+            network,
+            kind,
+            subset_of_weights="all",
+            hessian_structure=self.structure,
+            sigma_noise=noise,
+            prior_precision=precision if len(precision) > 1 else float(precision),
+        )
+        approximation.fit(torch.utils.data.DataLoader(data, batch_size=self.batch_size or len(X)))
+        mean = layout.flatten(dict(network.named_parameters()))
+        chosen = layout.vector(picked).bool().to(mean.device)  # (P,)
+        return LaplacePosterior(mean, chosen, self.temperature, approximation)
 
 
 @dataclass(frozen=True)
@@ -147,99 +195,11 @@ class LaplacePosterior:
         return draws
 
 
-def laplace_posterior(
-    module: nn.Module,
-    X: Tensor,
-    y: Tensor,
-    *,
-    likelihood: str | Likelihood = "categorical",
-    prior: Prior | None = None,
-    structure: Structure = "kron",
-    only: str | None = None,
-    temperature: float = 1.0,
-    batch_size: int | None = None,
-) -> LaplacePosterior:
-    """Fit a Laplace approximation at a network's present weights, which should be the posterior's mode.
-
-    ``BayesianNetwork.fit(X, y, Laplace())`` finds the mode and calls this.
-
-    Parameters
-    ----------
-    module
-        At the mode. It is copied.
-    X, y
-        All training data, (n, ...) and targets.
-    likelihood
-        ``"categorical"``, or a ``GaussianLikelihood`` with known noise: those that laplace-torch knows.
-    prior
-        A ``GaussianPrior``, by default N(0, 1/5).
-    structure
-        As in :class:`Laplace`.
-    only
-        As in :class:`Laplace`.
-    temperature
-        T > 0.
-    batch_size
-        Data per pass; by default all at once.
-
-    Returns
-    -------
-    LaplacePosterior
-
-    Raises
-    ------
-    MissingDependency
-        If laplace-torch is not installed.
-    InvalidInput
-        For likelihoods, priors and settings it cannot work with.
-    """
-    likelihood = make_likelihood(likelihood)
-    prior = GaussianPrior() if prior is None else prior
-    kind, noise = _kind(likelihood)
-    if not isinstance(prior, GaussianPrior):
-        raise InvalidInput(
-            f"the prior is {type(prior).__name__}; the Laplace approximation here needs a GaussianPrior."
-        )
-    choice("structure", structure, get_args(Structure))
-    temperature = positive("temperature", temperature)
-    make = _package()
-    network = copy.deepcopy(module).eval()
-    layout = Layout.of(network)
-    picked = dict.fromkeys(layout.names, True) if only is None else layout.assign({"": False, only: True}, "only")
-    for name, p in network.named_parameters():
-        p.requires_grad_(picked.get(name, False))
-    if structure == "kron":
-        _check_layers(network)
-    scale = prior.variance
-    variance = layout.assign({"": scale} if isinstance(scale, int | float) else scale, "variance")
-    like = next(p for p in network.parameters() if p.requires_grad)
-    # laplace-torch takes one precision per parameter tensor that varies
-    precision = like.new_tensor([1 / variance[name] for name in layout.names if picked[name]])
-    y = y.unsqueeze(1) if kind == "regression" and y.ndim == 1 else y
-    y = y.to(like.dtype) if kind == "regression" else y
-    data = torch.utils.data.TensorDataset(X, y)
-    approximation = make(
-        network,
-        kind,
-        subset_of_weights="all",
-        hessian_structure=structure,
-        sigma_noise=noise,
-        prior_precision=precision if len(precision) > 1 else float(precision),
-    )
-    approximation.fit(torch.utils.data.DataLoader(data, batch_size=batch_size or len(X)))
-    own = dict(network.named_parameters())
-    mean = layout.flatten({name: own[name] for name in layout.names})
-    chosen = layout.vector(picked).bool().to(mean.device)  # (P,)
-    return LaplacePosterior(mean, chosen, temperature, approximation)
-
-
 def _package() -> Any:
     try:
         from laplace import Laplace
     except ImportError as error:
-        raise MissingDependency(
-            "Laplace approximations need the package laplace-torch; run pip install 'mlcollage[laplace]'."
-        ) from error
+        raise MissingDependency("laplace-torch is not installed; run pip install 'mlcollage[laplace]'.") from error
     return Laplace
 
 
@@ -250,9 +210,7 @@ def _kind(likelihood: Likelihood) -> tuple[str, float]:
     if isinstance(likelihood, GaussianLikelihood) and likelihood.noise is not None:
         return "regression", likelihood.noise
     what = type(likelihood).__name__ + (" without noise" if isinstance(likelihood, GaussianLikelihood) else "")
-    raise InvalidInput(
-        f"the likelihood is {what}; laplace-torch knows the categorical one and GaussianLikelihood(noise=...)."
-    )
+    raise InvalidInput(f"the likelihood is {what}; laplace-torch knows categorical and GaussianLikelihood(noise=...).")
 
 
 def _check_layers(network: nn.Module) -> None:
@@ -265,13 +223,9 @@ def _check_layers(network: nn.Module) -> None:
             continue
         where = f"{path} ({type(layer).__name__})"
         if not isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d):
-            raise InvalidInput(
-                f"{where} has no Kronecker factors; use structure='diag' or 'full', or leave it out by only."
-            )
+            raise InvalidInput(f"{where} has no Kronecker factors; use 'diag' or 'full', or leave it out by only.")
         if len(vary) < len(own):
-            raise InvalidInput(
-                f"of {where} only {vary[0]} varies; Kronecker factors need a layer's weight and bias both."
-            )
+            raise InvalidInput(f"of {where} only {vary[0]} varies; Kronecker factors need weight and bias both.")
         if any(id(p) in seen for p in own.values()):
             raise InvalidInput(f"{where} shares parameters with another layer; use structure='diag' or 'full'.")
         seen |= {id(p) for p in own.values()}

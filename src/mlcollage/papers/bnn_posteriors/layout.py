@@ -96,10 +96,10 @@ class Layout:
         each = torch.tensor([values[name] for name in self.names], dtype=torch.float64)
         return each.repeat_interleave(torch.tensor(self.sizes))
 
-    def assign(self, values: Mapping[str, V], what: str) -> dict[str, V]:
+    def assign(self, values: V | Mapping[str, V], what: str) -> dict[str, V]:
         """A value for each parameter, from values for names, modules (``"conv1"``) or patterns (``"*.bias"``).
 
-        The longest key that fits counts, and ``""`` fits everything.
+        The longest key that fits counts, and ``""`` fits everything; so does a value that is no mapping.
 
         Examples
         --------
@@ -111,6 +111,8 @@ class Layout:
         def fits(key: str, name: str) -> bool:
             return key in ("", name) or name.startswith(f"{key}.") or fnmatchcase(name, key)
 
+        if not isinstance(values, Mapping):
+            return dict.fromkeys(self.names, values)
         for key in values:
             if not any(fits(key, name) for name in self.names):
                 raise UnknownName(f"{what} names {key!r}, which is no sampled parameter; there are {_few(self.names)}.")

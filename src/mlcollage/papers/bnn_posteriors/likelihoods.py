@@ -19,19 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mlcollage._checks import choice, positive
+from mlcollage._checks import choice, positive, real
 from mlcollage.errors import InvalidInput
 
 from .validation import check_finite
 
-__all__ = [
-    "BernoulliLikelihood",
-    "CategoricalLikelihood",
-    "CustomLikelihood",
-    "GaussianLikelihood",
-    "Likelihood",
-    "make_likelihood",
-]
+__all__ = ["BernoulliLikelihood", "CategoricalLikelihood", "CustomLikelihood", "GaussianLikelihood", "Likelihood"]
 
 LogLikelihood = Callable[[Tensor, Tensor], Tensor]
 _MEND = "drop or impute such data"
@@ -83,11 +76,11 @@ class Likelihood(ABC):
 
     def log_proba(self, outputs: Tensor) -> Tensor:
         """Log-probabilities of the classes, (..., K), of outputs; only of classifications."""
-        raise InvalidInput(f"{type(self).__name__} has no class probabilities; use predict_moments or predict_samples.")
+        raise InvalidInput(f"{type(self).__name__} has no class probabilities; use predict_moments or predict_draws.")
 
     def moments(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of the target, (...) each, of outputs; only of regressions."""
-        raise InvalidInput(f"{type(self).__name__} has no mean and variance; use predict_proba or predict_samples.")
+        raise InvalidInput(f"{type(self).__name__} has no mean and variance; use predict_proba or predict_draws.")
 
 
 class CategoricalLikelihood(Likelihood):
@@ -105,8 +98,7 @@ class CategoricalLikelihood(Likelihood):
         """Whole labels 0 to K - 1, (n,), for outputs (m, K)."""
         if outputs.ndim != 2 or outputs.shape[1] < 2:
             raise InvalidInput(
-                f"the network returns {tuple(outputs.shape)} for {len(outputs)} inputs; a categorical likelihood needs "
-                "(n, K) logits of at least two classes (for one logit use likelihood='bernoulli')."
+                f"outputs have shape {tuple(outputs.shape)}; (n, K) logits are needed (for one logit use 'bernoulli')."
             )
         classes = outputs.shape[1]
         if y.ndim != 1:
@@ -115,9 +107,7 @@ class CategoricalLikelihood(Likelihood):
             raise InvalidInput(f"labels are {y.dtype}; whole numbers from 0 to {classes - 1} are needed (y.long()).")
         low, high = int(y.min()), int(y.max())
         if low < 0 or high >= classes:
-            raise InvalidInput(
-                f"labels run from {low} to {high}, but the network has {classes} outputs, for 0 to {classes - 1}."
-            )
+            raise InvalidInput(f"labels run from {low} to {high}, but the network has {classes} outputs.")
         return y.long()
 
     def log_prob(self, outputs: Tensor, y: Tensor) -> Tensor:
@@ -156,15 +146,12 @@ class BernoulliLikelihood(Likelihood):
         """Zeros and ones, (n,), for outputs (m,) or (m, 1)."""
         if outputs.ndim > 2 or (outputs.ndim == 2 and outputs.shape[1] != 1):
             raise InvalidInput(
-                f"the network returns {tuple(outputs.shape)} for {len(outputs)} inputs; a Bernoulli likelihood needs "
-                "one logit each (for several classes use likelihood='categorical')."
+                f"outputs have shape {tuple(outputs.shape)}; one logit each is needed (for classes use 'categorical')."
             )
         y = y.squeeze(1) if y.ndim == 2 and y.shape[1] == 1 else y
         check_finite(y, "y", _MEND)
         if y.ndim != 1 or not bool(((y == 0) | (y == 1)).all()):
-            raise InvalidInput(
-                f"y must be zeros and ones of shape (n,); it has shape {tuple(y.shape)} or other values."
-            )
+            raise InvalidInput(f"y of shape {tuple(y.shape)} must be zeros and ones of shape (n,).")
         return y.to(outputs.dtype)
 
     def log_prob(self, outputs: Tensor, y: Tensor) -> Tensor:
@@ -199,6 +186,9 @@ class GaussianLikelihood(Likelihood):
     ----------
     noise
         Standard deviation of the noise, if it is known.
+    floor
+        Smallest standard deviation that the network may give; it is added. On data without noise the spread may
+        otherwise go to zero and the density's curvature to infinity: no step size would do.
 
     Examples
     --------
@@ -209,8 +199,9 @@ class GaussianLikelihood(Likelihood):
     kind = "regression"
     _target_dims = 2
 
-    def __init__(self, noise: float | None = None):
+    def __init__(self, noise: float | None = None, *, floor: float = 0.0):
         self.noise = None if noise is None else positive("noise", noise)
+        self.floor = real("floor", floor, least=0)
 
     def check(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Numbers, (n, d), for outputs (m, 2d), or (m, d) where the noise is known."""
@@ -221,23 +212,17 @@ class GaussianLikelihood(Likelihood):
         wanted = y.shape[1] * (2 if self.noise is None else 1)
         have = 1 if outputs.ndim == 1 else outputs.shape[1]
         if outputs.ndim > 2 or have != wanted:
-            what = "mean and spread" if self.noise is None else "mean"
-            raise InvalidInput(
-                f"the network returns {tuple(outputs.shape)} for {len(outputs)} inputs; {wanted} outputs are needed, "
-                f"{what} of {y.shape[1]} target{'s' if y.shape[1] > 1 else ''} per datum"
-                + (
-                    "; give GaussianLikelihood(noise=...) if the network has no output for the spread."
-                    if have * 2 == wanted
-                    else "."
-                )
-            )
+            what = "mean and spread" if self.noise is None else "the mean"
+            hint = "; or give GaussianLikelihood(noise=...) for a network without spread" if have * 2 == wanted else ""
+            shape = tuple(outputs.shape)
+            raise InvalidInput(f"outputs have shape {shape}; {wanted} are needed, {what} of each target{hint}.")
         return y.to(outputs.dtype)
 
     def _split(self, outputs: Tensor, dim: int) -> tuple[Tensor, Tensor]:
         if self.noise is not None:
             return outputs, outputs.new_tensor(self.noise)
         mean, r = outputs.chunk(2, dim=dim)
-        return mean, F.softplus(r)
+        return mean, F.softplus(r) + self.floor
 
     def log_prob(self, outputs: Tensor, y: Tensor) -> Tensor:
         """See :class:`Likelihood`."""
@@ -251,8 +236,7 @@ class GaussianLikelihood(Likelihood):
         standard = (targets - mean) / sigma
         total = None
         if value:
-            log_sigma = sigma.double().log().expand_as(standard)
-            each = -0.5 * standard.double().square() - log_sigma - 0.5 * math.log(2 * math.pi)
+            each = -0.5 * standard.double().square() - sigma.double().log() - 0.5 * math.log(2 * math.pi)
             total = each.sum(dim=(1, 2))
         by_mean = standard / sigma
         if self.noise is not None:

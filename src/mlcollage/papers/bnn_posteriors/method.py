@@ -23,21 +23,8 @@ from mlcollage.errors import InvalidInput
 from .density import PosteriorDensity
 from .function import NetworkFunction
 from .posterior import Posterior
-from .priors import Prior
 
-__all__ = [
-    "CountFrom0",
-    "CountFrom1",
-    "Init",
-    "Method",
-    "NotNegative",
-    "Positive",
-    "Probability",
-    "Progress",
-    "Share",
-    "Target",
-    "check_method",
-]
+__all__ = ["Init", "Method", "Progress", "Target", "check_method"]
 
 Progress = Callable[[int, int], None]
 Init = Tensor | str | Callable[[], nn.Module]
@@ -58,9 +45,7 @@ class Target:
     Attributes
     ----------
     network : NetworkFunction
-        The network as a function of its parameters; with its layout and likelihood.
-    prior : Prior
-        The prior, as it was given.
+        The network as a function of its parameters; with its layout, likelihood and prior.
     density : PosteriorDensity
         The log-posterior at positions (chains, P), and its gradient, at temperature 1.
     starts : callable
@@ -69,17 +54,16 @@ class Target:
         All random numbers come from it.
     progress : callable or None
         To be called as ``progress(steps done, steps in all)``.
-    seed : int or None
-        What ``generator`` was made from, for the record.
+    seed : int
+        What ``generator`` was seeded with, for the record.
     """
 
     network: NetworkFunction
-    prior: Prior
     density: PosteriorDensity
     starts: Callable[[int], Tensor]
     generator: torch.Generator
     progress: Progress | None = None
-    seed: int | None = None
+    seed: int = 0
 
     def posterior(self, method: Method, params: Tensor | None, info: dict[str, Any], **kept: Any) -> Posterior:
         """A result: draws (chain, draw, P) and what was found on the way, with the method's settings beside it."""

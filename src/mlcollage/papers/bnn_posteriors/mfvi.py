@@ -63,15 +63,9 @@ class MFVI(Method):
         gradients = Gradients(target.density, None, target.generator)
         mode = GradientAscent(self.map_steps, self.map_lr)(gradients, start, target.progress)
         q = vi.fit(
-            target.density,
-            mode[0],
-            init_sd=self.init_sd,
-            steps=self.steps,
-            draws=self.elbo_draws,
-            learning_rate=self.lr,
-            temperature=self.temperature,
-            generator=target.generator,
-        )
+            target.density, mode[0], init_sd=self.init_sd, steps=self.steps, draws=self.elbo_draws,
+            learning_rate=self.lr, temperature=self.temperature, generator=target.generator,
+        )  # fmt: skip
         params = q.sample(self.draws, generator=target.generator)[None]  # (1, draws, P)
         # single estimates are noisy, so the bound is the mean over the last twentieth
         info = {"elbo": float(q.trace[-max(1, self.steps // 20) :].mean())}

@@ -10,7 +10,7 @@ ICML 2021, section 2.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,10 +24,8 @@ from mlcollage.nn.init import build, seeded
 from .density import PosteriorDensity
 from .function import BackendName, NetworkFunction
 from .layout import Layout
-from .likelihoods import Likelihood
 from .method import Init, Method, Progress, Target, check_method
 from .posterior import Posterior
-from .priors import GaussianPrior, PlacedPrior, Prior
 from .validation import as_data, as_tensor, check_behavior
 
 __all__ = ["BayesianNetwork"]
@@ -69,7 +67,7 @@ class BayesianNetwork(NetworkFunction):
 
     Examples
     --------
-    >>> from mlcollage.papers.bnn_posteriors.hmc import HMC
+    >>> from mlcollage.papers.bnn_posteriors import HMC, GaussianPrior
     >>> g = torch.Generator().manual_seed(0)
     >>> x = torch.randn(60, 2, generator=g)
     >>> y = (x[:, 0] > 0).long()
@@ -82,27 +80,6 @@ class BayesianNetwork(NetworkFunction):
     >>> proba.shape, float((proba.argmax(1) == y).double().mean()) > 0.9
     (torch.Size([60, 2]), True)
     """
-
-    def __init__(
-        self,
-        module: nn.Module,
-        likelihood: str | Likelihood | Callable[[Tensor, Tensor], Tensor] = "categorical",
-        prior: Prior | None = None,
-        *,
-        backend: BackendName = "auto",
-    ):
-        super().__init__(module, likelihood, backend=backend)
-        self.prior = GaussianPrior() if prior is None else prior
-        if not isinstance(self.prior, Prior):
-            raise InvalidInput(f"prior is {type(prior).__name__}; a Prior such as GaussianPrior(0.2) is needed.")
-        self._placed: PlacedPrior | None = None
-
-    @property
-    def placed_prior(self) -> PlacedPrior:
-        """The prior over positions of this network."""
-        if self._placed is None:
-            self._placed = self.prior.place(self.layout, self.parameters_flat)
-        return self._placed
 
     def fit(
         self,
@@ -146,12 +123,8 @@ class BayesianNetwork(NetworkFunction):
         check_method(method)
         density = self.log_density(X, y, chunk_size=chunk_size)
         numbers = torch_generator(generator, self.parameters_flat.device)
-
-        def starts(n: int) -> Tensor:
-            return self.initial(n, init, generator=numbers)
-
-        seed = generator if isinstance(generator, int) else None
-        return method.run(Target(self, self.prior, density, starts, numbers, progress, seed))
+        starts = partial(self.initial, init=init, generator=numbers)
+        return method.run(Target(self, density, starts, numbers, progress, numbers.initial_seed()))
 
     def log_density(
         self,
@@ -193,17 +166,11 @@ class BayesianNetwork(NetworkFunction):
             raise InvalidInput(f"X has {len(x)} data and y {len(y)}; a target for each is needed.")
         few = check_behavior(self.module, self.layout.unflatten(here), x)
         y = self.likelihood.check(few, y)
+        how = self.for_gradients(backend, x[:4], y[:4], few)
+        chunk_size = self.chunk_size(x[:1], len(x)) if chunk_size is None else chunk_size
+        targets = self.likelihood.targets(y, few)
         return PosteriorDensity(
-            self.for_gradients(backend, x[:4], y[:4], few),
-            self.placed_prior,
-            self.likelihood,
-            self.layout,
-            x,
-            y,
-            self.likelihood.targets(y, few),
-            dtype=here.dtype,
-            temperature=temperature,
-            chunk_size=self.chunk_size(x[:1], len(x)) if chunk_size is None else chunk_size,
+            self, self.placed_prior, how, x, y, targets, temperature=temperature, chunk_size=chunk_size
         )
 
     def initial(self, chains: int, init: Init = "reset", *, generator: Generator = 0) -> Tensor:
@@ -232,9 +199,7 @@ class BayesianNetwork(NetworkFunction):
         if init == "module":
             return here.expand(chains, -1).clone()
         if init != "reset" and not callable(init):
-            raise UnknownName(
-                f"init={init!r} is not known; choose 'reset', 'prior', 'module', positions or a function."
-            )
+            raise UnknownName(f"init must be 'reset', 'prior', 'module', positions or a function, not {init!r}.")
         # layers draw from the global generators, so each chain is built under a seed of its own
         seeds = torch.randint(2**62, (chains,), generator=numbers, device=numbers.device).tolist()
         rows = []

@@ -63,18 +63,8 @@ class NUTS(Method):
         """Warm up and draw; called by ``BayesianNetwork.fit``."""
         keeper = Keeper(target, self.store, self.at)
         drawn = sampler.sample(
-            target.density,
-            target.starts(self.chains),
-            draws=self.draws,
-            warmup=self.warmup,
-            step_size=self.step_size,
-            target_accept=self.target_accept,
-            mass=self.mass,
-            max_depth=self.max_depth,
-            temperature=self.temperature,
-            thin=self.thin,
-            store=keeper,
-            generator=target.generator,
-            progress=target.progress,
-        )
+            target.density, target.starts(self.chains), draws=self.draws, warmup=self.warmup, step_size=self.step_size,
+            target_accept=self.target_accept, mass=self.mass, max_depth=self.max_depth, temperature=self.temperature,
+            thin=self.thin, store=keeper, generator=target.generator, progress=target.progress,
+        )  # fmt: skip
         return keeper.posterior(self, sample_stats([drawn]), {})

@@ -2,15 +2,15 @@ r"""What a method found out about the weights, and what it predicts.
 
 .. math:: p(y \mid x, D) = E_{w \mid D} \, p(y \mid x, w) \approx \frac{1}{M} \sum_{m=1}^M p(y \mid x, w_m)
 
-:class:`Posterior` holds draws (chain, draw, P), or the predictions they made while passing by, and how the sampler
-fared.
+:class:`Posterior` holds draws (chain, draw, P) and how the sampler fared; :class:`PredictionStream` the average of the
+predictions that draws made while passing by, in memory that does not grow with the draws.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,18 +22,96 @@ from torch import Tensor
 from mlcollage._checks import integer
 from mlcollage.errors import InvalidInput, MissingFile
 from mlcollage.infer import diagnostics
+from mlcollage.infer.diagnostics import Streaming
 from mlcollage.infer.ensemble import RunningMixture
 from mlcollage.infer.export import to_arviz
 
 from . import tensor_file
-from .function import NetworkFunction
+from .function import NetworkFunction, linearized
 from .layout import Layout
-from .linearization import linearized
-from .predictions import PredictionStream
+from .likelihoods import Likelihood
 
-__all__ = ["Posterior"]
+__all__ = ["Posterior", "PredictionStream"]
 
-_FORMAT = "mlcollage bnn posterior 1"
+_KIND = "posterior of a network (mlcollage, 1)"
+
+
+class PredictionStream:
+    """Predictions at fixed inputs, with R-hat and effective sample size of every predicted number.
+
+    Parameters
+    ----------
+    likelihood
+        Turns outputs into predictions: probabilities of classes, or mean and variance; the outputs themselves for a
+        likelihood of your own.
+    x
+        The inputs, (n, ...), in the network's type.
+
+    Attributes
+    ----------
+    count : int
+        Draws of each chain so far.
+    diagnostics : Streaming
+        Of the predicted numbers.
+    """
+
+    def __init__(self, likelihood: Likelihood, x: Tensor):
+        self.likelihood, self.x = likelihood, x
+        self.mixture = RunningMixture() if likelihood.kind == "classification" else None
+        self.diagnostics = Streaming()
+        self._variance: Tensor | None = None  # (chains, n, ...), summed over draws
+        self.count = 0
+
+    def update(self, outputs: Tensor) -> None:
+        """Count in the outputs of one draw of every chain, (chains, n, ...)."""
+        self.count += 1
+        if self.mixture is not None:
+            log_p = self.likelihood.log_proba(outputs)  # (chains, n, K)
+            self.mixture.update(log_p)
+            self.diagnostics.update(log_p.double().exp())
+        elif self.likelihood.kind == "regression":
+            mean, variance = (part.double() for part in self.likelihood.moments(outputs))
+            self.diagnostics.update(mean)
+            self._variance = variance if self._variance is None else self._variance + variance
+        else:
+            self.diagnostics.update(outputs.double())
+
+    @property
+    def proba(self) -> Tensor:
+        """Class probabilities averaged over draws and chains, (n, K), float64."""
+        if self.mixture is None:
+            self.likelihood.log_proba(torch.zeros(0))  # says why there are none
+            raise InvalidInput("this likelihood has no class probabilities.")
+        return self.mixture.proba.mean(dim=0)
+
+    @property
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the mixture of all draws' Gaussians, (n, ...) each."""
+        if self._variance is None:
+            raise InvalidInput("only a Gaussian likelihood has a predictive mean and variance; use predict_proba.")
+        within = (self._variance / self.count).mean(dim=0)
+        n = self.count * len(self._variance)
+        # the mixture's variance, without the correction for having estimated its mean
+        between = self.diagnostics.variance() * ((n - 1) / n) if n > 1 else torch.zeros_like(within)
+        return self.diagnostics.mean(), within + between
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state, for a file."""
+        state = {f"diagnostics.{k}": v for k, v in self.diagnostics.tensors().items()}
+        state |= {} if self.mixture is None else {f"mixture.{k}": v for k, v in self.mixture.tensors().items()}
+        state |= {} if self._variance is None else {"variance": self._variance}
+        return {**state, "x": self.x, "count": torch.tensor(self.count)}
+
+    @classmethod
+    def from_tensors(cls, likelihood: Likelihood, state: Mapping[str, Tensor]) -> PredictionStream:
+        """The stream whose state :meth:`tensors` gave."""
+        made = cls(likelihood, state["x"])
+        made.count = int(state["count"])
+        made._variance = state.get("variance")
+        made.diagnostics = Streaming.from_tensors(tensor_file.under(state, "diagnostics."))
+        if made.mixture is not None:
+            made.mixture = RunningMixture.from_tensors(tensor_file.under(state, "mixture."))
+        return made
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,9 +150,8 @@ class Posterior:
 
     def __post_init__(self) -> None:
         if self.params is not None and (self.params.ndim != 3 or self.params.shape[2] != self.layout.size):
-            raise InvalidInput(
-                f"params have shape {tuple(self.params.shape)}; (chain, draw, {self.layout.size}) is needed."
-            )
+            shape = tuple(self.params.shape)
+            raise InvalidInput(f"params have shape {shape}; (chain, draw, {self.layout.size}) is needed.")
 
     @property
     def chains(self) -> int:
@@ -95,10 +172,7 @@ class Posterior:
     def draws(self) -> Tensor:
         """The stored draws, (chain, draw, P), or a sentence that says there are none."""
         if self.params is None:
-            raise InvalidInput(
-                "the draws of the weights were not stored; fit with store='params', or ask for predictions at the "
-                "inputs given as at=."
-            )
+            raise InvalidInput("the draws were not stored; fit with store='params', or predict at the inputs of at=.")
         return self.params
 
     def thinned(self, every: int) -> Posterior:
@@ -129,10 +203,9 @@ class Posterior:
         tensors |= {f"stats.{name}": value for name, value in self.sample_stats.items()}
         if self.stream is not None:
             tensors |= {f"stream.{name}": value for name, value in self.stream.tensors().items()}
-        header = {"format": _FORMAT, "method": self.method, "info": self.info}
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        tensor_file.save(target, tensors, {**header, "names": self.layout.names, "shapes": self.layout.shapes})
+        tensor_file.save(target, _KIND, self.layout, tensors, method=self.method, info=self.info)
         return target
 
     @classmethod
@@ -157,23 +230,11 @@ class Posterior:
         source = Path(path)
         if not source.is_file():
             raise MissingFile(f"there is no file {source}.")
-        header, tensors = tensor_file.load(source)
-        if header.get("format") != _FORMAT:
-            raise InvalidInput(f"{source} holds no posterior; give a file that Posterior.save wrote.")
-        found = Layout(tuple(header["names"]), tuple(tuple(shape) for shape in header["shapes"]))
-        if network is not None and (difference := network.layout.difference(found)) is not None:
-            raise InvalidInput(f"{source} is of another architecture: {difference} (this network, and the file).")
-        stream = tensor_file.under(tensors, "stream.")
-        return cls(
-            found,
-            header["method"],
-            tensors.get("params"),
-            tensor_file.under(tensors, "stats."),
-            tensors.get("kept"),
-            PredictionStream.from_tensors(network.likelihood, stream) if stream and network else None,
-            header["info"],
-            network,
-        )
+        layout, tensors, header = tensor_file.load(source, _KIND, None if network is None else network.layout)
+        stats, stream = (tensor_file.under(tensors, prefix) for prefix in ("stats.", "stream."))
+        predictions = PredictionStream.from_tensors(network.likelihood, stream) if stream and network else None
+        params, kept = tensors.get("params"), tensors.get("kept")
+        return cls(layout, header["method"], params, stats, kept, predictions, header["info"], network)
 
     # --- predictions --------------------------------------------------------------------------------------------------
 
@@ -203,10 +264,7 @@ class Posterior:
         if X is not None:
             x = self._network().inputs(X)
             if not torch.equal(x, self.stream.x.to(x)):
-                raise InvalidInput(
-                    "only the predictions at the inputs given as at= were kept; ask for those (X=None), or fit with "
-                    "store='params'."
-                )
+                raise InvalidInput("only the predictions at the inputs given as at= were kept; ask for X=None.")
         return self.stream
 
     def predict_proba(self, X: Any = None, batch_size: int | None = None) -> Tensor:
@@ -224,15 +282,12 @@ class Posterior:
         Tensor
             (N, K), float64. Memory does not grow with the draws.
         """
-        likelihood = self._network().likelihood
-        if likelihood.kind != "classification":
-            likelihood.log_proba(torch.zeros(0))  # says why there are none
         stream = self._streamed(X)
         if stream is not None:
             return stream.proba
         running = RunningMixture()
         for outputs in self._outputs(X, batch_size):
-            running.update(likelihood.log_proba(outputs))
+            running.update(self._network().likelihood.log_proba(outputs))
         return running.proba.mean(dim=0)
 
     def predict_moments(self, X: Any = None, batch_size: int | None = None) -> tuple[Tensor, Tensor]:
@@ -276,6 +331,4 @@ class Posterior:
     def function_ess(self, X: Any = None, method: Literal["bulk", "tail", "mean"] = "bulk") -> np.ndarray:
         """Effective sample size of each predicted number, (N, K) or (N, ...)."""
         stream = self._streamed(X)
-        return (
-            diagnostics.ess(self.predict_draws(X), method) if stream is None else stream.diagnostics.ess().cpu().numpy()
-        )
+        return stream.diagnostics.ess().cpu().numpy() if stream else diagnostics.ess(self.predict_draws(X), method)

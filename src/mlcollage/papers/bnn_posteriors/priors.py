@@ -25,15 +25,7 @@ from mlcollage.infer.density import Generator, torch_generator
 
 from .layout import Layout
 
-__all__ = [
-    "GaussianMixturePrior",
-    "GaussianPrior",
-    "LaplacePrior",
-    "LogisticPrior",
-    "PlacedPrior",
-    "Prior",
-    "StudentTPrior",
-]
+__all__ = ["GaussianMixturePrior", "GaussianPrior", "LaplacePrior", "LogisticPrior", "Prior", "StudentTPrior"]
 
 Scale = float | Mapping[str, float]
 
@@ -321,9 +313,7 @@ class GaussianMixturePrior(_Independent):
         given = (1.0,) * len(variances) if self.weights is None else self.weights
         weights = tuple(positive(f"weights[{k}]", v) for k, v in enumerate(given))
         if not variances or len(weights) != len(variances):
-            raise InvalidInput(
-                f"{len(variances)} variances and {len(weights)} weights were given; one of each per part is needed."
-            )
+            raise InvalidInput(f"{len(variances)} variances and {len(weights)} weights do not belong together.")
         object.__setattr__(self, "variances", variances)
         object.__setattr__(self, "weights", tuple(p / sum(weights) for p in weights))
 

@@ -11,7 +11,6 @@ so neither B nor the number of devices changes the temperature. The steps are th
 from __future__ import annotations
 
 import warnings
-from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -34,70 +33,7 @@ _Decay = Annotated[float, lambda name, value: probability(name, value, inside=Fa
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _StochasticGradients(Method):
-    """What the three share: their settings, and the loop."""
-
-    chains: CountFrom1 = 4
-    draws: CountFrom1 = 100
-    burn_in: CountFrom0 = 500
-    lr: Positive | None = None
-    batch_size: CountFrom1 | None = None
-    rmsprop: _Decay | None = None
-    temperature: NotNegative = 1.0
-    transform: Transform | None = None
-    store: Store = "params"
-    at: Any = None
-
-    @abstractmethod
-    def _optimizer(self, q: Tensor, common: dict[str, Any]) -> Optimizer:
-        """The optimizer whose steps move positions (chains, P)."""
-
-    @property
-    @abstractmethod
-    def _every(self) -> int:
-        """Steps between draws."""
-
-    def _schedule(self, optimizer: Optimizer) -> sghmc.Cyclical | None:
-        return None
-
-    def run(self, target: Target) -> Posterior:
-        """Burn in and draw; called by ``BayesianNetwork.fit``."""
-        if self.transform is not None:
-            warnings.warn(
-                "with augmentation the likelihood is no longer a product over the data: no temperature makes the draws "
-                "those of the posterior.",
-                stacklevel=3,
-            )
-        q = target.starts(self.chains)  # (chains, P), moved in place
-        keeper = Keeper(target, self.store, self.at)
-        h = self.lr
-        if h is None:
-            h = 0.2 / float(largest_curvature(target.density, q).max().clamp(min=1e-12))
-        # gradients are of the sum over all data with the prior, so num_data=1 and no weight decay
-        common = {"lr": h, "num_data": 1, "temperature": self.temperature, "generator": target.generator}
-        optimizer = self._optimizer(q, {**common, "rmsprop": self.rmsprop})
-        schedule = self._schedule(optimizer)
-        gradients = Gradients(target.density, self.batch_size, target.generator, self.transform)
-        steps = self.burn_in + self.draws * self._every
-        for step in range(steps):
-            q.grad = gradients(q).neg()
-            due = schedule.last_of_cycle if schedule else (step + 1 - self.burn_in) % self._every == 0
-            optimizer.step()
-            if schedule:
-                schedule.step()
-            if step >= self.burn_in and due:
-                if not bool(q.isfinite().all()):
-                    raise InvalidInput(
-                        f"the chains ceased to be finite by step {step} at lr={h:.3g}; give a smaller lr."
-                    )
-                keeper(q.detach())
-            if target.progress:
-                target.progress(step + 1, steps)
-        return keeper.posterior(self, {}, {"lr": h, "steps": steps})
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SGLD(_StochasticGradients):
+class SGLD(Method):
     r"""Stochastic-gradient Langevin dynamics: gradient steps with noise.
 
     Parameters
@@ -128,14 +64,64 @@ class SGLD(_StochasticGradients):
     """
 
     name = "sgld"
+    chains: CountFrom1 = 4
+    draws: CountFrom1 = 100
     thin: CountFrom1 = 10
+    burn_in: CountFrom0 = 500
+    lr: Positive | None = None
+    batch_size: CountFrom1 | None = None
+    rmsprop: _Decay | None = None
+    temperature: NotNegative = 1.0
+    transform: Transform | None = None
+    store: Store = "params"
+    at: Any = None
 
-    @property
-    def _every(self) -> int:
-        return self.thin
+    def run(self, target: Target) -> Posterior:
+        """Burn in and draw; called by ``BayesianNetwork.fit``."""
+        if self.transform is not None:
+            warnings.warn(
+                "with augmentation the likelihood is no longer a product over the data: no temperature makes the draws "
+                "those of the posterior.",
+                stacklevel=3,
+            )
+        q = target.starts(self.chains)  # (chains, P), moved in place
+        keeper = Keeper(target, self.store, self.at)
+        h = self.lr or 0.2 / float(largest_curvature(target.density, q).max().clamp(min=1e-12))
+        # gradients are of the sum over all data with the prior, so num_data=1 and no weight decay
+        common = {"lr": h, "num_data": 1, "temperature": self.temperature, "generator": target.generator}
+        optimizer = self._optimizer(q, {**common, "rmsprop": self.rmsprop})
+        schedule = self._schedule(optimizer)
+        gradients = Gradients(target.density, self.batch_size, target.generator, self.transform)
+        steps = self.burn_in + self.draws * self._every()
+        for step in range(steps):
+            q.grad = gradients(q).neg()
+            optimizer.step()
+            if schedule:
+                schedule.step()
+            if step >= self.burn_in and self._due(step):
+                if not bool(q.isfinite().all()):
+                    raise InvalidInput(
+                        f"the chains ceased to be finite by step {step}; give a smaller lr than {h:.3g}."
+                    )
+                keeper(q.detach())
+            if target.progress:
+                target.progress(step + 1, steps)
+        return keeper.posterior(self, {}, {"lr": h, "steps": steps})
 
     def _optimizer(self, q: Tensor, common: dict[str, Any]) -> Optimizer:
+        """Whose steps move positions (chains, P)."""
         return sgld.SGLD([q], **common)
+
+    def _schedule(self, optimizer: Optimizer) -> sghmc.Cyclical | None:
+        return None
+
+    def _every(self) -> int:
+        """Steps per kept draw."""
+        return self.thin
+
+    def _due(self, step: int) -> bool:
+        """Whether a draw is kept after this step, from 0."""
+        return (step + 1 - self.burn_in) % self._every() == 0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -159,10 +145,10 @@ class SGHMC(SGLD):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class CyclicalSGHMC(_StochasticGradients):
+class CyclicalSGHMC(SGHMC):
     r"""SGHMC with cyclical step sizes: large steps find a mode, small ones sample it; again and again.
 
-    One draw is kept at the end of each cycle. R. Zhang et al., "Cyclical Stochastic Gradient MCMC for Bayesian Deep
+    Draws are kept at ends of cycles. R. Zhang et al., "Cyclical Stochastic Gradient MCMC for Bayesian Deep
     Learning", ICLR 2020; the paper's SGHMC-CLR, and with ``rmsprop=0.99`` its SGHMC-CLR-Prec.
 
     Parameters
@@ -171,26 +157,27 @@ class CyclicalSGHMC(_StochasticGradients):
         Steps of a cycle, in which the step size falls along half a cosine; 50 epochs in the paper.
     exploration
         Share of a cycle without noise, in [0, 1).
-    momentum
-        :math:`\beta` in [0, 1); 0.95 in the paper.
+    thin
+        Cycles per kept draw.
     burn_in
         Steps before draws are kept.
+    momentum
+        :math:`\beta` in [0, 1); 0.95 in the paper.
     chains, draws, lr, batch_size, rmsprop, temperature, transform, store, at
         As in :class:`SGLD`; ``lr`` is the largest step size.
     """
 
     name = "csghmc"
+    thin: CountFrom1 = 1
     burn_in: CountFrom0 = 0
     cycle_length: CountFrom1 = 200
     exploration: Share = 0.5
-    momentum: Share = 0.9
-
-    @property
-    def _every(self) -> int:
-        return self.cycle_length
-
-    def _optimizer(self, q: Tensor, common: dict[str, Any]) -> Optimizer:
-        return sghmc.SGHMC([q], momentum=self.momentum, **common)
 
     def _schedule(self, optimizer: Optimizer) -> sghmc.Cyclical:
         return sghmc.Cyclical(optimizer, self.cycle_length, exploration=self.exploration)
+
+    def _every(self) -> int:
+        return self.thin * self.cycle_length
+
+    def _due(self, step: int) -> bool:
+        return (step + 1) % self._every() == 0  # at the end of a cycle, whatever the burn-in

@@ -87,15 +87,8 @@ def dead_inputs(module: Any, X: Tensor | NDArray, *, tol: float = 1e-6, batch_si
     dead = variances <= tol * variances.mean()
     if bool(dead.all()):
         raise InvalidInput("the inputs of the first layer are all the same; there is nothing to learn from them.")
-    return DeadInputs(
-        parameter=parameter,
-        directions=axes[:, dead].T.contiguous(),
-        variances=variances,
-        mean=mean + origin,
-        spread=float(variances.sum().sqrt()),
-        _network=network,
-        _batch_size=batch_size,
-    )
+    directions, spread = axes[:, dead].T.contiguous(), float(variances.sum().sqrt())
+    return DeadInputs(parameter, directions, variances, mean + origin, spread, network, batch_size)
 
 
 @dataclass(frozen=True)

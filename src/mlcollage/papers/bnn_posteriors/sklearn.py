@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from mlcollage.nn.mlp import MLP
 
 from .hmc import HMC
 from .likelihoods import CategoricalLikelihood, GaussianLikelihood, Likelihood
+from .method import Method
 from .network import BayesianNetwork
 from .priors import GaussianPrior, Prior
 
@@ -39,14 +40,7 @@ class _HMC(BaseEstimator):
         hidden_layer_sizes: Sequence[int] = (50, 50),
         activation: str = "relu",
         prior: float | Prior = 0.2,
-        chains: int = 4,
-        draws: int = 100,
-        burn_in: int = 10,
-        warmup: int = 40,
-        step_size: float | None = None,
-        trajectory_length: float | Literal["prior"] = "prior",
-        jitter: float = 0.2,
-        temperature: float = 1.0,
+        method: Method | None = None,
         standardize: bool = True,
         batch_size: int | None = None,
         device: str | torch.device = "cpu",
@@ -56,27 +50,16 @@ class _HMC(BaseEstimator):
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
         self.prior = prior
-        self.chains = chains
-        self.draws = draws
-        self.burn_in = burn_in
-        self.warmup = warmup
-        self.step_size = step_size
-        self.trajectory_length = trajectory_length
-        self.jitter = jitter
-        self.temperature = temperature
+        self.method = method
         self.standardize = standardize
         self.batch_size = batch_size
         self.device = device
         self.random_state = random_state
 
     def _network(self, features: int, outputs: int, seed: int) -> nn.Module:
-        if self.module is not None and not callable(self.module):
-            raise InvalidInput(
-                f"module is {type(self.module).__name__}; a function of (n_features, n_outputs) that makes a network "
-                "is needed, or None."
-            )
-        if isinstance(self.module, nn.Module):
-            raise InvalidInput("module is a network; give a function of (n_features, n_outputs) that makes one.")
+        if isinstance(self.module, nn.Module) or not (self.module is None or callable(self.module)):
+            what = type(self.module).__name__
+            raise InvalidInput(f"module is {what}; a function of (n_features, n_outputs) to a network is needed.")
 
         def make() -> nn.Module:
             if self.module is not None:
@@ -98,16 +81,7 @@ class _HMC(BaseEstimator):
         spread = X.std(axis=0) if self.standardize else np.ones(X.shape[1])
         self.scale_ = np.where(spread > 1e-12 * np.maximum(1, np.abs(self.mean_)), spread, 1.0)
         network = BayesianNetwork(self._network(X.shape[1], outputs, int(seeds[0])), likelihood, prior)
-        method = HMC(
-            chains=self.chains,
-            draws=self.draws,
-            burn_in=self.burn_in,
-            warmup=self.warmup,
-            step_size=self.step_size,
-            trajectory_length=self.trajectory_length,
-            jitter=self.jitter,
-            temperature=self.temperature,
-        )
+        method = HMC(jitter=0.2) if self.method is None else self.method
         self.posterior_ = network.fit(self._scaled(X), torch.from_numpy(y), method, generator=int(seeds[1]))
 
     def _scaled(self, X: NDArray) -> Tensor:
@@ -116,21 +90,6 @@ class _HMC(BaseEstimator):
     def _inputs(self, X: ArrayLike) -> Tensor:
         check_is_fitted(self)
         return self._scaled(validate_data(self, X, dtype=np.float64, reset=False))
-
-
-class _FlooredGaussian(GaussianLikelihood):
-    """A Gaussian whose spread, where the network gives it, has a smallest value.
-
-    On data without noise a spread may go to zero and the density's curvature to infinity: no step size would do.
-    """
-
-    def __init__(self, noise: float | None, floor: float) -> None:
-        super().__init__(noise)
-        self._floor = floor
-
-    def _split(self, outputs: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-        mean, sigma = super()._split(outputs, dim)
-        return mean, sigma if self.noise is not None else sigma + self._floor
 
 
 class HMCClassifier(ClassifierMixin, _HMC):
@@ -152,18 +111,8 @@ class HMCClassifier(ClassifierMixin, _HMC):
         Of the MLP: ``"relu"``, ``"tanh"``, ``"silu"``, ``"gelu"``, ``"elu"`` or ``"leaky_relu"``.
     prior : float or Prior, default 0.2
         Variance of a Gaussian prior on every parameter, or a prior.
-    chains, draws : int, default 4 and 100
-        Chains, drawn side by side, and kept draws of each.
-    burn_in, warmup : int, default 10 and 40
-        Iterations before: without and with a Metropolis test; the latter adapt the step size.
-    step_size : float, default None
-        Of the leapfrog; None adapts it.
-    trajectory_length : float or "prior", default "prior"
-        Length of a trajectory; a quarter of the prior's period by default.
-    jitter : float, default 0.2
-        Relative width of a uniform jitter of the step size.
-    temperature : float, default 1
-        T; below 1 a "cold" posterior.
+    method : HMC or another Method, default None
+        How the posterior is sampled; None: ``HMC(jitter=0.2)``.
     standardize : bool, default True
         Whether to bring each feature to mean 0 and deviation 1; a prior on weights supposes something like it.
     batch_size : int, default None
@@ -190,7 +139,8 @@ class HMCClassifier(ClassifierMixin, _HMC):
     >>> from sklearn.datasets import load_iris
     >>> from sklearn.model_selection import train_test_split
     >>> X, X_test, y, y_test = train_test_split(*load_iris(return_X_y=True), random_state=0)
-    >>> model = HMCClassifier(hidden_layer_sizes=(8,), draws=30, warmup=20, random_state=0).fit(X, y)
+    >>> method = HMC(draws=30, warmup=20, jitter=0.2)
+    >>> model = HMCClassifier(hidden_layer_sizes=(8,), method=method, random_state=0).fit(X, y)
     >>> model.predict_proba(X_test).shape, model.score(X_test, y_test) > 0.9
     ((38, 3), True)
     """
@@ -231,7 +181,7 @@ class HMCClassifier(ClassifierMixin, _HMC):
         ndarray of shape (n_samples, n_classes)
             In the order of ``classes_``.
         """
-        inputs = self._inputs(X)
+        inputs = self._inputs(X)  # refuses what was not fitted
         return self.posterior_.predict_proba(inputs, self.batch_size).cpu().numpy()
 
     def predict(self, X: ArrayLike) -> NDArray:
@@ -246,7 +196,7 @@ class HMCClassifier(ClassifierMixin, _HMC):
         -------
         ndarray of shape (n_samples,)
         """
-        best = self.predict_proba(X).argmax(axis=1)
+        best = self.predict_proba(X).argmax(axis=1)  # refuses what was not fitted
         return self.classes_[best]
 
 
@@ -267,8 +217,7 @@ class HMCRegressor(RegressorMixin, _HMC):
     min_noise : float, default 0.05
         Smallest standard deviation that the network may give, over that of y. Without it, data without noise would
         have a posterior too narrow to move in.
-    hidden_layer_sizes, activation, prior, chains, draws, burn_in, warmup, step_size, trajectory_length, jitter, \
-temperature, standardize, batch_size, device, random_state
+    hidden_layer_sizes, activation, prior, method, standardize, batch_size, device, random_state
         As in :class:`HMCClassifier`; the MLP has one hidden layer of 50 units by default, as in the paper.
 
     Attributes
@@ -286,8 +235,10 @@ temperature, standardize, batch_size, device, random_state
     --------
     >>> x = np.linspace(-2, 2, 40)[:, None]
     >>> y = np.sin(2 * x[:, 0]) + 0.1 * np.random.default_rng(0).normal(size=40)
-    >>> settings = {"hidden_layer_sizes": (20,), "activation": "tanh", "prior": 1.0, "chains": 2, "draws": 20}
-    >>> model = HMCRegressor(noise=0.1, warmup=20, random_state=0, **settings).fit(x, y)
+    >>> method = HMC(chains=2, draws=20, warmup=20, jitter=0.2)
+    >>> model = HMCRegressor(
+    ...     noise=0.1, hidden_layer_sizes=(20,), activation="tanh", prior=1.0, method=method, random_state=0
+    ... ).fit(x, y)
     >>> mean, std = model.predict(x, return_std=True)
     >>> model.score(x, y) > 0.9, mean.shape, std.shape
     (True, (40,), (40,))
@@ -302,37 +253,16 @@ temperature, standardize, batch_size, device, random_state
         hidden_layer_sizes: Sequence[int] = (50,),
         activation: str = "relu",
         prior: float | Prior = 0.2,
-        chains: int = 4,
-        draws: int = 100,
-        burn_in: int = 10,
-        warmup: int = 40,
-        step_size: float | None = None,
-        trajectory_length: float | Literal["prior"] = "prior",
-        jitter: float = 0.2,
-        temperature: float = 1.0,
+        method: Method | None = None,
         standardize: bool = True,
         batch_size: int | None = None,
         device: str | torch.device = "cpu",
         random_state: Any = None,
     ) -> None:
         super().__init__(
-            module,
-            hidden_layer_sizes=hidden_layer_sizes,
-            activation=activation,
-            prior=prior,
-            chains=chains,
-            draws=draws,
-            burn_in=burn_in,
-            warmup=warmup,
-            step_size=step_size,
-            trajectory_length=trajectory_length,
-            jitter=jitter,
-            temperature=temperature,
-            standardize=standardize,
-            batch_size=batch_size,
-            device=device,
-            random_state=random_state,
-        )
+            module, hidden_layer_sizes=hidden_layer_sizes, activation=activation, prior=prior, method=method,
+            standardize=standardize, batch_size=batch_size, device=device, random_state=random_state,
+        )  # fmt: skip
         self.noise = noise
         self.min_noise = min_noise
 
@@ -358,7 +288,7 @@ temperature, standardize, batch_size, device, random_state
         self.y_scale_ = spread if spread > 1e-12 * max(1.0, abs(self.y_mean_)) else 1.0
         floor = real("min_noise", self.min_noise, least=0, below=1)
         noise = None if self.noise is None else positive("noise", self.noise) / self.y_scale_
-        likelihood = _FlooredGaussian(noise, floor)
+        likelihood = GaussianLikelihood(noise, floor=floor)
         self._sample(rows, (values - self.y_mean_) / self.y_scale_, 2 if self.noise is None else 1, likelihood)
         return self
 

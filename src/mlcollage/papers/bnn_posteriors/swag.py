@@ -23,14 +23,6 @@ from .training import GradientAscent, Gradients
 __all__ = ["SWAG"]
 
 
-class _Flat(nn.Module):
-    """A position (P,) as the parameter of a module, which is what SWAG's moments are of."""
-
-    def __init__(self, w: Tensor):
-        super().__init__()
-        self.w = nn.Parameter(w, requires_grad=False)
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SWAG(Method):
     """A Gaussian around the path of SGD, of one or more runs; not in the paper.
@@ -66,24 +58,21 @@ class SWAG(Method):
     def run(self, target: Target) -> Posterior:
         """Train, count in and draw; called by ``BayesianNetwork.fit``."""
         start = target.starts(self.members)  # (members, P)
-        lr = self.lr
-        if lr is None:
-            lr = 0.1 / float(largest_curvature(target.density, start).max().clamp(min=1e-12))
-        holders = [_Flat(row.clone()) for row in start]
+        lr = self.lr or 0.1 / float(largest_curvature(target.density, start).max().clamp(min=1e-12))
+        # a module whose one parameter is the position, since SWAG's moments are of modules
+        holders = [nn.ParameterDict({"w": nn.Parameter(row.clone(), requires_grad=False)}) for row in start]
         gaussians = [gaussian.SWAG(holder, rank=self.rank) for holder in holders]
 
         def count(step: int, q: Tensor) -> None:
             if step < self.steps or (step - self.steps + 1) % self.every:
                 return
             for row, holder, moments in zip(q, holders, gaussians, strict=True):
-                holder.w.copy_(row)
+                holder["w"].copy_(row)
                 moments.update(holder)
 
         total = self.steps + self.collect * self.every
         gradients = Gradients(target.density, self.batch_size, target.generator)
         GradientAscent(total, lr, "sgd", constant_from=0.5)(gradients, start, target.progress, count)
-        # (members, draws, P)
-        params = torch.stack(
-            [torch.stack([g.sample(target.generator)["w"] for _ in range(self.draws)]) for g in gaussians]
-        )
+        drawn = [g.sample(target.generator)["w"] for g in gaussians for _ in range(self.draws)]
+        params = torch.stack(drawn).unflatten(0, (self.members, self.draws))  # (members, draws, P)
         return target.posterior(self, params, {"lr": lr, "steps": total})

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from .method import Progress
 __all__ = ["GradientAscent", "Gradients", "Transform"]
 
 Transform = Callable[[Tensor], Tensor]
+_OPTIMIZERS: dict[str, Any] = {"adam": torch.optim.Adam, "sgd": partial(torch.optim.SGD, momentum=0.9)}
 
 
 class Gradients:
@@ -96,11 +98,7 @@ class GradientAscent:
     ) -> Tensor:
         """Where training ends, (chains, P); ``each(step, positions)`` is called after each step."""
         q = q.clone()
-        rule: torch.optim.Optimizer = (
-            torch.optim.Adam([q], lr=self.lr)
-            if self.optimizer == "adam"
-            else torch.optim.SGD([q], lr=self.lr, momentum=0.9)
-        )
+        rule: torch.optim.Optimizer = _OPTIMIZERS[self.optimizer]([q], lr=self.lr)
         for step in range(self.steps):
             share = min(step / self.steps, self.constant_from)
             rule.param_groups[0]["lr"] = self.lr * 0.5 * (1 + math.cos(math.pi * share))

@@ -19,6 +19,7 @@ from mlcollage.nn.wrapped import logits_of
 __all__ = ["as_data", "as_inputs", "as_tensor", "check_behavior", "check_finite", "check_module"]
 
 _REASON = "the likelihood must be deterministic and decompose over data"
+_INSTEAD = "replace BatchNorm by FilterResponseNorm or GroupNorm"
 
 
 def check_module(module: Any) -> None:
@@ -28,10 +29,7 @@ def check_module(module: Any) -> None:
     for name, part in module.named_modules():
         where = f"{name or 'the module'} ({type(part).__name__})"
         if isinstance(part, _BatchNorm) and (part.training or part.running_mean is None):
-            raise InvalidInput(
-                f"{where} uses the statistics of the batch, but {_REASON}; replace BatchNorm by FilterResponseNorm or "
-                "GroupNorm (or call eval() to use the running averages)."
-            )
+            raise InvalidInput(f"{where} uses the statistics of the batch, but {_REASON}; {_INSTEAD}, or call eval().")
         # nn.LSTM and its kind have their dropout as a number
         drop = part.p if isinstance(part, _DropoutNd) else getattr(part, "dropout", 0)
         if part.training and isinstance(drop, int | float) and drop > 0:
@@ -44,10 +42,7 @@ def check_module(module: Any) -> None:
         if isinstance(p, nn.parameter.UninitializedParameter):
             raise InvalidInput(f"parameter {name} has no shape yet; run one forward pass first.")
         if p.dtype not in (torch.float32, torch.float64):
-            raise InvalidInput(
-                f"parameter {name} is {p.dtype}; float32 or float64 is needed, or energies lose their digits "
-                "(module.float())."
-            )
+            raise InvalidInput(f"parameter {name} is {p.dtype}; float32 or float64 is needed (module.float()).")
         if not bool(p.isfinite().all()):
             raise InvalidInput(f"parameter {name} is not finite; a network that has diverged cannot be sampled from.")
         kinds.add((p.dtype, p.device))
@@ -110,10 +105,7 @@ def as_inputs(values: Any, module: nn.Module, what: str = "X") -> Tensor:
         return x.to(like.dtype)
     looked_up = any(isinstance(m, nn.Embedding) for m in module.modules())
     if x.dtype.is_complex or x.dtype == torch.bool or not looked_up:
-        raise InvalidInput(
-            f"{what} is {x.dtype}; real numbers are needed, since the network looks nothing up (X.float(), and "
-            "standardize)."
-        )
+        raise InvalidInput(f"{what} is {x.dtype}; real numbers are needed, since the network looks nothing up.")
     return x
 
 
@@ -131,17 +123,13 @@ def check_behavior(module: nn.Module, parameters: dict[str, Tensor], x: Tensor) 
     except RuntimeError as error:
         raise InvalidInput(f"the network cannot take inputs of shape {tuple(few.shape)}: {error}") from error
     if first.ndim == 0 or len(first) != len(few):
-        raise InvalidInput(
-            f"the network returns shape {tuple(first.shape)} for {len(few)} inputs; one tensor (n, ...) is needed."
-        )
+        shape = tuple(first.shape)
+        raise InvalidInput(f"the network returns shape {shape} for {len(few)} inputs; (n, ...) is needed.")
     check_finite(first, "the network's output", "check its weights and the inputs")
     if not torch.equal(first, run(few, 1)):
         raise InvalidInput(f"the network returns something else each time, but {_REASON}; call eval() first.")
     # products of other shapes round differently, so not to the last bit
     scale = float(first.abs().max()) + 1e-30
     if len(few) > 1 and float((run(few[:1], 0) - first[:1]).abs().max()) > 1e-3 * scale:
-        raise InvalidInput(
-            f"the network's output for one datum depends on the others of its batch, but {_REASON}; replace BatchNorm "
-            "by FilterResponseNorm or GroupNorm."
-        )
+        raise InvalidInput(f"outputs depend on the other data of a batch, but {_REASON}; {_INSTEAD}.")
     return first

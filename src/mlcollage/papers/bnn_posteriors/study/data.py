@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mlcollage.data.problem import Problem, problem
 from mlcollage.data.loading import load_workload
+from mlcollage.data.problem import Problem, problem
 from mlcollage.data.workload import Labeled
 from mlcollage.errors import InvalidInput
 from mlcollage.lab.experiment import Task
