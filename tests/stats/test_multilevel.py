@@ -223,7 +223,10 @@ def test_percent_and_fraction_are_noticed():
         (lambda: PartialPooling(1, 1).exact(), "call fit first"),
         (lambda: PartialPooling(1, 1).fit([1.0, 2.0]), "standard_errors"),
         (lambda: PartialPooling(1, 1).fit([1.0, 2.0], [1.0]), "at least 2"),
-        (lambda: PartialPooling(1, 1).fit([1.0, 2.0, 3.0], [1.0, 1.0]), r"y has 3 values and s 2; they belong together one by one\."),
+        (
+            lambda: PartialPooling(1, 1).fit([1.0, 2.0, 3.0], [1.0, 1.0]),
+            "y has 3 values and s 2",
+        ),
         (lambda: PartialPooling(1, 1).fit([1.0, 2.0], [1.0, 0.0]), "must be positive"),
         (lambda: PartialPooling(1, 1).fit([1.0, np.nan], [1.0, 1.0]), "not finite"),
         (lambda: PartialPooling(1, 1).fit([1.0, 2.0], [1.0, 1.0], names="a"), "names"),

@@ -275,7 +275,10 @@ def test_an_overwhelming_unit_is_named():
         (lambda: penalty_for(np.eye(3), 4), "degrees_of_freedom must be a finite number above 0 and at most 3"),
         (lambda: penalty_for(np.eye(3), 0), "degrees_of_freedom must be a finite number above 0 and at most 3"),
         (lambda: RandomReLURegressor(0).fit(*noisy_line()[:2]), "features must be a whole number of at least 1"),
-        (lambda: RandomReLURegressor(5, penalty=-1).fit(*noisy_line()[:2]), "penalty must be a finite number of at least 0"),
+        (
+            lambda: RandomReLURegressor(5, penalty=-1).fit(*noisy_line()[:2]),
+            "penalty must be a finite number of at least 0",
+        ),
         (lambda: noisy_line(0), "n must be a whole number of at least 1"),
         (lambda: double_descent(np.eye(3), [1, 2], np.eye(3), [1, 2, 3]), "do not belong together"),
         (lambda: double_descent(*noisy_line(), features=[]), "features must be positive"),
@@ -288,8 +291,14 @@ def test_an_overwhelming_unit_is_named():
         (lambda: horseshoe_scale(1, 10, n=0), "n must be a whole number of at least 1"),
         (lambda: psis_loo(np.zeros((4, 500))), "Do not sum over units"),
         (lambda: psis_loo(np.zeros((1, 50, 3))), "100 draws"),
-        (lambda: psis_loo(np.full((1, 200, 3), -math.inf)), r"log_likelihood has 600 values that are not finite \(positions"),
-        (lambda: psis_loo(np.zeros((1, 200, 3)), relative_efficiency=0), "relative_efficiency must be a finite number above 0"),
+        (
+            lambda: psis_loo(np.full((1, 200, 3), -math.inf)),
+            "600 values that are not finite",
+        ),
+        (
+            lambda: psis_loo(np.zeros((1, 200, 3)), relative_efficiency=0),
+            "relative_efficiency must be a finite number above 0",
+        ),
     ],
 )
 def test_bad_input_is_named(call, message):

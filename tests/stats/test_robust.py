@@ -243,7 +243,10 @@ def test_nothing_matters_when_all_agree():
         (lambda: theil_sen([1, 2, 3], [1, 2]), r"x has 3 values and y 2; they belong together one by one\."),
         (lambda: prob_improvement([1.0], [1.0, 2.0]), "at least 2"),
         (lambda: prob_improvement([[1.0, 2.0]] * 3, [1.0, 2.0]), "same tasks"),
-        (lambda: prob_improvement([1.0, 2.0], [1.0, 2.0], level=0), "level must be a finite number above 0 and below 1"),
+        (
+            lambda: prob_improvement([1.0, 2.0], [1.0, 2.0], level=0),
+            "level must be a finite number above 0 and below 1",
+        ),
         (lambda: optimality_gap([1.0], target=np.inf), "target must be a finite number"),
         (lambda: multiverse(lambda: 1, {}), "at least one choice"),
         (lambda: multiverse(lambda reason: 1, {"reason": [1]}), "may not be called 'reason'"),

@@ -6,7 +6,7 @@ from itertools import pairwise
 import hypothesis.extra.numpy as npst
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate
 from scipy import stats as sps
@@ -265,6 +265,7 @@ def test_bets_on_bounded_values_are_fair_however_skewed(success):
     assert (away <= 0.05).mean() < 0.02
 
 
+@settings(deadline=None)  # a busy machine is slow, not wrong
 @given(
     x=npst.arrays(np.float64, st.integers(2, 25), elements=st.floats(-100, 100)),
     null=st.floats(-10, 10),
@@ -316,9 +317,12 @@ def test_an_interval_hardly_ever_misses_at_any_time():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: sequential_t_test([1.0, np.nan]), r"x has 1 values that are not finite \(positions 1\); decide wha"),
+        (lambda: sequential_t_test([1.0, np.nan]), "x has 1 values that are not finite"),
         (lambda: sequential_t_test([]), r"x is empty; at least one value is needed\."),
-        (lambda: sequential_t_test([1.0, 2.0], alternative="two-sided"), "alternative must be one of 'greater', 'less'"),
+        (
+            lambda: sequential_t_test([1.0, 2.0], alternative="two-sided"),
+            "must be one of 'greater', 'less'",
+        ),
         (lambda: sequential_t_test([1.0, 2.0], g=0.0), "g must be a finite number above 0"),
         (lambda: sequential_bounded_test([0.5, 1.5], low=0, high=1, null=0.5), "outside \\[0, 1\\]"),
         (lambda: sequential_bounded_test([0.5], low=0, high=1, null=1.0), "strictly between"),

@@ -49,6 +49,14 @@ class State:
     log_prob: Tensor
     gradient: Tensor
 
+    def where(self, mask: Tensor, other: State) -> State:
+        """These chains where ``mask`` (chains,) holds, the others elsewhere."""
+        return State(
+            torch.where(mask[:, None], self.position, other.position),
+            torch.where(mask, self.log_prob, other.log_prob),
+            torch.where(mask[:, None], self.gradient, other.gradient),
+        )
+
 
 class LogDensity:
     r"""A user's ``log_prob`` as a function to value and gradient, both divided by the temperature.
@@ -83,6 +91,11 @@ class LogDensity:
         self.log_prob = log_prob
         self.temperature = positive("temperature", temperature)
         self._by_hand: bool | None = None  # whether log_prob brings its gradient: known after the first call
+
+    @classmethod
+    def of(cls, log_prob: LogProb | LogDensity) -> LogDensity:
+        """A function as a density; one that is a density already stays as it is."""
+        return log_prob if isinstance(log_prob, LogDensity) else cls(log_prob)
 
     def _check(self, position: Tensor, value: Any, gradient: Any) -> None:
         chains = len(position)

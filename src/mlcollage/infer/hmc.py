@@ -94,7 +94,7 @@ def init(position: Tensor, log_prob: LogProb | LogDensity) -> State:
     InvalidInput
         Naming the chains that start where the density or its gradient is not finite.
     """
-    return start(_density(log_prob), position)
+    return start(LogDensity.of(log_prob), position)
 
 
 def leapfrog(
@@ -134,7 +134,7 @@ def leapfrog(
     >>> round(float(end.position), 2), round(float(p), 2)  # a quarter turn
     (0.0, -1.0)
     """
-    density = _density(log_prob)
+    density = LogDensity.of(log_prob)
     # step sizes as (groups, 1), beside positions, momenta and gradients (chains, dim)
     eps = torch.as_tensor(step_size, dtype=state.position.dtype, device=state.position.device).reshape(-1, 1)
     drift = eps if mass is None else eps / mass
@@ -208,11 +208,6 @@ def _accept(
     chance = torch.rand(accept.shape, dtype=accept.dtype, device=accept.device, generator=generator)
     accepted = chance < accept if metropolis else error.isfinite()
     before = kinetic(p0, mass) - old.log_prob.double()
-    state = State(
-        torch.where(accepted[:, None], new.position, old.position),
-        torch.where(accepted, new.log_prob, old.log_prob),
-        torch.where(accepted[:, None], new.gradient, old.gradient),
-    )
     info = Info(
         accept=accept,
         accepted=accepted,
@@ -221,7 +216,7 @@ def _accept(
         diverging=error > DIVERGENCE,
         steps=torch.full_like(accepted, steps, dtype=torch.int64),
     )
-    return state, info
+    return new.where(accepted, old), info
 
 
 def build(
@@ -375,10 +370,6 @@ def sample(
         return update(state, density, step_size=step, steps=n, mass=mass, metropolis=metropolis, generator=generator)
 
     return run(density, state, transition, plan, store, generator)
-
-
-def _density(log_prob: LogProb | LogDensity) -> LogDensity:
-    return log_prob if isinstance(log_prob, LogDensity) else LogDensity(log_prob)
 
 
 def _steps_range(steps: Steps) -> tuple[int, int]:

@@ -44,7 +44,7 @@ class _Phase:
 
     def where(self, mask: Tensor, other: _Phase) -> _Phase:
         """These points where ``mask`` holds, the others elsewhere."""
-        return _Phase(_select(mask, self.state, other.state), _rows(mask, self.momentum, other.momentum))
+        return _Phase(self.state.where(mask, other.state), _rows(mask, self.momentum, other.momentum))
 
 
 @dataclass
@@ -58,14 +58,6 @@ class _Tree:
 
 def _rows(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return torch.where(mask[:, None], a, b)
-
-
-def _select(mask: Tensor, a: State, b: State) -> State:
-    return State(
-        _rows(mask, a.position, b.position),
-        torch.where(mask, a.log_prob, b.log_prob),
-        _rows(mask, a.gradient, b.gradient),
-    )
 
 
 @dataclass(frozen=True)
@@ -239,7 +231,7 @@ def update(
     >>> bool((info.steps < 16).all())
     True
     """
-    density = log_prob if isinstance(log_prob, LogDensity) else LogDensity(log_prob)
+    density = LogDensity.of(log_prob)
     step = torch.as_tensor(step_size, dtype=torch.float64, device=state.position.device).reshape(-1)
     trajectory = _Trajectory(state, density, step.expand(len(state.position)), mass, generator)
     for depth in range(max_depth):

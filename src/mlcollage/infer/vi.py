@@ -120,7 +120,7 @@ def elbo(
     """
     if integer("draws", draws, least=2) % 2:
         raise InvalidInput(f"draws={draws} must be even: positions come in mirrored pairs.")
-    density = log_prob if isinstance(log_prob, LogDensity) else LogDensity(log_prob)
+    density = LogDensity.of(log_prob)
     half = normal((draws // 2, len(mean)), mean, generator)
     offset = torch.cat([half, -half]) * log_sd.exp()  # sigma epsilon, (draws, dim)
     value, gradient = density(mean + offset)

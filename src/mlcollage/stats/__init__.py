@@ -7,11 +7,16 @@ bootstrap           ``bootstrap`` (all intervals), ``simulation`` (calibration, 
                     ``likelihood_free`` (posteriors by simulation)
 regularization      ``regularize`` (degrees of freedom, double descent, horseshoe, PSIS-LOO)
 multilevel          ``multilevel`` (partial pooling)
-adaptive            ``adaptive`` (power, several claims), ``bandits``, ``search`` (Hyperband, expected improvement),
+adaptive            ``adaptive`` (power, several claims), ``bandits``, ``search`` (halving, expected improvement),
                     ``sequential`` (anytime-valid tests and intervals)
 robust              ``robust`` (locations, scales, improvement, multiverse)
 exploration         ``explore`` (forest, slope, ECDF, bands, critical difference, lineup)
 ==================  ================================================================================================
 
-The eighth, generic computation, is :mod:`mlcollage.infer`.
+The eighth, generic computation, is :mod:`mlcollage.infer`. Every public name can be had from here:
+``from mlcollage.stats import bootstrap_ci``.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

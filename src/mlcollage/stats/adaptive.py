@@ -135,12 +135,7 @@ _power = power  # the argument of required_seeds has the field's name for it too
 
 
 def tost(
-    x: npt.ArrayLike,
-    y: npt.ArrayLike | None = None,
-    *,
-    low: float,
-    high: float,
-    test: Callable[..., float] = t_test,
+    x: npt.ArrayLike, y: npt.ArrayLike | None = None, *, low: float, high: float, test: Callable[..., float] = t_test
 ) -> float:
     r"""Two one-sided tests of equivalence: p value of "the effect lies outside ``(low, high)``".
 

@@ -134,12 +134,7 @@ def _studentized_mean(x: npt.ArrayLike, y: npt.ArrayLike | None, n_boot: int, rn
 
 
 def bootstrap_t_interval(
-    x: npt.ArrayLike,
-    level: float = 0.95,
-    n_boot: int = 9999,
-    rng: Rng = 0,
-    *,
-    y: npt.ArrayLike | None = None,
+    x: npt.ArrayLike, level: float = 0.95, n_boot: int = 9999, rng: Rng = 0, *, y: npt.ArrayLike | None = None
 ) -> tuple[float, float]:
     r"""Studentized bootstrap interval of a mean, or of ``mean(x) - mean(y)`` with the arms resampled separately.
 

@@ -22,7 +22,6 @@ from mlcollage.errors import InvalidInput
 from mlcollage.stats._values import Alternative, Floats, Rng, by_side, is_constant, pair, sample, table, tail
 
 __all__ = [
-    "Alternative",
     "PageTrend",
     "PairedDifference",
     "page_trend",

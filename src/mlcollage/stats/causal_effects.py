@@ -129,12 +129,7 @@ def _from_influence(estimate: float, influence: Floats, level: float) -> Effect:
 
 
 def regression_adjustment(
-    X: npt.ArrayLike,
-    a: npt.ArrayLike,
-    y: npt.ArrayLike,
-    *,
-    errors: Literal["HC2", "HC3"] = "HC2",
-    level: float = 0.95,
+    X: npt.ArrayLike, a: npt.ArrayLike, y: npt.ArrayLike, *, errors: Literal["HC2", "HC3"] = "HC2", level: float = 0.95
 ) -> Effect:
     r"""Lin's regression adjustment: least squares with centered covariates and their products with the treatment.
 

@@ -254,12 +254,7 @@ def critical_difference(
 
 
 def cd_diagram(
-    ax: Axes,
-    scores: npt.ArrayLike,
-    names: Sequence[str],
-    *,
-    alpha: float = 0.05,
-    higher_is_better: bool = True,
+    ax: Axes, scores: npt.ArrayLike, names: Sequence[str], *, alpha: float = 0.05, higher_is_better: bool = True
 ) -> CriticalDifference:
     """Critical-difference diagram: methods on an axis of mean ranks, bars over those that do not differ.
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -451,10 +451,8 @@ def psis_loo(log_likelihood: npt.ArrayLike, *, relative_efficiency: float = 1.0)
     positive("relative_efficiency", relative_efficiency)
     import arviz as az  # takes two seconds, and only this function needs it
 
-    from mlcollage.infer.export import is_before_1, to_arviz
-
-    data = to_arviz({"posterior": {"unused": values[..., 0]}, "log_likelihood": {"y": values}})
-    r = az.loo(data, pointwise=True, reff=relative_efficiency)
-    # ArviZ renamed the parts of its result at 1.0
-    elpd, p, each = (r.elpd_loo, r.p_loo, r.loo_i) if is_before_1(az) else (r.elpd, r.p, r.elpd_i)
+    groups: dict[str, Any] = {"posterior": {"unused": values[..., 0]}, "log_likelihood": {"y": values}}
+    old = "InferenceData" in vars(az)  # at 1.0 ArviZ changed what it takes and how it calls the parts of its result
+    r = az.loo(az.from_dict(**groups) if old else az.from_dict(groups), pointwise=True, reff=relative_efficiency)
+    elpd, p, each = (r.elpd_loo, r.p_loo, r.loo_i) if old else (r.elpd, r.p, r.elpd_i)
     return Loo(float(elpd), float(r.se), float(p), np.asarray(each), np.asarray(r.pareto_k))

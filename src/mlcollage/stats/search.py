@@ -396,12 +396,7 @@ class ExpectedImprovement:
     """
 
     def __init__(
-        self,
-        bounds: Sequence[tuple[float, float]],
-        *,
-        start: int | None = None,
-        maximize: bool = True,
-        rng: Rng = 0,
+        self, bounds: Sequence[tuple[float, float]], *, start: int | None = None, maximize: bool = True, rng: Rng = 0
     ) -> None:
         box = finite(bounds, "bounds")
         if box.ndim != 2 or box.shape[1] != 2 or not (box[:, 0] < box[:, 1]).all():

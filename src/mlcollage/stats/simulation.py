@@ -185,11 +185,7 @@ def _smallest_p(counts: Ints, n: int, z: Floats) -> Floats:
 
 
 def sbc_uniformity(
-    ranks: npt.ArrayLike | Mapping[str, npt.ArrayLike],
-    n_ranks: int,
-    *,
-    level: float = 0.95,
-    rng: Rng = 0,
+    ranks: npt.ArrayLike | Mapping[str, npt.ArrayLike], n_ranks: int, *, level: float = 0.95, rng: Rng = 0
 ) -> SBCResult:
     r"""Are the ranks of simulation-based calibration uniform? Chi-square test and simultaneous ECDF band.
 
