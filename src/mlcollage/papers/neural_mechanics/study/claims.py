@@ -1,4 +1,4 @@
-"""What is run and what is claimed of neural mechanics (Kunin, Sagastuy-Brena, Ganguli, Yamins, Tanaka, ICLR 2021).
+"""What is claimed of neural mechanics (Kunin, Sagastuy-Brena, Ganguli, Yamins, Tanaka, ICLR 2021).
 
 Claims, margins and settings were written before the runs with the study's seeds. Claims speak of "the networks" and of
 the laws found on them, so that they can be asked of a user's own model: what a model has no law for is reported as not
@@ -10,21 +10,17 @@ change since the start. The second is the harder one: to predict that nothing mo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from mlcollage.data.workload import Workload
 from mlcollage.errors import InvalidInput
 from mlcollage.lab.claim import Claim
 from mlcollage.lab.estimand import PerSeed
-from mlcollage.lab.measurements import Measurements
-from mlcollage.lab.run import Run, Scale
 
-VERSION = 1
-SLUG = "neural_mechanics"
+__all__ = ["CLAIMS"]
+
 NETWORKS = ("plain", "norm", "user")
 QUADRATIC = ("scale", "rescale", "matrix")
 EXACT = ("translation", "rescale", "matrix")
@@ -181,7 +177,8 @@ def attention_ledger(rows: pd.DataFrame) -> float:
 CLAIMS = (
     Claim(
         id="C1",
-        title="Gradients obey the laws",
+        title="Every batch's gradient obeys the symmetries' constraints",
+        headline=True,
         sentence="Every batch's gradient obeys the constraints of all exact translation, rescale and matrix laws "
         "found: the cosine residual is at most 5e-6 in float32, in every network.",
         source="Sec. 3",
@@ -192,7 +189,8 @@ CLAIMS = (
     ),
     Claim(
         id="C1b",
-        title="and random sets do not",
+        title="Random sets of weights break the same constraints",
+        kind="check",
         sentence="The same index sets laid over rearranged parameters violate the constraints by at least three orders "
         "of magnitude more.",
         source="Sec. 3",
@@ -204,7 +202,8 @@ CLAIMS = (
     ),
     Claim(
         id="C1c",
-        title="to rounding in float64",
+        title="In float64 the gradient constraints hold to rounding",
+        kind="check",
         sentence="In float64 the residuals of exact symmetries are at most 1e-12.",
         source="Sec. 3",
         estimand=PerSeed(gradient_residual_double, "largest residual of a gradient constraint, exact laws, float64"),
@@ -214,7 +213,8 @@ CLAIMS = (
     ),
     Claim(
         id="C1d",
-        title="Absorbed biases are idle",
+        title="Biases that a later layer cancels get no gradient",
+        kind="check",
         sentence="A bias whose shift a norm or a softmax takes away (before batch norm, on attention's keys) has no "
         "gradient, to 1e-10 in float64.",
         source="beyond the paper",
@@ -225,7 +225,8 @@ CLAIMS = (
     ),
     Claim(
         id="C2",
-        title="Hessians obey them too",
+        title="Hessians obey the symmetries' constraints as well",
+        kind="check",
         sentence="Every Hessian constraint of an exact symmetry holds to 1e-10 in float64.",
         source="Sec. 3",
         estimand=PerSeed(hessian_residual, "largest residual of a Hessian constraint, exact laws, float64"),
@@ -235,7 +236,8 @@ CLAIMS = (
     ),
     Claim(
         id="C3",
-        title="Conserved as steps shrink",
+        title="Quantities are conserved as the steps shrink",
+        headline=True,
         sentence="At the same physical time, the drift of rescale laws under full-batch descent without weight decay "
         "falls in proportion to the learning rate: the log-log slope is 1 within 0.1.",
         source="Sec. 4",
@@ -246,7 +248,8 @@ CLAIMS = (
     ),
     Claim(
         id="C3b",
-        title="Translation: at any step",
+        title="Sums of weights are conserved at any step size",
+        kind="check",
         sentence="Without weight decay the quantity of a translation drifts by at most 1e-12 of itself at every "
         "learning rate, in float64.",
         source="Sec. 4",
@@ -257,7 +260,7 @@ CLAIMS = (
     ),
     Claim(
         id="C4t",
-        title="Closed form: translation",
+        title="The closed form predicts sums of weights before a softmax",
         sentence="After all steps of SGD with weight decay, the closed form's error on translation laws is at most 1 % "
         "of the change, at every weight decay above 0.",
         source="eq. 18",
@@ -270,7 +273,8 @@ CLAIMS = (
     ),
     Claim(
         id="C4s",
-        title="Closed form: scale",
+        title="The closed form predicts weight norms before batch norm",
+        headline=True,
         sentence="The same for scale laws (weights before batch norm), at every weight decay.",
         source="eq. 19",
         estimand=PerSeed(closed_scale, "rc of scale laws, worst weight decay and network"),
@@ -282,7 +286,7 @@ CLAIMS = (
     ),
     Claim(
         id="C4r",
-        title="Closed form: rescale",
+        title="The closed form predicts norm differences across a ReLU",
         sentence="The same for rescale laws (weights into and out of a ReLU), at every weight decay.",
         source="eq. 20",
         estimand=PerSeed(closed_rescale, "rc of rescale laws, worst weight decay and network"),
@@ -294,7 +298,7 @@ CLAIMS = (
     ),
     Claim(
         id="C4n",
-        title="far better than no motion",
+        title="The closed form is far better than predicting no motion",
         sentence="The prediction that nothing moves errs at least 20 times as much as the closed form, for every kind "
         "of law, weight decay and network.",
         source="Fig. 5",
@@ -307,7 +311,7 @@ CLAIMS = (
     ),
     Claim(
         id="C5",
-        title="Two forces set the sign",
+        title="Two opposing forces decide whether weight norms grow",
         sentence="In at least 99 % of steps a law's quantity moves in the direction of centrifugal minus centripetal "
         "force, η‖g‖² − 2λQ.",
         source="Fig. 5",
@@ -321,7 +325,7 @@ CLAIMS = (
     ),
     Claim(
         id="C5b",
-        title="Decay turns growth round",
+        title="Weight decay turns the growth of weight norms around",
         sentence="Channel norms before batch norm grow in fewer steps with the largest weight decay than without.",
         source="Fig. 5",
         estimand=PerSeed(growing, "share of steps in which a norm grows, without minus with weight decay"),
@@ -333,7 +337,8 @@ CLAIMS = (
     ),
     Claim(
         id="C6",
-        title="Momentum: an oscillator",
+        title="With momentum, weight norms move as damped oscillators",
+        headline=True,
         sentence="With momentum 0.9 and 0.99 the damped oscillator's error is at most 1 % of the change, for every "
         "kind of law.",
         source="Sec. 5",
@@ -346,7 +351,7 @@ CLAIMS = (
     ),
     Claim(
         id="C6b",
-        title="Inertia is needed",
+        title="With momentum, a theory without inertia errs more",
         sentence="After 1/(1-β) steps the oscillator errs less than the first-order flow with the same forces.",
         source="Sec. 5",
         estimand=PerSeed(inertia_gain, "log10 of the mean rc: first-order flow minus oscillator"),
@@ -356,7 +361,8 @@ CLAIMS = (
     ),
     Claim(
         id="C7",
-        title="Neurons move smoothly",
+        title="Neurons' norms move more smoothly than single weights",
+        headline=True,
         sentence="In every weight matrix, row norms have less total variation per net change than single weights.",
         source="Fig. 1",
         estimand=PerSeed(smoothness, "roughness of weights over roughness of row norms, worst layer"),
@@ -367,7 +373,8 @@ CLAIMS = (
     ),
     Claim(
         id="C8",
-        title="Exact ledger",
+        title="An exact ledger predicts the conserved quantities",
+        kind="check",
         sentence="With momentum, dampening, weight decay and a schedule, the discrete ledger predicts exact laws to "
         "1e-12 of the quantity in float64.",
         source="beyond the paper",
@@ -378,7 +385,9 @@ CLAIMS = (
     ),
     Claim(
         id="C8b",
-        title="Budget closes, Adam too",
+        title="The ledger accounts for every change, also under AdamW",
+        headline=True,
+        kind="check",
         sentence="With the measured residual of the symmetry the ledger accounts for every law to 1e-12, for SGD and "
         "for AdamW.",
         source="beyond the paper",
@@ -389,7 +398,7 @@ CLAIMS = (
     ),
     Claim(
         id="C8c",
-        title="ε is what breaks BN's law",
+        title="Batch norm's epsilon is what breaks its conservation law",
         sentence="For laws with an epsilon, that residual takes at least three orders of magnitude off the error.",
         source="beyond the paper",
         estimand=PerSeed(epsilon_share, "log10 of the ledger's error without over with the residual, float64"),
@@ -401,7 +410,8 @@ CLAIMS = (
     ),
     Claim(
         id="C8d",
-        title="Ledger in float32",
+        title="In float32 the ledger is right to single precision",
+        kind="check",
         sentence="In float32 the ledger predicts translation and rescale laws to 5e-6 of the quantity.",
         source="beyond the paper",
         estimand=PerSeed(ledger_single, "largest error of the ledger, translation and rescale, float32"),
@@ -411,7 +421,7 @@ CLAIMS = (
     ),
     Claim(
         id="C9",
-        title="Attention has laws",
+        title="Attention layers have conservation laws too",
         sentence="All exact laws found on a transformer (query-key and value-output matrices among them) hold for its "
         "gradients to 1e-12 in float64.",
         source="beyond the paper",
@@ -422,7 +432,8 @@ CLAIMS = (
     ),
     Claim(
         id="C9b",
-        title="with an exact ledger",
+        title="The ledger predicts attention's conserved matrices",
+        kind="check",
         sentence="The ledger predicts the transformer's matrix laws under SGD with momentum and weight decay to 1e-12.",
         source="beyond the paper",
         estimand=PerSeed(attention_ledger, "largest error of the ledger on matrix laws, float64"),
@@ -431,78 +442,3 @@ CLAIMS = (
         test="exact",
     ),
 )
-
-_QUICK: Mapping[str, Any] = {
-    "seeds": 5,
-    "data": "fashion_mnist",
-    "network": "cnn",
-    "samples": 8192,
-    "pixels": 14,
-    "width": 8,
-    "steps": 250,
-    "batch_size": 128,
-    "lr": 0.1,
-    "weight_decays": "0,1e-4,1e-3",
-    "momenta": "0.9/0.1/1e-3,0.99/0.02/1e-2",
-    "warm_steps": 20,
-    "batches": 5,
-    "flow_lr": 0.2,
-    "flow_time": 1.0,
-    "flow_samples": 64,
-    "ledger_steps": 60,
-    "every": 1,
-}
-_SMOKE: Mapping[str, Any] = {
-    **_QUICK,
-    "seeds": 2,
-    "samples": 128,
-    "width": 2,
-    "steps": 12,
-    "batch_size": 16,
-    "warm_steps": 2,
-    "batches": 2,
-    "flow_samples": 16,
-    "flow_time": 0.2,
-    "ledger_steps": 8,
-}
-_FULL: Mapping[str, Any] = {
-    **_QUICK,
-    "network": "vgg",
-    "samples": 60_000,
-    "pixels": 32,
-    "steps": 2_000,
-    "batch_size": 256,
-    "every": 5,
-}
-_PAPER: Mapping[str, Any] = {
-    **_FULL,
-    "seeds": 3,
-    "data": "tiny_imagenet",
-    "samples": 100_000,
-    "pixels": 64,
-    "steps": 39_000,
-    "every": 100,
-}
-_SETTINGS = {Scale.SMOKE: _SMOKE, Scale.QUICK: _QUICK, Scale.FULL: _FULL, Scale.PAPER: _PAPER}
-SEEDS = {scale: int(settings["seeds"]) for scale, settings in _SETTINGS.items()}
-
-
-def runs(scale: Scale, workload: Workload | None, seeds: range | None = None) -> Iterator[Run]:
-    """Two runs a seed: ``training`` under the tracker, and ``laws`` tested batch by batch.
-
-    On a user's workload the study's networks are trained on the user's data, or, if the workload has a model, that
-    model is, from the same learning rates times the largest of 1, 0.3, 0.1, ... at which it does not diverge.
-    """
-    settings = {k: v for k, v in _SETTINGS[scale].items() if k != "seeds"}
-    if workload is not None:
-        settings |= {"data": "workload", "network": "user" if workload.model is not None else "cnn"}
-    for arm in ("training", "laws"):
-        for seed in seeds or range(SEEDS[scale]):
-            yield Run(SLUG, arm, seed, settings)
-
-
-def measure(run: Run, workload: Workload | None) -> Measurements:
-    """Train, or test the laws."""
-    from .experiments import check_laws, train_networks
-
-    return train_networks(run, workload) if run.arm == "training" else check_laws(run, workload)

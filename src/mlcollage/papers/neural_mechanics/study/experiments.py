@@ -6,6 +6,7 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,26 +15,47 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlcollage.data.workload import Workload
 from mlcollage.errors import InvalidInput
+from mlcollage.lab.experiment import Task
 from mlcollage.lab.measurements import Measurements
-from mlcollage.lab.run import Run
 from mlcollage.nn.init import build, seeded
 from mlcollage.train.loop import epochs, steps
 from mlcollage.train.schedules import cosine
 
-from ._study_models import Task, make_task, row_transformer
-from .checks import check_gradient, check_hessian
-from .closed_form import predict
-from .find import find_symmetries
-from .symmetry import SymmetrySet
-from .tracker import ConservationTracker
+from ..checks import check_gradient, check_hessian
+from ..closed_form import predict
+from ..find import find_symmetries
+from ..symmetry import SymmetrySet
+from ..tracker import ConservationTracker
+from .models import Common, Setup, make_setup, row_transformer
 
-__all__ = ["KINDS", "check_laws", "train_networks"]
+__all__ = ["KINDS", "Laws", "Training", "check_laws", "train_networks"]
 
 KINDS = ("translation", "scale", "rescale", "matrix")
 Floats = npt.NDArray[np.float64]
 _RATES = (1.0, 0.3, 0.1, 0.03, 0.01, 1e-3)  # of the wanted learning rate, tried in turn on a user's model
+
+
+Job = Task[Any]  # of either experiment: what both settings have in common
+
+
+@dataclass(frozen=True)
+class Training(Common):
+    """Networks trained under the tracker: what the theory predicts and what happens."""
+
+    weight_decays: tuple[float, ...] = (0.0, 1e-4, 1e-3)  # of plain SGD
+
+
+@dataclass(frozen=True)
+class Laws(Common):
+    """The laws tested batch by batch, under small steps, in float64, and on a transformer."""
+
+    warm_steps: int = 20  # before a gradient is looked at: biases begin at zero
+    batches: int = 5  # whose gradients are tested
+    flow_lr: float = 0.2  # largest learning rate of full-batch descent; five halvings follow
+    flow_time: float = 1.0  # learning rate times steps of each descent
+    flow_samples: int = 64  # of the full batch
+    ledger_steps: int = 60  # in float64
 
 
 class _Net(NamedTuple):
@@ -41,90 +63,86 @@ class _Net(NamedTuple):
 
     name: str
     make: Callable[[], nn.Module]
-    syms: SymmetrySet
+    symmetries: SymmetrySet
     rate: float  # factor of all learning rates
 
 
-def train_networks(run: Run, workload: Workload | None) -> Measurements:
+def train_networks(task: Task[Training]) -> Measurements:
     """SGD at three weight decays, two momenta, AdamW: what the theory predicts and what happens, for one seed."""
-    m, task = Measurements(), make_task(run, workload)
-    for net in _networks(run, task, m):
-        for decay in _numbers(run.text("weight_decays")):
-            _plain_sgd(run, task, net, decay, m)
+    m, setup = Measurements(), make_setup(task)
+    for net in _networks(task, setup, m):
+        for decay in task.settings.weight_decays:
+            _plain_sgd(task, setup, net, decay, m)
         if net.name != "plain":  # the normed network has laws of every kind
-            for spec in run.text("momenta").split(","):
-                _momentum(run, task, net, _numbers(spec, "/"), m)
-            _adamw(run, task, net, m)
+            for spec in task.settings.momenta:
+                _momentum(task, setup, net, spec, m)
+            _adamw(task, setup, net, m)
     return m
 
 
-def check_laws(run: Run, workload: Workload | None) -> Measurements:
+def check_laws(task: Task[Laws]) -> Measurements:
     """Gradient and Hessian constraints, drift under flow, the ledger in float64, attention; for one seed."""
-    m, task = Measurements(), make_task(run, workload)
-    for net in _networks(run, task, m):
-        _constraints(run, task, net, m)
-        double = _double(net, task)
+    m, setup = Measurements(), make_setup(task)
+    for net in _networks(task, setup, m):
+        _constraints(task, setup, net, m)
+        double = _double(net, setup)
         m.add("runs_in_float64", float(double is not None), arm=net.name)
         if double is not None:
-            _flow(run, task, double, m)
-            _ledger(run, task, double, m)
-            if net.name == "user" and len(net.syms.of_kind("matrix")):
-                _attention(run, task, double, m)
-    if task.own:
-        x = task.x if task.x.dim() > 2 else task.x.unsqueeze(-1)
-        shape, rows = tuple(x.shape[1:]), task._replace(x=x)
-        make = functools.partial(_build, lambda: row_transformer(shape, task.classes).double(), run.seed)
-        _attention(run, rows, _found("attention", make, rows._replace(x=x.double()), 1.0, m), m)
+            _flow(task, setup, double, m)
+            _ledger(task, setup, double, m)
+            if net.name == "user" and len(net.symmetries.of_kind("matrix")):
+                _attention(task, setup, double, m)
+    if setup.own:
+        x = setup.x if setup.x.dim() > 2 else setup.x.unsqueeze(-1)
+        shape, rows = tuple(x.shape[1:]), setup._replace(x=x)
+        make = functools.partial(_build, lambda: row_transformer(shape, setup.classes).double(), task.seed, task.device)
+        _attention(task, rows, _found("attention", make, rows._replace(x=x.double()), 1.0, m), m)
     return m
 
 
 # --- networks ---------------------------------------------------------------------------------------------------------
 
 
-def _numbers(text: str, separator: str = ",") -> list[float]:
-    return [float(part) for part in text.split(separator)]
+def _build(factory: Callable[[], nn.Module], seed: int, device: str) -> nn.Module:
+    return build(factory, seed).to(device)
 
 
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
 
 
-def _build(factory: Callable[[], nn.Module], seed: int) -> nn.Module:
-    return build(factory, seed).to(_device())
-
-
-def _networks(run: Run, task: Task, m: Measurements) -> Iterable[_Net]:
+def _networks(task: Job, setup: Setup, m: Measurements) -> Iterable[_Net]:
     """Each network with the laws that are found on it."""
-    for name, factory in task.networks.items():
-        make = functools.partial(_build, factory, run.seed)
-        rate = 1.0 if task.own else _rate(run, task, make)
-        yield _found(name, make, task, rate, m)
+    for name, factory in setup.networks.items():
+        make = functools.partial(_build, factory, task.seed, task.device)
+        rate = 1.0 if setup.own else _rate(task, setup, make)
+        yield _found(name, make, setup, rate, m)
 
 
-def _found(name: str, make: Callable[[], nn.Module], task: Task, rate: float, m: Measurements) -> _Net:
+def _found(name: str, make: Callable[[], nn.Module], setup: Setup, rate: float, m: Measurements) -> _Net:
     model = make()
     with seeded(0):
-        syms = find_symmetries(model, task.x[:16].to(_device(), _type(model)), F.cross_entropy)
+        symmetries = find_symmetries(model, setup.x[:16].to(_device(model), _type(model)), F.cross_entropy)
     for kind in KINDS:
-        families = syms.of_kind(kind)  # type: ignore[arg-type]
+        families = symmetries.of_kind(kind)  # type: ignore[arg-type]
         m.add("laws", families.n_laws, arm=name, kind=kind)
         m.add("families", len(families), arm=name, kind=kind)
-    m.add("not_handled", len(syms.unhandled), arm=name)
+    m.add("not_handled", len(symmetries.unhandled), arm=name)
     m.add("rate", rate, arm=name)
-    rows = [(s.kind, s.name, str(s.n_laws), s.broken_by or "", f"{s.residual or 0:.1e}") for s in syms]
+    rows = [(s.kind, s.name, str(s.n_laws), s.broken_by or "", f"{s.residual or 0:.1e}") for s in symmetries]
     m.array(f"laws_{name}", np.array(rows if rows else [("", "", "", "", "")], dtype=str))
-    m.array(f"not_handled_{name}", np.array(list(syms.unhandled) or [""], dtype=str))
-    return _Net(name, make, syms, rate)
+    m.array(f"not_handled_{name}", np.array(list(symmetries.unhandled) or [""], dtype=str))
+    return _Net(name, make, symmetries, rate)
 
 
-def _rate(run: Run, task: Task, make: Callable[[], nn.Module]) -> float:
+def _rate(task: Job, setup: Setup, make: Callable[[], nn.Module]) -> float:
     """The largest factor of the study's learning rates at which a user's model trains for a few steps."""
-    momentum, lr, _ = _numbers(run.text("momenta").split(",")[0], "/")
+    momentum, lr, _ = task.settings.momenta[0]
     for factor in _RATES:
         model = make()
         optimizer = torch.optim.SGD(model.parameters(), lr=lr * factor, momentum=momentum)
         try:
-            losses = [float(s.loss) for s in _steps(run, task, model, optimizer, min(40, run.integer("steps")))]
+            losses = [float(s.loss) for s in _steps(task, setup, model, optimizer, min(40, task.settings.steps))]
         except InvalidInput:
             continue
         if losses[-1] < 3 * losses[0]:
@@ -138,31 +156,32 @@ def _type(model: nn.Module) -> torch.dtype:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
-def _double(net: _Net, task: Task) -> _Net | None:
+def _double(net: _Net, setup: Setup) -> _Net | None:
     """The network in float64; None if its code insists on float32."""
     make: Callable[[], nn.Module] = lambda: net.make().double()  # noqa: E731
     try:
         with torch.no_grad(), seeded(0):
-            make()(task.x[:2].to(_device(), torch.float64))
+            model = make()
+            model(setup.x[:2].to(_device(model), torch.float64))
     except (RuntimeError, TypeError):
         return None
     return net._replace(make=make)
 
 
-def _batch(run: Run, task: Task) -> int:
-    return min(run.integer("batch_size"), max(2, len(task.x) // 4))
+def _batch(task: Job, setup: Setup) -> int:
+    return min(task.settings.batch_size, max(2, len(setup.x) // 4))
 
 
-def _steps(run: Run, task: Task, model: nn.Module, optimizer: Any, count: int, **more: Any) -> Any:
-    x = task.x.to(_type(model))
-    batches = epochs(x, task.y, _batch(run, task), generator=1_000_003 * run.seed + 17)
-    return steps(model, batches, optimizer, max_steps=count, seed=run.seed, **more)
+def _steps(task: Job, setup: Setup, model: nn.Module, optimizer: Any, count: int, **more: Any) -> Any:
+    x = setup.x.to(_type(model))
+    batches = epochs(x, setup.y, _batch(task, setup), generator=1_000_003 * task.seed + 17)
+    return steps(model, batches, optimizer, max_steps=count, seed=task.seed, **more)
 
 
 def _loss(x: Tensor, y: Tensor) -> Callable[[nn.Module], Tensor]:
     def loss(model: nn.Module) -> Tensor:
         with seeded(0):  # dropout draws the same mask at every call
-            return F.cross_entropy(model(x.to(_device(), _type(model))), y.to(_device()))
+            return F.cross_entropy(model(x.to(_device(model), _type(model))), y.to(_device(model)))
 
     return loss
 
@@ -171,14 +190,21 @@ def _loss(x: Tensor, y: Tensor) -> Callable[[nn.Module], Tensor]:
 
 
 def _track(
-    run: Run, task: Task, net: _Net, optimizer_of: Callable[..., Any], count: int, *, mode: Any = "ledger", **more: Any
+    task: Job,
+    setup: Setup,
+    net: _Net,
+    optimizer_of: Callable[..., Any],
+    count: int,
+    *,
+    mode: Any = "ledger",
+    **more: Any,
 ) -> tuple[dict[str, Any], dict[str, Floats]]:
     """Train, and return the tracker's arrays and, by weight matrix, row norms and single weights over time."""
     model = net.make()
     optimizer = optimizer_of(model.parameters())
     watch = _Watch(model) if more.pop("watch", False) else None
-    with ConservationTracker(model, optimizer, net.syms, run.integer("every"), mode) as tracker:
-        for _ in _steps(run, task, model, optimizer, count, **more):
+    with ConservationTracker(model, optimizer, net.symmetries, task.settings.every, mode) as tracker:
+        for _ in _steps(task, setup, model, optimizer, count, **more):
             if watch is not None:
                 watch.look()
     return tracker.arrays(), watch.paths() if watch is not None else {}
@@ -204,13 +230,13 @@ class _Watch:
         return {name: torch.stack(path).cpu().numpy() for name, path in self.seen.items()}
 
 
-def _plain_sgd(run: Run, task: Task, net: _Net, decay: float, m: Measurements) -> None:
-    if not len(net.syms):
+def _plain_sgd(task: Job, setup: Setup, net: _Net, decay: float, m: Measurements) -> None:
+    if not len(net.symmetries):
         return
-    count, lr = run.integer("steps"), run.real("lr") * net.rate
-    watch = decay == _numbers(run.text("weight_decays"))[1]
+    count, lr = task.settings.steps, task.settings.lr * net.rate
+    watch = decay == task.settings.weight_decays[1]
     arrays, paths = _track(
-        run, task, net, lambda p: torch.optim.SGD(p, lr=lr, weight_decay=decay), count, mode="both", watch=watch
+        task, setup, net, lambda p: torch.optim.SGD(p, lr=lr, weight_decay=decay), count, mode="both", watch=watch
     )
     where: dict[str, Any] = {"arm": net.name, "weight_decay": decay, "momentum": 0.0}
     for kind in _kinds(arrays):
@@ -230,13 +256,13 @@ def _plain_sgd(run: Run, task: Task, net: _Net, decay: float, m: Measurements) -
         _roughness(paths, m, arm=net.name)
 
 
-def _momentum(run: Run, task: Task, net: _Net, spec: list[float], m: Measurements) -> None:
-    if not len(net.syms):
+def _momentum(task: Job, setup: Setup, net: _Net, spec: tuple[float, float, float], m: Measurements) -> None:
+    if not len(net.symmetries):
         return
     momentum, lr, decay = spec[0], spec[1] * net.rate, spec[2]
-    count = run.integer("steps")
+    count = task.settings.steps
     arrays, _ = _track(
-        run, task, net, lambda p: torch.optim.SGD(p, lr=lr, weight_decay=decay, momentum=momentum), count, mode="both"
+        task, setup, net, lambda p: torch.optim.SGD(p, lr=lr, weight_decay=decay, momentum=momentum), count, mode="both"
     )
     where: dict[str, Any] = {"arm": net.name, "weight_decay": decay, "momentum": momentum}
     settled = min(math.ceil(1 / (1 - momentum)), count // 2)
@@ -262,12 +288,12 @@ def _first_order(own: Mapping[str, Any], kind: Any, lr: float, decay: float, mom
     return path[own["step"]]
 
 
-def _adamw(run: Run, task: Task, net: _Net, m: Measurements) -> None:
-    if not len(net.syms):
+def _adamw(task: Job, setup: Setup, net: _Net, m: Measurements) -> None:
+    if not len(net.symmetries):
         return
-    count = run.integer("steps") // 2
+    count = task.settings.steps // 2
     make = lambda p: torch.optim.AdamW(p, lr=2e-3 * net.rate, weight_decay=0.1)  # noqa: E731
-    arrays, _ = _track(run, task, net, make, count)
+    arrays, _ = _track(task, setup, net, make, count)
     for kind in _kinds(arrays):
         own = _of_kind(arrays, kind)
         _budget(own, m, kind=kind, optimizer="AdamW", arm=net.name)
@@ -344,44 +370,44 @@ def _roughness(paths: Mapping[str, Floats], m: Measurements, arm: str) -> None:
 # --- the laws, batch by batch -----------------------------------------------------------------------------------------
 
 
-def _exact(syms: SymmetrySet) -> SymmetrySet:
+def _exact(symmetries: SymmetrySet) -> SymmetrySet:
     """Without the laws that a known epsilon breaks."""
-    return SymmetrySet(tuple(s for s in syms if s.broken_by is None))
+    return SymmetrySet(tuple(s for s in symmetries if s.broken_by is None))
 
 
-def _idle_biases(model: nn.Module, syms: SymmetrySet) -> set[str]:
+def _idle_biases(model: nn.Module, symmetries: SymmetrySet) -> set[str]:
     """Translations of biases alone: what follows takes any shift away, so that their gradient is zero to rounding."""
     named = dict(model.named_parameters())
-    shifts = syms.of_kind("translation")
+    shifts = symmetries.of_kind("translation")
     return {s.name for s in shifts if all(named[n].dim() == 1 for n in s.parameters)}
 
 
-def _warm(run: Run, task: Task, net: _Net) -> nn.Module:
+def _warm(task: Job, setup: Setup, net: _Net) -> nn.Module:
     """The network after a few steps: not at its initialization, where biases are zero."""
     model = net.make()
-    optimizer = torch.optim.SGD(model.parameters(), lr=run.real("lr") * net.rate)
-    for _ in _steps(run, task, model, optimizer, run.integer("warm_steps")):
+    optimizer = torch.optim.SGD(model.parameters(), lr=task.settings.lr * net.rate)
+    for _ in _steps(task, setup, model, optimizer, task.settings.warm_steps):
         pass
     return model
 
 
-def _constraints(run: Run, task: Task, net: _Net, m: Measurements) -> None:
-    if not len(net.syms):
+def _constraints(task: Job, setup: Setup, net: _Net, m: Measurements) -> None:
+    if not len(net.symmetries):
         return
-    models = {"float32": _warm(run, task, net)}
-    if _double(net, task) is not None:
+    models = {"float32": _warm(task, setup, net)}
+    if _double(net, setup) is not None:
         models["float64"] = copy.deepcopy(models["float32"]).double()
-    draw = torch.Generator().manual_seed(run.seed)
+    draw = torch.Generator().manual_seed(task.seed)
     for precision, model in models.items():
         reports = []
-        for _ in range(run.integer("batches")):
-            chosen = torch.randint(len(task.x), (_batch(run, task),), generator=draw)
-            loss = _loss(task.x[chosen], task.y[chosen])
-            reports.append(check_gradient(model, net.syms, loss, controls=1, generator=draw))
-        few = torch.randint(len(task.x), (min(64, _batch(run, task)),), generator=draw)
-        curved = check_hessian(model, net.syms, _loss(task.x[few], task.y[few]), most=4, generator=draw)
-        broken = {s.name for s in net.syms if s.broken_by is not None}
-        idle = _idle_biases(model, net.syms)
+        for _ in range(task.settings.batches):
+            chosen = torch.randint(len(setup.x), (_batch(task, setup),), generator=draw)
+            loss = _loss(setup.x[chosen], setup.y[chosen])
+            reports.append(check_gradient(model, net.symmetries, loss, controls=1, generator=draw))
+        few = torch.randint(len(setup.x), (min(64, _batch(task, setup)),), generator=draw)
+        curved = check_hessian(model, net.symmetries, _loss(setup.x[few], setup.y[few]), most=4, generator=draw)
+        broken = {s.name for s in net.symmetries if s.broken_by is not None}
+        idle = _idle_biases(model, net.symmetries)
         for kind in (*KINDS, "bias"):
             for epsilon in (False, True):
                 keep = [
@@ -399,39 +425,39 @@ def _constraints(run: Run, task: Task, net: _Net, m: Measurements) -> None:
                 m.add("hessian_control", float(bent["control"].median()), **where)
 
 
-def _flow(run: Run, task: Task, net: _Net, m: Measurements) -> None:
+def _flow(task: Job, setup: Setup, net: _Net, m: Measurements) -> None:
     """Full-batch descent to one and the same time at rates that halve: how far the laws drift."""
-    syms = _exact(net.syms)
-    if not len(syms):
+    symmetries = _exact(net.symmetries)
+    if not len(symmetries):
         return
-    few = slice(0, min(run.integer("flow_samples"), len(task.x)))
-    loss = _loss(task.x[few].double(), task.y[few])
+    few = slice(0, min(task.settings.flow_samples, len(setup.x)))
+    loss = _loss(setup.x[few].double(), setup.y[few])
     for halving in range(6):
-        rate = run.real("flow_lr") * net.rate / 2**halving
-        count = round(run.real("flow_time") / run.real("flow_lr") * 2**halving)
+        rate = task.settings.flow_lr * net.rate / 2**halving
+        count = round(task.settings.flow_time / task.settings.flow_lr * 2**halving)
         model = net.make().train()
         optimizer = torch.optim.SGD(model.parameters(), lr=rate)
-        before = syms.quantities(model)
+        before = symmetries.quantities(model)
         for _ in range(count):
             optimizer.zero_grad(set_to_none=True)
             loss(model).backward()
             optimizer.step()
-        after = syms.quantities(model)
+        after = symmetries.quantities(model)
         for kind in KINDS:
-            names = [s.name for s in syms if s.kind == kind]
+            names = [s.name for s in symmetries if s.kind == kind]
             if names:
                 moved = torch.cat([(after[n] - before[n]).reshape(-1) for n in names])
                 size = torch.cat([before[n].reshape(-1) for n in names]).norm().clamp(min=1e-300)
                 m.add("drift", float(moved.norm() / size), arm=net.name, kind=kind, step=halving, eta=rate)
 
 
-def _ledger(run: Run, task: Task, net: _Net, m: Measurements) -> None:
+def _ledger(task: Job, setup: Setup, net: _Net, m: Measurements) -> None:
     """SGD with momentum, dampening, weight decay and a schedule in float64, then AdamW: what the ledger leaves open."""
-    if not len(net.syms):
+    if not len(net.symmetries):
         return
-    count = run.integer("ledger_steps")
-    lr = run.real("lr") * net.rate
-    broken = {s.name for s in net.syms if s.broken_by is not None}
+    count = task.settings.ledger_steps
+    lr = task.settings.lr * net.rate
+    broken = {s.name for s in net.symmetries if s.broken_by is not None}
     runs: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         "SGD": (
             lambda p: torch.optim.SGD(p, lr=lr / 2, momentum=0.9, dampening=0.1, weight_decay=1e-3),
@@ -440,7 +466,7 @@ def _ledger(run: Run, task: Task, net: _Net, m: Measurements) -> None:
         "AdamW": (lambda p: torch.optim.AdamW(p, lr=2e-3 * net.rate, weight_decay=0.1), {}),
     }
     for name, (optimizer_of, more) in runs.items():
-        arrays, _ = _track(run, task, net, optimizer_of, count, **more)
+        arrays, _ = _track(task, setup, net, optimizer_of, count, **more)
         epsilon = np.isin(arrays["law"], list(broken))
         for kind in _kinds(arrays):
             for flag in (False, True):
@@ -454,22 +480,22 @@ def _ledger(run: Run, task: Task, net: _Net, m: Measurements) -> None:
                 m.add("ledger_null", _relative(arrays["measured"][0][chosen] - end, end), **where)
 
 
-def _attention(run: Run, task: Task, net: _Net, m: Measurements) -> None:
+def _attention(task: Job, setup: Setup, net: _Net, m: Measurements) -> None:
     """The laws of a transformer in float64: constraints on its gradients, and the ledger while it trains."""
-    syms = _exact(net.syms)
-    task = task._replace(x=task.x.double())
-    if not len(syms):
+    symmetries = _exact(net.symmetries)
+    setup = setup._replace(x=setup.x.double())
+    if not len(symmetries):
         return
-    few = slice(0, _batch(run, task))
-    model = _warm(run, task, net)
-    report = check_gradient(model, syms, _loss(task.x[few], task.y[few]), controls=2, generator=run.seed)
+    few = slice(0, _batch(task, setup))
+    model = _warm(task, setup, net)
+    report = check_gradient(model, symmetries, _loss(setup.x[few], setup.y[few]), controls=2, generator=task.seed)
     for kind in KINDS:
         rows = report[report["kind"] == kind]
         if len(rows):
             m.add("attention_residual", float(rows["residual"].max()), arm="attention", kind=kind)
             m.add("attention_control", float(rows["control"].median()), arm="attention", kind=kind)
     make = lambda p: torch.optim.SGD(p, lr=0.05 * net.rate, momentum=0.9, weight_decay=1e-3)  # noqa: E731
-    arrays, _ = _track(run, task, net._replace(syms=syms), make, run.integer("ledger_steps"))
+    arrays, _ = _track(task, setup, net._replace(symmetries=symmetries), make, task.settings.ledger_steps)
     for kind in _kinds(arrays):
         own = _of_kind(arrays, kind)
         start, end = own["measured"][0], own["measured"][-1]

@@ -3,26 +3,46 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sized
-from typing import NamedTuple, cast
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import Subset
 
-from mlcollage.data.workload import Labeled, Workload, arrays
-from mlcollage.lab.run import Run
+from mlcollage.data.problem import Problem, problem
+from mlcollage.data.workload import Labeled
+from mlcollage.lab.experiment import Task
 from mlcollage.nn.mlp import MLP
 from mlcollage.nn.vgg import VGG
 
-__all__ = ["Task", "make_task", "row_transformer"]
+__all__ = ["Common", "Setup", "make_setup", "row_transformer"]
 
 Factory = Callable[[], nn.Module]
 
 
-class Task(NamedTuple):
+@dataclass(frozen=True)
+class Common:
+    """Data, networks and training that both experiments share."""
+
+    data: str = "fashion_mnist"  # fashion_mnist, tiny_imagenet or workload
+    network: str = "cnn"  # cnn, vgg or user
+    samples: int = 8192  # training samples
+    pixels: int = 14  # height and width of Fashion-MNIST: averaged, or padded to 32
+    width: int = 8  # channels of the first convolution
+    steps: int = 250  # updates of each training
+    batch_size: int = 128  # samples per update
+    lr: float = 0.1  # of SGD without momentum
+    momenta: tuple[tuple[float, float, float], ...] = (
+        (0.9, 0.1, 1e-3),
+        (0.99, 0.02, 1e-2),
+    )  # momentum, learning rate and weight decay of each training with momentum
+    every: int = 1  # steps per record of the tracker
+
+
+class Setup(NamedTuple):
     """Training data and the networks by name, each made afresh by a call."""
 
     x: Tensor
@@ -32,51 +52,43 @@ class Task(NamedTuple):
     own: bool  # whether the networks are the study's own
 
 
-def make_task(run: Run, workload: Workload | None) -> Task:
-    """Data and networks of a run."""
-    limit = run.integer("samples")
-    if run.text("data") == "tiny_imagenet":
+def make_setup(task: Task[Any]) -> Setup:
+    """Data and networks of a task."""
+    s: Common = task.settings
+    own = task.workload is None and s.data != "tiny_imagenet"
+    # The user's samples are drawn once and for all, the same for every seed: files are often sorted by class.
+    rng = None if own else np.random.default_rng(0)
+    p = problem(task.workload, functools.partial(_default, s), rng=rng, train=s.samples, test=0, standardize="sample")
+    x, y = p.train
+    if p.users_model:
+        return Setup(x, y, p.num_classes, {"user": p.make_model}, own=False)
+    return Setup(x, y, p.num_classes, _networks(p, s), own=True)
+
+
+def _default(s: Common) -> Labeled:
+    if s.data == "tiny_imagenet":
         from mlcollage.data import tiny_imagenet
 
         images, held = tiny_imagenet.load()
-        x, y = _sample(Labeled(images, held, len(images.classes)), limit)
-        return _task(_standard(x), y, len(images.classes), run)
-    if workload is None:
-        from mlcollage.data import fashion_mnist
+        return Labeled(images, held, len(images.classes))
+    from mlcollage.data import fashion_mnist
 
-        pixels, labels, *_ = fashion_mnist.load(limit=limit)
-        x = torch.from_numpy(pixels).reshape(-1, 1, 28, 28)
-        size = run.integer("pixels")
-        x = F.adaptive_avg_pool2d(x, size) if size < 28 else F.pad(x, (2, 2, 2, 2))
-        return _task(_standard(x), torch.from_numpy(labels), 10, run)
-    x, y = _sample(workload, limit)
-    if workload.model is not None:
-        return Task(x, y, workload.num_classes, {"user": workload.model}, own=False)
-    return _task(_standard(x), y, workload.num_classes, run)
+    pixels, labels, *_ = fashion_mnist.load(limit=s.samples)
+    x = torch.from_numpy(pixels).reshape(-1, 1, 28, 28)
+    x = F.adaptive_avg_pool2d(x, s.pixels) if s.pixels < 28 else F.pad(x, (2, 2, 2, 2))
+    return Labeled.from_arrays(x.numpy(), labels, x.numpy(), labels, 10)
 
 
-def _sample(workload: Workload, limit: int) -> tuple[Tensor, Tensor]:
-    """So many training samples, drawn once and for all: files are often sorted by class."""
-    count = len(cast(Sized, workload.train))
-    chosen = np.random.default_rng(0).permutation(count)[:limit]
-    X, y = arrays(Subset(workload.train, chosen.tolist()))
-    return torch.from_numpy(X), torch.from_numpy(y)
-
-
-def _standard(x: Tensor) -> Tensor:
-    return (x - x.mean()) / x.std().clamp(min=1e-12)
-
-
-def _task(x: Tensor, y: Tensor, classes: int, run: Run) -> Task:
-    shape = tuple(x.shape[1:])
-    if run.settings.get("network") == "vgg":
-        return Task(x, y, classes, _vggs(shape, classes), own=True)
+def _networks(p: Problem, s: Common) -> Mapping[str, Factory]:
+    """One without and one with batch norm."""
+    shape = tuple(p.train.x.shape[1:])
+    if s.network == "vgg":
+        return _vggs(shape, p.num_classes)
     if len(shape) == 3 and min(shape[1:]) >= 8:
-        make = functools.partial(_cnn, shape, classes, run.integer("width"))
+        make = functools.partial(_cnn, shape, p.num_classes, s.width)
     else:
-        make = functools.partial(_mlp, shape, classes)
-    networks = {"plain": functools.partial(make, norm=False), "norm": functools.partial(make, norm=True)}
-    return Task(x, y, classes, networks, own=True)
+        make = functools.partial(_mlp, shape, p.num_classes)
+    return {"plain": functools.partial(make, norm=False), "norm": functools.partial(make, norm=True)}
 
 
 def _mlp(shape: tuple[int, ...], classes: int, norm: bool) -> nn.Module:

@@ -1,0 +1,73 @@
+"""What is run and what is claimed of neural mechanics."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TypeVar
+
+from mlcollage.data.workload import Labeled
+from mlcollage.lab.experiment import Experiment
+from mlcollage.lab.run import Scale
+from mlcollage.lab.study import Study
+
+from .claims import CLAIMS
+from .experiments import Laws, Training, check_laws, train_networks
+from .models import Common
+
+__all__ = ["STUDY"]
+
+S = TypeVar("S", bound=Common)
+
+
+def on_workload(settings: S, workload: Labeled, scale: Scale) -> S:
+    """The study's networks on the user's data, or, if the workload has a model, that model.
+
+    A user's model is trained at the study's learning rates times the largest of 1, 0.3, 0.1, ... at which it does not
+    diverge.
+    """
+    return replace(settings, data="workload", network="user" if workload.model is not None else "cnn")
+
+
+_SMALL = {"samples": 128, "width": 2, "steps": 12, "batch_size": 16}
+_VGG = {"network": "vgg", "samples": 60_000, "pixels": 32, "steps": 2000, "batch_size": 256, "every": 5}
+_TINY_IMAGENET = {**_VGG, "data": "tiny_imagenet", "samples": 100_000, "pixels": 64, "steps": 39_000, "every": 100}
+
+STUDY = Study(
+    claims=CLAIMS,
+    seeds={Scale.SMOKE: 2, Scale.QUICK: 5, Scale.FULL: 5, Scale.PAPER: 3},
+    experiments=(
+        Experiment(
+            "training",
+            train_networks,
+            arms=("training",),
+            settings={
+                Scale.SMOKE: Training(**_SMALL),  # type: ignore[arg-type]
+                Scale.QUICK: Training(),
+                Scale.FULL: Training(**_VGG),  # type: ignore[arg-type]
+                Scale.PAPER: Training(**_TINY_IMAGENET),  # type: ignore[arg-type]
+            },
+            workloads=(Labeled,),
+            adapt=on_workload,
+        ),
+        Experiment(
+            "laws",
+            check_laws,
+            arms=("laws",),
+            settings={
+                Scale.SMOKE: Laws(
+                    **_SMALL,  # type: ignore[arg-type]
+                    warm_steps=2,
+                    batches=2,
+                    flow_samples=16,
+                    flow_time=0.2,
+                    ledger_steps=8,
+                ),
+                Scale.QUICK: Laws(),
+                Scale.FULL: Laws(**_VGG),  # type: ignore[arg-type]
+                Scale.PAPER: Laws(**_TINY_IMAGENET),  # type: ignore[arg-type]
+            },
+            workloads=(Labeled,),
+            adapt=on_workload,
+        ),
+    ),
+)
