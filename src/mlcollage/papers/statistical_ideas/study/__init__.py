@@ -49,10 +49,7 @@ STUDY = Study(
             adapt=_on_workload,
         ),
         _blocks(
-            of.coverage,
-            of.Coverage(repeats=5, resamples=49),
-            of.Coverage(),
-            of.Coverage(repeats=400, resamples=999),
+            of.coverage, of.Coverage(repeats=5, resamples=49), of.Coverage(), of.Coverage(repeats=400, resamples=999)
         ),
         _blocks(of.descent, of.Descent(test=100), of.Descent()),
         _blocks(of.pooling, of.Pooling(repeats=2), of.Pooling(), of.Pooling(repeats=100)),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 
 import pandas as pd
 
@@ -26,6 +27,14 @@ def _beyond_and_classical(rows: pd.DataFrame) -> Mapping[str, float]:
     errors = rows[(rows["metric"] == "test_error") & (rows["arm"] == "min_norm")].set_index("features")["value"]
     return {"beyond": float(errors.loc[MOST]), "classical": float(errors[errors.index < UNITS].min())}
 
+
+# what several claims share: how an effect is printed, for some also its direction and the smallest that matters
+_share = partial(Claim, factor=100, unit="%", digits=0)
+_smaller = partial(Claim, direction="less", unit="log ratio")
+_unbiased = partial(Claim, direction="within", margin=0.1, digits=3)
+_trend = partial(Claim, margin=0.5, test="trend", unit="rho")
+_pooled = partial(Claim, direction="less", margin=0.5, unit="points")
+_pulls = partial(Claim, unit="pulls", digits=0)
 
 CLAIMS = (
     Claim(
@@ -48,41 +57,32 @@ CLAIMS = (
         direction="greater",
         margin=0.1,
     ),
-    Claim(
+    _unbiased(
         id="C1c",
         title="Doubly robust weighting (AIPW) removes the bias",
         sentence="Cross-fitted augmented inverse-propensity weighting misses the true effect by less than a tenth on "
         "average.",
         source="idea 1, causal inference",
         estimand=Level("bias", "aipw"),
-        direction="within",
-        margin=0.1,
-        digits=3,
         headline=True,
     ),
-    Claim(
+    _unbiased(
         id="C1d",
         title="AIPW stays unbiased with a wrong propensity model",
         sentence="Cross-fitted AIPW misses the true effect by less than a tenth on average with a propensity model "
         "that ignores all covariates, too.",
         source="idea 1, double robustness",
         estimand=Level("bias", "aipw_wrong_propensity"),
-        direction="within",
-        margin=0.1,
-        digits=3,
     ),
-    Claim(
+    _unbiased(
         id="C1e",
         title="AIPW stays unbiased with a wrong outcome model",
         sentence="Cross-fitted AIPW misses the true effect by less than a tenth on average with an outcome model "
         "that misses the curvature, too.",
         source="idea 1, double robustness",
         estimand=Level("bias", "aipw_wrong_outcome"),
-        direction="within",
-        margin=0.1,
-        digits=3,
     ),
-    Claim(
+    _share(
         id="C1f",
         title="AIPW intervals hold the true effect about 95% of the time",
         sentence="The 95% intervals of cross-fitted AIPW hold the true effect in 92% to 97% of repetitions.",
@@ -91,12 +91,10 @@ CLAIMS = (
         direction="within",
         null=0.945,
         margin=0.025,
-        factor=100,
-        unit="%",
         digits=1,
         from_scale=Scale.FULL,
     ),
-    Claim(
+    _share(
         id="C2",
         title="Percentile intervals are too short for few seeds",
         sentence="The 95% percentile bootstrap interval of the mean of five normal values holds the truth in at most "
@@ -105,12 +103,10 @@ CLAIMS = (
         estimand=Level("coverage", "percentile", where={"population": "normal", "n": 5}),
         direction="at_most",
         null=0.90,
-        factor=100,
-        unit="%",
         digits=1,
         headline=True,
     ),
-    Claim(
+    _share(
         id="C2b",
         title="BCa bootstrap intervals are too short for 5 seeds",
         sentence="The 95% bias-corrected and accelerated (BCa) bootstrap interval of the mean of five normal values "
@@ -119,11 +115,9 @@ CLAIMS = (
         estimand=Level("coverage", "bca", where={"population": "normal", "n": 5}),
         direction="at_most",
         null=0.90,
-        factor=100,
-        unit="%",
         digits=1,
     ),
-    Claim(
+    _share(
         id="C2c",
         title="Bootstrap-t intervals cover 95% with only 5 seeds",
         sentence="The studentized bootstrap covers the mean of five normal values in 95% of samples, give or take "
@@ -133,20 +127,15 @@ CLAIMS = (
         direction="within",
         null=0.95,
         margin=0.03,
-        factor=100,
-        unit="%",
         digits=1,
     ),
-    Claim(
+    _trend(
         id="C2d",
         title="Percentile intervals cover better as seeds are added",
         sentence="The coverage of the percentile interval rises with the number of values (5, 10, 30).",
         source="idea 2, bootstrap",
         estimand=Trend("coverage", over="n", arm="percentile", where={"population": "normal"}),
         direction="greater",
-        margin=0.5,
-        test="trend",
-        unit="rho",
     ),
     Claim(
         id="C3",
@@ -177,7 +166,7 @@ CLAIMS = (
         direction="less",
         margin=0.05,
     ),
-    Claim(
+    _trend(
         id="C3c",
         title="A tuned ridge has no peak as features are added",
         sentence="The test error of a ridge whose penalty is chosen by leave-one-out falls with the number of "
@@ -185,32 +174,23 @@ CLAIMS = (
         source="idea 3, regularization",
         estimand=Trend("test_error", over="features", arm="ridge"),
         direction="less",
-        margin=0.5,
-        test="trend",
-        unit="rho",
     ),
-    Claim(
+    _pooled(
         id="C4",
         title="Partial pooling is closer to the truth than no pooling",
         sentence="Over 8 or 20 groups and three spreads of their effects, partial pooling estimates the true effects "
         "with a smaller root mean squared error than each group alone (noise as in the eight schools).",
         source="idea 4, multilevel models",
         estimand=Difference("mean_effect_error", "partial", "none"),
-        direction="less",
-        margin=0.5,
-        unit="points",
         headline=True,
     ),
-    Claim(
+    _pooled(
         id="C4b",
         title="Partial pooling is closer than complete pooling",
         sentence="In the same simulations, partial pooling has a smaller root mean squared error than complete "
         "pooling.",
         source="idea 4, multilevel models",
         estimand=Difference("mean_effect_error", "partial", "complete"),
-        direction="less",
-        margin=0.5,
-        unit="points",
     ),
     Claim(
         id="C5",
@@ -238,7 +218,7 @@ CLAIMS = (
         unit="% of draws",
         digits=0,
     ),
-    Claim(
+    _share(
         id="C5c",
         title="Calibration checks accept the correct sampler",
         sentence="Simulation-based calibration at level 1% rejects the sampler in at most a quarter of the blocks.",
@@ -246,12 +226,9 @@ CLAIMS = (
         estimand=Level("rejected", "correct"),
         direction="at_most",
         null=0.25,
-        factor=100,
-        unit="%",
-        digits=0,
         kind="check",
     ),
-    Claim(
+    _share(
         id="C5d",
         title="Calibration checks catch broken samplers",
         sentence="Simulation-based calibration rejects at least nine in ten of the mutants: the sampler without the "
@@ -260,12 +237,9 @@ CLAIMS = (
         estimand=Level("mutation_score", "mutants"),
         direction="at_least",
         null=0.9,
-        factor=100,
-        unit="%",
-        digits=0,
         headline=True,
     ),
-    Claim(
+    _pulls(
         id="C6",
         title="Thompson sampling wastes fewer pulls than taking turns",
         sentence="Over 2,000 pulls of five arms with success rates .5, .45, .4, .4 and .35, Thompson sampling regrets "
@@ -274,10 +248,8 @@ CLAIMS = (
         estimand=Difference("regret", "thompson", "uniform"),
         direction="less",
         margin=50,
-        unit="pulls",
-        digits=0,
     ),
-    Claim(
+    _pulls(
         id="C6b",
         title="Thompson and epsilon-greedy do equally well at 2,000 pulls",
         sentence="Over those 2,000 pulls, the regret of Thompson sampling is within 30 of that of epsilon-greedy with "
@@ -286,10 +258,8 @@ CLAIMS = (
         estimand=Difference("regret", "thompson", "epsilon_greedy"),
         direction="within",
         margin=30,
-        unit="pulls",
-        digits=0,
     ),
-    Claim(
+    _share(
         id="C6c",
         title="Successive halving finds the best of 27 configurations",
         sentence="Successive halving ends with the best of 27 simulated learning curves, or one within a point of "
@@ -298,11 +268,8 @@ CLAIMS = (
         estimand=Level("found_best", "halving"),
         direction="at_least",
         null=0.9,
-        factor=100,
-        unit="%",
-        digits=0,
     ),
-    Claim(
+    _share(
         id="C6d",
         title="Repeating a t test after every seed finds false effects",
         sentence="A t test at level 5% repeated after every seed, from the fifth to the hundredth, calls an absent "
@@ -311,12 +278,10 @@ CLAIMS = (
         estimand=Level("false_positive", "peeking"),
         direction="at_least",
         null=0.10,
-        factor=100,
-        unit="%",
         digits=1,
         headline=True,
     ),
-    Claim(
+    _share(
         id="C6e",
         title="A confidence sequence may be checked after every seed",
         sentence="A 95% confidence sequence, looked at after every seed, calls an absent effect present in at most 5% "
@@ -325,43 +290,35 @@ CLAIMS = (
         estimand=Level("false_positive", "confidence_sequence"),
         direction="at_most",
         null=0.05,
-        factor=100,
-        unit="%",
         digits=1,
     ),
-    Claim(
+    _smaller(
         id="C7",
         title="The interquartile mean beats the mean on heavy tails",
         sentence="Of 20 values of Student's t with 2 degrees of freedom, the interquartile mean has a smaller root "
         "mean squared error than the mean.",
         source="idea 7, robust inference",
         estimand=Difference("rmse", "iqm", "mean", where={"population": "t2"}, log=True),
-        direction="less",
         margin=0.2,
-        unit="log ratio",
     ),
-    Claim(
+    _smaller(
         id="C7b",
         title="The interquartile mean beats the mean under outliers",
         sentence="With a tenth of 20 normal values drawn with ten times the spread, the interquartile mean has a "
         "smaller root mean squared error than the mean.",
         source="idea 7, robust inference",
         estimand=Difference("rmse", "iqm", "mean", where={"population": "contaminated"}, log=True),
-        direction="less",
         margin=0.2,
-        unit="log ratio",
     ),
-    Claim(
+    _smaller(
         id="C7c",
         title="The mean beats the median on clean normal data",
         sentence="Of 20 normal values, the mean has a smaller root mean squared error than the median.",
         source="idea 7, robust inference",
         estimand=Difference("rmse", "mean", "median", where={"population": "clean"}, log=True),
-        direction="less",
         margin=0.1,
-        unit="log ratio",
     ),
-    Claim(
+    _share(
         id="C8",
         title="Predictive checks tell four look-alike data sets apart",
         sentence="Of four data sets with the same moments (line, curve, outlier, lever), predictive checks of a "
@@ -370,11 +327,8 @@ CLAIMS = (
         estimand=Level("right_flags", "checks"),
         direction="at_least",
         null=0.8,
-        factor=100,
-        unit="%",
-        digits=0,
     ),
-    Claim(
+    _share(
         id="C8b",
         title="A crashed seed stands out in a lineup of plots",
         sentence="One crashed seed in thirty stands out of a lineup of twenty plots in more than 80% of repetitions.",
@@ -382,11 +336,8 @@ CLAIMS = (
         estimand=Level("lineup_detection", "crash"),
         direction="at_least",
         null=0.8,
-        factor=100,
-        unit="%",
-        digits=0,
     ),
-    Claim(
+    _share(
         id="C9",
         title="The judge seldom supports a claim about nothing",
         sentence="In simulated studies of three claims without any effect, the judge calls at most 5% of the claims "
@@ -395,12 +346,10 @@ CLAIMS = (
         estimand=Level("supported_rate", "null"),
         direction="at_most",
         null=0.05,
-        factor=100,
-        unit="%",
         digits=1,
         kind="check",
     ),
-    Claim(
+    _share(
         id="C9b",
         title="The judge finds an effect as often as it promises",
         sentence="With the number of seeds it recommends for 80% power, the judge supports an effect of the smallest "
@@ -409,9 +358,6 @@ CLAIMS = (
         estimand=Level("supported_rate", "effect"),
         direction="at_least",
         null=0.75,
-        factor=100,
-        unit="%",
-        digits=0,
         kind="check",
     ),
 )
