@@ -138,23 +138,24 @@ def _peak(repeats: int) -> float:
     return 2 * 1024**3 / _fastest(lambda: torch.mm(a, a, out=out), repeats)
 
 
-def _ours(path: str, chains: int, repeats: int) -> float:
+def _ours(backend: str, chains: int, repeats: int) -> float:
     import torch
     from torch import nn
 
     from mlcollage.infer import hmc
     from mlcollage.infer.density import LogDensity
-    from mlcollage.papers.bnn_posteriors import BayesianModule, GaussianPrior
+    from mlcollage.papers.bnn_posteriors import BayesianNetwork, GaussianPrior
 
     torch.set_num_threads(1)
     x, y = _digits()
     layers: list[nn.Module] = []
     for a, b in pairwise(SIZES):
         layers += [nn.Linear(a, b), nn.ReLU()]
-    model = BayesianModule(nn.Sequential(*layers[:-1]), prior=GaussianPrior(VARIANCE))
-    density = LogDensity(model.log_density(x, y, path=path))
+    network = BayesianNetwork(nn.Sequential(*layers[:-1]), prior=GaussianPrior(VARIANCE))
+    density = LogDensity(network.log_density(x, y, backend=backend))
     parts = [torch.from_numpy(p).mT if p.ndim == 3 else torch.from_numpy(p) for p in _starts(chains)]
-    state = hmc.init(model.flatten(dict(zip(model.names, parts, strict=True))), density)
+    layout = network.layout
+    state = hmc.init(layout.flatten(dict(zip(layout.names, parts, strict=True))), density)
     generator = torch.Generator().manual_seed(0)
 
     def iterate() -> None:
@@ -240,20 +241,20 @@ def _methods(quick: bool) -> list[Row]:
 
     from mlcollage.nn.init import build
     from mlcollage.nn.resnet import ResNet
-    from mlcollage.papers.bnn_posteriors import BayesianModule
+    from mlcollage.papers.bnn_posteriors import BayesianNetwork
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         net = build(lambda: ResNet((3, 16, 16), 10, width=8, norm="frn", activation="silu"), seed=0)
-        model = BayesianModule(net)
+        network = BayesianNetwork(net)
         g = torch.Generator().manual_seed(0)
         x, y = torch.randn(32, 3, 16, 16, generator=g), torch.randint(0, 10, (32,), generator=g)
-        q = model.initial(4)
+        q = network.initial(4)
         rates = {}
-        for path in ("loop", "vmap"):
-            density = model.log_density(x, y, path=path)
-            rates[path] = 4 / _fastest(lambda d=density: d.gradient(q), 3 if quick else 10)
+        for backend in ("loop", "vmap"):
+            density = network.log_density(x, y, backend=backend)
+            rates[backend] = 4 / _fastest(lambda d=density: d.gradient(q), 3 if quick else 10)
     finally:
         torch.set_num_threads(before)
     what = "gradients of a ResNet-8-FRN of width 8, 32 images 3 x 16 x 16, 4 chains"
