@@ -71,7 +71,7 @@ class Checkpoint:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.layout, density, prior = target.network.layout, target.density, repr(target.network.prior)
         at = keeper.stream.x if keeper.stream else None
-        self.header = {
+        self.header: dict[str, Any] = {
             # the default repr holds an address, which changes from run to run
             "prior": prior if "object at" not in prior else type(target.network.prior).__name__,
             "data": _fingerprint(density.x, density.y, at),

@@ -192,8 +192,8 @@ def linearized(module: nn.Module, mean: Tensor, draws: Tensor, X: Tensor, *, bat
         return logits_of(functional_call(module, layout.unflatten(w), (x,)))
 
     def one(draw: Tensor, x: Tensor) -> Tensor:
-        value, change = jvp(lambda w: output(w, x), (mean,), (draw - mean,))  # (N, ...) each
-        return value + change
+        moved = jvp(lambda w: output(w, x), (mean,), (draw - mean,))  # value and change, (N, ...) each
+        return moved[0] + moved[1]
 
     with torch.no_grad():
         parts = [vmap(one, in_dims=(0, None))(draws, x) for x in X.split(batch_size or len(X))]

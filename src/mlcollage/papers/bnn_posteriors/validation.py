@@ -97,7 +97,7 @@ def as_data(X: Any, y: Any) -> tuple[Any, Any]:
 
 def as_inputs(values: Any, module: nn.Module, what: str = "X") -> Tensor:
     """Inputs in the network's type, on its device, finite; whole numbers only for networks that look them up."""
-    own = list(module.parameters()) or [torch.empty(0)]
+    own: list[Tensor] = [*module.parameters()] or [torch.empty(0)]
     like = next((p for p in own if p.requires_grad), own[0])
     x = as_tensor(values, what).to(like.device)
     if x.dtype.is_floating_point:

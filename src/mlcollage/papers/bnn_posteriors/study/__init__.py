@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sized
 from dataclasses import replace
+from functools import partial
 from typing import cast
 
 from torch import nn
@@ -22,45 +23,16 @@ from .experiments import augmentation, methods, settings, shift
 __all__ = ["STUDY"]
 
 _SMOKE = Sizes(
-    train=40,
-    validation=40,
-    test=60,
-    step_size=0.02,
-    chains=2,
-    burn_in=2,
-    draws=4,
-    members=2,
-    epochs=6,
-    sg_epochs=4,
+    train=40, validation=40, test=60, step_size=0.02, chains=2, burn_in=2, draws=4, members=2, epochs=6, sg_epochs=4
 )
 _FULL = Sizes(
-    data="fashion_mnist",
-    network="resnet",
-    train=10_000,
-    validation=5000,
-    test=10_000,
-    variance=0.2,
-    step_size=2e-4,
-    chains=8,
-    burn_in=20,
-    draws=80,
-    members=20,
-    epochs=60,
-    sg_epochs=200,
-)
+    data="fashion_mnist", network="resnet", train=10_000, validation=5000, test=10_000, variance=0.2, step_size=2e-4,
+    chains=8, burn_in=20, draws=80, members=20, epochs=60, sg_epochs=200,
+)  # fmt: skip
 _PAPER = replace(
-    _FULL,
-    data="cifar10",
-    train=40_960,
-    validation=9040,
-    step_size=1e-5,
-    chains=3,
-    burn_in=50,
-    draws=240,
-    members=50,
-    epochs=500,
-    sg_epochs=10_000,
-)
+    _FULL, data="cifar10", train=40_960, validation=9040, step_size=1e-5, chains=3, burn_in=50, draws=240, members=50,
+    epochs=500, sg_epochs=10_000,
+)  # fmt: skip
 _SIZES = {Scale.SMOKE: _SMOKE, Scale.QUICK: Sizes(), Scale.FULL: _FULL, Scale.PAPER: _PAPER}
 
 
@@ -94,35 +66,20 @@ def _check(model: Callable[[], nn.Module]) -> None:
     BayesianNetwork(network)
 
 
-def _two(*scales: Scale) -> dict[Scale, Sizes]:
-    return {scale: _SIZES[scale] for scale in scales}
-
+_all = partial(Experiment, arms=("all",), workloads=(Labeled,), adapt=_adapted, settings=_SIZES)
+_small = {scale: _SIZES[scale] for scale in (Scale.SMOKE, Scale.QUICK)}
+_large = {scale: _SIZES[scale] for scale in (Scale.FULL, Scale.PAPER)}
 
 # the dearest experiments start first
 STUDY = Study(
     claims=CLAIMS,
     seeds={Scale.SMOKE: 2, Scale.QUICK: 5, Scale.FULL: 5, Scale.PAPER: 3},
     experiments=(
-        Experiment("methods", methods, arms=("all",), settings=_SIZES, workloads=(Labeled,), adapt=_adapted),
-        Experiment("settings", settings, arms=("all",), settings=_SIZES, workloads=(Labeled,), adapt=_adapted),
-        Experiment(
-            "shift",
-            shift,
-            arms=("all",),
-            settings=_two(Scale.SMOKE, Scale.QUICK),
-            workloads=(Labeled,),
-            adapt=_widened,
-        ),
+        _all("methods", methods),
+        _all("settings", settings),
+        _all("shift", shift, settings=_small, adapt=_widened),
         # the larger scales have convolutions, which take no more inputs, but for a workload without a model
-        Experiment(
-            "shift_of_workloads",
-            shift,
-            arms=("all",),
-            settings=_two(Scale.FULL, Scale.PAPER),
-            own_data=False,
-            workloads=(Labeled,),
-            adapt=_widened,
-        ),
-        Experiment("augmentation", augmentation, arms=("all",), settings=_SIZES, workloads=(Labeled,), adapt=_adapted),
+        _all("shift_of_workloads", shift, settings=_large, adapt=_widened, own_data=False),
+        _all("augmentation", augmentation),
     ),
 )

@@ -8,7 +8,8 @@ validation samples that are in neither the training nor the test set.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import pandas as pd
 
@@ -40,20 +41,15 @@ def median_rhat(rows: pd.DataFrame) -> Mapping[str, float]:
     return {space: _value(rows, "rhat_median", "hmc", space=space) for space in ("function", "weight")}
 
 
-def cooling_gain(rows: pd.DataFrame) -> Mapping[str, float]:
+def cooling_gain(rows: pd.DataFrame, arms: Sequence[str] = ("augmented", "plain")) -> Mapping[str, float]:
     """Accuracy at T = 0.1 minus accuracy at T = 1, with augmentation and without."""
-    return {
-        arm: _value(rows, "accuracy", arm, temperature=0.1) - _value(rows, "accuracy", arm, temperature=1.0)
-        for arm in ("augmented", "plain")
-    }
+    cold, hot = ({arm: _value(rows, "accuracy", arm, temperature=t) for arm in arms} for t in (0.1, 1.0))
+    return {arm: cold[arm] - hot[arm] for arm in arms}
 
 
 def cooling_gain_by_norm(rows: pd.DataFrame) -> Mapping[str, float]:
-    """Accuracy at T = 0.1 minus accuracy at T = 1 with augmentation: batch norm, and filter response norm."""
-    return {
-        arm: _value(rows, "accuracy", arm, temperature=0.1) - _value(rows, "accuracy", arm, temperature=1.0)
-        for arm in ("augmented_batchnorm", "augmented")
-    }
+    """The same with augmentation: batch norm, and filter response norm."""
+    return cooling_gain(rows, ("augmented_batchnorm", "augmented"))
 
 
 def spread_over_priors(rows: pd.DataFrame) -> Mapping[str, float]:
@@ -73,8 +69,10 @@ def drop_under_shift(rows: pd.DataFrame) -> Mapping[str, float]:
     }
 
 
+_points = partial(Claim, factor=100, unit="pts", digits=1)  # of accuracy and the like
+
 CLAIMS = (
-    Claim(
+    _points(
         id="C1",
         title="Averaging posterior draws beats one tuned network",
         sentence="Averaging over HMC's posterior draws is more accurate than one optimum whose weight decay was tuned.",
@@ -82,12 +80,9 @@ CLAIMS = (
         estimand=Difference("accuracy", "hmc", "sgd"),
         direction="greater",
         margin=0.01,
-        factor=100,
-        unit="pts",
-        digits=1,
         headline=True,
     ),
-    Claim(
+    _points(
         id="C1b",
         title="Averaging posterior draws beats a tuned ensemble",
         sentence="Averaging over HMC's posterior draws is more accurate than a deep ensemble whose weight decay was "
@@ -96,9 +91,6 @@ CLAIMS = (
         estimand=Difference("accuracy", "hmc", "ensemble"),
         direction="greater",
         margin=0.01,
-        factor=100,
-        unit="pts",
-        digits=1,
         headline=True,
     ),
     Claim(
@@ -171,7 +163,7 @@ CLAIMS = (
         test="trend",
         unit="rho",
     ),
-    Claim(
+    _points(
         id="C5",
         title="Without augmentation, no lower temperature is needed",
         sentence="Without augmentation, accuracy at T = 1 is at most one point below that of the temperature with the "
@@ -180,12 +172,9 @@ CLAIMS = (
         estimand=Difference("accuracy", "tempered", "tempered_best", treatment_where={"temperature": 1.0}),
         direction="at_least",
         null=-0.01,
-        factor=100,
-        unit="pts",
-        digits=1,
         headline=True,
     ),
-    Claim(
+    _points(
         id="C5b",
         title="Data augmentation makes lower temperatures help",
         sentence="Cooling to T = 0.1 gains more accuracy with random shifts in each minibatch than without them.",
@@ -193,12 +182,9 @@ CLAIMS = (
         estimand=PerSeed(cooling_gain, "accuracy gained by T = 0.1, with − without shifts", ("augmented", "plain")),
         direction="greater",
         margin=0.01,
-        factor=100,
-        unit="pts",
-        digits=1,
         headline=True,
     ),
-    Claim(
+    _points(
         id="C5c",
         title="Batch norm makes lower temperatures help more",
         sentence="With augmentation, cooling to T = 0.1 gains more accuracy with batch norm than with filter response "
@@ -211,12 +197,9 @@ CLAIMS = (
         ),
         direction="greater",
         margin=0.01,
-        factor=100,
-        unit="pts",
-        digits=1,
         from_scale=Scale.FULL,
     ),
-    Claim(
+    _points(
         id="C6",
         title="HMC is robust to the scale of its prior",
         sentence="Over a tenfold range of prior variances, the accuracy of HMC varies less than that of the optimum "
@@ -225,11 +208,8 @@ CLAIMS = (
         estimand=PerSeed(spread_over_priors, "range of accuracy over priors", ("prior_hmc", "prior_map")),
         direction="less",
         margin=0.02,
-        factor=100,
-        unit="pts",
-        digits=1,
     ),
-    Claim(
+    _points(
         id="C6b",
         title="HMC is robust to the family of its prior",
         sentence="A logistic prior of the same variance gives the same accuracy within two points.",
@@ -244,11 +224,8 @@ CLAIMS = (
         ),
         direction="within",
         margin=0.02,
-        factor=100,
-        unit="pts",
-        digits=1,
     ),
-    Claim(
+    _points(
         id="C7",
         title="Averaging fails under noise on once constant inputs",
         sentence="Noise at test time on inputs that were constant in training costs HMC more accuracy than the "
@@ -257,9 +234,6 @@ CLAIMS = (
         estimand=PerSeed(drop_under_shift, "accuracy lost to noise, HMC − optimum", ("shift_hmc", "shift_map")),
         direction="greater",
         margin=0.05,
-        factor=100,
-        unit="pts",
-        digits=1,
     ),
     Claim(
         id="C7b",
@@ -273,7 +247,7 @@ CLAIMS = (
         digits=3,
         kind="check",
     ),
-    Claim(
+    _points(
         id="C7c",
         title="A prior shaped by the inputs protects averaging",
         sentence="With a first-layer prior of the inputs' covariance, HMC keeps more of its accuracy "
@@ -282,9 +256,6 @@ CLAIMS = (
         estimand=Difference("accuracy", "shift_empcov", "shift_hmc", where={"noise": SHIFT}),
         direction="greater",
         margin=0.05,
-        factor=100,
-        unit="pts",
-        digits=1,
     ),
     Claim(
         id="C8",
@@ -328,7 +299,7 @@ CLAIMS = (
         margin=0.02,
         digits=3,
     ),
-    Claim(
+    _points(
         id="C9c",
         title="HMC is less overconfident than one network",
         sentence="Mean confidence minus accuracy on the test set is lower for HMC than for one tuned optimum.",
@@ -336,9 +307,6 @@ CLAIMS = (
         estimand=Difference("overconfidence", "hmc", "sgd"),
         direction="less",
         margin=0.02,
-        factor=100,
-        unit="pts",
-        digits=1,
         headline=True,
     ),
 )
