@@ -331,8 +331,8 @@ def _mean(p: Floats) -> Floats:
 
 def _value(name: str, metric: Callable[..., float], *draws: Floats) -> dict[str, float]:
     """A metric of the averages of one or more sets of draws, with the Monte-Carlo error of all of them."""
-    means = [_mean(p) for p in draws]
-    variance = 0.0
+    means = [_mean(p) for p in draws]  # (N, K) each
+    variance = 0.0  # the sets are independent, so their variances add up
     for i, p in enumerate(draws):
         if p.ndim == 4 and p.shape[0] * p.shape[1] > 1:  # one network has no error of its own
             before, after = means[:i], means[i + 1 :]
@@ -364,12 +364,13 @@ def _distances(reference: Floats, p: Floats) -> dict[str, float]:
 
 def _floor(runs: Sequence[Floats]) -> dict[str, float]:
     """Agreement and distance of two runs of the reference, averaged over all pairs."""
+    # of one run each, so a little farther apart than from the reference of all runs
     pairs = [_distances(a, b) for a, b in combinations(runs, 2)]
     return {key: float(np.mean([pair[key] for pair in pairs])) for key in pairs[0]}
 
 
 def _rhat(p: Floats) -> Floats:
     stream = Streaming()
-    for draw in range(p.shape[1]):
+    for draw in range(p.shape[1]):  # (chains, N, K) each
         stream.update(p[:, draw])
     return stream.rhat().numpy() if p.shape[1] >= 4 else np.full(p.shape[2:], np.nan)

@@ -206,6 +206,7 @@ def linear_layers(module: nn.Module, layout: Layout, sample: Tensor) -> list[Lin
             layers[-1] = replace(layers[-1], activation=part)
         else:
             return None
+    # every sampled parameter, once
     used = [name for layer in layers for name in (layer.weight, layer.bias) if name is not None]
     # a frozen, shared or unused parameter is left to the general backends
     return layers if layers and sorted(used) == sorted(layout.names) and layers[-1].activation is None else None
@@ -272,7 +273,7 @@ class MLPBackend(Backend):
     def _buffers_for(self, chains: int, n: int, like: Tensor) -> _Buffers:
         key = (chains, n, like.dtype, like.device)
         if key not in self._buffers:
-            if len(self._buffers) == self._most_buffers:
+            if len(self._buffers) == self._most_buffers:  # the oldest goes
                 del self._buffers[next(iter(self._buffers))]
             self._buffers[key] = _Buffers(self._shapes, chains, n, like)
         return self._buffers[key]
@@ -307,7 +308,7 @@ class MLPBackend(Backend):
         """See :class:`Backend`."""
         with exact_matmul(q.device):
             z = self._forward(self._weights(q), x.flatten(1).T, self._buffers_for(len(q), len(x), q))
-        return z.mT.clone()
+        return z.mT.clone()  # (chains, n, K), out of the buffer
 
     def gradient(self, q: Tensor, batches: Sequence[Batch], out: Tensor, value: bool) -> Tensor | None:
         """See :class:`Backend`; to be called without recording a graph."""
@@ -322,6 +323,7 @@ class MLPBackend(Backend):
                 if part is not None:
                     total = part if total is None else total + part
                 self._backward(weights, dz, batch.columns, buffers, into, parts)
+        # in the order of the position, (chains, P)
         torch.cat([parts[name] for name in self.layout.names], dim=1, out=out)
         return total
 
@@ -427,6 +429,7 @@ class LoopBackend(_Functional):
             for c, one in enumerate(q):
                 # by name, so that a parameter that is shared between layers is one leaf
                 leaves = {n: v.detach().requires_grad_(True) for n, v in self.layout.unflatten(one).items()}
+                # gradients and value of one chain, over all batches
                 sums, total = None, torch.zeros((), dtype=torch.float64, device=q.device)
                 for batch in batches:
                     x, y = (batch.x[c], batch.y[c]) if batch.own else (batch.x, batch.y)

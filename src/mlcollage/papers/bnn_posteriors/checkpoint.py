@@ -90,10 +90,12 @@ class Checkpoint:
         if not self.file.exists():
             return None
         _, state, header = tensor_file.load(self.file, _KIND, self.layout)
+        # through JSON, as the file went: tuples are lists there
         for what in ("prior", "data", "settings"):
             if json.loads(json.dumps(self.header[what])) != header[what]:
                 raise InvalidInput(f"{self.folder} holds a run with other {what}; give another folder.")
         device, keeper = self.target.density.x.device, self.keeper
+        # the state of a generator is on the CPU, wherever the generator is
         self.target.generator.set_state(state.pop("generator"))
         state = {name: value.to(device) for name, value in state.items()}
         if keeper.stream is not None:
@@ -104,15 +106,17 @@ class Checkpoint:
         self.header["blocks"] = header["blocks"]
         position, step_size, mass = state["position"], state["step_size"], state.get("mass")
         columns = tensor_file.under(state, "columns.")  # (chains, draws) each
+        # the draws are the keeper's, so the run itself holds none, (chains, 0)
         nothing = position.new_empty((len(position), 0))
         run = Chains(nothing, **columns, step_size=step_size, mass=mass, state=State(position, nothing, nothing))
         return Progressed(position, step_size, mass, int(state["draws"]), [run])
 
     def write(self, run: Progressed, since: int) -> None:
         """Write where the run stands, with its draws from ``since`` on; the old state stays until that is complete."""
+        # draws go to files of their own, so that a long run does not write its past again
         if self.keeper.store == "params":
             name = f"draws-{since:06d}-{run.draws:06d}.safetensors"
-            new = torch.stack(self.keeper.kept[since : run.draws], dim=1)
+            new = torch.stack(self.keeper.kept[since : run.draws], dim=1)  # (chains, new draws, P)
             tensor_file.save(self.folder / name, _KIND, self.layout, {"params": new})
             self.header["blocks"].append(name)
         state = {

@@ -58,9 +58,10 @@ class PosteriorDensity:
         self.temperature, self.num_data = positive("temperature", temperature), len(x)
         self.x, self.y, self._targets, self._dtype = x, y, targets, function.parameters_flat.dtype
         size = len(x) if chunk_size is None else integer("chunk_size", chunk_size, least=1)
+        # split once: a trajectory passes over the same chunks at every step
         parts = zip(x.split(size), y.split(size), targets.split(size, dim=-1), strict=True)
         self._chunks = [Batch(a, b, t.contiguous()) for a, b, t in parts]
-        self._scratch: Tensor | None = None
+        self._scratch: Tensor | None = None  # (chains, P), reused within a trajectory
 
     def _check(self, q: Tensor) -> None:
         if q.ndim != 2 or q.shape[1] != self.layout.size:
@@ -129,6 +130,7 @@ class PosteriorDensity:
         if own:
             targets = targets.movedim(-2, 0)  # (chains, ..., B)
         if transform is not None:
+            # all chains' batches as one, (chains * B, ...)
             x = transform(x.flatten(0, 1) if own else x).reshape(x.shape)
         with torch.no_grad():
             out = torch.empty_like(q)
@@ -174,8 +176,10 @@ def largest_curvature(density: Callable[[Tensor], tuple[Tensor, Tensor]], q: Ten
     h = (torch.finfo(q.dtype).eps ** (1 / 3)) * (1 + q.norm(dim=1, keepdim=True))
     top = q.new_zeros(len(q), dtype=torch.float64)
     for _ in range(steps):
+        # H v of minus the log-density, (chains, P)
         hv = -(density(q + h * v)[1] - density(q - h * v)[1]) / (2 * h)
         norm = hv.norm(dim=1, keepdim=True)
         top = norm[:, 0].double()  # |H v| with |v| = 1
+        # where the density is flat the direction stays
         v = torch.where(norm > 0, hv / norm.clamp(min=torch.finfo(q.dtype).tiny), v)
     return top

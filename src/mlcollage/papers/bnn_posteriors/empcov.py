@@ -153,6 +153,7 @@ class EmpCovPrior(Prior):
         if not isinstance(rest, GaussianPrior):
             raise InvalidInput(f"rest is {type(rest).__name__}; give alpha, or a GaussianPrior as rest.")
         variance = Layout.of(network).assign(rest.variance, "variance")[made.parameter]
+        # the trace of C^2 is the sum of the squares of C
         second = gram / (count - 1)  # C
         return replace(made, alpha=float(variance * second.trace() / second.square().sum()))
 
@@ -176,6 +177,7 @@ class _PlacedEmpCov(PlacedPrior):
         self._rest, self._like = (prior.rest if kept else GaussianPrior()).place(others, like), like
         self._slice = layout.slices[prior.parameter]
         places = torch.arange(layout.size, device=like.device)
+        # places of the other parameters, (P - units * D,)
         self._others = torch.cat([places[: self._slice.start], places[self._slice.stop :]])
         covariance = prior.covariance.to(like.device)
         self._shape = (-1, len(covariance))
@@ -194,6 +196,7 @@ class _PlacedEmpCov(PlacedPrior):
         return value + self._rest.log_prob(w[:, self._others])
 
     def add_gradient_(self, out: Tensor, w: Tensor) -> Tensor:
+        # -S^-1 w of each unit; the rest by its own prior
         out[:, self._slice].sub_((self._own(w) @ self._precision).flatten(1))
         return out.index_add_(1, self._others, self._rest.gradient(w[:, self._others]))
 

@@ -52,6 +52,7 @@ class MAP(Method):
         """So many members as one batch; each is a chain of one draw."""
         start = target.starts(members)
         gradients = Gradients(target.density, self.batch_size, target.generator, self.transform)
+        # each member has minibatches of its own
         q = GradientAscent(self.steps, self.lr, self.optimizer)(gradients, start, target.progress)  # (members, P)
         return target.posterior(self, q[:, None], {}, sample_stats={"lp": target.density(q)[0][:, None]})
 

@@ -76,6 +76,7 @@ def layer_inputs(module: nn.Module, inputs: Tensor) -> tuple[str, Tensor]:
 
     handles = [layer.register_forward_pre_hook(partial(catch, name)) for name, layer in layers.items()]
     try:
+        # the pass ends at the first layer that is called, in whatever order they were made
         with suppress(_Found):
             module(inputs)
     finally:

@@ -68,7 +68,7 @@ class NetworkFunction:
     def outputs(self, q: Tensor, x: Tensor, batch_size: int | None = None) -> Tensor:
         """Outputs (chains, n, ...) at positions (chains, P) for inputs (n, ...)."""
         backend = self._for_outputs(x)
-        parts = [backend.outputs(q, part) for part in x.split(batch_size or len(x))]
+        parts = [backend.outputs(q, part) for part in x.split(batch_size or len(x))]  # (chains, b, ...) each
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def _for_outputs(self, x: Tensor) -> Backend:
@@ -79,6 +79,7 @@ class NetworkFunction:
                 one = logits_of(functional_call(self.module, self.layout.unflatten(self.parameters_flat), (x[:1],)))
             if one.ndim == 2:
                 return self._backends.setdefault("predict", MLPBackend(layers, self.layout, self.likelihood))
+        # a backend that works for gradients works for outputs
         known = [backend for backend in self._backends.values() if not isinstance(backend, MLPBackend)]
         return known[0] if known else LoopBackend(self.module, self.layout, self.likelihood)
 
@@ -95,7 +96,7 @@ class NetworkFunction:
             The network's outputs for them, (m, ...).
         """
         name = self.backend if name is None else choice("backend", name, get_args(BackendName))
-        key = f"{name} {tuple(x.shape[1:])}"
+        key = f"{name} {tuple(x.shape[1:])}"  # structure may depend on the shape of one input
         if key not in self._backends:
             self._backends[key] = self._choose(name, x, y, few)
         return self._backends[key]
@@ -116,6 +117,7 @@ class NetworkFunction:
         convolves = any(isinstance(m, nn.modules.conv._ConvNd) for m in self.module.modules())
         if name == "loop" or (name == "auto" and on_cpu and convolves):
             return LoopBackend(*parts)
+        # whether vmap can batch a module is known only by trying
         general = VmapBackend(*parts)
         try:
             batch = Batch(x, y, self.likelihood.targets(y, few))
@@ -136,7 +138,7 @@ class NetworkFunction:
         n
             Number of data.
         """
-        numbers = [one.numel()]
+        numbers = [one.numel()]  # of the input, and of what each layer without parts gives
 
         def count(_: nn.Module, __: Any, output: Any) -> None:
             numbers.append(output.numel() if isinstance(output, Tensor) else 0)

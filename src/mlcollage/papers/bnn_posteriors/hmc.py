@@ -126,11 +126,13 @@ class HMC(Method):
         settings = {k: v for k, v in self.settings().items() if not k.startswith("checkpoint")}
         settings["trajectory_length"] = length
         folder = None if self.checkpoint is None else Checkpoint(self.checkpoint, target, keeper, settings)
+        # a run that was killed goes on from its last block, with the generator where it was
         run = folder.read() if folder else None
         if run is None:
             run = Progressed(self._burn_in(target, length), self.step_size, self.mass)
         while run.draws < self.draws:
             before = run.draws
+            # without a folder one block holds all draws
             self._draw(target, run, length, keeper, self.checkpoint_every if folder else self.draws)
             if folder:
                 folder.write(run, before)
@@ -141,6 +143,7 @@ class HMC(Method):
     def _length(self, target: Target) -> float:
         if self.trajectory_length != "prior":
             return self.trajectory_length
+        # where scales differ, the widest parameter sets the pace
         scale = float(target.density.prior.sd().max())
         if not math.isfinite(scale):
             raise InvalidInput("the prior has no variance to take a trajectory length from; give trajectory_length.")
@@ -154,8 +157,8 @@ class HMC(Method):
         for i in range(self.burn_in):
             # half over the root of the curvature is a quarter of the stability limit
             step = self.step_size or 0.5 / math.sqrt(float(largest_curvature(tempered, state.position).max()))
-            step = min(step, length)
-            steps = math.ceil(length / step - 1e-9)
+            step = min(step, length)  # at least one step
+            steps = math.ceil(length / step - 1e-9)  # L, not one more by rounding
             if steps > _MOST_STEPS:
                 raise InvalidInput(f"a trajectory of {length:.3g} takes {steps:,} steps of {step:.3g}; shorten it.")
             state, _ = sampler.update(
@@ -167,6 +170,7 @@ class HMC(Method):
 
     def _draw(self, target: Target, run: Progressed, length: float, keeper: Keeper, most: int) -> None:
         """Go on for at most so many draws; the first time, warm up before."""
+        # warm-up belongs to the first block; the later ones have its step size and mass
         first = run.draws == 0
         done = self.burn_in + (0 if first else self.warmup + run.draws * self.thin)
         with warnings.catch_warnings():
@@ -191,6 +195,7 @@ def _say_if_stuck(stats: dict[str, Tensor], density: PosteriorDensity, run: Prog
     rate = float(stats["accept_prob"].mean())
     if rate >= _STUCK:
         return
+    # a temperature divides the curvature; the leapfrog is stable up to 2 over its root
     top = float(largest_curvature(density, run.position).max()) / temperature
     limit = 2 / math.sqrt(top) if top > 0 else math.inf
     what = "every proposal was rejected" if rate < 1e-6 else f"only {rate:.1%} of the proposals were accepted"

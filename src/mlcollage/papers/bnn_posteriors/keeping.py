@@ -51,6 +51,7 @@ class Keeper:
         """Take in one draw of every chain, (chains, P)."""
         if self.stream is not None:
             self.stream.update(self.target.density.outputs(q, self.stream.x))
+        # cloned, since the sampler may move its positions in place
         value = q.clone() if self.store == "params" else self.store(q) if callable(self.store) else None
         if value is not None:
             self.kept.append(value)
@@ -64,6 +65,7 @@ class Keeper:
 
 def sample_stats(runs: Sequence[Chains]) -> dict[str, Tensor]:
     """How the sampler fared over consecutive runs, (chain, draw) each, under ArviZ's names."""
+    # where ArviZ has another name
     ours = {"accept": "accept_prob", "log_prob": "lp", "steps": "n_steps"}
     names = ("accept", "energy", "diverging", "log_prob", "steps")
     stats = {ours.get(name, name): torch.cat([getattr(run, name) for run in runs], dim=1) for name in names}

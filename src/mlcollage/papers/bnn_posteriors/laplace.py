@@ -130,6 +130,7 @@ class Laplace(Method):
         network = copy.deepcopy(module).eval()
         layout = Layout.of(network)
         picked = layout.assign(True if self.only is None else {"": False, self.only: True}, "only")
+        # laplace-torch looks at what requires a gradient
         for name, p in network.named_parameters():
             p.requires_grad_(picked.get(name, False))
         if self.structure == "kron":
@@ -138,6 +139,7 @@ class Laplace(Method):
         like = next(p for p in network.parameters() if p.requires_grad)
         # laplace-torch takes one precision per parameter tensor that varies
         precision = like.new_tensor([1 / variance[name] for name in layout.names if picked[name]])
+        # (n, d) in the network's type, as its outputs are
         y = y.unsqueeze(1) if kind == "regression" and y.ndim == 1 else y
         y = y.to(like.dtype) if kind == "regression" else y
         data = torch.utils.data.TensorDataset(X, y)
@@ -187,6 +189,7 @@ class LaplacePosterior:
             A torch.Generator on the parameters' device, or a seed.
         """
         integer("n", n, least=1)
+        # (n, chosen), at temperature 1
         own = self.approximation.sample(n, generator=torch_generator(generator, self.mean.device)).detach()
         center = self.mean[self.chosen]
         draws = self.mean.expand(n, -1).clone()  # (n, P)
@@ -215,7 +218,7 @@ def _kind(likelihood: Likelihood) -> tuple[str, float]:
 
 def _check_layers(network: nn.Module) -> None:
     """Refuse what Kronecker factors are wrong or missing for: other layers, and layers that vary in part."""
-    seen: set[int] = set()
+    seen: set[int] = set()  # ids of parameters, to find shared ones
     for path, layer in network.named_modules():
         own = dict(layer.named_parameters(recurse=False))
         vary = [name for name, p in own.items() if p.requires_grad]

@@ -93,6 +93,7 @@ class Layout:
 
     def vector(self, values: Mapping[str, float | bool]) -> Tensor:
         """The value of each parameter by name, repeated for each of its numbers, (P,), in float64."""
+        # one number per parameter, (names,), then as often as it has numbers
         each = torch.tensor([values[name] for name in self.names], dtype=torch.float64)
         return each.repeat_interleave(torch.tensor(self.sizes))
 
@@ -118,6 +119,7 @@ class Layout:
                 raise UnknownName(f"{what} names {key!r}, which is no sampled parameter; there are {_few(self.names)}.")
         found = {}
         for name in self.names:
+            # a name is longer than its module's, which is longer than ""
             keys = [key for key in values if fits(key, name)]
             if not keys:
                 raise InvalidInput(f"{what} leaves out {name}; add it, or '' for all that are not named.")

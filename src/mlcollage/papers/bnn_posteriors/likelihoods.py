@@ -118,6 +118,7 @@ class CategoricalLikelihood(Likelihood):
 
     def targets(self, y: Tensor, outputs: Tensor) -> Tensor:
         """One-hot, (K, n)."""
+        # the data last, as the outputs of the backends
         return F.one_hot(y, outputs.shape[1]).T.to(outputs.dtype).contiguous()
 
     def score(self, z: Tensor, targets: Tensor, value: bool) -> tuple[Tensor | None, Tensor]:
@@ -209,6 +210,7 @@ class GaussianLikelihood(Likelihood):
         if y.ndim != 2:
             raise InvalidInput(f"y has shape {tuple(y.shape)}; (n,) or (n, d) is needed.")
         check_finite(y, "y", _MEND)
+        # a mean per target, and a spread if the noise is not known
         wanted = y.shape[1] * (2 if self.noise is None else 1)
         have = 1 if outputs.ndim == 1 else outputs.shape[1]
         if outputs.ndim > 2 or have != wanted:
@@ -278,6 +280,7 @@ class CustomLikelihood(Likelihood):
         """Tries the function: one value per datum, finite or minus infinity."""
         check_finite(y, "y", _MEND)
         self._target_dims = y.ndim
+        # one value per datum, so that nothing was averaged or summed
         value = self._log_prob(outputs, y[: len(outputs)])
         if not isinstance(value, Tensor) or value.shape != (len(outputs),):
             found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -67,6 +67,7 @@ class Target:
 
     def posterior(self, method: Method, params: Tensor | None, info: dict[str, Any], **kept: Any) -> Posterior:
         """A result: draws (chain, draw, P) and what was found on the way, with the method's settings beside it."""
+        # what was found on the way goes before what was asked for, such as a step size
         info = {**method.settings(), "generator": self.seed, "backend": self.density.backend.name, **info}
         return Posterior(self.network.layout, method.name, params, info=info, network=self.network, **kept)
 
@@ -93,7 +94,9 @@ class Method(ABC):
     name: ClassVar[str]
 
     def __post_init__(self) -> None:
+        # with the ranges that annotations carry
         hints = get_type_hints(type(self), include_extras=True)
+        # frozen, so set by way of object; a numpy number becomes Python's, which JSON knows
         for field in fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
             object.__setattr__(self, field.name, _checked(field.name, getattr(self, field.name), hints[field.name]))
 
@@ -120,6 +123,7 @@ def check_method(method: Any) -> Method:
 
 def _checked(name: str, value: Any, hint: Any) -> Any:
     """The value in the type that its annotation asks for: a range, some words, or anything."""
+    # the members of a union, or the one type
     options = (hint,) if get_origin(hint) in (Annotated, Literal) else get_args(hint)
     words = [word for option in options if get_origin(option) is Literal for word in get_args(option)]
     ranges = [option.__metadata__[0] for option in options if get_origin(option) is Annotated]

@@ -122,6 +122,7 @@ class BayesianNetwork(NetworkFunction):
         """
         check_method(method)
         density = self.log_density(X, y, chunk_size=chunk_size)
+        # starts are drawn first, then what the method needs, all from one generator
         numbers = torch_generator(generator, self.parameters_flat.device)
         starts = partial(self.initial, init=init, generator=numbers)
         return method.run(Target(self, density, starts, numbers, progress, numbers.initial_seed()))
@@ -158,12 +159,13 @@ class BayesianNetwork(NetworkFunction):
         InvalidInput
             For data that do not fit, and networks whose output is random or couples data.
         """
-        here = self.parameters_flat
+        here = self.parameters_flat  # (P,); its type and device are those of the chains
         X, y = as_data(X, y)
         x = self.inputs(X)
         y = as_tensor(y, "y").to(here.device)
         if len(x) != len(y):
             raise InvalidInput(f"X has {len(x)} data and y {len(y)}; a target for each is needed.")
+        # outputs for the first data, (m, ...): what kind they are, and that they do not change
         few = check_behavior(self.module, self.layout.unflatten(here), x)
         y = self.likelihood.check(few, y)
         how = self.for_gradients(backend, x[:4], y[:4], few)
@@ -197,7 +199,7 @@ class BayesianNetwork(NetworkFunction):
         if init == "prior":
             return self.placed_prior.sample(chains, numbers)
         if init == "module":
-            return here.expand(chains, -1).clone()
+            return here.expand(chains, -1).clone()  # (chains, P), all alike
         if init != "reset" and not callable(init):
             raise UnknownName(f"init must be 'reset', 'prior', 'module', positions or a function, not {init!r}.")
         # layers draw from the global generators, so each chain is built under a seed of its own
@@ -207,6 +209,7 @@ class BayesianNetwork(NetworkFunction):
             fresh = build(init, seed) if callable(init) else self._reset(seed)
             if (difference := self.layout.difference(Layout.of(fresh))) is not None:
                 raise InvalidInput(f"init makes another network: {difference} (this network, and the new one).")
+            # (P,) each, in this network's order and type
             rows.append(self.layout.flatten(dict(fresh.named_parameters())).to(here))
         return torch.stack(rows)
 

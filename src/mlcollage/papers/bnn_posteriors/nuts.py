@@ -62,6 +62,7 @@ class NUTS(Method):
     def run(self, target: Target) -> Posterior:
         """Warm up and draw; called by ``BayesianNetwork.fit``."""
         keeper = Keeper(target, self.store, self.at)
+        # kept by the keeper; what is returned holds how the sampler fared
         drawn = sampler.sample(
             target.density, target.starts(self.chains), draws=self.draws, warmup=self.warmup, step_size=self.step_size,
             target_accept=self.target_accept, mass=self.mass, max_depth=self.max_depth, temperature=self.temperature,

@@ -70,7 +70,7 @@ class PredictionStream:
             self.mixture.update(log_p)
             self.diagnostics.update(log_p.double().exp())
         elif self.likelihood.kind == "regression":
-            mean, variance = (part.double() for part in self.likelihood.moments(outputs))
+            mean, variance = (part.double() for part in self.likelihood.moments(outputs))  # (chains, n, ...) each
             self.diagnostics.update(mean)
             self._variance = variance if self._variance is None else self._variance + variance
         else:
@@ -89,7 +89,7 @@ class PredictionStream:
         """Mean and variance of the mixture of all draws' Gaussians, (n, ...) each."""
         if self._variance is None:
             raise InvalidInput("only a Gaussian likelihood has a predictive mean and variance; use predict_proba.")
-        within = (self._variance / self.count).mean(dim=0)
+        within = (self._variance / self.count).mean(dim=0)  # (n, ...), the noise of the targets
         n = self.count * len(self._variance)
         # the mixture's variance, without the correction for having estimated its mean
         between = self.diagnostics.variance() * ((n - 1) / n) if n > 1 else torch.zeros_like(within)
@@ -177,6 +177,7 @@ class Posterior:
 
     def thinned(self, every: int) -> Posterior:
         """One of every so many draws, beginning with the first."""
+        # running predictions cannot be thinned afterwards, so they are left out
         step = slice(None, None, integer("every", every, least=1))
         stats = {name: value[:, step] for name, value in self.sample_stats.items()}
         kept = None if self.kept is None else self.kept[:, step]
@@ -262,7 +263,7 @@ class Posterior:
         if self.params is not None or self.stream is None:
             return None
         if X is not None:
-            x = self._network().inputs(X)
+            x = self._network().inputs(X)  # in the type in which the stream has them
             if not torch.equal(x, self.stream.x.to(x)):
                 raise InvalidInput("only the predictions at the inputs given as at= were kept; ask for X=None.")
         return self.stream
@@ -285,7 +286,7 @@ class Posterior:
         stream = self._streamed(X)
         if stream is not None:
             return stream.proba
-        running = RunningMixture()
+        running = RunningMixture()  # one mixture per chain, (chains, N, K)
         for outputs in self._outputs(X, batch_size):
             running.update(self._network().likelihood.log_proba(outputs))
         return running.proba.mean(dim=0)
@@ -317,6 +318,7 @@ class Posterior:
                 return likelihood.log_proba(outputs).exp()
             return likelihood.moments(outputs)[0] if likelihood.kind == "regression" else outputs
 
+        # one draw of all chains after the other, (chains, N, ...) each
         return torch.stack([prediction(outputs) for outputs in self._outputs(X, batch_size)], dim=1)
 
     def function_rhat(self, X: Any = None, method: Literal["rank", "split", "folded"] = "rank") -> np.ndarray:

@@ -102,6 +102,7 @@ class _Independent(Prior):
         scale: Scale = getattr(self, self._scale)
         if not isinstance(scale, Mapping):
             return _Placed(self, scale, layout.size, like)
+        # what is given by name or pattern, spread over the numbers of each parameter
         scales = layout.vector(layout.assign(scale, self._scale))  # (P,)
         return _Placed(self, scales.to(like.device), layout.size, like)
 
@@ -157,7 +158,7 @@ def standard_normal(shape: tuple[int, int], generator: torch.Generator) -> Tenso
 def _uniform(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
     """In the open interval (0, 1)."""
     u = torch.rand(shape, dtype=torch.float64, device=generator.device, generator=generator)
-    return u.clamp_(min=2.0**-60)
+    return u.clamp_(min=2.0**-60)  # its logarithm is taken
 
 
 @dataclass(frozen=True)
@@ -188,6 +189,7 @@ class GaussianPrior(_Independent):
         return -0.5 * (w.square() / s + (2 * math.pi * s).log())
 
     def _add_score_(self, out: Tensor, w: Tensor, s: Tensor | float) -> Tensor:
+        # -w / s
         return out.addcdiv_(w, s, value=-1) if isinstance(s, Tensor) else out.add_(w, alpha=-1 / s)
 
     def _draw(self, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
@@ -251,10 +253,12 @@ class StudentTPrior(_Independent):
         return constant - s.log() - (v + 1) / 2 * torch.log1p((w / s).square() / v)
 
     def _add_score_(self, out: Tensor, w: Tensor, s: Tensor | float) -> Tensor:
+        # -(df + 1) w / (df s^2 + w^2)
         return out.addcdiv_(w, self.df * s**2 + w.square(), value=-(self.df + 1))
 
     def _draw(self, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
         # R. W. Bailey, "Polar generation of random variates with the t-distribution", Mathematics of Computation 1994
+        # one draw from two uniform numbers: a radius and an angle
         radius = (self.df * torch.expm1(-2 / self.df * _uniform(shape, generator).log())).sqrt()
         return radius * (2 * math.pi * _uniform(shape, generator)).cos()
 
@@ -322,6 +326,7 @@ class GaussianMixturePrior(_Independent):
         shape = (-1, *(1 for _ in w.shape))  # the parts before the dimensions of w
         v = w.new_tensor(self.variances).reshape(shape) * s**2
         log_p = w.new_tensor(self.weights).log().reshape(shape)
+        # (parts, ...) each
         return log_p - 0.5 * (w.square() / v + (2 * math.pi * v).log()), v
 
     def _log_density(self, w: Tensor, s: Tensor) -> Tensor:
@@ -329,6 +334,7 @@ class GaussianMixturePrior(_Independent):
 
     def _add_score_(self, out: Tensor, w: Tensor, s: Tensor | float) -> Tensor:
         log_p, v = self._parts(w, s)
+        # each part pulls by -w / v, weighted by how likely w is to come from it
         return out.addcmul_(w, (log_p.softmax(dim=0) / v).sum(dim=0), value=-1)
 
     def _draw(self, shape: tuple[int, int], generator: torch.Generator) -> Tensor:

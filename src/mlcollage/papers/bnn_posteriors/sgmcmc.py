@@ -94,10 +94,11 @@ class SGLD(Method):
         gradients = Gradients(target.density, self.batch_size, target.generator, self.transform)
         steps = self.burn_in + self.draws * self._every()
         for step in range(steps):
-            q.grad = gradients(q).neg()
+            q.grad = gradients(q).neg()  # of minus the log-posterior, (chains, P)
             optimizer.step()
             if schedule:
                 schedule.step()
+            # looked at where a draw is kept: a chain that left does not come back
             if step >= self.burn_in and self._due(step):
                 if not bool(q.isfinite().all()):
                     raise InvalidInput(

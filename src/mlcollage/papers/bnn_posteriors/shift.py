@@ -82,8 +82,9 @@ def dead_inputs(module: Any, X: Tensor | NDArray, *, tol: float = 1e-6, batch_si
     if n < 2:
         raise InvalidInput(f"the first layer saw {n} inputs or patches; at least two are needed to see what varies.")
     mean = total / n  # (D,)
+    # axes (D, D), a direction per column
     variances, axes = torch.linalg.eigh(second / n - torch.outer(mean, mean))
-    variances = variances.clamp(min=0)
+    variances = variances.clamp(min=0)  # (D,), ascending; rounding may leave some below zero
     dead = variances <= tol * variances.mean()
     if bool(dead.all()):
         raise InvalidInput("the inputs of the first layer are all the same; there is nothing to learn from them.")
@@ -151,6 +152,7 @@ class DeadInputs:
             offset = seen - self.mean  # (rows, D); the rows of an input, such as patches, are averaged
             into = (offset @ self.directions.T).square().sum(dim=1).reshape(size, -1).mean(dim=1)  # (size,)
             whole = offset.square().sum(dim=1).reshape(size, -1).mean(dim=1)
+            # lengths, relative to the spread of all that varied in training
             levels.append((into.sqrt() / self.spread).cpu())
             shares.append((into / whole.clamp(min=1e-300)).cpu())
         report = ShiftReport(torch.cat(levels).numpy(), torch.cat(shares).numpy(), float(threshold), self)

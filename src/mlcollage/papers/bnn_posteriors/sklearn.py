@@ -78,6 +78,7 @@ class _HMC(BaseEstimator):
         prior = self.prior if isinstance(self.prior, Prior) else GaussianPrior(self.prior)
         seeds = check_random_state(self.random_state).randint(np.iinfo(np.int32).max, size=2)
         self.mean_ = X.mean(axis=0) if self.standardize else np.zeros(X.shape[1])
+        # a feature that is constant up to rounding keeps its scale
         spread = X.std(axis=0) if self.standardize else np.ones(X.shape[1])
         self.scale_ = np.where(spread > 1e-12 * np.maximum(1, np.abs(self.mean_)), spread, 1.0)
         network = BayesianNetwork(self._network(X.shape[1], outputs, int(seeds[0])), likelihood, prior)
@@ -286,6 +287,7 @@ class HMCRegressor(RegressorMixin, _HMC):
         spread = float(values.std())
         self.y_mean_ = float(values.mean())
         self.y_scale_ = spread if spread > 1e-12 * max(1.0, abs(self.y_mean_)) else 1.0
+        # in units of standardized targets, as the network sees them
         floor = real("min_noise", self.min_noise, least=0, below=1)
         noise = None if self.noise is None else positive("noise", self.noise) / self.y_scale_
         likelihood = GaussianLikelihood(noise, floor=floor)
@@ -309,6 +311,7 @@ class HMCRegressor(RegressorMixin, _HMC):
         ndarray of shape (n_samples,), or two of them
         """
         inputs = self._inputs(X)
+        # (n, 1) each, of standardized targets
         mean, variance = (part[:, 0].cpu() for part in self.posterior_.predict_moments(inputs, self.batch_size))
         prediction = self.y_mean_ + self.y_scale_ * mean.numpy()
         return (prediction, self.y_scale_ * variance.sqrt().numpy()) if return_std else prediction

@@ -64,6 +64,7 @@ class SWAG(Method):
         gaussians = [gaussian.SWAG(holder, rank=self.rank) for holder in holders]
 
         def count(step: int, q: Tensor) -> None:
+            # every so many steps after the training
             if step < self.steps or (step - self.steps + 1) % self.every:
                 return
             for row, holder, moments in zip(q, holders, gaussians, strict=True):
@@ -73,6 +74,7 @@ class SWAG(Method):
         total = self.steps + self.collect * self.every
         gradients = Gradients(target.density, self.batch_size, target.generator)
         GradientAscent(total, lr, "sgd", constant_from=0.5)(gradients, start, target.progress, count)
+        # run by run, (P,) each
         drawn = [g.sample(target.generator)["w"] for g in gaussians for _ in range(self.draws)]
         params = torch.stack(drawn).unflatten(0, (self.members, self.draws))  # (members, draws, P)
         return target.posterior(self, params, {"lr": lr, "steps": total})

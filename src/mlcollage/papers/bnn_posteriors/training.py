@@ -53,6 +53,7 @@ class Gradients:
         n = self.density.num_data
         batch = next(self._batches, None)
         if batch is None:
+            # a permutation of the data for each chain, (chains, n)
             order = torch.rand((chains, n), generator=self.generator, device=self.generator.device).argsort(dim=1)
             self._batches = iter(order[:, : n // size * size].split(size, dim=1))  # what is left over waits
             batch = next(self._batches)
@@ -65,6 +66,7 @@ class Gradients:
         elif self.transform is None:
             return self.density.gradient(q)
         else:
+            # all data, but through the transform: (chains, N)
             index = torch.arange(self.density.num_data, device=q.device).expand(len(q), -1)
         return self.density.estimate(q, index, transform=self.transform)[1]
 
@@ -97,9 +99,10 @@ class GradientAscent:
         each: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
         """Where training ends, (chains, P); ``each(step, positions)`` is called after each step."""
-        q = q.clone()
+        q = q.clone()  # moved in place by the optimizer
         rule: torch.optim.Optimizer = _OPTIMIZERS[self.optimizer]([q], lr=self.lr)
         for step in range(self.steps):
+            # half a cosine, cut off where the rate stays constant
             share = min(step / self.steps, self.constant_from)
             rule.param_groups[0]["lr"] = self.lr * 0.5 * (1 + math.cos(math.pi * share))
             q.grad = gradients(q).neg()  # optimizers go down

@@ -37,7 +37,7 @@ def check_module(module: Any) -> None:
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     if not parameters:
         raise InvalidInput("no parameter requires a gradient; there is nothing to sample.")
-    kinds = set()
+    kinds = set()  # type and device: all positions are one tensor
     for name, p in parameters.items():
         if isinstance(p, nn.parameter.UninitializedParameter):
             raise InvalidInput(f"parameter {name} has no shape yet; run one forward pass first.")
@@ -81,6 +81,7 @@ def as_data(X: Any, y: Any) -> tuple[Any, Any]:
         raise InvalidInput("X is a Dataset and y was given too; a Dataset of pairs (input, target) comes with y=None.")
     if isinstance(X, IterableDataset) or not hasattr(X, "__len__") or len(X) == 0:
         raise InvalidInput("the Dataset is empty or has no length; every datum enters the likelihood, so all are read.")
+    # every datum enters every gradient, so the whole set is held in memory
     pairs = [X[i] for i in range(len(X))]
     if any(not isinstance(pair, tuple | list) or len(pair) != 2 for pair in pairs):
         raise InvalidInput("the Dataset must return pairs (input, target).")
@@ -118,6 +119,7 @@ def check_behavior(module: nn.Module, parameters: dict[str, Tensor], x: Tensor) 
         with seeded(seed):
             return logits_of(functional_call(module, parameters, (part,)))
 
+    # two seeds, so that noise inside the network shows
     try:
         first = run(few, 0)
     except RuntimeError as error:
