@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from mlcollage.errors import InvalidInput
+from mlcollage.measure._examples import Layout, layouts
 from mlcollage.measure._uses import Conv, Dense, Embed, Linear, Normed, Prelu, Use
 
 __all__ = ["Tape", "second_derivatives"]
@@ -61,7 +62,6 @@ class Tape(TorchFunctionMode):
         # By id, since tensors compare elementwise; the entries hold the tensors, so that no id is given out twice.
         self._tracked = {id(p): _Tracked(p, p) for p in self.params}
         self._rows: dict[int, _Rows] = {}
-        self._sizes = {n for p in self.params for n in p.shape}  # what a product of weights may have for a size
 
     def run(self, args: Sequence[Any], kwargs: dict[str, Any], differentiable: bool = False) -> Any:
         """The model's output; ``differentiable`` for kernels of attention and recurrence with second derivatives."""
@@ -131,39 +131,27 @@ class Tape(TorchFunctionMode):
         """These rows stand for their table until they meet a batch."""
         self._rows[id(rows.value)] = rows
 
-    def each(self, value: Any) -> Callable[[bool], Use] | None:
+    def each(self, value: Any) -> Callable[[], Use] | None:
         """Makes the use of a parameter, or of rows of a table, that is copied to all examples."""
         rows, found = self._rows.get(id(value)), self._tracked.get(id(value))
         if rows is not None:
             ids = rows.ids.reshape(1, -1).expand(self.batch, -1)  # (batch, positions): the same for all examples
-            return lambda unsure: Embed(rows.param, unsure, ids, rows.padding)
+            return lambda: Embed(rows.param, _FRONT, ids, rows.padding)
         if found is not None and not found.transposed:
-            return lambda unsure: Dense(found.param, unsure)
+            return lambda: Dense(found.param, _FRONT)
         return None
 
     def note(self, use: Use, out: Tensor) -> None:
         """Keep a use, with the place in the graph where its gradient will be asked for."""
-        use.edge = get_gradient_edge(out)
+        use.edge, use.shape, use.dtype = get_gradient_edge(out), tuple(out.shape), out.dtype
         self.activations += out.numel()
         self.uses.append(use)
 
-    def rows(self, a: Tensor, positions: bool) -> tuple[Tensor, bool] | None:
-        """The input with its examples along the first dimension, and whether only shapes say so; None if it has not.
-
-        ``positions`` for functions that treat all leading dimensions alike, so that the batch may be any of them.
-        """
+    def rows(self, a: Tensor, free: int | None) -> tuple[Layout, ...]:
+        """Where the input may have its examples, by its sizes; see :func:`~mlcollage.measure._examples.layouts`."""
         if a.ndim == 0 or self._tracked.get(id(a)) is not None:
-            return None
-        if a.shape[0] == self.batch:
-            # (batch, batch, features) may as well be (positions, batch, features).
-            return a, positions and a.ndim > 2 and self.batch > 1 and a.shape[1] == self.batch
-        if positions and a.shape[0] % self.batch == 0 and a.shape[0] > 0:  # (batch x positions, features)
-            return a.unflatten(0, (self.batch, -1)), self.batch > 1
-        return None
-
-    def ambiguous(self, x: Tensor) -> bool:
-        """May x be something else than a batch, such as a product of weights, that has a batch's size?"""
-        return self.batch > 1 and (self.batch in self._sizes or (x.ndim > 1 and x.shape[1] == self.batch))
+            return ()
+        return layouts(a.shape, self.batch, free)
 
 
 @contextmanager
@@ -173,6 +161,8 @@ def second_derivatives(model: nn.Module) -> Iterator[None]:
     with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext():
         yield
 
+
+_FRONT = (Layout(0),)  # of what is copied to the examples, in front
 
 # The functions that are understood -----------------------------------------------------------------------------------
 
@@ -197,30 +187,31 @@ def _layer(
     tape: Tape,
     v: dict[str, Any],
     out: Tensor,
-    make: Callable[[_Tracked | None, Tensor, bool], Use],
+    make: Callable[[_Tracked | None, Tensor, tuple[Layout, ...]], Use],
     *,
     fits: bool = True,
-    positions: bool = False,
+    kept: int | None = None,
     bias_use: Callable[..., Use] = Dense,
 ) -> None:
     """Note the uses of a layer's weight and bias, or leave both to the general method if its input is no batch.
 
-    ``make`` gives the use of the weight (None if that is no parameter) on the input, and whether it is unsure that the
-    input has the examples in front; ``fits`` says whether the shapes are those that the use is made for.
+    ``make`` gives the use of the weight (None if that is no parameter) on the input, whose examples may lie in certain
+    ways; ``fits`` says whether the shapes are those that the use is made for. A layer that treats all dimensions but
+    the last ones alike says how many it has ``kept``.
     """
     a, weight, bias = v["input"], v.get("weight"), v.get("bias")
     tape.give_up(a)  # the input may be a parameter itself, such as a learned query
-    rows = tape.rows(a, positions) if fits else None
-    if rows is None:
+    rows = tape.rows(a, None if kept is None else a.ndim - kept) if fits else ()
+    if not rows:
         tape.give_up(weight)
         tape.give_up(bias)
         return
     w, b = tape.tracked(weight), tape.tracked(bias)
-    use = make(w, *rows)
+    use = make(w, a, rows)
     if w is not None:
         tape.note(use, out)
     if b is not None:  # at the same place of the graph: both gradients are made of the output's
-        tape.note(bias_use(b.param, use.unsure), out)
+        tape.note(bias_use(b.param, rows), out)
 
 
 def _param(found: _Tracked | None) -> nn.Parameter | None:
@@ -230,10 +221,10 @@ def _param(found: _Tracked | None) -> nn.Parameter | None:
 def _linear(tape: Tape, v: dict[str, Any], out: Tensor, turned: bool = False, fits: bool = True) -> None:
     """The map z = a W^T + b, or a W + b if ``turned``."""
 
-    def make(w: _Tracked | None, a: Tensor, unsure: bool) -> Use:
-        return Linear(_param(w), unsure, a, turned != (w is not None and w.transposed))
+    def make(w: _Tracked | None, a: Tensor, rows: tuple[Layout, ...]) -> Use:
+        return Linear(_param(w), rows, a, turned != (w is not None and w.transposed))
 
-    _layer(tape, v, out, make, fits=fits, positions=True)
+    _layer(tape, v, out, make, fits=fits and v["input"].ndim > 1, kept=1)
 
 
 def _addmm(tape: Tape, v: dict[str, Any], out: Tensor) -> None:
@@ -249,10 +240,10 @@ def _matmul(tape: Tape, v: dict[str, Any], out: Tensor) -> None:
 
 def _conv(dims: int, transposed: bool) -> Note:
     def note(tape: Tape, v: dict[str, Any], out: Tensor) -> None:
-        def make(w: _Tracked | None, a: Tensor, unsure: bool) -> Use:
+        def make(w: _Tracked | None, a: Tensor, rows: tuple[Layout, ...]) -> Use:
             geometry = Conv.geometry(dims, v.get("stride", 1), v.get("padding", 0), v.get("dilation", 1))
             # weight (out, in / groups, *kernel), or (in, out / groups, *kernel) of a transposed convolution
-            return Conv(_param(w), False, a, v["weight"].shape[2:], geometry, v.get("groups", 1), transposed)
+            return Conv(_param(w), rows, a, v["weight"].shape[2:], geometry, v.get("groups", 1), transposed)
 
         # An input without the batch dimension is (channels, *positions), which has one dimension less.
         _layer(tape, v, out, make, fits=v["input"].ndim == dims + 2, bias_use=_channel_bias)
@@ -267,18 +258,15 @@ def _embedding(tape: Tape, v: dict[str, Any], out: Tensor) -> None:
             "gradient of its own: build the embedding without it."
         )
     ids, padding = v["input"], v.get("padding_idx")
-    weight, rows = tape.tracked(v["weight"]), tape.rows(ids, positions=True)
+    weight, rows = tape.tracked(v["weight"]), tape.rows(ids, ids.ndim)
     # Ids (positions,) or (1, positions) are looked up once for all examples, as those of positions are.
     shared = ids.ndim == 1 or (ids.ndim > 1 and ids.shape[0] == 1)
     if weight is not None and not weight.transposed and shared and ids.shape[0] != tape.batch:
         tape.look_up(_Rows(weight.param, out, ids, padding))
-    elif weight is None or rows is None or weight.transposed:
+    elif weight is None or not rows or weight.transposed:
         tape.give_up(v["weight"])
     else:
-        ids, unsure = rows
-        # A vector of ids may be one for each example, or one for each of as many positions.
-        unsure = unsure or (tape.batch > 1 and (ids.ndim == 1 or ids.shape[1] == tape.batch))
-        tape.note(Embed(weight.param, unsure, ids.reshape(tape.batch, -1), padding), out)
+        tape.note(Embed(weight.param, rows, ids, padding), out)
 
 
 def _norm(normalize: Callable[[Tensor, dict[str, Any]], Tensor], trailing: bool) -> Note:
@@ -290,17 +278,17 @@ def _norm(normalize: Callable[[Tensor, dict[str, Any]], Tensor], trailing: bool)
     def note(tape: Tape, v: dict[str, Any], out: Tensor) -> None:
         kept = len(v["normalized_shape"]) if trailing else 0
 
-        def make(w: _Tracked | None, a: Tensor, unsure: bool) -> Use:
-            return Normed(_param(w), unsure and a.ndim > kept + 1, a, lambda x: normalize(x, v), kept)
+        def make(w: _Tracked | None, a: Tensor, rows: tuple[Layout, ...]) -> Use:
+            return Normed(_param(w), rows, a, lambda x: normalize(x, v), kept)
 
-        bias_use = Dense if trailing else _channel_bias
-        _layer(tape, v, out, make, fits=v["input"].ndim > kept, positions=trailing, bias_use=bias_use)
+        fits, bias_use = v["input"].ndim > kept, Dense if trailing else _channel_bias
+        _layer(tape, v, out, make, fits=fits, kept=kept if trailing else None, bias_use=bias_use)
 
     return note
 
 
-def _channel_bias(param: nn.Parameter, unsure: bool) -> Use:
-    return Dense(param, unsure, channels=True)
+def _channel_bias(param: nn.Parameter, rows: tuple[Layout, ...]) -> Use:
+    return Dense(param, rows, channels=True)
 
 
 def _batch_hat(x: Tensor, v: dict[str, Any]) -> Tensor:
@@ -327,7 +315,7 @@ def _instance_hat(x: Tensor, v: dict[str, Any]) -> Tensor:
 
 
 def _prelu(tape: Tape, v: dict[str, Any], out: Tensor) -> None:
-    _layer(tape, v, out, lambda w, a, unsure: Prelu(_param(w), False, a), fits=v["input"].ndim > 1)
+    _layer(tape, v, out, lambda w, a, rows: Prelu(_param(w), rows, a), fits=v["input"].ndim > 1)
 
 
 def _elementwise(tape: Tape, func: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -344,7 +332,7 @@ def _elementwise(tape: Tape, func: Callable, args: tuple[Any, ...], kwargs: dict
     # p as (batch, ...), without a copy: ones for the dimensions that broadcasting adds, the batch for the first.
     each = p.reshape((1,) * (x.ndim - p.ndim) + tuple(p.shape)).expand(tape.batch, *(-1,) * (x.ndim - 1))
     if p.requires_grad:
-        tape.note(use(tape.ambiguous(x)), each)
+        tape.note(use(), each)
     return func(*(each if a is p else a for a in args), **kwargs)
 
 
@@ -354,7 +342,7 @@ def _expand(tape: Tape, func: Callable, args: tuple[Any, ...], kwargs: dict[str,
     use = tape.each(p)
     whole = out.ndim == p.ndim and out.shape[1:] == p.shape[1:]
     if use is not None and whole and p.shape[0] == 1 and out.shape[0] == tape.batch:
-        tape.note(use(tape.ambiguous(out)), out)
+        tape.note(use(), out)
     else:
         tape.give_up(p)
     return out
@@ -412,9 +400,9 @@ def _seen(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, part: int 
     out = F.linear(x, third(weight), third(bias) if bias is not None else None)
     w, b = tape.tracked(weight), tape.tracked(bias)
     if w is not None:
-        tape.note(Linear(w.param, False, x, False, part=part), out)
+        tape.note(Linear(w.param, layouts(x.shape, tape.batch, x.ndim - 1), x, False, part=part), out)
     if b is not None:
-        tape.note(Dense(b.param, False, part=part), out)
+        tape.note(Dense(b.param, layouts(x.shape, tape.batch, x.ndim - 1), part=part), out)
     return out
 
 

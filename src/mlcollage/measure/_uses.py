@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from mlcollage.errors import InvalidInput
+from mlcollage.measure._examples import Layout
 from mlcollage.nn._parts import wide
 
 __all__ = ["Conv", "Dense", "Embed", "Linear", "Normed", "Prelu", "Use", "sqnorm", "square_sum", "wide"]
@@ -35,13 +36,24 @@ _MEMORY = 2**26  # and on other devices
 
 
 class Use:
-    """One use of a parameter: by what, on which input, and where in the graph its output's gradient is found."""
+    """One use of a parameter: by what, on which input, and where in the graph its output's gradient is found.
+
+    ``options`` are the layouts that the sizes allow, ``layout`` the one that is true.
+    """
 
     edge: GradientEdge
+    shape: tuple[int, ...]  # of the output
+    dtype: torch.dtype
 
-    def __init__(self, param: nn.Parameter | None, unsure: bool, part: int | None = None) -> None:
-        self.owner, self.unsure, self.part = param, unsure, part
+    def __init__(self, param: nn.Parameter | None, options: Sequence[Layout], part: int | None = None) -> None:
+        self.owner, self.options, self.part = param, tuple(options), part
+        self.layout = self.options[0]
         self.inputs: list[tuple[Tensor, int]] = []
+
+    @property
+    def a(self) -> Tensor:
+        """The input, (batch, ...)."""
+        return self.layout(self.inputs[0][0])
 
     @property
     def param(self) -> nn.Parameter:
@@ -49,10 +61,9 @@ class Use:
         assert self.owner is not None
         return self.owner
 
-    def hold(self, a: Tensor) -> Tensor:
-        """Keep an input, with the number of times it has been written to."""
+    def hold(self, a: Tensor) -> None:
+        """Keep the input, with the number of times it has been written to."""
         self.inputs.append((a, a._version))
-        return a
 
     def check(self, name: str) -> None:
         """Raise InvalidInput if an input was overwritten since."""
@@ -70,8 +81,10 @@ class Use:
 class Dense(Use):
     """The output's gradient is the parameter's, up to a sum over positions: biases, copies for each example."""
 
-    def __init__(self, param: nn.Parameter, unsure: bool, *, channels: bool = False, part: int | None = None) -> None:
-        super().__init__(param, unsure, part)
+    def __init__(
+        self, param: nn.Parameter, options: Sequence[Layout], *, channels: bool = False, part: int | None = None
+    ) -> None:
+        super().__init__(param, options, part)
         self.channels = channels
 
     def dense(self, g: Tensor, batch: int) -> Tensor:
@@ -86,21 +99,26 @@ class Normed(Use):
     """The scale of a normalization layer: the gradient is the sum over positions of b times the normalized input."""
 
     def __init__(
-        self, param: nn.Parameter | None, unsure: bool, a: Tensor, normalize: Callable[[Tensor], Tensor], kept: int
+        self,
+        param: nn.Parameter | None,
+        options: Sequence[Layout],
+        a: Tensor,
+        normalize: Callable[[Tensor], Tensor],
+        kept: int,
     ) -> None:
-        super().__init__(param, unsure)
-        self.a, self.normalize, self.kept = self.hold(a), normalize, kept
+        super().__init__(param, options)
+        self.hold(a)
+        self.normalize, self.kept = normalize, kept
 
     def dense(self, g: Tensor, batch: int) -> Tensor:
-        g = _by_example(g, batch)
+        a = self.a
         # A few examples at a time, so that the products stay in the cache.
         step = max(1, (_CACHE if g.device.type == "cpu" else _MEMORY) // (g[:, 0].numel() or 1))
-        parts = [self._some(g[:, i : i + step], self.a[i : i + step]) for i in range(0, batch, step)]
+        parts = [self._some(g[:, i : i + step], a[i : i + step]) for i in range(0, batch, step)]
         return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
     def _some(self, g: Tensor, a: Tensor) -> Tensor:
-        # a may have its batch and positions in one dimension, where g has two.
-        product = g * self.normalize(wide(a)).reshape(g.shape[1:])
+        product = g * self.normalize(wide(a))
         if self.kept:  # the scale has the trailing dimensions: (K, batch, T, size)
             return product.reshape(len(g), len(a), -1, self.param.numel()).sum(2)
         return _over_positions(product)  # the scale has the channels
@@ -109,9 +127,9 @@ class Normed(Use):
 class Prelu(Use):
     """The slopes of a parametric ReLU, one for all channels or one each."""
 
-    def __init__(self, param: nn.Parameter | None, unsure: bool, a: Tensor) -> None:
-        super().__init__(param, unsure)
-        self.a = self.hold(a)
+    def __init__(self, param: nn.Parameter | None, options: Sequence[Layout], a: Tensor) -> None:
+        super().__init__(param, options)
+        self.hold(a)
 
     def dense(self, g: Tensor, batch: int) -> Tensor:
         product = _over_positions(g * wide(self.a).clamp(max=0))  # z = a for a > 0, else slope times a
@@ -121,10 +139,16 @@ class Prelu(Use):
 class Embed(Use):
     """Rows of a table looked up by ids (batch, positions)."""
 
-    def __init__(self, param: nn.Parameter, unsure: bool, ids: Tensor, padding: int | None) -> None:
-        super().__init__(param, unsure)
-        self.ids = ids
+    def __init__(self, param: nn.Parameter, options: Sequence[Layout], ids: Tensor, padding: int | None) -> None:
+        super().__init__(param, options)
+        self.hold(ids)
         self.padding = None if padding is None or padding < 0 else padding
+
+    @property
+    def ids(self) -> Tensor:
+        """(batch, positions)."""
+        ids = self.a
+        return ids.reshape(len(ids), -1)
 
     def rows(self, g: Tensor, batch: int) -> Tensor:
         """Gradients of the rows that were looked up, (K, batch, positions, features)."""
@@ -162,17 +186,18 @@ class Factored(Use):
         return left @ right.transpose(-1, -2)  # sum over positions of left_t right_t^T
 
     def dense(self, g: Tensor, batch: int) -> Tensor:
-        return self.gradient(_by_example(g, batch), slice(None)).flatten(2)
+        return self.gradient(g, slice(None)).flatten(2)
 
 
 class Linear(Factored):
     """z = a W^T at any number of positions; ``turned``: z = a W."""
 
     def __init__(
-        self, param: nn.Parameter | None, unsure: bool, a: Tensor, turned: bool, part: int | None = None
+        self, param: nn.Parameter | None, options: Sequence[Layout], a: Tensor, turned: bool, part: int | None = None
     ) -> None:
-        super().__init__(param, unsure, part)
-        self.a, self.turned = self.hold(a), turned
+        super().__init__(param, options, part)
+        self.hold(a)
+        self.turned = turned
 
     def factors(self, g: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
         a = wide(self.a[rows])
@@ -193,15 +218,16 @@ class Conv(Factored):
     def __init__(
         self,
         param: nn.Parameter | None,
-        unsure: bool,
+        options: Sequence[Layout],
         a: Tensor,
         kernel: Sequence[int],
         geometry: tuple[list[int], list[int] | str, list[int]],
         groups: int,
         transposed: bool,
     ) -> None:
-        super().__init__(param, unsure)
-        self.a, self.kernel = self.hold(a), list(kernel)
+        super().__init__(param, options)
+        self.hold(a)
+        self.kernel = list(kernel)
         self.stride, self.padding, self.dilation = geometry
         self.groups, self.transposed = groups, transposed
 
@@ -288,7 +314,7 @@ def sqnorm(pairs: Sequence[tuple[Use, Tensor]], batch: int, squares: dict[int, T
     Parameters
     ----------
     pairs
-        All uses of it, each with the gradient with respect to its output, (K, ...), in at least float32.
+        All uses of it, each with the gradient with respect to its output, (K, batch, ...), in at least float32.
     batch
         Number of examples.
     squares
@@ -301,7 +327,7 @@ def sqnorm(pairs: Sequence[tuple[Use, Tensor]], batch: int, squares: dict[int, T
         if isinstance(use, Dense):
             return _rows(g, squares)
     if all(isinstance(u, Factored) for u, _ in pairs):
-        factored = [(u, _by_example(v, batch)) for u, v in pairs if isinstance(u, Factored)]
+        factored = [(u, v) for u, v in pairs if isinstance(u, Factored)]
         if len({u.sizes(v)[1:] for u, v in factored}) == 1:  # not so for a weight used as W and as W^T
             return _factored(factored, batch)
     if all(isinstance(u, Embed) for u, _ in pairs):
@@ -327,11 +353,6 @@ def _rows(g: Tensor, squares: dict[int, Tensor]) -> Tensor:
 def _over_positions(g: Tensor) -> Tensor:
     """Sum (K, batch, channels, *positions) over all positions."""
     return g.flatten(3).sum(-1) if g.ndim > 3 else g
-
-
-def _by_example(g: Tensor, batch: int) -> Tensor:
-    """(K, batch x positions, ...) as (K, batch, positions, ...)."""
-    return g if g.shape[1] == batch else g.unflatten(1, (batch, -1))
 
 
 def _factored(pairs: list[tuple[Factored, Tensor]], batch: int) -> Tensor:
@@ -422,7 +443,6 @@ def _tied(pairs: Sequence[tuple[Use, Tensor]], batch: int) -> Tensor | None:
     if not tables or len(tables) + len(matrices) != len(pairs):
         return None
     looked_up = [(u.ids, u.rows(g, batch)) for u, g in tables]
-    matrices = [(u, _by_example(g, batch)) for u, g in matrices]
     ids = torch.cat([i for i, _ in looked_up], 1)
     rows = torch.cat([r for _, r in looked_up], 2)
     # |E + G|^2 = |E|^2 + |G|^2 + 2 <E, G>; E has row_t in row id_t, and G = sum_s left_s right_s^T, so the last term

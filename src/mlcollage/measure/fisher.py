@@ -49,6 +49,7 @@ def fisher_trace(
     params: Iterable[nn.Parameter] | None = None,
     batch_size: int = 256,
     class_dim: int | None = None,
+    batch_dim: int = 0,
 ) -> TraceResult:
     r"""Mean over the data of the trace of each example's Fisher matrix.
 
@@ -87,7 +88,10 @@ def fisher_trace(
     batch_size
         Examples at once, for data given as one tensor; for ``"minibatch"`` the B above.
     class_dim
-        Dimension of the classes; by default the last of (B, C) and (B, T, C), the second of (B, C, H, W).
+        Dimension of the classes, with the examples in front; by default the last of (B, C) and (B, T, C), the second of
+        (B, C, H, W).
+    batch_dim
+        Dimension of the examples in the model's inputs and outputs; 1 for sequence-first models called as (T, B, ...).
 
     Returns
     -------
@@ -120,11 +124,11 @@ def fisher_trace(
             "batch normalization in training mode couples the examples, so that the trace is not a mean over them: "
             "call model.eval() first (or only its BatchNorm layers'), or use GroupNorm or LayerNorm."
         )
-    ghost = GhostNorms(model, params)
+    ghost = GhostNorms(model, params, batch_dim=batch_dim)
     device = next(ghost.model.parameters()).device
     source = None if method == "exact" else as_generator(generator)
     totals = _Totals(method, draws)
-    for x in _batches(data, batch_size, device):
+    for x in _batches(data, batch_size, device, ghost.batch_dim):
         if method == "minibatch":
             totals.add(*_minibatch(ghost, x, draws, likelihood, class_dim, _needed(source)))
         elif method == "exact":
@@ -148,6 +152,7 @@ def fisher_sqnorm(
     generator: torch.Generator | int | None = None,
     params: Iterable[nn.Parameter] | None = None,
     class_dim: int | None = None,
+    batch_dim: int = 0,
     retain_graph: bool = True,
 ) -> Tensor | dict[str, Tensor]:
     r"""Squared gradient norms of examples under drawn labels, or their expectation, as part of the graph: a penalty.
@@ -173,8 +178,9 @@ def fisher_sqnorm(
         Let gradients go through the probabilities, for ``"exact"``.
     per_layer
         Give a dict of parts, by module.
-    likelihood, generator, params, class_dim
-        As for :func:`fisher_trace`; ``"exact"`` is for ``"categorical"`` and ``"bernoulli"`` and one output an example.
+    likelihood, generator, params, class_dim, batch_dim
+        As for :func:`fisher_trace` (a GhostNorms has its own ``params`` and ``batch_dim``); ``"exact"`` is for
+        ``"categorical"`` and ``"bernoulli"`` and one output an example.
     retain_graph
         Keep what is needed to read norms from the GhostNorms again.
 
@@ -201,7 +207,7 @@ def fisher_sqnorm(
             "drawn labels are constants and have no score term: use method='exact', or score_term=False."
         )
     checks.choice("method", method, ("mc", "exact"))
-    ghost = model if isinstance(model, GhostNorms) else GhostNorms(model, params)
+    ghost = model if isinstance(model, GhostNorms) else GhostNorms(model, params, batch_dim=batch_dim)
     if method == "exact":
         norms = _expected(ghost, x, likelihood, class_dim, score_term, retain_graph)
     else:
@@ -254,14 +260,21 @@ def sample_labels(
 def _run(
     ghost: GhostNorms, x: Any, differentiable: bool, likelihood: str, class_dim: int | None
 ) -> tuple[Tensor, int, int]:
-    """Run the model if x is given; its logits, the dimension of the classes, and the place among the outputs."""
+    """Run the model if x is given; its logits (B, ...), the dimension of the classes, the place among the outputs."""
     if x is not None:
         ghost.run(x, differentiable=differentiable)
     z = logits_of(ghost.output)
     places = [i for i, o in enumerate(ghost.outputs) if o is z]  # among the tensors that depend on parameters
     if not places:
         raise InvalidInput("the model's logits do not depend on the parameters that are to be counted.")
+    z = _in_front(z, ghost)
     return z, check_outputs(z.detach(), likelihood, class_dim), places[0]
+
+
+def _in_front(z: Tensor, ghost: GhostNorms) -> Tensor:
+    if z.ndim <= ghost.batch_dim:
+        raise InvalidInput(f"the model's logits {tuple(z.shape)} have no dimension {ghost.batch_dim} of examples.")
+    return z.movedim(ghost.batch_dim, 0)
 
 
 def _needed(source: torch.Generator | None) -> torch.Generator:
@@ -272,6 +285,7 @@ def _needed(source: torch.Generator | None) -> torch.Generator:
 def _cotangents(ghost: GhostNorms, place: int, c: Tensor) -> list[Tensor]:
     """C for the logits, and zeros for the model's other outputs."""
     many = len(c)  # (K, B, ...): K gradients at once
+    c = c.movedim(1, 1 + ghost.batch_dim)
     zeros = (torch.zeros((), dtype=o.dtype, device=o.device).expand(many, *o.shape) for o in ghost.outputs)
     return [c.to(o.dtype) if i == place else z for i, (o, z) in enumerate(zip(ghost.outputs, zeros, strict=True))]
 
@@ -353,7 +367,7 @@ def _minibatch(
 ) -> tuple[dict[str, Tensor], int]:
     """B times the squared norm of the mean gradient (draws,), by layer; and B."""
     with torch.inference_mode(False), torch.enable_grad():
-        z = logits_of(call(ghost.model, x))
+        z = _in_front(logits_of(call(ghost.model, x)), ghost)
         batch = len(z)
         where = check_outputs(z.detach(), likelihood, class_dim)
         scores = draw_scores(z, likelihood, where, draws, source)  # (draws, B, ...)
@@ -428,14 +442,16 @@ class _Totals:
         return TraceResult(value, stderr, layers, own, draws=0 if self.method == "exact" else self.draws)
 
 
-def _batches(data: Any, batch_size: int, device: torch.device) -> Iterator[Any]:
+def _batches(data: Any, batch_size: int, device: torch.device, batch_dim: int) -> Iterator[Any]:
     """Inputs of one batch after the other, on the model's device."""
     if isinstance(data, tuple) and data and isinstance(data[0], Tensor | Mapping):
         data = data[0]  # (x, y): labels come from the model
     if isinstance(data, Tensor):
-        if data.ndim == 0:
-            raise InvalidInput("data is a single number: a tensor of inputs (N, ...) is needed.")
-        yield from (part.to(device) for part in data.split(batch_size))
+        if data.ndim <= batch_dim:
+            raise InvalidInput(
+                f"data is a single number or has no dimension {batch_dim}: a tensor of inputs (N, ...) is needed."
+            )
+        yield from (part.to(device) for part in data.split(batch_size, batch_dim))
     elif isinstance(data, Mapping):
         yield _input_of(data, device)
     elif isinstance(data, Iterable):

@@ -11,6 +11,7 @@ I. Goodfellow, "Efficient Per-Example Gradient Computations", arXiv:1510.01799 (
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import warnings
@@ -23,8 +24,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from mlcollage import _checks as checks
+from mlcollage import _random
 from mlcollage.errors import InvalidInput
 from mlcollage.measure import _fallback
+from mlcollage.measure._examples import Layout, belongs, moves_rows, remembered, weights
 from mlcollage.measure._tape import Tape
 from mlcollage.measure._uses import Use, sqnorm, wide
 from mlcollage.measure.layer_tap import hookable
@@ -44,6 +47,7 @@ def per_example_grad_sqnorm(
     per_layer: Literal[False] = ...,
     reduction: str = ...,
     verify: bool = ...,
+    batch_dim: int = ...,
 ) -> Tensor: ...
 @overload
 def per_example_grad_sqnorm(
@@ -57,6 +61,7 @@ def per_example_grad_sqnorm(
     per_layer: Literal[True],
     reduction: str = ...,
     verify: bool = ...,
+    batch_dim: int = ...,
 ) -> dict[str, Tensor]: ...
 def per_example_grad_sqnorm(
     model: nn.Module,
@@ -69,6 +74,7 @@ def per_example_grad_sqnorm(
     per_layer: bool = False,
     reduction: str = "auto",
     verify: bool = False,
+    batch_dim: int = 0,
 ) -> Tensor | dict[str, Tensor]:
     r"""Squared norm of the gradient of each example's own loss.
 
@@ -77,9 +83,14 @@ def per_example_grad_sqnorm(
     Exact, for any model whose examples do not influence each other. Linear maps, convolutions and transposed
     convolutions of 1 to 3 dimensions, embeddings, attention's packed projections, the scales and biases of
     normalization layers, parametric ReLUs, and parameters that are added, multiplied or copied to all examples cost
-    about one backward pass without weight gradients; tied and reused weights too. Parameters used in another way, and
-    layers whose input does not have the examples in front, cost one more pass, through ``torch.vmap``; in models that
-    do not allow it, such as recurrent ones, one backward pass for each example, with a warning.
+    about one backward pass without weight gradients; tied and reused weights too. Parameters used in another way cost
+    one more pass, through ``torch.vmap``; in models that do not allow it, such as recurrent ones, one backward pass for
+    each example, with a warning.
+
+    Where a layer's input has the examples is proved, not guessed from sizes: two backward passes to the layers'
+    outputs, at the first batch of these shapes, with a random weight for each example in the second. A layer's row i
+    must follow the weight of example i. Of a model that moves rows by what is in the data, such as ``h[mask]`` or experts
+    for tokens, every batch is proved. Layers without such rows go the ways of other parameters.
 
     Parameters
     ----------
@@ -88,7 +99,7 @@ def per_example_grad_sqnorm(
     loss_fn
         ``loss_fn(output, y)``: one loss for each example, shape (B,), or their mean or sum.
     x
-        Tensor with the B examples in front; or a tuple of arguments, or a dict of named ones.
+        Tensor with the B examples along ``batch_dim``; or a tuple of arguments, or a dict of named ones.
     y
         Passed to ``loss_fn``.
     differentiable
@@ -104,8 +115,11 @@ def per_example_grad_sqnorm(
         example's own loss in every case: a mean is multiplied by B. ``"auto"`` reads it from the shape of
         the loss, from ``loss_fn.reduction``, or from the default of an argument of that name.
     verify
-        Check, with one more backward pass, that the first example's loss depends on nothing that belongs to
-        the others. Worth doing once for a model that was not seen before.
+        Compare three examples with their own backward passes, and with what the model makes of them alone. Worth doing
+        once for a model that was not seen before.
+    batch_dim
+        Dimension of the examples in the model's inputs and outputs; 1 for sequence-first models called as (T, B, ...).
+        Losses are (B,) in any case.
 
     Returns
     -------
@@ -116,8 +130,9 @@ def per_example_grad_sqnorm(
     ------
     InvalidInput
         For batch normalization in training mode, compiled or scripted models, nothing to count, a loss that is neither
-        one number nor one for each example, one number of unknown reduction, weighted or masked means, inputs
-        overwritten in place, reentrant checkpointing, and examples that influence each other (with ``verify``).
+        one number nor one for each example, one number of unknown reduction, weighted or masked means, losses that
+        read the outputs of other examples, outputs without examples, inputs overwritten in place, reentrant
+        checkpointing, and examples that influence each other (with ``verify``).
 
     Notes
     -----
@@ -134,15 +149,10 @@ def per_example_grad_sqnorm(
     >>> torch.allclose(s[0], one)
     True
     """
-    ghost = GhostNorms(model, params)
-    output = ghost.run(x, differentiable=differentiable)
-    with torch.inference_mode(False), torch.enable_grad():
-        loss = _own_losses(loss_fn, output, y, ghost.batch, reduction)
-        # Row i is the gradient of example i's own loss, since row i of the output is in no other.
-        found = torch.autograd.grad(
-            loss, ghost.outputs, create_graph=differentiable, retain_graph=True, materialize_grads=True
-        )
-    norms = ghost.sqnorm(found, differentiable=differentiable, verify=verify)
+    ghost = GhostNorms(model, params, batch_dim=batch_dim)
+    ghost.run(x, differentiable=differentiable)
+    cotangents = ghost.cotangents(loss_fn, y, reduction=reduction, create_graph=differentiable)
+    norms = ghost.sqnorm(cotangents, differentiable=differentiable, verify=verify)
     return norms if per_layer else _total(norms)
 
 
@@ -151,7 +161,9 @@ class GhostNorms:
 
     :func:`per_example_grad_sqnorm` in two steps, for losses that are made of the output in between. First
     ``output = ghost.run(x)``, then ``ghost.sqnorm(cotangents)``, where the cotangents are the gradients of the losses
-    with respect to the output: each example's own loss with respect to its own row.
+    with respect to the output: each example's own loss with respect to its own row. Of several outputs they are the
+    partial gradients, as the loss alone has them: a loss of the logits has none with respect to hidden states that the
+    model returns as well, though the logits are made of these. :meth:`cotangents` takes them from a loss.
 
     Parameters
     ----------
@@ -159,6 +171,8 @@ class GhostNorms:
         Any module.
     params
         Parameters to count; by default all that require a gradient.
+    batch_dim
+        Dimension of the examples in inputs and outputs.
 
     Attributes
     ----------
@@ -167,7 +181,7 @@ class GhostNorms:
     output : object
         What the model returned in the last pass.
     outputs : list of Tensor
-        The differentiable tensors of the last output; cotangents are given in this order.
+        The differentiable tensors of the last output, each once; cotangents are given in this order.
 
     Examples
     --------
@@ -179,7 +193,7 @@ class GhostNorms:
     {'': (4,)}
     """
 
-    def __init__(self, model: nn.Module, params: Iterable[nn.Parameter] | None = None) -> None:
+    def __init__(self, model: nn.Module, params: Iterable[nn.Parameter] | None = None, *, batch_dim: int = 0) -> None:
         self.model = hookable(model, "a gradient norm")
         # By id, since tensors compare elementwise; a weight that several modules share is there once.
         named = {id(p): (name, p) for name, p in self.model.named_parameters() if p.requires_grad}
@@ -193,17 +207,19 @@ class GhostNorms:
         self.names = {key: name for key, (name, _) in named.items()}
         self._layers = {key: layer_name(self.model, name) for key, name in self.names.items()}
         self._params = [p for _, p in named.values()]
+        self.batch_dim = checks.integer("batch_dim", batch_dim, least=0)
         self._tape: Tape | None = None
         self._inputs: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})  # kept for the general method's own pass
         self.output: Any = None
         self.outputs: list[Tensor] = []
         self.batch = 0
-        self._custom = False  # are there custom autograd functions in the graph?
+        self._nodes: list[Any] = []  # of the graph behind the outputs
+        self._custom = False  # are there custom autograd functions among them?
 
     def run(self, x: Any, *, differentiable: bool = False) -> Any:
         """The model's output for x: a tensor, a tuple of arguments or a dict of named ones."""
         args, kwargs = _arguments(x)
-        self.batch = count_examples(x)
+        self.batch = count_examples(x, self.batch_dim)
         self._tape = Tape(self.model, self._params, self.batch)
         with torch.inference_mode(False):
             self._inputs = tuple(_ordinary(a) for a in args), {key: _ordinary(v) for key, v in kwargs.items()}
@@ -211,6 +227,7 @@ class GhostNorms:
         self.output, self.outputs = output, _differentiable(output)
         if not self.outputs:
             raise InvalidInput("the model's output does not depend on the parameters that are to be counted.")
+        self._nodes = list(graph_nodes(self.outputs))
         customs = list(self._customs())
         self._custom = bool(customs)
         for node in customs:  # parameters that a custom function takes go to the general method
@@ -222,6 +239,37 @@ class GhostNorms:
     def activations(self) -> int:
         """Numbers in the outputs of all layers in the last pass, which gradients of K losses have K times."""
         return self._tape.activations if self._tape is not None else 0
+
+    @torch.inference_mode(False)
+    def cotangents(
+        self, loss_fn: Callable[..., Tensor], y: Any, *, reduction: str = "auto", create_graph: bool = False
+    ) -> list[Tensor]:
+        """Gradients of the examples' own losses with respect to the outputs, as :meth:`sqnorm` takes them.
+
+        Parameters
+        ----------
+        loss_fn, y, reduction
+            As in :func:`per_example_grad_sqnorm`.
+        create_graph
+            Give the cotangents a graph.
+        """
+        with torch.enable_grad():
+            # Outputs may be made of one another. Views of them, which are not, have the loss's own gradients only.
+            own, output = self.outputs, self.output
+            if len(own) > 1:
+                own = [o.view_as(o) for o in own]
+                output = _replaced(output, {id(o): v for o, v in zip(self.outputs, own, strict=True)})
+            loss = loss_of(loss_fn, output, y, self.batch)
+            total = _own_losses(loss, loss_fn, y, self.batch, reduction)
+            # Row i is the gradient of example i's own loss, since row i of the output is in no other.
+            found = torch.autograd.grad(
+                total, own, create_graph=create_graph, retain_graph=True, materialize_grads=True
+            )
+            if loss.ndim and self.batch > 1:
+                self._check_losses(loss, own, found)
+        if not loss.ndim:
+            self._check_mean(found)
+        return list(found)
 
     @torch.inference_mode(False)
     def sqnorm(
@@ -246,7 +294,7 @@ class GhostNorms:
         retain_graph
             Keep the forward pass, to call this once more.
         verify
-            Check that examples do not influence each other.
+            Compare with the backward passes of single examples, and check that these do not influence each other.
 
         Returns
         -------
@@ -263,25 +311,32 @@ class GhostNorms:
             raise InvalidInput(f"cotangents must have the shapes of the outputs, {shapes}.")
         for use in tape.uses:
             use.check(self.names[id(use.owner)])
-        # Only the shapes said where the examples are; one more backward pass tells.
-        unsure = [u for u in tape.uses if verify or u.unsure]
-        if unsure and self.batch > 1:
-            self._check(tape, unsure, [c[0] if batched else c for c in given], verify)
+        if not batched:
+            given = self._of_examples(given, differentiable)
+        if self.batch > 1:  # else there is no other example to which anything could belong
+            self._prove(tape, [c[0] if batched else c for c in given])
         uses = [u for u in tape.uses if id(u.owner) not in tape.other]
         # Weight and bias of a layer have one output, whose gradient is asked for once.
         edges = {u.edge[:2]: u.edge for u in uses}
-        retain = retain_graph or bool(tape.other)  # one pass per example still needs the graph
+        retain = retain_graph or verify or bool(tape.other)  # one pass per example still needs the graph
         gradients = self._backward(list(edges.values()), given, batched, differentiable, retain)
         if differentiable and self._custom:
             refuse_once_differentiable(g for g in gradients if g is not None)
         # (K, *shape of the layer's output) by place in the graph; K = 1 if not batched.
         found = zip(edges, gradients, strict=True)
         at = {place: wide(g if batched else g.unsqueeze(0)) for place, g in found if g is not None}
-        pairs = [(u, at[place]) for u in uses if (place := u.edge[:2]) in at]
+        # The examples in front; weight and bias of a layer share what they are made of.
+        laid: dict[Any, Tensor] = {}
+        for u in uses:
+            if (key := (u.edge[:2], u.layout)) not in laid and u.edge[:2] in at:
+                laid[key] = u.layout(at[u.edge[:2]], 1)  # (K, batch, ...)
+        pairs = [(u, laid[key]) for u in uses if (key := (u.edge[:2], u.layout)) in laid]
         by_param = self._contract(pairs, differentiable)
         if tape.other:
             stacked = [c if batched else c.unsqueeze(0) for c in given]
-            by_param |= self._fall_back(tape, stacked, differentiable)
+            by_param |= self._fall_back(tape, stacked, differentiable, verify)
+        if verify:
+            self._verify(by_param, [c[:1] if batched else c.unsqueeze(0) for c in given])
         if not retain_graph:  # frees the inputs of all layers
             self._tape = None
         many = len(given[0]) if batched else 1
@@ -330,40 +385,214 @@ class GhostNorms:
                 found[key] = found[key] + norms if key in found else norms
         return found
 
-    def _fall_back(self, tape: Tape, cotangents: list[Tensor], differentiable: bool) -> dict[int, Tensor]:
+    def _fall_back(self, tape: Tape, cotangents: list[Tensor], differentiable: bool, verify: bool) -> dict[int, Tensor]:
         chosen = {self.names[key]: p for key, p in tape.other.items()}
+        places = self._by_example(cotangents)
+        outputs = [self.outputs[i].movedim(self.batch_dim, 0) for i in places]  # (batch, ...)
+        cotangents = [cotangents[i].movedim(self.batch_dim + 1, 1) for i in places]  # (K, batch, ...)
+        pick = self._picker(places)
         try:
-            norms = _fallback.sqnorms(self.model, chosen, self._inputs, _differentiable, cotangents, differentiable)
+            norms, alone = _fallback.sqnorms(
+                self.model, chosen, self._inputs, self.batch_dim, pick, cotangents, differentiable
+            )
+            same = all(_alike(a, o) for a, o in zip(alone, outputs, strict=True))
+            why = "the model makes something else of an example in a batch than of one alone"
         except RuntimeError as error:
+            norms, same, why = {}, False, str(error).strip().splitlines()[0]
+        if not same:
             names = ", ".join(list(chosen)[:4]) + (", ..." if len(chosen) > 4 else "")
-            why = str(error).strip().splitlines()[0]
             warnings.warn(
                 f"the parameters {names} are used in a way that needs torch.vmap, which this model does not allow "
                 f"({why}); their norms take {cotangents[0].shape[:2].numel()} backward passes, one for each example.",
                 stacklevel=4,
             )
-            norms = _fallback.one_by_one(chosen, self.outputs, cotangents, differentiable)
+            norms = _fallback.one_by_one(chosen, outputs, cotangents, range(self.batch), differentiable)
         return {id(p): norms[name] for name, p in chosen.items()}
 
-    def _check(self, tape: Tape, uses: list[Use], cotangents: list[Tensor], refuse: bool) -> None:
-        """Do the first example's gradients lie in the first rows only?"""
-        # The first example's own loss: its cotangents, zeros for the others.
-        first = [torch.cat([c[:1].detach(), torch.zeros_like(c[1:])]) for c in cotangents]
-        edges = [u.edge for u in uses]
-        found = torch.autograd.grad(self.outputs, edges, first, retain_graph=True, allow_unused=True)
-        for use, g in zip(uses, found, strict=True):
-            if g is None or not g.reshape(self.batch, -1)[1:].any():  # (batch, everything else)
+    def _of_examples(self, given: list[Tensor], create_graph: bool) -> list[Tensor]:
+        """Cotangents of an output without examples, as a loss inside the model, moved to the output it is made of."""
+        whole = [i for i in self._read(given) if not self._has_examples(self.outputs[i])]
+        if not whole or len(given) == 1:
+            return given
+        edges = list({u.edge[:2]: u.edge for u in self._tape.uses}.values()) if self._tape is not None else []
+        grad: Callable[..., Any] = functools.partial(torch.autograd.grad, retain_graph=True, allow_unused=True)
+        truth = grad(self.outputs, edges, [c.detach() for c in given])
+        for place, output in enumerate(self.outputs):
+            if not self._has_examples(output):
                 continue
-            if refuse and not use.unsure:  # else it is the batch that is not in front, which the general method can do
+            (c,) = grad([self.outputs[i] for i in whole], output, [given[i] for i in whole], create_graph=create_graph)
+            if c is None or not bool(c.any()):
+                continue
+            # It may also read what this output is not made from: then the gradients differ.
+            moved = [torch.zeros_like(g) if i in whole else g for i, g in enumerate(given)]
+            moved[place] = moved[place] + c
+            found = grad(self.outputs, edges, [m.detach() for m in moved])
+            if all(_close(a, b) for a, b in zip(truth, found, strict=True)):
+                return moved
+        return given
+
+    @staticmethod
+    def _read(cotangents: Sequence[Tensor]) -> list[int]:
+        """The places of the outputs that the losses read."""
+        return [i for i, c in enumerate(cotangents) if len(cotangents) == 1 or bool(c.detach().any())]
+
+    def _by_example(self, cotangents: Sequence[Tensor]) -> list[int]:
+        """The same, if these outputs have examples."""
+        read = self._read(cotangents)
+        whole = [i for i in read if not self._has_examples(self.outputs[i])]
+        if whole:
+            raise InvalidInput(
+                f"the loss reads an output of the model of shape {tuple(self.outputs[whole[0]].shape)}, which has no "
+                "dimension of examples, and there is no other that it is made of: compute the loss in loss_fn, from "
+                "the model's logits, one for each example."
+            )
+        return read
+
+    def _picker(self, places: list[int]) -> Callable[[Any], list[Tensor]]:
+        """Picks, of what the model returns, the tensors that are ``outputs`` at these places."""
+        every = _tensors_of(self.output)
+        at = [next(k for k, t in enumerate(every) if t is self.outputs[i]) for i in places]
+
+        def pick(output: Any) -> list[Tensor]:
+            found = _tensors_of(output)
+            return [found[k] for k in at]
+
+        return pick
+
+    def _has_examples(self, output: Tensor) -> bool:
+        return output.ndim > self.batch_dim and output.shape[self.batch_dim] == self.batch
+
+    def _prove(self, tape: Tape, cotangents: list[Tensor]) -> None:
+        """Find where each layer has its examples; leave parameters to the general method where it has none."""
+        places = [i for i, o in enumerate(self.outputs) if self._has_examples(o)]
+        read = self._read(cotangents)
+        if read and all(i in places for i in read):  # others may have another dimension of the examples' size
+            places = read
+        if not places:
+            shapes = ", ".join(str(tuple(o.shape)) for o in self.outputs)
+            raise InvalidInput(
+                f"no output of the model has its {self.batch} examples along dimension {self.batch_dim} (shapes "
+                f"{shapes}): return logits as well, or give batch_dim."
+            )
+        uses = tape.uses
+        key = (
+            self.batch,
+            tuple(places),
+            tuple((self.names[id(u.owner)], type(u), u.part, u.options, u.shape) for u in uses),
+            tuple(type(n).__name__ for n in self._nodes),
+        )
+        known = remembered(self.model)
+        found: tuple[Layout | None, ...] | None = known.get(key)
+        if found is None:
+            found, lasting = self._layouts(uses, [self.outputs[i] for i in places])
+            if lasting and not moves_rows(self._nodes):
+                known[key] = found
+        for use, layout in zip(uses, found, strict=True):
+            if layout is None:
+                tape.give_up(use.owner)
+            else:
+                use.layout = layout
+
+    def _layouts(self, uses: list[Use], outputs: list[Tensor]) -> tuple[tuple[Layout | None, ...], bool]:
+        """The true layout of each use, or None; and whether gradients of several examples spoke for all of them."""
+        if not uses:
+            return (), True
+        generator = _random.generator(self.batch)
+        narrow = any(t.dtype is torch.float16 for t in (*outputs, *uses))
+        w = weights(self.batch, narrow=narrow).to(outputs[0].device)
+        # Random cotangents, since those of a loss may be zero for examples that are learned already.
+        plain = [torch.randn(o.shape, generator=generator).to(o) for o in outputs]
+        shaped = [w.reshape(-1, *(1,) * (o.ndim - self.batch_dim - 1)).to(o.dtype) for o in outputs]
+        edges = {u.edge[:2]: u.edge for u in uses}
+        grad: Callable[..., Any] = functools.partial(
+            torch.autograd.grad, outputs, list(edges.values()), retain_graph=True, allow_unused=True
+        )
+        first = dict(zip(edges, grad(plain), strict=True))
+        second = dict(zip(edges, grad([c * v for c, v in zip(plain, shaped, strict=True)]), strict=True))
+        judged: dict[Any, tuple[Layout | None, int]] = {}
+        for use in uses:
+            place = use.edge[:2]
+            g, weighted = first[place], second[place]
+            if (place, use.options) in judged:
+                continue
+            judged[place, use.options] = None, 2  # no output of an example depends on it
+            for layout in use.options if g is not None and weighted is not None else ():
+                ok, rows = belongs(layout(g), layout(weighted), w)
+                if ok:
+                    judged[place, use.options] = layout, rows
+                    break
+        found = [judged[u.edge[:2], u.options] for u in uses]
+        return tuple(layout for layout, _ in found), all(rows > 1 for _, rows in found)
+
+    def _check_losses(self, loss: Tensor, outputs: Sequence[Tensor], plain: Sequence[Tensor]) -> None:
+        """Refuse losses (batch,) that read the outputs of other examples; ``plain`` are the gradients of their sum."""
+        w = weights(self.batch, narrow=any(o.dtype is torch.float16 for o in outputs)).to(loss)
+        weighted = torch.autograd.grad(loss, outputs, w, retain_graph=True, allow_unused=True)
+        for o, g, gw in zip(outputs, plain, weighted, strict=True):
+            front = (t.detach().movedim(self.batch_dim, 0) for t in (g, gw) if t is not None)
+            if gw is not None and not (self._has_examples(o) and belongs(*front, w)[0]):
                 raise InvalidInput(
-                    f"the loss of one example depends on other examples of the batch, through the layer of parameter "
-                    f"{self.names[id(use.owner)]!r}: no example has a gradient of its own."
+                    "the loss of one example reads the outputs of others, as contrastive losses and normalizations "
+                    "over the batch do, so no example has a gradient of its own: compute each loss from its own output."
                 )
-            tape.give_up(use.owner)
+
+    def _check_mean(self, cotangents: Sequence[Tensor]) -> None:
+        """Refuse a mean inside the model over targets that do not count alike."""
+        whole = any(not self._has_examples(o) and bool(c.any()) for o, c in zip(self.outputs, cotangents, strict=True))
+        named = self._inputs[1].get("labels")
+        if whole and isinstance(named, Tensor) and bool((named == -100).any()):
+            raise InvalidInput(_WEIGHTED)
+
+    def _verify(self, by_param: dict[int, Tensor], cotangents: list[Tensor]) -> None:
+        """Do three examples have the norms of their own backward passes, and the outputs that they have alone?"""
+        some = sorted({0, self.batch // 2, self.batch - 1})
+        places = self._by_example(cotangents)
+        outputs = [self.outputs[i].movedim(self.batch_dim, 0) for i in places]
+        given = [cotangents[i].detach().movedim(self.batch_dim + 1, 1) for i in places]
+        params = {self.names[id(p)]: p for p in self._params}
+        truth = _fallback.one_by_one(params, outputs, given, some, False)
+        for name, p in params.items():
+            norms = by_param.get(id(p))
+            norms = torch.zeros_like(truth[name]) if norms is None else norms[:1, some].detach()
+            loose = 1e-2 if p.dtype in (torch.float16, torch.bfloat16) or outputs[0].dtype != p.dtype else 1e-3
+            if not torch.allclose(norms.double(), truth[name].double(), rtol=loose, atol=1e-12):
+                raise InvalidInput(
+                    f"the gradient norms by parameter {name!r} are not those of the examples' own backward passes, "
+                    "which happens when the loss of one example depends on other examples of the batch: no example has a "
+                    "gradient of its own."
+                )
+        if self._coupled(places, some):
+            raise InvalidInput(
+                "the model's output for one example depends on other examples of the batch: no example has a gradient "
+                "of its own."
+            )
+
+    @torch.no_grad()
+    def _coupled(self, places: list[int], some: list[int]) -> bool:
+        """Does the model, given an example alone, return something else than in the batch?"""
+        pick = self._picker(places)
+
+        def rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+            with torch.random.fork_rng(devices=[d for d in {o.device for o in self.outputs} if d.type == "cuda"]):
+                found = pick(self.model(*args, **kwargs))
+            return [o.movedim(self.batch_dim, 0) for o in found]
+
+        def one(value: Any, i: int) -> Any:
+            return value.narrow(self.batch_dim, i, 1) if isinstance(value, Tensor) else value
+
+        whole = [self.outputs[i].movedim(self.batch_dim, 0) for i in places]
+        args, kwargs = self._inputs
+        if not all(_alike(a, b) for a, b in zip(rows(args, kwargs), whole, strict=True)):
+            return False  # noise, such as dropout: two passes cannot be compared
+        for i in some if self.batch > 1 else ():
+            alone = rows(tuple(one(a, i) for a in args), {name: one(v, i) for name, v in kwargs.items()})
+            if not all(_alike(a, b[i : i + 1]) for a, b in zip(alone, whole, strict=True)):
+                return True
+        return False
 
     def _customs(self) -> Iterable[Any]:
         """Custom autograd functions in the graph: the tape does not see what they use."""
-        for node in graph_nodes(self.outputs):
+        for node in self._nodes:
             if isinstance(node, torch.autograd.function.BackwardCFunction):
                 # Its layers ran without gradients and will run again in the backward pass, both unseen by the tape.
                 if type(node).__name__ == "CheckpointFunctionBackward":
@@ -402,14 +631,16 @@ def _arguments(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (tuple(x) if isinstance(x, tuple | list) else (x,)), {}
 
 
-def count_examples(x: Any) -> int:
+def count_examples(x: Any, batch_dim: int = 0) -> int:
     """How many examples a tensor, a tuple of arguments or a dict of named ones holds."""
     args, kwargs = _arguments(x)
     tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
-    if not tensors or any(t.ndim == 0 or len(t) != len(tensors[0]) for t in tensors) or not len(tensors[0]):
+    sizes = {t.shape[batch_dim] if t.ndim > batch_dim else 0 for t in tensors}
+    if len(sizes) != 1 or 0 in sizes:
         shapes = ", ".join(str(tuple(t.shape)) for t in tensors) or "no tensor"
-        raise InvalidInput(f"inputs must be tensors with the same number of examples in front, not {shapes}.")
-    return len(tensors[0])
+        where = f"along dimension {batch_dim}" if batch_dim else "in front"
+        raise InvalidInput(f"inputs must be tensors with the same number of examples {where}, not {shapes}.")
+    return sizes.pop()
 
 
 def call(model: nn.Module, x: Any) -> Any:
@@ -436,22 +667,67 @@ def layer_name(model: nn.Module, name: str) -> str:
 
 
 def _differentiable(output: Any) -> list[Tensor]:
-    """The tensors of an output that have a gradient, in order."""
+    """The tensors of an output that have a gradient, in order, each once."""
+    # Inside torch.func transforms, which the general method uses, tensors do not say that they require gradients.
+    return [
+        t
+        for t in _tensors_of(output)
+        if t.is_floating_point() and (t.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(t))
+    ]
+
+
+def _tensors_of(output: Any) -> list[Tensor]:
+    """The tensors of a nested output, in order, each once."""
+    found: dict[int, Tensor] = {}
+
+    def visit(value: Any) -> None:
+        if isinstance(value, Tensor):
+            found.setdefault(id(value), value)
+        elif isinstance(value, Mapping | list | tuple):
+            for item in value.values() if isinstance(value, Mapping) else value:
+                visit(item)
+
+    visit(output)
+    return list(found.values())
+
+
+def _replaced(output: Any, by: dict[int, Tensor]) -> Any:
+    """A copy of a nested output with other tensors, by the ids of those in it."""
     if isinstance(output, Tensor):
-        # Inside torch.func transforms, which the general method uses, tensors do not say that they require gradients.
-        wanted = output.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(output)
-        return [output] if output.is_floating_point() and wanted else []
+        return by.get(id(output), output)
     if isinstance(output, Mapping):
-        output = list(output.values())
+        made = copy.copy(output)
+        for key, value in output.items():
+            made[key] = _replaced(value, by)  # type: ignore[index]
+        return made
     if isinstance(output, list | tuple):
-        return [t for value in output for t in _differentiable(value)]
-    return []
+        items = [_replaced(value, by) for value in output]
+        return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
+    return output
 
 
-def _own_losses(loss_fn: Callable[..., Tensor], output: Any, y: Any, batch: int, reduction: str) -> Tensor:
+def _close(a: Tensor | None, b: Tensor | None) -> bool:
+    """Are two gradients the same but for rounding?"""
+    if a is None or b is None:
+        return a is b or not bool((b if a is None else a).any())  # type: ignore[union-attr]
+    return bool((a - b).abs().max() <= torch.finfo(a.dtype).eps ** 0.5 * a.abs().max())
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    """Are two outputs the same but for rounding?"""
+    a, b = a.detach(), b.detach()
+    return a.shape != b.shape or torch.allclose(a, b.to(a.dtype), rtol=(e := torch.finfo(a.dtype).eps ** 0.5), atol=e)
+
+
+_WEIGHTED = (
+    "a mean over weighted or ignored targets does not say what one example's own loss is: return one loss for "
+    "each example (reduction='none'), averaged over its own positions."
+)
+
+
+def _own_losses(loss: Tensor, loss_fn: Callable[..., Tensor], y: Any, batch: int, reduction: str) -> Tensor:
     """The sum of all examples' own losses."""
     checks.choice("reduction", reduction, ("auto", "none", "mean", "sum"))
-    loss = loss_of(loss_fn, output, y, batch)
     if loss.ndim and reduction in ("auto", "none"):
         return loss.sum()
     if loss.ndim or reduction == "none":
@@ -467,10 +743,7 @@ def _own_losses(loss_fn: Callable[..., Tensor], output: Any, y: Any, batch: int,
     ignored = getattr(loss_fn, "ignore_index", -100)
     masked = isinstance(y, Tensor) and not y.is_floating_point() and bool((y == ignored).any())
     if masked or getattr(loss_fn, "weight", None) is not None:
-        raise InvalidInput(
-            "a mean over weighted or ignored targets does not say what one example's own loss is: return one loss for "
-            "each example (reduction='none'), averaged over its own positions."
-        )
+        raise InvalidInput(_WEIGHTED)
     return loss * batch  # the mean of the examples' own losses, as a sum
 
 
