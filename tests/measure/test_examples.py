@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from mlcollage.errors import InvalidInput
 from mlcollage.measure import _examples
@@ -227,7 +228,7 @@ def test_examples_that_influence_each_other_are_noticed():
     with pytest.warns(UserWarning, match="in a batch than of one alone"):
         found = per_example_grad_sqnorm(model, own, x, y)
     torch.testing.assert_close(found, brute(model, lambda: own(model(x), y), 6))
-    with pytest.warns(UserWarning), pytest.raises(InvalidInput, match="depends on other examples"):
+    with pytest.warns(UserWarning, match="alone"), pytest.raises(InvalidInput, match="depends on other examples"):
         per_example_grad_sqnorm(model, own, x, y, verify=True)
 
 
@@ -368,3 +369,22 @@ def test_hugging_face_models_and_their_losses(kind):
             copy.deepcopy(model), lambda o, _: o.loss, given, None, reduction="mean", verify=True
         )
     torch.testing.assert_close(again, found)
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_reentrant_checkpointing_is_refused(first, differentiable):
+    class Reentrant(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 5), nn.Linear(5, CLASSES)
+
+        def forward(self, x):
+            if first:  # whose input has no gradient: torch drops the block
+                return self.b(checkpoint(self.a, x, use_reentrant=True))
+            return checkpoint(self.b, self.a(x), use_reentrant=True)
+
+    model, (x, y) = build(Reentrant), data(6, 4)
+    with warnings.catch_warnings(), pytest.raises(InvalidInput, match="use_reentrant=False"):  # noqa: PT012
+        warnings.simplefilter("ignore")
+        per_example_grad_sqnorm(model, own, x, y, differentiable=differentiable)

@@ -1,12 +1,14 @@
 """Hessian products, traces and eigenvalues against the explicit matrix in double precision."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from mlcollage.errors import InvalidInput, MissingDependency, UnknownName
@@ -199,3 +201,66 @@ def test_bad_input(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "curvlinops", None)
     with pytest.raises(MissingDependency, match=r"mlcollage\[curvature\]"):
         trace(method="xtrace", n_vectors=4)
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, reentrant, block):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(4, 5), nn.Linear(5, 5), nn.Linear(5, 3)])
+        self.reentrant, self.block = reentrant, block
+
+    def forward(self, x):
+        for i, layer in enumerate(self.layers):
+            x = checkpoint(layer, x, use_reentrant=self.reentrant) if i == self.block else layer(x)
+            x = x.tanh() if i < 2 else x
+        return x
+
+
+@pytest.mark.parametrize("block", [0, 1])
+def test_checkpointing_is_right_or_refused(block):
+    x, y = data()
+    model = model_of(lambda: Checkpointed(False, block))
+    plain = model_of(lambda: Checkpointed(False, None))
+    eye = torch.eye(sum(p.numel() for p in model.parameters()), dtype=torch.float64)
+    found = hessian_vector_product(model, F.cross_entropy, (x, y), eye)
+    torch.testing.assert_close(found, explicit(plain, F.cross_entropy, x, y))
+    with warnings.catch_warnings(), pytest.raises(InvalidInput, match="use_reentrant=False"):  # noqa: PT012
+        warnings.simplefilter("ignore")
+        hessian_trace(model_of(lambda: Checkpointed(True, block)), F.cross_entropy, (x, y), generator=0)
+
+
+def test_checkpointed_attention():
+    class Attends(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)
+            self.head, self.hidden = nn.Linear(4, 3), False
+
+        def forward(self, x):
+            h = checkpoint(self.layer, x, use_reentrant=False) if self.hidden else self.layer(x)
+            return self.head(h.mean(1))
+
+    model, (x, y) = model_of(Attends), data()
+    x = x.unsqueeze(1) * torch.linspace(0.5, 1, 3, dtype=torch.float64).reshape(1, 3, 1)
+    traces = []
+    for model.hidden in (False, True):
+        traces.append(hessian_trace(model, F.cross_entropy, (x, y), n_vectors=4, generator=0).value)
+    assert traces[0] == pytest.approx(traces[1])
+
+
+def test_weight_normalization_has_its_own_second_derivative():
+    """Products with every unit vector against finite differences of the gradient."""
+    normal, (x, y) = nn.utils.parametrizations.weight_norm, data()
+    model = model_of(lambda: nn.Sequential(normal(nn.Linear(4, 5)), nn.Tanh(), normal(nn.Linear(5, 3))))
+    params = list(model.parameters())
+    theta = nn.utils.parameters_to_vector(params).detach()
+
+    def gradient(at):
+        nn.utils.vector_to_parameters(at, params)
+        found = torch.autograd.grad(F.cross_entropy(model(x), y), params)
+        return torch.cat([g.flatten() for g in found])
+
+    eye = torch.eye(len(theta), dtype=torch.float64)
+    truth = torch.stack([(gradient(theta + 1e-5 * v) - gradient(theta - 1e-5 * v)) / 2e-5 for v in eye], 1)
+    nn.utils.vector_to_parameters(theta, params)
+    torch.testing.assert_close(hessian_vector_product(model, F.cross_entropy, (x, y), eye), truth, rtol=1e-6, atol=1e-8)

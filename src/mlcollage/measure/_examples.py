@@ -89,8 +89,9 @@ def belongs(plain: Tensor, weighted: Tensor, w: Tensor) -> tuple[bool, int]:
 
 # Autograd's names of functions that move rows by numbers computed from the data: what holds for one batch need not hold
 # for the next.
-_MOVES = tuple(
-    ["CopySlices", "Index", "Gather", "Scatter", "Masked", "Sort", "Topk", "Take", "Put", "Unique", "RepeatInterleave"]
+_MOVES = (
+    *("CopySlices", "Index", "Gather", "Scatter", "Masked", "Sort"),
+    *("Topk", "Take", "Put", "Unique", "RepeatInterleave"),
 )
 
 

@@ -60,7 +60,8 @@ def sqnorms(
             xs, named = tuple(map(one, args)), {key: one(v) for key, v in kwargs.items()}
             return [o.squeeze(batch_dim) for o in flatten(torch.func.functional_call(model, p, xs, named))]
 
-        made, pull = torch.func.vjp(outputs, values)
+        found: Any = torch.func.vjp(outputs, values)
+        made, pull = found
         gradients = torch.func.vmap(pull)(cs)[0]  # each (K, *shape of the parameter)
         return {name: wide(g).flatten(1).square().sum(1) for name, g in gradients.items()}, made
 

@@ -9,8 +9,9 @@ of another kind is noted as such, and its parameter left to :mod:`mlcollage.meas
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +21,13 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import CheckpointFunction
 
 from mlcollage.errors import InvalidInput
 from mlcollage.measure._examples import Layout, layouts
 from mlcollage.measure._uses import Conv, Dense, Embed, Linear, Normed, Prelu, Use
 
-__all__ = ["Tape", "second_derivatives"]
+__all__ = ["REENTRANT", "Tape", "second_derivatives"]
 
 Handler = Callable[..., Any]  # (tape, function, its positional and its named arguments) to the function's result
 Note = Callable[["Tape", dict[str, Any], Tensor], None]  # (tape, the function's arguments by name, its output)
@@ -84,6 +86,8 @@ class Tape(TorchFunctionMode):
         if self._rows and handler not in (_elementwise, _expand) and any(id(a) in self._rows for a in args):
             handler = None
         # Without gradients it is the inside of a custom autograd.Function, or something done deliberately.
+        if not torch.is_grad_enabled():
+            refuse_reentrant()
         if handler is None or not torch.is_grad_enabled():
             return self.unknown(func, args, kwargs)
         return handler(self, func, args, kwargs)
@@ -156,10 +160,46 @@ class Tape(TorchFunctionMode):
 
 @contextmanager
 def second_derivatives(model: nn.Module) -> Iterator[None]:
-    """Use kernels of attention and recurrence that can be differentiated twice."""
+    """Use kernels of attention, recurrence and weight normalization that can be differentiated twice.
+
+    Raises InvalidInput for reentrant checkpointing, which hides the layers inside it, or drops them.
+    """
     recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())
-    with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext():
+    with ExitStack() as stack:
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if recurrent:
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+        stack.enter_context(_Plain())
         yield
+
+
+class _Plain(TorchFunctionMode):
+    """Puts plain operations in the place of kernels whose second derivatives are wrong."""
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch._weight_norm:
+            # The backward pass of the fused kernel takes the norms for constants when it is differentiated.
+            v = _bind("v g dim", args, kwargs)
+            return v["v"] * (v["g"] / torch.norm_except_dim(v["v"], 2, v.get("dim", 0)))
+        if not torch.is_grad_enabled() and any(isinstance(a, nn.Parameter) for a in _flat([*args, *kwargs.values()])):
+            refuse_reentrant()
+        return func(*args, **kwargs)
+
+
+def refuse_reentrant() -> None:
+    """Raise InvalidInput inside reentrant checkpointing, which runs layers without gradients."""
+    frame, hidden = sys._getframe(1), CheckpointFunction.forward.__code__
+    while frame is not None and frame.f_code is not hidden:
+        frame = frame.f_back  # type: ignore[assignment]
+    if frame is not None:
+        raise InvalidInput(REENTRANT)
+
+
+REENTRANT = "reentrant checkpointing hides the layers inside it, or drops them: checkpoint with use_reentrant=False."
 
 
 _FRONT = (Layout(0),)  # of what is copied to the examples, in front

@@ -28,7 +28,7 @@ from mlcollage import _random
 from mlcollage.errors import InvalidInput
 from mlcollage.measure import _fallback
 from mlcollage.measure._examples import Layout, belongs, moves_rows, remembered, weights
-from mlcollage.measure._tape import Tape
+from mlcollage.measure._tape import REENTRANT, Tape, second_derivatives
 from mlcollage.measure._uses import Use, sqnorm, wide
 from mlcollage.measure.layer_tap import hookable
 
@@ -89,8 +89,8 @@ def per_example_grad_sqnorm(
 
     Where a layer's input has the examples is proved, not guessed from sizes: two backward passes to the layers'
     outputs, at the first batch of these shapes, with a random weight for each example in the second. A layer's row i
-    must follow the weight of example i. Of a model that moves rows by what is in the data, such as ``h[mask]`` or experts
-    for tokens, every batch is proved. Layers without such rows go the ways of other parameters.
+    must follow the weight of example i. Of a model that moves rows by what is in the data, such as ``h[mask]`` or
+    experts for tokens, every batch is proved. Layers without such rows go the ways of other parameters.
 
     Parameters
     ----------
@@ -392,9 +392,10 @@ class GhostNorms:
         cotangents = [cotangents[i].movedim(self.batch_dim + 1, 1) for i in places]  # (K, batch, ...)
         pick = self._picker(places)
         try:
-            norms, alone = _fallback.sqnorms(
-                self.model, chosen, self._inputs, self.batch_dim, pick, cotangents, differentiable
-            )
+            with second_derivatives(self.model) if differentiable else nullcontext():
+                norms, alone = _fallback.sqnorms(
+                    self.model, chosen, self._inputs, self.batch_dim, pick, cotangents, differentiable
+                )
             same = all(_alike(a, o) for a, o in zip(alone, outputs, strict=True))
             why = "the model makes something else of an example in a batch than of one alone"
         except RuntimeError as error:
@@ -498,7 +499,7 @@ class GhostNorms:
         if not uses:
             return (), True
         generator = _random.generator(self.batch)
-        narrow = any(t.dtype is torch.float16 for t in (*outputs, *uses))
+        narrow = torch.float16 in {*(o.dtype for o in outputs), *(u.dtype for u in uses)}
         w = weights(self.batch, narrow=narrow).to(outputs[0].device)
         # Random cotangents, since those of a loss may be zero for examples that are learned already.
         plain = [torch.randn(o.shape, generator=generator).to(o) for o in outputs]
@@ -527,10 +528,14 @@ class GhostNorms:
     def _check_losses(self, loss: Tensor, outputs: Sequence[Tensor], plain: Sequence[Tensor]) -> None:
         """Refuse losses (batch,) that read the outputs of other examples; ``plain`` are the gradients of their sum."""
         w = weights(self.batch, narrow=any(o.dtype is torch.float16 for o in outputs)).to(loss)
-        weighted = torch.autograd.grad(loss, outputs, w, retain_graph=True, allow_unused=True)
+        weighted: Sequence[Tensor | None] = torch.autograd.grad(loss, outputs, w, retain_graph=True, allow_unused=True)
         for o, g, gw in zip(outputs, plain, weighted, strict=True):
-            front = (t.detach().movedim(self.batch_dim, 0) for t in (g, gw) if t is not None)
-            if gw is not None and not (self._has_examples(o) and belongs(*front, w)[0]):
+            if gw is None:
+                continue
+            if (
+                not self._has_examples(o)
+                or not belongs(g.detach().movedim(self.batch_dim, 0), gw.movedim(self.batch_dim, 0), w)[0]
+            ):
                 raise InvalidInput(
                     "the loss of one example reads the outputs of others, as contrastive losses and normalizations "
                     "over the batch do, so no example has a gradient of its own: compute each loss from its own output."
@@ -558,8 +563,8 @@ class GhostNorms:
             if not torch.allclose(norms.double(), truth[name].double(), rtol=loose, atol=1e-12):
                 raise InvalidInput(
                     f"the gradient norms by parameter {name!r} are not those of the examples' own backward passes, "
-                    "which happens when the loss of one example depends on other examples of the batch: no example has a "
-                    "gradient of its own."
+                    "which happens when the loss of one example depends on other examples of the batch: no example has "
+                    "a gradient of its own."
                 )
         if self._coupled(places, some):
             raise InvalidInput(
@@ -596,9 +601,7 @@ class GhostNorms:
             if isinstance(node, torch.autograd.function.BackwardCFunction):
                 # Its layers ran without gradients and will run again in the backward pass, both unseen by the tape.
                 if type(node).__name__ == "CheckpointFunctionBackward":
-                    raise InvalidInput(
-                        "reentrant checkpointing hides the layers inside it: checkpoint with use_reentrant=False."
-                    )
+                    raise InvalidInput(REENTRANT)
                 yield node
 
 

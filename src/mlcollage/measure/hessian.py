@@ -22,11 +22,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput, MissingDependency
 from mlcollage.measure._likelihood import as_generator
-from mlcollage.measure._tape import second_derivatives
+from mlcollage.measure._tape import REENTRANT, second_derivatives
 from mlcollage.measure.grad_norms import (
     GhostNorms,
     call,
     count_examples,
+    graph_nodes,
     layer_name,
     loss_of,
     refuse_once_differentiable,
@@ -91,8 +92,8 @@ def hessian_trace(
     Raises
     ------
     InvalidInput
-        For batch normalization in training mode, compiled models, a loss that is not finite or has no second
-        derivative, numbers of vectors that a method cannot use, no generator.
+        For batch normalization in training mode, compiled models, reentrant checkpointing, a loss that is not finite or
+        has no second derivative, numbers of vectors that a method cannot use, no generator.
     UnknownName
         For an unknown method.
     MissingDependency
@@ -268,9 +269,11 @@ class _Hessian:
     @contextmanager
     def gradient(self, x: Any, y: Any, n: int) -> Iterator[list[Tensor]]:
         """The gradient of one batch's share of the mean loss, with its graph."""
-        with torch.inference_mode(False), torch.enable_grad():
-            with second_derivatives(self.model):  # only the forward pass chooses kernels
-                loss = _mean_loss(self.loss_fn, call(self.model, x), y, n)
+        # Products too: checkpointing runs layers again in them, and must find the kernels of the first time.
+        with torch.inference_mode(False), torch.enable_grad(), second_derivatives(self.model):
+            loss = _mean_loss(self.loss_fn, call(self.model, x), y, n)
+            if any(type(node).__name__ == "CheckpointFunctionBackward" for node in graph_nodes([loss])):
+                raise InvalidInput(REENTRANT)
             if not torch.isfinite(loss):
                 raise InvalidInput("the loss is not a finite number, so it has no Hessian.")
             # Weighted by examples, so that the sum over batches is the mean over all of them.

@@ -3,12 +3,14 @@
 import copy
 import itertools
 import math
+import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, hessian, jacrev
+from torch.utils.checkpoint import checkpoint
 
 from mlcollage import _random
 from mlcollage.errors import InvalidInput, UnknownName
@@ -586,3 +588,124 @@ def test_finite_differences_in_half_precision_are_refused(small):
 
     with pytest.raises(InvalidInput, match="rounding noise"):
         FisherPenalty(model, 0.1, mode="finite_difference", interval=1).add_gradient_(closure)
+
+
+# Checkpointing, weight normalization, and networks that are not the penalized one ------------------------------------
+
+
+class Checkpointed(nn.Module):
+    """Three layers, one of them inside gradient checkpointing, if ``reentrant`` is not None."""
+
+    def __init__(self, block, reentrant, middle=nn.Tanh):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(4, 6), nn.Sequential(nn.Linear(6, 6), middle()), nn.Linear(6, 3)])
+        self.block, self.reentrant = block, reentrant
+
+    def forward(self, x):
+        for i, layer in enumerate(self.layers):
+            hidden = self.reentrant is not None and i == self.block
+            x = checkpoint(layer, x, use_reentrant=self.reentrant) if hidden else layer(x)
+            x = x.tanh() if i == 0 else x
+        return x
+
+
+def penalized_gradient(model, x, y, mode, **settings):
+    penalty = FisherPenalty(model, alpha=1.0, interval=1, labels="true", mode=mode, **settings)
+    if mode == "double_backprop":
+        penalty(model(x), y=y).backward()
+    else:
+        penalty.add_gradient_(lambda: model(x), y=y)
+    return grads_of(model)
+
+
+MODES = ["double_backprop", "finite_difference", "jvp"]
+
+
+@pytest.mark.parametrize("middle", [nn.Tanh, lambda: nn.GroupNorm(2, 6), lambda: nn.Dropout(0.5)])
+@pytest.mark.parametrize("block", [0, 1])
+@pytest.mark.parametrize("mode", MODES)
+def test_checkpointing_changes_nothing(small, mode, block, middle):
+    _, x, y = small()
+    plain, hidden = (build(lambda r=r: Checkpointed(block, r, middle), seed=0).double() for r in (None, False))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        expected = penalized_gradient(plain, x, y, mode)
+        torch.manual_seed(0)
+        found = penalized_gradient(hidden, x, y, mode)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("block", [0, 1])
+@pytest.mark.parametrize("mode", MODES)
+def test_reentrant_checkpointing_is_refused(small, mode, block):
+    _, x, y = small()
+    model = build(lambda: Checkpointed(block, True), seed=0).double()
+    with warnings.catch_warnings(), pytest.raises(InvalidInput, match="use_reentrant=False"):  # noqa: PT012
+        warnings.simplefilter("ignore")  # torch says that no input requires a gradient
+        penalized_gradient(model, x, y, mode)
+
+
+class Normalized(nn.Module):
+    """Weight normalization by hand, with the parameters of a layer of torch's."""
+
+    def __init__(self, layer):
+        super().__init__()
+        weight = layer.parametrizations.weight
+        self.bias, self.g, self.v = (
+            nn.Parameter(p.detach().clone()) for p in (layer.bias, weight.original0, weight.original1)
+        )
+
+    def forward(self, x):
+        return F.linear(x, self.v * self.g / self.v.square().sum(1, keepdim=True).sqrt(), self.bias)
+
+
+def test_weight_normalization_is_right_or_refused(small):
+    _, x, y = small()
+    normal = nn.utils.parametrizations.weight_norm
+    fused = build(lambda: nn.Sequential(normal(nn.Linear(4, 6)), nn.Tanh(), normal(nn.Linear(6, 3))), seed=0).double()
+    by_hand = nn.Sequential(Normalized(fused[0]), nn.Tanh(), Normalized(fused[2]))
+    expected = penalized_gradient(by_hand, x, y, "double_backprop")
+    with pytest.raises(InvalidInput, match="weight_norm, of which torch's fused kernel has a wrong second derivative"):
+        penalized_gradient(fused, x, y, "double_backprop")
+    for mode in MODES[1:]:
+        fused.zero_grad()
+        torch.testing.assert_close(penalized_gradient(fused, x, y, mode), expected, rtol=1e-5, atol=1e-7)
+    of_samples = {}
+    for model in (fused, by_hand):
+        model.zero_grad()
+        penalty = FisherPenalty(model, 1.0, interval=1, labels="true", estimator="per_example")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            penalty(model(x), x, y).backward()
+        of_samples[model] = grads_of(model)
+    torch.testing.assert_close(of_samples[fused], of_samples[by_hand])
+
+
+@pytest.mark.parametrize("settings", [{}, {"estimator": "per_example"}, {"mode": "jvp"}, {"wrt": "input"}])
+def test_a_penalty_of_another_copy_of_the_network_is_refused_at_every_step(small, settings):
+    model, x, _ = small()
+    other = copy.deepcopy(model)
+    penalty = FisherPenalty(model, alpha=1.0, interval=1, **settings)
+    x.requires_grad_(settings.get("wrt") == "input")
+
+    def step(network):
+        return penalty.add_gradient_(lambda: network(x)) if "mode" in settings else penalty(network(x), x)
+
+    for network in (other, model, other):
+        if network is model:
+            assert step(model) > 0
+            continue
+        with pytest.raises(InvalidInput, match="not of a copy of it"):
+            step(other)
+
+
+def test_parameters_that_the_logits_lack_are_named_unless_params_does(small):
+    model, x, _ = small()
+    model.unused = nn.Linear(2, 2).double()
+
+    def run(**settings):
+        return FisherPenalty(model, alpha=1.0, interval=1, **settings)(nn.Sequential(*list(model)[:3])(x))
+
+    with pytest.raises(InvalidInput, match=r"do not depend on the parameters unused\.weight, unused\.bias"):
+        run()
+    assert run(params=list(model.parameters())) > 0

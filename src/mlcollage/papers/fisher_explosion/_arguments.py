@@ -10,10 +10,13 @@ from torch import Tensor, nn
 
 from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
+from mlcollage.measure._tape import REENTRANT
+from mlcollage.measure.grad_norms import graph_nodes
 from mlcollage.nn.wrapped import unwrap
 from mlcollage.train.replicas import Replicas
 
 __all__ = [
+    "check_belongs",
     "check_call",
     "check_graph",
     "check_logits",
@@ -27,6 +30,10 @@ __all__ = [
 # Backward passes that have no derivative of their own: how autograd's graph calls them, what they are, and what to do.
 _NO_DOUBLE_BACKWARD: Mapping[str, tuple[str, str]] = {
     "CompiledFunction": ("a part of the network that torch.compile compiled", "torch.compile(model, backend='eager')"),
+    "WeightNormInterface": (
+        "weight_norm, of which torch's fused kernel has a wrong second derivative",
+        "v * (g / torch.norm_except_dim(v, 2, 0)) in its place",
+    ),
     "CudnnRnn": ("a cuDNN recurrent layer", "torch.backends.cudnn.flags(enabled=False)"),
     **{
         f"ScaledDotProduct{kind}": (what, "torch.nn.attention.sdpa_kernel(SDPBackend.MATH)")
@@ -205,32 +212,47 @@ def _batch_coupled(model: nn.Module) -> list[str]:
     ]
 
 
-def check_graph(logits: Tensor, parameters: Iterable[Tensor], *, twice: bool) -> None:
-    """Walk the graph of the logits; refuse one without the parameters, or that cannot be differentiated ``twice``.
+def check_graph(logits: Tensor, parameters: Mapping[str, Tensor], *, twice: bool, complete: bool) -> None:
+    """Walk the graph of the logits; refuse one that lacks parameters, or that cannot be differentiated ``twice``.
 
-    Without this the penalty would silently be zero, or the error would come out of the user's ``loss.backward()``, far
-    from its cause.
+    Without this the penalty would silently be zero or lack a block, or the error would come out of the user's
+    ``loss.backward()``, far from its cause. ``complete`` if all parameters must be there, else one is enough.
     """
-    leaves, todo, seen = set(), [logits.grad_fn], set()  # depth first; a recursion would be too deep for long graphs
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        leaves.add(id(getattr(node, "variable", None)))  # the nodes that gather gradients know their parameter
+    leaves = set()
+    for node in graph_nodes([logits]):
+        leaves.add(id(getattr(node, "variable", None)))
         name = type(node).__name__
+        if name == "CheckpointFunctionBackward":
+            raise InvalidInput(REENTRANT)
         for start, (what, remedy) in _NO_DOUBLE_BACKWARD.items():
             if twice and name.startswith(start):
                 raise InvalidInput(
                     f"the logits come out of {what} ({name}), whose backward pass cannot be differentiated again; use "
                     f"mode='finite_difference' or 'jvp' with add_gradient_, or use {remedy}."
                 )
-        todo += [n for n, _ in node.next_functions]
-    if leaves.isdisjoint(map(id, parameters)):
+    missing = [name for name, p in parameters.items() if id(p) not in leaves]
+    if len(missing) == len(parameters):
+        _refuse_other()
+    if missing and complete:
+        names = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise InvalidInput(
-            "the logits do not depend on any of the penalized parameters; hand over those of the network (or Replicas) "
-            "that the penalty was made for."
+            f"the logits do not depend on the parameters {names}: reentrant checkpointing drops a block whose input "
+            "has no gradient (checkpoint with use_reentrant=False); if they are unused on purpose, give params."
         )
+
+
+def check_belongs(logits: Tensor, parameters: Mapping[str, Tensor]) -> None:
+    """Refuse logits that do not depend on any of the parameters, as those of another copy of the network do not."""
+    ids = set(map(id, parameters.values()))
+    if not any(id(getattr(node, "variable", None)) in ids for node in graph_nodes([logits])):
+        _refuse_other()
+
+
+def _refuse_other() -> None:
+    raise InvalidInput(
+        "the logits do not depend on any of the penalized parameters; hand over those of the network (or Replicas) "
+        "that the penalty was made for, not of a copy of it."
+    )
 
 
 def check_precision(logits: Tensor, parameters: Iterable[Tensor]) -> None:

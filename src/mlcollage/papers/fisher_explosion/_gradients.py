@@ -16,8 +16,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import CheckpointError
 
+from mlcollage.measure._tape import second_derivatives
 from mlcollage.nn.wrapped import logits_of, unwrap
 
 __all__ = [
@@ -36,7 +37,7 @@ __all__ = [
 ]
 
 Closure = Callable[[], Any]
-Gradient = Callable[[Mapping[str, Tensor], bool], list[Tensor]]
+Gradient = Callable[[Mapping[str, Tensor], Sequence[Tensor] | None], list[Tensor]]
 
 
 def nll(logits: Tensor, y: Tensor) -> Tensor:
@@ -97,14 +98,14 @@ def mean_over_ranks(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 class _Calling(nn.Module):
-    """A module that calls a closure, so that ``functional_call`` can put other parameters into ``model`` meanwhile."""
+    """A module that calls a function, so that ``functional_call`` can put other parameters into ``model`` meanwhile."""
 
-    def __init__(self, model: nn.Module, closure: Closure) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model, self.closure = model, closure
+        self.model = model
 
-    def forward(self) -> Any:
-        return self.closure()
+    def forward(self, function: Callable[[], list[Tensor]]) -> list[Tensor]:
+        return function()
 
 
 @contextmanager
@@ -131,14 +132,26 @@ def frozen_noise_and_statistics(model: nn.Module) -> Iterator[Callable[[], Any]]
 def gradient_of(
     model: nn.Module, closure: Closure, y: Tensor, replay: Callable[[], Any], scale: float = 1.0
 ) -> Gradient:
-    """The gradient of a batch's loss at labels y as a function of the parameters, with the noise of ``replay``."""
-    calling = _Calling(unwrap(model), closure)
+    """The gradient of a batch's loss at labels y as a function of the parameters, with the noise of ``replay``.
 
-    def gradient(parameters: Mapping[str, Tensor], create_graph: bool) -> list[Tensor]:
+    Called with a direction v it gives the Hessian times v instead, by differentiating backward twice.
+    """
+    calling = _Calling(unwrap(model))
+
+    def gradient(parameters: Mapping[str, Tensor], direction: Sequence[Tensor] | None) -> list[Tensor]:
         swapped = {f"model.{name}": p for name, p in parameters.items()}
+        leaves = list(parameters.values())
+
+        def found() -> list[Tensor]:
+            loss = nll(logits_of(closure()), y)
+            if direction is None:
+                return gradient_at(loss, leaves, create_graph=False, scale=scale)
+            along = dot(gradient_at(loss, leaves, create_graph=True, scale=scale), direction)
+            return gradient_at(along, leaves, create_graph=False)
+
+        # Backward passes too while the parameters are swapped: checkpointing computes activations in them.
         with replay(), torch.enable_grad():
-            logits = logits_of(functional_call(calling, swapped, ()))
-            return gradient_at(nll(logits, y), list(parameters.values()), create_graph=create_graph, scale=scale)
+            return functional_call(calling, swapped, (found,))
 
     return gradient
 
@@ -166,7 +179,7 @@ def gradient_change(
         name: (p.detach() + v * (h / length)).requires_grad_()
         for (name, p), v in zip(parameters.items(), direction, strict=True)
     }
-    return [(a - b) * (length / h) for a, b in zip(gradient(moved, False), here, strict=True)]
+    return [(a - b) * (length / h) for a, b in zip(gradient(moved, None), here, strict=True)]
 
 
 def gradient_tangent(
@@ -174,15 +187,13 @@ def gradient_tangent(
 ) -> list[Tensor]:
     """Hessian times direction, exactly: forward-mode differentiation of the backward pass.
 
-    Where an operation has no forward mode (group norm), the backward pass is differentiated backward instead.
+    Where an operation has no forward mode (group norm, checkpointing), the backward pass is differentiated backward
+    instead.
     """
     with ExitStack() as stack:
         # Fused attention and library recurrent layers have no second derivative of either kind; their plain forms do.
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
-        if any(isinstance(m, nn.RNNBase) for m in unwrap(model).modules()):
-            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        stack.enter_context(second_derivatives(unwrap(model)))
         leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}  # the model's own stay untouched
         try:
             with forward_ad.dual_level():
@@ -190,10 +201,8 @@ def gradient_tangent(
                 duals = {
                     name: forward_ad.make_dual(p, v) for (name, p), v in zip(leaves.items(), direction, strict=True)
                 }
-                tangents = [forward_ad.unpack_dual(g).tangent for g in gradient(duals, False)]
-        except NotImplementedError:
-            # <g, v> with its graph: its gradient is H v.
-            along = dot(gradient(leaves, True), direction)
-            tangents = gradient_at(along, list(leaves.values()), create_graph=False)
+                tangents = [forward_ad.unpack_dual(g).tangent for g in gradient(duals, None)]
+        except (NotImplementedError, CheckpointError):
+            tangents = gradient(leaves, direction)
     # There is no tangent where a gradient does not depend on the parameters.
     return [torch.zeros_like(v) if t is None else t.detach() for t, v in zip(tangents, direction, strict=True)]

@@ -19,6 +19,7 @@ from mlcollage.nn.wrapped import logits_of, unwrap
 from mlcollage.train.replicas import Replicas
 
 from ._arguments import (
+    check_belongs,
     check_call,
     check_graph,
     check_logits,
@@ -110,8 +111,8 @@ class FisherPenalty(nn.Module):
         ``"none"`` (default) or ``"batch"``: multiply the mini-batch form by B. No effect on the other estimators,
         which do not depend on B.
     params
-        Parameters to penalize, or their names; None (default) for all that require gradients. Frozen ones are left
-        out.
+        Parameters to penalize, or their names; None (default) for all that require gradients, which the logits must
+        then depend on. Frozen ones are left out.
     score_term
         Only for ``"exact"`` with ``labels="model"``: also differentiate the probabilities that weigh the classes, which
         drawn labels leave out. Default False.
@@ -136,8 +137,10 @@ class FisherPenalty(nn.Module):
     Raises
     ------
     InvalidInput
-        For settings that do not go together, and, on the first penalized step, for logits that are
-        probabilities, targets that are not class numbers, and networks whose backward pass cannot be differentiated.
+        For settings that do not go together; for targets that are not class numbers, and logits of another copy of the
+        network; on the first penalized step, for logits that are probabilities or do not depend on all parameters
+        (unless ``params`` names those to penalize), networks whose backward pass cannot be differentiated, and
+        reentrant checkpointing.
     UnknownName
         For settings that do not exist.
 
@@ -154,6 +157,10 @@ class FisherPenalty(nn.Module):
     them (one all-reduce on penalized steps), and the gradient that DistributedDataParallel averages afterwards is
     exactly that of the joint penalty. Processes draw their labels independently if
     ``generator`` is an int; give each its own seed if it is a Generator.
+
+    *Gradient checkpointing* with ``use_reentrant=False`` gives the same numbers in all modes; the reentrant kind is
+    refused. *weight_norm* is refused where the logits are differentiated twice, since torch's own second derivative of
+    it is wrong; ``mode="jvp"``, ``"finite_difference"`` and the estimators of single samples are right.
 
     *Clipping* after ``backward()`` clips the sum of both gradients. *Batch norm in training mode* is differentiated
     through its batch statistics; the identity with Tr(F)/B then does not hold. *Losses with* ``reduction="sum"`` are B
@@ -388,9 +395,13 @@ class FisherPenalty(nn.Module):
     def _check(self, logits: Tensor, x: Any, y: Tensor | None) -> None:
         check_logits(logits, replicas=self._replicas, first=not self._checked)
         check_call(self._model[0], logits, x, y, labels=self.labels, wrt=self.wrt, estimator=self.estimator)
-        if not self._checked:
-            parameters = trainable(self._model[0], self._chosen)
-            check_graph(logits, parameters.values(), twice=self.mode == "double_backprop")
+        parameters = trainable(self._model[0], self._chosen)
+        if self._checked:
+            check_belongs(logits, parameters)
+            return
+        # The estimators of single samples differentiate a pass of their own.
+        twice = self.mode == "double_backprop" and (self.wrt == "input" or self.estimator == "minibatch")
+        check_graph(logits, parameters, twice=twice, complete=self._chosen is None)
         self._checked = True
 
     def _weight(self, like: Tensor) -> Tensor:
