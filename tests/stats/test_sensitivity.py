@@ -61,7 +61,7 @@ def test_noise_covariates_are_not_the_callers_own_numbers():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(50, 1))
     a = np.arange(50) % 2
-    result = random_common_cause(AverageEffect(method="regression"), x, a, x[:, 0] + a, repeats=2, random_state=0)
+    result = random_common_cause(AverageEffect(method="regression"), x, a, x[:, 0] + a, repeats=2, rng=0)
     np.testing.assert_allclose(result.refuted, 1.0)
 
 

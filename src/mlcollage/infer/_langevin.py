@@ -23,6 +23,7 @@ class Langevin(Optimizer):
 
     def __init__(self, params: Iterable[Any], generator: Generator, **defaults: Any):
         super().__init__(params, defaults)
+        # where the parameters are, since noise is drawn there
         self.generator = torch_generator(generator, self.param_groups[0]["params"][0].device)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -30,7 +31,7 @@ class Langevin(Optimizer):
         super().add_param_group(param_group)
         try:
             self._check(self.param_groups[-1])
-        except InvalidInput:
+        except InvalidInput:  # the optimizer stays as it was
             del self.param_groups[-1]
             raise
 
@@ -84,7 +85,7 @@ class Langevin(Optimizer):
         decay = group["rmsprop"]
         if decay is None:
             return None
-        state = self.state[p]
+        state = self.state[p]  # of torch's optimizers: saved and loaded with them
         if "square_avg" not in state:
             state["square_avg"] = torch.zeros_like(p)
         squares: Tensor = state["square_avg"]

@@ -16,12 +16,12 @@ from mlcollage.infer.adaptation import DualAveraging, RunningVariance, mass_wind
 from mlcollage.infer.chains import Chains, Info
 from mlcollage.infer.density import LogDensity, State, normal
 
-_STUCK = 0.05  # mean acceptance below which a run deserves a word
+_STUCK = 0.05  # mean acceptance below which a run is warned of
 DIVERGENCE = 1000.0  # energy error beyond which a trajectory has left the level set, as in Stan
 
-Mass = Literal["diagonal"] | Tensor | None
-Progress = Callable[[int, int], None]
-Store = Callable[[Tensor], Tensor | None]
+Mass = Literal["diagonal"] | Tensor | None  # learned, given, or the identity
+Progress = Callable[[int, int], None]  # iterations done, and in all
+Store = Callable[[Tensor], Tensor | None]  # what is kept of positions (chains, dim)
 # (state, step size (groups,), mass (groups, dim) or None, iteration, whether in warm-up) to the next state
 Transition = Callable[[State, Tensor, Tensor | None, int, bool], tuple[State, Info]]
 
@@ -111,7 +111,7 @@ def first_step_size(
     # all groups at once, (groups,): each goes on in its direction until it has crossed .8
     step, done = guess, torch.zeros_like(guess, dtype=torch.bool)
     rising = accept(step) > 0.8
-    for _ in range(100):
+    for _ in range(100):  # a factor of 2^100 either way covers any sensible scale
         trial = torch.where(done, step, torch.where(rising, 2 * step, step / 2))
         high = accept(trial) > 0.8
         step = torch.where(done | (rising & ~high), step, trial)
@@ -133,13 +133,14 @@ def warm_up(
     if plan.step_size is not None:
         rule, step = None, check_step_size(plan.step_size, state.position)
     else:
+        # the first guess is 1: right for a density of unit scale, a few doublings away from others
         guess = state.log_prob.new_ones(1 if plan.pooled else len(state.position), dtype=torch.float64)
         step = first_step_size(density, state, mass, guess, plan.pooled, generator)
         rule = DualAveraging(step, plan.target_accept)
     windows, running = mass_windows(plan.warmup) if learn_mass else [], RunningVariance(plan.pooled)
     for i in range(plan.warmup):
         state, info = transition(state, step, mass, i, True)
-        if rule is not None:
+        if rule is not None:  # (chains,) acceptances become (groups,)
             rule.update(info.accept.mean(dim=0, keepdim=True) if plan.pooled else info.accept)
             step = rule.step_size
         if windows and i in windows[0]:
@@ -168,7 +169,7 @@ def run(
     kept: list[Tensor] = []  # positions (chains, dim), or what the store made of them
     stats: list[tuple[Tensor, ...]] = []
     for _ in range(plan.draws):
-        infos = []
+        infos = []  # of the iterations that this draw stands for
         for _ in range(plan.thin):
             state, info = transition(state, step, mass, at, False)
             infos.append(info)
@@ -180,7 +181,7 @@ def run(
             kept.append(value)
         stats.append(
             (
-                state.log_prob * density.temperature,
+                state.log_prob * density.temperature,  # of the density itself
                 torch.stack([i.accept for i in infos]).mean(dim=0),
                 infos[-1].energy,
                 torch.stack([i.diverging for i in infos]).any(dim=0),
@@ -194,5 +195,6 @@ def run(
             f"only {rate:.1%} of the proposals were accepted, at step size {float(step.mean()):.3g}: the chains hardly "
             "moved; give a smaller step_size, or None to adapt it."
         )
+    # (chains, draws, ...); without any draw kept, still as many rows as chains
     draws = torch.stack(kept, dim=1) if kept else state.position.new_empty((len(state.position), 0))
     return Chains(draws, log_prob, accept, energy, diverging, steps, step, mass, state)

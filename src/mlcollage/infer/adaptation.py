@@ -69,6 +69,7 @@ class DualAveraging:
     def update(self, accept: Tensor) -> None:
         """Take in the mean acceptance probability of each group, (groups,)."""
         self._t += 1
+        # early errors weigh little (t0); the step size reacts at once, and what is kept is a slow average of it
         weight = 1 / (self._t + self.t0)
         self._error = (1 - weight) * self._error + weight * (self.target - accept)
         self._log_step = self._mu - self._t**0.5 / self.gamma * self._error
@@ -124,6 +125,7 @@ class RunningVariance:
             self.count, self._mean, self._m2 = n, mean.clone(), m2
             return
         total = self.count + n
+        # Chan's formula: the means move by their difference, whose square joins the sums of squares
         delta = mean - self._mean
         self._mean = self._mean + delta * (n / total)
         self._m2 = self._m2 + m2 + delta.square() * (self.count * n / total)
@@ -138,7 +140,7 @@ class RunningVariance:
 
     def mass(self) -> Tensor:
         """Diagonal mass, (groups, dim): one over ``(n * variance + 5 * 1e-3) / (n + 5)``, shrunk as in Stan."""
-        n = self.count
+        n = self.count  # five draws of variance 1e-3 regularize few
         return (n + 5) / (n * self.variance + 5e-3)
 
 
@@ -158,7 +160,7 @@ def mass_windows(warmup: int) -> list[range]:
     at, width = max(warmup // 10, 5), max(warmup // 20, 5)  # begin of the next window and its length
     end = warmup - max(warmup // 5, 5)
     windows = []
-    while at + 3 * width <= end:  # room for this one and the next, twice as long
+    while at + 3 * width <= end:  # space for this one and the next, twice as long
         windows.append(range(at, at + width))
         at, width = at + width, 2 * width
     return [*windows, range(at, end)]

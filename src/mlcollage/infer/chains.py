@@ -116,6 +116,7 @@ class Chains:
         >>> sorted(data.posterior.data_vars)
         ['mu', 'tau']
         """
+        # names as ArviZ and Stan have them, each (chains, draws)
         stats = {
             "lp": self.log_prob,
             "acceptance_rate": self.accept,
@@ -132,6 +133,7 @@ class Chains:
         )
 
     def _parts(self, names: Sequence[str] | Mapping[str, Part] | None) -> dict[str, Tensor]:
+        # variables (chains, draws, ...) by name
         if names is None:
             return {"x": self.draws}
         if isinstance(names, Mapping):

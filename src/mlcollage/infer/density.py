@@ -27,8 +27,8 @@ from mlcollage.errors import InvalidInput
 
 __all__ = ["Generator", "LogDensity", "LogProb", "State", "normal", "start", "torch_generator"]
 
-LogProb = Callable[[Tensor], Tensor | tuple[Tensor, Tensor]]
-Generator = torch.Generator | int
+LogProb = Callable[[Tensor], Tensor | tuple[Tensor, Tensor]]  # (chains, dim) to (chains,), or with (chains, dim)
+Generator = torch.Generator | int  # a generator, or a seed of one
 
 
 @dataclass(frozen=True)
@@ -111,16 +111,16 @@ class LogDensity:
 
     def __call__(self, position: Tensor) -> tuple[Tensor, Tensor]:
         """Value ``(chains,)`` and gradient ``(chains, dim)`` at ``position``, detached."""
-        if self._by_hand is None:
+        if self._by_hand is None:  # the first call finds out what the function returns
             with torch.no_grad():
                 self._by_hand = isinstance(self.log_prob(position), tuple)
-        if self._by_hand:
+        if self._by_hand:  # nothing to record
             with torch.no_grad():
                 value, gradient = self.log_prob(position)
             self._check(position, value, gradient)
         else:
             with torch.enable_grad():  # chains do not interact, so the gradient of the sum is that of each
-                leaf = position.detach().requires_grad_(True)
+                leaf = position.detach().requires_grad_(True)  # shares memory, takes no copy
                 value = self.log_prob(leaf)
                 self._check(position, value, None)
                 assert isinstance(value, Tensor)
@@ -131,7 +131,7 @@ class LogDensity:
                     )
                 (gradient,) = torch.autograd.grad(value.sum(), leaf)
             value = value.detach()
-        if self.temperature != 1.0:
+        if self.temperature != 1.0:  # most runs are at 1, and save two divisions
             value, gradient = value / self.temperature, gradient / self.temperature
         return value, gradient
 
@@ -142,7 +142,7 @@ class LogDensity:
             return self(position)[1]
         with torch.no_grad():
             gradient: Tensor = by_hand(position)
-        if not isinstance(gradient, Tensor) or gradient.shape != position.shape:
+        if not isinstance(gradient, Tensor) or gradient.shape != position.shape:  # a value of the right shape, to check
             self._check(position, position.new_empty(len(position)), gradient)
         return gradient if self.temperature == 1.0 else gradient / self.temperature
 
@@ -174,7 +174,7 @@ def start(density: LogDensity, init: Tensor | Any) -> State:
         )
     if not position.dtype.is_floating_point or position.dtype in (torch.float16, torch.bfloat16):
         raise InvalidInput(f"init is {position.dtype}; float64 or float32 is needed, or energies lose their digits.")
-    position = position.detach().clone()
+    position = position.detach().clone()  # samplers never write to what the user holds
     bad = ~position.isfinite().all(dim=1)
     if bad.any():
         raise InvalidInput(f"init is not finite in {_chains(bad)}.")
@@ -184,7 +184,7 @@ def start(density: LogDensity, init: Tensor | Any) -> State:
         ("the gradient of log_prob", ~state.gradient.isfinite().all(dim=1)),
     ):
         if bad.any():
-            first = int(bad.nonzero()[0, 0])
+            first = int(bad.nonzero()[0, 0])  # one chain is shown, up to four numbers of it
             values = ", ".join(f"{v:.3g}" for v in position[first, :4].tolist())
             raise InvalidInput(
                 f"{what} is not finite at the start of {_chains(bad)} (chain {first} starts at [{values}"

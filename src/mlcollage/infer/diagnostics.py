@@ -28,6 +28,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def _stored(draws: Tensor | npt.ArrayLike) -> Floats:
+    # ArviZ computes in numpy, on the CPU
     x = np.asarray(draws.detach().cpu() if isinstance(draws, Tensor) else draws, dtype=np.float64)
     if x.ndim < 2 or x.shape[1] < 4:
         raise InvalidInput(f"draws have shape {x.shape}; (chains, draws, ...) with at least 4 draws is needed.")
@@ -38,7 +39,7 @@ def _stored(draws: Tensor | npt.ArrayLike) -> Floats:
 
 def _by_arviz(function: str, draws: Floats, **options: Any) -> Floats:
     arviz: Any = import_module("arviz")
-    if not is_before_1(arviz):
+    if not is_before_1(arviz):  # from 1.0 its statistics take arrays
         arrays = import_module("arviz_stats.base").array_stats
         return np.asarray(getattr(arrays, function)(draws, chain_axis=0, draw_axis=1, **options))
     xarray: Any = import_module("xarray")
@@ -73,7 +74,7 @@ def rhat(draws: Tensor | npt.ArrayLike, method: Literal["rank", "split", "folded
     x = _stored(draws)
     if len(x) == 1:
         warnings.warn("R-hat of one chain compares only its halves; run several chains from different starts.")
-        half = x.shape[1] // 2
+        half = x.shape[1] // 2  # as two chains; of an odd number the middle draw is left out
         x = np.concatenate([x[:, :half], x[:, x.shape[1] - half :]])
     return _by_arviz("rhat", x, method=method)
 
@@ -179,7 +180,7 @@ class Streaming:
 
     def update(self, value: Tensor | npt.ArrayLike) -> None:
         """Take in one draw of every chain, (chains, ...)."""
-        x = torch.as_tensor(value).detach().double()
+        x = torch.as_tensor(value).detach().double()  # sums of many draws lose digits in float32
         known = self._open or (self._whole[0] if self._whole else None)
         if x.ndim < 1 or (known is not None and x.shape != known[1].shape):
             wanted = "(chains, ...)" if known is None else tuple(known[1].shape)
@@ -190,7 +191,7 @@ class Streaming:
         if self._open[0] == self.width:
             self._whole.append(self._open)
             self._open = None
-        if len(self._whole) == self.batches:
+        if len(self._whole) == self.batches:  # half as many, twice as long
             self._whole = [_combine(a, b) for a, b in zip(self._whole[::2], self._whole[1::2], strict=True)]
             self.width *= 2
 
@@ -211,6 +212,7 @@ class Streaming:
         def beside(a: Moments, b: Moments) -> Moments:
             return a[0], torch.cat([a[1], b[1]]), torch.cat([a[2], b[2]])
 
+        # equal counts have equal batches, so each pair of batches goes side by side
         both = Streaming(self.batches)
         both.count, both.width = self.count, self.width
         both._whole = [beside(a, b) for a, b in zip(self._whole, other._whole, strict=True)]
@@ -257,13 +259,13 @@ class Streaming:
 
     def variance(self) -> Tensor:
         """Unbiased variance over all draws of all chains."""
-        n, mean, m2 = self._all()
+        n, mean, m2 = self._all()  # of each chain; within chains, and between their means
         spread = n * (mean - mean.mean(dim=0)).square().sum(dim=0)
         return (m2.sum(dim=0) + spread) / (n * len(mean) - 1)
 
     def _halves(self) -> Moments:
         """Moments of the two halves of each chain, stacked as 2C chains."""
-        half = len(self._whole) // 2
+        half = len(self._whole) // 2  # whole batches only: what is left open counts for neither half
         if half < 2:
             raise InvalidInput(f"{self.count} draws per chain are too few; at least 4 are needed.")
         first, second = reduce(_combine, self._whole[:half]), reduce(_combine, self._whole[-half:])
@@ -289,6 +291,7 @@ class Streaming:
     def ess(self) -> Tensor:
         """Effective sample size for the mean of each quantity; NaN where nothing varies."""
         pooled, (asymptotic, n) = self._pooled()[1], self._asymptotic()
+        # at most n log10(n), as in ArviZ, where draws are antithetic
         return (n * pooled / asymptotic).clamp(max=n * max(math.log10(n), 1.0))
 
     def mcse(self) -> Tensor:

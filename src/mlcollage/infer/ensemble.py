@@ -49,7 +49,7 @@ def mix_logits(logits: Tensor) -> Tensor:
     """
     if logits.ndim < 2 or len(logits) == 0:
         raise InvalidInput(f"logits have shape {tuple(logits.shape)}; (members, ..., classes) is needed.")
-    running = RunningMixture()
+    running = RunningMixture()  # one member at a time, so that memory does not double
     for member in logits:
         running.update(member)
     return running.log_proba
@@ -89,6 +89,7 @@ def mix_gaussians(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
         raise InvalidInput(
             "variance is negative or not a number somewhere; the members' standard deviations squared are needed."
         )
+    # over members: what each is unsure of, and what they disagree on
     return mean.mean(dim=0), variance.mean(dim=0) + mean.var(dim=0, correction=0)
 
 
@@ -189,7 +190,7 @@ class Ensemble:
     """
 
     def __init__(self, module: nn.Module, members: Iterable[nn.Module | Mapping[str, Tensor]] = ()):
-        self._module = copy.deepcopy(module).eval()
+        self._module = copy.deepcopy(module).eval()  # one network, loaded with each member's state in turn
         self._states: list[dict[str, Tensor]] = []
         for member in members:
             self.add(member)
@@ -202,6 +203,7 @@ class Ensemble:
         state = member.state_dict() if isinstance(member, nn.Module) else member
         if not isinstance(state, Mapping):
             raise InvalidInput(f"a member is {type(member).__name__}; a module or its state dict is needed.")
+        # buffers count too: a member without its batch statistics would predict with another's
         own = {name: value.shape for name, value in self._module.state_dict().items()}
         if {name: value.shape for name, value in state.items()} != own:
             odd = sorted(set(own) ^ set(state)) or [name for name in own if own[name] != state[name].shape]

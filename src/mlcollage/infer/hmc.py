@@ -44,8 +44,8 @@ from mlcollage.infer.density import Generator, LogDensity, LogProb, State, start
 
 __all__ = ["Sampler", "build", "init", "leapfrog", "prior_period", "sample", "update"]
 
-Steps = int | tuple[int, int]
-_MOST_STEPS = 1_000_000
+Steps = int | tuple[int, int]  # a number, or (least, most)
+_MOST_STEPS = 1_000_000  # of one trajectory: beyond it a step size or a length is wrong
 
 
 class Sampler(NamedTuple):
@@ -137,8 +137,8 @@ def leapfrog(
     density = LogDensity.of(log_prob)
     # step sizes as (groups, 1), beside positions, momenta and gradients (chains, dim)
     eps = torch.as_tensor(step_size, dtype=state.position.dtype, device=state.position.device).reshape(-1, 1)
-    drift = eps if mass is None else eps / mass
-    p = torch.addcmul(momentum, eps, state.gradient, value=0.5)
+    drift = eps if mass is None else eps / mass  # (groups, 1) or (groups, dim)
+    p = torch.addcmul(momentum, eps, state.gradient, value=0.5)  # the first half-kick, out of place
     q = torch.addcmul(state.position, drift, p)
     for _ in range(steps - 1):  # neighboring half-kicks as one; in place from here on, and no values
         p.addcmul_(eps, density.gradient(q))
@@ -203,8 +203,10 @@ def _accept(
     # change of the kinetic energy, element by element, which keeps its digits; everything below is (chains,)
     change = (p1.double() - p0.double()) * (p1.double() + p0.double())
     change = 0.5 * (change if mass is None else change / mass).sum(dim=1)
+    # a trajectory that left the range of numbers has an infinite error, and is rejected
     error = (change - (new.log_prob.double() - old.log_prob.double())).nan_to_num(nan=math.inf, neginf=math.inf)
     accept = (-error).clamp(max=0).exp()
+    # drawn also where it is not used, so that the stream of numbers does not depend on the setting
     chance = torch.rand(accept.shape, dtype=accept.dtype, device=accept.device, generator=generator)
     accepted = chance < accept if metropolis else error.isfinite()
     before = kinetic(p0, mass) - old.log_prob.double()
@@ -239,10 +241,10 @@ def build(
 
     Examples
     --------
-    >>> kernel = build(lambda x: -0.5 * x.square().sum(dim=1), step_size=0.5, steps=5)
-    >>> state, generator = kernel.init(torch.zeros(8, 3)), torch.Generator().manual_seed(0)
+    >>> sampler = build(lambda x: -0.5 * x.square().sum(dim=1), step_size=0.5, steps=5)
+    >>> state, generator = sampler.init(torch.zeros(8, 3)), torch.Generator().manual_seed(0)
     >>> for _ in range(10):
-    ...     state, info = kernel.update(state, generator)
+    ...     state, info = sampler.update(state, generator)
     >>> state.position.shape, bool(info.accept.mean() > 0.8)
     (torch.Size([8, 3]), True)
     """
@@ -252,6 +254,7 @@ def build(
         raise InvalidInput("build takes one number of steps; to jitter it, call update with another number each time.")
 
     def start_at(position: Tensor) -> State:
+        # settings can be checked only once the shape of the chains is known
         state = start(density, position)
         check_step_size(step_size, state.position)
         check_mass(mass, state.position)
@@ -363,7 +366,7 @@ def sample(
 
     def transition(state: State, step: Tensor, mass: Tensor | None, at: int, warming: bool) -> tuple[State, Info]:
         n = count(at, step)
-        if jitter:
+        if jitter:  # makes the step sizes (groups,) one per chain
             noise = torch.rand(len(state.position), dtype=step.dtype, device=step.device, generator=generator)
             step = step * (1 + jitter * (2 * noise - 1))
         metropolis = metropolis_burn_in or not warming
@@ -396,7 +399,7 @@ def _counts(
         raise InvalidInput("trajectory needs pooled=True, since all chains take the same number of steps; give steps.")
 
     def by_length(at: int, step: Tensor) -> int:
-        n = math.ceil(trajectory / float(step.max()) - 1e-9)
+        n = math.ceil(trajectory / float(step.max()) - 1e-9)  # a length that is a whole number of steps stays one
         if n > _MOST_STEPS:
             raise InvalidInput(
                 f"a trajectory of {trajectory} takes {n:,} steps of {float(step.max()):.3g}; shorten it, or check the "

@@ -57,6 +57,7 @@ class _Tree:
 
 
 def _rows(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Rows of a (chains, dim) where ``mask`` (chains,) holds, of b elsewhere."""
     return torch.where(mask[:, None], a, b)
 
 
@@ -89,8 +90,9 @@ class _Trajectory:
         p = draw_momentum(state.position, mass, generator)  # (chains, dim); all flags and weights below are (chains,)
         here = _Phase(state, p)
         self.zero = self.log_weight(here)  # log weights count from the starting point's
-        self.left, self.right = here, here
+        self.left, self.right = here, here  # ends of the trajectory in time
         self.tree = _Tree(here, torch.zeros_like(self.zero), p)
+        # which chains still double; whether any step diverged; sum of acceptances, largest error and count of steps
         self.active = torch.ones_like(self.zero, dtype=torch.bool)
         self.diverging = torch.zeros_like(self.active)
         self.accept, self.worst = torch.zeros_like(self.zero), torch.zeros_like(self.zero)
@@ -110,7 +112,11 @@ class _Trajectory:
 
     def joined(self, ends: tuple[Tensor, Tensor], middle: tuple[Tensor, Tensor], rho: tuple[Tensor, Tensor]) -> Tensor:
         """Whether two neighboring stretches have turned together, or one of them with the first point of the other."""
-        (a, b), (last, first), (rho_a, rho_b) = ends, middle, rho
+        (a, b), (last, first), (rho_a, rho_b) = (
+            ends,
+            middle,
+            rho,
+        )  # momenta (chains, dim), in the order of time or against
         return (
             self.turning(a, b, rho_a + rho_b)
             | self.turning(a, first, rho_a + first)
@@ -122,8 +128,9 @@ class _Trajectory:
         forward = self.chance() < 0.5
         # the end to extend from, and the other one
         near, far = self.right.where(forward, self.left), self.left.where(forward, self.right)
-        step = torch.where(forward, 1.0, -1.0).to(self.step_size) * self.step_size
+        step = torch.where(forward, 1.0, -1.0).to(self.step_size) * self.step_size  # (chains,), negative backward
         edge, first, branch, whole = self._branch(near, step, depth)
+        # a half that turned or diverged on its way is thrown away as a whole
         self.right = edge.where(whole & forward, self.right)
         self.left = edge.where(whole & ~forward, self.left)
         tree = self.tree
@@ -147,6 +154,7 @@ class _Trajectory:
             state, p = leapfrog(edge.state, before, self.density, step_size=step, steps=1, mass=self.mass)
             edge = _Phase(state, p).where(going, edge)
             first = first if leaf else edge.momentum
+            # log weight of the new leaf, minus its energy error; nothing where the energy is not a number
             weight = (self.log_weight(edge) - self.zero).nan_to_num(nan=-math.inf, posinf=-math.inf)
             self._count(going, weight)
             going = going & (weight > -DIVERGENCE)
@@ -154,13 +162,13 @@ class _Trajectory:
             total = torch.logaddexp(tree.weight, weight)
             take = going & (self.chance().log() < weight - total)
             least, most = _checkpoints(leaf)
-            if leaf % 2 == 0:
+            if leaf % 2 == 0:  # it begins stretches that later odd leaves close
                 stored[most] = _Checkpoint(edge.momentum, before, tree.rho)
             rho = _rows(going, tree.rho + edge.momentum, tree.rho)
-            if leaf % 2:
+            if leaf % 2:  # it closes one or more balanced stretches
                 going = going & ~self._turned(stored, least, most, _Checkpoint(edge.momentum, before, tree.rho), rho)
             tree = _Tree(edge.where(take, tree.proposal), torch.where(going, total, tree.weight), rho)
-            if not bool(going.any()):
+            if not bool(going.any()):  # reading a flag waits for the device, once per leaf
                 break
         return edge, first, tree, going
 
@@ -168,6 +176,7 @@ class _Trajectory:
         """Whether any balanced stretch that ends at this odd leaf has turned; its second half begins a level up."""
         turned = torch.zeros_like(self.active)
         for level in range(least, most + 1):
+            # the stretch's first leaf, and the first of its second half
             begin, second = stored[level], here if level == most else stored[level + 1]
             turned = turned | self.joined(
                 (begin.momentum, here.momentum),
@@ -184,6 +193,7 @@ class _Trajectory:
 
     def result(self, old: State) -> tuple[State, Info]:
         proposal = self.tree.proposal
+        # the proposal may be the starting point itself
         moved = (proposal.state.position != old.position).any(dim=1)
         info = Info(
             accept=self.accept / self.steps,

@@ -123,9 +123,9 @@ class SGHMC(Langevin):
         state, beta, root = self.state[p], group["momentum"], math.sqrt(group["lr"])
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(p)
-        m = state["momentum_buffer"]
+        m = state["momentum_buffer"]  # the momentum, in the parameter's shape and updated in place
         m.mul_(beta).add_(force, alpha=-root)
-        variance = 2 * (1 - beta) * group["temperature"]
+        variance = 2 * (1 - beta) * group["temperature"]  # what friction takes, noise gives back
         if mass is None:
             self._add_noise(m, variance)
             p.add_(m, alpha=root)
@@ -211,5 +211,6 @@ class Cyclical(LRScheduler):
         """Step sizes of the groups for the coming step; sets their temperatures too."""
         for group, temperature in zip(self.optimizer.param_groups, self.base_temperatures, strict=True):
             group["temperature"] = temperature if self.sampling else 0.0
+        # torch calls the number of the coming step last_epoch
         share = self.last_epoch % self.cycle_length / self.cycle_length
         return [h / 2 * (1 + math.cos(math.pi * share)) for h in self.base_lrs]

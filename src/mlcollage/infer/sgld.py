@@ -125,6 +125,7 @@ class SGLD(Langevin):
         )
 
     def _move(self, p: Tensor, force: Tensor, mass: Tensor | None, group: dict[str, Any]) -> None:
+        # the optimizer's base adds the prior to the gradient; here the step, in place, and its noise
         variance = 2 * group["lr"] * group["temperature"]
         if mass is None:
             p.add_(force, alpha=-group["lr"])

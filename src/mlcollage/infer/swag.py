@@ -100,9 +100,9 @@ class SWAG:
         size = sum(p.numel() for p in parameters.values())
         self.mean = torch.zeros(size, dtype=first.dtype, device=first.device)
         self._squares = torch.zeros_like(self.mean)  # sum of squared deviations from the mean
-        self._last: deque[Tensor] = deque(maxlen=rank)
-        self._state: dict[str, Tensor] = {}
-        self._tied: dict[str, str] = {}
+        self._last: deque[Tensor] = deque(maxlen=rank)  # deviations (P,), the oldest falls out
+        self._state: dict[str, Tensor] = {}  # parameters and buffers of the model seen last
+        self._tied: dict[str, str] = {}  # name in the state dict to the parameter behind it; tied names share one
 
     @property
     def variance(self) -> Tensor:
@@ -209,7 +209,7 @@ class SWAG:
             # contiguous copies, since the format refuses memory that tensors share
             whole = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
             save_file(whole, scratch, metadata={"format": "mlcollage.swag.1", "settings": json.dumps(settings)})
-            scratch.replace(target)
+            scratch.replace(target)  # at once: a reader finds the old file or the new one
         finally:
             scratch.unlink(missing_ok=True)
         return target
@@ -273,6 +273,7 @@ class SWAG:
             raise InvalidInput(f"SWAG has seen {self.count} of at least {models} models; call update during training.")
 
     def _as_state(self, w: Tensor) -> dict[str, Tensor]:
+        # the vector (P,) cut into the parameters' shapes, over the buffers of the model seen last
         pieces = w.split([shape.numel() for shape in self._shapes.values()])
         parts = {name: p.reshape(s) for (name, s), p in zip(self._shapes.items(), pieces, strict=True)}
         state = {name: value.clone() for name, value in self._state.items()}

@@ -116,6 +116,7 @@ def sbc(
     if not quantities:
         raise InvalidInput("quantities is empty; name at least one function of (theta, data) to rank.")
     generator = torch_generator(generator)
+    # true parameters (n_sims, dim), a data set for each, and the posterior's draws (n_sims, draws, dim)
     theta = _parameters("prior", prior(n_sims, generator), n_sims)
     data = simulate(theta, generator)
     kept = n_ranks - 1
@@ -232,11 +233,12 @@ def geweke(
     if quantities is not None and not quantities:
         raise InvalidInput("quantities is empty; name at least one function of (theta, data), or leave it out.")
     generator = torch_generator(generator)
+    # two independent samples of the joint distribution, of which one goes through the kernel
     fresh = _parameters("prior", prior(n_chains, generator), n_chains)
     fresh_data = simulate(fresh, generator)
     theta = _parameters("prior", prior(n_chains, generator), n_chains, fresh.shape[1])
     data = simulate(theta, generator)
-    for _ in range(n_steps):
+    for _ in range(n_steps):  # the kernel, then new data given where it went
         theta = _parameters("transition", transition(theta, data, generator), n_chains, fresh.shape[1])
         data = simulate(theta, generator)
     chosen = _moments(fresh.shape[1]) if quantities is None else quantities

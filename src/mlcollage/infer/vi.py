@@ -189,6 +189,7 @@ def fit(
     adam = torch.optim.Adam([mean, log_sd], lr=learning_rate, maximize=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
     trace = []
+    # gradients are computed in closed form over the sample, and handed to Adam in place of autograd's
     for step in range(steps):
         value, mean.grad, log_sd.grad = elbo(density, mean, log_sd, draws=draws, generator=generator)
         if not value.isfinite():

@@ -63,6 +63,7 @@ class NormalMixture:
     def quantile(self, p: float) -> Floats:
         probability("p", p)
         heavy = self.weights > 1e-10 * self.weights.max()  # the others cannot move a quantile, only widen the search
+        # bounds beyond any quantile, one per marginal
         part = NormalMixture(self.weights[heavy], self.means[heavy], self.sds[heavy])
         low = (part.means - 40 * part.sds).min(axis=0)
         high = (part.means + 40 * part.sds).max(axis=0)

@@ -34,7 +34,7 @@ def finite(values: npt.ArrayLike, name: str = "x") -> Floats:
 def sample(values: npt.ArrayLike, name: str = "x", least: int = 2) -> Floats:
     """One finite value per replication unit (a seed), as a float64 vector of at least ``least`` entries."""
     x = np.asarray(values, dtype=np.float64)
-    if x.ndim != 1:
+    if x.ndim != 1:  # episodes or tasks as a second axis would pass for more seeds than there are
         raise InvalidInput(
             f"{name} has shape {x.shape}; one value per seed was expected. Average what was repeated inside a seed "
             "(episodes, batches) first: the seed is the unit of replication."

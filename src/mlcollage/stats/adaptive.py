@@ -21,7 +21,7 @@ __all__ = ["Design", "Goal", "holm", "power", "required_seeds", "tost"]
 
 Design = Literal["paired", "one_sample", "unpaired"]
 Goal = Literal["difference", "equivalence"]
-_MOST = 10**9
+_MOST = 10**9  # seeds beyond which a design is hopeless
 
 
 def _check_design(effect: float, sd: float, rho: float, alpha: float, design: str, goal: str) -> None:
@@ -70,6 +70,7 @@ def power(
     """
     _check_design(effect, sd, rho, alpha, design, goal)
     integer("n", n, least=2)
+    # degrees of freedom, noncentrality and critical value of the t test
     df = 2 * n - 2 if design == "unpaired" else n - 1
     delta = abs(effect) / _spread(sd, rho, design) * np.sqrt(n)
     critical = float(sps.t.isf(alpha, df))

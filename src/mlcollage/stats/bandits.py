@@ -55,7 +55,7 @@ class Bandit(ABC):
 
     def ask(self) -> Hashable:
         """The arm to run next; every arm is tried before they are compared."""
-        started = self.counts + self._pending
+        started = self.counts + self._pending  # (arms,), told or out
         new = int(started.argmin())
         arm = new if started[new] < self._first else self._ready()
         self._pending[arm] += 1
@@ -70,7 +70,7 @@ class Bandit(ABC):
         i = self._index(arm)
         if self._pending[i] == 0:
             raise InvalidInput(f"arm {arm!r} was told a reward but not asked for; call ask first, then tell once.")
-        value = float(reward)
+        value = float(reward)  # a bool counts as 0 or 1
         self._check(value)
         before = self._sums[i] / max(1, self.counts[i])  # the mean so far: Welford's update of the squares needs it
         self._pending[i] -= 1
@@ -151,7 +151,7 @@ class ThompsonSampling(Bandit):
         self.reward = choice("reward", reward, get_args(Reward))
         self._first = 1 if reward == "bernoulli" else 4
 
-    def prob_best(self, n_draws: int = 10_000, rng: Rng = 0) -> Floats:
+    def prob_best(self, draws: int = 10_000, rng: Rng = 0) -> Floats:
         """Posterior probability that each arm is best, by simulation; stop when one exceeds 0.95, say.
 
         Like every posterior probability looked at repeatedly, it is no significance level: see
@@ -159,12 +159,12 @@ class ThompsonSampling(Bandit):
         """
         if (self.counts < self._first).any():
             raise InvalidInput(f"every arm needs {self._first} reward(s) first; counts are {self.counts.tolist()}.")
-        best = self._draws(n_draws, np.random.default_rng(rng)).argmax(axis=1)
-        return np.bincount(best, minlength=len(self.arms)) / n_draws
+        best = self._draws(draws, np.random.default_rng(rng)).argmax(axis=1)
+        return np.bincount(best, minlength=len(self.arms)) / draws
 
     def _draws(self, size: int, rng: np.random.Generator) -> Floats:
         """Draws of the arms' mean rewards, shape ``(size, arms)``."""
-        n, shape = self.counts, (size, len(self.arms))
+        n, shape = self.counts, (size, len(self.arms))  # counts and sums (arms,) broadcast over the draws
         if self.reward == "bernoulli":
             return rng.beta(1 + self._sums, 1 + n - self._sums, shape)
         return self.means + np.sqrt(self._squares / (n - 2) / n) * rng.standard_t(n - 2, shape)
@@ -213,6 +213,7 @@ class TopTwoThompson(ThompsonSampling):
         leaders = draws.argmax(axis=1)  # of each joint draw, (_ROUNDS,); the first one's leader is Thompson's choice
         if self._rng.random() < self.beta:
             return int(leaders[0])
+        # the first joint draw that another arm leads names the challenger
         others = np.flatnonzero(leaders != leaders[0])
         if len(others):
             return int(leaders[others[0]])
@@ -252,7 +253,7 @@ class UCB1(Bandit):
         self.low, self.high = low, high
 
     def _choose(self) -> int:
-        n = self.counts + self._pending
+        n = self.counts + self._pending  # arms that are out count as run
         return _argmax(self.means + (self.high - self.low) * np.sqrt(2 * np.log(n.sum()) / n), self._rng)
 
     def _check(self, reward: float) -> None:

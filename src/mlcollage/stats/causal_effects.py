@@ -32,7 +32,7 @@ from mlcollage.stats.bootstrap import t_interval
 __all__ = ["AverageEffect", "Effect", "Overlap", "aipw", "hajek", "regression_adjustment"]
 
 Method = Literal["aipw", "ipw", "regression", "naive"]
-_MANY_CLIPPED = 0.05
+_MANY_CLIPPED = 0.05  # share of clipped propensities that is warned of
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def regression_adjustment(
         raise InvalidInput(
             f"{n} units cannot fit {k} coefficients: covariates are constant, collinear, or too many; leave some out."
         )
-    inverse = np.linalg.pinv(design)
+    inverse = np.linalg.pinv(design)  # (2p + 2, n); its second row makes the effect of the outcomes
     residual = outcome - design @ (inverse @ outcome)
     slack = 1 - np.einsum("ij,ji->i", design, inverse)  # one minus leverages, the diagonal of design @ inverse
     if slack.min() < 1e-9:
@@ -375,6 +375,7 @@ class AverageEffect(BaseEstimator):
         if self.method == "aipw":
             split = StratifiedKFold(self.folds, shuffle=True, random_state=self.random_state)
             folds = list(split.split(x, treated))
+        # propensities (n,), each predicted by a model that has not seen its unit
         e = np.empty(len(y)) if known is None else _propensities(known, len(y))
         if known is None:
             model = _default_propensity() if self.propensity is None else self.propensity
@@ -383,11 +384,12 @@ class AverageEffect(BaseEstimator):
         self.propensity_, self.overlap_ = self._clipped(e, treated)
         if self.method == "ipw":
             return hajek(treated, y, self.propensity_, level=self.level)
+        # outcomes under treatment and under control, (n,) each, for units of both arms
         m1, m0 = np.empty(len(y)), np.empty(len(y))
         model = _default_outcome() if self.outcome is None else self.outcome
         for rest, part in folds:
             for predicted, arm in ((m1, treated), (m0, ~treated)):
-                units = rest[arm[rest]]
+                units = rest[arm[rest]]  # of the other folds, and of this arm
                 predicted[part] = _expectation(clone(model), x[units], y[units], x[part])
         return aipw(treated, y, self.propensity_, m1, m0, level=self.level)
 

@@ -95,7 +95,7 @@ def forest(
         )
     if not ((ends[:, 0] <= x) & (x <= ends[:, 1])).all():
         raise InvalidInput("every estimate must lie inside its interval (low, high).")
-    rows = np.arange(len(x))
+    rows = np.arange(len(x))  # heights, the first on top: the axis is turned below
     if null is not None:
         ax.axvline(null, color=_QUIET, linewidth=0.8, zorder=0)
     pooled = x if shrunken is None else pair(shrunken, x, ("shrunken", "estimates"), least=1)[0]
@@ -135,7 +135,7 @@ def slope(
     """
     before, after = pair(control, treatment, ("control", "treatment"), least=1)
     for start, stop in zip(before, after, strict=True):
-        falls = stop < start
+        falls = stop < start  # shown by the dashes too, since color is never the only cue
         ax.plot([0, 1], [start, stop], "--" if falls else "-", color=against if falls else color, marker="o",
                 markersize=3, linewidth=1, alpha=0.8)  # fmt: skip
     ax.plot([0, 1], [before.mean(), after.mean()], "-", color="0.1", linewidth=2.5, marker="o", zorder=5)
@@ -180,6 +180,7 @@ def ecdf(
         share = np.concatenate([np.arange(len(x) + 1) / len(x), [1.0]])
         ax.plot(steps, share, drawstyle="steps-post", color=color, label=name)
         if band is not None:
+            # Massart's constant: the band holds the whole function, whatever it is
             half = np.sqrt(np.log(2 / (1 - band)) / (2 * len(x)))
             ends = np.clip(share - half, 0, 1), np.clip(share + half, 0, 1)
             ax.fill_between(steps, *ends, step="post", color=color, alpha=0.15, linewidth=0)
@@ -382,6 +383,7 @@ def coverage(
         count = sample(values, name, least=1)
         if len(count) != len(sizes) or count.min() < 0 or count.max() > repeats or (count != np.rint(count)).any():
             raise InvalidInput(f"hits of {name} must be {len(sizes)} whole numbers in 0..{repeats}, not shares.")
+        # Wilson's intervals, (sizes, 2)
         ends = np.array([sps.binomtest(int(c), repeats).proportion_ci(0.95, "wilson") for c in count])
         ax.plot(sizes, count / repeats, "-o", color=color, markersize=4, label=name)
         ax.vlines(sizes, ends[:, 0], ends[:, 1], color=color, linewidth=1.2)
@@ -458,7 +460,7 @@ def lineup(
     if figure.axes:
         raise InvalidInput("the figure already has axes; a lineup needs an empty one.")
     generator = np.random.default_rng(rng)
-    position = int(generator.integers(n))
+    position = int(generator.integers(n))  # drawn before the null data, so that it does not depend on them
     panels = [null_fn(generator) for _ in range(n - 1)]
     panels.insert(position, data)
     columns = int(np.ceil(np.sqrt(n)))

@@ -144,6 +144,7 @@ def abc_rejection(
             f"{kept.sum()} of {n_sims} simulations come within {limit:.3g} of the data; simulate more, raise the "
             "tolerance, or ask whether the prior can give such data at all."
         )
+    # (kept, d) and (kept,)
     values, weights = theta[kept], np.ones(int(kept.sum()))
     if adjust:
         values, weights = _regressed(values, away[kept], distances[kept], limit)

@@ -1,4 +1,4 @@
-r"""Partial pooling of an effect table: what several data sets say together, and what each says in their light.
+r"""Partial pooling of an effect table: what several data sets say together, and about each one.
 
 Effects of data sets :math:`j = 1..J`, each measured with error, are drawn from one population:
 
@@ -40,7 +40,7 @@ Dist = Literal["normal", "t"]
 _NODES = 2001  # of the final grid of log tau; halving it moves the moments of eight schools by less than 1e-9
 _KEEP = 60.0  # nats below the mode at which the grid ends
 _INNER = 129  # nodes of the grids inside the Gibbs sampler; the density is linear between them
-_ONE = np.ones(1)
+_ONE = np.ones(1)  # the factor of tau^2 where effects are normal
 
 
 @dataclass(frozen=True)
@@ -301,6 +301,7 @@ def _known(y: npt.ArrayLike, s: npt.ArrayLike, names: Sequence[str] | None) -> _
 
 
 def _seeds(table: pd.DataFrame) -> _Table:
+    # a row per seed: reduced to what the model needs of each data set
     missing = {"dataset", "value"} - set(table.columns)
     if missing:
         raise InvalidInput(

@@ -1,4 +1,4 @@
-r"""Models with more parameters than data, and what keeps them honest: effective size, shrinkage, out-of-sample error.
+r"""Models with more parameters than data: their effective size, shrinkage, and error outside the sample.
 
 Ridge, lasso and elastic net are scikit-learn's. Here are the effective degrees of freedom of a ridge, the bench on
 which the double descent of interpolating fits can be watched, the horseshoe prior for any sampler, and leave-one-out
@@ -39,6 +39,7 @@ __all__ = [
     "psis_loo",
 ]
 
+# a grid that reaches from no shrinkage to nearly nothing left, for features of unit scale
 _PENALTIES = tuple(float(p) for p in np.logspace(-4, 2, 13))
 
 
@@ -191,6 +192,7 @@ class _Spectral:
         return self.s**2 / (self.s**2 + penalty)
 
     def coefficients(self, penalty: float) -> Floats:
+        # (p,): in the singular basis each direction is shrunk by itself
         return self.vt.T @ (self.shrinkage(penalty) / self.s * (self.u.T @ self.y))
 
     def leave_one_out(self, penalty: float) -> float:
@@ -282,6 +284,7 @@ def double_descent(
         weights, offsets = _draw(x.shape[1], p, bias, random_state)
         fit = _Spectral.of(_relu_features(x, weights, offsets), target)
         best = min(penalties, key=fit.leave_one_out)
+        # test features (test units, p), with the mean of the training outcomes added back
         held_out = _relu_features(x_test, weights, offsets)
         errors = [
             float(np.mean((fit.mean + held_out @ fit.coefficients(penalty) - truth) ** 2)) for penalty in (0.0, best)
@@ -359,11 +362,13 @@ class HorseshoePrior:
                 f"theta has shape {tuple(theta.shape)}; its last axis must be 2 dim + 1 = {self.size}: "
                 "z, log lambda, log tau."
             )
+        # (..., dim), (..., dim) and (...)
         return theta[..., : self.dim], theta[..., self.dim : -1], theta[..., -1]
 
     def log_prob(self, theta: Tensor) -> Tensor:
         """Log density of theta, Jacobians of the logarithms included; shape ``theta.shape[:-1]``."""
         z, log_lambda, log_tau = self._split(theta)
+        # normal z, and half-Cauchys of the logarithms with their Jacobians
         normal = -0.5 * (z.square() + math.log(2 * math.pi)).sum(-1)
         return normal + _log_half_cauchy(log_lambda).sum(-1) + _log_half_cauchy(log_tau - math.log(self.scale))
 

@@ -42,8 +42,8 @@ __all__ = [
     "tukey_biweight",
 ]
 
-_TOLERANCE = 1e-10
-_ITERATIONS = 500
+_TOLERANCE = 1e-10  # of a location, in scales
+_ITERATIONS = 500  # far more than reweighting needs
 
 
 def trimmed_mean(x: npt.ArrayLike, cut: float = 0.1) -> float:
@@ -165,6 +165,7 @@ def median_of_means(x: npt.ArrayLike, blocks: int = 5, *, rng: Rng = 0) -> float
     """
     values = sample(x, least=1)
     integer("blocks", blocks, least=1, most=len(values))
+    # blocks are drawn at random, since values may be sorted
     parts = np.array_split(np.random.default_rng(rng).permutation(values), blocks)
     return float(np.median([part.mean() for part in parts]))
 
@@ -318,6 +319,7 @@ class Multiverse:
     @property
     def influence(self) -> dict[str, float]:
         """For each choice, by how much the share of the most frequent verdict differs between its options."""
+        # whether each row gives the usual verdict, averaged over the rows of each option
         usual = self.table["verdict"] == next(iter(self.shares))
         return {c: float(np.ptp(usual.groupby(self.table[c].astype(str)).mean())) for c in self.choices}
 
@@ -355,7 +357,7 @@ def multiverse(verdict: Callable[..., Any], choices: Mapping[str, Sequence[Any]]
     rows = []
     for picks in itertools.product(*(range(len(options)) for options in choices.values())):
         chosen = {name: choices[name][i] for name, i in zip(choices, picks, strict=True)}
-        try:
+        try:  # data that cannot be tested one way is a finding, not a crash
             found = verdict(**chosen)
         except MLCollageError as error:
             found = {"verdict": "not testable", "reason": str(error)}

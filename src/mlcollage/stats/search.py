@@ -213,7 +213,7 @@ class SuccessiveHalving(Halving):
 
     def _survivors(self) -> list[int]:
         """Who goes up from the present rung; nobody from the last."""
-        keep = len(self.configs) // self.eta ** len(self.rungs)
+        keep = len(self.configs) // self.eta ** len(self.rungs)  # 0 where too few are left
         return [] if self._resource(len(self.rungs)) > self.max_r else self._ranked(len(self.rungs) - 1)[:keep]
 
 
@@ -435,7 +435,8 @@ class ExpectedImprovement:
         low, width = self.box[:, 0], self.box[:, 1] - self.box[:, 0]
         if point.shape != low.shape or not ((point >= low) & (point <= low + width)).all():
             raise InvalidInput(f"x={x!r} must be a point of shape {low.shape} inside the bounds.")
-        u = (point - low) / width
+        u = (point - low) / width  # in the unit cube
+        # a point that was out has come in, up to rounding on the way to the user and back
         self._asked = [a for a in self._asked if not np.allclose(a, u, atol=1e-9)]
         self._x.append(u)
         self._y.append(float(value))
@@ -444,6 +445,7 @@ class ExpectedImprovement:
         return np.clip(self.box[:, 0] + u * (self.box[:, 1] - self.box[:, 0]), self.box[:, 0], self.box[:, 1])
 
     def _improve(self) -> Floats:
+        # points told (n, d) and their values (n,), larger being better from here on
         x, y = np.array(self._x), np.array([_signed(v, self.maximize) for v in self._y])
         worst = y[np.isfinite(y)].min()
         y = np.where(np.isfinite(y), y, worst)  # a failed run is as bad as the worst that ended

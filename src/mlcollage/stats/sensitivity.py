@@ -18,7 +18,7 @@ from sklearn.base import clone
 
 from mlcollage._checks import choice, integer, probability, real
 from mlcollage.errors import InvalidInput
-from mlcollage.stats._values import Floats, finite, sample
+from mlcollage.stats._values import Floats, Rng, finite, sample
 from mlcollage.stats.causal_effects import AverageEffect
 
 __all__ = ["EValue", "Refutation", "e_value", "placebo", "random_common_cause", "rosenbaum_gamma", "rosenbaum_p"]
@@ -60,17 +60,19 @@ class Refutation:
     @property
     def passed(self) -> bool:
         """Whether the mean lies within one standard error of what was expected, or within its own noise."""
+        # a few repeats vary: three standard errors of their mean, in standard errors of the estimate
         noise = 3 * self.refuted.std(ddof=1) / np.sqrt(len(self.refuted)) / self.se
         return abs(self.shift) <= max(1.0, float(noise))
 
 
 def _refute(
-    effect: AverageEffect, X: npt.ArrayLike, a: npt.ArrayLike, y: npt.ArrayLike, repeats: int, tamper: str, seed: int
+    effect: AverageEffect, X: npt.ArrayLike, a: npt.ArrayLike, y: npt.ArrayLike, repeats: int, tamper: str, rng: Rng
 ) -> Refutation:
     integer("repeats", repeats, least=2)  # one would not show how the refuted estimates vary
     base = clone(effect).fit(X, a, y)
     # A stream of its own: data drawn by the caller from default_rng(seed) must not come out again as the noise.
-    rng, x, arms = np.random.default_rng([seed, 20]), np.asarray(X, dtype=np.float64), np.asarray(a)
+    rng = rng if isinstance(rng, np.random.Generator) else np.random.default_rng([rng, 20])
+    x, arms = np.asarray(X, dtype=np.float64), np.asarray(a)
     placebos = tamper == "treatment"
     refuted = [
         clone(effect).fit(x, rng.permutation(arms), y).ate_
@@ -88,7 +90,7 @@ def placebo(
     y: npt.ArrayLike,
     *,
     repeats: int = 20,
-    random_state: int = 0,
+    rng: Rng = 0,
 ) -> Refutation:
     """Estimate again with the treatment permuted over units: an effect that remains is an error of the analysis.
 
@@ -100,8 +102,8 @@ def placebo(
         As in :meth:`mlcollage.stats.causal_effects.AverageEffect.fit`.
     repeats
         Permutations.
-    random_state
-        Their seed.
+    rng
+        Seed or generator of the permutations.
 
     Examples
     --------
@@ -113,7 +115,7 @@ def placebo(
     >>> result.passed, round(result.p_value, 3)
     (True, 0.048)
     """
-    return _refute(effect, X, a, y, repeats, "treatment", random_state)
+    return _refute(effect, X, a, y, repeats, "treatment", rng)
 
 
 def random_common_cause(
@@ -123,7 +125,7 @@ def random_common_cause(
     y: npt.ArrayLike,
     *,
     repeats: int = 20,
-    random_state: int = 0,
+    rng: Rng = 0,
 ) -> Refutation:
     """Estimate again with one more covariate of pure noise: an estimate that moves is over-fitted or unstable.
 
@@ -138,7 +140,7 @@ def random_common_cause(
     >>> abs(random_common_cause(AverageEffect(method="regression"), x, a, y).shift) < 0.2
     True
     """
-    return _refute(effect, X, a, y, repeats, "covariate", random_state)
+    return _refute(effect, X, a, y, repeats, "covariate", rng)
 
 
 @dataclass(frozen=True)
@@ -205,6 +207,7 @@ def e_value(
         rr = 1 / rr if rr < 1 else rr
         return float(rr + np.sqrt(rr * (rr - 1)))
 
+    # the end of the interval that is nearer to a risk ratio of 1, which needs no confounder at all
     nearest = 1.0 if low <= 1 <= high else float(low if low > 1 else high)
     return EValue(strength(float(ratio)), strength(nearest))
 
@@ -241,7 +244,7 @@ def rosenbaum_p(d: npt.ArrayLike, gamma: float = 1.0, *, alternative: Literal["g
     x = x[x != 0]
     if not len(x):
         return 1.0
-    pi = gamma / (1 + gamma)
+    pi = gamma / (1 + gamma)  # largest chance that a pair's difference is positive under the null
     doubled = np.rint(2 * sps.rankdata(np.abs(x))).astype(int)  # mid-ranks are multiples of a half
     observed = int(doubled[x > 0].sum())
     if len(x) > _EXACT_PAIRS:

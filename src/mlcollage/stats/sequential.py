@@ -225,6 +225,7 @@ class ConfidenceSequence:
         mean, variance = self._moments_before()
         bet = np.minimum(np.sqrt(2 * np.log(2 / self.alpha) / (variance * self.n * np.log(1 + self.n))), 0.5)
         state = self._state
+        # weighted mean and penalty of the closed-form bound; the bet was fixed before this value
         state["weight"] = state["weight"] + bet
         state["weighted"] = state["weighted"] + bet * x
         state["penalty"] = state["penalty"] + (x - mean) ** 2 * (-np.log1p(-bet) - bet)
@@ -319,6 +320,7 @@ def _t_evidence(v: Floats, g: float) -> Floats:
     mean, r = shift + total / n, 1 + n * g  # (..., n) and (n,), as all below
     around = about + n * mean**2 / r  # S_n
     with np.errstate(divide="ignore", invalid="ignore"):
+        # the two-sided Bayes factor, and the posterior probability that the mean is above the null
         log_e = -0.5 * np.log(r) + n / 2 * (np.log(about + n * mean**2) - np.log(around))
         tail = np.log(special.stdtr(n, n * g * mean / r / np.sqrt(g / r * around / n)))
     # while all are equal nothing is known of their spread, and only continuous values could not be equal by chance
@@ -409,9 +411,10 @@ def sequential_bounded_test(
     if (values < low).any() or (values > high).any():
         raise InvalidInput(f"a value lies outside [{low:g}, {high:g}], the bounds given.")
     v = _signed(values, None, null, alternative)
-    nodes, weights = special.roots_legendre(64)
+    nodes, weights = special.roots_legendre(64)  # of [-1, 1]: moved to stakes in [0, 1]
     stakes = (1 + nodes) / 2
     worst = null - low if alternative == "greater" else high - null
+    # capital of each stake after each value, (..., n, 64); the worst value and a full stake leave nothing
     log_capital = np.log1p(stakes * np.maximum(v / worst, -1.0)[..., None]).cumsum(-2)
     return _smallest(special.logsumexp(log_capital, b=weights / 2, axis=-1))
 

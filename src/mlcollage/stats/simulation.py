@@ -166,6 +166,7 @@ def ecdf_band(n: int, n_ranks: int, level: float = 0.95, rng: Rng = 0) -> EcdfBa
     # counts below each point of simulated uniform samples, (_SIMULATED, K): sums of multinomial cells
     counts = np.random.default_rng(rng).multinomial(n, steps, _SIMULATED)[:, :-1].cumsum(axis=1)
     null = np.sort(_smallest_p(counts, n, z))
+    # a sample leaves the band somewhere if its smallest p value is below gamma
     gamma = float(np.quantile(null, 1 - level, method="lower"))
     low, high = sps.binom.ppf(gamma / 2, n, z), sps.binom.isf(gamma / 2, n, z)
     return EcdfBand(z, low / n, high / n, 1 - gamma, null)
@@ -248,6 +249,7 @@ def _named_ranks(ranks: npt.ArrayLike | Mapping[str, npt.ArrayLike], n_ranks: in
 def _chi_square(ranks: Ints, n_ranks: int) -> Floats:
     """Over at most 20 bins of about equal width with at least five expected; bins know how many ranks they hold."""
     bins = max(2, min(20, n_ranks, len(ranks) // 5))
+    # bins of nearly equal width: what each is expected to hold is counted, not assumed equal
     bin_of = np.arange(n_ranks) * bins // n_ranks
     expected = np.bincount(bin_of, minlength=bins) * len(ranks) / n_ranks
     return np.array([sps.chisquare(np.bincount(bin_of[c], minlength=bins), expected).pvalue for c in ranks.T])
@@ -336,6 +338,7 @@ def posterior_predictive_check(
     named = dict(stats) if isinstance(stats, Mapping) else {getattr(s, "__name__", str(s)): s for s in stats}
     if not named or len(named) != len(stats):
         raise InvalidInput("stats must hold one or more functions with different names; pass a mapping to name them.")
+    # statistics of the data, and (S,) of the replicates
     seen = {name: _number(stat, y, name) for name, stat in named.items()}
     made = {name: np.array([_number(stat, r, name) for r in rep]) for name, stat in named.items()}
     p_values = {name: float(np.mean(made[name] > t) + 0.5 * np.mean(made[name] == t)) for name, t in seen.items()}

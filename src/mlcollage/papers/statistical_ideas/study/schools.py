@@ -119,10 +119,10 @@ def by_sampler(s: Tensor, *, warmup: int, thin: int, mutant: str = "") -> Fit:
 
 def _without_metropolis(density: Density, start: Tensor, draws: int, thin: int, generator: torch.Generator) -> Tensor:
     """A sampler whose author forgot to reject, at a step size where that matters."""
-    kernel = hmc.build(density, step_size=0.9, steps=4, metropolis=False)
-    state, kept = kernel.init(start), []
+    sampler = hmc.build(density, step_size=0.9, steps=4, metropolis=False)
+    state, kept = sampler.init(start), []
     for i in range(draws * thin):
-        state, _ = kernel.update(state, generator)
+        state, _ = sampler.update(state, generator)
         if i % thin == thin - 1:
             kept.append(state.position)
     return torch.stack(kept, dim=1)
