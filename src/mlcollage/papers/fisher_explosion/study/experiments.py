@@ -7,7 +7,7 @@ number of trainings for every method.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Generic, TypeVar
@@ -130,7 +130,7 @@ class _Bench(Generic[S]):
         keys: Mapping[str, float | str],
         probe: Callable[[Recorder, int], None] | None = None,
         *,
-        also: Sequence[int] = (),
+        also: Collection[int] = (),
         ratio: bool = False,
     ) -> None:
         """Follow a training and write its curves as those of an arm; ``also`` are further steps to measure at."""
@@ -198,7 +198,7 @@ def clean(task: Task[Clean]) -> Measurements:
             if t in identity_at:
                 _identity(bench, training, t)
 
-        also = [] if branch_at is None else [branch_at]
+        also = identity_at | ({branch_at} if branch_at is not None else set())
         bench.record(name, training, steps, {"lr": lr, "coefficient": coefficient}, probe, also=also)
 
     arm("small", "none", small, 0.0, s.small_steps, branch_at=s.small_steps - q)
