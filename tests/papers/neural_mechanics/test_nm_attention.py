@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mlcollage.papers.neural_mechanics._analysis.structure import structural_symmetries
+from mlcollage.papers.neural_mechanics._analysis.tracing import trace
 from mlcollage.papers.neural_mechanics.find import find_symmetries
-from mlcollage.papers.neural_mechanics.graph import structural_symmetries, trace
 
 WIDTH, HEADS, TOKENS = 16, 4, 6
 X = torch.randn(3, TOKENS, WIDTH, generator=torch.Generator().manual_seed(0))

@@ -7,7 +7,8 @@ from torch import nn
 
 from mlcollage.errors import InvalidInput
 from mlcollage.papers.neural_mechanics.checks import check_gradient, check_hessian, rearranged
-from mlcollage.papers.neural_mechanics.symmetry import Symmetry, SymmetrySet, Term
+from mlcollage.papers.neural_mechanics.symmetry import Symmetry, SymmetrySet
+from mlcollage.papers.neural_mechanics.term import Term
 
 F64 = torch.float64
 TRANSLATION = Symmetry("translation", "softmax", (Term("4.weight", keep=1),), 16)
@@ -40,9 +41,9 @@ def loss_on(dtype=F64, seed=0):
 
 @pytest.mark.parametrize(("dtype", "limit"), [(F64, 1e-13), (torch.float32, 5e-6)])
 def test_exact_laws_have_residuals_of_rounding_and_random_sets_do_not(dtype, limit):
-    syms = SymmetrySet((TRANSLATION, RESCALE))
+    symmetries = SymmetrySet((TRANSLATION, RESCALE))
     for check in (check_gradient, check_hessian):
-        report = check(network(dtype), syms, loss_on(dtype))
+        report = check(network(dtype), symmetries, loss_on(dtype))
         assert (report["residual"] < limit).all()
         assert (report["control"] > 1e-2).all()
         assert report["n_laws"].tolist() == [16, 4]
@@ -177,5 +178,5 @@ def test_bad_input_is_refused_in_one_sentence(check, call, words):
 
 
 def test_numbers_below_one_are_refused():
-    with pytest.raises(InvalidInput, match="must be at least 1"):
+    with pytest.raises(InvalidInput, match="most must be a whole number of at least 1"):
         check_hessian(network(), SymmetrySet((RESCALE,)), loss_on(), most=0)

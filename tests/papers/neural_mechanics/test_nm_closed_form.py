@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 
 from mlcollage.errors import InvalidInput
-from mlcollage.papers.neural_mechanics.closed_form import Oscillator, _march, kernel, oscillator, predict
+from mlcollage.papers.neural_mechanics.closed_form import Oscillator, _march, oscillator, predict, propagator
 
 
 def critical_decay(lr, momentum, kind):
@@ -118,7 +118,8 @@ def test_a_constant_schedule_is_the_constant(momentum, order):
     rng = np.random.default_rng(3)
     forcing = rng.random((50, 2))
     constant = predict([1.0, -2.0], 0.1, 0.01, momentum, 0.2, 50, forcing, order=order)
-    marched = _march(np.full(50, 0.1), np.full(50, 0.01), momentum, 0.2, "scale", order, np.array([1.0, -2.0]), forcing)
+    each = [propagator(0.1, 0.01, momentum, 0.2, order=order)] * 50
+    marched = _march(each, np.full(50, 0.1), np.array([1.0, -2.0]), forcing)
     np.testing.assert_allclose(constant, marched, rtol=1e-10)
 
 
@@ -131,7 +132,7 @@ def test_a_schedule_joins_its_pieces():
 
 
 def test_dampening_without_momentum_does_nothing_as_in_torch():
-    assert (kernel(0.1, 0.2, 0.0, 0.9).transition == kernel(0.1, 0.2).transition).all()
+    assert (propagator(0.1, 0.2, 0.0, 0.9).transition == propagator(0.1, 0.2).transition).all()
 
 
 def test_the_oscillator_conserves_without_decay_and_forcing():
@@ -141,21 +142,21 @@ def test_the_oscillator_conserves_without_decay_and_forcing():
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"lr": 0.0}, "lr=.* must be positive"),
-        ({"lr": -1.0}, "must be positive"),
+        ({"lr": 0.0}, "lr must be a finite number above 0, not 0.0"),
+        ({"lr": [0.1, -1.0, 0.1]}, "lr must be a finite number above 0, not -1.0"),
         ({"lr": math.inf}, "finite"),
-        ({"weight_decay": -1e-3}, "not negative"),
+        ({"weight_decay": -1e-3}, "weight_decay must be a finite number of at least 0"),
         ({"weight_decay": math.nan}, "finite"),
-        ({"momentum": 1.0}, "must lie in"),
-        ({"momentum": -0.1}, "must lie in"),
-        ({"dampening": 1.0}, "must lie in"),
+        ({"momentum": 1.0}, "momentum must be .* below 1"),
+        ({"momentum": -0.1}, "of at least 0"),
+        ({"dampening": 1.0}, "dampening must be .* below 1"),
         ({"steps": 0}, "at least 1"),
         ({"steps": 2.5}, "whole number"),
-        ({"lr": [0.1, 0.2]}, "one a step"),
+        ({"lr": [0.1, 0.2]}, "one per step"),
         ({"forcing": np.ones((2, 1))}, "forcing has shape"),
         ({"kind": "translation", "forcing": np.ones(3)}, "has no forcing"),
         ({"kind": "rotation"}, "must be one of"),
-        ({"order": 3}, "must be 1, 2 or None"),
+        ({"order": 3}, "order must be a whole number of at least 1 and at most 2"),
     ],
 )
 def test_bad_settings_are_refused_in_one_sentence(changed, words):

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mlcollage.errors import InvalidInput, UnknownName
-from mlcollage.papers.neural_mechanics.find import find_symmetries
-from mlcollage.papers.neural_mechanics.graph import TracingFailed
+from mlcollage.papers.neural_mechanics.find import TracingFailed, find_symmetries
 
 IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))

@@ -109,9 +109,9 @@ def test_gradient_flow_of_a_network_conserves_its_laws():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: flow_of("third"), "kind='third'"),
-        (lambda: flow_of("second", lr=0.0), "must be positive"),
-        (lambda: flow_of("second", substeps=0), "substeps=0"),
+        (lambda: flow_of("third"), "kind must be one of .* not 'third'"),
+        (lambda: flow_of("second", lr=0.0), "lr must be a finite number above 0"),
+        (lambda: flow_of("second", substeps=0), "substeps must be a whole number"),
         (lambda: flow_of("gradient", lr=1e6, substeps=1).solve([100]), "finite number"),
         (lambda: flow_of("second").solve([]), "must increase"),
         (lambda: flow_of("second").solve([3, 2]), "must increase"),

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mlcollage.papers.neural_mechanics._degrees import Part, System, reshape_ids
-from mlcollage.papers.neural_mechanics.graph import TracingFailed, structural_symmetries, trace
+from mlcollage.papers.neural_mechanics._analysis.degrees import Part, System, reshape_ids
+from mlcollage.papers.neural_mechanics._analysis.structure import structural_symmetries
+from mlcollage.papers.neural_mechanics._analysis.tracing import TracingFailed, trace
 
 
 def read(model, *x, loss=None, targets=None):

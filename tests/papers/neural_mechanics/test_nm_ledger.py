@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlcollage.errors import InvalidInput
+from mlcollage.papers.neural_mechanics.closed_form import SGDSettings
 from mlcollage.papers.neural_mechanics.ledger import (
     LedgerState,
     budget,
@@ -70,10 +71,8 @@ def test_it_is_torchs_sgd_exactly_for_any_schedule(momentum, dampening, rates, d
 @settings(max_examples=60, deadline=None)
 def test_the_budget_sums_to_the_change(momentum, dampening, quadratic, first, values):
     Q, P, V, r = values
-    arguments = {
-        "lr": 0.1, "weight_decay": 0.3, "momentum": momentum, "dampening": dampening, "quadratic": float(quadratic),
-        "residual": r, "first": first,
-    }  # fmt: skip
+    settings = SGDSettings(0.1, 0.3, momentum, dampening)
+    arguments = {"settings": settings, "quadratic": float(quadratic), "residual": r, "first": first}
     state = LedgerState(Q, P)
     parts = sgd_budget(state, V, **arguments)
     assert sum(parts.values()) == pytest.approx(sgd_step(state, V, **arguments).Q - Q, abs=1e-12)
@@ -82,16 +81,15 @@ def test_the_budget_sums_to_the_change(momentum, dampening, quadratic, first, va
 def test_without_momentum_it_is_the_product_form():
     """Q' = (1 - ηλ)² Q + η²‖g‖², with V = ‖g + λθ‖² and ⟨θ, g⟩ = 0."""
     lr, decay, Q, g2 = 0.2, 0.1, 3.0, 1.7
-    after = sgd_step(LedgerState(Q, 0.0), g2 + decay**2 * Q, lr=lr, weight_decay=decay)
+    after = sgd_step(LedgerState(Q, 0.0), g2 + decay**2 * Q, SGDSettings(lr, decay))
     assert pytest.approx((1 - lr * decay) ** 2 * Q + lr**2 * g2) == after.Q
 
 
 def test_tensors_and_arrays_give_the_same():
-    numbers = sgd_step(LedgerState(2.0, 0.5), 0.3, lr=0.1, momentum=0.9, weight_decay=0.1)
-    tensors = sgd_step(
-        LedgerState(torch.full((3,), 2.0).double(), torch.full((3,), 0.5).double()),
-        torch.full((3,), 0.3).double(), lr=0.1, momentum=0.9, weight_decay=0.1,
-    )  # fmt: skip
+    settings = SGDSettings(lr=0.1, weight_decay=0.1, momentum=0.9)
+    numbers = sgd_step(LedgerState(2.0, 0.5), 0.3, settings)
+    Q, P, V = (torch.full((3,), value).double() for value in (2.0, 0.5, 0.3))
+    tensors = sgd_step(LedgerState(Q, P), V, settings)
     assert tensors.Q.tolist() == pytest.approx([numbers.Q] * 3)
 
 
@@ -126,10 +124,10 @@ def test_a_scale_invariant_weight_settles_at_its_equilibrium():
     [
         (lambda: sgd_ledger(1.0, np.ones((3, 2)), 0.1), "V has shape"),
         (lambda: sgd_ledger(1.0, np.ones(0), 0.1), "V has shape"),
-        (lambda: sgd_ledger(1.0, np.ones(3), [0.1, 0.1]), "one a step"),
-        (lambda: sgd_ledger(1.0, np.ones(3), 0.0), "must be positive"),
-        (lambda: sgd_ledger(1.0, np.ones(3), 0.1, -1.0), "not negative"),
-        (lambda: sgd_ledger(1.0, np.ones(3), 0.1, momentum=1.0), "must lie in"),
+        (lambda: sgd_ledger(1.0, np.ones(3), [0.1, 0.1]), "one per step"),
+        (lambda: sgd_ledger(1.0, np.ones(3), 0.0), "above 0"),
+        (lambda: sgd_ledger(1.0, np.ones(3), 0.1, -1.0), "at least 0"),
+        (lambda: sgd_ledger(1.0, np.ones(3), 0.1, momentum=1.0), "below 1"),
         (lambda: equilibrium(0.1, 0.0, 1.0), "no equilibrium"),
     ],
 )

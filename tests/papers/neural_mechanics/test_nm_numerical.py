@@ -5,8 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mlcollage.papers.neural_mechanics.numerical import Probe, confirm, dead_biases, detect
-from mlcollage.papers.neural_mechanics.symmetry import Symmetry, Term
+from mlcollage.papers.neural_mechanics._analysis.confirm import confirm
+from mlcollage.papers.neural_mechanics._analysis.detect import dead_biases, detect
+from mlcollage.papers.neural_mechanics._analysis.probe import Probe
+from mlcollage.papers.neural_mechanics.symmetry import Symmetry
+from mlcollage.papers.neural_mechanics.term import Term
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.tensor([0, 1, 2, 0, 1, 2])

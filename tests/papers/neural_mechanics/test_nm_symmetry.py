@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mlcollage.errors import InvalidInput, UnknownName
-from mlcollage.papers.neural_mechanics.symmetry import Symmetry, SymmetrySet, Term
+from mlcollage.papers.neural_mechanics.symmetry import Symmetry, SymmetrySet
+from mlcollage.papers.neural_mechanics.term import Term
 
 DOUBLE = torch.float64
 
@@ -129,13 +130,13 @@ def test_shared_reductions_equal_single_ones():
     model, laws = mlp(), mlp_laws()
     theta = dict(model.named_parameters())
     g = {name: torch.randn_like(value) for name, value in theta.items()}
-    found = laws.reduce({"θ": theta, "g": g}, [("θ", "g"), ("g", "g")])
-    torch.testing.assert_close(found["θ", "g"]["hidden"], laws["hidden"].bilinear(theta, g))
-    torch.testing.assert_close(found["g", "g"]["hidden"], laws["hidden"].bilinear(g, g))
-    torch.testing.assert_close(found["θ", "g"]["last"], laws["last"].linear(g))
+    found = laws.bilinear(theta, g)
+    torch.testing.assert_close(found["hidden"], laws["hidden"].bilinear(theta, g))
+    torch.testing.assert_close(laws.bilinear(g, g)["hidden"], laws["hidden"].bilinear(g, g))
+    torch.testing.assert_close(found["last"], laws["last"].linear(g))
     for missing in theta:  # parameters of another group count as zero, in turn
         part = {name: None if name == missing else value for name, value in g.items()}
-        shared = laws.reduce({"θ": theta, "g": part}, [("θ", "g")])["θ", "g"]
+        shared = laws.bilinear(theta, part)
         torch.testing.assert_close(shared["hidden"], laws["hidden"].bilinear(theta, part))
         torch.testing.assert_close(shared["last"], laws["last"].linear(part))
 
@@ -175,7 +176,7 @@ def test_sets_are_sequences_with_names():
     [
         (lambda: Symmetry("twist", "a", (Term("w"),), 1), "kind must be one of"),  # type: ignore[arg-type]
         (lambda: Symmetry("scale", "a", (), 1), "no terms"),
-        (lambda: Symmetry("scale", "a", (Term("w"),), 0), "n_laws >= 1"),
+        (lambda: Symmetry("scale", "a", (Term("w"),), 0), "n_laws of 'a' must be a whole number of at least 1"),
         (lambda: Symmetry("matrix", "a", (Term("w"),), 3), "size"),
         (lambda: SymmetrySet((Symmetry("scale", "a", (Term("w"),), 1),) * 2), "unique"),
         (lambda: mlp_laws()["hidden"].apply(mlp(), -1.0), "positive"),

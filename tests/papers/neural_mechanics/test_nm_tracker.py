@@ -10,7 +10,8 @@ from torch import nn
 from mlcollage.errors import InvalidInput
 from mlcollage.papers.neural_mechanics.closed_form import predict
 from mlcollage.papers.neural_mechanics.ledger import TERMS
-from mlcollage.papers.neural_mechanics.symmetry import Symmetry, SymmetrySet, Term
+from mlcollage.papers.neural_mechanics.symmetry import Symmetry, SymmetrySet
+from mlcollage.papers.neural_mechanics.term import Term
 from mlcollage.papers.neural_mechanics.tracker import ConservationTracker
 
 F64 = torch.float64
@@ -57,8 +58,8 @@ def train(model, optimizer, steps=12, *, after=lambda: None, change=lambda: None
         after()
 
 
-def tracked(model, optimizer, syms=HOMOGENEOUS, steps=12, more=None, **options):
-    with ConservationTracker(model, optimizer, syms, **options) as tracker:
+def tracked(model, optimizer, symmetries=HOMOGENEOUS, steps=12, more=None, **options):
+    with ConservationTracker(model, optimizer, symmetries, **options) as tracker:
         train(model, optimizer, steps, **(more or {}))
     return tracker
 
@@ -460,8 +461,8 @@ def test_tied_parameters_are_tracked_under_either_name():
         (lambda m: ConservationTracker(m, SGD(m[0].parameters(), lr=0.1), HOMOGENEOUS), "does not train '2.weight'"),
         (lambda m: ConservationTracker(m[0], SGD(m.parameters(), lr=0.1), HOMOGENEOUS), "which the model has not"),
         (lambda m: ConservationTracker(m, SGD(m.parameters(), lr=0.1), SymmetrySet()), "no law to track"),
-        (lambda m: ConservationTracker(m, SGD(m.parameters(), lr=0.1), HOMOGENEOUS, every=0), "every=0"),
-        (lambda m: ConservationTracker(m, SGD(m.parameters(), lr=0.1), HOMOGENEOUS, mode="x"), "mode='x'"),
+        (lambda m: ConservationTracker(m, SGD(m.parameters(), lr=0.1), HOMOGENEOUS, every=0), "every must be a whole"),
+        (lambda m: ConservationTracker(m, SGD(m.parameters(), lr=0.1), HOMOGENEOUS, mode="x"), "mode must be one of"),
         (lambda m: ConservationTracker(m, m, HOMOGENEOUS), "must be a torch.optim.Optimizer"),
         (
             lambda m: ConservationTracker(m, torch.optim.Adam(m.parameters()), HOMOGENEOUS, mode="closed_form"),
@@ -475,7 +476,7 @@ def test_tied_parameters_are_tracked_under_either_name():
         ),
         (
             lambda m: ConservationTracker(m, SGD(m.parameters(), lr=0.0), HOMOGENEOUS, mode="both"),
-            "must be positive",
+            "lr must be a finite number above 0",
         ),
         (
             lambda m: ConservationTracker(
@@ -485,7 +486,7 @@ def test_tied_parameters_are_tracked_under_either_name():
         ),
         (lambda m: ConservationTracker(m, SGD(m.parameters(), lr=0.1), HOMOGENEOUS).result(), "nothing was measured"),
         (lambda m: ConservationTracker(m, SGD(m.parameters(), lr=0.1), HOMOGENEOUS).state_dict(), "has not started"),
-        (lambda m: tracked(m, SGD(m.parameters(), lr=0.1), steps=1).result("layer"), "level='layer'"),
+        (lambda m: tracked(m, SGD(m.parameters(), lr=0.1), steps=1).result("layer"), "level must be one of"),
         (
             lambda m: ConservationTracker(m, SGD(m.parameters(), lr=0.1), HOMOGENEOUS[:1]).load_state_dict(
                 tracked(m, SGD(m.parameters(), lr=0.1), steps=1).state_dict()

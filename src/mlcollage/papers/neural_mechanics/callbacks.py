@@ -2,135 +2,123 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
+import pandas as pd
 from torch import nn
 
-from mlcollage.errors import InvalidInput, MissingDependency
-from mlcollage.papers.neural_mechanics.symmetry import SymmetrySet
-from mlcollage.papers.neural_mechanics.tracker import ConservationTracker
+from mlcollage.errors import InvalidInput
+from mlcollage.train.callbacks import HuggingFaceCallback, LightningCallback
 
-__all__ = ["lightning_callback", "transformers_callback"]
+from .symmetry import SymmetrySet
+from .tracker import ConservationTracker
+
+__all__ = ["HuggingFaceConservation", "LightningConservation"]
 
 
-class _Holder:
+class _Tracking:
     """What both callbacks share: a tracker that is made when training starts."""
 
-    def __init__(self, syms: SymmetrySet, model: nn.Module | None, options: dict[str, Any]) -> None:
-        self.syms, self.model, self.options = syms, model, options
+    def __init__(self, symmetries: SymmetrySet, model: nn.Module | None = None, **options: Any) -> None:
+        self.symmetries, self.model, self.options = symmetries, model, options
         self.tracker: ConservationTracker | None = None
-        self.pending: dict[str, Any] | None = None
+        self._pending: dict[str, Any] = {}
 
-    def begin(self, model: nn.Module, optimizer: Any) -> None:
-        self.end()
-        self.tracker = ConservationTracker(self.model or model, optimizer, self.syms, **self.options)
-        if self.pending is not None:
-            self.tracker.load_state_dict(self.pending)
-            self.pending = None
-        self.tracker.start()
-
-    def end(self) -> None:
-        if self.tracker is not None:
-            self.tracker.stop()
-
-    def result(self, level: Any = "family") -> Any:
+    def result(self, level: Literal["family", "law"] = "family") -> pd.DataFrame:
+        """What has been measured so far, as :meth:`ConservationTracker.result`."""
         if self.tracker is None:
             raise InvalidInput("nothing was measured yet; give the callback to the trainer and train.")
         return self.tracker.result(level)
 
+    def _begin(self, model: nn.Module, optimizer: Any) -> None:
+        self._end()
+        self.tracker = ConservationTracker(self.model or model, optimizer, self.symmetries, **self.options)
+        if self._pending:
+            self.tracker.load_state_dict(self._pending)
+            self._pending = {}
+        self.tracker.start()
 
-def lightning_callback(syms: SymmetrySet, model: nn.Module | None = None, **options: Any) -> Any:
-    """The tracker as a Lightning ``Callback``: ``Trainer(callbacks=[lightning_callback(syms)])``.
+    def _end(self) -> None:
+        if self.tracker is not None:
+            self.tracker.stop()
 
-    Its ``result()`` and ``tracker`` are those of :class:`ConservationTracker`; checkpoints hold its state. Gradient
-    clipping and accumulation of the trainer are seen as they are.
+
+class LightningConservation(_Tracking, LightningCallback):
+    """The tracker as a Lightning ``Callback``: ``Trainer(callbacks=[LightningConservation(symmetries)])``.
+
+    Checkpoints hold the tracker's state. Gradient clipping and accumulation of the trainer are seen as they are.
 
     Parameters
     ----------
-    syms
+    symmetries
         The laws, found on ``model``.
     model
         The network inside the Lightning module on which the laws were found; None: the Lightning module itself.
     options
         ``every``, ``mode`` and so on, as for :class:`ConservationTracker`.
 
-    Raises
-    ------
-    MissingDependency
-        If ``lightning`` is not installed.
-    """
-    try:
-        from lightning.pytorch import Callback
-    except ImportError:
-        raise MissingDependency("lightning_callback needs Lightning; install it with: pip install lightning.") from None
-    holder = _Holder(syms, model, options)
-
-    class LightningConservation(Callback):
-        """Conserved quantities of a Lightning module."""
-
-        result = staticmethod(holder.result)
-
-        @property
-        def tracker(self) -> ConservationTracker | None:
-            """The tracker, once training has started."""
-            return holder.tracker
-
-        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-            if len(trainer.optimizers) != 1:
-                raise InvalidInput(
-                    f"the module has {len(trainer.optimizers)} optimizers; a tracker watches one: use "
-                    "ConservationTracker inside the module for each."
-                )
-            holder.begin(pl_module, trainer.optimizers[0])
-
-        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-            holder.end()
-
-        def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-            holder.end()
-
-        def state_dict(self) -> dict[str, Any]:
-            return {} if holder.tracker is None else holder.tracker.state_dict()
-
-        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-            holder.pending = state_dict or None
-
-    return LightningConservation()
-
-
-def transformers_callback(syms: SymmetrySet, model: nn.Module | None = None, **options: Any) -> Any:
-    """The tracker as a Hugging Face ``TrainerCallback``: ``Trainer(callbacks=[transformers_callback(syms)])``.
-
-    Parameters as for :func:`lightning_callback`; by default the laws are those of the trainer's model. The trainer's
-    optimizer is AdamW unless told otherwise: the ledger then is the exact split of each step.
+    Attributes
+    ----------
+    tracker
+        The :class:`ConservationTracker`; None before training.
 
     Raises
     ------
     MissingDependency
-        If ``transformers`` is not installed.
+        If Lightning is not installed.
     """
-    try:
-        from transformers import TrainerCallback
-    except ImportError:
-        raise MissingDependency(
-            "transformers_callback needs Transformers; install it with pip install transformers accelerate."
-        ) from None
-    holder = _Holder(syms, model, options)
 
-    class TransformersConservation(TrainerCallback):
-        """Conserved quantities of the model of a Hugging Face ``Trainer``."""
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Start the tracker."""
+        if len(trainer.optimizers) != 1:
+            raise InvalidInput(
+                f"the module has {len(trainer.optimizers)} optimizers; a tracker watches one: use "
+                "ConservationTracker inside the module for each."
+            )
+        self._begin(pl_module, trainer.optimizers[0])
 
-        result = staticmethod(holder.result)
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Stop the tracker."""
+        self._end()
 
-        @property
-        def tracker(self) -> ConservationTracker | None:
-            """The tracker, once training has started."""
-            return holder.tracker
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Stop the tracker."""
+        self._end()
 
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            holder.begin(kwargs["model"], kwargs["optimizer"])
+    def state_dict(self) -> dict[str, Any]:
+        """The tracker's state."""
+        return {} if self.tracker is None else self.tracker.state_dict()
 
-        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            holder.end()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep a tracker's state for when training starts."""
+        self._pending = state_dict
 
-    return TransformersConservation()
+
+class HuggingFaceConservation(_Tracking, HuggingFaceCallback):
+    """The tracker as a Hugging Face ``TrainerCallback``: ``Trainer(callbacks=[HuggingFaceConservation(symmetries)])``.
+
+    The trainer's optimizer is AdamW unless told otherwise: the ledger then is the exact split of each step.
+
+    Parameters
+    ----------
+    symmetries, model, options
+        As for :class:`LightningConservation`; by default the laws are those of the trainer's model.
+
+    Attributes
+    ----------
+    tracker
+        The :class:`ConservationTracker`; None before training.
+
+    Raises
+    ------
+    MissingDependency
+        If Transformers is not installed.
+    """
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the tracker."""
+        self._begin(kwargs["model"], kwargs["optimizer"])
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop the tracker."""
+        self._end()

@@ -12,7 +12,7 @@ and their gradients, that is random index sets of the same sizes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -21,12 +21,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from mlcollage._checks import integer
 from mlcollage.errors import InvalidInput
-from mlcollage.papers.neural_mechanics.symmetry import Symmetry, SymmetrySet
+
+from ._calculus import Loss, derivatives, loss_value
+from .symmetry import Symmetry, SymmetrySet
 
 __all__ = ["check_gradient", "check_hessian", "frozen_statistics", "rearranged"]
 
-Loss = Callable[[nn.Module], Tensor]
 _FEWEST = 4  # random vectors that the Hessian's typical effect is taken from
 Named = dict[str, Tensor]
 
@@ -43,7 +45,7 @@ def frozen_statistics(model: nn.Module) -> list[str]:
 
 
 def check_gradient(
-    model: nn.Module, syms: SymmetrySet, loss: Loss, *, controls: int = 4, generator: torch.Generator | int = 0
+    model: nn.Module, symmetries: SymmetrySet, loss: Loss, *, controls: int = 4, generator: torch.Generator | int = 0
 ) -> pd.DataFrame:
     """Residuals of the gradient constraints on one batch, beside those of random index sets.
 
@@ -51,7 +53,7 @@ def check_gradient(
     ----------
     model
         In training mode if it has batch norm. Its parameters, gradients and buffers are left as they are.
-    syms
+    symmetries
         Laws to check.
     loss
         ``loss(model)`` gives the loss of one batch as one number.
@@ -63,7 +65,7 @@ def check_gradient(
     Returns
     -------
     DataFrame
-        One row a family: ``kind``, ``name``, ``n_laws``, ``residual`` (the largest over its laws, a cosine in [0, 1]),
+        One row per family: ``kind``, ``name``, ``n_laws``, ``residual`` (largest over its laws, a cosine in [0, 1]),
         ``median``, ``control`` (median over random index sets of the same sizes; NaN without controls).
 
     Raises
@@ -73,7 +75,7 @@ def check_gradient(
 
     Examples
     --------
-    >>> from mlcollage.papers.neural_mechanics.symmetry import Term
+    >>> from mlcollage.papers.neural_mechanics import Term
     >>> with torch.random.fork_rng(devices=[]):
     ...     _ = torch.manual_seed(0)
     ...     model = nn.Linear(3, 4).double()
@@ -83,20 +85,18 @@ def check_gradient(
     >>> bool(report["residual"][0] < 1e-15 < 1e-2 < report["control"][0])
     True
     """
-    _check(model, syms)
+    _check(model, symmetries)
     with _undisturbed(model):
-        value = _value(loss, model)
-        parameters, slopes = _slopes(model, value, create_graph=False)
+        parameters, slopes = _slopes(model, loss)
     draw = _generator(generator)
+    found: dict[str, list[Tensor]] = {law.name: [] for law in symmetries}
+    for _ in range(integer("controls", controls, least=0)):
+        theta, g = rearranged((parameters, slopes), draw)
+        for law in symmetries:
+            found[law.name].append(law.residuals(theta, g))
     rows = []
-    found = {law.name: law.residuals(parameters, slopes) for law in syms}
-    random: dict[str, list[Tensor]] = {law.name: [] for law in syms}
-    for _ in range(controls):
-        (theta, g) = rearranged((parameters, slopes), draw)
-        for law in syms:
-            random[law.name].append(law.residuals(theta, g))
-    for law in syms:
-        residuals, control = found[law.name], random[law.name]
+    for law in symmetries:
+        residuals, random = law.residuals(parameters, slopes), found[law.name]
         rows.append(
             {
                 "kind": law.kind,
@@ -104,7 +104,7 @@ def check_gradient(
                 "n_laws": law.n_laws,
                 "residual": float(residuals.max()),
                 "median": float(residuals.median()),
-                "control": float(torch.stack(control).median()) if control else math.nan,
+                "control": float(torch.stack(random).median()) if random else math.nan,
             }
         )
     return pd.DataFrame(rows)
@@ -112,14 +112,14 @@ def check_gradient(
 
 def check_hessian(
     model: nn.Module,
-    syms: SymmetrySet,
+    symmetries: SymmetrySet,
     loss: Loss,
     *,
     most: int = 8,
     chunk: int = 8,
     generator: torch.Generator | int = 0,
 ) -> pd.DataFrame:
-    r"""Residuals of the Hessian constraints on one batch, from one Hessian-vector product a law.
+    r"""Residuals of the Hessian constraints on one batch, from one Hessian-vector product per law.
 
     The residual is :math:`‖H Aθ + A^⊤ g‖ / (‖H r‖ + ‖A^⊤ g‖)` with r the tangent Aθ rearranged at random over all
     parameters: the Hessian's effect on a random vector of the same entries (root mean square over the family's, at
@@ -127,7 +127,7 @@ def check_hessian(
 
     Parameters
     ----------
-    model, syms, loss
+    model, symmetries, loss
         As for :func:`check_gradient`. The loss must have second derivatives.
     most
         At most so many laws of a family, drawn at random.
@@ -140,7 +140,7 @@ def check_hessian(
     Returns
     -------
     DataFrame
-        One row a family: ``kind``, ``name``, ``n_laws``, ``checked`` (how many), ``residual`` (largest), ``control``
+        One row per family: ``kind``, ``name``, ``n_laws``, ``checked`` (how many), ``residual`` (largest), ``control``
         (median).
 
     Raises
@@ -150,7 +150,7 @@ def check_hessian(
 
     Examples
     --------
-    >>> from mlcollage.papers.neural_mechanics.symmetry import Term
+    >>> from mlcollage.papers.neural_mechanics import Term
     >>> model = nn.Linear(3, 4).double()
     >>> law = Symmetry("translation", "softmax", (Term("weight", keep=1),), 3)
     >>> x, y = torch.eye(3).double(), torch.arange(3)
@@ -158,38 +158,37 @@ def check_hessian(
     >>> int(report["checked"][0]), bool(report["residual"][0] < 1e-14)
     (3, True)
     """
-    _check(model, syms)
-    if most < 1 or chunk < 1:
-        raise InvalidInput(f"most={most} and chunk={chunk} must be at least 1.")
+    _check(model, symmetries)
+    most, chunk = integer("most", most, least=1), integer("chunk", chunk, least=1)
     draw = _generator(generator)
     rows = []
     with _undisturbed(model), sdpa_kernel([SDPBackend.MATH]):  # the fused kernels have no second derivative
-        value = _value(loss, model)
-        parameters, slopes = _slopes(model, value, create_graph=True)
+        parameters, slopes = _slopes(model, loss, create_graph=True)
         held = {name: slope.detach() for name, slope in slopes.items()}
-        for law in syms:
-            tangents, answers = [], []
-            for index in _chosen(law, most, draw):
-                tangents.append(_tangent(law, index, parameters))
-                answers.append(None if law.kind == "translation" else _tangent(law, _adjoint(law, index), held))
-            vectors = [_whole(t, parameters) for t in tangents]
-            count = max(len(vectors), _FEWEST)
-            shuffled = [rearranged((vectors[i % len(vectors)],), draw)[0] for i in range(count)]
-            bent = _products(parameters, slopes, vectors + shuffled, chunk)
-            random = bent[len(vectors) :]
+        for law in symmetries:
+            chosen = _chosen(law, most, draw)
+            tangents = [_whole(_tangent(law, index, parameters), parameters) for index in chosen]
+            # Aᵀg, what H Aθ must cancel; the adjoint of E_ij is E_ji
+            answers = [
+                _whole({} if law.kind == "translation" else _tangent(law, (index[0], *index[:0:-1]), held), parameters)
+                for index in chosen
+            ]
+            count = max(len(chosen), _FEWEST)
+            shuffled = [rearranged((tangents[i % len(chosen)],), draw)[0] for i in range(count)]
+            bent = _products(parameters, slopes, tangents + shuffled, chunk)
+            random = bent[len(chosen) :]
             typical = math.sqrt(sum(_norm(h) ** 2 for h in random) / count)
             residuals, controls = [], []
             for i, answer in enumerate(answers):
-                expected = _whole(answer or {}, parameters)
-                size = typical + _norm(expected)
-                residuals.append(_norm(_sum(bent[i], expected)) / size if size else 0.0)
-                controls.append(_norm(_sum(random[i], expected)) / size if size else math.nan)
+                size = typical + _norm(answer)
+                residuals.append(_norm(_sum(bent[i], answer)) / size if size else 0.0)
+                controls.append(_norm(_sum(random[i], answer)) / size if size else math.nan)
             rows.append(
                 {
                     "kind": law.kind,
                     "name": law.name,
                     "n_laws": law.n_laws,
-                    "checked": len(answers),
+                    "checked": len(chosen),
                     "residual": max(residuals),
                     "control": float(np.nanmedian(controls)) if np.isfinite(controls).any() else math.nan,
                 }
@@ -217,11 +216,11 @@ def _generator(generator: torch.Generator | int) -> torch.Generator:
     return torch.Generator().manual_seed(generator) if isinstance(generator, int) else generator
 
 
-def _check(model: nn.Module, syms: SymmetrySet) -> None:
-    if not len(syms):
+def _check(model: nn.Module, symmetries: SymmetrySet) -> None:
+    if not len(symmetries):
         raise InvalidInput("there is no law to check; find_symmetries(model, example) found none, or none was given.")
     frozen = frozen_statistics(model)
-    if frozen and any(law.kind == "scale" for law in syms):
+    if frozen and symmetries.of_kind("scale"):
         raise InvalidInput(
             f"batch norm {frozen[0]!r} is in evaluation mode, in which the scale laws do not hold; call model.train() "
             "first, or leave the laws of kind 'scale' out."
@@ -241,23 +240,12 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
                 buffer.copy_(kept[name])
 
 
-def _value(loss: Loss, model: nn.Module) -> Tensor:
-    value = loss(model)
-    if not isinstance(value, Tensor) or value.numel() != 1 or not bool(torch.isfinite(value).all()):
-        shown = tuple(value.shape) if isinstance(value, Tensor) and value.numel() != 1 else value
-        raise InvalidInput(f"loss(model) must be one finite number; got {shown}.")
-    if not value.requires_grad:
-        raise InvalidInput("loss(model) does not depend on the parameters through autograd; return the loss itself.")
-    return value.reshape(())
-
-
-def _slopes(model: nn.Module, value: Tensor, *, create_graph: bool) -> tuple[Named, Named]:
+def _slopes(model: nn.Module, loss: Loss, *, create_graph: bool = False) -> tuple[Named, Named]:
     """Parameters and gradients by name; a frozen or unused parameter has gradient zero."""
     named: Named = dict(model.named_parameters())
-    free = {name: p for name, p in named.items() if p.requires_grad}
-    found = torch.autograd.grad(value, list(free.values()), create_graph=create_graph, allow_unused=True)
-    slopes = {name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(free.items(), found, strict=True)}
-    return named, {name: slopes.get(name, torch.zeros_like(p)) for name, p in named.items()}
+    free = [name for name, p in named.items() if p.requires_grad]
+    found = derivatives([loss_value(loss, model)], [named[name] for name in free], create_graph=create_graph)
+    return named, _whole(dict(zip(free, found, strict=True)), named)
 
 
 def _chosen(law: Symmetry, most: int, generator: torch.Generator) -> list[tuple[int, ...]]:
@@ -270,10 +258,6 @@ def _chosen(law: Symmetry, most: int, generator: torch.Generator) -> list[tuple[
     return [(k // d**2, k // d % d, k % d) for k in sorted(order)]
 
 
-def _adjoint(law: Symmetry, index: tuple[int, ...]) -> tuple[int, ...]:
-    return index if law.size is None else (index[0], index[2], index[1])
-
-
 def _tangent(law: Symmetry, index: tuple[int, ...], values: Mapping[str, Tensor]) -> Named:
     """A applied to `values` for one generator, from the finite action alone.
 
@@ -282,29 +266,25 @@ def _tangent(law: Symmetry, index: tuple[int, ...], values: Mapping[str, Tensor]
     """
     own = {name: values[name].detach() for name in law.parameters}
     if law.kind == "translation":
-        return law.apply({n: torch.zeros_like(v) for n, v in own.items()}, _unit(law, index[0], 1.0, 0.0))
+        alpha = torch.zeros(law.n_laws, dtype=torch.float64)
+        alpha[index] = 1.0
+        return law.apply({n: torch.zeros_like(v) for n, v in own.items()}, alpha)
+    if law.size is None:
+        alpha = torch.ones(law.n_laws, dtype=torch.float64)
+    else:
+        alpha = torch.eye(law.size, dtype=torch.float64).repeat(law.blocks, 1, 1)
     if law.size is None or index[1] == index[2]:
-        if law.size is None:
-            alpha = _unit(law, index[0], 2.0, 1.0)
-        else:
-            alpha = torch.eye(law.size, dtype=torch.float64).repeat(law.blocks, 1, 1)
-            alpha[index] = 2.0
+        alpha[index] = 2.0
         powers = law.apply({n: torch.ones_like(v, dtype=torch.float64) for n, v in own.items()}, alpha)
         return {n: (own[n].double() * power.log2()).to(own[n].dtype) for n, power in powers.items()}
-    alpha = torch.eye(law.size, dtype=torch.float64).repeat(law.blocks, 1, 1)
     alpha[index] = 1.0
     moved = law.apply({n: v.double() for n, v in own.items()}, alpha)
     return {n: (after - own[n].double()).to(own[n].dtype) for n, after in moved.items()}
 
 
-def _unit(law: Symmetry, k: int, there: float, elsewhere: float) -> Tensor:
-    alpha = torch.full((law.n_laws,), elsewhere, dtype=torch.float64)
-    alpha[k] = there
-    return alpha
-
-
 def _whole(part: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Named:
-    return {name: part.get(name, torch.zeros_like(p)).detach() for name, p in parameters.items()}
+    """Tensors for all parameters, zero where `part` has none."""
+    return {name: part[name] if name in part else torch.zeros_like(p).detach() for name, p in parameters.items()}
 
 
 def _products(
@@ -312,53 +292,21 @@ def _products(
 ) -> list[Named]:
     """Hessian-vector products, several in one vectorized backward pass where that works."""
     roots = [name for name, slope in slopes.items() if slope.requires_grad]
-    free = [name for name, p in parameters.items() if p.requires_grad]
+    free = {name: p for name, p in parameters.items() if p.requires_grad}
     if not roots:  # a loss that is linear in every parameter
-        return [{name: torch.zeros_like(p) for name, p in parameters.items()} for _ in vectors]
+        return [_whole({}, parameters) for _ in vectors]
+    outputs, inputs = [slopes[name] for name in roots], list(free.values())
     out: list[Named] = []
     for begin in range(0, len(vectors), chunk):
         part = vectors[begin : begin + chunk]
-        along = [torch.stack([v[name] for v in part]) for name in roots]
+        along = [torch.stack([v[name] for v in part]) for name in roots]  # each (vectors, *shape)
         try:
-            bent = _backward(slopes, parameters, roots, free, along, batched=True)
+            bent = derivatives(outputs, inputs, along, retain_graph=True, is_grads_batched=True)
         except RuntimeError:  # no batching rule
-            single = [
-                _backward(slopes, parameters, roots, free, [a[i] for a in along], batched=False)
-                for i in range(len(part))
-            ]
+            single = [derivatives(outputs, inputs, list(one), retain_graph=True) for one in zip(*along, strict=True)]
             bent = [torch.stack(same) for same in zip(*single, strict=True)]
-        for i in range(len(part)):
-            found = {name: b[i] for name, b in zip(free, bent, strict=True)}
-            out.append({name: found.get(name, torch.zeros_like(p)) for name, p in parameters.items()})
+        out += [_whole({n: b[i] for n, b in zip(free, bent, strict=True)}, parameters) for i in range(len(part))]
     return out
-
-
-def _backward(
-    slopes: Mapping[str, Tensor],
-    parameters: Mapping[str, Tensor],
-    roots: list[str],
-    free: list[str],
-    along: list[Tensor],
-    *,
-    batched: bool,
-) -> list[Tensor]:
-    wanted = [parameters[name] for name in free]
-    try:
-        found = torch.autograd.grad(
-            [slopes[name] for name in roots],
-            wanted,
-            along,
-            retain_graph=True,
-            allow_unused=True,
-            is_grads_batched=batched,
-        )
-    except NotImplementedError as reason:
-        raise InvalidInput(f"the loss has no second derivative: {str(reason).splitlines()[0]}") from reason
-    lead = along[0].shape[:1] if batched else ()
-    return [
-        torch.zeros((*lead, *p.shape), dtype=p.dtype, device=p.device) if b is None else b
-        for b, p in zip(found, wanted, strict=True)
-    ]
 
 
 def _sum(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Named:

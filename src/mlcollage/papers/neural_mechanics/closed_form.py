@@ -19,40 +19,58 @@ special case. (Sums of :math:`e^{2λt}‖g‖^2`, as in the official code, overf
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy.linalg import expm, schur
 
+from mlcollage._checks import choice, integer, positive, real
 from mlcollage.errors import InvalidInput
 
-__all__ = ["Kernel", "Oscillator", "check_settings", "kernel", "oscillator", "per_step", "predict"]
+from .term import KINDS, Kind
+
+__all__ = ["Oscillator", "Propagator", "SGDSettings", "oscillator", "predict", "propagator"]
 
 Floats = npt.NDArray[np.float64]
-Law = Literal["translation", "scale", "rescale", "matrix"]
-_LAWS = ("translation", "scale", "rescale", "matrix")
 
 
-def check_settings(lr: Any, weight_decay: Any, momentum: float, dampening: float) -> None:
-    """Refuse settings for which no prediction exists.
+class SGDSettings(NamedTuple):
+    """What one parameter group is trained with in one step of ``torch.optim.SGD``.
+
+    Attributes
+    ----------
+    lr, weight_decay, momentum, dampening
+        η, λ, β and d.
+    """
+
+    lr: float
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+    dampening: float = 0.0
+
+    def entering(self, first: bool = False) -> float:
+        """The factor with which a gradient enters the update: 1 - d, but 1 in the first step and without momentum."""
+        return 1.0 if first or self.momentum == 0 else 1 - self.dampening
+
+
+def check_settings(lr: Any, weight_decay: Any, momentum: Any = 0.0, dampening: Any = 0.0) -> None:
+    """Refuse settings for which no prediction exists; learning rate and weight decay may be schedules.
 
     Raises
     ------
     InvalidInput
         If η <= 0, λ < 0, β not in [0, 1), d not in [0, 1), or one is not finite.
     """
-    rates, decays = np.asarray(lr, dtype=float), np.asarray(weight_decay, dtype=float)
-    if not (np.isfinite(rates).all() and (rates > 0).all()):
-        raise InvalidInput(f"lr={lr} must be positive and finite at every step.")
-    if not (np.isfinite(decays).all() and (decays >= 0).all()):
-        raise InvalidInput(f"weight_decay={weight_decay} must be finite and not negative.")
-    if not 0 <= momentum < 1:
-        raise InvalidInput(f"momentum={momentum} must lie in [0, 1): with 1 a law never damps out.")
-    if not 0 <= dampening < 1:
-        raise InvalidInput(f"dampening={dampening} must lie in [0, 1): with 1 no gradient enters the momentum.")
+    for rate in np.unique(lr).tolist():
+        positive("lr", rate)
+    for decay in np.unique(weight_decay).tolist():
+        real("weight_decay", decay, least=0)
+    real("momentum", momentum, least=0, below=1)
+    real("dampening", dampening, least=0, below=1)
 
 
 @dataclass(frozen=True)
@@ -103,7 +121,7 @@ class Oscillator:
 
 
 def oscillator(
-    lr: float, weight_decay: float, momentum: float, dampening: float = 0.0, *, kind: Law = "translation"
+    lr: float, weight_decay: float, momentum: float, dampening: float = 0.0, *, kind: Kind = "translation"
 ) -> Oscillator:
     """γ and ω² of a law under SGD with these settings (the formulas are at the head of this module).
 
@@ -120,13 +138,11 @@ def oscillator(
 
 
 def _weight(kind: str) -> int:
-    if kind not in _LAWS:
-        raise InvalidInput(f"kind={kind!r} must be one of {', '.join(_LAWS)}.")
-    return 1 if kind == "translation" else 2
+    return 1 if choice("kind", kind, KINDS) == "translation" else 2
 
 
 @dataclass(frozen=True)
-class Kernel:
+class Propagator:
     r"""One step of the theory: ``state' = transition @ state + gain * V``, exact for a forcing constant over the step.
 
     The state is (Q,) for the first-order flow and (Q, dQ/dk) for the second, both per step k; V is the signed squared
@@ -142,39 +158,40 @@ class Kernel:
         return len(self.transition)
 
 
-def kernel(
+@functools.lru_cache(maxsize=4096)
+def propagator(
     lr: float,
     weight_decay: float,
     momentum: float = 0.0,
     dampening: float = 0.0,
     *,
-    kind: Law = "scale",
+    kind: Kind = "scale",
     order: int | None = None,
-) -> Kernel:
-    """The matrix exponential of one step at these settings; see :func:`predict` for the arguments.
+) -> Propagator:
+    """The matrix exponential of one step at these settings, remembered; see :func:`predict` for the arguments.
 
     Examples
     --------
-    >>> kernel(0.1, 0.0).transition.tolist()
+    >>> propagator(0.1, 0.0).transition.tolist()
     [[1.0]]
     """
     check_settings(lr, weight_decay, momentum, dampening)
-    order = (2 if momentum else 1) if order is None else order
-    if order not in (1, 2):
-        raise InvalidInput(f"order={order} must be 1, 2 or None.")
-    d = dampening if momentum else 0.0  # torch ignores dampening without momentum
-    h, mass, friction = lr * (1 - d), lr * (1 - d) * (1 + momentum) / 2, 1 - momentum
+    order = (2 if momentum else 1) if order is None else integer("order", order, least=1, most=2)
+    settings = SGDSettings(lr, weight_decay, momentum, dampening)
+    h, friction = lr * settings.entering(), 1 - momentum  # the time of a step, and c
+    mass = h * (1 + momentum) / 2
     w, forced = _weight(kind), 0.0 if kind == "translation" else 1.0
     if order == 1:
         rate = w * weight_decay * h / friction
         held = -math.expm1(-rate) / rate if rate else 1.0
-        return Kernel(np.array([[math.exp(-rate)]]), np.array([forced * held * lr**2 * (1 + momentum) / friction]))
+        return Propagator(np.array([[math.exp(-rate)]]), np.array([forced * held * lr**2 * (1 + momentum) / friction]))
     # In units of steps, so that the matrix holds numbers of order one: damping 2γh = 2(1-β)/(1+β) and (ωh)².
+    # The third row and column carry the forcing, which is constant over the step.
     augmented = np.array(
         [[0.0, 1.0, 0.0], [-w * weight_decay * h**2 / mass, -friction * h / mass, forced * 2 * lr**2], [0.0, 0.0, 0.0]]
     )
     step = expm(augmented)
-    return Kernel(step[:2, :2], step[:2, 2])
+    return Propagator(step[:2, :2], step[:2, 2])
 
 
 def predict(
@@ -186,7 +203,7 @@ def predict(
     steps: int = 1,
     forcing: npt.ArrayLike | None = None,
     *,
-    kind: Law = "scale",
+    kind: Kind = "scale",
     order: int | None = None,
 ) -> Floats:
     r"""What the continuous theory says a conserved quantity will be after each step.
@@ -228,41 +245,39 @@ def predict(
     >>> bool(np.isfinite(predict(1.0, 0.1, 1e3, 0.9, steps=100_000)).all())
     True
     """
-    start = np.asarray(Q0, dtype=np.float64)
-    if isinstance(steps, bool) or int(steps) != steps or steps < 1:
-        raise InvalidInput(f"steps={steps!r} must be a whole number of at least 1.")
+    start, steps = np.asarray(Q0, dtype=np.float64), integer("steps", steps, least=1)
     rates, decays = per_step(lr, steps, "lr"), per_step(weight_decay, steps, "weight_decay")
     check_settings(rates, decays, momentum, dampening)
     force = _forcing(forcing, start.shape, steps, kind)
+    of_step = functools.partial(propagator, momentum=momentum, dampening=dampening, kind=kind, order=order)
     if len(np.unique(rates)) == len(np.unique(decays)) == 1:
-        one = kernel(float(rates[0]), float(decays[0]), momentum, dampening, kind=kind, order=order)
-        out = _filter(one, start.ravel(), force, steps)
+        out = _filter(of_step(float(rates[0]), float(decays[0])), start.ravel(), force)
     else:
-        out = _march(rates, decays, momentum, dampening, kind, order, start.ravel(), force)
+        out = _march(list(map(of_step, rates.tolist(), decays.tolist())), rates, start.ravel(), force)
     return out.reshape(steps + 1, *start.shape)
 
 
 def per_step(value: npt.ArrayLike, steps: int, name: str) -> Floats:
-    """A setting as one number a step; refuses what is neither one number nor one a step."""
+    """A setting as one number per step; refuses what is neither one number nor one per step."""
     array = np.asarray(value, dtype=np.float64)
     if array.ndim > 1 or (array.ndim == 1 and len(array) != steps):
-        raise InvalidInput(f"{name} has shape {array.shape}; expected one number or one a step, ({steps},).")
+        raise InvalidInput(f"{name} has shape {array.shape}; expected one number or one per step, ({steps},).")
     return np.broadcast_to(array, (steps,))
 
 
-def _forcing(forcing: npt.ArrayLike | None, shape: tuple[int, ...], steps: int, kind: str) -> Floats | None:
-    _weight(kind)
+def _forcing(forcing: npt.ArrayLike | None, shape: tuple[int, ...], steps: int, kind: Kind) -> Floats:
+    """The forcing as (steps, laws)."""
     if forcing is None:
-        return None
-    if kind == "translation":
+        return np.zeros((steps, math.prod(shape)))
+    if _weight(kind) == 1:
         raise InvalidInput("a translation is linear in θ and has no forcing; leave forcing=None.")
     force = np.asarray(forcing, dtype=np.float64)
     if force.shape != (steps, *shape):
-        raise InvalidInput(f"forcing has shape {force.shape}; expected {(steps, *shape)}, one value a step and law.")
+        raise InvalidInput(f"forcing has shape {force.shape}; expected {(steps, *shape)}, one value per step and law.")
     return force.reshape(steps, -1)
 
 
-def _filter(one: Kernel, start: Floats, force: Floats | None, steps: int) -> Floats:
+def _filter(one: Propagator, start: Floats, force: Floats) -> Floats:
     """Constant settings: a linear filter.
 
     The transition is brought to (complex) triangular form by a unitary matrix, which has a solution at critical
@@ -272,12 +287,11 @@ def _filter(one: Kernel, start: Floats, force: Floats | None, steps: int) -> Flo
 
     T, Z = schur(one.transition, output="complex") if one.order == 2 else (one.transition, np.eye(1))
     gain = Z.conj().T @ one.gain
-    inputs = np.zeros((steps, len(start))) if force is None else force
-    state = np.concatenate([start[None], np.zeros((one.order - 1, len(start)))])
+    state = np.concatenate([start[None], np.zeros((one.order - 1, len(start)))])  # (order, laws)
     inner = Z.conj().T @ state
-    parts: list[npt.NDArray[Any]] = [np.empty(0)] * one.order
-    for i in reversed(range(one.order)):
-        drive = gain[i] * inputs + sum(T[i, j] * parts[j][:-1] for j in range(i + 1, one.order))
+    parts: list[npt.NDArray[Any]] = [np.empty(0)] * one.order  # each (steps + 1, laws)
+    for i in reversed(range(one.order)):  # triangular: component i is driven by the later ones
+        drive = gain[i] * force + sum(T[i, j] * parts[j][:-1] for j in range(i + 1, one.order))
         dtype = np.result_type(drive, T)
         tail, _ = lfilter([1.0], [1.0, -T[i, i]], drive.astype(dtype), axis=0, zi=(T[i, i] * inner[i])[None])
         parts[i] = np.concatenate([inner[i][None], tail])
@@ -287,31 +301,13 @@ def _filter(one: Kernel, start: Floats, force: Floats | None, steps: int) -> Flo
     return out
 
 
-def _march(
-    rates: Floats,
-    decays: Floats,
-    momentum: float,
-    dampening: float,
-    kind: Law,
-    order: int | None,
-    start: Floats,
-    force: Floats | None,
-) -> Floats:
-    """Settings that change: step by step, one kernel a setting; dQ/dk scales with the learning rate."""
-    known: dict[tuple[float, float], Kernel] = {}
-    out = np.empty((len(rates) + 1, len(start)))
-    out[0] = start
-    state = np.zeros((2 if (order or (2 if momentum else 1)) == 2 else 1, len(start)))
+def _march(each: list[Propagator], rates: Floats, start: Floats, force: Floats) -> Floats:
+    """Settings that change: step by step; dQ/dk scales with the learning rate."""
+    state = np.zeros((each[0].order, len(start)))
     state[0] = start
-    before = rates[0]
-    for k, (rate, decay) in enumerate(zip(rates, decays, strict=True)):
-        key = (float(rate), float(decay))
-        if key not in known:
-            known[key] = kernel(*key, momentum, dampening, kind=kind, order=order)
-        if len(state) == 2:
-            state[1] *= rate / before
-        state = known[key].transition @ state
-        if force is not None:
-            state = state + known[key].gain[:, None] * force[k]
-        out[k + 1], before = state[0], rate
-    return out
+    out = [start]
+    for k, one in enumerate(each):
+        state[1:] *= rates[k] / rates[max(k - 1, 0)]
+        state = one.transition @ state + one.gain[:, None] * force[k]
+        out.append(state[0])
+    return np.stack(out)

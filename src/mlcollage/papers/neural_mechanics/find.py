@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -10,13 +9,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from mlcollage.errors import InvalidInput, UnknownName
-from mlcollage.papers.neural_mechanics._families import unique_names
-from mlcollage.papers.neural_mechanics.graph import TracingFailed, structural_symmetries, trace
-from mlcollage.papers.neural_mechanics.numerical import Probe, confirm, dead_biases, detect
-from mlcollage.papers.neural_mechanics.symmetry import Symmetry, SymmetrySet
+from mlcollage._checks import choice, integer, probability
+from mlcollage.errors import InvalidInput
 
-__all__ = ["find_symmetries"]
+from ._analysis.confirm import confirm
+from ._analysis.detect import dead_biases, detect
+from ._analysis.names import unique_names
+from ._analysis.probe import Probe
+from ._analysis.structure import structural_symmetries
+from ._analysis.tracing import TracingFailed, trace
+from .symmetry import Symmetry, SymmetrySet
+from .term import check_parameter
+
+__all__ = ["TracingFailed", "find_symmetries"]
 
 Method = Literal["both", "structural", "numerical"]
 
@@ -89,112 +94,85 @@ def find_symmetries(
     rescale:0->2 8 True
     """
     args, kwargs = _inputs(example_inputs)
-    _check(model, args, kwargs, loss_fn, method, tol, batches, seed)
+    choice("method", method, ("both", "structural", "numerical"))
+    tol, batches = probability("tol", tol), integer("batches", batches, least=1)
+    _check(model, args, kwargs, loss_fn)
     if loss_fn is not None and targets is None:
         targets = _guess_targets(model, args, kwargs, loss_fn, seed)
-    probe = None if method == "structural" else _probe(model, args, kwargs, loss_fn, targets, seed)
-    if method == "numerical":
-        return _by_numbers(_need(probe), tol, batches, ())
-    try:
-        found = structural_symmetries(trace(model, args, kwargs, loss_fn, targets))
-    except TracingFailed as problem:
-        if probe is None:
-            raise
-        return _by_numbers(probe, tol, batches, (f"{problem}; searched by numbers alone",))
-    if probe is None:
+    found, notes = SymmetrySet(), ()
+    if method != "numerical":
+        try:
+            found = structural_symmetries(trace(model, args, kwargs, loss_fn, targets))
+        except TracingFailed as problem:
+            if method == "structural":
+                raise
+            method, notes = "numerical", (f"{problem}; searched by numbers alone",)
+    if method == "structural":
         return found
+    probe = _probe(model, args, kwargs, loss_fn, targets, seed)
+    if method == "numerical":
+        candidates, limits = detect(probe, tol)
+        candidates += dead_biases(probe, _shifted(candidates), batches)
+        kept, refused = confirm(unique_names(candidates), probe, tol, batches, found_by="numbers")
+        kept.sort(key=lambda law: law.kind != "translation")
+        return SymmetrySet(tuple(kept), (*notes, *limits, *refused))
     kept, refused = confirm(list(found), probe, tol, batches)
-    taken = {term.parameter for law in kept if law.kind == "translation" for term in law.terms}
-    dead, _ = confirm(dead_biases(probe, taken, batches), probe, tol, batches, found_by="numbers")
-    shifts = [law for law in kept if law.kind == "translation"] + dead
-    others = [law for law in kept if law.kind != "translation"]
-    extra: list[Symmetry] = []
+    dead, _ = confirm(dead_biases(probe, _shifted(kept), batches), probe, tol, batches, found_by="numbers")
+    kept = sorted([*kept, *dead], key=lambda law: law.kind != "translation")
     if any(note.startswith("operator ") for note in found.unhandled):
-        extra = _unseen(probe, [*shifts, *others], tol, batches)
-    return SymmetrySet(unique_names([*shifts, *others, *extra]), (*found.unhandled, *refused))
+        kept += _unseen(probe, kept, tol, batches)
+    return SymmetrySet(unique_names(kept), (*found.unhandled, *refused))
 
 
-def _by_numbers(probe: Probe, tol: float, batches: int, notes: tuple[str, ...]) -> SymmetrySet:
-    candidates, limits = detect(probe, tol)
-    taken = {term.parameter for law in candidates if law.kind == "translation" for term in law.terms}
-    candidates += dead_biases(probe, taken, batches)
-    kept, refused = confirm(unique_names(candidates), probe, tol, batches, found_by="numbers")
-    kept.sort(key=lambda law: law.kind != "translation")
-    return SymmetrySet(tuple(kept), (*notes, *limits, *refused))
+def _shifted(symmetries: list[Symmetry]) -> set[str]:
+    """The parameters that translations act on."""
+    return {name for law in symmetries if law.kind == "translation" for name in law.parameters}
 
 
 def _unseen(probe: Probe, known: list[Symmetry], tol: float, batches: int) -> list[Symmetry]:
     """Laws that only numbers find, where the graph holds an operator without a rule."""
-    covered = {frozenset((term.parameter, term.sign) for term in law.terms) for law in known}
-    moved = {term.parameter for law in known if law.kind == "translation" for term in law.terms}
+
+    def signature(law: Symmetry) -> frozenset[tuple[str, int]]:
+        return frozenset((term.parameter, term.sign) for term in law.terms)
+
+    covered, moved = {signature(law) for law in known}, _shifted(known)
     candidates = [
         law
         for law in detect(probe, tol)[0]
-        if frozenset((term.parameter, term.sign) for term in law.terms) not in covered
-        and not (law.kind == "translation" and moved & set(law.parameters))
+        if signature(law) not in covered and not (law.kind == "translation" and moved & set(law.parameters))
     ]
     return confirm(unique_names(candidates), probe, tol, batches, found_by="numbers")[0]
 
 
-def _need(probe: Probe | None) -> Probe:
-    if probe is None:
-        raise InvalidInput("this method needs forward passes.")
-    return probe
-
-
 def _inputs(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(example, Tensor):
-        return (example,), {}
     if isinstance(example, Mapping):
         return (), dict(example)
-    if isinstance(example, tuple):
-        return example, {}
-    if isinstance(example, list):
-        return tuple(example), {}
+    if isinstance(example, Tensor | tuple | list):
+        return (example,) if isinstance(example, Tensor) else tuple(example), {}
     raise InvalidInput(
         f"example_inputs must be a tensor, a tuple of inputs or a mapping of keyword inputs, not a "
         f"{type(example).__name__}."
     )
 
 
-def _check(model: Any, args: Any, kwargs: Any, loss_fn: Any, method: str, tol: float, batches: int, seed: int) -> None:
+def _check(model: Any, args: Any, kwargs: Any, loss_fn: Any) -> None:
     if not isinstance(model, nn.Module):
         raise InvalidInput(f"model must be a torch.nn.Module, not a {type(model).__name__}.")
-    if method not in ("both", "structural", "numerical"):
-        raise UnknownName(f"method must be 'both', 'structural' or 'numerical'; got {method!r}.")
-    if not (isinstance(tol, int | float) and math.isfinite(tol) and 0 < tol < 1):
-        raise InvalidInput(f"tol must be a number between 0 and 1; got {tol!r}.")
-    if not isinstance(batches, int) or batches < 1:
-        raise InvalidInput(f"batches must be a whole number of at least 1; got {batches!r}.")
     if loss_fn is not None and not callable(loss_fn):
         raise InvalidInput(
             f"loss_fn must be called as loss_fn(outputs, targets); a {type(loss_fn).__name__} cannot be."
         )
     for name, value in model.named_parameters():
-        _check_parameter(name, value)
+        check_parameter(name, value)
     if not any(value.requires_grad for value in model.parameters()):
         raise InvalidInput("the model has no trainable parameters; unfreeze some, or pass the module that has them.")
     sizes = [x.shape[0] for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.dim()]
-    norms = [name or "the model" for name, module in model.named_modules() if _uses_batch(module)]
-    if norms and sizes and max(sizes) < 2:
-        raise InvalidInput(
-            f"{norms[0]} takes batch statistics, for which example_inputs must hold at least 2 examples."
-        )
-
-
-def _uses_batch(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
-
-
-def _check_parameter(name: str, value: Tensor) -> None:
-    if isinstance(value, nn.parameter.UninitializedParameter):
-        raise InvalidInput(f"the parameter {name!r} is lazy; run one batch through the model first.")
-    if value.is_complex():
-        raise InvalidInput(f"the parameter {name!r} is complex; only real parameters have these laws.")
-    if value.is_quantized or not value.is_floating_point():
-        raise InvalidInput(f"the parameter {name!r} is quantized ({value.dtype}); pass the model before quantization.")
-    if value.layout != torch.strided:
-        raise InvalidInput(f"the parameter {name!r} is sparse ({value.layout}); make it dense first.")
+    for name, module in model.named_modules():
+        takes_statistics = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
+        if takes_statistics and sizes and max(sizes) < 2:
+            raise InvalidInput(
+                f"{name or 'the model'} takes batch statistics, for which example_inputs must hold at least 2 examples."
+            )
 
 
 def _probe(model: nn.Module, args: Any, kwargs: Any, loss_fn: Any, targets: Any, seed: int) -> Probe:

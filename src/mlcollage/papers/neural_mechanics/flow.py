@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,12 +26,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from mlcollage._checks import choice, integer
 from mlcollage.errors import InvalidInput
-from mlcollage.papers.neural_mechanics.closed_form import check_settings
+
+from ._calculus import Loss, derivatives, loss_value
+from .closed_form import SGDSettings, check_settings
 
 __all__ = ["FlowPath", "ModifiedSGDFlow"]
 
-Loss = Callable[[nn.Module], Tensor]
 Flow = Literal["gradient", "modified", "second"]
 
 
@@ -99,16 +101,13 @@ class ModifiedSGDFlow:
         substeps: int = 8,
     ) -> None:
         check_settings(lr, weight_decay, momentum, dampening)
-        if kind not in ("gradient", "modified", "second"):
-            raise InvalidInput(f"kind={kind!r} must be 'gradient', 'modified' or 'second'.")
-        self.model, self.loss, self.kind = copy.deepcopy(model), loss, kind
-        if isinstance(substeps, bool) or int(substeps) != substeps or substeps < 1:
-            raise InvalidInput(f"substeps={substeps!r} must be a whole number of at least 1.")
+        self.kind = choice("kind", kind, ("gradient", "modified", "second"))
+        self.substeps = integer("substeps", substeps, least=1)
+        self.model, self.loss, self.weight_decay = copy.deepcopy(model), loss, weight_decay
         self._parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         if not self._parameters:
             raise InvalidInput("the model has no parameter that requires a gradient; there is nothing to flow.")
-        self.weight_decay, self.substeps = weight_decay, int(substeps)
-        self.step_time = lr * (1 - (dampening if momentum else 0.0))
+        self.step_time = lr * SGDSettings(lr, weight_decay, momentum, dampening).entering()
         self.friction, self.mass = 1 - momentum, self.step_time * (1 + momentum) / 2
 
     def solve(self, steps: Sequence[float] | npt.NDArray[Any], *, at_rest: bool | None = None) -> FlowPath:
@@ -130,21 +129,19 @@ class ModifiedSGDFlow:
         wanted = np.asarray(steps, dtype=float)
         if wanted.ndim != 1 or not len(wanted) or wanted[0] < 0 or (np.diff(wanted) <= 0).any() or wanted[-1] <= 0:
             raise InvalidInput(f"steps={list(steps)} must increase, start at 0 or later and end after 0.")
-        start = torch.cat([p.detach().reshape(-1) for p in self._parameters.values()]).cpu().double().numpy()
-        times = wanted * self.step_time
-        if self.kind == "second":
+        start = _flat(list(self._parameters.values()))
+        begin = start
+        if self.kind == "second":  # the state is (θ, θ')
             rest = self.friction < 1 if at_rest is None else at_rest
             velocity = np.zeros_like(start) if rest else -self._gradient(start)[0] / self.friction
             begin = np.concatenate([start, velocity])
-        else:
-            begin = start
         points, here, before = [], begin, 0.0
         for k in wanted:
             here, before = self._follow(here, k - before), k
             if not np.isfinite(here).all():
                 raise InvalidInput(f"the flow left the finite numbers before step {k:g}; lower lr or raise substeps.")
             points.append(here[: len(start)])
-        return FlowPath(wanted, times, self._unpack(torch.from_numpy(np.stack(points))))
+        return FlowPath(wanted, wanted * self.step_time, self._unpack(torch.from_numpy(np.stack(points))))
 
     def _follow(self, state: npt.NDArray[Any], steps: float) -> npt.NDArray[Any]:
         """The classical Runge-Kutta method over so many steps of SGD."""
@@ -176,20 +173,16 @@ class ModifiedSGDFlow:
             for name, parameter in self._parameters.items():
                 parameter.copy_(values[name][0])
         with torch.enable_grad():
-            loss = self.loss(self.model)
-            if loss.ndim or not bool(torch.isfinite(loss)):
-                raise InvalidInput(f"loss(model) must be one finite number; got {loss.detach().tolist()!r:.60}.")
-            slopes = torch.autograd.grad(loss, parameters, create_graph=curvature, allow_unused=True)
-            slopes = tuple(torch.zeros_like(p) if s is None else s for s, p in zip(slopes, parameters, strict=True))
+            value = loss_value(self.loss, self.model)
+            slopes = derivatives([value], parameters, create_graph=curvature)
             total = [s + self.weight_decay * p for s, p in zip(slopes, parameters, strict=True)]
-            turned: Sequence[Tensor | None] = []
-            if curvature:
-                held = [part.detach() for part in total]
-                wanted = [s for s in slopes if s.requires_grad]
-                along = [h for s, h in zip(slopes, held, strict=True) if s.requires_grad]
-                bent = torch.autograd.grad(wanted, parameters, along, allow_unused=True)
-                turned = [self.weight_decay * h + (0 if b is None else b) for b, h in zip(bent, held, strict=True)]
-        return _flat(total), _flat(turned) if curvature else None
+            if not curvature:
+                return _flat(total), None
+            held = [part.detach() for part in total]
+            linked = [k for k, s in enumerate(slopes) if s.requires_grad]  # the others do not depend on θ
+            bent = derivatives([slopes[k] for k in linked], parameters, [held[k] for k in linked])
+            turned = [self.weight_decay * h + b for b, h in zip(bent, held, strict=True)]
+        return _flat(total), _flat(turned)
 
     def _unpack(self, points: Tensor) -> dict[str, Tensor]:
         out, begin = {}, 0

@@ -7,7 +7,7 @@ index set, and for one that is linear (translation),
 
 PyTorch's SGD takes :math:`v' = βv + (1-d)(g + λθ)` and :math:`Δ = -ηv'` (its very first step takes v' = g + λθ). Write
 p(x) for ⟨θ, x⟩ or ⟨1_A, x⟩, f for 2 or 1, V for ⟨v', v'⟩ or 0, and let r = p(g) be the residual of the symmetry, zero
-if it is exact. Then with P = p(v) the quantity obeys a recursion in two numbers a law, exact for any schedule:
+if it is exact. Then with P = p(v) the quantity obeys a recursion in two numbers per law, exact for any schedule:
 
 .. math:: s = βP + (1-d)(r + λQ), \qquad Q' = Q - fηs + η^2V, \qquad P' = s - ηV .
 
@@ -25,7 +25,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mlcollage.errors import InvalidInput
-from mlcollage.papers.neural_mechanics.closed_form import check_settings, per_step
+
+from .closed_form import SGDSettings, check_settings, per_step
 
 __all__ = ["TERMS", "LedgerState", "budget", "effective_lr", "equilibrium", "sgd_budget", "sgd_ledger", "sgd_step"]
 
@@ -45,11 +46,8 @@ class LedgerState(NamedTuple):
 def sgd_step(
     state: LedgerState,
     V: Any,
+    settings: SGDSettings,
     *,
-    lr: float,
-    weight_decay: float = 0.0,
-    momentum: float = 0.0,
-    dampening: float = 0.0,
     quadratic: Any = 1.0,
     residual: Any = 0.0,
     first: bool = False,
@@ -62,7 +60,7 @@ def sgd_step(
         Q and P before the step; P is 0 before the first.
     V
         Signed squared norm ⟨v', v'⟩ of the update direction (the momentum buffer after the step); 0 for translations.
-    lr, weight_decay, momentum, dampening
+    settings
         η, λ, β, d of this step.
     quadratic
         1 where the law is quadratic in θ, 0 where it is linear; may be an array.
@@ -73,11 +71,11 @@ def sgd_step(
 
     Examples
     --------
-    >>> sgd_step(LedgerState(1.0, 0.0), V=4.0, lr=0.5, weight_decay=0.5)
+    >>> sgd_step(LedgerState(1.0, 0.0), 4.0, SGDSettings(lr=0.5, weight_decay=0.5))
     LedgerState(Q=1.5, P=-1.5)
     """
-    entering = 1.0 if first or momentum == 0 else 1 - dampening
-    s = momentum * state.P + entering * (residual + weight_decay * state.Q)
+    lr, decay, momentum, _ = settings
+    s = momentum * state.P + settings.entering(first) * (residual + decay * state.Q)
     V = quadratic * V
     return LedgerState(state.Q - (1 + quadratic) * lr * s + lr**2 * V, s - lr * V)
 
@@ -85,11 +83,8 @@ def sgd_step(
 def sgd_budget(
     state: LedgerState,
     V: Any,
+    settings: SGDSettings,
     *,
-    lr: float,
-    weight_decay: float = 0.0,
-    momentum: float = 0.0,
-    dampening: float = 0.0,
     quadratic: Any = 1.0,
     residual: Any = 0.0,
     first: bool = False,
@@ -98,15 +93,15 @@ def sgd_budget(
 
     Examples
     --------
-    >>> parts = sgd_budget(LedgerState(1.0, 0.0), V=4.0, lr=0.1, weight_decay=0.5, residual=0.01)
+    >>> parts = sgd_budget(LedgerState(1.0, 0.0), 4.0, SGDSettings(lr=0.1, weight_decay=0.5), residual=0.01)
     >>> {name: round(part, 3) for name, part in parts.items()}
     {'symmetry': -0.002, 'weight_decay': -0.1, 'momentum': -0.0, 'discretization': 0.04}
     """
-    entering = 1.0 if first or momentum == 0 else 1 - dampening
-    scale = -(1 + quadratic) * lr
+    lr, decay, momentum, _ = settings
+    scale, entering = -(1 + quadratic) * lr, settings.entering(first)
     return {
         "symmetry": scale * entering * residual,
-        "weight_decay": scale * entering * weight_decay * state.Q,
+        "weight_decay": scale * entering * decay * state.Q,
         "momentum": scale * momentum * state.P,
         "discretization": lr**2 * quadratic * V,
     }
@@ -178,7 +173,7 @@ def sgd_ledger(
     V
         Signed squared norms of the update directions by step, (steps, ...).
     lr, weight_decay
-        One number, or one a step.
+        One number, or one per step.
     momentum, dampening
         As in ``torch.optim.SGD``.
     residual
@@ -209,18 +204,10 @@ def sgd_ledger(
     check_settings(rates, decays, momentum, dampening)
     broken = np.broadcast_to(np.asarray(residual, dtype=np.float64), norms.shape)
     state, out = LedgerState(start, np.zeros_like(start)), [start]
+    quadratic = 0.0 if linear else 1.0
     for k in range(steps):
-        state = sgd_step(
-            state,
-            norms[k],
-            lr=rates[k],
-            weight_decay=decays[k],
-            momentum=momentum,
-            dampening=dampening,
-            quadratic=0.0 if linear else 1.0,
-            residual=broken[k],
-            first=k == 0,
-        )
+        settings = SGDSettings(rates[k], decays[k], momentum, dampening)
+        state = sgd_step(state, norms[k], settings, quadratic=quadratic, residual=broken[k], first=k == 0)
         out.append(state.Q)
     return np.stack(out)
 
@@ -256,5 +243,5 @@ def equilibrium(lr: float, weight_decay: float, unit_gradient: Any, momentum: fl
     """
     check_settings(lr, weight_decay, momentum, 0.0)
     if weight_decay == 0:
-        raise InvalidInput("weight_decay=0 has no equilibrium: the norm grows for ever.")
+        raise InvalidInput("weight_decay=0 has no equilibrium: the norm grows without end.")
     return (lr * unit_gradient / (2 * weight_decay * (1 - momentum))) ** 0.5

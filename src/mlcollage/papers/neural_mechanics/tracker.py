@@ -1,7 +1,7 @@
 r"""Watching the laws of a model while it trains, without a change to the training loop.
 
 :class:`ConservationTracker` hangs two hooks on the optimizer. Before a step it sees the final gradients (after loss
-scaling and clipping), after it the new parameters; what it keeps is a few numbers a law. For SGD the exact ledger of
+scaling and clipping), after it the new parameters; what it keeps is a few numbers per law. For SGD the exact ledger of
 :mod:`~mlcollage.papers.neural_mechanics.ledger` runs along, and if asked the closed form of
 :mod:`~mlcollage.papers.neural_mechanics.closed_form`; for every other optimizer the exact split of each step's change.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy.typing as npt
@@ -17,18 +18,50 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from mlcollage._checks import choice, integer
 from mlcollage.errors import InvalidInput
-from mlcollage.papers.neural_mechanics._records import Records, tidy
-from mlcollage.papers.neural_mechanics._setup import Settings, group_of, mixed_words, one_kernel, tracked
-from mlcollage.papers.neural_mechanics.checks import frozen_statistics
-from mlcollage.papers.neural_mechanics.closed_form import check_settings
-from mlcollage.papers.neural_mechanics.ledger import LedgerState, budget, sgd_budget, sgd_step
-from mlcollage.papers.neural_mechanics.symmetry import SymmetrySet
+from mlcollage.nn.wrapped import unwrap
+
+from ._records import Records, tidy
+from .checks import frozen_statistics
+from .closed_form import SGDSettings, check_settings, propagator
+from .ledger import LedgerState, budget, sgd_budget, sgd_step
+from .symmetry import SymmetrySet
+from .term import Kind, check_parameter
 
 __all__ = ["ConservationTracker"]
 
 Mode = Literal["ledger", "closed_form", "both"]
 Named = dict[str, "Tensor | None"]
+
+
+@dataclass
+class _Group:
+    """A parameter group of the optimizer, and the part of every law that its parameters make up.
+
+    `state` holds Q and P by law, each (laws,); laws that the group has no part in are zero.
+    """
+
+    index: int
+    names: tuple[str, ...]
+    state: LedgerState = field(default=LedgerState(0.0, 0.0))
+    time: float = 0.0
+    last: SGDSettings | None = None  # of the step before
+
+
+@dataclass
+class _Look:
+    """What is seen of a group before a step; vectors are (laws,).
+
+    `residual` is p(g) with the final gradient and `raw` with the unclipped one, `norm` is ⟨g, g⟩, and `first` says that
+    the momentum buffer will be made in this step.
+    """
+
+    settings: SGDSettings
+    residual: Tensor
+    raw: Tensor | None
+    norm: Tensor | None
+    first: bool
 
 
 class ConservationTracker:
@@ -42,7 +75,7 @@ class ConservationTracker:
         Any ``torch.optim`` optimizer that trains all parameters of the laws. ``SGD`` with any momentum, dampening,
         weight decay and schedule gets the exact ledger, predicted from squared norms alone; all others (Nesterov
         momentum too) get the exact split of the measured step, with the running mean of Adam and AdamW told apart.
-    syms
+    symmetries
         Laws to track, as from ``find_symmetries``.
     every
         Measure every so many steps. Steps between are only added up.
@@ -93,7 +126,7 @@ class ConservationTracker:
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        syms: SymmetrySet,
+        symmetries: SymmetrySet,
         every: int = 1,
         mode: Mode = "ledger",
         *,
@@ -102,35 +135,48 @@ class ConservationTracker:
         scaler: Any = None,
         dtype: torch.dtype = torch.float64,
     ) -> None:
-        if isinstance(every, bool) or int(every) != every or every < 1:
-            raise InvalidInput(f"every={every!r} must be a whole number of at least 1.")
-        if mode not in ("ledger", "closed_form", "both"):
-            raise InvalidInput(f"mode={mode!r} must be 'ledger', 'closed_form' or 'both'.")
-        if not len(syms):
+        if not len(symmetries):
             raise InvalidInput("there is no law to track; find_symmetries(model, example) found none.")
-        self.model, self.syms, self.every, self.mode = model, syms, int(every), mode
+        self.every = integer("every", every, least=1)
+        self.mode = choice("mode", mode, ("ledger", "closed_form", "both"))
+        self.model, self.symmetries = model, symmetries
         self.optimizer: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate, Lightning
         self.budget, self.clipping, self.scaler, self.dtype = budget, clipping, scaler, dtype
-        self._parameters = tracked(model, syms)
-        self._groups = group_of(self.optimizer, self._parameters)
-        self._cells = sorted(set(self._groups.values()))
-        self._sgd = type(self.optimizer) is torch.optim.SGD and not any(
-            self.optimizer.param_groups[c].get("nesterov") for c in self._cells
-        )
-        if mode != "ledger":
-            self._check_closed_form(optimizer)
+        self.steps = 0
+        self._parameters = _parameters(model, symmetries)
+        self._groups = _groups(self.optimizer, self._parameters)
+        groups = [self.optimizer.param_groups[group.index] for group in self._groups]
+        self._sgd = type(self.optimizer) is torch.optim.SGD and not any(group.get("nesterov") for group in groups)
+        self._scales = len(symmetries.of_kind("scale")) > 0
+        self._lay_out()
+        if self.mode != "ledger":
+            self._check_closed_form()
         self._handles: list[Any] = []
-        self._raw: dict[str, Tensor] = {}
-        self._old: dict[str, Tensor] = {}
+        self._raw: dict[str, Tensor] = {}  # gradients before clipping
+        self._old: dict[str, Tensor] = {}  # parameters before the step, where they are needed
         self._records = Records()
         self._notes: list[str] = []
-        self._sums: dict[str, Tensor] = {}
-        self._times = [0.0] * len(self._cells)
-        self._last: list[Settings | None] = [None] * len(self._cells)
-        self._flow: Tensor | None = None
-        self._seen: dict[str, Any] | None = None
-        self.steps = 0
+        self._sums: dict[str, Tensor] = {}  # parts of the budget since the last record
+        self._ideal = LedgerState(0.0, 0.0)  # what is predicted, with every symmetry taken as exact
+        self._flow: Tensor | None = None  # (2, laws): Q and dQ/dk of the closed form
+        self._seen: tuple[list[_Look], bool, bool] | None = None  # looks, whether all is there for SGD, whether idle
         self._started = False
+
+    def _lay_out(self) -> None:
+        """Of each law: whether it is quadratic, the groups that it spans, and its home, the first of them."""
+        place = {name: i for i, group in enumerate(self._groups) for name in group.names}
+        self._spans = [sorted({place[n] for n in law.parameters}) for law in self.symmetries]
+        device = next(iter(self._parameters.values())).device
+        quadratic = self._spread([0.0 if law.kind == "translation" else 1.0 for law in self.symmetries])
+        self._quadratic = quadratic.to(device, self.dtype)  # (laws,)
+        self._home = self._spread([span[0] for span in self._spans]).to(device)  # (laws,)
+        kinds: tuple[tuple[float, Kind], ...] = ((0.0, "translation"), (1.0, "scale"))
+        self._flows = [  # which laws share a propagator of the closed form
+            (i, kind, mine)
+            for i in range(len(self._groups))
+            for quadratic, kind in kinds
+            if bool((mine := (self._home == i) & (self._quadratic == quadratic)).any())
+        ]
 
     # --- life -------------------------------------------------------------------------------------------------------
 
@@ -162,12 +208,12 @@ class ConservationTracker:
         self.stop()
 
     def result(self, level: Literal["family", "law"] = "family") -> pd.DataFrame:
-        """What has been measured so far, one row a measured step and family of laws.
+        """What has been measured so far, one row per step and family.
 
         Parameters
         ----------
         level
-            ``"family"``: means over a family's laws. ``"law"``: one row a law.
+            ``"family"``: means over a family's laws. ``"law"``: one row per law.
 
         Returns
         -------
@@ -181,7 +227,7 @@ class ConservationTracker:
             ...), which with ``unexplained`` sum to the change of ``measured``, and ``rel_accounted``: the error of the
             ledger that is told the residual of the symmetry. ``attrs["notes"]`` says what was odd.
         """
-        frame = tidy(self._records, self.syms, level)
+        frame = tidy(self.arrays(), choice("level", level, ("family", "law")))
         frame.attrs["notes"] = list(dict.fromkeys(self._notes + self._records.notes()))
         return frame
 
@@ -195,20 +241,18 @@ class ConservationTracker:
             (k, n) ``time``, ``measured``, ``predicted``, with ``mode="both"`` ``closed_form``, ``accounted``, and the
             parts of the budget since the row before.
         """
-        return self._records.arrays(self.syms)
+        return self._records.arrays(self.symmetries)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything measured and kept, as tensors, numbers and strings, for ``torch.save`` or a checkpoint."""
         if not self._started:
             raise InvalidInput("the tracker has not started; there is no state to save.")
         return {
-            "laws": [law.name for law in self.syms],
+            "laws": [law.name for law in self.symmetries],
             "steps": self.steps,
-            "times": list(self._times),
+            "groups": [(list(g.state), g.time, g.last and list(g.last)) for g in self._groups],
             "ideal": list(self._ideal),
-            "cells": [list(s) for s in self._states],
             "flow": self._flow,
-            "last": [list(s) if s else None for s in self._last],
             "sums": dict(self._sums),
             "notes": list(self._notes),
             "records": self._records.state(),
@@ -216,69 +260,42 @@ class ConservationTracker:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state of a tracker of the same laws; call it before training goes on."""
-        names = [law.name for law in self.syms]
-        if list(state["laws"]) != names or len(state["cells"]) != len(self._cells):
+        names = [law.name for law in self.symmetries]
+        if list(state["laws"]) != names or len(state["groups"]) != len(self._groups):
             raise InvalidInput(
                 f"the state is of the laws {', '.join(state['laws'])}; this tracker has {', '.join(names)}."
             )
-        self.steps, self._times, self._started = int(state["steps"]), list(state["times"]), True
-        self._ideal = LedgerState(*state["ideal"])
-        self._states = [LedgerState(*s) for s in state["cells"]]
-        self._flow, self._sums = state["flow"], dict(state["sums"])
-        self._last = [Settings(*s) if s else None for s in state["last"]]
-        self._notes = list(state["notes"])
-        self._records = Records.from_state(state["records"])
-        self._make_masks()
+        for group, (kept, time, last) in zip(self._groups, state["groups"], strict=True):
+            group.state, group.time, group.last = LedgerState(*kept), time, last and SGDSettings(*last)
+        self.steps, self._ideal, self._flow = int(state["steps"]), LedgerState(*state["ideal"]), state["flow"]
+        self._sums, self._notes = dict(state["sums"]), list(state["notes"])
+        self._records, self._started = Records.from_state(state["records"]), True
 
     # --- hooks ------------------------------------------------------------------------------------------------------
 
+    @torch.no_grad()
     def _begin(self) -> None:
-        with torch.no_grad():
-            self._make_masks()
-            values = self._values()
-            Q = self._vector(self.syms.quantities(values))
-            self._states = []
-            for cell in self._cells:
-                mine = self._of_cell(values, cell)
-                held = {n: self._buffer(n) for n in mine}
-                P = self._pair(mine, held if any(h is not None for h in held.values()) else None)
-                self._states.append(LedgerState(self._vector(self.syms.quantities(mine)), P))
-            P = sum(s.P for s in self._states)
-            self._ideal = LedgerState(Q, P)
-            if self.mode != "ledger":
-                rates = self._by_home([self._settings(c).lr for c in self._cells])
-                self._flow = torch.stack([Q, -(1 + self._quadratic) * rates * P])
-            self._started = True
-            self._record()
-
-    def _make_masks(self) -> None:
-        device = next(iter(self._parameters.values())).device
-        marks, homes = [], []
-        for law in self.syms:
-            marks.append(torch.full((law.n_laws,), 0.0 if law.kind == "translation" else 1.0))
-            first = min(self._cells.index(self._groups[n]) for n in law.parameters)
-            homes.append(torch.full((law.n_laws,), first))
-        self._quadratic = torch.cat(marks).to(device, self.dtype)
-        self._home = torch.cat(homes).to(device)
-        self._flows = []  # which laws share a kernel of the closed form
-        for i in range(len(self._cells)):
-            for quadratic, kind in ((0.0, "translation"), (1.0, "scale")):
-                mine = (self._home == i) & (self._quadratic == quadratic)
-                if bool(mine.any()):
-                    self._flows.append((i, kind, mine))
-        self._spans = [sorted({self._cells.index(self._groups[n]) for n in law.parameters}) for law in self.syms]
+        values = self._values()
+        for group in self._groups:
+            mine = self._part(values, group)
+            P = self._pair(mine, self._part(self._buffers(), group))
+            group.state = LedgerState(self._vector(self.symmetries.quantities(mine)), P)
+        Q, P = self._vector(self.symmetries.quantities(values)), sum(group.state.P for group in self._groups)
+        self._ideal = LedgerState(Q, P)
+        if self.mode != "ledger":
+            rates = self._by_home([self._settings(group).lr for group in self._groups])
+            self._flow = torch.stack([Q, -(1 + self._quadratic) * rates * P])
+        self._started = True
+        self._record()
 
     def _keep(self, name: str, parameter: Tensor) -> None:
         assert parameter.grad is not None
-        if name in self._raw:
-            self._raw[name].copy_(parameter.grad)
-        else:
-            self._raw[name] = parameter.grad.detach().clone()
+        _store(self._raw, name, parameter.grad.detach())
 
     def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
         self._seen = None
-        place: Any = "closure" if kwargs.get("closure") is not None else 1
-        closure = kwargs.get("closure") if place == "closure" else (args[1] if len(args) > 1 else None)
+        by_name = kwargs.get("closure") is not None
+        closure = kwargs["closure"] if by_name else args[1] if len(args) > 1 else None
         if closure is None:
             self._look()
             return None
@@ -290,9 +307,7 @@ class ConservationTracker:
             self._look()
             return loss
 
-        if place == "closure":
-            return args, {**kwargs, "closure": seen}
-        return (args[0], seen, *args[2:]), kwargs
+        return (args, {**kwargs, "closure": seen}) if by_name else ((args[0], seen, *args[2:]), kwargs)
 
     @torch.no_grad()
     def _look(self) -> None:
@@ -304,168 +319,145 @@ class ConservationTracker:
                 "the gradients are still multiplied by the GradScaler's scale, because the optimizer is fused; call "
                 "scaler.unscale_(optimizer) before scaler.step(optimizer), or make it with fused=False."
             )
-        frozen = frozen_statistics(self.model)
-        if frozen and any(law.kind == "scale" for law in self.syms):
+        if self._scales and (frozen := frozen_statistics(self.model)):
             self._note(f"batch norm {frozen[0]!r} was in evaluation mode in a step: its scale law is void then")
-        values, slopes = self._values(), self._slopes()
-        settings = [self._settings(c) for c in self._cells]
-        mixed = self._mixed(settings)
+        values, slopes, buffers = self._values(), self._slopes(), self._buffers()
         missing = [name for name, slope in slopes.items() if slope is None]
         fast = self._sgd and not missing
-        needed = self.budget or not fast or any(mixed)
-        residuals, raws, norms = [], [], []
-        for cell, s in zip(self._cells, settings, strict=True):
-            mine, g = self._of_cell(values, cell), self._of_cell(slopes, cell)
-            sign = -1.0 if s.ascent else 1.0
-            residuals.append(sign * self._pair(mine, g) if needed else torch.zeros_like(self._quadratic))
-            raws.append(sign * self._pair(mine, self._unclipped(g)) if self.clipping and self.budget else None)
-            norms.append(self._norm(g) if fast and s.momentum == 0 else None)
+        settings = [self._settings(group) for group in self._groups]
+        needed = self.budget or not fast or any(self._mixed(settings))
+        looks = []
+        for group, own in zip(self._groups, settings, strict=True):
+            mine, g = self._part(values, group), self._part(slopes, group)
+            sign = -1.0 if self.optimizer.param_groups[group.index].get("maximize", False) else 1.0
+            looks.append(
+                _Look(
+                    own,
+                    sign * self._pair(mine, g) if needed else torch.zeros_like(self._quadratic),
+                    sign * self._pair(mine, self._unclipped(g)) if self.clipping and self.budget else None,
+                    self._norm(g) if fast and own.momentum == 0 else None,
+                    all(buffers[n] is None for n in group.names),
+                )
+            )
         if not fast:
-            self._copy(values)
-        firsts = [not any(self._buffer(n) is not None for n in self._names(c)) for c in self._cells]
-        self._seen = {
-            "settings": settings, "mixed": mixed, "fast": fast, "residuals": residuals, "raws": raws,
-            "norms": norms, "firsts": firsts, "idle": len(missing) == len(slopes),
-        }  # fmt: skip
+            for name, value in values.items():
+                _store(self._old, name, value)
+        self._seen = looks, fast, len(missing) == len(slopes)
 
     @torch.no_grad()
     def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        seen, self._seen = self._seen, None
-        if seen is None:
+        if self._seen is None:
             raise InvalidInput("the optimizer stepped without its pre-step hook; start the tracker outside of a step.")
-        settings: list[Settings] = seen["settings"]
-        if seen["fast"]:
-            self._sgd_step(seen)
+        (looks, fast, idle), self._seen = self._seen, None
+        if fast:
+            self._sgd_step(looks)
         else:
-            self._any_step(seen)
-        for i, s in enumerate(settings):
-            self._times[i] += s.lr * (1 - s.dampening)
-            self._last[i] = s
+            self._any_step(looks, idle)
+        for group, look in zip(self._groups, looks, strict=True):
+            group.time += look.settings.lr * (1 - look.settings.dampening)
+            group.last = look.settings
         self.steps += 1
         if self.steps % self.every == 0:
             self._record()
 
     # --- one step ---------------------------------------------------------------------------------------------------
 
-    def _sgd_step(self, seen: Mapping[str, Any]) -> None:
-        settings: list[Settings] = seen["settings"]
-        norms, forces = [], []
-        for i, (cell, s) in enumerate(zip(self._cells, settings, strict=True)):
-            if s.momentum == 0:  # V = ‖g + λθ‖², from sums that are at hand
-                g2, Q = seen["norms"][i], self._states[i].Q
-                decay = self._quadratic * s.weight_decay
-                norms.append(g2 + 2 * decay * seen["residuals"][i] + decay * s.weight_decay * Q)
-                forces.append(g2)
+    def _sgd_step(self, looks: list[_Look]) -> None:
+        """The ledger's recursion, told the residual, and the prediction, which is not."""
+        norms, forces = [], []  # by group, V = ‖v'‖², and what drives the closed form
+        for group, look in zip(self._groups, looks, strict=True):
+            if look.norm is not None:  # V = ‖g + λθ‖², from sums that are at hand
+                decay = self._quadratic * look.settings.weight_decay
+                own = decay * look.settings.weight_decay * group.state.Q
+                norms.append(look.norm + 2 * decay * look.residual + own)
+                forces.append(look.norm)
             else:
-                norms.append(self._norm({n: self._buffer(n) for n in self._names(cell)}, cell))
+                norms.append(self._norm(self._part(self._buffers(), group)))
                 forces.append(norms[-1])
         total: Any = sum(norms)
-        exact, ideal = [], self._ideal
-        for i, s in enumerate(settings):
-            common: dict[str, Any] = {
-                "lr": s.lr, "weight_decay": s.weight_decay, "momentum": s.momentum, "dampening": s.dampening,
-                "quadratic": self._quadratic, "first": seen["firsts"][i],
-            }  # fmt: skip
-            state, residual, raw = self._states[i], seen["residuals"][i], seen["raws"][i]
+        ideal = self._ideal
+        for i, (group, look, V) in enumerate(zip(self._groups, looks, norms, strict=True)):
+            same: dict[str, Any] = {"settings": look.settings, "quadratic": self._quadratic, "first": look.first}
             if self.budget:
-                parts = sgd_budget(state, norms[i], residual=residual if raw is None else raw, **common)
-                if raw is not None:
-                    bare = sgd_budget(state, norms[i], residual=residual, **common)["symmetry"]
-                    parts["clipping"] = bare - parts["symmetry"]
+                parts = sgd_budget(group.state, V, residual=look.residual, **same)
+                if look.raw is not None:
+                    symmetry = sgd_budget(group.state, V, residual=look.raw, **same)["symmetry"]
+                    parts = {**parts, "symmetry": symmetry, "clipping": parts["symmetry"] - symmetry}
                 self._add(parts)
-            exact.append(sgd_step(state, norms[i], residual=residual, **common))
-            mine = self._home == i
-            moved = sgd_step(self._ideal, total, **common)
-            ideal = LedgerState(torch.where(mine, moved.Q, ideal.Q), torch.where(mine, moved.P, ideal.P))
-        self._states = exact
-        if any(seen["mixed"]):  # no prediction without the residual where settings differ within a law
-            loose = self._spread(seen["mixed"])
-            Q, P = sum(s.Q for s in exact), sum(s.P for s in exact)
-            ideal = LedgerState(torch.where(loose, Q, ideal.Q), torch.where(loose, P, ideal.P))
+            group.state = sgd_step(group.state, V, residual=look.residual, **same)
+            ideal = _chosen(self._home == i, sgd_step(self._ideal, total, **same), ideal)
+        mixed = self._mixed([look.settings for look in looks])
+        if any(mixed):  # no prediction without the residual where settings differ within a law
+            ideal = _chosen(self._spread(mixed).to(self._home.device), self._accounted(), ideal)
         self._ideal = ideal
         if self._flow is not None:
-            self._advance_flow(settings, sum(forces))
+            self._flow = self._advanced(self._flow, [look.settings for look in looks], sum(forces))
 
-    def _advance_flow(self, settings: list[Settings], force: Any) -> None:
-        assert self._flow is not None
-        flow = self._flow.clone()
+    def _advanced(self, before: Tensor, by_group: list[SGDSettings], force: Any) -> Tensor:
+        """The closed form one step on, (2, laws)."""
+        flow = before.clone()
         for i, kind, mine in self._flows:
-            s, last = settings[i], self._last[i]
-            one = one_kernel(s.lr, s.weight_decay, s.momentum, s.dampening, kind)
-            speed = self._flow[1] * (s.lr / last.lr if last is not None else 1.0)
-            T, b = one.transition, one.gain
-            if one.order == 1:
-                new = [float(T[0, 0]) * self._flow[0] + float(b[0]) * force, speed]
-            else:
-                new = [float(T[a, 0]) * self._flow[0] + float(T[a, 1]) * speed + float(b[a]) * force for a in (0, 1)]
-            for a, value in enumerate(new):
-                flow[a] = torch.where(mine, value, flow[a])
-        self._flow = flow
+            settings, last = by_group[i], self._groups[i].last
+            one = propagator(*settings, kind=kind)
+            # dQ/dk is in units of steps, whose length is the learning rate
+            speed = before[1] * (settings.lr / last.lr if last is not None else 1.0)
+            old = [before[0], speed][: one.order]
+            flow[1] = torch.where(mine, speed, flow[1])
+            for a, (row, gain) in enumerate(zip(one.transition.tolist(), one.gain.tolist(), strict=True)):
+                new: Any = sum(t * q for t, q in zip(row, old, strict=True)) + gain * force
+                flow[a] = torch.where(mine, new, flow[a])
+        return flow
 
-    def _any_step(self, seen: Mapping[str, Any]) -> None:
+    def _any_step(self, looks: list[_Look], idle: bool) -> None:
         """The exact split of the measured step, for any optimizer; nothing is assumed of it but its lr and decay."""
-        settings: list[Settings] = seen["settings"]
-        values = self._values()
-        exact = []
-        for i, (cell, s) in enumerate(zip(self._cells, settings, strict=True)):
-            old: Named = {n: self._old[n] if self._groups[n] == cell else None for n in self._old}
-            step: Named = {n: None if o is None else values[n].double() - o.double() for n, o in old.items()}
-            f, state = 1 + self._quadratic, self._states[i]
-            moved, second = f * self._pair(old, step), self._norm(step)
-            if self.budget and not seen["idle"]:
-                residual, decay = -s.lr * f * seen["residuals"][i], -s.lr * s.weight_decay * f * state.Q
-                raw = None if seen["raws"][i] is None else -s.lr * f * seen["raws"][i]
+        values, f = self._values(), 1 + self._quadratic
+        step: Named = {n: values[n].double() - old.double() for n, old in self._old.items()}
+        for group, look in zip(self._groups, looks, strict=True):
+            old, moved_by, state = self._part(self._old, group), self._part(step, group), group.state
+            moved, second = f * self._pair(old, moved_by), self._norm(moved_by)
+            if self.budget and not idle:
+                lr, weight_decay = look.settings.lr, look.settings.weight_decay
+                residual, decay = -lr * f * look.residual, -lr * weight_decay * f * state.Q
+                raw = None if look.raw is None else -lr * f * look.raw
+                momentum = self._momentum(group, look, old, moved, residual, decay)
                 self._add(
-                    budget(
-                        moved=moved,
-                        second=second,
-                        residual=residual,
-                        decay=decay,
-                        raw=raw,
-                        momentum=self._momentum(cell, s, f, old, moved, residual, decay),
-                    )
+                    budget(moved=moved, second=second, residual=residual, decay=decay, raw=raw, momentum=momentum)
                 )
-            new = self._of_cell(values, cell)
-            held = {n: self._buffer(n) for n in new}
-            P = self._pair(new, held) if self._sgd else state.P
-            exact.append(LedgerState(state.Q + moved + second, P))
-        self._states = exact
-        self._ideal = LedgerState(sum(s.Q for s in exact), sum(s.P for s in exact))
+            new = self._part(values, group)
+            P = self._pair(new, self._part(self._buffers(), group)) if self._sgd else state.P
+            group.state = LedgerState(state.Q + moved + second, P)
+        self._ideal = self._accounted()
         if self._flow is not None:
             self._note("a step in which some parameters had no gradient was not advanced in the closed form")
 
     def _momentum(
-        self, cell: int, s: Settings, f: Tensor, old: Named, moved: Tensor, residual: Tensor, decay: Tensor
+        self, group: _Group, look: _Look, old: Named, moved: Tensor, residual: Tensor, decay: Tensor
     ) -> Tensor | None:
         """-η f p(mean - g - λθ): for SGD all that is left of the first order, for Adam from its running mean."""
         if isinstance(self.optimizer, torch.optim.SGD):
             return moved - residual - decay
         if not isinstance(self.optimizer, torch.optim.Adam | torch.optim.AdamW):
             return None
-        group = self.optimizer.param_groups[cell]
-        decoupled = isinstance(self.optimizer, torch.optim.AdamW) or group.get("decoupled_weight_decay", False)
+        options = self.optimizer.param_groups[group.index]
+        decoupled = isinstance(self.optimizer, torch.optim.AdamW) or options.get("decoupled_weight_decay", False)
         means: Named = dict.fromkeys(old)
-        for n in self._names(cell):
+        for n in group.names:
             state = self.optimizer.state.get(self._parameters[n], {})
             if "exp_avg" in state:
-                means[n] = state["exp_avg"] / (1 - float(group["betas"][0]) ** float(state["step"]))
-        direction = -s.lr * f * self._pair(old, means)
+                means[n] = state["exp_avg"] / (1 - float(options["betas"][0]) ** float(state["step"]))
+        direction = -look.settings.lr * (1 + self._quadratic) * self._pair(old, means)
         return direction - residual - (0 if decoupled else decay)
 
     def _record(self) -> None:
-        measured = self._vector(self.syms.quantities(self._values()))
-        accounted: Any = sum(s.Q for s in self._states)
         flow = None if self._flow is None else self._flow[0]
-        predicted = flow if flow is not None and self.mode == "closed_form" else self._ideal.Q
-        self._records.add(
-            self.steps,
-            self._by_home(self._times),
-            measured,
-            predicted,
-            flow if self.mode == "both" else None,
-            accounted if self.budget or not self._sgd else None,
-            self._sums if self.budget else {},
-        )
+        columns = {
+            "time": self._by_home([group.time for group in self._groups]),
+            "measured": self._vector(self.symmetries.quantities(self._values())),
+            "predicted": flow if flow is not None and self.mode == "closed_form" else self._ideal.Q,
+            "closed_form": flow if self.mode == "both" else None,
+            "accounted": self._accounted().Q if self.budget or not self._sgd else None,
+        }
+        self._records.add(self.steps, columns, self._sums if self.budget else {})
         self._sums = {}
 
     # --- reductions -------------------------------------------------------------------------------------------------
@@ -486,32 +478,25 @@ class ConservationTracker:
         scale = float(self.scaler.get_scale()) if self.scaler is not None else 1.0
         return {n: None if g is None or n not in self._raw else self._raw[n] / scale for n, g in slopes.items()}
 
-    def _names(self, cell: int) -> list[str]:
-        return [n for n, c in self._groups.items() if c == cell]
+    def _buffers(self) -> Named:
+        return {n: self.optimizer.state.get(p, {}).get("momentum_buffer") for n, p in self._parameters.items()}
 
-    def _of_cell(self, values: Mapping[str, Tensor | None], cell: int) -> Named:
-        if len(self._cells) == 1:
-            return dict(values)
-        return {n: v if self._groups[n] == cell else None for n, v in values.items()}
+    def _part(self, values: Mapping[str, Tensor | None], group: _Group) -> Named:
+        """The group's own of named values; None for the others."""
+        return {n: values.get(n) if n in group.names else None for n in self._parameters}
 
-    def _buffer(self, name: str) -> Tensor | None:
-        return self.optimizer.state.get(self._parameters[name], {}).get("momentum_buffer")
+    def _pair(self, values: Named, x: Named) -> Tensor:
+        """p(x): ⟨θ, x⟩ by quadratic law, ⟨1_A, x⟩ by linear law; (laws,)."""
+        return self._vector(self.symmetries.bilinear(values, x))
 
-    def _pair(self, values: Named, x: Named | None) -> Tensor:
-        """p(x): ⟨θ, x⟩ by quadratic law, ⟨1_A, x⟩ by linear law."""
-        if x is None:
-            return torch.zeros_like(self._quadratic)
-        return self._vector(self.syms.reduce({"θ": values, "x": x}, [("θ", "x")])[("θ", "x")])
-
-    def _norm(self, x: Named, cell: int | None = None) -> Tensor:
-        """⟨x, x⟩ by quadratic law, 0 by linear law."""
-        if cell is not None and len(self._cells) > 1:
-            x = {n: x.get(n) for n in self._parameters}
-        return self._quadratic * self._vector(self.syms.reduce({"x": x}, [("x", "x")])[("x", "x")])
+    def _norm(self, x: Named) -> Tensor:
+        """⟨x, x⟩ by quadratic law, 0 by linear law; (laws,)."""
+        return self._quadratic * self._vector(self.symmetries.bilinear(x, x))
 
     def _vector(self, by_family: Mapping[str, Tensor]) -> Tensor:
+        """The laws of all families in a row; of a symmetric matrix, its upper triangle."""
         parts = []
-        for law in self.syms:
+        for law in self.symmetries:
             value = by_family[law.name]
             if law.size is not None:
                 i, j = torch.triu_indices(law.size, law.size, device=value.device)
@@ -519,12 +504,10 @@ class ConservationTracker:
             parts.append(value.reshape(-1).to(self._quadratic))
         return torch.cat(parts)
 
-    def _copy(self, values: Mapping[str, Tensor]) -> None:
-        for name, value in values.items():
-            if name in self._old:
-                self._old[name].copy_(value)
-            else:
-                self._old[name] = value.clone()
+    def _accounted(self) -> LedgerState:
+        """The laws with the residuals told, over all groups."""
+        Q, P = (sum(part) for part in zip(*(group.state for group in self._groups), strict=True))
+        return LedgerState(Q, P)
 
     def _note(self, text: str) -> None:
         if text not in self._notes:
@@ -536,39 +519,78 @@ class ConservationTracker:
 
     # --- settings ---------------------------------------------------------------------------------------------------
 
-    def _settings(self, cell: int) -> Settings:
-        group = self.optimizer.param_groups[cell]
-        momentum = float(group.get("momentum", 0.0)) if self._sgd else 0.0
-        return Settings(
-            float(group["lr"]),
-            float(group.get("weight_decay", 0.0)),
-            momentum,
-            float(group.get("dampening", 0.0)) if momentum else 0.0,
-            bool(group.get("maximize", False)),
-        )
+    def _settings(self, group: _Group) -> SGDSettings:
+        found = self.optimizer.param_groups[group.index]
+        names = ("lr", "weight_decay", *(("momentum", "dampening") if self._sgd and found["momentum"] else ()))
+        return SGDSettings(**{name: float(found.get(name, 0.0)) for name in names})
 
-    def _mixed(self, settings: list[Settings]) -> list[bool]:
-        """Whether a family's parameters are trained with different settings."""
+    def _mixed(self, settings: list[SGDSettings]) -> list[bool]:
+        """Of each family, whether its parameters are trained with different settings."""
         mixed = [len({settings[i] for i in span}) > 1 for span in self._spans]
         if any(mixed) and self.mode != "ledger":
-            raise InvalidInput(mixed_words(self.syms[mixed.index(True)].name))
+            raise InvalidInput(
+                f"the law {self.symmetries[mixed.index(True)].name!r} spans parameter groups with different settings "
+                "(learning rate, weight decay, momentum), for which there is no closed form; use mode='ledger'."
+            )
         return mixed
 
-    def _spread(self, by_family: list[bool]) -> Tensor:
-        parts = [torch.full((law.n_laws,), flag) for law, flag in zip(self.syms, by_family, strict=True)]
-        return torch.cat(parts).to(self._quadratic.device)
-
-    def _by_home(self, by_cell: list[float]) -> Tensor:
-        return torch.tensor(by_cell, dtype=self.dtype, device=self._home.device)[self._home]
-
-    def _check_closed_form(self, optimizer: Any) -> None:
+    def _check_closed_form(self) -> None:
         if not self._sgd:
             kind = type(self.optimizer).__name__
             kind += " with Nesterov momentum" if isinstance(self.optimizer, torch.optim.SGD) else ""
             raise InvalidInput(f"there is no closed form for {kind}, only for plain SGD; use mode='ledger'.")
-        found = {c: self._settings(c) for c in self._cells}
-        for s in found.values():
-            check_settings(s.lr, s.weight_decay, s.momentum, s.dampening)
-        for law in self.syms:
-            if len({found[self._groups[n]] for n in law.parameters}) > 1:
-                raise InvalidInput(mixed_words(law.name))
+        found = [self._settings(group) for group in self._groups]
+        for settings in found:
+            check_settings(*settings)
+        self._mixed(found)
+
+    def _spread(self, by_family: list[Any]) -> Tensor:
+        """One value per family as one per law, (laws,)."""
+        sizes = torch.tensor([law.n_laws for law in self.symmetries])
+        return torch.tensor(by_family).repeat_interleave(sizes)
+
+    def _by_home(self, by_group: list[float]) -> Tensor:
+        return torch.tensor(by_group, dtype=self.dtype, device=self._home.device)[self._home]
+
+
+def _chosen(where: Tensor, these: LedgerState, others: LedgerState) -> LedgerState:
+    """The first state for some laws, the second for the others."""
+    return LedgerState(*(torch.where(where, a, b) for a, b in zip(these, others, strict=True)))
+
+
+def _store(kept: dict[str, Tensor], name: str, value: Tensor) -> None:
+    """A copy of a tensor, in the memory of the one before."""
+    if name in kept:
+        kept[name].copy_(value)
+    else:
+        kept[name] = value.clone()
+
+
+def _parameters(model: nn.Module, symmetries: SymmetrySet) -> dict[str, nn.Parameter]:
+    """The laws' parameters by name."""
+    named = dict(unwrap(model).named_parameters(remove_duplicate=False))
+    for name in symmetries.parameters:
+        if name not in named:
+            raise InvalidInput(
+                f"the laws act on {name!r}, which the model has not; find them with find_symmetries on this very model."
+            )
+        check_parameter(name, named[name])
+    return {name: named[name] for name in symmetries.parameters}
+
+
+def _groups(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> list[_Group]:
+    """The optimizer's groups that hold parameters of the laws."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise InvalidInput(f"optimizer must be a torch.optim.Optimizer, not a {type(optimizer).__name__}.")
+    where = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
+    missing = [name for name, p in parameters.items() if id(p) not in where]
+    if missing:
+        shown = ", ".join(map(repr, missing[:3])) + (" and more" if len(missing) > 3 else "")
+        raise InvalidInput(
+            f"the optimizer does not train {shown}, on which the laws act; give it all parameters of the "
+            "laws, or track laws of trained parameters only."
+        )
+    members: dict[int, list[str]] = {}
+    for name, parameter in parameters.items():
+        members.setdefault(where[id(parameter)], []).append(name)
+    return [_Group(index, tuple(names)) for index, names in sorted(members.items())]

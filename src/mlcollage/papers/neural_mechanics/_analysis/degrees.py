@@ -9,19 +9,23 @@ not depend, so that a layer costs (inputs + outputs), not inputs x outputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Degree", "Part", "Solution", "System", "aligned", "compress", "merge", "reshape_ids"]
+__all__ = [
+    "Degree", "Ids", "Part", "Solution", "System", "aligned", "along", "axis_groups", "changed", "compress", "merge",
+    "overlapping", "reshape_ids", "scaled",
+]  # fmt: skip
 
 Ids = NDArray[np.int64]
 LARGEST_JOINT = 4_000_000  # equations written out for one operation before its degrees are given up (set to zero)
 LARGEST_ELIMINATION = 100_000
+_NONE = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,27 @@ class Part:
         return frozenset(axis for axis, size in enumerate(self.ids.shape) if size > 1)
 
 
-Degree = tuple[Part, ...]
+Degree = tuple[Part, ...]  # their sum
+
+
+def changed(degree: Iterable[Part], change: Callable[[Ids], Ids]) -> Degree:
+    """The degree with `change` applied to each array of unknowns."""
+    return tuple(Part(part.coef, change(part.ids)) for part in degree)
+
+
+def scaled(degree: Iterable[Part], factor: float) -> Degree:
+    """The degree times a number."""
+    return tuple(Part(part.coef * factor, part.ids) for part in degree)
+
+
+def aligned(degree: Degree, rank: int) -> Degree:
+    """The degree of a tensor that is broadcast to `rank` axes (new axes lead)."""
+    return changed(degree, lambda ids: ids.reshape((1,) * (rank - ids.ndim) + ids.shape))
+
+
+def along(degree: Degree, axis: int, rank: int) -> Degree:
+    """The degree of a vector that is laid along one of `rank` axes."""
+    return changed(degree, lambda ids: ids.reshape([ids.size if k == axis % rank else 1 for k in range(rank)]))
 
 
 def compress(ids: Ids) -> Ids:
@@ -55,10 +79,7 @@ def merge(parts: Iterable[Part]) -> Degree:
     out: list[Part] = []
     for part in parts:
         for k, other in enumerate(out):
-            same = part.ids is other.ids or (
-                part.ids.shape == other.ids.shape and bool(np.array_equal(part.ids, other.ids))
-            )
-            if same:
+            if part.ids is other.ids or np.array_equal(part.ids, other.ids):
                 out[k] = Part(part.coef + other.coef, other.ids)
                 break
         else:
@@ -66,17 +87,23 @@ def merge(parts: Iterable[Part]) -> Degree:
     return tuple(part for part in out if abs(part.coef) > 1e-12 and bool(part.ids.any()))
 
 
-def aligned(degree: Degree, rank: int) -> Degree:
-    """The degree of a tensor that is broadcast to `rank` axes (new axes lead)."""
-    return tuple(
-        Part(part.coef, part.ids.reshape((1,) * (rank - part.ids.ndim) + part.ids.shape))
-        if part.ids.ndim < rank
-        else part
-        for part in degree
-    )
+def overlapping(
+    parts: Iterable[Part], ignored: Collection[int] = frozenset()
+) -> list[tuple[frozenset[int], list[Part]]]:
+    """Parts that share an axis, with the axes of each group; axes that are `ignored` do not count."""
+    groups: list[tuple[frozenset[int], list[Part]]] = []
+    for part in parts:
+        axes, members, rest = part.axes.difference(ignored), [part], []
+        for other_axes, others in groups:
+            if axes & other_axes:
+                axes, members = axes | other_axes, others + members
+            else:
+                rest.append((other_axes, others))
+        groups = [*rest, (axes, members)]
+    return groups
 
 
-def _axis_groups(a: Sequence[int], b: Sequence[int]) -> Iterable[tuple[range, range]]:
+def axis_groups(a: Sequence[int], b: Sequence[int]) -> Iterable[tuple[range, range]]:
     """Runs of axes of shape `a` that a reshape turns into runs of axes of shape `b`."""
     i = j = 0
     while i < len(a) or j < len(b):
@@ -96,7 +123,7 @@ def _axis_groups(a: Sequence[int], b: Sequence[int]) -> Iterable[tuple[range, ra
 def reshape_ids(ids: Ids, shape: Sequence[int], new: Sequence[int]) -> Ids:
     """Unknowns of a tensor of `shape` after a reshape to `new`; only axes that differ are written out."""
     middle, target = list(ids.shape), [1] * len(new)
-    for before, after in _axis_groups(shape, new):
+    for before, after in axis_groups(shape, new):
         if any(ids.shape[axis] > 1 for axis in before):
             for axis in before:
                 middle[axis] = shape[axis]
@@ -125,19 +152,30 @@ class Solution:
         rows = self.forms[ids.ravel()].tocoo()
         return rows.row.astype(np.int64), rows.col.astype(np.int64), rows.data
 
+    def touched(self, ids: Iterable[Ids]) -> set[int]:
+        """The free unknowns that any of these arrays depends on."""
+        flat = [array.ravel() for array in ids]
+        return set(np.unique(self.members(np.unique(np.concatenate(flat)))[1]).tolist()) if flat else set()
 
+
+@dataclass
 class System:
-    """Unknown degrees and the linear equations between them. Unknown 0 is the constant zero."""
+    """Unknown degrees and the linear equations between them. Unknown 0 is the constant zero.
 
-    def __init__(self) -> None:
-        self.size = 1
-        self._columns: list[Ids] = []
-        self._rows: list[Ids] = []
-        self._values: list[NDArray[np.float64]] = []
-        self._n_rows = 0
-        self.marks: list[tuple[str, Ids]] = []
-        self.tokens: list[tuple[Ids, Ids]] = []
-        self.given_up: list[str] = []
+    Attributes
+    ----------
+    size
+        Number of unknowns.
+    given_up
+        Where there were too many equations to write out.
+    """
+
+    size: int = 1
+    given_up: list[str] = field(default_factory=list)
+    # Equations in blocks: a table (equations, terms) of unknowns, and each term's coefficient. The first is x_0 = 0.
+    _blocks: list[tuple[Ids, NDArray[np.float64]]] = field(
+        default_factory=lambda: [(np.zeros((1, 1), np.int64), np.ones(1))]
+    )
 
     def fresh(self, shape: Sequence[int]) -> Ids:
         """New unknowns in an array of `shape`."""
@@ -146,27 +184,9 @@ class System:
         self.size += count
         return out
 
-    def mark(self, degree: Degree, tag: str) -> None:
-        """Remember that the unknowns of a degree went through something (``tag``)."""
-        self.marks += [(tag, part.ids) for part in degree]
-
-    def separate(self, ids: Ids, tokens: Ids) -> None:
-        """Remember for each unknown a token; a matrix law joins only laws whose tokens all agree."""
-        self.tokens.append((ids.ravel(), np.broadcast_to(tokens, ids.shape).ravel()))
-
     def equate(self, parts: Iterable[Part], where: str = "") -> None:
         """Σ parts = 0 for every entry. Parts on disjoint axes are each constant, and the constants sum to zero."""
-        parts = merge(parts)
-        groups: list[tuple[frozenset[int], list[Part]]] = []
-        for part in parts:
-            axes, members = part.axes, [part]
-            rest = []
-            for other_axes, others in groups:
-                if axes & other_axes:
-                    axes, members = axes | other_axes, others + members
-                else:
-                    rest.append((other_axes, others))
-            groups = [*rest, (axes, members)]
+        groups = overlapping(merge(parts))
         constants = [part for axes, members in groups if not axes for part in members]
         varying = [members for axes, members in groups if axes]
         for members in varying[1:]:
@@ -175,64 +195,43 @@ class System:
             constants.append(level)
         self._write([*(varying[0] if varying else []), *constants], where)
 
-    def vanish(self, degree: Degree, where: str = "") -> None:
-        """The degree is zero everywhere."""
-        self.equate(degree, where)
-
     def _write(self, parts: Sequence[Part], where: str) -> None:
         if not parts:
             return
         shape = np.broadcast_shapes(*(part.ids.shape for part in parts))
         if np.prod(shape, dtype=np.float64) > LARGEST_JOINT:
             self.given_up.append(where)
-            for part in parts:
-                self._append(part.ids.reshape(-1, 1), np.ones(1))
+            self._blocks += [(part.ids.reshape(-1, 1), np.ones(1)) for part in parts]  # each unknown is zero
             return
         table = np.stack([np.broadcast_to(part.ids, shape).ravel() for part in parts], axis=1)
-        self._append(table, np.array([part.coef for part in parts]))
-
-    def _append(self, table: Ids, coefs: NDArray[np.float64]) -> None:
-        count, width = table.shape
-        self._columns.append(table.ravel())
-        self._rows.append(np.repeat(np.arange(self._n_rows, self._n_rows + count), width))
-        self._values.append(np.tile(coefs, count))
-        self._n_rows += count
+        self._blocks.append((table, np.array([part.coef for part in parts])))
 
     def solve(self) -> Solution:
         """Every unknown in terms of free ones: merging equal, opposite and zero unknowns, then elimination."""
         from scipy import sparse
 
         n = self.size
+        widths = np.concatenate([np.full(len(table), table.shape[1]) for table, _ in self._blocks])
+        columns = np.concatenate([table.ravel() for table, _ in self._blocks])
+        values = np.concatenate([np.tile(coefs, len(table)) for table, coefs in self._blocks])
+        starts = np.concatenate([[0], np.cumsum(widths)])
+        equations = _clean(sparse.csr_matrix((values, columns, starts), shape=(len(widths), n)))
         forms = sparse.identity(n, format="csr")
-        pinned = _substitution(n, np.array([0]), np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
-        forms = forms @ pinned
-        if not self._columns:
-            return Solution(forms, np.unique(forms.tocoo().col).astype(np.int64))
-        equations = sparse.csr_matrix(
-            (np.concatenate(self._values), (np.concatenate(self._rows), np.concatenate(self._columns))),
-            shape=(self._n_rows, n),
-        )
-        equations = _clean(equations @ pinned)
-        while equations.shape[0]:
-            step = _merge_step(equations, n)
-            if step is None:
-                break
+        while equations.shape[0] and (step := _merge_step(equations, n)) is not None:
             forms, equations = forms @ step, _clean(equations @ step)
         if equations.shape[0]:
             forms = forms @ _eliminate(equations, n)
-        forms = forms.tocsr()
-        forms.data[np.abs(forms.data) < 1e-9] = 0.0
-        forms.eliminate_zeros()
+        forms = _clean(forms, rows=False)
         return Solution(forms, np.unique(forms.tocoo().col).astype(np.int64))
 
 
-def _clean(equations: Any) -> Any:
-    """Equations with vanished coefficients and empty rows dropped."""
-    equations = equations.tocsr()
-    equations.sum_duplicates()
-    equations.data[np.abs(equations.data) < 1e-9] = 0.0
-    equations.eliminate_zeros()
-    return equations[np.diff(equations.indptr) > 0]
+def _clean(matrix: Any, rows: bool = True) -> Any:
+    """A sparse matrix without vanished coefficients, and without empty rows if asked."""
+    matrix = matrix.tocsr()
+    matrix.sum_duplicates()
+    matrix.data[np.abs(matrix.data) < 1e-9] = 0.0
+    matrix.eliminate_zeros()
+    return matrix[np.diff(matrix.indptr) > 0] if rows else matrix
 
 
 def _merge_step(equations: Any, n: int) -> Any:
@@ -244,31 +243,30 @@ def _merge_step(equations: Any, n: int) -> Any:
     a, b = equations.data[pairs], equations.data[pairs + 1]
     equal = np.isclose(np.abs(a), np.abs(b), rtol=1e-9)
     x, y = equations.indices[pairs][equal], equations.indices[pairs + 1][equal]
-    sign = -np.sign(a[equal] * b[equal])
     if not zero.size and not x.size:
         return None
-    return _substitution(n, zero, x, y, sign)
+    return _substitution(n, zero, x, y, -np.sign(a[equal] * b[equal]))
 
 
-def _substitution(n: int, zero: Ids, x: Ids, y: Ids, sign: NDArray[np.float64]) -> Any:
-    """Each unknown as plus or minus the first of its class, or zero: components of the graph of signed copies."""
+def _substitution(n: int, zero: Ids, x: Ids = _NONE, y: Ids = _NONE, sign: NDArray[Any] = _NONE) -> Any:
+    """Each unknown as plus or minus the first of its class, or zero: components of the graph of signed copies.
+
+    Node k stands for +x_k and node n + k for -x_k; an unknown that is connected to its own negative is zero.
+    """
     from scipy import sparse
     from scipy.sparse.csgraph import connected_components
 
     same = sign > 0
-    start = np.concatenate([zero, zero + n, x, x + n])
-    stop = np.concatenate(
-        [np.zeros_like(zero), np.zeros_like(zero), np.where(same, y, y + n), np.where(same, y + n, y)]
-    )
+    start = np.concatenate([zero, x, x + n])
+    stop = np.concatenate([zero + n, np.where(same, y, y + n), np.where(same, y + n, y)])
     graph = sparse.coo_matrix((np.ones(start.size), (start, stop)), shape=(2 * n, 2 * n))
     count, component = connected_components(graph, directed=False)
-    first = np.full(count, n, dtype=np.int64)
+    first = np.full(count, n, dtype=np.int64)  # of each component, the first unknown
     np.minimum.at(first, component, np.tile(np.arange(n), 2))
     plus, minus = component[:n], component[n:]
-    alive = plus != minus
     root = first[plus]
     factor = np.where(component[root] == plus, 1.0, -1.0)
-    kept = np.flatnonzero(alive)
+    kept = np.flatnonzero(plus != minus)
     return sparse.csr_matrix((factor[kept], (kept, root[kept])), shape=(n, n))
 
 
@@ -277,12 +275,11 @@ def _eliminate(equations: Any, n: int) -> Any:
     from scipy import sparse
 
     if equations.shape[0] > LARGEST_ELIMINATION:  # give up: all of them zero, which only loses symmetries
-        gone = np.unique(equations.indices)
-        return _substitution(n, gone, np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
+        return _substitution(n, np.unique(equations.indices))
     solved: dict[int, dict[int, Fraction]] = {}
     rows = {
         tuple(zip(row.indices.tolist(), (Fraction(v).limit_denominator(1000) for v in row.data), strict=True))
-        for row in (equations[k] for k in range(equations.shape[0]))
+        for row in equations
     }
     uses = np.bincount(equations.indices, minlength=n)
     for row in sorted(rows, key=lambda items: max(x for x, _ in items)):

@@ -1,0 +1,172 @@
+r"""Symmetries found from gradients alone, where there is no graph or it does not tell.
+
+Detection stacks :math:`r_{ij} = ⟨g_i, A_jθ⟩` over batches i for the rows, columns and entries j of all parameters: the
+null space of this table is the laws.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..symmetry import Symmetry
+from ..term import Term, as_keep
+from .names import diagonal_kind, law_name, unique_names
+from .probe import Gradients, Probe
+
+__all__ = ["dead_biases", "detect"]
+
+MOST_CANDIDATES = 64
+
+
+def dead_biases(probe: Probe, taken: set[str], batches: int = 3) -> list[Symmetry]:
+    """Entries of one-dimensional parameters whose gradient is zero though their layer learns (key biases, for one).
+
+    A bias whose weight row has no gradient either (a dead unit) does not count. Parameters in `taken` are left out.
+    """
+    grads = [probe.gradients(k) for k in range(batches)]
+    scales = [float(max(g.abs().max() for g in batch.values() if g is not None)) for batch in grads]
+    named = probe.parameters()
+    out = []
+    for name, value in named.items():
+        weight = f"{name.removesuffix('bias')}weight" if name.endswith("bias") else ""  # by the naming of torch.nn
+        if value.dim() != 1 or name in taken or weight not in named or named[weight].dim() < 2:
+            continue
+        axis = next((axis for axis in (0, 1) if named[weight].shape[axis] == value.numel()), None)
+        seen = [(g[name], g[weight], scale) for g, scale in zip(grads, scales, strict=True)]
+        if axis is None or seen[0][0] is None:
+            continue
+        dead = torch.ones(value.numel(), dtype=torch.bool, device=value.device)
+        alive = torch.zeros_like(dead)
+        for own, rows, scale in seen:
+            if own is not None and rows is not None:
+                dead &= own.abs() <= 1e3 * probe.precision * scale
+                alive |= rows.abs().movedim(axis, 0).flatten(1).amax(1) > 1e4 * probe.precision * scale
+        index = torch.nonzero(dead & alive).flatten().tolist()
+        if index:
+            out.append(_entries(name, index, value.numel()))
+    return out
+
+
+def _entries(name: str, index: list[int], count: int) -> Symmetry:
+    """One translation law for each of these entries of a vector."""
+    start, stop = index[0], index[-1] + 1
+    if len(index) == stop - start:
+        term = Term(name, 1, keep=0, rows=None if len(index) == count else (start, stop))
+    else:
+        place = {entry: law for law, entry in enumerate(index)}
+        term = Term(name, 1, keep=0, laws=tuple(place.get(entry, -1) for entry in range(count)))
+    return Symmetry("translation", f"translation:{name}", (term,), len(index))
+
+
+def detect(probe: Probe, tol: float = 1e-6) -> tuple[list[Symmetry], list[str]]:
+    """Scale, rescale and translation families from gradients alone, with notes of what this cannot see.
+
+    Candidates are the rows, the columns and, for vectors, the entries of every parameter, and columns in equal runs
+    (a linear layer after a flatten). For candidates of one count n, the null space of the (batches·n, candidates)
+    matrix of :math:`⟨g, Aθ⟩` gives families whose k-th law joins the k-th row, column or entry of each.
+    """
+    notes = [
+        "found by numbers alone: matrix laws, and laws that pair channels in another order than their own, are not seen"
+    ]
+    with probe.small_eps(1e-4):
+        groups = _candidates(probe)
+        largest = max((len(terms) for terms in groups.values()), default=0)
+        grads = [probe.gradients(k) for k in range(min(max(6, 2 * largest), 40))]
+        out = _zero_sums(probe, grads)
+        for size, terms in sorted(groups.items()):
+            if len(terms) > MOST_CANDIDATES or len(grads) * size < 2 * len(terms):
+                notes.append(f"{len(terms)} candidates for families of {size} laws are too many to be told apart")
+                continue
+            out += _null_families(probe, grads, terms, size)
+    return list(unique_names(out)), notes
+
+
+def _candidates(probe: Probe) -> dict[int, list[Term]]:
+    """Rows, columns and runs of columns of parameters, by their number."""
+    groups: dict[int, list[Term]] = defaultdict(list)
+    named = {n: value for n, value in probe.parameters().items() if value.dim() and bool((value != 0).any())}
+    for name, value in named.items():
+        for axis in range(min(value.dim(), 2)):
+            groups[value.shape[axis]].append(Term(name, 1, keep=axis))
+    for name, value in named.items():
+        if value.dim() == 2:
+            rows, columns = value.shape
+            for size in sorted(groups):
+                if 1 < size < columns and columns % size == 0 and len(groups[size]) > 1:
+                    groups[size].append(Term(name, 1, (rows, size, columns // size), 1))
+    return {size: terms for size, terms in groups.items() if size > 1}
+
+
+def _null_families(probe: Probe, grads: Sequence[Gradients], terms: Sequence[Term], size: int) -> list[Symmetry]:
+    params = probe.parameters()
+    table = np.zeros((len(grads), size, len(terms)))  # ⟨g, θ⟩ by batch, law and candidate
+    scale = np.zeros(len(terms))
+    for j, term in enumerate(terms):
+        for i, batch in enumerate(grads):
+            if (grad := batch[term.parameter]) is not None:
+                table[i, :, j] = term.bilinear(params[term.parameter], grad, size).cpu().numpy()
+                scale[j] += float(grad.norm() * params[term.parameter].detach().norm())
+    used = np.flatnonzero(scale > 1e-9 * scale.max())  # a parameter without a gradient has no law of this kind
+    if not used.size:
+        return []
+    flat = table.reshape(-1, len(terms))[:, used]
+    out = []
+    for vector in _integer_null_vectors(flat, 1e-8 * np.abs(flat).max()):
+        touched = [replace(terms[used[j]], sign=int(sign)) for j, sign in enumerate(vector) if sign]
+        if touched[0].sign < 0:
+            touched = [replace(term, sign=-term.sign) for term in touched]
+        touched.sort(key=lambda term: term.sign < 0)
+        kind = diagonal_kind(term.sign for term in touched)
+        name = law_name(kind, [(term.parameter, term.sign) for term in touched])
+        out.append(Symmetry(kind, name, tuple(touched), size))
+    return out
+
+
+def _integer_null_vectors(table: NDArray[np.float64], exact: float) -> list[NDArray[np.int64]]:
+    """A sparse basis of the null space by row reduction, of which vectors of small whole numbers are kept."""
+    _, singular, right = np.linalg.svd(table, full_matrices=True)
+    rank = int((singular > exact * np.sqrt(table.shape[0])).sum())
+    basis = right[rank:].copy()  # (null vectors, candidates)
+    pivots: list[int] = []
+    for row in range(len(basis)):
+        block = np.abs(basis[row:])
+        block[:, pivots] = 0.0
+        at, pivot = np.unravel_index(int(block.argmax()), block.shape)
+        swapped = row + int(at)
+        basis[[row, swapped]] = basis[[swapped, row]]
+        basis[row] /= basis[row, pivot]
+        others = [r for r in range(len(basis)) if r != row]
+        basis[others] -= np.outer(basis[others, pivot], basis[row])
+        pivots.append(int(pivot))
+    whole = np.round(basis)
+    small = (np.abs(basis - whole).max(1) < 1e-4) & (np.abs(whole).max(1) > 0) & (np.abs(whole).max(1) <= 4)
+    return list(whole[small].astype(np.int64))
+
+
+def _zero_sums(probe: Probe, grads: Sequence[Gradients]) -> list[Symmetry]:
+    """Translations: parameters whose gradient sums to zero over rows (for each column) or over columns."""
+    out = []
+    for name, value in probe.parameters().items():
+        rest = tuple(range(1, value.dim()))
+        for axes in ((0,), rest) if rest else ((0,),):
+            summed = math.prod(value.shape[axis] for axis in axes) if value.dim() else 1
+            if summed > 1 and _sums_vanish([batch[name] for batch in grads], axes):
+                term = Term(name, 1, keep=as_keep(axis for axis in range(value.dim()) if axis not in axes))
+                count = value.numel() // summed
+                out.append(Symmetry("translation", law_name("translation", [(name, 1)]), (term,), count))
+                break
+    return out
+
+
+def _sums_vanish(grads: Sequence[Tensor | None], axes: tuple[int, ...]) -> bool:
+    present = [grad for grad in grads if grad is not None]
+    small = [float(grad.sum(axes).abs().max()) <= 1e-9 * float(grad.norm()) for grad in present]
+    return len(present) == len(grads) and all(small) and any(float(grad.norm()) > 0 for grad in present)
