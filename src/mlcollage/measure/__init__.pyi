@@ -34,6 +34,8 @@ from .layer_tap import layers_of as layers_of
 from .representation import as_samples as as_samples
 from .representation import centered_matrix as centered_matrix
 from .trace import TraceResult as TraceResult
+from .units import UnitAxes as UnitAxes
+from .units import unit_axes as unit_axes
 
 __all__ = [
     "CCAFactor",
@@ -44,6 +46,7 @@ __all__ = [
     "LayerTap",
     "MonteCarlo",
     "TraceResult",
+    "UnitAxes",
     "accuracy",
     "agreement",
     "as_samples",
@@ -72,4 +75,5 @@ __all__ = [
     "spectrum",
     "svcca",
     "total_variation",
+    "unit_axes",
 ]
