@@ -1,6 +1,7 @@
 """Tracker and penalty in real Lightning and Hugging Face trainings, against loops written out by hand."""
 
 import copy
+import pickle
 import sys
 import warnings
 
@@ -138,6 +139,16 @@ def test_lightning_tracker_measures_logs_and_changes_nothing(tmp_path):
     assert tracker.history["step"].tolist()[:3] == [1, 2, 4]
     assert torch.equal(flat(plain.net), flat(watched.net))
     assert trainer.logged_metrics["fisher_trace"] == pytest.approx(tracker.history["trace"].iloc[-1])
+
+
+@pytest.mark.parametrize("kind", [LightningFisherTrace, HuggingFaceFisherTrace])
+def test_traces_go_to_other_processes_with_what_they_measured(kind):
+    trace = kind(data(), every=5, method="exact")
+    trace.update(network(), 0)
+    there = pickle.loads(pickle.dumps(trace))  # noqa: S301 (our own bytes)
+    there.update(network(), 5)
+    assert there.history["step"].tolist() == [0, 5]
+    assert there.history["trace"].nunique() == 1
 
 
 def test_lightning_cannot_take_double_backprop():

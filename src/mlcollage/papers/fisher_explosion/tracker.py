@@ -152,7 +152,7 @@ class FisherTraceTracker:
         self.method = checks.choice("method", method, ("mc", "exact", "minibatch"))
         self.per_layer, self.early, self.loss_threshold, self.on_alarm = per_layer, early, loss_threshold, on_alarm
         self.likelihood, self.seed = likelihood, seed
-        self.forward = forward or (lambda model, x: model(**x) if isinstance(x, Mapping) else model(x))
+        self.forward = forward or _call
         self._alarm_row: int | None = None  # the measurement at which the alarm sounded
         self._rows: list[dict[str, float]] = []
         self._layers: list[dict[str, Any]] = []
@@ -308,6 +308,10 @@ class FisherTraceTracker:
 
 
 Inputs = Tensor | dict[str, Tensor]
+
+
+def _call(model: nn.Module, x: Inputs) -> Any:
+    return model(**x) if isinstance(x, Mapping) else model(x)
 
 
 def _length(x: Inputs) -> int:
