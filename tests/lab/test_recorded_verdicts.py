@@ -1,7 +1,8 @@
 """The verdicts of the first two papers, recorded before the statistical layer was finished, are those it gives now.
 
 ``recorded/`` holds what the claims of both studies read at scale quick (one row a number) and the verdicts that the
-digest printed. Whoever changes a claim or a rule so that a verdict changes records them anew, and says why.
+digest printed; only the name of a metric was respelled since. Whoever changes a claim or a rule so that a verdict
+changes records them anew, and says why.
 """
 
 import ast
@@ -33,7 +34,7 @@ def test_recorded_verdicts_are_what_the_judge_gives(slug):
             assert now[key] == (pytest.approx(then, rel=1e-6) if number else then), (name, key)
 
 
-@pytest.mark.parametrize("module", ["judge", "procedures", "pool", "settle"])
+@pytest.mark.parametrize("module", ["judge", "procedures", "pool", "running"])
 def test_the_lab_takes_tests_and_intervals_from_the_statistical_layer(module):
     """What decides a verdict is a tested function of ``stats``: no distribution, test or interval is computed here."""
     tree = ast.parse((Path(mlcollage.lab.__file__).parent / f"{module}.py").read_text("utf-8"))

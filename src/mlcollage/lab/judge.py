@@ -44,7 +44,7 @@ from mlcollage.lab.claim import Claim, Status, Verdict
 from mlcollage.lab.evidence import Evidence, Failure
 from mlcollage.lab.procedures import ANYTIME, LEVEL, Samples, constant_procedure, mean_procedure, trend_procedure
 from mlcollage.lab.run import Scale
-from mlcollage.stats._values import Floats, is_constant
+from mlcollage.stats._values import Floats, difference, is_constant
 from mlcollage.stats.adaptive import Design, Goal, holm, required_seeds, tost
 
 __all__ = ["claim_table", "complete_values", "judge"]
@@ -354,7 +354,10 @@ def _seed_effects(claim: Claim, table: pd.DataFrame) -> pd.Series:
             f"the estimand gives {table.shape[1]} columns; test {claim.test!r} takes one (values) or two "
             "(treatment, control)."
         )
-    return table.iloc[:, 0] if table.shape[1] == 1 else table.iloc[:, 0] - table.iloc[:, 1]
+    if table.shape[1] == 1:
+        return table.iloc[:, 0]
+    with np.errstate(invalid="ignore"):  # two infinite values have no difference
+        return pd.Series(difference(table.iloc[:, 0], table.iloc[:, 1]), index=table.index)
 
 
 def _enough(found: _Finding, n: int) -> None:

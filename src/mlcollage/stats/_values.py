@@ -10,7 +10,24 @@ import numpy.typing as npt
 from mlcollage._checks import choice, probability
 from mlcollage.errors import InvalidInput
 
-__all__ = ["Alternative", "Floats", "Rng", "by_side", "finite", "is_constant", "pair", "sample", "table", "tail"]
+__all__ = [
+    "ROUNDING",
+    "Alternative",
+    "Floats",
+    "Rng",
+    "by_side",
+    "difference",
+    "finite",
+    "is_constant",
+    "levels",
+    "pair",
+    "sample",
+    "table",
+    "tail",
+]
+
+ROUNDING = 1e-12
+"""Values closer than this share of their magnitude are equal: what is left is rounding. The one tolerance of all."""
 
 Floats = npt.NDArray[np.float64]
 Rng = np.random.Generator | int  # a generator, or a seed of one
@@ -67,7 +84,27 @@ def table(values: npt.ArrayLike, name: str, shape: str, rows: int = 1, columns: 
 def is_constant(x: Floats, scale: float | None = None) -> bool:
     """Whether all values are equal up to rounding at the given scale (default: the largest magnitude in ``x``)."""
     scale = float(np.abs(x).max()) if scale is None else scale
-    return bool(np.ptp(x) <= 1e-12 * scale)
+    return bool(np.ptp(x) <= ROUNDING * scale)
+
+
+def difference(x: npt.ArrayLike, y: npt.ArrayLike) -> Floats:
+    """``x - y``, broadcast; 0 where the two are equal up to rounding, so that ranks and signs see a tie."""
+    a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    d = np.asarray(a - b, dtype=np.float64)
+    return np.where(np.abs(d) <= ROUNDING * np.maximum(np.abs(a), np.abs(b)), 0.0, d)
+
+
+def levels(x: Floats) -> npt.NDArray[np.int64]:
+    """Values as whole numbers in their order along the last axis, those equal up to rounding being one level.
+
+    The scale is the largest magnitude along the axis. Ranks of levels are ranks of the values, ties included.
+    """
+    scale = np.abs(x).max(axis=-1, keepdims=True)
+    order = np.argsort(x, axis=-1, kind="stable")
+    steps = np.diff(np.take_along_axis(x, order, axis=-1), axis=-1, prepend=-np.inf) > ROUNDING * scale
+    found = np.empty(x.shape, dtype=np.int64)
+    np.put_along_axis(found, order, steps.cumsum(axis=-1), axis=-1)
+    return found
 
 
 def tail(level: float) -> float:

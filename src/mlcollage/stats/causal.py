@@ -19,7 +19,20 @@ from scipy import stats as sps
 
 from mlcollage._checks import choice
 from mlcollage.errors import InvalidInput
-from mlcollage.stats._values import Alternative, Floats, Rng, by_side, is_constant, pair, sample, table, tail
+from mlcollage.stats._values import (
+    ROUNDING,
+    Alternative,
+    Floats,
+    Rng,
+    by_side,
+    difference,
+    is_constant,
+    levels,
+    pair,
+    sample,
+    table,
+    tail,
+)
 
 __all__ = [
     "PageTrend",
@@ -90,8 +103,11 @@ def paired_difference(treatment: npt.ArrayLike, control: npt.ArrayLike) -> Paire
     (0.02, 0.99, 60)
     """
     x, y = pair(treatment, control, ("treatment", "control"))
-    d = x - y
-    v, vx, vy = d.var(ddof=1), x.var(ddof=1), y.var(ddof=1)
+    d = difference(x, y)
+    v, vx, vy = (
+        0.0 if is_constant(part, scale) else float(part.var(ddof=1))
+        for part, scale in ((d, max(float(np.abs(x).max()), float(np.abs(y).max()))), (x, None), (y, None))
+    )
     with np.errstate(divide="ignore", invalid="ignore"):  # an arm without variance has no correlation: NaN
         rho = float(np.cov(x, y)[0, 1] / np.sqrt(vx * vy))
     return PairedDifference(d, float(d.mean()), float(np.sqrt(v)), rho, float(len(d) * (vx + vy) / v) if v else np.inf)
@@ -178,11 +194,11 @@ def sign_flip_test(
     >>> sign_flip_test([0.3, 0.1, 0.4, 0.2, 0.2])  # every seed improved: 1 / 2^5
     0.03125
     """
-    e = sample(d, "d", least=1) - null
+    e = difference(sample(d, "d", least=1), null)
     exact = len(e) <= _EXACT
     sums = _subset_sums(e) if exact else _random_subsets(len(e), n_resamples, rng) @ e
     # Flipping the signs of subset S keeps the total at least as large exactly if the sum over S is <= 0.
-    tolerance = 1e-12 * float(np.abs(e).sum())
+    tolerance = ROUNDING * float(np.abs(e).sum())
     observed = 0 if exact else 1  # among all patterns the data's own is counted already, among random ones it is not
     above, below = (float((observed + np.count_nonzero(s <= tolerance)) / (observed + len(s))) for s in (sums, -sums))
     return by_side(alternative, above, below)
@@ -218,7 +234,7 @@ def _welch_statistic(x: Floats, y: Floats, axis: int = -1) -> Floats:
     """Welch's t of many labelings, (labelings, n) and (labelings, m); scipy passes the axis of the values."""
     spread = np.sqrt(x.var(axis=axis, ddof=1) / x.shape[axis] + y.var(axis=axis, ddof=1) / y.shape[axis])
     largest = max(float(np.abs(x).max()), float(np.abs(y).max()), np.finfo(float).tiny)
-    return (x.mean(axis=axis) - y.mean(axis=axis)) / (spread + 1e-12 * largest)  # finite when an arm is constant
+    return (x.mean(axis=axis) - y.mean(axis=axis)) / (spread + ROUNDING * largest)  # finite when an arm is constant
 
 
 def permutation_test_two_sample(
@@ -310,7 +326,7 @@ def page_trend(values: npt.ArrayLike, alternative: Literal["greater", "less"] = 
     """
     v = table(values, "values", "seeds, ordered levels", rows=2, columns=3)
     n, k = v.shape
-    ranks = sps.rankdata(v, axis=1)  # (n, k), mid-ranks where tied
+    ranks = sps.rankdata(levels(v), axis=1)  # (n, k), mid-ranks where tied up to rounding
     up = choice("alternative", alternative, ("greater", "less")) == "greater"
     result = sps.page_trend_test(
         ranks if up else ranks[:, ::-1],  # falling values rise along the levels in reverse

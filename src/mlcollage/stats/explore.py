@@ -20,7 +20,7 @@ from scipy import stats as sps
 
 from mlcollage._checks import integer, probability
 from mlcollage.errors import InvalidInput
-from mlcollage.stats._values import Floats, Rng, finite, pair, sample, table
+from mlcollage.stats._values import Floats, Rng, finite, levels, pair, sample, table
 
 if TYPE_CHECKING:
     from mlcollage.stats.simulation import SBCResult
@@ -237,9 +237,9 @@ def critical_difference(
     x = table(scores, "scores", "data sets, methods", rows=2, columns=3)
     probability("alpha", alpha)
     n, k = x.shape
-    ranks = sps.rankdata(-x if higher_is_better else x, axis=1)  # 1 the best of each row
+    ranks = sps.rankdata(levels(-x if higher_is_better else x), axis=1)  # 1 the best of each row
     mean = ranks.mean(axis=0)
-    tied = bool((np.ptp(x, axis=1) == 0).all())
+    tied = bool((np.ptp(ranks, axis=1) == 0).all())
     p_value = 1.0 if tied else float(sps.friedmanchisquare(*ranks.T).pvalue)
     difference = float(sps.studentized_range.isf(alpha, k, np.inf) / np.sqrt(2) * np.sqrt(k * (k + 1) / (6 * n)))
     # from each method, best first, as far as the difference reaches; kept unless inside the group before

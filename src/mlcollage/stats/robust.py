@@ -23,7 +23,7 @@ from scipy.optimize import brentq
 
 from mlcollage._checks import integer, positive, probability, real
 from mlcollage.errors import InvalidInput, MLCollageError
-from mlcollage.stats._values import Floats, Rng, finite, pair, sample, tail
+from mlcollage.stats._values import ROUNDING, Floats, Rng, difference, finite, is_constant, pair, sample, tail
 
 __all__ = [
     "Improvement",
@@ -97,7 +97,7 @@ def _location(x: npt.ArrayLike, weight: Callable[[Floats], Floats]) -> float:
     """M-estimate of location by iteratively reweighted means from the median, scale fixed at the MAD."""
     values = finite(x).ravel()
     center, scale = float(np.median(values)), mad(values)
-    if scale <= 1e-12 * np.abs(values).max():  # more than half the values agree: nothing to measure the rest by
+    if scale <= ROUNDING * np.abs(values).max():  # more than half the values agree: nothing to measure the rest by
         return center
     for _ in range(_ITERATIONS):  # the weights psi(u) / u of each value, and the mean under them
         w = weight((values - center) / scale)
@@ -217,7 +217,7 @@ def theil_sen(x: npt.ArrayLike, y: npt.ArrayLike, level: float = 0.95) -> Line:
     (1.0, 0.0)
     """
     a, b = pair(x, y)
-    if np.ptp(a) == 0:
+    if is_constant(a):
         raise InvalidInput("all x are equal, so no slope can be drawn.")
     result = sps.theilslopes(b, a, alpha=probability("level", level))
     return Line(float(result.slope), float(result.intercept), (float(result.low_slope), float(result.high_slope)))
@@ -276,7 +276,7 @@ def prob_improvement(x: npt.ArrayLike, y: npt.ArrayLike, level: float = 0.95) ->
     m, n, tasks = len(a), len(b), a.shape[1]
     if min(m, n) < 2:
         raise InvalidInput(f"{m} and {n} seeds; at least 2 in each arm are needed for an interval.")
-    wins = np.sign(a[:, None, :] - b[None, :, :])  # (m, n, tasks): 1, 0 and -1
+    wins = np.sign(difference(a[:, None, :], b[None, :, :]))  # (m, n, tasks): 1, 0 and -1
     share = float((1 + wins.mean()) / 2)
     z = float(sps.norm.isf(tail(level)))
 

@@ -18,7 +18,7 @@ from sklearn.base import clone
 
 from mlcollage._checks import choice, integer, probability, real
 from mlcollage.errors import InvalidInput
-from mlcollage.stats._values import Floats, Rng, finite, sample
+from mlcollage.stats._values import ROUNDING, Floats, Rng, finite, levels, sample
 from mlcollage.stats.causal_effects import AverageEffect
 
 __all__ = ["EValue", "Refutation", "e_value", "placebo", "random_common_cause", "rosenbaum_gamma", "rosenbaum_p"]
@@ -241,11 +241,11 @@ def rosenbaum_p(d: npt.ArrayLike, gamma: float = 1.0, *, alternative: Literal["g
     """
     real("gamma", gamma, least=1), choice("alternative", alternative, ("greater", "less"))
     x = sample(d, "d", least=1) * (1 if alternative == "greater" else -1)
-    x = x[x != 0]
+    x = x[np.abs(x) > ROUNDING * np.abs(x).max()]  # zeros, also those that rounding left
     if not len(x):
         return 1.0
     pi = gamma / (1 + gamma)  # largest chance that a pair's difference is positive under the null
-    doubled = np.rint(2 * sps.rankdata(np.abs(x))).astype(int)  # mid-ranks are multiples of a half
+    doubled = np.rint(2 * sps.rankdata(levels(np.abs(x)))).astype(int)  # mid-ranks are multiples of a half
     observed = int(doubled[x > 0].sum())
     if len(x) > _EXACT_PAIRS:
         mean, variance = pi * doubled.sum(), pi * (1 - pi) * (doubled**2).sum()

@@ -24,7 +24,7 @@ from scipy import optimize, special
 
 from mlcollage._checks import choice, integer, positive, probability, real
 from mlcollage.errors import InvalidInput
-from mlcollage.stats._values import Floats, finite, sample, tail
+from mlcollage.stats._values import Floats, difference, finite, is_constant, levels, sample, tail
 
 __all__ = [
     "ConfidenceSequence",
@@ -356,7 +356,7 @@ def sequential_t_interval(
     r = 1 + n * g
     # Without the factor Pr[mu > null | x] < 1, which is nearly 1 here, the null that is just rejected has a closed form
     log_l = 2 / n * (0.5 * np.log(r) + enough - np.log(2))
-    if v.std() == 0 or log_l >= np.log(r):
+    if is_constant(v) or log_l >= np.log(r):
         return -np.inf, np.inf
     nearest = float(v.std() * np.sqrt((np.exp(log_l) - 1) / (1 - np.exp(log_l) / r)))
 
@@ -451,7 +451,7 @@ def sequential_sign_interval(x: npt.ArrayLike, level: float = 0.95) -> tuple[flo
     (0.1, 0.4)
     """
     values, alpha = sample(x), tail(level)
-    ends = np.unique(values)
+    ends = values[np.unique(levels(values), return_index=True)[1]]  # in order, one of those equal up to rounding
     low, high = -np.inf, np.inf
     # the p values are constant between neighboring values, and monotone over them
     between = [ends[0] - 1.0, *((ends[1:] + ends[:-1]) / 2), ends[-1] + 1.0]
@@ -470,8 +470,8 @@ def _signed(x: npt.ArrayLike, y: npt.ArrayLike | None, null: float, alternative:
     if y is not None:
         control = np.atleast_1d(finite(y, "y"))
         n = min(v.shape[-1], control.shape[-1])
-        v = v[..., :n] - control[..., :n]
-    return v - null if alternative == "greater" else null - v
+        v = difference(v[..., :n], control[..., :n])
+    return difference(v, null) if alternative == "greater" else difference(null, v)
 
 
 def _smallest(log_e: Floats) -> float:
