@@ -255,7 +255,7 @@ def test_sign_flips_with_five_seeds_print_no_interval():
     assert any("no 95% interval" in w for w in verdict.warnings)
 
 
-def test_missing_pairs_are_named_and_counted_at_the_worst():
+def test_missing_pairs_are_named_and_counted_against_the_claim():
     arms = pair(1.5)
     arms["a"] = np.array([*arms["a"][:6], np.nan, np.inf])
     arms["b"] = np.array([*arms["b"][:4], None, *arms["b"][5:]])
@@ -263,8 +263,10 @@ def test_missing_pairs_are_named_and_counted_at_the_worst():
     assert verdict.seeds == 5
     assert "seed 4 (b), seed 6 (a), seed 7 (a)" in verdict.warnings[0]
     d = (arms["a"][[0, 1, 2, 3, 5]] - arms["b"][[0, 1, 2, 3, 5]]).astype(float)
-    p = sign_flip_test([*d, *[d.min()] * 3])
-    assert f"worst value seen, p = {p:.2g}" in verdict.warnings[1]
+    p = t_test([*d, *[-np.abs(d).max()] * 3])
+    assert verdict.p_value == pytest.approx(p)
+    assert verdict.warnings[1].startswith(f"the 3 seeds without a value counted against the claim: p = {p:.2g}")
+    assert verdict.status is Status.INCONCLUSIVE
 
 
 def test_a_nan_in_an_unpaired_arm_is_named():
@@ -281,7 +283,8 @@ def test_failed_runs_of_the_claims_arms_are_listed():
         Failure(Run("demo", "all", "c", 1), "unrelated"),
     ]
     arms = {**pair(1.5), "c": NOISE}
-    (warning,) = one(claim(), evidence(failures=failures, **arms)).warnings
+    warning, counted = one(claim(), evidence(failures=failures, **arms)).warnings
+    assert counted.startswith("the 1 seed without a value")  # seed 8; seed 0 has its values
     assert "2 runs failed (a seed 8: loss is NaN; replicas seed 0: out of memory)" in warning
     everything = PerSeed(lambda rows: rows["value"].iloc[0], "first value")
     assert "3 runs failed" in one(claim(estimand=everything), evidence(failures=failures, **arms)).warnings[0]

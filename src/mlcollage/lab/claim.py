@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from mlcollage._checks import choice, probability
+from mlcollage._checks import choice, probability, real
 from mlcollage.errors import InvalidInput
 from mlcollage.lab.evidence import Evidence
 from mlcollage.lab.run import Scale
@@ -108,6 +108,8 @@ class Claim:
     def __post_init__(self) -> None:
         probability(f"alpha of claim {self.id}", self.alpha)
         choice(f"kind of claim {self.id}", self.kind, ("finding", "check"))
+        for name in ("margin", "null", "factor"):
+            real(f"{name} of claim {self.id}", getattr(self, name))
         if self.margin < 0:
             raise InvalidInput(
                 f"claim {self.id}: margin={self.margin} must not be negative; it is a size, not a direction."

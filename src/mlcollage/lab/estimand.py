@@ -5,7 +5,8 @@ arm. One column is a level, two are treatment and control, more are the ordered 
 cover the usual cases; they describe themselves (for the digest, and for the fingerprint that shows a later change of a
 claim) and refuse evidence with several rows where one a seed is expected. A seed that lacks a value is a row with NaN:
 the judge reports it. What else a reader must know stands in ``table.attrs["notes"]``; ``attrs["measured"]`` holds the
-seeds of each column, which tells a NaN that was measured from an unpaired arm's own set of seeds.
+seeds of each column, which tells a NaN that was measured from an unpaired arm's own set of seeds; ``attrs["lacking"]``
+those for which something that is needed is not there.
 """
 
 from __future__ import annotations
@@ -392,6 +393,7 @@ class PerSeed:
         table = pd.DataFrame.from_dict(rows, orient="index").astype(np.float64)
         table = table.reindex(sorted({*rows, *lacking}))
         table.index.name = "seed"
+        table.attrs["lacking"] = tuple(lacking)
         table.attrs["notes"] = [
             f"{self.description} cannot be computed for seed {seed}: {_sentence(error)}"
             for seed, error in lacking.items()

@@ -33,7 +33,7 @@ Below five seeds the verdict says how few they are, below two there is none. Wha
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -42,8 +42,17 @@ import pandas as pd
 from mlcollage.errors import InvalidInput, MLCollageError
 from mlcollage.lab.claim import Claim, Status, Verdict
 from mlcollage.lab.evidence import Evidence, Failure
-from mlcollage.lab.procedures import ANYTIME, LEVEL, Samples, constant_procedure, mean_procedure, trend_procedure
+from mlcollage.lab.procedures import (
+    ANYTIME,
+    LEVEL,
+    Samples,
+    against_the_alternative,
+    constant_procedure,
+    mean_procedure,
+    trend_procedure,
+)
 from mlcollage.lab.run import Scale
+from mlcollage.lab.seeds import copied_seeds, listed, lost_seeds, mixed_units, plural, relevant_failures
 from mlcollage.stats._values import Floats, difference, is_constant
 from mlcollage.stats.adaptive import Design, Goal, holm, required_seeds, tost
 
@@ -71,6 +80,8 @@ class _Finding:
     test: str = ""
     seeds_needed: int | None = None
     anytime: bool = False
+    lost: tuple[list[int], ...] = ()
+    measured: tuple[float, float] | None = None  # both p values without the seeds that were lost
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -169,18 +180,23 @@ def _examine(claim: Claim, evidence: Evidence) -> _Finding:
         return found
     found.anytime = evidence.registered is not None and claim.test in ANYTIME
     evidence = _seeds_of_claim(found, evidence)
-    failures = _relevant(evidence, claim)
+    failures = relevant_failures(claim, evidence)
     if failures:
         found.warnings.append(_failure_text(failures))
     if evidence.missing:
         damaged = f", of which {len(evidence.damaged)} are damaged" if evidence.damaged else ""
-        found.warnings.append(f"{evidence.missing} run{_s(evidence.missing)} of the study not finished yet{damaged}")
+        found.warnings.append(f"{evidence.missing} run{plural(evidence.missing)} of the study not finished yet{damaged}")
     try:
         if evidence.table.empty:
             raise InvalidInput("nothing was measured.")
         table = claim_table(claim, evidence)
         found.warnings += table.attrs.get("notes", [])
+        table, copies = copied_seeds(claim, evidence, table)
+        found.warnings += copies
+        found.lost = lost_seeds(claim, evidence, table)
         {"exact": _exact, "trend": _trend}.get(claim.test, _mean)(found, table)
+        if found.estimate is not None and claim.test != "trend":
+            found.warnings += mixed_units(claim, table, found.estimate)
     except MLCollageError as error:
         found.status, found.reason = Status.INCONCLUSIVE, str(error)
     except LookupError as error:
@@ -230,7 +246,7 @@ def claim_table(claim: Claim, evidence: Evidence) -> pd.DataFrame:
     if table.index.has_duplicates:
         seeds = table.index[table.index.duplicated()].unique()
         raise InvalidInput(
-            f"several rows for seed {_listed(seeds)}: one row per seed was expected. If they are episodes or batches, "
+            f"several rows for seed {listed(seeds)}: one row per seed was expected. If they are episodes or batches, "
             "average them inside the run: the seed is the unit of replication."
         )
     if table.empty:
@@ -241,29 +257,12 @@ def claim_table(claim: Claim, evidence: Evidence) -> pd.DataFrame:
     return table
 
 
-def _relevant(evidence: Evidence, claim: Claim) -> list[Failure]:
-    """Failed runs that could have fed the claim: of its arms, or of an arm name that no row carries (replicas)."""
-    arms = getattr(claim.estimand, "arms", ())
-    if not arms:
-        return list(evidence.failures)
-    measured = set(evidence.table["arm"]) if len(evidence.table) else set()
-    return [f for f in evidence.failures if f.run.arm in arms or f.run.arm not in measured]
-
-
 def _failure_text(failures: Sequence[Failure]) -> str:
-    listed = "; ".join(f"{f.run.arm} seed {f.run.seed}: {f.reason}" for f in failures)
-    return f"{len(failures)} run{_s(len(failures))} failed ({listed})"
+    named = "; ".join(f"{f.run.arm} seed {f.run.seed}: {f.reason}" for f in failures)
+    return f"{len(failures)} run{plural(len(failures))} failed ({named})"
 
 
-def _s(count: int) -> str:
-    return "" if count == 1 else "s"
-
-
-def _listed(values: Iterable[object]) -> str:
-    return ", ".join(str(v) for v in values)
-
-
-def complete_values(claim: Claim, table: pd.DataFrame) -> tuple[Samples, list[str]]:
+def complete_values(claim: Claim, table: pd.DataFrame) -> tuple[tuple[pd.Series, ...], list[str]]:
     """The effects of the seeds that have all values, and a sentence on those that have not.
 
     Parameters
@@ -275,8 +274,8 @@ def complete_values(claim: Claim, table: pd.DataFrame) -> tuple[Samples, list[st
 
     Returns
     -------
-    tuple of arrays
-        The effect of each seed (n,); for two arms that are not paired the values of each, (n,) and (m,).
+    tuple of Series
+        The effect of each seed (n,), by seed; for two arms that are not paired the values of each, (n,) and (m,).
     list of str
         Which seeds were left out.
 
@@ -287,20 +286,20 @@ def complete_values(claim: Claim, table: pd.DataFrame) -> tuple[Samples, list[st
     """
     if table.shape[1] == 2 and not claim.paired:
         parts = [_complete(_measured(table, c)) for c in table.columns]
-        return tuple(kept.iloc[:, 0].to_numpy() for kept, _ in parts), [note for _, notes in parts for note in notes]
+        return tuple(kept.iloc[:, 0] for kept, _ in parts), [note for _, notes in parts for note in notes]
     effects = _seed_effects(claim, table)
     kept, notes = _complete(table)
-    return (effects[kept.index].to_numpy(),), notes
+    return (effects[kept.index],), notes
 
 
 def _complete(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Rows that are finite in every column, and a sentence on the others."""
     finite = pd.DataFrame(np.isfinite(table.to_numpy()), index=table.index, columns=table.columns)
     lost = [
-        f"seed {seed} ({_listed(c for c in table.columns if not finite.at[seed, c])})"
+        f"seed {seed} ({listed(c for c in table.columns if not finite.at[seed, c])})"
         for seed in table.index[~finite.all(axis=1)]
     ]
-    return table[finite.all(axis=1)], [f"left out for want of a finite value: {_listed(lost)}"] if lost else []
+    return table[finite.all(axis=1)], [f"left out for want of a finite value: {listed(lost)}"] if lost else []
 
 
 def _measured(table: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -315,9 +314,9 @@ def _exact(found: _Finding, table: pd.DataFrame) -> None:
     values = _seed_effects(claim, table).to_numpy()
     known = values[~np.isnan(values)]
     found.seeds, found.test = len(known), "every seed"
-    if len(known) < len(values):
-        missing = _listed(table.index[np.isnan(values)])
-        found.warnings.append(f"no value for seed {missing}")
+    without = sorted({*table.index[np.isnan(values)], *(s for s in found.lost[0] if s not in table.index)})
+    if without:
+        found.warnings.append(f"no value for seed {listed(without)}")
     if not len(known):
         raise InvalidInput("no seed has a value.")
     found.estimate = float(known[np.argmax(_badness(claim, known))])
@@ -331,10 +330,10 @@ def _exact(found: _Finding, table: pd.DataFrame) -> None:
     bad = int((~satisfied).sum())
     if bad:
         found.status = Status.CONTRADICTED
-        found.reason = f"{bad} of {len(known)} seed{_s(len(known))} violate{'s' if bad == 1 else ''} it"
-    elif len(known) < len(values):
+        found.reason = f"{bad} of {len(known)} seed{plural(len(known))} violate{'s' if bad == 1 else ''} it"
+    elif without:
         found.status = Status.INCONCLUSIVE
-        found.reason = f"all {len(known)} values satisfy it, but {len(values) - len(known)} are missing"
+        found.reason = f"all {len(known)} values satisfy it, but {len(without)} are missing"
     else:
         found.status = Status.SUPPORTED
         found.reason = f"every seed satisfies it ({len(known)})"
@@ -363,7 +362,7 @@ def _seed_effects(claim: Claim, table: pd.DataFrame) -> pd.Series:
 def _enough(found: _Finding, n: int) -> None:
     found.seeds = n
     if n < 2:
-        raise InvalidInput(f"{n or 'no'} seed{_s(n)} with all values: variance not identifiable.")
+        raise InvalidInput(f"{n or 'no'} seed{plural(n)} with all values: variance not identifiable.")
     if n < FEW:
         found.warnings.append(f"only {n} seeds")
 
@@ -373,7 +372,8 @@ def _mean(found: _Finding, table: pd.DataFrame) -> None:
     claim = found.claim
     columns = table.shape[1]
     unpaired = columns == 2 and not claim.paired
-    samples, notes = complete_values(claim, table)
+    by_seed, notes = complete_values(claim, table)
+    samples: Samples = tuple(s.to_numpy() for s in by_seed)
     if claim.test == "permutation" and not unpaired:
         raise InvalidInput("test 'permutation' compares two arms; the estimand gives one column.")
     found.warnings += notes
@@ -397,13 +397,23 @@ def _mean(found: _Finding, table: pd.DataFrame) -> None:
     found.p_support, found.p_contradict = _p_values(claim, samples, procedure.p)
     if not degenerate and not found.anytime:
         found.seeds_needed = _needed(claim, samples)
-    lost = len(table) - len(samples[0])
-    if not unpaired and lost:
-        worst = samples[0][np.argmax(_badness(claim, samples[0]))]
-        flips = constant_procedure(columns, unpaired, found.anytime)
-        p = _p_values(claim, (np.concatenate([np.full(lost, worst), samples[0]]),), flips.p)[0]
-        how = "signs" if found.anytime else "sign flips"
-        found.warnings.append(f"with each seed left out counted at the worst value seen, p = {_p(p)} ({how})")
+    if any(found.lost):
+        _count_lost(found, _p_values(claim, samples, against_the_alternative(procedure.p, by_seed, found.lost)))
+
+
+def _count_lost(found: _Finding, p_values: tuple[float, float]) -> None:
+    """Let a verdict stand only if it stands with the seeds that were lost counted against it."""
+    assert found.p_support is not None and found.p_contradict is not None
+    found.measured = (found.p_support, found.p_contradict)
+    found.p_support, found.p_contradict = (max(*both) for both in zip(found.measured, p_values, strict=True))
+    found.warnings.append(
+        f"{_those(found)} counted against the claim: p = {_p(p_values[0])}, without {_p(found.measured[0])} (raw)"
+    )
+
+
+def _those(found: _Finding) -> str:
+    count = sum(len(seeds) for seeds in found.lost)
+    return f"the {count} seed{plural(count)} without a value"
 
 
 def _p_values(claim: Claim, samples: Samples, p: Callable[..., float]) -> tuple[float, float]:
@@ -443,6 +453,14 @@ def _trend(found: _Finding, table: pd.DataFrame) -> None:
         found.seeds_needed = None if found.anytime else _needed(claim, (rho,))
     sign = 1 if rising else -1
     found.p_contradict = procedure.p(sign * rho, null=claim.margin, alternative="less")
+    if any(found.lost):
+        # against support: the reversed order; against a contradiction: the claimed one
+        lost, k = found.lost[0], kept.shape[1]
+        falling = np.tile(np.arange(k, 0, -1.0) if rising else np.arange(1.0, k + 1), (len(lost), 1))
+        reversed_ = pd.concat([kept, pd.DataFrame(falling, index=lost, columns=kept.columns)]).sort_index()
+        p_support = trend_procedure(reversed_.to_numpy(), rising, found.anytime)[2]
+        in_order = pd.concat([pd.Series(sign * rho, kept.index), pd.Series(1.0, lost)]).sort_index()
+        _count_lost(found, (p_support, procedure.p(in_order.to_numpy(), null=claim.margin, alternative="less")))
 
 
 def _needed(claim: Claim, samples: Samples) -> int | None:
@@ -473,6 +491,13 @@ def _decide(f: _Finding, p_support: float, p_contradict: float) -> tuple[Status,
         return Status.INCONCLUSIVE, f"{reason}; whether it is that small is not settled"
     if shown:
         return Status.SUPPORTED, f"{_support(claim)} (p = {_p(p_support)} {how})"
+    counted = zip(f.measured or (), (f.p_support, f.p_contradict), ("supported", "contradicted"), strict=False)
+    for measured, p, verdict in counted:
+        if p is not None and measured <= claim.alpha < p:
+            what = "is" if sum(map(len, f.lost)) == 1 else "are"
+            return Status.INCONCLUSIVE, (
+                f"not {verdict} once {_those(f)} {what} counted against that: p = {_p(p)}, without {_p(measured)}"
+            )
     reason = f"{f.seeds} seeds neither show it nor rule it out (p = {_p(p_support)} {how})"
     if f.seeds_needed is not None:
         reason += f"; {POWER:.0%} power for {_size(claim)} takes about {f.seeds_needed}, other claims not counted"

@@ -13,7 +13,7 @@ tested on. A. Gelman and A. Vehtari, JASA 2021, idea 4.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -27,6 +27,7 @@ from mlcollage.lab.claim import Claim
 from mlcollage.lab.evidence import Evidence
 from mlcollage.lab.judge import claim_table, complete_values
 from mlcollage.lab.run import Scale
+from mlcollage.lab.seeds import copied_seeds, listed, plural, relevant_failures
 from mlcollage.lab.store import Store
 from mlcollage.stats._posterior import Marginal
 from mlcollage.stats._values import Floats, is_constant
@@ -63,6 +64,8 @@ class PooledClaim:
         Where the effect on the next workload of the kind is expected: low, high.
     probability
         That the mean effect lies on the claimed side of the reference value (``within``: inside its margin).
+    notes
+        Workloads that lack seeds: which were left out for want of a value, repeat others, or failed.
     """
 
     claim: Claim
@@ -72,6 +75,7 @@ class PooledClaim:
     tau: tuple[float, float, float] | None = None
     next_workload: tuple[float, float] | None = None
     probability: float | None = None
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -89,8 +93,8 @@ class PooledClaim:
         return rows
 
     def sentences(self) -> list[str]:
-        """What holds of all workloads, as lines of text, and which were left out."""
-        left_out = [f" {name}: {reason}" for name, reason in self.left_out.items()]
+        """What holds of all workloads, as lines of text, and what was left out."""
+        left_out = [f" {name}: {reason}" for name, reason in {**self.left_out, **self.notes}.items()]
         if self.population is None or self.tau is None or self.next_workload is None:
             return [" measured on fewer than two workloads: nothing to pool", *left_out]
         spread = self.claim.format(self.tau[0], signed=False)
@@ -121,6 +125,7 @@ class PooledClaim:
             "null": self.claim.null,
             "workloads": [{str(k): None if v != v else v for k, v in row.items()} for row in rows],
             "left_out": dict(self.left_out),
+            "notes": dict(self.notes),
             "population": self.population,
             "tau": self.tau,
             "next_workload": self.next_workload,
@@ -200,17 +205,19 @@ def pool_claim(claim: Claim, evidences: Mapping[str, Evidence]) -> PooledClaim:
     >>> round(pooled.probability, 2)
     0.94
     """
-    rows, left_out = {}, {}
+    rows, left_out, notes = {}, {}, {}
     for name, evidence in evidences.items():
         try:
-            rows[name] = _effect(claim, evidence)
+            rows[name], said = _effect(claim, evidence)
+            if said:
+                notes[name] = "; ".join(said)
         except (MLCollageError, LookupError) as error:
             left_out[name] = str(error) if isinstance(error, MLCollageError) else f"{type(error).__name__}: {error}"
     columns = ["seeds", "estimate", "low", "high", "se"]
     table = pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("workload")
     shrunken = ["shrunken", "shrunken_low", "shrunken_high"]
     if len(table) < 2:
-        return PooledClaim(claim, table.reindex(columns=[*columns, *shrunken]), left_out)
+        return PooledClaim(claim, table.reindex(columns=[*columns, *shrunken]), left_out, notes=notes)
     y, se = (table[c].to_numpy(dtype=np.float64) for c in ("estimate", "se"))
     size = max(float(np.sqrt(np.mean((y - claim.null) ** 2))), float(np.median(se)))
     model = PartialPooling(prior_mu_scale=10 * size, tau_scale=size).fit(y - claim.null, se, names=list(table.index))
@@ -233,6 +240,7 @@ def pool_claim(claim: Claim, evidences: Mapping[str, Evidence]) -> PooledClaim:
         tau=spread,
         next_workload=(new[1] + claim.null, new[2] + claim.null),
         probability=probability,
+        notes=notes,
     )
 
 
@@ -241,14 +249,21 @@ def _summary(marginal: Marginal) -> tuple[float, float, float]:
     return float(marginal.mean), low, high
 
 
-def _effect(claim: Claim, evidence: Evidence) -> tuple[int, float, float, float, float]:
-    """Seeds, estimate, t interval, and the standard error whose normal interval is as wide."""
-    table = claim_table(claim, evidence)
+def _effect(claim: Claim, evidence: Evidence) -> tuple[tuple[int, float, float, float, float], list[str]]:
+    """Seeds, estimate, t interval, and the standard error whose normal interval is as wide; what was left out."""
+    table, said = copied_seeds(claim, evidence, claim_table(claim, evidence))
     if claim.test == "trend":
         finite = np.isfinite(table.to_numpy()).all(axis=1)
         samples: tuple[Floats, ...] = (page_trend(table[finite].to_numpy()).correlations,)
+        if not finite.all():
+            said.append(f"left out for want of a finite value: seed {listed(table.index[~finite])}")
     else:
-        samples, _ = complete_values(claim, table)
+        effects, without = complete_values(claim, table)
+        samples, said = tuple(s.to_numpy() for s in effects), said + without
+    failures = relevant_failures(claim, evidence)
+    if failures:
+        named = "; ".join(f"{f.run.arm} seed {f.run.seed}: {f.reason}" for f in failures)
+        said.append(f"{len(failures)} run{plural(len(failures))} failed ({named})")
     seeds = min(len(s) for s in samples)
     if seeds < 2:
         raise InvalidInput(f"{seeds or 'no'} seed{'' if seeds == 1 else 's'} with all values, so no standard error")
@@ -257,7 +272,7 @@ def _effect(claim: Claim, evidence: Evidence) -> tuple[int, float, float, float,
     if all(is_constant(s, magnitude) for s in samples):
         raise InvalidInput("its seeds all agree, so there is no standard error")
     low, high = t_interval(samples[0], LEVEL, y=samples[1] if len(samples) == 2 else None)
-    return seeds, (low + high) / 2, low, high, (high - low) / 2 / _Z
+    return (seeds, (low + high) / 2, low, high, (high - low) / 2 / _Z), said
 
 
 def draw_forest(pooled: Sequence[PooledClaim], file: Path | str) -> None:

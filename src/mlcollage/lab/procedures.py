@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from mlcollage.stats._values import Floats
 from mlcollage.stats.bootstrap import bootstrap_t_interval, bootstrap_t_test, t_interval
@@ -29,7 +30,16 @@ from mlcollage.stats.sequential import (
     sequential_t_test,
 )
 
-__all__ = ["ANYTIME", "LEVEL", "Procedure", "Samples", "constant_procedure", "mean_procedure", "trend_procedure"]
+__all__ = [
+    "ANYTIME",
+    "LEVEL",
+    "Procedure",
+    "Samples",
+    "against_the_alternative",
+    "constant_procedure",
+    "mean_procedure",
+    "trend_procedure",
+]
 
 LEVEL = 0.95
 ANYTIME = ("t", "sign_flip", "permutation", "trend")
@@ -100,6 +110,33 @@ def constant_procedure(columns: int, unpaired: bool, anytime: bool) -> Procedure
     if anytime:
         return mean_procedure("sign_flip", columns, unpaired, anytime)
     return _PERMUTATION if unpaired else _SIGN_FLIP
+
+
+def against_the_alternative(
+    p: Callable[..., float], samples: tuple[pd.Series, ...], lost: tuple[list[int], ...]
+) -> Callable[..., float]:
+    """The same test with lost seeds counted against its alternative, whatever that is.
+
+    One sample: as far on the other side of the null as the farthest value seen lies from it. Two arms: the least
+    favorable value seen in either. They take the places of their seeds, which matters to tests of a sequence.
+    """
+
+    def counted(*_: Floats, null: float, alternative: str) -> float:
+        up = alternative == "greater"
+        if len(samples) == 1:
+            far = float((samples[0] - null).abs().max())
+            worst = [null - far if up else null + far]
+        else:
+            x, y = samples[0] - null, samples[1]
+            low, high = min(x.min(), y.min()), max(x.max(), y.max())
+            worst = [null + low, high] if up else [null + high, low]
+        filled = (
+            pd.concat([s, pd.Series(value, seeds, dtype=float)]).sort_index(kind="stable").to_numpy()
+            for s, value, seeds in zip(samples, worst, lost, strict=True)
+        )
+        return p(*filled, null=null, alternative=alternative)
+
+    return counted
 
 
 def trend_procedure(levels: Floats, rising: bool, anytime: bool) -> tuple[Floats, Procedure, float, Procedure]:
