@@ -14,6 +14,8 @@ from mlcollage.lab.evidence import Evidence
 from mlcollage.lab.judge import judge
 from mlcollage.lab.run import Scale
 from mlcollage.stats.adaptive import required_seeds
+from mlcollage.stats.causal import t_test
+from mlcollage.stats.sequential import sequential_sign_test
 
 SOMETHING = pd.DataFrame([{"arm": "a", "seed": 0, "metric": "m", "step": 0, "value": 0.0}])
 
@@ -154,3 +156,93 @@ def test_an_absent_effect_is_contradicted_rather_than_left_open():
     n = 2 * required_seeds(1.0, 1.0, design="one_sample")
     found = rates({"direction": "greater", "margin": 1.0}, paired(0.0, 400, n, seed=6))
     assert found["contradicted"] >= 0.9
+
+
+# --- nulls that the tests were not made for: what comes out stands on the page "How claims are judged" ------------------
+
+
+def rare_disaster(repeats: int, n: int, rng: np.random.Generator) -> np.ndarray:
+    """+1 in nine seeds of ten, -9 in the tenth: mean 0."""
+    return np.where(rng.random((repeats, n)) < 0.1, -9.0, 1.0) + 0.1 * rng.normal(size=(repeats, n))
+
+
+def tail_down(repeats: int, n: int, rng: np.random.Generator) -> np.ndarray:
+    """A lognormal tail towards the other side, mean 0."""
+    return np.exp(0.5) - np.exp(rng.normal(size=(repeats, n)))
+
+
+def tail_up(repeats: int, n: int, rng: np.random.Generator) -> np.ndarray:
+    return -tail_down(repeats, n, rng)
+
+
+def crashed(repeats: int, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Each run of either arm falls to chance in one seed of ten."""
+    arms = 0.9 + 0.01 * rng.normal(size=(2, repeats, n))
+    arms[rng.random(arms.shape) < 0.1] = 0.1
+    return arms[0] - arms[1]
+
+
+def discrete(repeats: int, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Accuracies of arms that are alike on a test set of 30."""
+    return np.diff(rng.binomial(30, 0.95, (2, repeats, n)), axis=0)[0] / 30
+
+
+def lost(repeats: int, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Normal differences, of which those below half a standard deviation under 0 were lost (diverged, NaN)."""
+    d = rng.normal(size=(repeats, n))
+    return np.where(d < -0.5, np.nan, d)
+
+
+def naive(d: np.ndarray) -> float:
+    """Support by a t test of what there is, as the judge gave it before it looked at shape and losses."""
+    kept = [row[np.isfinite(row)] for row in d]
+    return float(np.mean([np.ptp(x) > 0 and t_test(x) <= 0.05 for x in kept if len(x) > 1]))
+
+
+@pytest.mark.parametrize(
+    ("draw", "n", "most"),
+    [
+        (crashed, 5, 0.05),
+        (crashed, 10, 0.05),
+        (discrete, 5, 0.05),
+        (discrete, 10, 0.06),  # a t test of few different values is not exact
+        (lost, 5, 0.05),
+        (lost, 10, 0.05),
+        (tail_up, 10, 0.05),
+        # beyond the condition: a tail against the claim, of which few seeds show nothing
+        (tail_down, 5, 0.22),
+        (tail_down, 10, 0.16),
+        (tail_down, 20, 0.12),
+        (rare_disaster, 5, 0.9**5),
+        (rare_disaster, 10, 0.9**10),
+        (rare_disaster, 20, 0.9**20),
+    ],
+)
+def test_wrong_support_under_odd_nulls(draw, n, most, capsys):
+    repeats = 200
+    d = draw(repeats, n, np.random.default_rng([n, 50]))
+    found = rates({"direction": "greater", "margin": 1e-3}, d[..., None])["supported"]
+    with capsys.disabled():
+        print(f"\n{draw.__name__}, {n} seeds: {found:.1%} supported, by a plain t test {naive(d):.1%}")
+    assert found <= above(most, repeats)
+
+
+def test_signs_under_added_seeds_do_not_pass_for_a_mean():
+    """The anytime-valid sign test is one of the median: half of the studies with a rare disaster would pass it."""
+    repeats, most = 40, 30
+    d = rare_disaster(repeats, most, np.random.default_rng(60))
+    made = {}
+    claims = [Claim("C", "", "", "", lambda e: pd.DataFrame(made["seen"]), "greater", 1e-3, test="sign_flip")]
+    table = pd.DataFrame([{"arm": "a", "seed": s, "metric": "m", "step": 0, "value": 0.0} for s in range(most)])
+    by_signs, by_judge = 0, 0
+    for row in d:
+        looks = [row[:n] for n in range(10, most + 1, 5)]
+        by_signs += any(sequential_sign_test(x) <= 0.05 for x in looks)
+        for seen in looks:
+            made["seen"] = seen
+            found = judge(claims, Evidence("demo", Scale.QUICK, "w", table, registered=10))["C"].status
+            if found is Status.SUPPORTED:
+                by_judge += 1
+                break
+    assert by_signs / repeats > 0.4
+    assert by_judge / repeats <= above(0.9**10, repeats)  # the first ten seeds show no disaster

@@ -49,6 +49,8 @@ from mlcollage.lab.procedures import (
     against_the_alternative,
     constant_procedure,
     mean_procedure,
+    shape_of,
+    stricter_tests,
     trend_procedure,
 )
 from mlcollage.lab.run import Scale
@@ -81,6 +83,7 @@ class _Finding:
     seeds_needed: int | None = None
     anytime: bool = False
     lost: tuple[list[int], ...] = ()
+    stricter: list[tuple[str, float, float]] = field(default_factory=list)  # tests that must agree, and both p values
     measured: tuple[float, float] | None = None  # both p values without the seeds that were lost
     warnings: list[str] = field(default_factory=list)
 
@@ -397,8 +400,29 @@ def _mean(found: _Finding, table: pd.DataFrame) -> None:
     found.p_support, found.p_contradict = _p_values(claim, samples, procedure.p)
     if not degenerate and not found.anytime:
         found.seeds_needed = _needed(claim, samples)
+    if not degenerate:
+        _look_at_shape(found, by_seed)
     if any(found.lost):
         _count_lost(found, _p_values(claim, samples, against_the_alternative(procedure.p, by_seed, found.lost)))
+
+
+def _look_at_shape(found: _Finding, samples: tuple[pd.Series, ...]) -> None:
+    """Say what a t test would not expect of the seeds, and test again in a way that allows for it."""
+    claim = found.claim
+    skew, far = shape_of(samples)
+    if skew is not None:
+        side = "lower" if skew < 0 else "higher"
+        found.warnings.append(f"the seeds are strongly skewed ({skew:.1f}, the tail towards {side} values)")
+    for s, seeds in zip(samples, far, strict=True):
+        rest = s.drop(seeds)
+        found.warnings += [
+            f"seed {seed} lies far from the others: {claim.format(s[seed])}, they from {claim.format(rest.min())} to "
+            f"{claim.format(rest.max())}"
+            for seed in seeds
+        ]
+    found.stricter = [
+        (name, *_p_values(claim, values, p)) for name, values, p in stricter_tests(samples, skew is not None, far)
+    ]
 
 
 def _count_lost(found: _Finding, p_values: tuple[float, float]) -> None:
@@ -484,6 +508,13 @@ def _decide(f: _Finding, p_support: float, p_contradict: float) -> tuple[Status,
     claim = f.claim
     shown = p_support <= claim.alpha
     how = f"after Holm, anytime-valid, {f.seeds} seeds" if f.anytime else "after Holm"
+    for name, *again in f.stricter:
+        for p, p_again, verdict in zip((p_support, p_contradict), again, ("supported", "contradicted"), strict=True):
+            if p <= claim.alpha < p_again:
+                return Status.INCONCLUSIVE, (
+                    f"{verdict} by {f.test} (p = {_p(p)} {how}), but not by {name} (p = {_p(p_again)}): "
+                    "the shape of few seeds decides, so more are needed"
+                )
     if p_contradict <= claim.alpha:
         return Status.CONTRADICTED, _contradiction(f, shown) + f" (p = {_p(p_contradict)} {how})"
     if shown and _short_of_margin(f):

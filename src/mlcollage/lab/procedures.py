@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from mlcollage.stats._values import Floats
+from mlcollage.stats._values import Floats, is_constant
 from mlcollage.stats.bootstrap import bootstrap_t_interval, bootstrap_t_test, t_interval
 from mlcollage.stats.causal import (
     page_trend,
@@ -29,6 +29,7 @@ from mlcollage.stats.sequential import (
     sequential_t_interval,
     sequential_t_test,
 )
+from mlcollage.stats.shape import outlying, skewed_t_test, skewness, skewness_p
 
 __all__ = [
     "ANYTIME",
@@ -38,6 +39,8 @@ __all__ = [
     "against_the_alternative",
     "constant_procedure",
     "mean_procedure",
+    "shape_of",
+    "stricter_tests",
     "trend_procedure",
 ]
 
@@ -110,6 +113,40 @@ def constant_procedure(columns: int, unpaired: bool, anytime: bool) -> Procedure
     if anytime:
         return mean_procedure("sign_flip", columns, unpaired, anytime)
     return _PERMUTATION if unpaired else _SIGN_FLIP
+
+
+def shape_of(samples: tuple[pd.Series, ...]) -> tuple[float | None, list[list[int]]]:
+    """What a t test would not expect: the skewness, if it is strong, and the seeds of outlying values.
+
+    Strong is what fewer than one in twenty samples of normal values show. Of two arms, the more skewed counts.
+    """
+    skewed = [skewness(s) for s in samples if len(s) > 2 and skewness_p(s) <= 0.05]
+    far = [s.index[outlying(s)].tolist() for s in samples]
+    return max(skewed, key=abs, default=None), far
+
+
+def stricter_tests(
+    samples: tuple[pd.Series, ...], skewed: bool, far: list[list[int]]
+) -> list[tuple[str, Samples, Callable[..., float]]]:
+    """Tests that must agree where seeds are skewed or outlying: name, values, test."""
+    tests: list[tuple[str, Samples, Callable[..., float]]] = []
+    values = tuple(s.to_numpy() for s in samples)
+    if skewed and len(samples) == 1:
+        tests.append(("a t test that allows for skewness", values, skewed_t_test))
+    elif skewed and min(map(len, samples)) >= 4:
+        tests.append(("bootstrap-t, which allows for skewness", values, bootstrap_t_test))
+    if any(far):
+        rest = tuple(s.drop(seeds).to_numpy() for s, seeds in zip(samples, far, strict=True))
+        tests.append(("a t test without the outlying seeds", rest, _t_of_the_rest))
+    return tests
+
+
+def _t_of_the_rest(*samples: Floats, null: float, alternative: str) -> float:
+    """A t test; of values that all agree, whether they lie on the side of the alternative."""
+    if all(map(is_constant, samples)):
+        effect = float(samples[0].mean() - (samples[1].mean() if len(samples) == 2 else 0.0))
+        return float(not (effect > null if alternative == "greater" else effect < null))
+    return t_test(*samples, null=null, alternative="greater" if alternative == "greater" else "less")
 
 
 def against_the_alternative(

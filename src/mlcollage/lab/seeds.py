@@ -173,7 +173,7 @@ def _repeats(rows: pd.DataFrame, arms: Sequence[str], seeds: list[int]) -> dict[
     position = {seed: i for i, seed in enumerate(wide.columns)}
     originals: list[int] = []
     found: dict[int, tuple[int, int]] = {}
-    for seed in sorted(seeds):
+    for seed in [s for s in wide.columns if s in seeds]:
         for other in originals:
             a, b = matrix[:, position[seed]], matrix[:, position[other]]
             if _same_run(a, b, matrix, kind):
