@@ -14,7 +14,7 @@ from mlcollage.lab.judge import judge
 from mlcollage.lab.run import Run, Scale
 from mlcollage.stats.adaptive import holm, required_seeds
 from mlcollage.stats.bootstrap import t_interval
-from mlcollage.stats.causal import permutation_test_two_sample, sign_flip_test, t_test
+from mlcollage.stats.causal import permutation_test_two_sample, t_test
 
 NOISE = np.array([0.3, -0.5, 0.1, 0.6, -0.2, -0.4, 0.5, -0.4])  # mean 0, sd 0.43
 

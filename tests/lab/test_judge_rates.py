@@ -158,7 +158,7 @@ def test_an_absent_effect_is_contradicted_rather_than_left_open():
     assert found["contradicted"] >= 0.9
 
 
-# --- nulls that the tests were not made for: what comes out stands on the page "How claims are judged" ------------------
+# --- nulls that the tests were not made for: what comes out stands on the page "How claims are judged" ----------------
 
 
 def rare_disaster(repeats: int, n: int, rng: np.random.Generator) -> np.ndarray:

@@ -50,7 +50,7 @@ def lose(values, seeds):
 
 def test_two_survivors_of_ten_do_not_support():
     """Eight crashed treatments: the two that finished said p = .02."""
-    new = lose(CONTROL + [0.050, 0.0525, *[0.0] * 8], range(2, 10))
+    new = lose(CONTROL + np.array([0.050, 0.0525, *[0.0] * 8]), range(2, 10))
     assert one(claim(), evidence(new=new[:2], old=CONTROL[:2])).status is Status.SUPPORTED
     verdict = one(claim(), evidence(new=new, old=CONTROL))
     assert verdict.status is Status.INCONCLUSIVE

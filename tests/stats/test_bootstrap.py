@@ -351,3 +351,18 @@ def test_wild_cluster_bootstrap_keeps_the_level_with_ten_clusters():
 def test_what_cannot_be_resampled_gets_a_sentence(call, sentence):
     with pytest.raises(InvalidInput, match=sentence):
         call()
+
+
+@pytest.mark.parametrize(("n", "covers"), [(4, "80 %"), (5, "85 %"), (9, "85 %")])
+def test_few_units_are_said(n, covers):
+    x = np.random.default_rng(0).normal(size=n)
+    with pytest.warns(UserWarning, match=f"{n} units: a percentile bootstrap interval covers about {covers}"):
+        bootstrap_ci(x, method="percentile", n_boot=99)
+
+
+def test_ten_units_and_bootstrap_t_are_not():
+    x = np.random.default_rng(0).normal(size=10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bootstrap_ci(x, method="percentile", n_boot=99)
+        bootstrap_ci(x[:5], n_boot=99)

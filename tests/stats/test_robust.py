@@ -256,3 +256,25 @@ def test_nothing_matters_when_all_agree():
 def test_bad_input_is_named(call, message):
     with pytest.raises(InvalidInput, match=message):
         call()
+
+
+@pytest.mark.parametrize(("of_run", "of_task"), [(1.0, 0.05), (0.7, 0.7), (0.0, 1.0)])
+def test_improvement_over_tasks_resamples_runs(of_run, of_task):
+    """Five runs of each arm, each scored on thirty tasks: what a run is worth shows on all of them, or on none."""
+    rng = np.random.default_rng(0)
+    shift = 1.0
+    truth = sps.norm.cdf(shift / np.sqrt(2 * (of_run**2 + of_task**2)))
+    covered, widths = [], []
+    for _ in range(120):
+        x, y = (of_run * rng.normal(size=(5, 1)) + of_task * rng.normal(size=(5, 30)) for _ in "xy")
+        low, high = prob_improvement(x + shift, y).interval
+        covered.append(low <= truth <= high)
+        widths.append(high - low)
+    assert np.mean(covered) >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / 120)
+    if of_run == 0:  # tasks that tell of runs anew make it narrower
+        assert np.mean(widths) < 0.25
+
+
+def test_improvement_on_all_tasks_is_not_a_point():
+    x, y = np.ones((5, 30)), np.zeros((5, 30))
+    assert prob_improvement(x, y).interval == pytest.approx(prob_improvement(x[:, 0], y[:, 0]).interval)

@@ -2,6 +2,9 @@ from .bound import BoundStudy as BoundStudy
 from .claim import Claim as Claim
 from .claim import Status as Status
 from .claim import Verdict as Verdict
+from .compare import Comparison as Comparison
+from .compare import compare as compare
+from .compare import judge_table as judge_table
 from .engine import Engine as Engine
 from .engine import Event as Event
 from .engine import LocalEngine as LocalEngine

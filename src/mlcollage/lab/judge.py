@@ -188,7 +188,9 @@ def _examine(claim: Claim, evidence: Evidence) -> _Finding:
         found.warnings.append(_failure_text(failures))
     if evidence.missing:
         damaged = f", of which {len(evidence.damaged)} are damaged" if evidence.damaged else ""
-        found.warnings.append(f"{evidence.missing} run{plural(evidence.missing)} of the study not finished yet{damaged}")
+        found.warnings.append(
+            f"{evidence.missing} run{plural(evidence.missing)} of the study not finished yet{damaged}"
+        )
     try:
         if evidence.table.empty:
             raise InvalidInput("nothing was measured.")
@@ -427,7 +429,8 @@ def _look_at_shape(found: _Finding, samples: tuple[pd.Series, ...]) -> None:
 
 def _count_lost(found: _Finding, p_values: tuple[float, float]) -> None:
     """Let a verdict stand only if it stands with the seeds that were lost counted against it."""
-    assert found.p_support is not None and found.p_contradict is not None
+    assert found.p_support is not None
+    assert found.p_contradict is not None
     found.measured = (found.p_support, found.p_contradict)
     found.p_support, found.p_contradict = (max(*both) for both in zip(found.measured, p_values, strict=True))
     found.warnings.append(

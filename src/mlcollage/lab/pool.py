@@ -64,6 +64,8 @@ class PooledClaim:
         Where the effect on the next workload of the kind is expected: low, high.
     probability
         That the mean effect lies on the claimed side of the reference value (``within``: inside its margin).
+    next_probability
+        That the effect on the next workload lies there.
     notes
         Workloads that lack seeds: which were left out for want of a value, repeat others, or failed.
     """
@@ -76,6 +78,7 @@ class PooledClaim:
     next_workload: tuple[float, float] | None = None
     probability: float | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
+    next_probability: float | None = None
 
     @property
     def title(self) -> str:
@@ -130,6 +133,7 @@ class PooledClaim:
             "tau": self.tau,
             "next_workload": self.next_workload,
             "probability": self.probability,
+            "next_probability": self.next_probability,
         }
 
 
@@ -224,14 +228,13 @@ def pool_claim(claim: Claim, evidences: Mapping[str, Evidence]) -> PooledClaim:
     table[shrunken] = model.shrunken(LEVEL)[["shrunken", "low", "high"]] + claim.null
     found = model.exact()
     mean, spread, new = (_summary(m) for m in (found.mu, found.tau, found.new))
-    below = float(found.mu.cdf(0.0))
-    probability = {
-        "greater": 1 - below,
-        "at_least": 1 - below,
-        "less": below,
-        "at_most": below,
-        "within": found.rope(claim.margin) if claim.direction == "within" else 0.0,
-    }[claim.direction]
+
+    def as_claimed(effect: Marginal) -> float:
+        if claim.direction == "within":
+            return float(effect.cdf(claim.margin) - effect.cdf(-claim.margin))
+        below = float(effect.cdf(0.0))
+        return below if claim.direction in ("less", "at_most") else 1 - below
+
     return PooledClaim(
         claim=claim,
         workloads=table,
@@ -239,7 +242,8 @@ def pool_claim(claim: Claim, evidences: Mapping[str, Evidence]) -> PooledClaim:
         population=(mean[0] + claim.null, mean[1] + claim.null, mean[2] + claim.null),
         tau=spread,
         next_workload=(new[1] + claim.null, new[2] + claim.null),
-        probability=probability,
+        probability=as_claimed(found.mu),
+        next_probability=as_claimed(found.new),
         notes=notes,
     )
 

@@ -142,9 +142,7 @@ def copied_seeds(claim: Claim, evidence: Evidence, table: pd.DataFrame) -> tuple
             continue
         for copy, (original, count) in _repeats(evidence.table, of_arms, list(twins)).items():
             whose = f" of {columns[0]}" if unpaired else ""
-            notes.append(
-                f"seed {copy}{whose} repeats seed {original} exactly, in all {count} numbers: counted once"
-            )
+            notes.append(f"seed {copy}{whose} repeats seed {original} exactly, in all {count} numbers: counted once")
             kept.loc[copy, columns] = np.nan
             before = attrs.get("measured") or dict.fromkeys(table.columns, tuple(table.index))
             attrs["measured"] = {
@@ -188,19 +186,18 @@ def _same_run(a: np.ndarray, b: np.ndarray, matrix: np.ndarray, kind: Sequence[t
     """Whether two seeds agree in all numbers, and in more than chance explains."""
     if not np.array_equal(a, b, equal_nan=True):
         return False
-    off_grid: set[tuple[int, ...]] = set()
+    off_grid = 0
     chance: dict[tuple[str, str], tuple[float, tuple[int, ...]]] = {}
     for i in np.flatnonzero(np.isfinite(a)):
         others = matrix[i][np.isfinite(matrix[i])]
         _, ranks, counts = np.unique(others, return_inverse=True, return_counts=True)
         if len(counts) == 1:  # the same for all seeds: deterministic
             continue
-        # two numbers that rank the seeds alike may be one number (an error and an accuracy): one piece of evidence
+        off_grid += not _simple(float(a[i]))
+        if off_grid >= _OFF_GRID:
+            return True
+        # fractions that rank the seeds alike may be one number (an error and an accuracy): one piece of evidence
         order = min(tuple(ranks.tolist()), tuple((ranks.max() - ranks).tolist()))
-        if not _simple(float(a[i])):
-            off_grid.add(order)
-            if len(off_grid) >= _OFF_GRID:
-                return True
         often = float(((counts / len(others)) ** 2).sum())  # two seeds agree here anyway
         chance[kind[i]] = min(chance.get(kind[i], (2.0, ())), (often, order))
     apart = {order: often for often, order in chance.values()}

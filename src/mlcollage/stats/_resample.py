@@ -16,6 +16,7 @@ from mlcollage.stats._values import Floats
 __all__ = ["CHUNK", "Evaluator", "Statistic", "Units", "blocks", "codes"]
 
 Statistic = Callable[..., npt.ArrayLike]
+FEW = 10  # units below which a bootstrap without studentizing falls well short of its level
 CHUNK = 2**20  # numbers held at once for a statistic that needs the values themselves
 
 
@@ -78,10 +79,11 @@ class Units:
             raise InvalidInput(f"{where} {smallest} unit(s) to resample; {method!r} needs at least {least}.")
         if method in ("bayes", "bootstrap-t") and self.inner is not None:
             raise InvalidInput(f"method {method!r} does not resample within units; pass the outer labels only.")
-        if method != "bootstrap-t" and self.n_units < 5:
+        if method != "bootstrap-t" and self.n_units < FEW:
+            covers = "80 %" if self.n_units < 5 else "85 %"
             warnings.warn(
-                f"{self.n_units} units: a {method} bootstrap interval covers about 80 % at nominal 95 % with so few; "
-                "use t_interval.",
+                f"{self.n_units} units: a {method} bootstrap interval covers about {covers} at nominal 95 % with so "
+                "few; use t_interval, or method='bootstrap-t'.",
                 stacklevel=3,
             )
 

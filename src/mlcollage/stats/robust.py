@@ -256,8 +256,16 @@ def prob_improvement(x: npt.ArrayLike, y: npt.ArrayLike, level: float = 0.95) ->
         \quad N = \frac{m + n}{2}
 
     (R. Newcombe, Statistics in Medicine 2006, method 5), which unlike a bootstrap does not shrink to a point when all
-    runs of one arm win. Over T tasks the variance is divided by T. Agarwal et al., NeurIPS 2021, sec. 4.3, use the
-    same estimate.
+    runs of one arm win. Agarwal et al., NeurIPS 2021, sec. 4.3, use the same estimate.
+
+    Over T tasks the run is the unit: what makes a run good may make it good at all tasks, so T tasks are worth between
+    one task and T. With :math:`p_i` the share of wins of run i over all runs of the other arm and all tasks,
+
+    .. math:: V_\text{runs} = \frac{s^2(p_x)}{m} + \frac{s^2(p_y)}{n}, \qquad
+        T_\text{eff} = \min\big(T, \max(1, V(\hat\theta) / V_\text{runs})\big)
+
+    (E. DeLong, D. DeLong and D. Clarke-Pearson, Biometrics 1988), the variance :math:`V(\theta)` is divided by
+    :math:`T_\text{eff}`, and z is Student's quantile with Welch's degrees of freedom.
 
     Parameters
     ----------
@@ -280,10 +288,23 @@ def prob_improvement(x: npt.ArrayLike, y: npt.ArrayLike, level: float = 0.95) ->
     share = float((1 + wins.mean()) / 2)
     z = float(sps.norm.isf(tail(level)))
 
+    def variance(theta: float) -> float:
+        """Of the estimate from one task, if theta is the truth."""
+        weight = 1 + ((m + n) / 2 - 1) * ((1 - theta) / (2 - theta) + theta / (1 + theta))
+        return theta * (1 - theta) * weight / (m * n)
+
+    worth = 1.0  # independent tasks
+    if tasks > 1:
+        of_run = [wins.mean(axis=(1, 2)) / 2, wins.mean(axis=(0, 2)) / 2]  # (m,) and (n,), shares of wins less a half
+        parts = [float(p.var(ddof=1)) / len(p) for p in of_run]
+        if sum(parts) > 0:  # otherwise nothing shows that runs vary less than one task says
+            worth = float(np.clip(variance(share) / sum(parts), 1.0, tasks))
+            df = sum(parts) ** 2 / sum(v**2 / (len(p) - 1) for v, p in zip(parts, of_run, strict=True))
+            z = float(sps.t.isf(tail(level), df))
+
     def distance(theta: float) -> float:
         """From the estimate, in excess of what the variance at theta allows."""
-        weight = 1 + ((m + n) / 2 - 1) * ((1 - theta) / (2 - theta) + theta / (1 + theta))
-        return abs(theta - share) - z * float(np.sqrt(theta * (1 - theta) * weight / (m * n * tasks)))
+        return abs(theta - share) - z * float(np.sqrt(variance(theta) / worth))
 
     edge = 1e-12  # a sure probability is a root itself; the other one is wanted
     low = brentq(distance, 0.0, min(share, 1 - edge)) if share > 0 else 0.0
