@@ -173,7 +173,7 @@ def compare(
 
     Per data set: the mean difference within seeds, its t interval, and the judge's verdict, corrected by Holm over the
     data sets. Over all: the mean of the data sets' effects with exact sign flips (the data set is the unit), and
-    partial pooling (:func:`mlcollage.lab.pool.pool_claim`), which also says where the effect on the next data set will lie.
+    partial pooling (:func:`mlcollage.lab.pool.pool_claim`), which also says where the effect on the next data set lies.
 
     Parameters
     ----------
@@ -356,8 +356,8 @@ def _tidy(
         count = int((table[["set", "arm", "seed"]] == first[["set", "arm", "seed"]]).all(axis=1).sum())
         raise InvalidInput(
             f"{first['arm']} has {count} rows for seed {first['seed']} of {first['set']}, where one was expected. "
-            "Average what was repeated inside a seed (episodes, folds) first, or name the column that tells data sets apart: "
-            "by=..."
+            "Average what was repeated inside a seed (episodes, folds) first, or name the column that tells data sets "
+            "apart: by=..."
         )
     alone = table.groupby("set")["arm"].nunique()
     if (alone < 2).any():

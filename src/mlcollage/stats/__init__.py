@@ -9,7 +9,7 @@ regularization      ``regularize`` (degrees of freedom, double descent, horsesho
 multilevel          ``multilevel`` (partial pooling)
 adaptive            ``adaptive`` (power, several claims), ``bandits``, ``search`` (halving, expected improvement),
                     ``sequential`` (anytime-valid tests and intervals)
-robust              ``robust`` (locations, scales, improvement, multiverse)
+robust              ``robust`` (locations, scales, improvement, multiverse), ``shape`` (skewness, outlying values)
 exploration         ``explore`` (forest, slope, ECDF, bands, critical difference, lineup)
 ==================  ================================================================================================
 

@@ -87,6 +87,10 @@ from .sequential import sequential_sign_interval as sequential_sign_interval
 from .sequential import sequential_sign_test as sequential_sign_test
 from .sequential import sequential_t_interval as sequential_t_interval
 from .sequential import sequential_t_test as sequential_t_test
+from .shape import outlying as outlying
+from .shape import skewed_t_test as skewed_t_test
+from .shape import skewness as skewness
+from .shape import skewness_p as skewness_p
 from .simulation import EcdfBand as EcdfBand
 from .simulation import PredictiveCheck as PredictiveCheck
 from .simulation import SBCResult as SBCResult
@@ -159,6 +163,7 @@ __all__ = [
     "multiverse",
     "noisy_line",
     "optimality_gap",
+    "outlying",
     "page_trend",
     "paired_difference",
     "penalty_for",
@@ -184,6 +189,9 @@ __all__ = [
     "sequential_t_test",
     "sign_flip_interval",
     "sign_flip_test",
+    "skewed_t_test",
+    "skewness",
+    "skewness_p",
     "slope",
     "t_interval",
     "t_test",

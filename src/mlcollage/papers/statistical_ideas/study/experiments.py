@@ -6,6 +6,7 @@ intervals, samplers, policies) are the arms of its rows, on the same simulated d
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -151,7 +152,9 @@ def coverage(task: Task[Coverage]) -> Measurements:
             for x in sample(size=(s.repeats, n)):
                 intervals = {"t": t_interval(x, _LEVEL)}
                 for arm, method in _BOOTSTRAPS.items():
-                    ci = bootstrap_ci(x, method=method, n_boot=s.resamples, level=_LEVEL, rng=rng)
+                    with warnings.catch_warnings():  # that few units are too few is what is measured
+                        warnings.simplefilter("ignore", UserWarning)
+                        ci = bootstrap_ci(x, method=method, n_boot=s.resamples, level=_LEVEL, rng=rng)
                     intervals[arm] = (ci.low, ci.high)
                 for arm, interval in intervals.items():
                     hits[arm] += simulated.holds(interval, truth[population])
