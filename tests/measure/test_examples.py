@@ -388,3 +388,29 @@ def test_reentrant_checkpointing_is_refused(first, differentiable):
     with warnings.catch_warnings(), pytest.raises(InvalidInput, match="use_reentrant=False"):  # noqa: PT012
         warnings.simplefilter("ignore")
         per_example_grad_sqnorm(model, own, x, y, differentiable=differentiable)
+
+
+class Last(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(2, CLASSES)
+
+    def forward(self, x):
+        return self.head(x.movedim(1, -1)).tanh() * 2  # (B, *positions, C)
+
+
+@pytest.mark.parametrize("method", ["exact", "mc", "minibatch"])
+@pytest.mark.parametrize(
+    ("make", "shape", "axis"),
+    [
+        (lambda: nn.Conv1d(2, CLASSES, 1), (4, 2, 5), 1),
+        (Last, (4, 2, 5), -1),
+        (Last, (4, 2, 5, 4), -1),
+        (lambda: nn.Conv2d(2, CLASSES, 1), (4, 2, 5, 4), 1),
+    ],
+)
+def test_classes_are_where_the_last_layer_puts_them(make, shape, axis, method):
+    model, (x, _) = build(make), data(*shape)
+    settings = {} if method == "exact" else {"method": method, "generator": 0, "draws": 2}
+    expected = fisher_trace(build(make), x, class_dim=axis, **settings)
+    assert fisher_trace(model, x, **settings) == expected

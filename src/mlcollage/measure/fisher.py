@@ -24,10 +24,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
+from mlcollage.measure._examples import remembered
 from mlcollage.measure._likelihood import as_generator, check_outputs, columns, count_columns, draw, draw_scores, score
 from mlcollage.measure._uses import wide
 from mlcollage.measure.grad_norms import GhostNorms, call, layer_name
 from mlcollage.measure.trace import TraceResult
+from mlcollage.measure.units import UnitAxes
 from mlcollage.nn.wrapped import logits_of
 
 __all__ = ["fisher_sqnorm", "fisher_trace", "sample_labels"]
@@ -88,8 +90,9 @@ def fisher_trace(
     batch_size
         Examples at once, for data given as one tensor; for ``"minibatch"`` the B above.
     class_dim
-        Dimension of the classes, with the examples in front; by default the last of (B, C) and (B, T, C), the second of
-        (B, C, H, W).
+        Dimension of the classes, with the examples in front; by default that on which the model's last layer puts its
+        units, so 1 for convolutions and -1 for linear maps. Where this cannot be followed it is the last of (B, C) and
+        (B, T, C), the second of (B, C, H, W).
     batch_dim
         Dimension of the examples in the model's inputs and outputs; 1 for sequence-first models called as (T, B, ...).
 
@@ -268,13 +271,37 @@ def _run(
     if not places:
         raise InvalidInput("the model's logits do not depend on the parameters that are to be counted.")
     z = _in_front(z, ghost)
-    return z, check_outputs(z.detach(), likelihood, class_dim), places[0]
+    return z, check_outputs(z.detach(), likelihood, _classes(ghost, x, z, class_dim)), places[0]
 
 
 def _in_front(z: Tensor, ghost: GhostNorms) -> Tensor:
     if z.ndim <= ghost.batch_dim:
         raise InvalidInput(f"the model's logits {tuple(z.shape)} have no dimension {ghost.batch_dim} of examples.")
     return z.movedim(ghost.batch_dim, 0)
+
+
+def _classes(ghost: GhostNorms, x: Any, z: Tensor, class_dim: int | None) -> int | None:
+    """The dimension of the classes of z, (B, ...): that on which the last layer puts its units, if that is known."""
+    if class_dim is not None or z.ndim < 3 or x is None:
+        return class_dim
+    known = remembered(ghost.model)
+    if ("classes", z.ndim) not in known:
+        # One example is enough; taken before anything is drawn, so that the pass draws for itself.
+        devices = [z.device] if z.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), torch.no_grad(), UnitAxes() as axes:
+            axis = axes.of(logits_of(call(ghost.model, _first(x, ghost.batch_dim))))
+        if axis is not None:  # the examples go to the front
+            axis = None if axis == ghost.batch_dim else axis + (axis < ghost.batch_dim)
+        known["classes", z.ndim] = axis
+    return known["classes", z.ndim]
+
+
+def _first(x: Any, dim: int) -> Any:
+    if isinstance(x, Mapping):
+        return {name: _first(v, dim) for name, v in x.items()}
+    if isinstance(x, tuple | list):
+        return tuple(_first(v, dim) for v in x)
+    return x.narrow(dim, 0, 1) if isinstance(x, Tensor) and x.ndim > dim else x
 
 
 def _needed(source: torch.Generator | None) -> torch.Generator:
@@ -369,7 +396,7 @@ def _minibatch(
     with torch.inference_mode(False), torch.enable_grad():
         z = _in_front(logits_of(call(ghost.model, x)), ghost)
         batch = len(z)
-        where = check_outputs(z.detach(), likelihood, class_dim)
+        where = check_outputs(z.detach(), likelihood, _classes(ghost, x, z, class_dim))
         scores = draw_scores(z, likelihood, where, draws, source)  # (draws, B, ...)
         params = {name: ghost.model.get_parameter(name) for name in ghost.names.values()}
         sums: dict[str, list[Tensor]] = {}
