@@ -47,6 +47,13 @@ def test_strings_are_one_hot_and_missing_features_count_as_their_mean():
     assert np.mean(hits[-150:]) > 0.9
 
 
+def test_samples_without_features_may_come_first():
+    model = RiverGLN()
+    for x, y in (({}, "a"), ({}, "b"), ({"f": 1.0}, "a"), ({"f": -1.0}, "b")):
+        model.learn_one(x, y)
+    assert set(model.predict_proba_one({"f": 2.0})) == {"a", "b"}
+
+
 def test_a_pickled_model_continues_as_the_original():
     data = list(datasets.Phishing().take(300))
     model = RiverGLN()

@@ -90,8 +90,13 @@ class Contexts:
 
     def __init__(self, neurons: int, context_dim: int, dtype: Any) -> None:
         self.neurons, self.context_dim, self.dtype = neurons, context_dim, np.dtype(dtype)
-        self.normals = np.empty((0, 0), self.dtype)  # (heads * neurons * m, D)
-        self.offsets = np.empty(0, self.dtype)  # (heads * neurons * m,)
+        self.set(np.empty((0, 0)), np.empty(0))
+
+    def set(self, normals: Array, offsets: Array) -> None:
+        """Replace all hyperplanes, ``(heads * neurons * m, D)`` and ``(heads * neurons * m,)``."""
+        self.normals = np.ascontiguousarray(normals, self.dtype)
+        self.offsets = np.ascontiguousarray(offsets, self.dtype)
+        self._largest = np.abs(self.offsets).max(initial=0)
 
     @property
     def per_head(self) -> int:
@@ -100,9 +105,8 @@ class Contexts:
 
     def append(self, normals: Array, offsets: Array) -> None:
         """Add the hyperplanes of one or more heads, ``(neurons * context_dim, D)`` each."""
-        normals = np.ascontiguousarray(normals, self.dtype)
-        self.normals = np.concatenate([self.normals, normals]) if self.normals.size else normals
-        self.offsets = np.concatenate([self.offsets, offsets.astype(self.dtype)])
+        together = np.concatenate([self.normals, normals]) if len(self.normals) else normals
+        self.set(together, np.concatenate([self.offsets, offsets]))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(writable(state))
@@ -123,7 +127,7 @@ class Contexts:
         everything = side @ normals.T if together else None  # (n, heads * neurons * m)
         # Twice the classical bound D u |v||z| (eps = 2 u) on the error of a dot product; the v have length one.
         # (n,) both; summed by a product, which is faster than sum(axis=1) for few samples.
-        norms = np.sqrt(np.square(side) @ np.ones(side.shape[1], self.dtype)) + np.abs(offsets).max(initial=0)
+        norms = np.sqrt(np.square(side) @ np.ones(side.shape[1], self.dtype)) + self._largest
         tolerances = (norms * ((side.shape[1] + 4) * np.finfo(self.dtype).eps)).astype(self.dtype)
 
         def pack(position: int, first: Array) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,7 +73,7 @@ class RowTable:
     @property
     def arrays(self) -> _kernels.Rows:
         """The rows as the compiled loops read and write them."""
-        return _kernels.plain(_kernels.Rows(self.start, self.weights, self.counts))
+        return cast(_kernels.Rows, (self.start, self.weights, self.counts))  # see _kernels.plain
 
     def rows(self, contexts: Array, *, allocate: bool) -> Array:
         """Row numbers ``(n, neurons)`` int32; contexts never seen get their layer's untrained row unless allocating.

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -203,9 +203,8 @@ class GatedNetwork:
             # Entries of the size that those of a unit vector have, from a stream of their own for each width.
             rng = np.random.default_rng([self.seed, head, self.side_dim])
             normals.append(rng.normal(scale=1 / np.sqrt(max(self.side_dim, 1)), size=(self.contexts.per_head, extra)))
-        self.contexts.normals = np.ascontiguousarray(
-            np.concatenate([self.contexts.normals, np.concatenate(normals).astype(self.dtype)], axis=1)
-        )
+        wider = np.concatenate([self.contexts.normals, np.concatenate(normals)], axis=1)
+        self.contexts.set(wider, self.contexts.offsets)
         self.heads = [table.widen(extra) for table in self.heads]
         self.n_inputs += extra
         self.side_dim += extra
@@ -348,7 +347,7 @@ class GatedNetwork:
             rows = table.rows(pack(column, table.first), allocate=learn)
             targets, rates = (nothing, nothing) if learned is None else learned[column]
             logits = np.empty((len(base), self.neurons), self.dtype)
-            samples = _kernels.plain(_kernels.Samples(base, targets, rates, rows))
+            samples = cast(_kernels.Samples, (base, targets, rates, rows))
             fan = int(table.fans[0])
             _kernels.run_bernoulli(samples, table.arrays, self.sizes, fan, constants, self.official, learn, logits)
             out[:, column] = read(logits)  # each thread writes a column of its own
@@ -448,8 +447,7 @@ class GatedNetwork:
         self._lazy = bool(arrays["lazy"])
         self.add_heads(len(arrays["steps"]) - len(self.heads))
         self.steps = [int(step) for step in arrays["steps"]]
-        self.contexts.normals = np.ascontiguousarray(arrays["normals"], self.dtype)
-        self.contexts.offsets = np.ascontiguousarray(arrays["offsets"], self.dtype)
+        self.contexts.set(arrays["normals"], arrays["offsets"])
         for head, table in enumerate(self.heads):
             prefix = f"head{head}."
             table.restore({k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)})

@@ -51,7 +51,7 @@ def _draw_idea(ax: Axes) -> None:
     d.note(68, 146, "input $z$")
     values = np.array([[3, 1, 4, 1, 5], [2, 6, 5, 3, 5], [8, 9, 7, 9, 3], [4, 9, 6, 2, 7]])
     weights = d.tensor(290, 66, values, cell=25, highlight=[3], color=blue)
-    d.note(290, 2, "weights, one row a region")
+    d.note(290, 2, "weights, one row per region")
     d.arrow(plane.right, (224, 102), curve=0.2)
     q = d.circle(290, 196, 25, "$q$", color=blue, size=18)
     d.arrow(weights.bottom, q.top, "$w_{c(z)}$")

@@ -86,7 +86,7 @@ CLAIMS = (
     ),
     Claim(
         id="C5",
-        title="Each prediction splits exactly into feature contributions",
+        title="Predictions split exactly into feature effects",
         sentence="Where no clip is active, the output's logit equals the saliency (the product of the selected weight "
         "matrices) times the base logits, to 1e-10 in double precision, on every test sample.",
         source="interpretability",
@@ -123,7 +123,7 @@ CLAIMS = (
     ),
     Claim(
         id="C8",
-        title="Gated networks model binary digits better than linear ones",
+        title="Gated networks beat linear density models",
         sentence="Sixty-four chained GLNs describe binarized digits in fewer nats per image, after one pass, than "
         "logistic autoregression trained the same way.",
         source="2017 report, binarized MNIST",
@@ -134,7 +134,7 @@ CLAIMS = (
     ),
     Claim(
         id="C9",
-        title="One online pass nearly matches batch ridge regression",
+        title="One online pass nearly matches ridge regression",
         sentence="After one online pass, the Gaussian GLN's root mean squared error is at most 10% above that of batch "
         "Bayesian ridge regression (geometric mean over diabetes, friedman1 and a noisy sine).",
         source="Gaussian GLN, UCI table",
@@ -159,7 +159,7 @@ CLAIMS = (
     ),
     Claim(
         id="C11",
-        title="One online pass comes near a tuned support vector machine",
+        title="One online pass comes near a tuned SVM",
         sentence="A single pass of a GLN is at most 3 points less accurate than a support vector machine tuned on all "
         "data (mean over breast cancer, digits, iris and wine).",
         source="UCI table",
