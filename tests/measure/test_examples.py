@@ -414,3 +414,14 @@ def test_classes_are_where_the_last_layer_puts_them(make, shape, axis, method):
     settings = {} if method == "exact" else {"method": method, "generator": 0, "draws": 2}
     expected = fisher_trace(build(make), x, class_dim=axis, **settings)
     assert fisher_trace(model, x, **settings) == expected
+
+
+def test_an_example_that_is_not_a_number_spoils_its_own_norm_only(recwarn):
+    for make, shape in ((SequenceFirst, (8, 8, 5)), (Positions, (6, 6, 5))):
+        model, (x, y) = build(make), data(*shape)
+        expected = brute(model, lambda model=model, x=x, y=y: own(model(x), y), len(x))
+        x[2] = torch.nan
+        found = per_example_grad_sqnorm(copy.deepcopy(model), own, x, y)
+        assert found.isnan().tolist() == [i == 2 for i in range(len(x))]
+        torch.testing.assert_close(found[3:], expected[3:])
+    assert not [w for w in recwarn if "vmap" in str(w.message)]

@@ -81,8 +81,9 @@ def belongs(plain: Tensor, weighted: Tensor, w: Tensor) -> tuple[bool, int]:
     if not plain.shape[1]:
         return True, 0
     kind = torch.promote_types(plain.dtype, torch.float32)
-    size = plain.abs().amax(1).to(kind)  # (examples,)
-    off = (weighted.to(kind) / w.to(kind).unsqueeze(1) - plain).abs().amax(1)
+    # What is not a number says nothing: the other rows decide.
+    size = plain.abs().nan_to_num().amax(1).to(kind)  # (examples,)
+    off = (weighted.to(kind) / w.to(kind).unsqueeze(1) - plain).abs().nan_to_num().amax(1)
     # The same sums give the same roundings; some devices do not add in the same order twice.
     return bool((off <= torch.finfo(plain.dtype).eps ** 0.5 * size).all()), int((size > 0).sum())
 

@@ -560,7 +560,7 @@ class GhostNorms:
             norms = by_param.get(id(p))
             norms = torch.zeros_like(truth[name]) if norms is None else norms[:1, some].detach()
             loose = 1e-2 if p.dtype in (torch.float16, torch.bfloat16) or outputs[0].dtype != p.dtype else 1e-3
-            if not torch.allclose(norms.double(), truth[name].double(), rtol=loose, atol=1e-12):
+            if not torch.allclose(norms.double(), truth[name].double(), loose, 1e-12, equal_nan=True):
                 raise InvalidInput(
                     f"the gradient norms by parameter {name!r} are not those of the examples' own backward passes, "
                     "which happens when the loss of one example depends on other examples of the batch: no example has "
@@ -718,8 +718,8 @@ def _close(a: Tensor | None, b: Tensor | None) -> bool:
 
 def _alike(a: Tensor, b: Tensor) -> bool:
     """Are two outputs the same but for rounding?"""
-    a, b = a.detach(), b.detach()
-    return a.shape != b.shape or torch.allclose(a, b.to(a.dtype), rtol=(e := torch.finfo(a.dtype).eps ** 0.5), atol=e)
+    eps = torch.finfo(a.dtype).eps ** 0.5
+    return a.shape == b.shape and torch.allclose(a.detach(), b.detach().to(a.dtype), eps, eps, equal_nan=True)
 
 
 _WEIGHTED = (
