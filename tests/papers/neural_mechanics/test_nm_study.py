@@ -17,8 +17,8 @@ from mlcollage.lab.experiment import Task
 from mlcollage.lab.judge import judge
 from mlcollage.lab.run import Scale
 from mlcollage.papers.neural_mechanics import slide
-from mlcollage.papers.neural_mechanics.study import STUDY, experiments
-from mlcollage.papers.neural_mechanics.study.models import make_setup, row_transformer
+from mlcollage.papers.neural_mechanics.study import STUDY, bench
+from mlcollage.papers.neural_mechanics.study.models import row_transformer
 from mlcollage.testing import study_checks
 
 SLUG = "neural_mechanics"
@@ -174,7 +174,7 @@ def test_a_model_without_any_law_is_said_to_have_none():
 
 
 def test_a_model_that_always_diverges_is_refused(monkeypatch):
-    monkeypatch.setattr(experiments, "_RATES", (1e6,))
+    monkeypatch.setattr(bench, "_RATES", (1e6,))
     with pytest.raises(InvalidInput, match="diverges at every learning rate"):
         on(MODELS["mlp"], arms=("laws",))
 
@@ -185,6 +185,6 @@ def test_full_and_paper_take_vggs():
         settings = training.settings[scale]
         assert (settings.network, settings.pixels) == ("vgg", pixels)
     small = dataclasses.replace(training.settings[Scale.FULL], samples=8)
-    setup = make_setup(Task("training", (0,), small, Scale.FULL))
-    assert setup.x.shape == (8, 1, 32, 32)
-    assert type(setup.networks["norm"]()).__name__ == "VGG"
+    made = bench.Bench(Task("training", (0,), small, Scale.FULL))
+    assert made.x.shape == (8, 1, 32, 32)
+    assert {type(net.make()).__name__ for net in made.networks()} == {"VGG"}

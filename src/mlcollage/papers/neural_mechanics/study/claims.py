@@ -10,7 +10,7 @@ change since the start. The second is the harder one: to predict that nothing mo
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -90,14 +90,9 @@ def translation_drift(rows: pd.DataFrame) -> float:
     return float(_rows(rows, "drift", ("translation",))["value"].max())
 
 
-def _closed(kind: str) -> Any:
-    def error(rows: pd.DataFrame) -> float:
-        return float(_rows(rows, "closed_form_rc", (kind,), momentum=0.0)["value"].max())
-
-    return error
-
-
-closed_translation, closed_scale, closed_rescale = (_closed(kind) for kind in ("translation", "scale", "rescale"))
+def closed_form_error(rows: pd.DataFrame, kind: str) -> float:
+    """Largest error of the closed form relative to the change, at the end, over weight decays and networks."""
+    return float(_rows(rows, "closed_form_rc", (kind,), momentum=0.0)["value"].max())
 
 
 def null_over_closed(rows: pd.DataFrame) -> float:
@@ -174,8 +169,13 @@ def attention_ledger(rows: pd.DataFrame) -> float:
     return float(_rows(rows, "attention_ledger", ("matrix",))["value"].max())
 
 
+# Statements that are true or false: every seed must satisfy them.
+_Exact = partial(Claim, test="exact")
+_AtMost = partial(_Exact, direction="at_most")
+_WithinOnePercent = partial(_AtMost, null=0.01, factor=100, unit="%")
+
 CLAIMS = (
-    Claim(
+    _AtMost(
         id="C1",
         title="Every batch's gradient obeys the symmetries' constraints",
         headline=True,
@@ -183,9 +183,7 @@ CLAIMS = (
         "found: the cosine residual is at most 5e-6 in float32, in every network.",
         source="Sec. 3",
         estimand=PerSeed(gradient_residual, "largest residual of a gradient constraint, exact laws, float32"),
-        direction="at_most",
         null=5e-6,
-        test="exact",
     ),
     Claim(
         id="C1b",
@@ -200,18 +198,16 @@ CLAIMS = (
         unit="orders",
         digits=1,
     ),
-    Claim(
+    _AtMost(
         id="C1c",
         title="In float64 the gradient constraints hold to rounding",
         kind="check",
         sentence="In float64 the residuals of exact symmetries are at most 1e-12.",
         source="Sec. 3",
         estimand=PerSeed(gradient_residual_double, "largest residual of a gradient constraint, exact laws, float64"),
-        direction="at_most",
         null=1e-12,
-        test="exact",
     ),
-    Claim(
+    _AtMost(
         id="C1d",
         title="Biases that a later layer cancels get no gradient",
         kind="check",
@@ -219,20 +215,16 @@ CLAIMS = (
         "gradient, to 1e-10 in float64.",
         source="beyond the paper",
         estimand=PerSeed(idle_biases, "largest residual of a translation of biases alone, float64"),
-        direction="at_most",
         null=1e-10,
-        test="exact",
     ),
-    Claim(
+    _AtMost(
         id="C2",
         title="Hessians obey the symmetries' constraints as well",
-        kind="check",
+        headline=True,
         sentence="Every Hessian constraint of an exact symmetry holds to 1e-10 in float64.",
         source="Sec. 3",
         estimand=PerSeed(hessian_residual, "largest residual of a Hessian constraint, exact laws, float64"),
-        direction="at_most",
         null=1e-10,
-        test="exact",
     ),
     Claim(
         id="C3",
@@ -246,7 +238,7 @@ CLAIMS = (
         null=1.0,
         margin=0.1,
     ),
-    Claim(
+    _AtMost(
         id="C3b",
         title="Sums of weights are conserved at any step size",
         kind="check",
@@ -254,49 +246,39 @@ CLAIMS = (
         "learning rate, in float64.",
         source="Sec. 4",
         estimand=PerSeed(translation_drift, "largest relative drift of a translation, no weight decay, float64"),
-        direction="at_most",
         null=1e-12,
-        test="exact",
     ),
-    Claim(
+    _WithinOnePercent(
         id="C4t",
         title="The closed form predicts sums of weights before a softmax",
         sentence="After all steps of SGD with weight decay, the closed form's error on translation laws is at most 1 % "
         "of the change, at every weight decay above 0.",
         source="eq. 18",
-        estimand=PerSeed(closed_translation, "rc of translation laws, worst weight decay and network"),
-        direction="at_most",
-        null=0.01,
-        test="exact",
-        factor=100,
-        unit="%",
+        estimand=PerSeed(
+            lambda rows: closed_form_error(rows, "translation"),
+            "rc of translation laws, worst weight decay and network",
+        ),
     ),
-    Claim(
+    _WithinOnePercent(
         id="C4s",
         title="The closed form predicts weight norms before batch norm",
         headline=True,
         sentence="The same for scale laws (weights before batch norm), at every weight decay.",
         source="eq. 19",
-        estimand=PerSeed(closed_scale, "rc of scale laws, worst weight decay and network"),
-        direction="at_most",
-        null=0.01,
-        test="exact",
-        factor=100,
-        unit="%",
+        estimand=PerSeed(
+            lambda rows: closed_form_error(rows, "scale"), "rc of scale laws, worst weight decay and network"
+        ),
     ),
-    Claim(
+    _WithinOnePercent(
         id="C4r",
         title="The closed form predicts norm differences across a ReLU",
         sentence="The same for rescale laws (weights into and out of a ReLU), at every weight decay.",
         source="eq. 20",
-        estimand=PerSeed(closed_rescale, "rc of rescale laws, worst weight decay and network"),
-        direction="at_most",
-        null=0.01,
-        test="exact",
-        factor=100,
-        unit="%",
+        estimand=PerSeed(
+            lambda rows: closed_form_error(rows, "rescale"), "rc of rescale laws, worst weight decay and network"
+        ),
     ),
-    Claim(
+    _Exact(
         id="C4n",
         title="The closed form is far better than predicting no motion",
         sentence="The prediction that nothing moves errs at least 20 times as much as the closed form, for every kind "
@@ -305,11 +287,10 @@ CLAIMS = (
         estimand=PerSeed(null_over_closed, "error of 'nothing moves' over error of the closed form, the smallest"),
         direction="at_least",
         null=20.0,
-        test="exact",
         unit="×",
         digits=0,
     ),
-    Claim(
+    _Exact(
         id="C5",
         title="Two opposing forces decide whether weight norms grow",
         sentence="In at least 99 % of steps a law's quantity moves in the direction of centrifugal minus centripetal "
@@ -318,7 +299,6 @@ CLAIMS = (
         estimand=PerSeed(sign_agreement, "share of steps with the sign of the force, scale and rescale laws"),
         direction="at_least",
         null=0.99,
-        test="exact",
         factor=100,
         unit="%",
         digits=1,
@@ -335,7 +315,7 @@ CLAIMS = (
         unit="pts",
         digits=1,
     ),
-    Claim(
+    _WithinOnePercent(
         id="C6",
         title="With momentum, weight norms move as damped oscillators",
         headline=True,
@@ -343,11 +323,6 @@ CLAIMS = (
         "kind of law.",
         source="Sec. 5",
         estimand=PerSeed(momentum_error, "rc with momentum at the end, worst momentum and kind"),
-        direction="at_most",
-        null=0.01,
-        test="exact",
-        factor=100,
-        unit="%",
     ),
     Claim(
         id="C6b",
@@ -359,19 +334,17 @@ CLAIMS = (
         margin=0.3,
         unit="orders",
     ),
-    Claim(
+    _Exact(
         id="C7",
         title="Neurons' norms move more smoothly than single weights",
-        headline=True,
         sentence="In every weight matrix, row norms have less total variation per net change than single weights.",
         source="Fig. 1",
         estimand=PerSeed(smoothness, "roughness of weights over roughness of row norms, worst layer"),
         direction="greater",
         null=1.0,
-        test="exact",
         unit="×",
     ),
-    Claim(
+    _AtMost(
         id="C8",
         title="An exact ledger predicts the conserved quantities",
         kind="check",
@@ -379,24 +352,19 @@ CLAIMS = (
         "1e-12 of the quantity in float64.",
         source="beyond the paper",
         estimand=PerSeed(ledger_error, "largest error of the ledger, exact laws, float64"),
-        direction="at_most",
         null=1e-12,
-        test="exact",
     ),
-    Claim(
+    _AtMost(
         id="C8b",
         title="The ledger accounts for every change, also under AdamW",
-        headline=True,
         kind="check",
         sentence="With the measured residual of the symmetry the ledger accounts for every law to 1e-12, for SGD and "
         "for AdamW.",
         source="beyond the paper",
         estimand=PerSeed(accounted_error, "largest error of the ledger that is told the residual, all laws, float64"),
-        direction="at_most",
         null=1e-12,
-        test="exact",
     ),
-    Claim(
+    _Exact(
         id="C8c",
         title="Batch norm's epsilon is what breaks its conservation law",
         sentence="For laws with an epsilon, that residual takes at least three orders of magnitude off the error.",
@@ -404,41 +372,34 @@ CLAIMS = (
         estimand=PerSeed(epsilon_share, "log10 of the ledger's error without over with the residual, float64"),
         direction="at_least",
         null=3.0,
-        test="exact",
         unit="orders",
         digits=1,
     ),
-    Claim(
+    _AtMost(
         id="C8d",
         title="In float32 the ledger is right to single precision",
         kind="check",
         sentence="In float32 the ledger predicts translation and rescale laws to 5e-6 of the quantity.",
         source="beyond the paper",
         estimand=PerSeed(ledger_single, "largest error of the ledger, translation and rescale, float32"),
-        direction="at_most",
         null=5e-6,
-        test="exact",
     ),
-    Claim(
+    _AtMost(
         id="C9",
         title="Attention layers have conservation laws too",
         sentence="All exact laws found on a transformer (query-key and value-output matrices among them) hold for its "
         "gradients to 1e-12 in float64.",
         source="beyond the paper",
         estimand=PerSeed(attention_residual, "largest residual of a gradient constraint of the transformer, float64"),
-        direction="at_most",
         null=1e-12,
-        test="exact",
     ),
-    Claim(
+    _AtMost(
         id="C9b",
         title="The ledger predicts attention's conserved matrices",
         kind="check",
         sentence="The ledger predicts the transformer's matrix laws under SGD with momentum and weight decay to 1e-12.",
         source="beyond the paper",
         estimand=PerSeed(attention_ledger, "largest error of the ledger on matrix laws, float64"),
-        direction="at_most",
         null=1e-12,
-        test="exact",
     ),
 )

@@ -1,11 +1,10 @@
-"""What the study trains and on what: its own networks on Fashion-MNIST, or the user's."""
+"""The study's data, and its own networks."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,98 +13,55 @@ from torch import Tensor, nn
 
 from mlcollage.data.problem import Problem, problem
 from mlcollage.data.workload import Labeled
-from mlcollage.lab.experiment import Task
 from mlcollage.nn.mlp import MLP
 from mlcollage.nn.vgg import VGG
 
-__all__ = ["Common", "Setup", "make_setup", "row_transformer"]
-
-Factory = Callable[[], nn.Module]
+__all__ = ["networks", "row_transformer", "samples"]
 
 
-@dataclass(frozen=True)
-class Common:
-    """Data, networks and training that both experiments share."""
+def samples(workload: Labeled | None, data: str, count: int, pixels: int) -> Problem:
+    """So many standardized training samples: of the user, or of Fashion-MNIST or Tiny ImageNet; the same for all seeds.
 
-    data: str = "fashion_mnist"  # fashion_mnist, tiny_imagenet or workload
-    network: str = "cnn"  # cnn, vgg or user
-    samples: int = 8192  # training samples
-    pixels: int = 14  # height and width of Fashion-MNIST: averaged, or padded to 32
-    width: int = 8  # channels of the first convolution
-    steps: int = 250  # updates of each training
-    batch_size: int = 128  # samples per update
-    lr: float = 0.1  # of SGD without momentum
-    momenta: tuple[tuple[float, float, float], ...] = (
-        (0.9, 0.1, 1e-3),
-        (0.99, 0.02, 1e-2),
-    )  # momentum, learning rate and weight decay of each training with momentum
-    every: int = 1  # steps per record of the tracker
+    Fashion-MNIST is averaged to `pixels` × `pixels`, or padded to 32 × 32.
+    """
+    # Files are often sorted by class, so that the first samples would not do; those of Fashion-MNIST are mixed.
+    rng = None if workload is None and data == "fashion_mnist" else np.random.default_rng(0)
+    default = _tiny_imagenet if data == "tiny_imagenet" else functools.partial(_fashion_mnist, count, pixels)
+    return problem(workload, default, rng=rng, train=count, test=0, standardize="sample")
 
 
-class Setup(NamedTuple):
-    """Training data and the networks by name, each made afresh by a call."""
+def _tiny_imagenet() -> Labeled:
+    from mlcollage.data import tiny_imagenet
 
-    x: Tensor
-    y: Tensor
-    classes: int
-    networks: Mapping[str, Factory]
-    own: bool  # whether the networks are the study's own
+    images, held = tiny_imagenet.load()
+    return Labeled(images, held, len(images.classes))
 
 
-def make_setup(task: Task[Any]) -> Setup:
-    """Data and networks of a task."""
-    s: Common = task.settings
-    own = task.workload is None and s.data != "tiny_imagenet"
-    # The user's samples are drawn once and for all, the same for every seed: files are often sorted by class.
-    rng = None if own else np.random.default_rng(0)
-    p = problem(task.workload, functools.partial(_default, s), rng=rng, train=s.samples, test=0, standardize="sample")
-    x, y = p.train
-    if p.users_model:
-        return Setup(x, y, p.num_classes, {"user": p.make_model}, own=False)
-    return Setup(x, y, p.num_classes, _networks(p, s), own=True)
-
-
-def _default(s: Common) -> Labeled:
-    if s.data == "tiny_imagenet":
-        from mlcollage.data import tiny_imagenet
-
-        images, held = tiny_imagenet.load()
-        return Labeled(images, held, len(images.classes))
+def _fashion_mnist(count: int, pixels: int) -> Labeled:
     from mlcollage.data import fashion_mnist
 
-    pixels, labels, *_ = fashion_mnist.load(limit=s.samples)
-    x = torch.from_numpy(pixels).reshape(-1, 1, 28, 28)
-    x = F.adaptive_avg_pool2d(x, s.pixels) if s.pixels < 28 else F.pad(x, (2, 2, 2, 2))
+    flat, labels, *_ = fashion_mnist.load(limit=count)
+    x = torch.from_numpy(flat).reshape(-1, 1, 28, 28)
+    x = F.adaptive_avg_pool2d(x, pixels) if pixels < 28 else F.pad(x, (2, 2, 2, 2))
     return Labeled.from_arrays(x.numpy(), labels, x.numpy(), labels, 10)
 
 
-def _networks(p: Problem, s: Common) -> Mapping[str, Factory]:
-    """One without and one with batch norm."""
-    shape = tuple(p.train.x.shape[1:])
-    if s.network == "vgg":
-        return _vggs(shape, p.num_classes)
-    if len(shape) == 3 and min(shape[1:]) >= 8:
-        make = functools.partial(_cnn, shape, p.num_classes, s.width)
-    else:
-        make = functools.partial(_mlp, shape, p.num_classes)
-    return {"plain": functools.partial(make, norm=False), "norm": functools.partial(make, norm=True)}
+def networks(kind: str, shape: tuple[int, ...], classes: int, width: int) -> Mapping[str, Callable[[], nn.Module]]:
+    """The two networks of the study, without and with batch norm, each made afresh by a call.
+
+    `kind` is ``vgg``, or ``cnn``: a small convolutional network for images, an MLP for anything else.
+    """
+    make: Callable[..., nn.Module] = functools.partial(MLP, shape, classes, (64, 64))
+    if kind == "vgg":  # the paper's: VGG-16 at its size, a slim VGG-11 for smaller images
+        small = {"depth": 11, "width": 0.25, "classifier": (64,), "dropout": 0.0}
+        options: dict[str, Any] = {} if min(shape[1:]) >= 64 else small
+        make = functools.partial(VGG, shape, classes, **options)  # type: ignore[arg-type]
+    elif len(shape) == 3 and min(shape[1:]) >= 8:
+        make = functools.partial(_cnn, shape, classes, width)
+    return {"plain": functools.partial(make, norm=None), "norm": functools.partial(make, norm="batch")}
 
 
-def _mlp(shape: tuple[int, ...], classes: int, norm: bool) -> nn.Module:
-    return MLP(shape, classes, (64, 64), norm="batch" if norm else None)
-
-
-def _vggs(shape: tuple[int, ...], classes: int) -> dict[str, Factory]:
-    """The paper's: VGG-16 at its size, without and with batch norm."""
-    image = (shape[0], shape[1], shape[2])
-    small = {} if min(image[1:]) >= 64 else {"depth": 11, "width": 0.25, "classifier": (64,), "dropout": 0.0}
-    return {
-        "plain": lambda: VGG(image, classes, **small),  # type: ignore[arg-type]
-        "norm": lambda: VGG(image, classes, norm="batch", **small),  # type: ignore[arg-type]
-    }
-
-
-def _cnn(shape: tuple[int, ...], classes: int, width: int, norm: bool) -> nn.Module:
+def _cnn(shape: tuple[int, ...], classes: int, width: int, norm: str | None) -> nn.Module:
     """Two convolutions with pooling, a hidden layer, a softmax; batch norm after the convolutions if asked."""
     channels, height, breadth = shape
     layers: list[nn.Module] = []
@@ -119,7 +75,7 @@ def _cnn(shape: tuple[int, ...], classes: int, width: int, norm: bool) -> nn.Mod
     )
 
 
-class _Rows(nn.Module):
+class RowTransformer(nn.Module):
     """A transformer block on the rows of an image: attention with biases, then a SwiGLU, both after a layer norm."""
 
     def __init__(self, features: int, classes: int, dim: int = 16, heads: int = 2) -> None:
@@ -132,9 +88,10 @@ class _Rows(nn.Module):
         self.head = nn.Linear(dim, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.embed(x.flatten(1, -2))
+        """Logits (batch, classes) of images (batch, channels, rows, features) or rows (batch, rows, features)."""
+        h = self.embed(x.flatten(1, -2))  # (batch, rows, dim)
         a = self.norm1(h)
-        q, k, v = (
+        q, k, v = (  # (batch, heads, rows, dim / heads)
             layer(a).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
         )
         h = h + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2))
@@ -145,4 +102,4 @@ class _Rows(nn.Module):
 
 def row_transformer(shape: tuple[int, ...], classes: int) -> nn.Module:
     """The study's small transformer; inputs (rows, features) or images, whose rows are the tokens."""
-    return _Rows(shape[-1], classes)
+    return RowTransformer(shape[-1], classes)
