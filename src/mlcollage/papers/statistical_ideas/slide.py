@@ -89,6 +89,7 @@ def _bias(evidence: Evidence) -> Panel:
         "aipw_wrong_outcome": "… wrong m(x)",
     }
     found = {arm: evidence.across_seeds("bias", arm=arm).iloc[0] for arm in names}
+    # a value per block of repetitions, drawn as small dots behind the mean
     blocks = {arm: evidence.select("bias", arm=arm)["value"].to_numpy() for arm in names}
 
     def draw(ax: Axes) -> None:
@@ -159,6 +160,7 @@ def _descent(evidence: Evidence) -> Panel:
 
 
 def _schools(evidence: Evidence) -> Panel:
+    # columns of the table of schools, (8,) each; every block holds the same one
     estimate, se, shrunken, *_ = _arrays(evidence, "pooling", "schools")[0].T
     errors = {
         a: evidence.across_seeds("mean_effect_error", arm=a)["mean"].iloc[0] for a in ("none", "complete", "partial")
@@ -180,7 +182,7 @@ def _schools(evidence: Evidence) -> Panel:
         f"simulations the error is {errors['none']:.1f} alone, {errors['complete']:.1f} pooled, "
         f"{errors['partial']:.1f} partially pooled."
     )
-    subtitle = f"simulated error: {errors['none']:.1f} alone, {errors['partial']:.1f} so"
+    subtitle = f"simulated error {errors['none']:.1f} alone, {errors['partial']:.1f} in part"
     return Panel("Eight schools, pooled in part", draw, alt, subtitle)
 
 
@@ -197,7 +199,7 @@ def _calibration(evidence: Evidence) -> Panel:
     (run, *_), right = evidence.find_runs(experiment="calibration"), pooled["correct"]
     ranks = STUDY.experiment("calibration").task(run).settings.ranks
     passed = sbc_uniformity({q: right[:, i] for i, q in enumerate(QUANTITIES)}, ranks)
-    tau = QUANTITIES.index("tau")
+    tau = QUANTITIES.index("tau")  # the quantity in which all three bugs show
     broken = sbc_uniformity({names[a]: pooled[a][:, tau] for a in MUTANTS}, ranks)
     score = evidence.select("mutation_score")["value"].mean()
 

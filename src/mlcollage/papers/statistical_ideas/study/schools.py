@@ -49,9 +49,10 @@ def non_centered(y: Tensor, s: Tensor, *, jacobian: float = 1.0, tau_scale: floa
     """
 
     def density(x: Tensor) -> tuple[Tensor, Tensor]:
-        mu, tau, z = x[:, :1], x[:, 1:2].exp(), x[:, 2:]
+        mu, tau, z = x[:, :1], x[:, 1:2].exp(), x[:, 2:]  # (chains, 1), (chains, 1), (chains, 8)
         residual, k = (y - mu - tau * z) / s, (tau / tau_scale) ** 2
         value = (-0.5 * (mu / SCALE) ** 2 - 0.5 * k + jacobian * x[:, 1:2])[:, 0]
+        # the gradient by hand: of the likelihood through theta, and of the priors
         pull = residual / s
         by_mu = pull.sum(1, keepdim=True) - mu / SCALE**2
         by_log_tau = jacobian - k + tau * (pull * z).sum(1, keepdim=True)
@@ -66,6 +67,7 @@ def centered(y: Tensor, s: Tensor) -> Density:
 
     def density(x: Tensor) -> tuple[Tensor, Tensor]:
         mu, tau, theta = x[:, :1], x[:, 1:2].exp(), x[:, 2:]
+        # distances from the mean and from the data, in standard deviations, (chains, 8); the half-normal's exponent
         away, residual, k = (theta - mu) / tau, (y - theta) / s, (tau / SCALE) ** 2
         groups = theta.shape[1]
         value = (-0.5 * (mu / SCALE) ** 2 - 0.5 * k + (1 - groups) * x[:, 1:2])[:, 0]
@@ -123,7 +125,7 @@ def _without_metropolis(density: Density, start: Tensor, draws: int, thin: int, 
     state, kept = sampler.init(start), []
     for i in range(draws * thin):
         state, _ = sampler.update(state, generator)
-        if i % thin == thin - 1:
+        if i % thin == thin - 1:  # the last of every so many
             kept.append(state.position)
     return torch.stack(kept, dim=1)
 
