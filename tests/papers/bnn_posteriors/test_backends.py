@@ -6,12 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 from mlcollage.errors import InvalidInput
 from mlcollage.nn.convnet import ConvNet
 from mlcollage.nn.init import build
 from mlcollage.nn.mlp import MLP
 from mlcollage.papers.bnn_posteriors import BayesianNetwork, GaussianLikelihood, GaussianPrior, largest_curvature
+from mlcollage.papers.bnn_posteriors.backends import Batch, LoopBackend
 
 ACTIVATIONS = {
     "relu": nn.ReLU,
@@ -217,3 +219,29 @@ def test_the_compiled_backend_is_the_general_one(monkeypatch):
     assert (density.backend.name, plain.backend.name) == ("compile", "vmap")
     for a, b in zip(density(q), plain(q), strict=True):
         torch.testing.assert_close(a, b)
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, hidden):
+        super().__init__()
+        self.first, self.second, self.head, self.hidden = nn.Linear(4, 5), nn.Linear(5, 5), nn.Linear(5, 3), hidden
+
+    def forward(self, x):
+        h = self.first(x).tanh()
+        h = checkpoint(self.second, h, use_reentrant=False) if self.hidden else self.second(h)
+        return self.head(h.tanh())
+
+
+def test_chains_of_a_checkpointed_network_keep_their_own_parameters():
+    g = torch.Generator().manual_seed(1)
+    x, y = torch.randn(6, 4, generator=g, dtype=torch.float64), torch.arange(6) % 3
+    found = []
+    for hidden in (False, True):
+        module = build(lambda hidden=hidden: Checkpointed(hidden).double(), 0)
+        model = BayesianNetwork(module, prior=GaussianPrior(0.5))
+        backend = LoopBackend(model.module, model.layout, model.likelihood)
+        q = torch.randn(2, model.layout.size, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+        out = torch.empty_like(q)
+        backend.gradient(q, [Batch(x, y, None, False)], out, True)
+        found.append(out)
+    torch.testing.assert_close(found[1], found[0])

@@ -433,11 +433,27 @@ class LoopBackend(_Functional):
                 sums, total = None, torch.zeros((), dtype=torch.float64, device=q.device)
                 for batch in batches:
                     x, y = (batch.x[c], batch.y[c]) if batch.own else (batch.x, batch.y)
-                    part = self._log_lik(leaves, x, y)
-                    found = torch.autograd.grad(part, list(leaves.values()), allow_unused=True, materialize_grads=True)
+                    part, found = self._differentiated(leaves, x, y)
                     sums = found if sums is None else tuple(a + b for a, b in zip(sums, found, strict=True))
                     total = total + part.detach()
                 assert sums is not None
                 torch.cat([g.reshape(-1) for g in sums], out=out[c])
                 values.append(total)
         return torch.stack(values) if value else None
+
+    def _differentiated(self, leaves: dict[str, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Log-likelihood of some data and its gradient, while the chain's parameters are in the module."""
+
+        # Gradient checkpointing runs layers again in the backward pass, and must find the chain's parameters there.
+        class Inside(nn.Module):
+            def __init__(self, module: nn.Module) -> None:
+                super().__init__()
+                self.module = module
+
+            def forward(self, log_prob: Callable[..., Tensor]) -> Any:
+                part = log_prob(logits_of(self.module(x)), y).double().sum()
+                wanted = list(leaves.values())
+                return part, torch.autograd.grad(part, wanted, allow_unused=True, materialize_grads=True)
+
+        swapped = {f"module.{name}": p for name, p in leaves.items()}
+        return functional_call(Inside(self.module), swapped, (self.likelihood.log_prob,))
