@@ -177,7 +177,7 @@ _WithinOnePercent = partial(_AtMost, null=0.01, factor=100, unit="%")
 CLAIMS = (
     _AtMost(
         id="C1",
-        title="Every batch's gradient obeys the symmetries' constraints",
+        title="Gradients obey the symmetries' constraints",
         headline=True,
         sentence="Every batch's gradient obeys the constraints of all exact translation, rescale and matrix laws "
         "found: the cosine residual is at most 5e-6 in float32, in every network.",
@@ -250,7 +250,7 @@ CLAIMS = (
     ),
     _WithinOnePercent(
         id="C4t",
-        title="The closed form predicts sums of weights before a softmax",
+        title="A closed form predicts sums of weights",
         sentence="After all steps of SGD with weight decay, the closed form's error on translation laws is at most 1 % "
         "of the change, at every weight decay above 0.",
         source="eq. 18",
@@ -261,7 +261,7 @@ CLAIMS = (
     ),
     _WithinOnePercent(
         id="C4s",
-        title="The closed form predicts weight norms before batch norm",
+        title="A closed form predicts how weight norms move",
         headline=True,
         sentence="The same for scale laws (weights before batch norm), at every weight decay.",
         source="eq. 19",
@@ -271,7 +271,7 @@ CLAIMS = (
     ),
     _WithinOnePercent(
         id="C4r",
-        title="The closed form predicts norm differences across a ReLU",
+        title="A closed form predicts norm differences",
         sentence="The same for rescale laws (weights into and out of a ReLU), at every weight decay.",
         source="eq. 20",
         estimand=PerSeed(
@@ -280,7 +280,7 @@ CLAIMS = (
     ),
     _Exact(
         id="C4n",
-        title="The closed form is far better than predicting no motion",
+        title="A closed form beats predicting no motion",
         sentence="The prediction that nothing moves errs at least 20 times as much as the closed form, for every kind "
         "of law, weight decay and network.",
         source="Fig. 5",
@@ -317,7 +317,7 @@ CLAIMS = (
     ),
     _WithinOnePercent(
         id="C6",
-        title="With momentum, weight norms move as damped oscillators",
+        title="With momentum, norms move like oscillators",
         headline=True,
         sentence="With momentum 0.9 and 0.99 the damped oscillator's error is at most 1 % of the change, for every "
         "kind of law.",
