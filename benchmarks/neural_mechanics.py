@@ -15,8 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from mlcollage.nn.resnet import ResNet
-from mlcollage.papers.neural_mechanics import ConservationTracker, find_symmetries
-from mlcollage.papers.neural_mechanics.symmetry import SymmetrySet
+from mlcollage.papers.neural_mechanics import ConservationTracker, SymmetrySet, find_symmetries
 
 Row = dict[str, Any]
 
@@ -73,7 +72,7 @@ def _reductions(model: torch.nn.Module, laws: SymmetrySet, repeats: int) -> list
             target[name].copy_(value)
 
     def reduce() -> None:
-        laws.reduce({"a": theta, "b": grads}, [("a", "b")])
+        laws.bilinear(theta, grads)
 
     def singly() -> None:
         for law in laws:
