@@ -28,6 +28,16 @@ that are valid when they are read. A test without such a version (``bootstrap_t`
 Seeds that all agree (zero variance) are tested by exact sign flips (two arms: permutations), never by a t of infinity.
 Below five seeds the verdict says how few they are, below two there is none. What is missing or failed is listed in
 ``warnings``.
+
+Seeds that were run and have no value (NaN, a failed run) count against each verdict: for a test of "above the null", as
+far below the null as the farthest value seen lies from it; in unpaired arms as the least favorable value of either;
+in a trend as the reversed order. The p value is the larger of that one and the one without them. Seeds that repeat
+another in every number count once (:mod:`mlcollage.lab.seeds`).
+
+The error rates hold on a condition: differences (or values) that are normal, or symmetric about their mean. A long
+tail against the claim breaks it, the more the fewer seeds lie in it. Where the seeds show strong skewness or outlying
+values (:mod:`mlcollage.stats.shape`), the verdict says so, and stays inconclusive unless a t test that allows for
+skewness, or one without the outlying seeds, agrees at ``alpha``. A disaster that no seed shows, no test can know of.
 """
 
 from __future__ import annotations
@@ -434,7 +444,8 @@ def _count_lost(found: _Finding, p_values: tuple[float, float]) -> None:
     found.measured = (found.p_support, found.p_contradict)
     found.p_support, found.p_contradict = (max(*both) for both in zip(found.measured, p_values, strict=True))
     found.warnings.append(
-        f"{_those(found)} counted against the claim: p = {_p(p_values[0])}, without {_p(found.measured[0])} (raw)"
+        f"{_those(found)} counted against the claim: p = {_p(p_values[0])} before Holm's correction, without "
+        f"{_p(found.measured[0])}"
     )
 
 

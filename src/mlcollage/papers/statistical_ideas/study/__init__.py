@@ -73,6 +73,12 @@ STUDY = Study(
             of.Explore(),
             of.Explore(repeats=50, replicates=500, lineups=400),
         ),
-        _blocks(of.judging, of.Judging(studies=2), of.Judging(), of.Judging(studies=250)),
+        _blocks(
+            of.judging,
+            of.Judging(studies=2, odd=1),
+            of.Judging(),
+            of.Judging(studies=250, odd=250),
+            version=2,  # odd nulls; a judge that looks at shape and losses
+        ),
     ),
 )

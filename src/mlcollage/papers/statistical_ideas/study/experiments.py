@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -407,11 +407,12 @@ def explore(task: Task[Explore]) -> Measurements:
 
 @dataclass(frozen=True)
 class Judging:
-    """Simulated studies of paired seeds, with an effect and without, before the judge."""
+    """Simulated studies of paired seeds, with an effect and without, and with odd differences, before the judge."""
 
     studies: int = 25  # simulated studies of each kind per seed
     margin: float = 0.8  # smallest effect that matters, in standard deviations of an arm
     correlation: float = 0.5  # of the paired arms
+    odd: int = 10  # simulated studies of each odd null per seed (skewed, crashed, discrete, lost seeds)
 
 
 def judging(task: Task[Judging]) -> Measurements:
@@ -429,4 +430,10 @@ def judging(task: Task[Judging]) -> Measurements:
         m.add("supported_rate", _mean(rates), arm=arm)
         m.add("any_supported", _mean(np.array(rates) > 0), arm=arm)
     m.add("recommended_seeds", n, arm="effect")
+    # no effect, and differences the tests were not made for; a margin so small that it hides no wrong support
+    alone = [replace(claims[0], margin=1e-3)]
+    for null in simulated.ODD_NULLS:
+        for seeds in (5, 10):
+            rates = [simulated.supported_odd(alone, null, seeds, rng) for _ in range(s.odd)]
+            m.add("odd_supported_rate", _mean(rates), arm=null, n=seeds)
     return m

@@ -196,13 +196,61 @@ def stands_out(drop: float, rng: np.random.Generator) -> bool:
 # --- the judge itself -------------------------------------------------------------------------------------------------
 
 
+def _skewed(n: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Lognormal, the tail against the claim; mean 0, as all below."""
+    return np.exp(0.5) - rng.lognormal(size=n)
+
+
+def _disaster(n: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """A gain of 1 in nine seeds of ten, a loss of 9 in the tenth."""
+    return np.where(rng.random(n) < 0.1, -9.0, 1.0) + 0.1 * rng.normal(size=n)
+
+
+def _crashed(n: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Each run of either arm falls to chance in one seed of ten."""
+    arms = 0.9 + 0.01 * rng.normal(size=(2, n))
+    arms[rng.random((2, n)) < 0.1] = 0.1
+    return np.asarray(arms[0] - arms[1])
+
+
+def _discrete(n: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Accuracies on a test set of thirty."""
+    return np.diff(rng.binomial(30, 0.95, (2, n)), axis=0)[0] / 30
+
+
+def _lost(n: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Normal, but what lies half a standard deviation below 0 was lost."""
+    d = rng.normal(size=n)
+    return np.where(d < -0.5, np.nan, d)
+
+
+ODD_NULLS = {"skewed": _skewed, "disaster": _disaster, "crashed": _crashed, "discrete": _discrete, "lost": _lost}
+"""Differences of mean 0 for which the judge's tests were not made, by name."""
+
+
 def supported(claims: Sequence[Claim], effect: float, rho: float, n: int, rng: np.random.Generator) -> float:
     """Share of claims that the judge supports in one simulated study of paired seeds."""
-    rows = []
-    for i in range(len(claims)):
+    pairs = []
+    for _ in claims:
         shared = np.sqrt(rho) * rng.normal(size=n)
-        for arm, shift in (("a", effect), ("b", 0.0)):
-            values = shift + shared + np.sqrt(1 - rho) * rng.normal(size=n)
-            rows.append(pd.DataFrame({"arm": arm, "seed": range(n), "metric": f"value{i}", "step": 0, "value": values}))
+        pairs.append([shift + shared + np.sqrt(1 - rho) * rng.normal(size=n) for shift in (effect, 0.0)])
+    return _share_supported(claims, pairs)
+
+
+def supported_odd(claims: Sequence[Claim], null: str, n: int, rng: np.random.Generator) -> float:
+    """The same of differences from one of :data:`ODD_NULLS`."""
+    pairs = []
+    for _ in claims:
+        control = rng.normal(size=n)
+        pairs.append([control + ODD_NULLS[null](n, rng), control])
+    return _share_supported(claims, pairs)
+
+
+def _share_supported(claims: Sequence[Claim], pairs: Sequence[Sequence[npt.NDArray[np.float64]]]) -> float:
+    rows = [
+        pd.DataFrame({"arm": arm, "seed": range(len(values)), "metric": f"value{i}", "step": 0, "value": values})
+        for i, arms in enumerate(pairs)
+        for arm, values in zip("ab", arms, strict=True)
+    ]
     evidence = Evidence("simulated", Scale.QUICK, "simulated", pd.concat(rows, ignore_index=True))
     return float(np.mean([v.status is Status.SUPPORTED for v in judge(claims, evidence).values()]))
