@@ -23,7 +23,7 @@ from mlcollage.lab.evidence import Evidence
 from mlcollage.lab.judge import judge
 from mlcollage.lab.pool import PooledClaim, pool_claim
 from mlcollage.lab.run import Scale
-from mlcollage.stats._values import is_constant
+from mlcollage.stats._values import Alternative, is_constant
 from mlcollage.stats.bootstrap import t_interval
 from mlcollage.stats.causal import sign_flip_test
 
@@ -230,13 +230,13 @@ def compare(
         positive("margin", margin)
         better = "greater" if higher_is_better else "less"
 
-    def claim(name: str, *arms: str) -> Claim:
+    def claim(name: str, of_treatment: str, of_control: str) -> Claim:
         return Claim(
             id=name,
             title="The treatment is better",
             sentence=f"{treatment} is better than {control}.",
             source="",
-            estimand=Difference("value", *arms),
+            estimand=Difference("value", of_treatment, of_control),
             direction=better,
             margin=margin or 0.0,
             paired=paired,
@@ -269,7 +269,7 @@ def compare(
     effects = found["effect"].dropna().to_numpy()
     several = len(effects) > 1
     ends = (float(effects[0]),) * 2 if several and is_constant(effects) else t_interval(effects) if several else None
-    sign = "greater" if higher_is_better else "less"
+    sign: Alternative = "greater" if higher_is_better else "less"
     return Comparison(
         treatment=treatment,
         control=control,

@@ -537,11 +537,12 @@ def _decide(f: _Finding, p_support: float, p_contradict: float) -> tuple[Status,
     if shown:
         return Status.SUPPORTED, f"{_support(claim)} (p = {_p(p_support)} {how})"
     counted = zip(f.measured or (), (f.p_support, f.p_contradict), ("supported", "contradicted"), strict=False)
-    for measured, p, verdict in counted:
-        if p is not None and measured <= claim.alpha < p:
+    for measured, with_lost, verdict in counted:
+        if with_lost is not None and measured <= claim.alpha < with_lost:
             what = "is" if sum(map(len, f.lost)) == 1 else "are"
             return Status.INCONCLUSIVE, (
-                f"not {verdict} once {_those(f)} {what} counted against that: p = {_p(p)}, without {_p(measured)}"
+                f"not {verdict} once {_those(f)} {what} counted against that: p = {_p(with_lost)}, "
+                f"without {_p(measured)}"
             )
     reason = f"{f.seeds} seeds neither show it nor rule it out (p = {_p(p_support)} {how})"
     if f.seeds_needed is not None:

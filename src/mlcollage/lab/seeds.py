@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -168,10 +169,10 @@ def _repeats(rows: pd.DataFrame, arms: Sequence[str], seeds: list[int]) -> dict[
     # the arm and the metric of each number: curves of one metric are one piece of evidence
     first = rows.groupby(name)[["arm", "metric"]].first()
     kind = list(map(tuple, first.loc[numbers].to_numpy()))
-    position = {seed: i for i, seed in enumerate(wide.columns)}
+    position: dict[Any, int] = {seed: i for i, seed in enumerate(wide.columns)}
     originals: list[int] = []
     found: dict[int, tuple[int, int]] = {}
-    for seed in [s for s in wide.columns if s in seeds]:
+    for seed in [s for s in position if s in seeds]:
         for other in originals:
             a, b = matrix[:, position[seed]], matrix[:, position[other]]
             if _same_run(a, b, matrix, kind):
@@ -188,7 +189,7 @@ def _same_run(a: np.ndarray, b: np.ndarray, matrix: np.ndarray, kind: Sequence[t
         return False
     off_grid = 0
     chance: dict[tuple[str, str], tuple[float, tuple[int, ...]]] = {}
-    for i in np.flatnonzero(np.isfinite(a)):
+    for i in map(int, np.flatnonzero(np.isfinite(a))):
         others = matrix[i][np.isfinite(matrix[i])]
         _, ranks, counts = np.unique(others, return_inverse=True, return_counts=True)
         if len(counts) == 1:  # the same for all seeds: deterministic
