@@ -11,7 +11,7 @@ from mlcollage.errors import InvalidInput
 from mlcollage.infer import hmc, nuts
 from mlcollage.infer.density import LogDensity
 from mlcollage.infer.diagnostics import Streaming, ess, rhat
-from mlcollage.stats.regularize import HorseshoePrior
+from mlcollage.stats.horseshoe import HorseshoePrior
 
 
 def normal(x):

@@ -15,13 +15,12 @@ from sklearn.linear_model import Ridge
 from sklearn.utils.estimator_checks import check_estimator
 
 from mlcollage.errors import InvalidInput
+from mlcollage.stats.horseshoe import HorseshoePrior, horseshoe_scale
 from mlcollage.stats.regularize import (
-    HorseshoePrior,
     RandomReLURegressor,
     _Spectral,
     double_descent,
     effective_degrees_of_freedom,
-    horseshoe_scale,
     noisy_line,
     penalty_for,
     psis_loo,

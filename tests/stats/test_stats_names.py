@@ -15,9 +15,11 @@ def run(code):
 def test_statistics_load_without_torch_and_matplotlib():
     run(
         "import sys\n"
-        "from mlcollage.stats import bootstrap_ci, holm, PartialPooling, ConfidenceSequence\n"
+        "from mlcollage.stats import bootstrap_ci, holm, PartialPooling, ConfidenceSequence, SuccessiveHalving\n"
         "assert callable(bootstrap_ci)\n"
-        "assert not {'torch', 'matplotlib', 'sklearn'} & set(sys.modules)"
+        "assert not {'torch', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
+        "from mlcollage.stats import AverageEffect, double_descent, psis_loo, forest\n"
+        "assert 'torch' not in sys.modules"
     )
 
 

@@ -5,7 +5,7 @@ causal              ``causal`` (paired designs, randomization tests), ``causal_e
                     ``sensitivity`` (placebo, E-value, Rosenbaum bounds)
 bootstrap           ``bootstrap`` (all intervals), ``simulation`` (calibration, predictive checks),
                     ``likelihood_free`` (posteriors by simulation)
-regularization      ``regularize`` (degrees of freedom, double descent, horseshoe, PSIS-LOO)
+regularization      ``regularize`` (degrees of freedom, double descent, PSIS-LOO), ``horseshoe`` (its prior)
 multilevel          ``multilevel`` (partial pooling)
 adaptive            ``adaptive`` (power, several claims), ``bandits``, ``search`` (halving, expected improvement),
                     ``sequential`` (anytime-valid tests and intervals)
