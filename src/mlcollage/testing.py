@@ -26,13 +26,9 @@ import numpy as np
 import pandas as pd
 
 from mlcollage.errors import InvalidInput, UnknownName
-from mlcollage.lab.bound import BoundStudy
-from mlcollage.lab.evidence import Evidence
+from mlcollage.lab import BoundStudy, Evidence, Run, Scale, Store, run_missing, run_study
 from mlcollage.lab.experiment import plain, settings_lines
 from mlcollage.lab.publish import draw_slide, make_slide
-from mlcollage.lab.run import Run, Scale
-from mlcollage.lab.running import run_missing, run_study
-from mlcollage.lab.store import Store
 
 __all__ = ["StudyCheck", "check_study", "study_checks"]
 

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from mlcollage._checks import integer
 from mlcollage._random import derive
-from mlcollage.data.workload import Labeled, arrays
+from mlcollage.data import Labeled, arrays
 from mlcollage.errors import InvalidInput
-from mlcollage.infer.diagnostics import Streaming
+from mlcollage.infer import Streaming
 from mlcollage.measure import calibration
 
 from .ensemble import MAP, Ensemble

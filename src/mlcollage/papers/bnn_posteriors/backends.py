@@ -29,8 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from mlcollage.nn.mlp import MLP
-from mlcollage.nn.wrapped import logits_of
+from mlcollage.nn import MLP, logits_of
 
 from .layout import Layout
 from .likelihoods import Likelihood

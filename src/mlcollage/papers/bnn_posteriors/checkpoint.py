@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from mlcollage.errors import InvalidInput
+from mlcollage.infer import Chains, State
 from mlcollage.infer._run import Mass
-from mlcollage.infer.chains import Chains
-from mlcollage.infer.density import State
 
 from . import tensor_file
 from .keeping import Keeper

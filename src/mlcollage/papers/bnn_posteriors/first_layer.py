@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mlcollage.errors import InvalidInput
-from mlcollage.nn.wrapped import unwrap
+from mlcollage.nn import unwrap
 
 from .validation import as_inputs
 

@@ -13,7 +13,7 @@ from torch.func import functional_call, jvp, vmap
 
 from mlcollage._checks import choice
 from mlcollage.errors import InvalidInput
-from mlcollage.nn.wrapped import logits_of, unwrap
+from mlcollage.nn import logits_of, unwrap
 
 from .backends import Backend, Batch, LoopBackend, MLPBackend, VmapBackend, linear_layers
 from .layout import Layout

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from mlcollage.errors import InvalidInput
+from mlcollage.infer import LogDensity
 from mlcollage.infer import hmc as sampler
 from mlcollage.infer._run import Mass
-from mlcollage.infer.density import LogDensity
 
 from .checkpoint import Checkpoint, Progressed
 from .density import PosteriorDensity, largest_curvature

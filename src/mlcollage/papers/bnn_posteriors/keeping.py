@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mlcollage.errors import InvalidInput
-from mlcollage.infer.chains import Chains
+from mlcollage.infer import Chains
 
 from .method import Method, Target
 from .posterior import Posterior, PredictionStream

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mlcollage._checks import integer
 from mlcollage.errors import InvalidInput, UnknownName
 from mlcollage.infer.density import Generator, torch_generator
-from mlcollage.nn.init import build, seeded
+from mlcollage.nn import build, seeded
 
 from .density import PosteriorDensity
 from .function import BackendName, NetworkFunction

@@ -21,10 +21,7 @@ from torch import Tensor
 
 from mlcollage._checks import integer
 from mlcollage.errors import InvalidInput, MissingFile
-from mlcollage.infer import diagnostics
-from mlcollage.infer.diagnostics import Streaming
-from mlcollage.infer.ensemble import RunningMixture
-from mlcollage.infer.export import to_arviz
+from mlcollage.infer import RunningMixture, Streaming, diagnostics, to_arviz
 
 from . import tensor_file
 from .function import NetworkFunction, linearized

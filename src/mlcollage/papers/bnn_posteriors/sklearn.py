@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from mlcollage._checks import positive, real
 from mlcollage.errors import InvalidInput
-from mlcollage.nn.init import build
-from mlcollage.nn.mlp import MLP
+from mlcollage.nn import MLP, build
 
 from .hmc import HMC
 from .likelihoods import CategoricalLikelihood, GaussianLikelihood, Likelihood

@@ -8,11 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 
-from mlcollage.collage import theme
-from mlcollage.collage.content import Collage, Panel
-from mlcollage.collage.diagram import Diagram
-from mlcollage.lab.claim import Verdict
-from mlcollage.lab.evidence import Evidence
+from mlcollage.collage import Collage, Diagram, Panel, theme
+from mlcollage.lab import Evidence, Verdict
 from mlcollage.lab.headlines import with_headlines
 
 from .study.claims import METHODS

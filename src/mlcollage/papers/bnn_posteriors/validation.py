@@ -13,8 +13,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.data import Dataset, IterableDataset
 
 from mlcollage.errors import InvalidInput
-from mlcollage.nn.init import seeded
-from mlcollage.nn.wrapped import logits_of
+from mlcollage.nn import logits_of, seeded
 
 __all__ = ["as_data", "as_inputs", "as_tensor", "check_behavior", "check_finite", "check_module"]
 

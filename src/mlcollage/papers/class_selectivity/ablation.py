@@ -15,7 +15,7 @@ from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 from mlcollage.measure.layer_tap import Layers, layers_of
 from mlcollage.measure.representation import resolve_unit_axis
-from mlcollage.train.loop import evaluating
+from mlcollage.train import evaluating
 
 from .index import SelectivityReport, as_batches, device_of, measure_selectivity
 

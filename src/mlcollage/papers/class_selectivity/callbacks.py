@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mlcollage.errors import InvalidInput
 from mlcollage.measure.layer_tap import Layers
-from mlcollage.train.callbacks import HuggingFaceCallback, LightningCallback
+from mlcollage.train import HuggingFaceCallback, LightningCallback
 
 from .regularizer import Alpha, SelectivityRegularizer
 

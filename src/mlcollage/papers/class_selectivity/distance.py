@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from mlcollage.errors import InvalidInput
+from mlcollage.measure import as_samples
 from mlcollage.measure.cca import factor, pairwise
 from mlcollage.measure.layer_tap import Layers, LayerTap
-from mlcollage.measure.representation import as_samples
-from mlcollage.train.loop import evaluating
+from mlcollage.train import evaluating
 
 from .index import as_batches, device_of
 

@@ -14,10 +14,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
-from mlcollage.measure.class_means import ClassMeans
+from mlcollage.measure import ClassMeans, as_samples
 from mlcollage.measure.layer_tap import Layers, LayerTap
-from mlcollage.measure.representation import as_samples
-from mlcollage.train.loop import evaluating
+from mlcollage.train import evaluating
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

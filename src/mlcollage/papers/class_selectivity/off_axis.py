@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
-from mlcollage.measure.representation import as_samples, centered_matrix
+from mlcollage.measure import as_samples, centered_matrix
 
 from .index import index_parts
 

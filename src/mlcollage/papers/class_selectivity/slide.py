@@ -9,11 +9,8 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 
-from mlcollage.collage import theme
-from mlcollage.collage.content import Collage, Panel
-from mlcollage.collage.diagram import Diagram
-from mlcollage.lab.claim import Verdict
-from mlcollage.lab.evidence import Evidence
+from mlcollage.collage import Collage, Diagram, Panel, theme
+from mlcollage.lab import Evidence, Verdict
 from mlcollage.lab.headlines import with_headlines
 
 LESS, PLAIN, MORE = theme.PALETTE["blue"], theme.PALETTE["black"], theme.PALETTE["vermillion"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mlcollage.errors import InvalidInput
-from mlcollage.train.callbacks import HuggingFaceCallback, LightningCallback
+from mlcollage.train import HuggingFaceCallback, LightningCallback
 
 from .twin import IdealTwin
 

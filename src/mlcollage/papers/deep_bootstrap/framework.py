@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from mlcollage import _checks as checks
-from mlcollage.data.world import DataWorld
+from mlcollage.data import DataWorld
 from mlcollage.errors import InvalidInput
-from mlcollage.nn.init import build
+from mlcollage.nn import build
+from mlcollage.train import Replicas, Schedule, stackable
 from mlcollage.train.loop import Augment, Loss, predict, steps
-from mlcollage.train.replicas import Replicas, stackable
-from mlcollage.train.schedules import Schedule
 
 from . import settings
 from .result import COLUMNS, BootstrapResult, Rule

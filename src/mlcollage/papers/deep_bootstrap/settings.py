@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlcollage import _checks as checks
-from mlcollage.data.world import DataWorld
+from mlcollage.data import DataWorld
 from mlcollage.errors import InvalidInput
+from mlcollage.train import Schedule, cosine
 from mlcollage.train.loop import Loss
-from mlcollage.train.schedules import Schedule, cosine
 
 from .result import RULES, Rule
 from .worlds import FiniteAsIdeal

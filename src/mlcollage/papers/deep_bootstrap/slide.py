@@ -9,12 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
 
-from mlcollage.collage import theme
-from mlcollage.collage.content import Collage, Panel
-from mlcollage.collage.diagram import Diagram
+from mlcollage.collage import Collage, Diagram, Panel, theme
 from mlcollage.errors import UnknownName
-from mlcollage.lab.claim import Verdict
-from mlcollage.lab.evidence import Evidence
+from mlcollage.lab import Evidence, Verdict
 from mlcollage.lab.headlines import with_headlines
 
 from .study.claims import FITTED, SWEEP
@@ -239,7 +236,7 @@ def _added(evidence: Evidence, metric: str, arm: str, n: int) -> pd.Series:
 
 
 def _interval(values: pd.Series) -> tuple[float, float]:
-    from mlcollage.stats.bootstrap import t_interval
+    from mlcollage.stats import t_interval
 
     x = values.to_numpy(dtype=float)
     return t_interval(x, 0.95) if len(x) > 1 and np.ptp(x) > 0 else (float(x.mean()), float(x.mean()))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mlcollage._random import generator, permutation
-from mlcollage.data.world import DataWorld
+from mlcollage.data import DataWorld
 from mlcollage.errors import InvalidInput
 from mlcollage.train.loop import Augment, Loss
 

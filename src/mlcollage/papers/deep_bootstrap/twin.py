@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from mlcollage import _checks as checks
-from mlcollage.data.world import DataWorld
+from mlcollage.data import DataWorld
 from mlcollage.errors import InvalidInput
-from mlcollage.nn.init import seeded
-from mlcollage.nn.wrapped import logits_of
+from mlcollage.nn import logits_of, seeded
 from mlcollage.train.loop import Loss, evaluating
 
 from .result import COLUMNS, BootstrapResult

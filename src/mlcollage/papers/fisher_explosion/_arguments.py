@@ -12,8 +12,8 @@ from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 from mlcollage.measure._tape import REENTRANT
 from mlcollage.measure.grad_norms import graph_nodes
-from mlcollage.nn.wrapped import unwrap
-from mlcollage.train.replicas import Replicas
+from mlcollage.nn import unwrap
+from mlcollage.train import Replicas
 
 __all__ = [
     "check_belongs",

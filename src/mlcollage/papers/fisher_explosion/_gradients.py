@@ -19,7 +19,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import CheckpointError
 
 from mlcollage.measure._tape import second_derivatives
-from mlcollage.nn.wrapped import logits_of, unwrap
+from mlcollage.nn import logits_of, unwrap
 
 __all__ = [
     "Closure",

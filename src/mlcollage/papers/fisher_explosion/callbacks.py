@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from mlcollage.errors import InvalidInput
-from mlcollage.nn.wrapped import logits_of
-from mlcollage.train.callbacks import HuggingFaceCallback, HuggingFaceTrainer, LightningCallback
+from mlcollage.nn import logits_of
+from mlcollage.train import HuggingFaceCallback, HuggingFaceTrainer, LightningCallback
 
 from .penalty import FisherPenalty
 from .tracker import FisherTraceTracker

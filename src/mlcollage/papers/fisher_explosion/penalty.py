@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from mlcollage import _checks as checks
 from mlcollage import _random
 from mlcollage.errors import InvalidInput
-from mlcollage.measure.fisher import fisher_sqnorm, sample_labels
-from mlcollage.nn.wrapped import logits_of, unwrap
-from mlcollage.train.replicas import Replicas
+from mlcollage.measure import fisher_sqnorm, sample_labels
+from mlcollage.nn import logits_of, unwrap
+from mlcollage.train import Replicas
 
 from ._arguments import (
     check_belongs,

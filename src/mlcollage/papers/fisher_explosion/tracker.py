@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from mlcollage import _checks as checks
 from mlcollage._random import derive
 from mlcollage.errors import InvalidInput
-from mlcollage.measure.fisher import fisher_trace
-from mlcollage.measure.trace import TraceResult
-from mlcollage.nn.wrapped import logits_of, unwrap
-from mlcollage.train.loop import evaluating
+from mlcollage.measure import TraceResult, fisher_trace
+from mlcollage.nn import logits_of, unwrap
+from mlcollage.train import evaluating
 
 __all__ = ["Alarm", "ExplosionWarning", "FisherTraceTracker"]
 

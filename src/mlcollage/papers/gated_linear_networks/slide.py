@@ -11,11 +11,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import SubFigure
 from matplotlib.ticker import NullLocator
 
-from mlcollage.collage import theme
-from mlcollage.collage.content import Collage, Panel
-from mlcollage.collage.diagram import Diagram
-from mlcollage.lab.claim import Verdict
-from mlcollage.lab.evidence import Evidence
+from mlcollage.collage import Collage, Diagram, Panel, theme
+from mlcollage.lab import Evidence, Verdict
 from mlcollage.lab.headlines import with_headlines
 
 from .study.claims import FORGET_ARMS

@@ -12,13 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
 from matplotlib.text import Annotation
 
-from mlcollage.collage import theme
-from mlcollage.collage.content import Collage, Panel
-from mlcollage.collage.diagram import Diagram
-from mlcollage.lab.claim import Verdict
-from mlcollage.lab.evidence import Evidence
-from mlcollage.stats.explore import forest, sbc_ecdf
-from mlcollage.stats.simulation import sbc_uniformity
+from mlcollage.collage import Collage, Diagram, Panel, theme
+from mlcollage.lab import Evidence, Verdict
+from mlcollage.stats import forest, sbc_ecdf, sbc_uniformity
 
 from .study import STUDY
 from .study.schools import MUTANTS, QUANTITIES

@@ -10,10 +10,8 @@ from typing import cast
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mlcollage.data.workload import Labeled
-from mlcollage.lab.experiment import Experiment
-from mlcollage.lab.run import Scale
-from mlcollage.lab.study import Study
+from mlcollage.data import Labeled
+from mlcollage.lab import Experiment, Scale, Study
 
 from ..network import BayesianNetwork
 from .claims import CLAIMS

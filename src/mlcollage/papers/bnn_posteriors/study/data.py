@@ -11,14 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mlcollage.data.loading import load_workload
-from mlcollage.data.problem import Problem, problem
-from mlcollage.data.workload import Labeled
+from mlcollage.data import Labeled, Problem, load_workload, problem
 from mlcollage.errors import InvalidInput
-from mlcollage.lab.experiment import Task
-from mlcollage.nn.init import build
-from mlcollage.nn.mlp import MLP
-from mlcollage.nn.resnet import ResNet
+from mlcollage.lab import Task
+from mlcollage.nn import MLP, ResNet, build
 
 __all__ = ["Sizes", "network", "split"]
 
@@ -65,7 +61,7 @@ def split(task: Task[Sizes]) -> tuple[Problem, Tensor]:
 
 def _own(s: Sizes, seed: int) -> Labeled:
     if s.data == "digits":
-        from mlcollage.data.digits import load_digits_split
+        from mlcollage.data import load_digits_split
 
         return Labeled.from_arrays(*load_digits_split(seed, s.test), 10, name="digits")
     if s.data == "fashion_mnist":

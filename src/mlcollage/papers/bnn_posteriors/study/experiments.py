@@ -13,12 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mlcollage.infer import sghmc
-from mlcollage.infer.diagnostics import ess, rhat
-from mlcollage.lab.experiment import Task
-from mlcollage.lab.measurements import Measurements
+from mlcollage.infer import ess, rhat, sghmc
+from mlcollage.lab import Measurements, Task
 from mlcollage.measure import calibration
-from mlcollage.train.loop import epochs
+from mlcollage.train import epochs
 
 from ..empcov import EmpCovPrior
 from ..mfvi import MFVI

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mlcollage.data.problem import Problem
+from mlcollage.data import Problem
 from mlcollage.infer.hmc import prior_period
-from mlcollage.lab.experiment import Task
+from mlcollage.lab import Task
 from mlcollage.measure import calibration
 
 from ..density import largest_curvature

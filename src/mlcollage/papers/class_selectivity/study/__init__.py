@@ -10,10 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlcollage.data.workload import Labeled
-from mlcollage.lab.experiment import Experiment
-from mlcollage.lab.run import Scale
-from mlcollage.lab.study import Study
+from mlcollage.data import Labeled
+from mlcollage.lab import Experiment, Scale, Study
 
 from .claims import CLAIMS
 from .experiments import Controls, Sweep, controls, on_workload, sweep

@@ -6,9 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from mlcollage.lab.claim import Claim
-from mlcollage.lab.estimand import Difference, Level, PerSeed, Trend
-from mlcollage.lab.run import Scale
+from mlcollage.lab import Claim, Difference, Level, PerSeed, Scale, Trend
 
 __all__ = ["ALPHAS", "CLAIMS"]
 

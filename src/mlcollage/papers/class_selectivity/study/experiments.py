@@ -14,17 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlcollage.data import fashion_mnist
+from mlcollage.data import Labeled, fashion_mnist
 from mlcollage.data.problem import Problem, fresh, problem
-from mlcollage.data.workload import Labeled
 from mlcollage.errors import InvalidInput
-from mlcollage.lab.experiment import Task
-from mlcollage.lab.measurements import Measurements
-from mlcollage.lab.run import Scale
+from mlcollage.lab import Measurements, Scale, Task
+from mlcollage.measure import dimensionality
 from mlcollage.measure.cca import CCAFactor, cca, factor
-from mlcollage.measure.dimensionality import dimensionality
-from mlcollage.nn.init import build
-from mlcollage.train.loop import accuracy, evaluate, evaluating
+from mlcollage.nn import build
+from mlcollage.train import accuracy, evaluate, evaluating
 
 from ..controller import alpha_schedule
 from ..distance import representations

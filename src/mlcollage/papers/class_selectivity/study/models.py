@@ -9,13 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlcollage.data.problem import Problem
+from mlcollage.data import Problem
 from mlcollage.errors import InvalidInput
-from mlcollage.nn.convnet import ConvNet
-from mlcollage.nn.init import build
-from mlcollage.nn.mlp import MLP
-from mlcollage.train.loop import epochs, steps
-from mlcollage.train.schedules import cosine
+from mlcollage.nn import MLP, ConvNet, build
+from mlcollage.train import cosine, epochs, steps
 
 from ..index import Negative
 from ..regularizer import Alpha, SelectivityRegularizer

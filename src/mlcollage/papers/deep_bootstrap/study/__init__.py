@@ -12,10 +12,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from mlcollage.data.workload import Labeled
-from mlcollage.lab.experiment import Experiment
-from mlcollage.lab.run import Scale
-from mlcollage.lab.study import Study
+from mlcollage.data import Labeled
+from mlcollage.lab import Experiment, Scale, Study
 
 from .claims import CLAIMS, SWEEP
 from .experiments import LeastSquares, Worlds, least_squares, on_workload, worlds

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from mlcollage.lab.claim import Claim
-from mlcollage.lab.estimand import Difference, Level, PerSeed
-from mlcollage.lab.run import Scale
+from mlcollage.lab import Claim, Difference, Level, PerSeed, Scale
 
 __all__ = ["CLAIMS", "FITTED", "SWEEP"]
 

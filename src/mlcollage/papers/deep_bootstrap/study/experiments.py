@@ -13,17 +13,12 @@ from typing import Any, cast
 import numpy as np
 from torch import Tensor, nn
 
-from mlcollage.data.glyphs import GlyphWorld
+from mlcollage.data import DataWorld, GlyphWorld, Labeled
 from mlcollage.data.problem import fresh, moments, refuse_shared
-from mlcollage.data.workload import Labeled
-from mlcollage.data.world import DataWorld
 from mlcollage.errors import InvalidInput
-from mlcollage.lab.experiment import Task
-from mlcollage.lab.measurements import Measurements
-from mlcollage.lab.run import Scale
-from mlcollage.nn.init import build
-from mlcollage.train.loop import steps
-from mlcollage.train.schedules import cosine
+from mlcollage.lab import Measurements, Scale, Task
+from mlcollage.nn import build
+from mlcollage.train import cosine, steps
 
 from ..framework import DeepBootstrap
 from ..result import BootstrapResult

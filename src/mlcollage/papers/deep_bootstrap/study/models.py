@@ -10,10 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mlcollage.nn.convnet import ConvNet
-from mlcollage.nn.mlp import MLP
-from mlcollage.nn.resnet import ResNet
-from mlcollage.nn.vit import ViT
+from mlcollage.nn import MLP, ConvNet, ResNet, ViT
 
 __all__ = ["ARCHITECTURES", "AUGMENTATIONS", "Architecture"]
 

@@ -8,8 +8,7 @@ from typing import Any
 import pandas as pd
 
 from mlcollage.errors import UnknownName
-from mlcollage.lab.claim import Claim
-from mlcollage.lab.estimand import Difference, Level, PerSeed
+from mlcollage.lab import Claim, Difference, Level, PerSeed
 
 __all__ = ["CLAIMS"]
 

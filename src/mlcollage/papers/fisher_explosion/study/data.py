@@ -10,12 +10,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from mlcollage.data.label_noise import add_label_noise
-from mlcollage.data.loading import load_workload
+from mlcollage.data import Labeled, add_label_noise, load_workload
 from mlcollage.data.problem import Problem, Samples, problem
-from mlcollage.data.workload import Labeled
-from mlcollage.nn.convnet import ConvNet
-from mlcollage.nn.mlp import MLP
+from mlcollage.nn import MLP, ConvNet
 
 __all__ = ["SeedData", "Settings", "network", "own_data", "seed_data"]
 

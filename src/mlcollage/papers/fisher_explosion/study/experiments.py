@@ -17,10 +17,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from mlcollage._random import derive
-from mlcollage.lab.experiment import Task
-from mlcollage.lab.measurements import Measurements
-from mlcollage.measure.fisher import fisher_trace
-from mlcollage.measure.hessian import hessian_trace
+from mlcollage.lab import Measurements, Task
+from mlcollage.measure import fisher_trace, hessian_trace
 
 from .data import SeedData, Settings, seed_data
 from .records import Recorder, evaluation_steps, tail

@@ -13,10 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlcollage._random import derive
-from mlcollage.lab.measurements import Measurements
-from mlcollage.measure.fisher import fisher_trace
-from mlcollage.measure.grad_norms import per_example_grad_sqnorm
-from mlcollage.train.replicas import Replicas
+from mlcollage.lab import Measurements
+from mlcollage.measure import fisher_trace, per_example_grad_sqnorm
+from mlcollage.train import Replicas
 
 from .._gradients import nll
 from .data import SeedData

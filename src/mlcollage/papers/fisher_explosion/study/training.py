@@ -10,9 +10,7 @@ from torch import Tensor
 
 from mlcollage import _random
 from mlcollage.errors import UnknownName
-from mlcollage.train.mixup import mixup_batch, soft_cross_entropy
-from mlcollage.train.replicas import Replicas
-from mlcollage.train.sam import SAM
+from mlcollage.train import SAM, Replicas, mixup_batch, soft_cross_entropy
 
 from .._gradients import nll
 from ..penalty import FisherPenalty

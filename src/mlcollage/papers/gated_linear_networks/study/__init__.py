@@ -10,11 +10,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from mlcollage.data.workload import Labeled
-from mlcollage.lab.experiment import Experiment, Task
-from mlcollage.lab.measurements import Measurements
-from mlcollage.lab.run import Scale
-from mlcollage.lab.study import Study
+from mlcollage.data import Labeled
+from mlcollage.lab import Experiment, Measurements, Scale, Study, Task
 
 from . import experiments, relatives
 from .claims import CLAIMS, FORGET_ARMS

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlcollage.lab.claim import Claim
-from mlcollage.lab.estimand import Difference, Level, Trend
+from mlcollage.lab import Claim, Difference, Level, Trend
 
 __all__ = ["CLAIMS", "FORGET_ARMS"]
 

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mlcollage.data.problem import problem
-from mlcollage.data.workload import Labeled
+from mlcollage.data import Labeled, problem
 
 __all__ = ["Split", "classification_data"]
 
@@ -27,7 +26,7 @@ def classification_data(
             from mlcollage.data.fashion_mnist import load
 
             return Labeled.from_arrays(*load(), 10)
-        from mlcollage.data.digits import load_digits_split
+        from mlcollage.data import load_digits_split
 
         return Labeled.from_arrays(*load_digits_split(seed=seed), 10)
 

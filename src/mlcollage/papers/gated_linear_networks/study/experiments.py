@@ -17,8 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit, logit
 
-from mlcollage.lab.experiment import Task
-from mlcollage.lab.measurements import Measurements
+from mlcollage.lab import Measurements, Task
 
 from ..sklearn import GLNClassifier
 from .data import PIXELS, Split, classification_data

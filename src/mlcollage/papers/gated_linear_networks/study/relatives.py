@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit
 
-from mlcollage.lab.experiment import Task
-from mlcollage.lab.measurements import Measurements
+from mlcollage.lab import Measurements, Task
 
 from ..bandit import GLNBandit
 from ..network import GatedNetwork

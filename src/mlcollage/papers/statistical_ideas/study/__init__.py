@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Sized
 from typing import Any, cast
 
-from mlcollage.data.workload import Labeled
+from mlcollage.data import Labeled
 from mlcollage.errors import InvalidInput
+from mlcollage.lab import Scale, Study
 from mlcollage.lab.experiment import Experiment, Measure, each_seed
-from mlcollage.lab.run import Scale
-from mlcollage.lab.study import Study
 
 from . import experiments as of
 from .claims import CLAIMS

@@ -13,9 +13,7 @@ from functools import partial
 
 import pandas as pd
 
-from mlcollage.lab.claim import Claim
-from mlcollage.lab.estimand import Difference, Level, PerSeed, Trend
-from mlcollage.lab.run import Scale
+from mlcollage.lab import Claim, Difference, Level, PerSeed, Scale, Trend
 
 __all__ = ["CLAIMS"]
 

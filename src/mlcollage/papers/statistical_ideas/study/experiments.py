@@ -17,24 +17,25 @@ import numpy.typing as npt
 import torch
 from sklearn.datasets import load_digits
 
-from mlcollage.data.workload import Labeled, arrays
-from mlcollage.infer import hmc
-from mlcollage.infer.diagnostics import ess, rhat
-from mlcollage.infer.validation import sbc
-from mlcollage.lab.claim import Claim
-from mlcollage.lab.estimand import Difference
-from mlcollage.lab.experiment import Task
-from mlcollage.lab.measurements import Measurements
-from mlcollage.nn.mlp import MLP
-from mlcollage.stats.adaptive import required_seeds
-from mlcollage.stats.bandits import UCB1, Bandit, EpsilonGreedy, ThompsonSampling
+from mlcollage.data import Labeled, arrays
+from mlcollage.infer import ess, hmc, rhat, sbc
+from mlcollage.lab import Claim, Difference, Measurements, Task
+from mlcollage.nn import MLP
+from mlcollage.stats import (
+    UCB1,
+    Bandit,
+    EpsilonGreedy,
+    PartialPooling,
+    ThompsonSampling,
+    double_descent,
+    iqm,
+    noisy_line,
+    paired_difference,
+    required_seeds,
+    sbc_uniformity,
+)
 from mlcollage.stats.bootstrap import Method, bootstrap_ci, t_interval
-from mlcollage.stats.causal import paired_difference
-from mlcollage.stats.multilevel import PartialPooling
-from mlcollage.stats.regularize import double_descent, noisy_line
-from mlcollage.stats.robust import iqm
-from mlcollage.stats.simulation import sbc_uniformity
-from mlcollage.train.replicas import Replicas
+from mlcollage.train import Replicas
 
 from . import schools, simulated
 

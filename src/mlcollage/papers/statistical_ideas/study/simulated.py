@@ -15,17 +15,17 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures
 
-from mlcollage.lab.claim import Claim, Status
-from mlcollage.lab.evidence import Evidence
-from mlcollage.lab.judge import judge
-from mlcollage.lab.run import Scale
-from mlcollage.stats.bandits import Bandit
-from mlcollage.stats.causal_effects import AverageEffect, hajek
-from mlcollage.stats.explore import Lineup
-from mlcollage.stats.robust import mad
-from mlcollage.stats.search import SuccessiveHalving
-from mlcollage.stats.sequential import ConfidenceSequence
-from mlcollage.stats.simulation import posterior_predictive_check
+from mlcollage.lab import Claim, Evidence, Scale, Status, judge
+from mlcollage.stats import (
+    AverageEffect,
+    Bandit,
+    ConfidenceSequence,
+    Lineup,
+    SuccessiveHalving,
+    hajek,
+    mad,
+    posterior_predictive_check,
+)
 
 __all__ = [
     "anscombe_like",
