@@ -13,8 +13,6 @@ from typing import Any, TypeVar
 
 from mlcollage.errors import InvalidInput, UnknownName
 
-__all__ = ["choice", "integer", "positive", "probability", "real"]
-
 T = TypeVar("T", bound=str)
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-__all__ = ["derive", "generator", "permutation"]
-
 
 def derive(*key: int) -> int:
     """A 63-bit seed for a key of integers; different keys give unrelated seeds.

@@ -3,16 +3,6 @@
 Each type is also the standard one, so ``except ValueError`` and friends work as users expect.
 """
 
-__all__ = [
-    "InvalidInput",
-    "MLCollageError",
-    "MissingDependency",
-    "MissingFile",
-    "RunFailed",
-    "StoreError",
-    "UnknownName",
-]
-
 
 class MLCollageError(Exception):
     """Base of all errors raised on purpose; the command line prints it without a traceback."""

@@ -30,8 +30,6 @@ from mlcollage.lab import BoundStudy, Evidence, Run, Scale, Store, run_missing, 
 from mlcollage.lab.experiment import plain, settings_lines
 from mlcollage.lab.publish import draw_slide, make_slide
 
-__all__ = ["StudyCheck", "check_study", "study_checks"]
-
 MOST_HEADLINES = 6
 _TIMED = re.compile("second|speed|per_cpu")  # metrics that differ from run to run
 

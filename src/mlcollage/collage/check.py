@@ -12,8 +12,6 @@ from matplotlib.transforms import Bbox, BboxBase
 
 from mlcollage.collage.theme import MIN_SIZE
 
-__all__ = ["check_layout"]
-
 SLACK = 2.0  # pixels: anti-aliasing and side bearings
 
 

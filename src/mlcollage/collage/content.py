@@ -10,8 +10,6 @@ from typing import Literal
 from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
 
-__all__ = ["Chip", "ClaimRow", "Collage", "Entry", "Panel", "Slide", "StatusName"]
-
 StatusName = Literal["supported", "contradicted", "inconclusive", "untested"]
 
 

@@ -22,8 +22,6 @@ from mlcollage.collage import theme
 from mlcollage.collage.text import fit
 from mlcollage.errors import InvalidInput
 
-__all__ = ["Diagram", "Node"]
-
 Point = tuple[float, float]
 
 

@@ -29,8 +29,6 @@ from mlcollage.collage.content import Entry
 from mlcollage.collage.svg import font_face
 from mlcollage.errors import InvalidInput, MissingFile
 
-__all__ = ["IDEAS", "render_index", "render_month"]
-
 HERE = Path(__file__).parent
 IDEAS: Mapping[str, str] = {
     "causal": "causal inference",

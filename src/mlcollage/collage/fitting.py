@@ -16,8 +16,6 @@ from matplotlib.transforms import Bbox
 from mlcollage.collage.text import wrap
 from mlcollage.collage.theme import spread_labels
 
-__all__ = ["Box", "fit_axes"]
-
 ROUNDS = 4  # ticks change with the size of the axes, so measuring is repeated
 LABEL_SHARE = 0.37  # of a panel's width, for labels at the ends of lines
 TOUCH = {"x": 6.0, "y": -3.0}  # pixels between tick labels; line boxes are taller than the digits in them

@@ -20,8 +20,6 @@ from matplotlib import font_manager
 
 from mlcollage.collage.theme import register_fonts
 
-__all__ = ["Face", "finish", "font_face"]
-
 _TEXT = re.compile(r'<(?:text|tspan)\b[^>]*?style="([^"]*font-family:[^"]*)"[^>]*>([^<]*)<')
 _OPEN = re.compile(r"<svg\b[^>]*>")
 _PROLOGUE = re.compile(r"<!DOCTYPE[^>]*>\s*")

@@ -18,8 +18,6 @@ from matplotlib.text import Text
 
 from mlcollage.collage import theme
 
-__all__ = ["Fitted", "drawable", "fit", "width", "wrap"]
-
 _PIECES = re.compile(r"(?:\$[^$]*\$|[^ \n$]|\$)+?(?= |\n|$)")  # a formula or a no-break space is never broken
 
 

@@ -26,27 +26,6 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from mlcollage.errors import InvalidInput
 
-__all__ = [
-    "FAMILY",
-    "MIN_SIZE",
-    "PALETTE",
-    "arm_colors",
-    "band",
-    "contrast",
-    "dots_with_interval",
-    "heatmap",
-    "ink",
-    "label_line_end",
-    "lollipops",
-    "reference_line",
-    "register_fonts",
-    "sequential",
-    "spread_labels",
-    "style",
-    "tidy",
-    "tint",
-]
-
 FONTS = Path(__file__).parent / "fonts"
 FAMILY = "MLCollage Sans"
 FALLBACK = "DejaVu Sans"  # bundled with matplotlib; has the signs that Inter lacks

@@ -12,8 +12,6 @@ import torch
 
 from mlcollage import _checks as checks
 
-__all__ = ["BLOCK", "SPLITS", "BlockCache", "block_generator", "check_range", "check_split"]
-
 BLOCK = 1024
 """Samples per block; part of the definition of every stream, so changing it changes every sample."""
 

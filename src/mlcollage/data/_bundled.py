@@ -14,8 +14,6 @@ from mlcollage.data.mnist1d import reference
 from mlcollage.data.workload import Labeled
 from mlcollage.errors import InvalidInput
 
-__all__ = ["NAMES", "knows", "load"]
-
 _TABLES = tuple(name for name, info in tables.TABLES.items() if info.task == "classification" and name != "digits")
 NAMES = ("digits", "fashion_mnist", "glyphs", *(f"glyphs:{name}" for name in PRESETS), "mnist1d", *_TABLES)
 

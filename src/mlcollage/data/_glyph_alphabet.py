@@ -9,8 +9,6 @@ from numpy.typing import NDArray
 
 from mlcollage.errors import InvalidInput
 
-__all__ = ["MAX_SEGMENTS", "MAX_VERTICES", "Alphabet", "ink_center", "make_alphabet", "raster"]
-
 MAX_SEGMENTS = 5
 MAX_VERTICES = 2 * MAX_SEGMENTS
 _LIFT = 0.25  # probability that a stroke starts anew instead of where the last one ended

@@ -11,8 +11,6 @@ from mlcollage.data._blocks import BLOCK, block_generator
 from mlcollage.data._glyph_alphabet import MAX_SEGMENTS, MAX_VERTICES
 from mlcollage.data._glyph_settings import GlyphSettings
 
-__all__ = ["FIELD", "NOISE_GROUP", "draw_block", "pixel_noise"]
-
 FIELD = 5
 """Nodes of the background field in each direction."""
 

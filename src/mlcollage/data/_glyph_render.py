@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softshrink
 
-__all__ = ["part_mask", "render"]
-
 _EDGE = 6.0  # an edge fades over 6 / size of the frame's half-width, i.e. three pixels
 
 

@@ -12,8 +12,6 @@ from mlcollage import _checks as checks
 from mlcollage.data._glyph_alphabet import make_alphabet
 from mlcollage.errors import InvalidInput
 
-__all__ = ["GlyphSettings"]
-
 _MOST = {  # of the numbers from 0
     "rotation": 180.0, "shift": 1.0, "aspect": 1.0, "shear": 1.0, "jitter": 0.5, "texture": 1.0, "background": 1.0,
     "noise": 1.0, "spurious": 1.0, "label_noise": 1.0,

@@ -27,8 +27,6 @@ from mlcollage.data._reading import (
 from mlcollage.data.workload import Labeled
 from mlcollage.errors import InvalidInput, MissingDependency, MissingFile
 
-__all__ = ["HubImages", "load", "saved"]
-
 _LABELS = ("label", "labels", "target", "class", "fine_label", "y")
 _TESTS = ("test", "validation", "valid", "val")
 

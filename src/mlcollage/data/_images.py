@@ -27,8 +27,6 @@ from mlcollage.data._reading import (
 from mlcollage.data.workload import Labeled
 from mlcollage.errors import InvalidInput
 
-__all__ = ["ImageFolder", "Images", "files_hash", "load"]
-
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 _TEST_NAMES = ("test", "val", "valid", "validation")
 _HASHED = 256 * 1024**2  # bytes; of larger folders, names, sizes and times are hashed instead of contents

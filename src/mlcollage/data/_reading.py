@@ -15,24 +15,6 @@ from numpy.typing import NDArray
 
 from mlcollage.errors import InvalidInput, MissingFile
 
-__all__ = [
-    "SPLIT_NOTE",
-    "channels_of",
-    "check_options",
-    "encode",
-    "encode_as",
-    "file_hash",
-    "first_holding",
-    "image_tensor",
-    "label_words",
-    "read_npz",
-    "roots",
-    "split_rows",
-    "standardize",
-    "whole_number",
-    "with_options",
-]
-
 SPLIT_NOTE = " (80/20 split)"
 """Added to the name of a workload whose test set we split off."""
 

@@ -18,8 +18,6 @@ from mlcollage.data._reading import check_options, file_hash
 from mlcollage.data.workload import Labeled
 from mlcollage.errors import InvalidInput, MissingFile, UnknownName
 
-__all__ = ["load"]
-
 
 def load(spec: str, options: Mapping[str, str]) -> Labeled:
     """Call ``module:function`` or ``file.py:function`` and check what it returns."""

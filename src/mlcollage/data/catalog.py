@@ -9,8 +9,6 @@ from typing import Any
 from mlcollage.data import cifar, fashion_mnist, tables, tiny_imagenet
 from mlcollage.data.glyphs import PRESETS
 
-__all__ = ["catalog"]
-
 _COLUMNS = ("name", "what", "train", "test", "shape", "available", "where")
 _MADE, _SKLEARN = "generated", "scikit-learn"
 

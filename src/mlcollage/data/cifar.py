@@ -23,8 +23,6 @@ from mlcollage.data._reading import check_options, file_hash, first_holding, roo
 from mlcollage.data.workload import Labeled
 from mlcollage.errors import InvalidInput, MissingFile
 
-__all__ = ["CIFAR10_CLASSES", "MEAN", "SETS", "STD", "find", "load", "normalize", "read_bin", "workload"]
-
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip

@@ -7,8 +7,6 @@ from numpy.typing import NDArray
 
 from mlcollage import _checks as checks
 
-__all__ = ["load_digits_split"]
-
 
 def load_digits_split(
     seed: int = 0, test_size: int = 540

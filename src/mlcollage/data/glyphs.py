@@ -32,8 +32,6 @@ from mlcollage.data._glyph_render import part_mask, render
 from mlcollage.data._glyph_settings import GlyphSettings
 from mlcollage.errors import InvalidInput
 
-__all__ = ["PRESETS", "GlyphDataset", "GlyphWorld"]
-
 PRESETS: dict[str, dict[str, Any]] = {
     "easy16": {
         "size": 16, "channels": 1, "rotation": 15.0, "shift": 0.1, "scale": (0.7, 1.0), "shear": 0.0, "jitter": 0.08,

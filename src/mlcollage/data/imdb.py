@@ -24,8 +24,6 @@ from mlcollage import _checks as checks
 from mlcollage.data._reading import read_npz
 from mlcollage.errors import InvalidInput, MissingFile
 
-__all__ = ["IMDB", "OFFSET", "encode", "load", "words"]
-
 Ints = NDArray[np.int64]
 _PAD, _START, _UNKNOWN = 0, 1, 2
 OFFSET = 3

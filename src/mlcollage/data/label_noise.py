@@ -14,8 +14,6 @@ import numpy.typing as npt
 from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 
-__all__ = ["add_label_noise"]
-
 
 def add_label_noise(
     y: npt.ArrayLike,

@@ -11,8 +11,6 @@ from mlcollage.data import _bundled, _files, _hub, _images, _user_code, cifar, t
 from mlcollage.data.workload import Labeled
 from mlcollage.errors import InvalidInput, UnknownName
 
-__all__ = ["load_workload"]
-
 Options = Mapping[str, str]
 
 

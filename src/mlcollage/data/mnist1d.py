@@ -20,8 +20,6 @@ from mlcollage import _checks as checks
 from mlcollage.data._blocks import BLOCK, BlockCache, block_generator, check_range, check_split
 from mlcollage.errors import InvalidInput
 
-__all__ = ["MEAN", "MNIST1D", "STD", "TEMPLATES", "reference"]
-
 TEMPLATES = (
     (5, 6, 6.5, 6.75, 7, 7, 7, 7, 6.75, 6.5, 6, 5),
     (5, 3, 3, 3.4, 3.8, 4.2, 4.6, 5, 5.4, 5.8, 5, 5),

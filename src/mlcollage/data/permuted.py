@@ -8,8 +8,6 @@ from numpy.typing import NDArray
 from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 
-__all__ = ["permutation", "permuted"]
-
 
 def permutation(features: int, task: int, *, seed: int = 0) -> NDArray[np.int64]:
     """Order of the features in a task; task 0 is the original one. No task depends on how many others there are.

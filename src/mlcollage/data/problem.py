@@ -21,8 +21,6 @@ from mlcollage import _checks as checks
 from mlcollage.data.workload import Labeled, arrays, make_network
 from mlcollage.errors import InvalidInput
 
-__all__ = ["Problem", "Samples", "fresh", "moments", "problem", "refuse_shared", "shared_samples"]
-
 Statistics = Literal["population", "sample", "none"]
 _ACCIDENTS = 0.01  # share of test samples that may be in training, beyond what the training set lets expect
 _CHANCE = 1e-6  # probability that more than the largest allowed number are shared by accident

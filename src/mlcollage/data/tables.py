@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 
-__all__ = ["TABLES", "TableInfo", "load"]
-
 
 class TableInfo(NamedTuple):
     """What a table holds.

@@ -22,8 +22,6 @@ from mlcollage.data._reading import check_options, first_holding, roots, whole_n
 from mlcollage.data.workload import Labeled
 from mlcollage.errors import InvalidInput, MissingFile
 
-__all__ = ["MEAN", "STD", "find", "load", "workload"]
-
 MEAN = (0.480, 0.448, 0.397)
 STD = (0.276, 0.269, 0.282)
 """Per channel, as Kunin et al. (2021) normalize the images."""

@@ -18,8 +18,6 @@ from mlcollage import _checks as checks
 from mlcollage.data._reading import read_npz, standardize
 from mlcollage.errors import InvalidInput, MissingFile
 
-__all__ = ["UCI", "UCIInfo", "UCISplit", "load"]
-
 Floats = NDArray[np.float64]
 
 

@@ -14,8 +14,6 @@ from torch.utils.data import Dataset, TensorDataset
 
 from mlcollage.errors import InvalidInput
 
-__all__ = ["Labeled", "LabeledTensors", "Workload", "arrays", "make_network"]
-
 _AT_ONCE = 1024  # samples that are decoded together
 
 

@@ -7,8 +7,6 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-__all__ = ["DataWorld"]
-
 
 @runtime_checkable
 class DataWorld(Protocol):

@@ -19,8 +19,6 @@ from torch import Tensor, nn
 
 from mlcollage import _random
 
-__all__ = ["Layout", "belongs", "layouts", "moves_rows", "remembered", "weights"]
-
 
 @dataclass(frozen=True)
 class Layout:

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 from mlcollage.measure._uses import wide
 
-__all__ = ["one_by_one", "sqnorms"]
-
 _CHUNK = 2**24  # numbers of per-example gradients held at once
 
 

@@ -15,8 +15,6 @@ from torch import Tensor
 from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 
-__all__ = ["KINDS", "as_generator", "check_outputs", "columns", "count_columns", "draw", "draw_scores", "score"]
-
 KINDS = ("categorical", "gaussian", "bernoulli")
 
 

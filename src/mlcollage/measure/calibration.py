@@ -19,23 +19,6 @@ from torch import Tensor
 from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 
-__all__ = [
-    "CalibrationCurve",
-    "MonteCarlo",
-    "accuracy",
-    "agreement",
-    "auroc_ood",
-    "brier",
-    "calibration_curve",
-    "confidence_gap",
-    "ece",
-    "jackknife",
-    "mutual_information",
-    "nll",
-    "predictive_entropy",
-    "total_variation",
-]
-
 Floats = npt.NDArray[np.float64]
 Probabilities = Tensor | npt.ArrayLike
 Strategy = Literal["uniform", "quantile"]

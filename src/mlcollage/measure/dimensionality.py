@@ -10,8 +10,6 @@ from torch import Tensor
 from mlcollage.measure.cca import components_for
 from mlcollage.measure.representation import centered_matrix
 
-__all__ = ["dimensionality", "participation_ratio", "spectrum"]
-
 
 def spectrum(acts: Any) -> Tensor:
     r"""Eigenvalues of the covariance of a representation, the largest first.

@@ -32,8 +32,6 @@ from mlcollage.measure.trace import TraceResult
 from mlcollage.measure.units import UnitAxes
 from mlcollage.nn.wrapped import logits_of
 
-__all__ = ["fisher_sqnorm", "fisher_trace", "sample_labels"]
-
 _METHODS = ("exact", "mc", "minibatch")
 _NUMBERS = 2**25  # numbers in the gradients of all layers' outputs, for all classes at once
 

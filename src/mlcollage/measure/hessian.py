@@ -35,8 +35,6 @@ from mlcollage.measure.grad_norms import (
 from mlcollage.measure.trace import TraceResult
 from mlcollage.nn.init import seeded
 
-__all__ = ["hessian_eigenvalues", "hessian_trace", "hessian_vector_product"]
-
 _METHODS = ("hutchinson", "hutchpp", "xtrace")
 _ROUND = 8  # vectors between two looks at the tolerance
 

@@ -20,8 +20,6 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from mlcollage.measure.grad_norms import call
 from mlcollage.measure.layer_tap import Layers, hookable, layers_of
 
-__all__ = ["UnitAxes", "unit_axes"]
-
 
 class UnitAxes(TorchFunctionMode):
     """A context in which the unit axis of every activation is followed through the functions that make it.

@@ -11,8 +11,6 @@ from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 from mlcollage.nn._parts import Network, Record, cut_normal_, keep, make_activation, through
 
-__all__ = ["CNNLSTM"]
-
 
 class _LSTM(nn.Module):
     r"""One layer of LSTM with one bias, over (batch, time, inputs); returns all its states (batch, time, hidden).

@@ -10,8 +10,6 @@ from mlcollage.errors import InvalidInput
 from mlcollage.nn._parts import Network, as_image_shape, as_sizes, make_activation
 from mlcollage.nn.norm import TLU, image_norm
 
-__all__ = ["ConvNet"]
-
 
 class ConvNet(Network):
     """A few 3x3 convolutions, each with normalization and ReLU, then global average pooling and a linear map.

@@ -11,8 +11,6 @@ from torch import nn
 from mlcollage._random import derive
 from mlcollage.errors import InvalidInput
 
-__all__ = ["build", "seeded"]
-
 
 @contextmanager
 def seeded(seed: int, *more: int) -> Iterator[None]:

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from mlcollage import _checks as checks
 from mlcollage.nn._parts import Block, Network, Record, as_sizes, make_activation
 
-__all__ = ["MLP"]
-
 
 class _Hidden(Block):
     """Linear map, normalization, nonlinearity."""

@@ -16,8 +16,6 @@ from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 from mlcollage.nn._parts import wide
 
-__all__ = ["TLU", "FilterResponseNorm", "group_count", "image_norm"]
-
 
 class FilterResponseNorm(nn.Module):
     r"""Divide each channel of each sample by the root mean square of its own responses.

@@ -10,8 +10,6 @@ from mlcollage import _checks as checks
 from mlcollage.nn._parts import Block, Network, Record, as_image_shape, as_sizes, keep, make_activation, through
 from mlcollage.nn.norm import TLU, image_norm
 
-__all__ = ["ResNet"]
-
 
 class _Style:
     """What every layer of one network has in common: normalization, nonlinearity, biases."""

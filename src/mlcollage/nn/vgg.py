@@ -11,8 +11,6 @@ from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput, UnknownName
 from mlcollage.nn._parts import Network, as_image_shape, as_sizes
 
-__all__ = ["CONFIGURATIONS", "VGG"]
-
 CONFIGURATIONS: dict[int, tuple[tuple[int, ...], ...]] = {
     11: ((64,), (128,), (256, 256), (512, 512), (512, 512)),
     13: ((64, 64), (128, 128), (256, 256), (512, 512), (512, 512)),

@@ -12,8 +12,6 @@ from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 from mlcollage.nn._parts import Block, Network, Record, as_image_shape, as_sizes, cut_normal_, keep, through
 
-__all__ = ["ViT"]
-
 
 class _Patches(nn.Module):
     """Cut an image into patches and map each linearly; a stride-p convolution written as one matrix product."""

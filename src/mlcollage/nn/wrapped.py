@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from mlcollage.errors import InvalidInput
 
-__all__ = ["logits_of", "unwrap"]
-
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The network inside ``DistributedDataParallel``, ``DataParallel`` and ``torch.compile``, in any nesting.

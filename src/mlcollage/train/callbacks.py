@@ -14,8 +14,6 @@ from typing import Any, ClassVar
 
 from mlcollage.errors import MissingDependency
 
-__all__ = ["HuggingFaceCallback", "HuggingFaceTrainer", "LightningCallback"]
-
 
 class _Late:
     """Objects are made from the class and a base of the framework, which is looked up when the first one is made."""

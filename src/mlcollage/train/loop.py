@@ -23,8 +23,6 @@ from mlcollage.errors import InvalidInput
 from mlcollage.nn.init import seeded
 from mlcollage.train.schedules import Schedule
 
-__all__ = ["Step", "accuracy", "epochs", "evaluate", "evaluating", "predict", "steps"]
-
 T = TypeVar("T")
 Loss = Callable[[Tensor, Tensor], Tensor]
 Augment = Callable[[Tensor, torch.Generator], Tensor]

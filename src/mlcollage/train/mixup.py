@@ -16,8 +16,6 @@ from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 from mlcollage.measure.class_means import check_labels
 
-__all__ = ["Mixed", "mixup_batch", "soft_cross_entropy"]
-
 
 class Mixed(NamedTuple):
     """A mixed batch.

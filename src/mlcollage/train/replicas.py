@@ -23,8 +23,6 @@ from mlcollage.errors import InvalidInput
 from mlcollage.nn.init import build, seeded
 from mlcollage.train.sam import SAM
 
-__all__ = ["Replicas", "stackable"]
-
 Loss = Callable[[Tensor, Tensor], Tensor]
 InDims = tuple[int | None, int | None]
 

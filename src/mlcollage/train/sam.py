@@ -17,8 +17,6 @@ from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 from mlcollage.nn._parts import wide
 
-__all__ = ["SAM"]
-
 
 class SAM(torch.optim.Optimizer):
     r"""Descend the gradient that is found a step uphill.

@@ -12,8 +12,6 @@ from collections.abc import Callable, Sequence
 from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 
-__all__ = ["Schedule", "constant", "cosine", "linear", "step_decay"]
-
 Schedule = Callable[[int], float]
 
 

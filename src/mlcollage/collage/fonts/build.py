@@ -15,8 +15,6 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from fontTools.subset import Options, Subsetter
 from fontTools.ttLib import TTFont, newTable
 
-__all__ = ["convert"]
-
 FAMILY = "MLCollage Sans"
 STYLES = ("Regular", "Italic", "SemiBold", "Bold")
 RANGES = (

@@ -39,8 +39,6 @@ from .priors import Prior
 from .sgmcmc import SGHMC
 from .swag import SWAG
 
-__all__ = ["AuditReport", "audit", "compare"]
-
 Floats = NDArray[np.float64]
 METRICS = ("agreement", "total_variation", "accuracy", "nll", "ece", "brier")
 _PARTS = ("", "_se", "_difference", "_difference_se")

@@ -20,8 +20,6 @@ from .keeping import Keeper
 from .method import Target
 from .posterior import PredictionStream
 
-__all__ = ["Checkpoint", "Progressed"]
-
 _KIND = "checkpoint of a run of HMC (mlcollage, 1)"
 _COLUMNS = ("log_prob", "accept", "energy", "diverging", "steps")
 

@@ -21,8 +21,6 @@ from .backends import Backend, Batch
 from .function import NetworkFunction
 from .priors import PlacedPrior
 
-__all__ = ["PosteriorDensity", "largest_curvature"]
-
 
 class PosteriorDensity:
     """Positions (chains, P) to log-densities and gradients, for the samplers of :mod:`mlcollage.infer`.

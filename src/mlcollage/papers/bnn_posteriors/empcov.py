@@ -16,8 +16,6 @@ from .first_layer import layer_batches, network_of
 from .layout import Layout
 from .priors import GaussianPrior, PlacedPrior, Prior, standard_normal
 
-__all__ = ["EmpCovPrior"]
-
 
 @dataclass(frozen=True, eq=False)
 class EmpCovPrior(Prior):

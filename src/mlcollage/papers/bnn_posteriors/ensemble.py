@@ -13,8 +13,6 @@ from .method import CountFrom1, Method, Positive, Target
 from .posterior import Posterior
 from .training import GradientAscent, Gradients, Transform
 
-__all__ = ["MAP", "Ensemble"]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MAP(Method):

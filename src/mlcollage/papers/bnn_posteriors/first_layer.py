@@ -15,8 +15,6 @@ from mlcollage.nn import unwrap
 
 from .validation import as_inputs
 
-__all__ = ["layer_batches", "layer_inputs", "network_of"]
-
 
 class _Found(Exception):
     """Ends a forward pass whose first layer has been seen."""

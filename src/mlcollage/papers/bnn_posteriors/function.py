@@ -21,8 +21,6 @@ from .likelihoods import Likelihood, make_likelihood
 from .priors import GaussianPrior, PlacedPrior, Prior
 from .validation import as_inputs, check_module
 
-__all__ = ["BackendName", "NetworkFunction", "linearized"]
-
 BackendName = Literal["auto", "mlp", "vmap", "compile", "loop"]
 _WORK = 2**26  # numbers that the activations of one chunk may take, by default
 

@@ -31,8 +31,6 @@ from .keeping import Keeper, Store, sample_stats
 from .method import CountFrom0, CountFrom1, Method, Positive, Probability, Progress, Share, Target
 from .posterior import Posterior
 
-__all__ = ["HMC"]
-
 _STUCK = 0.05  # mean acceptance below which a run deserves a word
 _MOST_STEPS = 1_000_000  # of one trajectory
 

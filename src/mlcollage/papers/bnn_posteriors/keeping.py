@@ -14,8 +14,6 @@ from mlcollage.infer import Chains
 from .method import Method, Target
 from .posterior import Posterior, PredictionStream
 
-__all__ = ["Keeper", "Store", "sample_stats"]
-
 Store = Literal["params", "predictions"] | Callable[[Tensor], Tensor | None]
 
 

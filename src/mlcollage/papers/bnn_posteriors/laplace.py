@@ -34,8 +34,6 @@ from .posterior import Posterior
 from .priors import GaussianPrior, Prior
 from .training import GradientAscent, Gradients
 
-__all__ = ["Laplace", "LaplacePosterior"]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Laplace(Method):

@@ -15,8 +15,6 @@ from torch import Tensor, nn
 
 from mlcollage.errors import InvalidInput, UnknownName
 
-__all__ = ["Layout"]
-
 V = TypeVar("V")
 
 

@@ -24,8 +24,6 @@ from .density import PosteriorDensity
 from .function import NetworkFunction
 from .posterior import Posterior
 
-__all__ = ["Init", "Method", "Progress", "Target", "check_method"]
-
 Progress = Callable[[int, int], None]
 Init = Tensor | str | Callable[[], nn.Module]
 

@@ -15,8 +15,6 @@ from .method import CountFrom1, Method, Positive, Target
 from .posterior import Posterior
 from .training import GradientAscent, Gradients
 
-__all__ = ["MFVI"]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MFVI(Method):

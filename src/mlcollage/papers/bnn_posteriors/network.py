@@ -28,8 +28,6 @@ from .method import Init, Method, Progress, Target, check_method
 from .posterior import Posterior
 from .validation import as_data, as_tensor, check_behavior
 
-__all__ = ["BayesianNetwork"]
-
 
 class BayesianNetwork(NetworkFunction):
     r"""A network, a likelihood and a prior: everything a posterior needs but data.

@@ -15,8 +15,6 @@ from .keeping import Keeper, Store, sample_stats
 from .method import CountFrom0, CountFrom1, Method, Positive, Probability, Target
 from .posterior import Posterior
 
-__all__ = ["NUTS"]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NUTS(Method):

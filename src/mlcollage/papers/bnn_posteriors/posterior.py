@@ -28,8 +28,6 @@ from .function import NetworkFunction, linearized
 from .layout import Layout
 from .likelihoods import Likelihood
 
-__all__ = ["Posterior", "PredictionStream"]
-
 _KIND = "posterior of a network (mlcollage, 1)"
 
 

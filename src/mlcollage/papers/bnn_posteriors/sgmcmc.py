@@ -27,8 +27,6 @@ from .method import CountFrom0, CountFrom1, Method, NotNegative, Positive, Share
 from .posterior import Posterior
 from .training import Gradients, Transform
 
-__all__ = ["SGHMC", "SGLD", "CyclicalSGHMC"]
-
 _Decay = Annotated[float, lambda name, value: probability(name, value, inside=False)]
 
 

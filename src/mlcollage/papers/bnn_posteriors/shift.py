@@ -28,8 +28,6 @@ from mlcollage.errors import InvalidInput
 
 from .first_layer import layer_batches, network_of
 
-__all__ = ["DeadInputs", "ShiftReport", "dead_inputs"]
-
 
 def dead_inputs(module: Any, X: Tensor | NDArray, *, tol: float = 1e-6, batch_size: int = 1024) -> DeadInputs:
     r"""Find the directions along which the inputs of a network's first layer never vary in training.

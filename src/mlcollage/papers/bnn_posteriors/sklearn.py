@@ -24,8 +24,6 @@ from .method import Method
 from .network import BayesianNetwork
 from .priors import GaussianPrior, Prior
 
-__all__ = ["HMCClassifier", "HMCRegressor"]
-
 Make = Callable[[int, int], nn.Module]
 
 

@@ -20,8 +20,6 @@ from .method import CountFrom0, CountFrom1, Method, Positive, Target
 from .posterior import Posterior
 from .training import GradientAscent, Gradients
 
-__all__ = ["SWAG"]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SWAG(Method):

@@ -14,8 +14,6 @@ from mlcollage.errors import InvalidInput
 
 from .layout import Layout
 
-__all__ = ["load", "save", "under"]
-
 
 def save(file: Path, kind: str, layout: Layout, tensors: Mapping[str, Tensor | None], **header: Any) -> None:
     """Write those tensors that are not None; what was there before stays until the new file is complete.

@@ -16,8 +16,6 @@ from mlcollage.errors import InvalidInput
 from .density import PosteriorDensity
 from .method import Progress
 
-__all__ = ["GradientAscent", "Gradients", "Transform"]
-
 Transform = Callable[[Tensor], Tensor]
 _OPTIMIZERS: dict[str, Any] = {"adam": torch.optim.Adam, "sgd": partial(torch.optim.SGD, momentum=0.9)}
 

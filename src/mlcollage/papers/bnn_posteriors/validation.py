@@ -15,8 +15,6 @@ from torch.utils.data import Dataset, IterableDataset
 from mlcollage.errors import InvalidInput
 from mlcollage.nn import logits_of, seeded
 
-__all__ = ["as_data", "as_inputs", "as_tensor", "check_behavior", "check_finite", "check_module"]
-
 _REASON = "the likelihood must be deterministic and decompose over data"
 _INSTEAD = "replace BatchNorm by FilterResponseNorm or GroupNorm"
 

@@ -19,8 +19,6 @@ from mlcollage.train import evaluating
 
 from .index import SelectivityReport, as_batches, device_of, measure_selectivity
 
-__all__ = ["ablate_units"]
-
 Order = Literal["si", "si_desc", "random"]
 Mode = Literal["zero", "mean", "class_mean"]
 

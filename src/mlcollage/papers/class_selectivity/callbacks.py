@@ -14,8 +14,6 @@ from mlcollage.train import HuggingFaceCallback, LightningCallback
 
 from .regularizer import Alpha, SelectivityRegularizer
 
-__all__ = ["HuggingFaceSelectivity", "LightningSelectivity"]
-
 
 class LightningSelectivity(LightningCallback):
     """Adds the selectivity term to the loss of a Lightning module: ``Trainer(callbacks=[LightningSelectivity(-2.0)])``.

@@ -9,8 +9,6 @@ from mlcollage.errors import InvalidInput
 
 from .regularizer import SelectivityRegularizer
 
-__all__ = ["SelectivityController", "alpha_schedule"]
-
 
 def alpha_schedule(alpha: float, *, warmup: int = 0, start: int = 0, stop: int | None = None) -> Callable[[int], float]:
     r"""Alpha as a function of the training step: off, then a linear warm-up, then constant, then off again.

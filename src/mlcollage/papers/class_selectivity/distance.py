@@ -19,8 +19,6 @@ from mlcollage.train import evaluating
 
 from .index import as_batches, device_of
 
-__all__ = ["cca_distance_ratio", "distance_ratio", "representations"]
-
 Floats = npt.NDArray[np.float64]
 Method = Literal["cca", "svcca", "pwcca"]
 

@@ -14,8 +14,6 @@ from mlcollage.measure.class_means import check_labels
 from .index import is_dense, negative_response
 from .sums import IGNORED
 
-__all__ = ["check_captured", "check_classes", "check_responses", "check_targets", "warn_of_few"]
-
 _FEW = 4  # samples per class below which the index is clearly too large
 
 

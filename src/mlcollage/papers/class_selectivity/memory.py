@@ -12,8 +12,6 @@ from mlcollage.errors import InvalidInput
 
 from .sums import class_sums
 
-__all__ = ["ClassMemory", "EmaMemory", "QueueMemory", "make_memory"]
-
 
 class ClassMemory:
     """What adds earlier batches to the class sums of the present one; it holds two tensors of them."""

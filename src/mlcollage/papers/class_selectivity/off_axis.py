@@ -18,8 +18,6 @@ from mlcollage.measure import as_samples, centered_matrix
 
 from .index import index_parts
 
-__all__ = ["OffAxisResult", "class_variance_ratios", "off_axis_upper_bound"]
-
 Floats = npt.NDArray[np.float64]
 
 

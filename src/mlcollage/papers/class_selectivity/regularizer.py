@@ -22,8 +22,6 @@ from .index import Negative, check_policy, fit_targets, transform
 from .memory import ClassMemory, make_memory
 from .sums import SelectivityFunction, class_sums
 
-__all__ = ["SelectivityRegularizer"]
-
 Alpha = float | Callable[[int], float]
 _CHECK_EVERY = 50  # on a GPU, where looking at values makes the host wait
 _NON_NEGATIVE = nn.ReLU | nn.ReLU6 | nn.Sigmoid | nn.Softplus | nn.Softmax | nn.Hardsigmoid  # need no look at signs

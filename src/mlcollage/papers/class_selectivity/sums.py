@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["IGNORED", "SelectivityFunction", "class_sums"]
-
 IGNORED = -100
 """Label of samples that are left out, as in ``torch.nn.CrossEntropyLoss``."""
 

@@ -11,8 +11,6 @@ import pandas as pd
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["LABELS", "band", "cycle", "finish", "new_axes"]
-
 LABELS = {"loss": "loss", "error": "error", "soft_error": "soft-error"}
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito, color-blind safe
 

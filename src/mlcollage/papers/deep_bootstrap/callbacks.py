@@ -9,8 +9,6 @@ from mlcollage.train import HuggingFaceCallback, LightningCallback
 
 from .twin import IdealTwin
 
-__all__ = ["HuggingFaceBootstrap", "LightningBootstrap"]
-
 
 class LightningBootstrap(IdealTwin, LightningCallback):
     """The ideal twin of a Lightning module: ``Trainer(callbacks=[LightningBootstrap(world, n=..., ...)])``.

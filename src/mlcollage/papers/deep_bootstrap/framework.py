@@ -24,8 +24,6 @@ from .result import COLUMNS, BootstrapResult, Rule
 from .training import Coupling, Lane, SeedData, measure
 from .worlds import FiniteAsIdeal
 
-__all__ = ["DeepBootstrap"]
-
 OptimizerFn = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 Progress = Callable[[int, int], None]
 Outputs = Callable[[Tensor, int | None], Tensor]

@@ -12,8 +12,6 @@ from torch import Tensor
 from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 
-__all__ = ["METRICS", "bootstrap_error", "error", "soft_error"]
-
 METRICS = ("loss", "error", "soft_error")
 
 

@@ -15,8 +15,6 @@ from torch.utils.data import Dataset
 
 from mlcollage.errors import InvalidInput, MissingFile
 
-__all__ = ["NpzParts", "memory_map_npz"]
-
 
 def memory_map_npz(file: Path | str, member: str) -> npt.NDArray[Any]:
     """An array of an npz file as a memory map: nothing is read before it is indexed.

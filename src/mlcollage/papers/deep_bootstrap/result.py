@@ -23,8 +23,6 @@ from .metrics import METRICS, bootstrap_error
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["COLUMNS", "RULES", "BootstrapResult", "Rule"]
-
 Rule = Literal["train_error", "train_loss", "budget"]
 COLUMNS = ("world", "n", "seed", "step", "split", *METRICS)
 RULES: Mapping[Rule, float] = {"train_error": 0.01, "train_loss": 0.01, "budget": 0.0}

@@ -19,22 +19,6 @@ from mlcollage.train.loop import Loss
 from .result import RULES, Rule
 from .worlds import FiniteAsIdeal
 
-__all__ = [
-    "as_device",
-    "as_grid",
-    "as_schedule",
-    "as_seeds",
-    "as_sizes",
-    "as_stop",
-    "check_batch_norm",
-    "check_labels",
-    "check_outputs",
-    "check_world",
-    "log_steps",
-    "loss_function",
-    "loss_name",
-]
-
 
 def as_sizes(n: int | Sequence[int], world: DataWorld, steps: int, batch_size: int) -> tuple[int, ...]:
     """Sample sizes, ascending; each must hold a batch and be seen once, and a finite world must last."""

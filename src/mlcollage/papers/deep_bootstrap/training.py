@@ -18,8 +18,6 @@ from mlcollage.train.loop import Augment, Loss
 from .metrics import error, soft_error
 from .settings import check_labels, loss_function
 
-__all__ = ["Coupling", "FreshBatches", "Lane", "SeedData", "measure"]
-
 Coupling = Literal["stream", "independent"]
 _ORDER, _AUGMENT = 11, 12  # keys of the random draws
 _CHUNK = 1024  # samples generated at once: what worlds cut their streams by

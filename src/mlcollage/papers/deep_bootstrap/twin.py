@@ -21,8 +21,6 @@ from .result import COLUMNS, BootstrapResult
 from .settings import check_labels, check_outputs, check_world, log_steps, loss_function, loss_name
 from .training import FreshBatches, measure
 
-__all__ = ["IdealTwin"]
-
 Forward = Callable[[nn.Module, Tensor], Tensor]
 
 

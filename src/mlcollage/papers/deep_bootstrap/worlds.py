@@ -20,8 +20,6 @@ from mlcollage.errors import InvalidInput, MissingFile
 
 from .npz_parts import NpzParts
 
-__all__ = ["FiniteAsIdeal", "cifar5m"]
-
 Gather = Callable[[Tensor], tuple[Tensor, Tensor]]
 _TEST, _STREAM, _TRAIN = 1, 2, 3  # keys of the random orders
 

@@ -15,18 +15,6 @@ from mlcollage.measure.grad_norms import graph_nodes
 from mlcollage.nn import unwrap
 from mlcollage.train import Replicas
 
-__all__ = [
-    "check_belongs",
-    "check_call",
-    "check_graph",
-    "check_logits",
-    "check_precision",
-    "check_settings",
-    "choose",
-    "trainable",
-    "true_labels",
-]
-
 # Backward passes that have no derivative of their own: how autograd's graph calls them, what they are, and what to do.
 _NO_DOUBLE_BACKWARD: Mapping[str, tuple[str, str]] = {
     "CompiledFunction": ("a part of the network that torch.compile compiled", "torch.compile(model, backend='eager')"),

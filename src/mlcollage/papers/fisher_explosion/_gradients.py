@@ -21,21 +21,6 @@ from torch.utils.checkpoint import CheckpointError
 from mlcollage.measure._tape import second_derivatives
 from mlcollage.nn import logits_of, unwrap
 
-__all__ = [
-    "Closure",
-    "Gradient",
-    "dot",
-    "frozen_noise_and_statistics",
-    "gradient_at",
-    "gradient_change",
-    "gradient_of",
-    "gradient_tangent",
-    "mean_over_ranks",
-    "nll",
-    "rank",
-    "world_size",
-]
-
 Closure = Callable[[], Any]
 Gradient = Callable[[Mapping[str, Tensor], Sequence[Tensor] | None], list[Tensor]]
 

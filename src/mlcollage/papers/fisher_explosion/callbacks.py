@@ -15,8 +15,6 @@ from mlcollage.train import HuggingFaceCallback, HuggingFaceTrainer, LightningCa
 from .penalty import FisherPenalty
 from .tracker import FisherTraceTracker
 
-__all__ = ["HuggingFaceFisherTrace", "HuggingFaceFisherTrainer", "LightningFisherPenalty", "LightningFisherTrace"]
-
 
 class LightningFisherTrace(LightningCallback, FisherTraceTracker):
     """A :class:`FisherTraceTracker` that is a Lightning ``Callback``.

@@ -43,8 +43,6 @@ from ._gradients import (
     world_size,
 )
 
-__all__ = ["FisherPenalty"]
-
 
 class FisherPenalty(nn.Module):
     r"""A penalty on the trace of the Fisher information, by the squared norm of a mini-batch gradient.

@@ -24,8 +24,6 @@ from mlcollage.measure import TraceResult, fisher_trace
 from mlcollage.nn import logits_of, unwrap
 from mlcollage.train import evaluating
 
-__all__ = ["Alarm", "ExplosionWarning", "FisherTraceTracker"]
-
 
 class ExplosionWarning(UserWarning):
     """Tr(F) has grown far beyond where it began."""

@@ -19,8 +19,6 @@ from ._inputs import Inputs
 from ._settings import LearningRate, hidden_sizes
 from .network import GatedNetwork
 
-__all__ = ["GLNBandit"]
-
 Array = NDArray[Any]
 
 

@@ -31,8 +31,6 @@ from . import _kernels
 from ._settings import LearningRate, step_sizes
 from .network import GatedNetwork
 
-__all__ = ["GaussianNetwork"]
-
 Array = NDArray[Any]
 
 

@@ -13,8 +13,6 @@ from mlcollage.errors import InvalidInput
 from ._settings import hidden_sizes
 from .network import GatedNetwork
 
-__all__ = ["GLN"]
-
 
 class GLN(nn.Module):
     r"""Gated linear network head: ``forward(p, z)`` predicts, ``update(p, z, target, lr)`` learns.

@@ -19,8 +19,6 @@ try:
 except ImportError as error:
     raise MissingDependency("RiverGLN needs river: pip install 'mlcollage[river]'.") from error
 
-__all__ = ["RiverGLN"]
-
 Array = NDArray[Any]
 
 

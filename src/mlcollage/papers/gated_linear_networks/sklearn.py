@@ -25,8 +25,6 @@ from ._settings import LearningRate, hidden_sizes
 from .gaussian import GaussianNetwork
 from .network import GatedNetwork, normalized
 
-__all__ = ["GLNClassifier", "GLNDensity", "GLNRegressor"]
-
 Array = NDArray[Any]
 
 

@@ -18,8 +18,6 @@ from .claims import CLAIMS
 from .data import Sizes
 from .experiments import augmentation, methods, settings, shift
 
-__all__ = ["STUDY"]
-
 _SMOKE = Sizes(
     train=40, validation=40, test=60, step_size=0.02, chains=2, burn_in=2, draws=4, members=2, epochs=6, sg_epochs=4
 )

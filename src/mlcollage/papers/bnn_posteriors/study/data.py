@@ -16,8 +16,6 @@ from mlcollage.errors import InvalidInput
 from mlcollage.lab import Task
 from mlcollage.nn import MLP, ResNet, build
 
-__all__ = ["Sizes", "network", "split"]
-
 
 @dataclass(frozen=True)
 class Sizes:

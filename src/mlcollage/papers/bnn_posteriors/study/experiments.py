@@ -27,8 +27,6 @@ from .claims import FACTORS, FRACTIONS, NOISES, TEMPERATURES
 from .data import Sizes, network
 from .sampling import Case, Probabilities, distances, scores, shifted
 
-__all__ = ["augmentation", "methods", "settings", "shift"]
-
 _DEAD = 64  # constant inputs that the shift experiment appends
 _DECAYS = (0.1, 0.3, 1.0, 10.0, 1000.0)  # prior variances that optima and ensembles are tuned over, to almost flat
 _RATES = (0.1, 0.3, 1.0)  # step sizes of stochastic-gradient samplers, times half of one over the largest curvature

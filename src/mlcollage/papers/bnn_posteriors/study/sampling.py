@@ -27,8 +27,6 @@ from ..priors import GaussianPrior, Prior
 from ..sgmcmc import SGLD, CyclicalSGHMC
 from .data import Sizes, network, split
 
-__all__ = ["Case", "Probabilities", "distances", "scores", "shifted"]
-
 Probabilities = NDArray[np.float64]
 
 

@@ -16,8 +16,6 @@ from mlcollage.lab import Experiment, Scale, Study
 from .claims import CLAIMS
 from .experiments import Controls, Sweep, controls, on_workload, sweep
 
-__all__ = ["STUDY"]
-
 _SMOKE: dict[str, Any] = {"train": 256, "val": 100, "test": 300, "widths": (4, 8, 8, 8), "batch": 64, "epochs": 1.0}
 _FULL: dict[str, Any] = {"train": 20_000, "val": 5000, "test": 10_000, "pool": False, "widths": (32, 64, 64, 128)}
 _FINE: dict[str, Any] = {

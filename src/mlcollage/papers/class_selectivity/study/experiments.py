@@ -29,8 +29,6 @@ from ..index import SelectivityReport, measure_selectivity
 from ..off_axis import off_axis_upper_bound
 from .models import Trained, Training, layers_for, leaky, network, train
 
-__all__ = ["Controls", "Sweep", "controls", "on_workload", "sweep", "to_learn"]
-
 REFERENCE = 10_000  # added to a seed for the network that CCA distances are taken to
 NOISE, FGSM = 0.5, 0.1  # sizes of the perturbations, in standard deviations of the inputs
 OFF_AXIS_SAMPLES, OFF_AXIS_UNITS = 1000, 128

@@ -17,8 +17,6 @@ from mlcollage.train import cosine, epochs, steps
 from ..index import Negative
 from ..regularizer import Alpha, SelectivityRegularizer
 
-__all__ = ["Trained", "Training", "layers_for", "leaky", "network", "train"]
-
 CLIP, WARMUP = 5.0, 0.3
 _RECTIFIED = (nn.ReLU, nn.ReLU6)
 _OTHERS = (

@@ -18,8 +18,6 @@ from mlcollage.lab import Experiment, Scale, Study
 from .claims import CLAIMS, SWEEP
 from .experiments import LeastSquares, Worlds, least_squares, on_workload, worlds
 
-__all__ = ["STUDY"]
-
 _BASE = {
     Scale.SMOKE: Worlds(n=(32, 128), steps=24, batch_size=16, evaluations=4, test_size=100),
     Scale.QUICK: Worlds(),

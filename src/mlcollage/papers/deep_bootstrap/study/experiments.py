@@ -25,8 +25,6 @@ from ..result import BootstrapResult
 from ..worlds import FiniteAsIdeal, cifar5m
 from .models import ARCHITECTURES, AUGMENTATIONS, Architecture
 
-__all__ = ["LeastSquares", "Worlds", "least_squares", "on_workload", "worlds"]
-
 
 @dataclass(frozen=True)
 class Worlds:

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from mlcollage.nn import MLP, ConvNet, ResNet, ViT
 
-__all__ = ["ARCHITECTURES", "AUGMENTATIONS", "Architecture"]
-
 
 @dataclass(frozen=True)
 class Architecture:

@@ -14,8 +14,6 @@ from mlcollage.data import Labeled, add_label_noise, load_workload
 from mlcollage.data.problem import Problem, Samples, problem
 from mlcollage.nn import MLP, ConvNet
 
-__all__ = ["SeedData", "Settings", "network", "own_data", "seed_data"]
-
 
 @dataclass(frozen=True)
 class Settings:

@@ -24,8 +24,6 @@ from .data import SeedData, Settings, seed_data
 from .records import Recorder, evaluation_steps, tail
 from .training import Training
 
-__all__ = ["TUNING_SEED", "Clean", "Grid", "WrongLabels", "clean", "grid", "wrong_labels"]
-
 TUNING_SEED = 10_000
 """Trainings that choose coefficients have seeds from here on, which no study uses."""
 

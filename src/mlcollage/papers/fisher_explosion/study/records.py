@@ -20,8 +20,6 @@ from mlcollage.train import Replicas
 from .._gradients import nll
 from .data import SeedData
 
-__all__ = ["Recorder", "evaluation_steps", "summarize", "tail"]
-
 
 def tail(steps: int) -> set[int]:
     """Four steps in the last tenth of training, over which final values are averaged.

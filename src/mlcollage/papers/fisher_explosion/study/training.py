@@ -16,8 +16,6 @@ from .._gradients import nll
 from ..penalty import FisherPenalty
 from .data import SeedData
 
-__all__ = ["METHODS", "PENALTIES", "Training"]
-
 PENALTIES: Mapping[str, Mapping[str, Any]] = {
     "gpx": {"labels": "true", "wrt": "input", "normalize": "batch"},
     "gp": {"labels": "true"},

@@ -18,8 +18,6 @@ from .claims import CLAIMS, FORGET_ARMS
 from .experiments import Capacity, Forget, Stream, Surface, Tables
 from .relatives import Bandit, Density, Regression, Regret
 
-__all__ = ["STUDY"]
-
 S = TypeVar("S", bound=Any)
 
 

@@ -6,8 +6,6 @@ from typing import Any
 
 from mlcollage.lab import Claim, Difference, Level, Trend
 
-__all__ = ["CLAIMS", "FORGET_ARMS"]
-
 FORGET_ARMS = ("gln_m1", "gln_m2", "gln_m4", "gln_m8")  # half-spaces per neuron
 _POINTS: dict[str, Any] = {"factor": 100, "unit": "pts", "digits": 1}  # accuracies, in percentage points
 

@@ -9,8 +9,6 @@ import numpy.typing as npt
 
 from mlcollage.data import Labeled, problem
 
-__all__ = ["Split", "classification_data"]
-
 Array = npt.NDArray[Any]
 Split = tuple[Array, Array, Array, Array]  # X (n, d), y (n,), X_test, y_test
 PIXELS = 255.0  # images are learned from at the scale of the official code, with its offset of 1 to their deviation

@@ -23,8 +23,6 @@ from ..sklearn import GLNClassifier
 from .data import PIXELS, Split, classification_data
 from .models import Gated, Scaled, best, grid, held_out_accuracy, learner, right
 
-__all__ = ["Capacity", "Forget", "Stream", "Surface", "Tables", "capacity", "forget", "stream", "surface", "tables"]
-
 Array = npt.NDArray[Any]
 
 

@@ -17,8 +17,6 @@ from ..sklearn import GLNDensity, GLNRegressor
 from .data import Split, classification_data
 from .models import EpsilonGreedy, LinUCB, best
 
-__all__ = ["Bandit", "Density", "Regression", "Regret", "bandit", "density", "regression", "regret"]
-
 Array = npt.NDArray[Any]
 
 

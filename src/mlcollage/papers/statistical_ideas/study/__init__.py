@@ -17,8 +17,6 @@ from mlcollage.lab.experiment import Experiment, Measure, each_seed
 from . import experiments as of
 from .claims import CLAIMS
 
-__all__ = ["STUDY"]
-
 
 def _blocks(measure: Measure[Any], smoke: object, quick: object, full: object | None = None, **more: Any) -> Experiment:
     """An experiment that measures five seeds per run, which pays for the imports once; ``full`` defaults to quick."""

@@ -15,8 +15,6 @@ import pandas as pd
 
 from mlcollage.lab import Claim, Difference, Level, PerSeed, Scale, Trend
 
-__all__ = ["CLAIMS"]
-
 UNITS = 100  # training units of the double-descent bench; the peak is expected where features equal them
 MOST = 3000  # features of its largest model
 

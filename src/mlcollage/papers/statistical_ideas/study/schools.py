@@ -16,21 +16,6 @@ from torch import Tensor
 
 from mlcollage.infer import hmc
 
-__all__ = [
-    "EFFECTS",
-    "ERRORS",
-    "MUTANTS",
-    "QUANTITIES",
-    "SCALE",
-    "by_sampler",
-    "centered",
-    "effects",
-    "non_centered",
-    "prior",
-    "quantities",
-    "simulator",
-]
-
 EFFECTS = (28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0)
 ERRORS = (15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0)
 SCALE = 5.0
