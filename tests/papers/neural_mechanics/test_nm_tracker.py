@@ -384,6 +384,26 @@ def test_parameters_without_gradient_in_a_step_are_accounted_for():
     assert (frame["unexplained"].abs() < 1e-13).all()
 
 
+def test_a_group_s_momentum_is_not_counted_in_the_laws_of_another():
+    """Weight and bias of one translation family in two groups, in a step that is measured and in a late start."""
+    joined = Symmetry(
+        "translation", "softmax", (Term("2.weight", keep=1, laws=tuple(range(6))), Term("2.bias", laws=(6,))), 7
+    )
+    model = network()
+    optimizer = SGD([{"params": [p], "weight_decay": 0.1} for p in model.parameters()], lr=0.1, momentum=0.9)
+    train(model, optimizer, 3)
+    calls = []
+
+    def drop():
+        calls.append(1)
+        if len(calls) == 4:
+            model[0].bias.grad = None
+
+    frame = tracked(model, optimizer, SymmetrySet((joined, HOMOGENEOUS["hidden"])), more={"change": drop}).result()
+    assert (frame["rel_accounted"] < 1e-12).all()
+    assert (frame["rel"] < 1e-12).all()
+
+
 def test_evaluation_mode_voids_the_scale_law_and_is_noted():
     model = network(norm=True)
     optimizer = SGD(model.parameters(), lr=0.1)

@@ -47,7 +47,7 @@ class Records:
         if not self.steps:
             raise InvalidInput("nothing was measured yet; train inside `with tracker:`, or call tracker.start() first.")
         counts = [law.n_laws for law in symmetries]
-        zero = torch.zeros(sum(counts))
+        zero = torch.zeros(sum(counts))  # for records between which a part was not at work
         parts = {  # those of the first row are zero
             name: [p.get(name, zero).expand(len(zero)) for p in self.parts]
             for name in TERMS
@@ -113,39 +113,24 @@ def tidy(arrays: Mapping[str, npt.NDArray[Any]], level: str) -> pd.DataFrame:
 def _rows(own: Mapping[str, Floats]) -> pd.DataFrame:
     """Means over the given laws, and errors of their vector; `own` holds arrays (steps, laws)."""
     measured = own["measured"]
-    size, moved = _norm(measured), _norm(measured - measured[0])
-
-    def error(name: str) -> Floats:
-        return _norm(own[name] - measured)
-
-    columns = {
-        "time": own["time"].mean(axis=1),
-        "measured": measured.mean(axis=1),
-        "predicted": own["predicted"].mean(axis=1),
-        "change": (measured - measured[0]).mean(axis=1),
-        "rel": _ratio(error("predicted"), size),
-        "rel_change": _ratio(error("predicted"), moved),
-        "rel_null": _ratio(moved, size),
-    }
-    if "closed_form" in own:
-        columns["closed_form"] = own["closed_form"].mean(axis=1)
-        columns["closed_form_rel"] = _ratio(error("closed_form"), size)
-        columns["closed_form_rel_change"] = _ratio(error("closed_form"), moved)
-    parts = {name: own[name].mean(axis=1) for name in TERMS if name in own}
-    if parts:
-        stepped = np.diff(columns["measured"], prepend=columns["measured"][0])
-        columns |= {**parts, "unexplained": stepped - sum(parts.values())}
-    if "accounted" in own:
-        columns["rel_accounted"] = _ratio(error("accounted"), size)
-    return pd.DataFrame(columns)
-
-
-def _norm(rows: Floats) -> Floats:
+    columns = {"time": own["time"].mean(axis=1), "measured": measured.mean(axis=1)}
     with np.errstate(over="ignore", invalid="ignore"):  # a run that diverged; the notes say so
-        return np.linalg.norm(rows, axis=1)
+        size, moved = np.linalg.norm(measured, axis=1), np.linalg.norm(measured - measured[0], axis=1)
+        columns |= {"change": (measured - measured[0]).mean(axis=1), "rel_null": _ratio(moved, size)}
+        for name, prefix in (("predicted", ""), ("closed_form", "closed_form_")):
+            if name in own:
+                error = np.linalg.norm(own[name] - measured, axis=1)
+                columns[name] = own[name].mean(axis=1)
+                columns |= {f"{prefix}rel": _ratio(error, size), f"{prefix}rel_change": _ratio(error, moved)}
+        parts = {name: own[name].mean(axis=1) for name in TERMS if name in own}
+        if parts:
+            stepped = np.diff(columns["measured"], prepend=columns["measured"][0])
+            columns |= {**parts, "unexplained": stepped - sum(parts.values())}
+        if "accounted" in own:
+            columns["rel_accounted"] = _ratio(np.linalg.norm(own["accounted"] - measured, axis=1), size)
+    return pd.DataFrame(columns)
 
 
 def _ratio(a: Floats, b: Floats) -> Floats:
     """a/b; NaN where b is 0, as before the first step of the error relative to the change."""
-    with np.errstate(invalid="ignore"):  # a run that diverged; the notes say so
-        return np.divide(a, b, out=np.full_like(a, np.nan), where=b > 0)
+    return np.divide(a, b, out=np.full_like(a, np.nan), where=b > 0)

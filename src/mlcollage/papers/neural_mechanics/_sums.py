@@ -7,7 +7,8 @@ that a tracked step costs a few kernels per parameter and not a few per family.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate, groupby
 
 import torch
 from torch import Tensor
@@ -60,7 +61,7 @@ class LawSums:
         self, linear: bool, names: tuple[str, ...], counts: Sequence[int], device: torch.device
     ) -> tuple[Tensor, ...]:
         """For each contribution to a law: its place among the joined sums, its law, and its signed weight."""
-        key = (linear, names, device)
+        key = (linear, names, device)  # which parameters have a value may change from call to call
         if key not in self._indices:
             parts: list[tuple[Tensor, Tensor, Tensor]] = []
             users = [terms for name in names for terms in self._uses[linear][name].values()]
@@ -76,29 +77,16 @@ class LawSums:
         return self._indices[key]
 
 
-def _values(names: Mapping[str, object], a: Tensors, b: Tensors, linear: bool) -> Iterator[tuple[str, Tensor]]:
+def _values(names: Iterable[str], a: Tensors, b: Tensors, linear: bool) -> Iterator[tuple[str, Tensor]]:
     """By parameter b, or the product a·b; products are made for many parameters at once, a chunk at a time."""
-    waiting: list[tuple[str, Tensor, Tensor]] = []
-    held = 0
-    for name in names:
-        x, y = a[name], b[name]
-        if y is None or (x is None and not linear):
-            continue
-        if linear or x is None:
-            yield name, y.detach()
-            continue
-        waiting.append((name, _wide(x), _wide(y)))
-        held += y.numel()
-        if held >= CHUNK:
-            yield from _products(waiting)
-            waiting, held = [], 0
-    yield from _products(waiting)
-
-
-def _products(pairs: Sequence[tuple[str, Tensor, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    if pairs:
-        names, left, right = zip(*pairs, strict=True)
-        yield from zip(names, torch._foreach_mul(left, right), strict=True)
+    if linear:
+        yield from ((name, y.detach()) for name in names if (y := b[name]) is not None)
+        return
+    pairs = [(name, _wide(x), _wide(y)) for name in names if (x := a[name]) is not None and (y := b[name]) is not None]
+    ends = accumulate(y.numel() for _, _, y in pairs)
+    for _, chunk in groupby(zip(pairs, ends, strict=True), key=lambda pair: pair[1] // CHUNK):
+        listed, left, right = zip(*(pair for pair, _ in chunk), strict=True)
+        yield from zip(listed, torch._foreach_mul(left, right), strict=True)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from .symmetry import Symmetry, SymmetrySet
 
 __all__ = ["check_gradient", "check_hessian", "frozen_statistics", "rearranged"]
 
+_HEAD = ("kind", "name", "n_laws")
 _FEWEST = 4  # random vectors that the Hessian's typical effect is taken from
 Named = dict[str, Tensor]
 
@@ -97,17 +98,9 @@ def check_gradient(
     rows = []
     for law in symmetries:
         residuals, random = law.residuals(parameters, slopes), found[law.name]
-        rows.append(
-            {
-                "kind": law.kind,
-                "name": law.name,
-                "n_laws": law.n_laws,
-                "residual": float(residuals.max()),
-                "median": float(residuals.median()),
-                "control": float(torch.stack(random).median()) if random else math.nan,
-            }
-        )
-    return pd.DataFrame(rows)
+        control = float(torch.stack(random).median()) if random else math.nan
+        rows.append((*_head(law), float(residuals.max()), float(residuals.median()), control))
+    return pd.DataFrame(rows, columns=[*_HEAD, "residual", "median", "control"])
 
 
 def check_hessian(
@@ -183,17 +176,9 @@ def check_hessian(
                 size = typical + _norm(answer)
                 residuals.append(_norm(_sum(bent[i], answer)) / size if size else 0.0)
                 controls.append(_norm(_sum(random[i], answer)) / size if size else math.nan)
-            rows.append(
-                {
-                    "kind": law.kind,
-                    "name": law.name,
-                    "n_laws": law.n_laws,
-                    "checked": len(chosen),
-                    "residual": max(residuals),
-                    "control": float(np.nanmedian(controls)) if np.isfinite(controls).any() else math.nan,
-                }
-            )
-    return pd.DataFrame(rows)
+            control = float(np.nanmedian(controls)) if np.isfinite(controls).any() else math.nan
+            rows.append((*_head(law), len(chosen), max(residuals), control))
+    return pd.DataFrame(rows, columns=[*_HEAD, "checked", "residual", "control"])
 
 
 def rearranged(sources: Sequence[Mapping[str, Tensor]], generator: torch.Generator) -> list[Named]:
@@ -210,6 +195,10 @@ def rearranged(sources: Sequence[Mapping[str, Tensor]], generator: torch.Generat
 
 
 # --- pieces -----------------------------------------------------------------------------------------------------------
+
+
+def _head(law: Symmetry) -> tuple[str, str, int]:
+    return law.kind, law.name, law.n_laws
 
 
 def _generator(generator: torch.Generator | int) -> torch.Generator:

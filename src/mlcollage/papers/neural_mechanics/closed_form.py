@@ -152,11 +152,6 @@ class Propagator:
     transition: Floats
     gain: Floats
 
-    @property
-    def order(self) -> int:
-        """1 or 2."""
-        return len(self.transition)
-
 
 @functools.lru_cache(maxsize=4096)
 def propagator(
@@ -285,17 +280,18 @@ def _filter(one: Propagator, start: Floats, force: Floats) -> Floats:
     """
     from scipy.signal import lfilter  # takes a second to import, which a tracker's user need not wait for
 
-    T, Z = schur(one.transition, output="complex") if one.order == 2 else (one.transition, np.eye(1))
+    order = len(one.gain)
+    T, Z = schur(one.transition, output="complex") if order == 2 else (one.transition, np.eye(1))
     gain = Z.conj().T @ one.gain
-    state = np.concatenate([start[None], np.zeros((one.order - 1, len(start)))])  # (order, laws)
+    state = np.concatenate([start[None], np.zeros((order - 1, len(start)))])  # (order, laws)
     inner = Z.conj().T @ state
-    parts: list[npt.NDArray[Any]] = [np.empty(0)] * one.order  # each (steps + 1, laws)
-    for i in reversed(range(one.order)):  # triangular: component i is driven by the later ones
-        drive = gain[i] * force + sum(T[i, j] * parts[j][:-1] for j in range(i + 1, one.order))
+    parts: list[npt.NDArray[Any]] = [np.empty(0)] * order  # each (steps + 1, laws)
+    for i in reversed(range(order)):  # triangular: component i is driven by the later ones
+        drive = gain[i] * force + sum(T[i, j] * parts[j][:-1] for j in range(i + 1, order))
         dtype = np.result_type(drive, T)
         tail, _ = lfilter([1.0], [1.0, -T[i, i]], drive.astype(dtype), axis=0, zi=(T[i, i] * inner[i])[None])
         parts[i] = np.concatenate([inner[i][None], tail])
-    mixed = sum(Z[0, i] * parts[i] for i in range(one.order))
+    mixed = sum(Z[0, i] * parts[i] for i in range(order))
     out = np.ascontiguousarray(np.real(mixed), dtype=np.float64)
     out[0] = start
     return out
@@ -303,7 +299,7 @@ def _filter(one: Propagator, start: Floats, force: Floats) -> Floats:
 
 def _march(each: list[Propagator], rates: Floats, start: Floats, force: Floats) -> Floats:
     """Settings that change: step by step; dQ/dk scales with the learning rate."""
-    state = np.zeros((each[0].order, len(start)))
+    state = np.zeros((len(each[0].gain), len(start)))
     state[0] = start
     out = [start]
     for k, one in enumerate(each):

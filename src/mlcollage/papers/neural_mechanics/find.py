@@ -193,10 +193,9 @@ def _guess_targets(model: nn.Module, args: Any, kwargs: Any, loss_fn: Any, seed:
     out = probe.value(0)[0].detach()
     generator = torch.Generator().manual_seed(seed + 1)
     device = out.device
-    options: list[Tensor] = []
-    if out.dim() >= 2:
-        options.append(torch.randint(out.shape[1], (out.shape[0], *out.shape[2:]), generator=generator))
-        options.append(torch.randint(out.shape[-1], out.shape[:-1], generator=generator))
+    # class numbers with the classes on axis 1, and with the classes last
+    shapes = [(out.shape[1], (out.shape[0], *out.shape[2:])), (out.shape[-1], out.shape[:-1])] if out.dim() > 1 else []
+    options = [torch.randint(classes, shape, generator=generator) for classes, shape in shapes]
     options.append(torch.rand(out.shape, generator=generator).to(torch.get_default_dtype()))
     for option in options:
         try:

@@ -147,7 +147,7 @@ class ModifiedSGDFlow:
         """The classical Runge-Kutta method over so many steps of SGD."""
         count = math.ceil(steps * self.substeps)
         h = steps * self.step_time / max(count, 1)
-        for _ in range(count):
+        for _ in range(count):  # every slope has the shape of the state, (n,) or (2n,)
             k1 = self._slope(state)
             k2 = self._slope(state + h / 2 * k1)
             k3 = self._slope(state + h / 2 * k2)
@@ -156,7 +156,7 @@ class ModifiedSGDFlow:
         return state
 
     def _slope(self, state: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        if self.kind == "second":
+        if self.kind == "second":  # (θ, θ')' = (θ', θ'')
             theta, velocity = np.split(state, 2)
             gradient, _ = self._gradient(theta)
             return np.concatenate([velocity, -(gradient + self.friction * velocity) / self.mass])

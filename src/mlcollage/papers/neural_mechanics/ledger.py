@@ -44,13 +44,7 @@ class LedgerState(NamedTuple):
 
 
 def sgd_step(
-    state: LedgerState,
-    V: Any,
-    settings: SGDSettings,
-    *,
-    quadratic: Any = 1.0,
-    residual: Any = 0.0,
-    first: bool = False,
+    state: LedgerState, V: Any, settings: SGDSettings, *, quadratic: Any = 1.0, residual: Any = 0.0, first: bool = False
 ) -> LedgerState:
     """One step of the recursion.
 
@@ -81,13 +75,7 @@ def sgd_step(
 
 
 def sgd_budget(
-    state: LedgerState,
-    V: Any,
-    settings: SGDSettings,
-    *,
-    quadratic: Any = 1.0,
-    residual: Any = 0.0,
-    first: bool = False,
+    state: LedgerState, V: Any, settings: SGDSettings, *, quadratic: Any = 1.0, residual: Any = 0.0, first: bool = False
 ) -> dict[str, Any]:
     """The breaking budget of one step of SGD: parts that sum to Q' - Q. Arguments as in :func:`sgd_step`.
 
@@ -108,13 +96,7 @@ def sgd_budget(
 
 
 def budget(
-    *,
-    moved: X,
-    second: X,
-    residual: X,
-    decay: X,
-    momentum: X | None = None,
-    raw: X | None = None,
+    *, moved: X, second: X, residual: X, decay: X, momentum: X | None = None, raw: X | None = None
 ) -> dict[str, X]:
     """The breaking budget of one step of any optimizer, from products along the step.
 

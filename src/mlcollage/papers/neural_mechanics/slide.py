@@ -78,11 +78,7 @@ def _present(rows: pd.DataFrame, kinds: tuple[str, ...] = tuple(KINDS)) -> list[
 
 
 _LAWS = {  # where they come from, what they ask of every gradient, what they conserve
-    "translation": (
-        "softmax",
-        r"$\langle g,\, \mathbb{1}_A\rangle = 0$",
-        r"$\langle\theta, \mathbb{1}_A\rangle$",
-    ),
+    "translation": ("softmax", r"$\langle g,\, \mathbb{1}_A\rangle = 0$", r"$\langle\theta, \mathbb{1}_A\rangle$"),
     "scale": ("batch norm", r"$\langle g_A,\, \theta_A\rangle = 0$", r"$\|\theta_A\|^2$"),
     "rescale": (
         "ReLU",

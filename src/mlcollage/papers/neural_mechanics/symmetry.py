@@ -143,6 +143,7 @@ class Symmetry:
         values, slopes = named_tensors(params), named_tensors(grads)
         if self.size is None:
             return self.bilinear(values, slopes)
+        # each (blocks, d, d): G_U Uᵀ over the terms that M acts on, G_V Vᵀ over those of its inverse transpose
         up = self._total(slopes, values, lambda sign: max(sign, 0))
         down = self._total(slopes, values, lambda sign: max(-sign, 0))
         return up - down.transpose(-1, -2)
@@ -156,7 +157,7 @@ class Symmetry:
         `grads`. Gradients below the square root of the precision times that are taken for rounding. `typical` is
         what :func:`typical_size` gives for `grads`, for callers that ask for many laws.
         """
-        broken = self.constraint(params, grads).abs()
+        broken = self.constraint(params, grads).abs()  # of the quantities' shape
         if self.size is not None:
             broken = broken.flatten(1).norm(dim=1)
         own = {name: grads.get(name) for name in self.parameters}
@@ -183,11 +184,8 @@ class Symmetry:
         strength = self._strength(alpha)
         out: dict[str, Tensor] = {}
         for term in self.terms:
-            current = out.get(term.parameter, values.get(term.parameter))
-            if current is None:
-                raise UnknownName(
-                    f"symmetry {self.name!r} acts on {term.parameter!r}, which the parameters do not hold."
-                )
+            current = out[term.parameter] if term.parameter in out else _entry(values, term, self.name)
+            assert current is not None, "parameters have values"
             out[term.parameter] = term.act(self.kind, current, strength.to(current.device))
         return out
 
@@ -221,7 +219,7 @@ class Symmetry:
             factor = term.sign if weight is None else weight(term.sign)
             if x is None or (b is not None and y is None) or factor == 0:
                 continue
-            key = (term.parameter, term.reduction)
+            key = (term.parameter, term.reduction)  # terms of one parameter often differ in their sign only
             if key not in cache:
                 cache[key] = term.sums(x, y)
             part = factor * term.to_laws(cache[key], self.blocks)

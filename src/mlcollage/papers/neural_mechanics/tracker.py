@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any, Literal
 
 import numpy.typing as npt
@@ -164,19 +165,13 @@ class ConservationTracker:
 
     def _lay_out(self) -> None:
         """Of each law: whether it is quadratic, the groups that it spans, and its home, the first of them."""
+        # Laws stand in a row, family by family; matrix laws by the upper triangles of their blocks.
         place = {name: i for i, group in enumerate(self._groups) for name in group.names}
         self._spans = [sorted({place[n] for n in law.parameters}) for law in self.symmetries]
         device = next(iter(self._parameters.values())).device
         quadratic = self._spread([0.0 if law.kind == "translation" else 1.0 for law in self.symmetries])
         self._quadratic = quadratic.to(device, self.dtype)  # (laws,)
         self._home = self._spread([span[0] for span in self._spans]).to(device)  # (laws,)
-        kinds: tuple[tuple[float, Kind], ...] = ((0.0, "translation"), (1.0, "scale"))
-        self._flows = [  # which laws share a propagator of the closed form
-            (i, kind, mine)
-            for i in range(len(self._groups))
-            for quadratic, kind in kinds
-            if bool((mine := (self._home == i) & (self._quadratic == quadratic)).any())
-        ]
 
     # --- life -------------------------------------------------------------------------------------------------------
 
@@ -218,8 +213,8 @@ class ConservationTracker:
         Returns
         -------
         DataFrame
-            ``step``, ``time`` (the sum of η(1-d)), ``law``, ``kind``, ``n_laws`` (or ``index``), ``measured`` and
-            ``predicted``, ``change`` since the start, and three relative errors of the family's vector: ``rel`` =
+            ``step``, ``time`` (the sum of η(1-d)), ``law``, ``kind``, ``n_laws`` (or ``index``), ``measured``, its
+            ``change`` since the start, ``predicted``, and three relative errors of the family's vector: ``rel`` =
             ‖predicted - measured‖/‖measured‖, ``rel_change`` = ‖predicted - measured‖/‖measured - Q(0)‖, and
             ``rel_null`` = ‖Q(0) - measured‖/‖measured‖, which is ``rel`` of the prediction that nothing moves (its
             ``rel_change`` is 1). With ``mode="both"`` also ``closed_form``, ``closed_form_rel`` and
@@ -275,6 +270,7 @@ class ConservationTracker:
 
     @torch.no_grad()
     def _begin(self) -> None:
+        # A tracker may start in the middle of training, when there are momentum buffers already.
         values = self._values()
         for group in self._groups:
             mine = self._part(values, group)
@@ -329,6 +325,7 @@ class ConservationTracker:
         looks = []
         for group, own in zip(self._groups, settings, strict=True):
             mine, g = self._part(values, group), self._part(slopes, group)
+            # with maximize=True torch negates the gradient
             sign = -1.0 if self.optimizer.param_groups[group.index].get("maximize", False) else 1.0
             looks.append(
                 _Look(
@@ -339,7 +336,7 @@ class ConservationTracker:
                     all(buffers[n] is None for n in group.names),
                 )
             )
-        if not fast:
+        if not fast:  # the step will be measured
             for name, value in values.items():
                 _store(self._old, name, value)
         self._seen = looks, fast, len(missing) == len(slopes)
@@ -374,7 +371,7 @@ class ConservationTracker:
             else:
                 norms.append(self._norm(self._part(self._buffers(), group)))
                 forces.append(norms[-1])
-        total: Any = sum(norms)
+        total: Any = sum(norms)  # (laws,)
         ideal = self._ideal
         for i, (group, look, V) in enumerate(zip(self._groups, looks, norms, strict=True)):
             same: dict[str, Any] = {"settings": look.settings, "quadratic": self._quadratic, "first": look.first}
@@ -384,6 +381,7 @@ class ConservationTracker:
                     symmetry = sgd_budget(group.state, V, residual=look.raw, **same)["symmetry"]
                     parts = {**parts, "symmetry": symmetry, "clipping": parts["symmetry"] - symmetry}
                 self._add(parts)
+            # a law's prediction follows its home's settings, driven by the norms of all groups
             group.state = sgd_step(group.state, V, residual=look.residual, **same)
             ideal = _chosen(self._home == i, sgd_step(self._ideal, total, **same), ideal)
         mixed = self._mixed([look.settings for look in looks])
@@ -396,21 +394,22 @@ class ConservationTracker:
     def _advanced(self, before: Tensor, by_group: list[SGDSettings], force: Any) -> Tensor:
         """The closed form one step on, (2, laws)."""
         flow = before.clone()
-        for i, kind, mine in self._flows:
-            settings, last = by_group[i], self._groups[i].last
+        kinds: tuple[Kind, ...] = ("translation", "scale")  # linear and quadratic laws
+        for (i, settings), (quadratic, kind) in product(enumerate(by_group), enumerate(kinds)):
+            last, mine = self._groups[i].last, (self._home == i) & (self._quadratic == quadratic)
             one = propagator(*settings, kind=kind)
             # dQ/dk is in units of steps, whose length is the learning rate
             speed = before[1] * (settings.lr / last.lr if last is not None else 1.0)
-            old = [before[0], speed][: one.order]
-            flow[1] = torch.where(mine, speed, flow[1])
+            flow[1] = torch.where(mine, speed, flow[1])  # what a first-order flow leaves as it is
             for a, (row, gain) in enumerate(zip(one.transition.tolist(), one.gain.tolist(), strict=True)):
-                new: Any = sum(t * q for t, q in zip(row, old, strict=True)) + gain * force
+                new: Any = sum(t * q for t, q in zip(row, (before[0], speed), strict=False)) + gain * force
                 flow[a] = torch.where(mine, new, flow[a])
         return flow
 
     def _any_step(self, looks: list[_Look], idle: bool) -> None:
         """The exact split of the measured step, for any optimizer; nothing is assumed of it but its lr and decay."""
         values, f = self._values(), 1 + self._quadratic
+        # Δ, in float64: parameters and steps differ by orders of magnitude
         step: Named = {n: values[n].double() - old.double() for n, old in self._old.items()}
         for group, look in zip(self._groups, looks, strict=True):
             old, moved_by, state = self._part(self._old, group), self._part(step, group), group.state
@@ -444,6 +443,7 @@ class ConservationTracker:
         for n in group.names:
             state = self.optimizer.state.get(self._parameters[n], {})
             if "exp_avg" in state:
+                # the running mean without its bias towards zero
                 means[n] = state["exp_avg"] / (1 - float(options["betas"][0]) ** float(state["step"]))
         direction = -look.settings.lr * (1 + self._quadratic) * self._pair(old, means)
         return direction - residual - (0 if decoupled else decay)

@@ -17,11 +17,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "Degree", "Ids", "Part", "Solution", "System", "aligned", "along", "axis_groups", "changed", "compress", "merge",
-    "overlapping", "reshape_ids", "scaled",
-]  # fmt: skip
-
 Ids = NDArray[np.int64]
 LARGEST_JOINT = 4_000_000  # equations written out for one operation before its degrees are given up (set to zero)
 LARGEST_ELIMINATION = 100_000
@@ -68,6 +63,7 @@ def compress(ids: Ids) -> Ids:
     """The same unknowns with size 1 along every axis where they do not differ."""
     for axis in range(ids.ndim):
         if ids.shape[axis] > 1:
+            # a stride of 0 (a broadcast view) tells without a look at the entries
             first = ids.take([0], axis)
             if ids.strides[axis] == 0 or bool((ids == first).all()):
                 ids = first
@@ -84,6 +80,7 @@ def merge(parts: Iterable[Part]) -> Degree:
                 break
         else:
             out.append(part)
+    # unknown 0 is the constant zero
     return tuple(part for part in out if abs(part.coef) > 1e-12 and bool(part.ids.any()))
 
 
@@ -99,12 +96,13 @@ def overlapping(
                 axes, members = axes | other_axes, others + members
             else:
                 rest.append((other_axes, others))
-        groups = [*rest, (axes, members)]
+        groups = [*rest, (axes, members)]  # the part joins all groups that it touches into one
     return groups
 
 
 def axis_groups(a: Sequence[int], b: Sequence[int]) -> Iterable[tuple[range, range]]:
     """Runs of axes of shape `a` that a reshape turns into runs of axes of shape `b`."""
+    # A run ends where both shapes have used up the same number of entries.
     i = j = 0
     while i < len(a) or j < len(b):
         i0, j0, size_a, size_b = i, j, 1, 1
@@ -122,6 +120,7 @@ def axis_groups(a: Sequence[int], b: Sequence[int]) -> Iterable[tuple[range, ran
 
 def reshape_ids(ids: Ids, shape: Sequence[int], new: Sequence[int]) -> Ids:
     """Unknowns of a tensor of `shape` after a reshape to `new`; only axes that differ are written out."""
+    # `middle`: the tensor before, written out where a run of axes differs; `target`: the same after the reshape
     middle, target = list(ids.shape), [1] * len(new)
     for before, after in axis_groups(shape, new):
         if any(ids.shape[axis] > 1 for axis in before):
@@ -189,7 +188,7 @@ class System:
         groups = overlapping(merge(parts))
         constants = [part for axes, members in groups if not axes for part in members]
         varying = [members for axes, members in groups if axes]
-        for members in varying[1:]:
+        for members in varying[1:]:  # each group but one is equal to a constant of its own, the level
             level = Part(1.0, self.fresh((1,) * members[0].ids.ndim))
             self._write([*members, Part(-1.0, level.ids)], where)
             constants.append(level)
@@ -203,6 +202,7 @@ class System:
             self.given_up.append(where)
             self._blocks += [(part.ids.reshape(-1, 1), np.ones(1)) for part in parts]  # each unknown is zero
             return
+        # one row per entry, one column per part: (entries, parts)
         table = np.stack([np.broadcast_to(part.ids, shape).ravel() for part in parts], axis=1)
         self._blocks.append((table, np.array([part.coef for part in parts])))
 
@@ -211,12 +211,14 @@ class System:
         from scipy import sparse
 
         n = self.size
+        # compressed rows: the terms of all equations in a row, and where each equation starts
         widths = np.concatenate([np.full(len(table), table.shape[1]) for table, _ in self._blocks])
         columns = np.concatenate([table.ravel() for table, _ in self._blocks])
         values = np.concatenate([np.tile(coefs, len(table)) for table, coefs in self._blocks])
         starts = np.concatenate([[0], np.cumsum(widths)])
         equations = _clean(sparse.csr_matrix((values, columns, starts), shape=(len(widths), n)))
         forms = sparse.identity(n, format="csr")
+        # Every merge may make others possible (x + y = z with y = 0), so that it is done until nothing changes.
         while equations.shape[0] and (step := _merge_step(equations, n)) is not None:
             forms, equations = forms @ step, _clean(equations @ step)
         if equations.shape[0]:
@@ -239,7 +241,7 @@ def _merge_step(equations: Any, n: int) -> Any:
     counts = np.diff(equations.indptr)
     starts = equations.indptr[:-1]
     zero = equations.indices[starts[counts == 1]]
-    pairs = starts[counts == 2]
+    pairs = starts[counts == 2]  # where the equations a x + b y = 0 begin
     a, b = equations.data[pairs], equations.data[pairs + 1]
     equal = np.isclose(np.abs(a), np.abs(b), rtol=1e-9)
     x, y = equations.indices[pairs][equal], equations.indices[pairs + 1][equal]
@@ -288,7 +290,7 @@ def _eliminate(equations: Any, n: int) -> Any:
             pivot = max(form, key=lambda x: (-int(uses[x]), x))
             scale = -form.pop(pivot)
             solved[pivot] = {x: c / scale for x, c in form.items()}
-    keep = np.ones(n)
+    keep = np.ones(n)  # unknowns that are not solved for stay themselves
     keep[list(solved)] = 0.0
     out = sparse.diags(keep, format="lil")
     for pivot in sorted(solved):

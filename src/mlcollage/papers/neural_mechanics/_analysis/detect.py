@@ -18,10 +18,10 @@ from torch import Tensor
 
 from ..symmetry import Symmetry
 from ..term import Term, as_keep
+from .families import Slot
+from .laws import law_term
 from .names import diagonal_kind, law_name, unique_names
 from .probe import Gradients, Probe
-
-__all__ = ["dead_biases", "detect"]
 
 MOST_CANDIDATES = 64
 
@@ -43,27 +43,20 @@ def dead_biases(probe: Probe, taken: set[str], batches: int = 3) -> list[Symmetr
         seen = [(g[name], g[weight], scale) for g, scale in zip(grads, scales, strict=True)]
         if axis is None or seen[0][0] is None:
             continue
+        # an entry is dead if its gradient is zero in all batches, and alive if its weight row has one in any
         dead = torch.ones(value.numel(), dtype=torch.bool, device=value.device)
         alive = torch.zeros_like(dead)
         for own, rows, scale in seen:
             if own is not None and rows is not None:
                 dead &= own.abs() <= 1e3 * probe.precision * scale
                 alive |= rows.abs().movedim(axis, 0).flatten(1).amax(1) > 1e4 * probe.precision * scale
-        index = torch.nonzero(dead & alive).flatten().tolist()
-        if index:
-            out.append(_entries(name, index, value.numel()))
+        index = torch.nonzero(dead & alive).flatten().cpu().numpy()
+        if index.size:  # one law per entry
+            laws = np.full(value.numel(), -1, dtype=np.int64)
+            laws[index] = np.arange(index.size)
+            term = law_term(Slot(name, tuple(value.shape), laws), 1, laws, index.size)
+            out.append(Symmetry("translation", f"translation:{name}", (term,), index.size))
     return out
-
-
-def _entries(name: str, index: list[int], count: int) -> Symmetry:
-    """One translation law for each of these entries of a vector."""
-    start, stop = index[0], index[-1] + 1
-    if len(index) == stop - start:
-        term = Term(name, 1, keep=0, rows=None if len(index) == count else (start, stop))
-    else:
-        place = {entry: law for law, entry in enumerate(index)}
-        term = Term(name, 1, keep=0, laws=tuple(place.get(entry, -1) for entry in range(count)))
-    return Symmetry("translation", f"translation:{name}", (term,), len(index))
 
 
 def detect(probe: Probe, tol: float = 1e-6) -> tuple[list[Symmetry], list[str]]:
@@ -76,9 +69,10 @@ def detect(probe: Probe, tol: float = 1e-6) -> tuple[list[Symmetry], list[str]]:
     notes = [
         "found by numbers alone: matrix laws, and laws that pair channels in another order than their own, are not seen"
     ]
-    with probe.small_eps(1e-4):
+    with probe.small_eps(1e-4):  # so that what an epsilon breaks is in the null space too; confirmation tells
         groups = _candidates(probe)
         largest = max((len(terms) for terms in groups.values()), default=0)
+        # twice as many equations as candidates, as far as that can be paid for
         grads = [probe.gradients(k) for k in range(min(max(6, 2 * largest), 40))]
         out = _zero_sums(probe, grads)
         for size, terms in sorted(groups.items()):
@@ -97,7 +91,7 @@ def _candidates(probe: Probe) -> dict[int, list[Term]]:
         for axis in range(min(value.dim(), 2)):
             groups[value.shape[axis]].append(Term(name, 1, keep=axis))
     for name, value in named.items():
-        if value.dim() == 2:
+        if value.dim() == 2:  # columns in runs, where another parameter has as many rows: a flatten in between
             rows, columns = value.shape
             for size in sorted(groups):
                 if 1 < size < columns and columns % size == 0 and len(groups[size]) > 1:
@@ -121,7 +115,7 @@ def _null_families(probe: Probe, grads: Sequence[Gradients], terms: Sequence[Ter
     out = []
     for vector in _integer_null_vectors(flat, 1e-8 * np.abs(flat).max()):
         touched = [replace(terms[used[j]], sign=int(sign)) for j, sign in enumerate(vector) if sign]
-        if touched[0].sign < 0:
+        if touched[0].sign < 0:  # the first, which produces the activations, grows
             touched = [replace(term, sign=-term.sign) for term in touched]
         touched.sort(key=lambda term: term.sign < 0)
         kind = diagonal_kind(term.sign for term in touched)
@@ -136,6 +130,7 @@ def _integer_null_vectors(table: NDArray[np.float64], exact: float) -> list[NDAr
     rank = int((singular > exact * np.sqrt(table.shape[0])).sum())
     basis = right[rank:].copy()  # (null vectors, candidates)
     pivots: list[int] = []
+    # Reduced with complete pivoting: each vector has a 1 where all others have a 0, so that laws come apart.
     for row in range(len(basis)):
         block = np.abs(basis[row:])
         block[:, pivots] = 0.0

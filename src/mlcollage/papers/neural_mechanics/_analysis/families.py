@@ -15,8 +15,6 @@ from .degrees import Ids, Solution
 from .names import diagonal_kind, law_name
 from .walk import Walk
 
-__all__ = ["Family", "Slot", "families"]
-
 Key = tuple[int, Fraction]  # number of a slot, and a law's exponent there
 Entries = Mapping[Key, list[int]]  # the (flat) positions of the slot that have the exponent
 
@@ -68,6 +66,7 @@ def families(slots: Sequence[Slot], solution: Solution, walk: Walk) -> list[Fami
     for free, entries in _touched(slots, solution).items():
         if whole := _in_whole_numbers(slots, entries):
             laws[free] = whole
+            # laws with the same exponents in the same slots are one family
             alike[frozenset(whole)].append(free)
     reasons: dict[int, set[str]] = defaultdict(set)
     for site, ids in walk.epsilons:
@@ -78,10 +77,12 @@ def families(slots: Sequence[Slot], solution: Solution, walk: Walk) -> list[Fami
     out = []
     for signature, members in sorted(alike.items(), key=lambda item: min(slot for slot, _ in item[0])):
         keys = sorted(signature)
+        # in the order of the positions that they touch, so that law k is channel k
         members.sort(key=lambda free: tuple(min(laws[free][key]) for key in keys))
         broken_by = ", ".join(sorted(set().union(*(reasons.get(free, ()) for free in members)))) or None
         in_blocks = [None if free in diagonal else blocks.get(free) for free in members]
         placed = [entry for key in keys for entry in _placed(slots[key[0]], key, [laws[f] for f in members])]
+        # what grows comes first; otherwise the order of the parameters
         placed.sort(key=lambda entry: entry[1] < 0)
         out.append(Family(len(members), placed, in_blocks, broken_by))
     return out
@@ -101,7 +102,7 @@ def _in_whole_numbers(slots: Sequence[Slot], entries: dict[Key, list[int]]) -> E
     """One law's entries in whole numbers; whole-parameter entries of several axes added up, vanished ones dropped."""
     whole: dict[str, list[Key]] = defaultdict(list)
     for key, rows in entries.items():
-        if len(rows) == slots[key[0]].ids.size:
+        if len(rows) == slots[key[0]].ids.size:  # the law scales the parameter as a whole
             whole[slots[key[0]].parameter].append(key)
     left = dict(entries)
     for keys in whole.values():
@@ -111,6 +112,7 @@ def _in_whole_numbers(slots: Sequence[Slot], entries: dict[Key, list[int]]) -> E
                 left[keys[-1][0], Fraction(total)] = rows
     if not left:
         return {}
+    # the smallest whole numbers in the same proportion
     common = math.lcm(*(coef.denominator for _, coef in left))
     shared = math.gcd(*(int(coef * common) for _, coef in left))
     factor = Fraction(common, shared) * _orientation(slots, left)

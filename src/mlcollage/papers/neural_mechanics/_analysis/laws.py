@@ -27,11 +27,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..symmetry import Symmetry
-from ..term import Term
+from ..term import Term, as_keep
 from .degrees import Ids
 from .families import Family, Slot
-
-__all__ = ["as_symmetry"]
 
 LARGEST_MATRIX = 1024
 
@@ -43,7 +41,7 @@ def as_symmetry(family: Family, notes: list[str]) -> Symmetry:
     """
     if (matrices := _matrix_symmetry(family, notes)) is not None:
         return matrices
-    terms = tuple(_law_term(slot, sign, laws, family.size) for slot, sign, laws in family.entries)
+    terms = tuple(law_term(slot, sign, laws, family.size) for slot, sign, laws in family.entries)
     return Symmetry(family.kind, family.name(family.kind), terms, family.size, broken_by=family.broken_by)
 
 
@@ -106,25 +104,37 @@ def _names(laws: Sequence[int], count: int) -> tuple[int, ...] | None:
     return None if list(laws) == list(range(count)) else tuple(laws)
 
 
-def _law_term(slot: Slot, sign: int, laws: Ids, count: int) -> Term:
+def law_term(slot: Slot, sign: int, laws: Ids, count: int) -> Term:
     """The term of one parameter, in the plainest form that says which law each entry belongs to."""
     shape, name = slot.shape, slot.parameter
     axes = [axis for axis, size in enumerate(laws.shape) if size > 1]
     if not axes or bool((laws == laws.flat[0]).all()):
         return Term(name, sign, laws=None if count == 1 else (int(laws.flat[0]),))
+    rows = columns = None
     if len(axes) == 1:
-        return _one_axis(name, sign, shape, axes[0], laws.ravel(), count)
+        axis, used = axes[0], np.flatnonzero(laws >= 0)
+        span = start, stop = int(used[0]), int(used[-1]) + 1
+        if used.size < laws.size:
+            if axis > 1 or used.size < stop - start:
+                return Term(name, sign, keep=axis, laws=tuple(laws.ravel().tolist()))
+            # only some rows or columns take part: cut them out
+            rows, columns = (span, None) if axis == 0 else (None, span)
+            laws, shape = laws.take(range(start, stop), axis), (*shape[:axis], stop - start, *shape[axis + 1 :])
+        again = laws.size // count
+        if again > 1 and np.array_equal(laws.ravel(), np.tile(np.arange(count), again)):
+            # the laws side by side, again and again
+            return Term(name, sign, (*shape[:axis], again, count, *shape[axis + 1 :]), axis + 1, rows, columns)
     # Each axis is split into (runs, entries of a run), and the runs are kept.
     view: list[int] = []
     keep: list[int] = []
     for axis, size in enumerate(shape):
         run = _run_length(laws, axis) if laws.shape[axis] > 1 else 1
-        laws = laws.take(np.arange(0, laws.shape[axis], run), axis)
+        laws = laws.take(range(0, laws.shape[axis], run), axis)
         if laws.shape[axis] > 1:
             keep.append(len(view))
         view += [size // run, run] if run > 1 else [size]
-    named = _names(laws.ravel().tolist(), count)
-    return Term(name, sign, None if tuple(view) == shape else tuple(view), tuple(keep), laws=named)
+    seen_as = None if tuple(view) == shape else tuple(view)
+    return Term(name, sign, seen_as, as_keep(keep), rows, columns, _names(laws.ravel().tolist(), count))
 
 
 def _run_length(laws: Ids, axis: int) -> int:
@@ -133,24 +143,3 @@ def _run_length(laws: Ids, axis: int) -> int:
     moved = np.moveaxis(laws, axis, 0).reshape(size, -1)
     changes = np.flatnonzero((moved[1:] != moved[:-1]).any(1)) + 1
     return math.gcd(size, *changes.tolist())
-
-
-def _one_axis(name: str, sign: int, shape: tuple[int, ...], axis: int, laws: Ids, count: int) -> Term:
-    used = np.flatnonzero(laws >= 0)
-    start, stop = int(used[0]), int(used[-1]) + 1
-    rows = columns = None
-    if (start, stop) != (0, shape[axis]):
-        if axis > 1 or used.size < stop - start:
-            return Term(name, sign, keep=axis, laws=tuple(laws.tolist()))
-        rows, columns = ((start, stop), None) if axis == 0 else (None, (start, stop))
-        laws = laws[start:stop]
-        shape = (*shape[:axis], stop - start, *shape[axis + 1 :])
-    if laws.size % count == 0 and laws.size > count:
-        inner = laws.size // count
-        for split, keep, pattern in (
-            ((count, inner), axis, np.repeat(np.arange(count), inner)),  # a run of entries per law
-            ((inner, count), axis + 1, np.tile(np.arange(count), inner)),  # the laws side by side, again and again
-        ):
-            if bool((laws == pattern).all()):
-                return Term(name, sign, (*shape[:axis], *split, *shape[axis + 1 :]), keep, rows, columns)
-    return Term(name, sign, keep=axis, rows=rows, columns=columns, laws=_names(laws.tolist(), count))

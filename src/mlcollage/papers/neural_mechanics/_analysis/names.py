@@ -9,8 +9,6 @@ from dataclasses import replace
 from ..symmetry import Symmetry
 from ..term import Kind
 
-__all__ = ["diagonal_kind", "law_name", "module_of", "unique_names"]
-
 
 def diagonal_kind(signs: Iterable[int]) -> Kind:
     """Scale if all entries grow together, rescale if some shrink."""

@@ -51,6 +51,7 @@ def _prelu(walk: Walk, x: Value, weight: Value, *args: Any) -> Degree:
 
 @rule("clamp", "clamp_min", "clamp_max", "hardtanh")
 def _clamp(walk: Walk, x: Value, low: Any = None, high: Any = None, **kwargs: Any) -> Degree:
+    # Cutting off at 0 is homogeneous, any other limit is not.
     if walk.operator == "clamp_max":
         low, high = None, low
     guard = _is_number(low) and 0 < low <= SMALL_CONSTANT and high is None  # such as norm.clamp_min(1e-12)
@@ -63,7 +64,7 @@ def _clamp(walk: Walk, x: Value, low: Any = None, high: Any = None, **kwargs: An
 
 @rule("add", "sub", "rsub")
 def _add(walk: Walk, a: Any, b: Any, **kwargs: Any) -> Any:
-    if not isinstance(a, Value):
+    if not isinstance(a, Value):  # a number minus a tensor
         a, b = b, a
     if isinstance(b, Value):
         return walk.match(a, b)
@@ -104,6 +105,7 @@ def _mul(walk: Walk, a: Any, b: Any, **kwargs: Any) -> Any:
     if not isinstance(b, Value):
         return walk.view(a)
     rank = len(walk.shape)
+    # A factor with several entries acts as a diagonal matrix on the other factor.
     for x, other in ((a, b), (b, a)):
         if _acts_along(x, other, rank):
             walk.diagonal(x.degree)
@@ -132,6 +134,7 @@ def _sign(walk: Walk, x: Value, *args: Any) -> Degree:
 
 @rule("gt", "ge", "lt", "le", "eq", "ne")
 def _compare(walk: Walk, x: Any, y: Any) -> Degree:
+    # The outcome must not change: both sides grow alike, or one side is compared with 0.
     if isinstance(x, Value) and isinstance(y, Value):
         walk.diagonal(walk.match(x, y))
     elif isinstance(x, Value) and y == 0:
@@ -168,6 +171,7 @@ def _by_running(walk: Walk, x: Any, *args: Any, **kwargs: Any) -> Any:
     """Run the operator on the unknowns themselves; broadcast axes stay stride-0 views where it is a view."""
     if not isinstance(x, Value):
         return opaque(walk, x, *args)
+    # Operators that are no views write all entries out, which a large tensor cannot afford.
     if math.prod(x.shape) > LARGEST_LABELS and not all(part.ids.size == 1 for part in x.degree):
         return opaque(walk, x)
     several = isinstance(walk.shape, list)
@@ -252,6 +256,7 @@ def _gather(walk: Walk, x: Value, dim: int, index: Value, **kwargs: Any) -> Degr
 @rule("index")
 def _index(walk: Walk, x: Value, indices: Sequence[Any]) -> Degree:
     places = [axis for axis, index in enumerate(indices) if index is not None]
+    # Which entries are taken is not known here, so that the degree must not differ along the indexed axes.
     if len(places) != 1 or not isinstance(indices[places[0]], Value):
         degree = walk.uniform(Value(x.shape, walk.uniform(x, places)), range(len(x.shape)))
         return changed(degree, lambda ids: ids.reshape((1,) * len(walk.shape)))

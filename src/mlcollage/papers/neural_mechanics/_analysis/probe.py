@@ -13,8 +13,6 @@ from torch.utils import _pytree as pytree
 
 from mlcollage.errors import InvalidInput
 
-__all__ = ["Gradients", "Probe"]
-
 Gradients = dict[str, "Tensor | None"]
 EPS_NAMES = ("eps", "epsilon", "variance_epsilon", "layer_norm_eps", "norm_eps")
 
@@ -63,7 +61,7 @@ class Probe:
 
     def batch(self, k: int) -> tuple[Any, Any, Any]:
         """Inputs, keyword inputs and targets of batch `k`."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + k)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + k)  # the same batch at every call
         given = (self.args, self.kwargs, self.targets)
         args, kwargs, targets = pytree.tree_map(lambda leaf: self._like(leaf, generator), given)
         return args, kwargs, targets
@@ -83,9 +81,10 @@ class Probe:
         """The loss of batch `k`, or all floating outputs without one; with other parameters if given."""
         args, kwargs, targets = self.batch(k)
         cuda = sorted({p.device.index or 0 for p in self.model.parameters() if p.device.type == "cuda"})
+        # copies, so that running statistics stay what they are
         buffers = {name: value.clone() for name, value in self.model.named_buffers()}
         with torch.random.fork_rng(devices=cuda):
-            torch.manual_seed(self.seed + k)
+            torch.manual_seed(self.seed + k)  # of dropout: one mask per batch
             state = dict(self.model.named_parameters()) if parameters is None else parameters
             out = torch.func.functional_call(self.model, {**state, **buffers}, args, kwargs, tie_weights=True)
             if self.loss is not None:
@@ -102,10 +101,10 @@ class Probe:
         leaves = [leaf for leaf in self.value(k) if leaf.requires_grad]
         if not leaves:
             raise InvalidInput("no output depends on a trainable parameter: unfreeze parameters or check the model.")
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + 500_009 + k)
-        cotangents = [torch.randn(leaf.shape, generator=generator, dtype=torch.float64).to(leaf) for leaf in leaves]
-        if self.loss is not None:
-            cotangents = [torch.ones_like(leaf) for leaf in leaves]
+        cotangents = [torch.ones_like(leaf) for leaf in leaves]
+        if self.loss is None:  # a random linear function of the outputs
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + 500_009 + k)
+            cotangents = [torch.randn(leaf.shape, generator=generator, dtype=torch.float64).to(leaf) for leaf in leaves]
         named = self.parameters()
         found = torch.autograd.grad(leaves, list(named.values()), cotangents, allow_unused=True)
         if any(grad is not None and not bool(torch.isfinite(grad).all()) for grad in found):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from .degrees import Degree, Ids, Part, aligned, along, changed, merge, overlapping, reshape_ids
-from .walk import Value, Walk, batch_statistics, convolution_groups, rule
-
-__all__ = ["CONVOLUTIONS"]
+from .walk import Value, Walk, batch_statistics, convolution_groups, rule, statistics_axes
 
 CONVOLUTIONS = (*(f"conv{k}d" for k in (1, 2, 3)), *(f"conv_transpose{k}d" for k in (1, 2, 3)), "convolution")
 
@@ -18,12 +17,8 @@ CONVOLUTIONS = (*(f"conv{k}d" for k in (1, 2, 3)), *(f"conv_transpose{k}d" for k
 def _joint(value: Value, letters: str, every: str) -> list[Part]:
     """Parts of a tensor whose axes are `letters`, laid out over all axes of a product, in the order `every`."""
     order = sorted(range(len(letters)), key=lambda axis: every.index(letters[axis]))
-    out = []
-    for part in value.degree:
-        ids = part.ids.transpose(order)
-        sizes = dict(zip((letters[axis] for axis in order), ids.shape, strict=True))
-        out.append(Part(part.coef, ids.reshape([sizes.get(letter, 1) for letter in every])))
-    return out
+    new = [axis for axis, letter in enumerate(every) if letter not in letters]  # of size 1
+    return list(changed(value.degree, lambda ids: np.expand_dims(ids.transpose(order), new)))
 
 
 def contract(walk: Walk, a: Value, la: str, b: Value, lb: str, lo: str) -> Degree:
@@ -38,6 +33,7 @@ def contract(walk: Walk, a: Value, la: str, b: Value, lb: str, lo: str) -> Degre
     batch = {every.index(letter) for letter in every if letter in la and letter in lb and letter in lo}
     roots = {value.root for value in (a, b) if value.root is not None}
     pinned = not roots <= walk.used
+    # parts of both factors over all axes of the product, batch, free and summed ones
     parts = _joint(a, la, every) + _joint(b, lb, every)
     out: list[Part] = []
     level: list[Part] = []  # constants, which the first equation takes in where a parameter is pinned
@@ -59,6 +55,7 @@ def contract(walk: Walk, a: Value, la: str, b: Value, lb: str, lo: str) -> Degre
             walk.used |= roots
             level = []
             continue
+        # Σ members does not depend on the summed axes: it is the degree of the result
         result = Part(1.0, walk.system.fresh(kept))
         walk.equal(tuple(members), (result,))
         out.append(result)
@@ -76,16 +73,15 @@ def _laid_out(ids: Ids, wanted: Sequence[int]) -> Ids:
 def _note_blocks(walk: Walk, part: Part, summed: set[int], batch: set[int]) -> None:
     """For matrix laws: laws of one sum, and of one batch entry (a head), belong together; others do not mix."""
     axes = part.axes
-    if len(axes - batch) > 1:
+    if len(axes - batch) > 1:  # its unknowns lie in a grid, which no matrix acts on from one side
         walk.diagonal((part,))
         return
-    heads = sorted(axes & batch)
+    heads = axes & batch
     if not axes & summed and not heads:
         return
-    index = np.zeros((1,) * part.ids.ndim, dtype=np.int64)  # a number for each entry of the batch axes
-    for axis in heads:
-        size = part.ids.shape[axis]
-        index = index * size + np.arange(size).reshape([size if k == axis else 1 for k in range(part.ids.ndim)])
+    # a number for each entry of the batch axes, the same along the others
+    sizes = [size if axis in heads else 1 for axis, size in enumerate(part.ids.shape)]
+    index = np.arange(math.prod(sizes)).reshape(sizes)
     walk.tokens.append((part.ids.ravel(), np.broadcast_to(index, part.ids.shape).ravel()))
 
 
@@ -100,7 +96,7 @@ def _with_bias(walk: Walk, degree: Degree, axis: int, bias: Any) -> Degree:
 @rule("linear")
 def _linear(walk: Walk, x: Value, weight: Value, bias: Any = None) -> Degree:
     letters = "abcdefghij"[: len(x.shape) - 1]
-    if len(weight.shape) == 1:
+    if len(weight.shape) == 1:  # a dot product
         return contract(walk, x, letters + "k", weight, "k", letters)
     return _with_bias(walk, contract(walk, x, letters + "k", weight, "ok", letters + "o"), -1, bias)
 
@@ -152,6 +148,7 @@ def _addmm(walk: Walk, bias: Value, a: Value, b: Value, beta: Any = 1, alpha: An
 
 @rule("embedding")
 def _embedding(walk: Walk, weight: Value, index: Value, *args: Any, **kwargs: Any) -> Degree:
+    # A token's row is its output: the degree that differs over tokens is the one that is fixed at zero.
     if weight.root is not None and weight.root not in walk.used:
         walk.used.add(weight.root)
         for part in weight.degree:
@@ -223,27 +220,16 @@ def _group_norm(walk: Walk, x: Value, groups: int, weight: Any = None, bias: Any
     return _affine(walk, weight, bias, 1)
 
 
-@rule("instance_norm")
-def _instance_norm(
-    walk: Walk, x: Value, weight: Any = None, bias: Any = None, mean: Any = None, var: Any = None,
-    use_input_stats: bool = True, *args: Any,
-) -> Degree:  # fmt: skip
-    if use_input_stats:
-        _normalize(walk, x, range(2, len(x.shape)))
-    else:
-        walk.fix(x)
-    return _affine(walk, weight, bias, 1)
-
-
 @rule(
-    "batch_norm", "_native_batch_norm_legit_functional", "_native_batch_norm_legit", "native_batch_norm",
-    "_native_batch_norm_legit_no_training", "_batch_norm_with_update_functional", "_batch_norm_with_update",
+    "instance_norm", "batch_norm", "_native_batch_norm_legit_functional", "_native_batch_norm_legit",
+    "native_batch_norm", "_native_batch_norm_legit_no_training", "_batch_norm_with_update_functional",
+    "_batch_norm_with_update",
 )  # fmt: skip
 def _batch_norm(walk: Walk, x: Value, weight: Any, bias: Any, *rest: Any) -> Degree:
     if batch_statistics(walk.operator, rest):
-        _normalize(walk, x, [axis for axis in range(len(x.shape)) if axis != 1])
+        _normalize(walk, x, statistics_axes(walk.operator, len(x.shape)))
     else:
-        walk.frozen_norms.append(walk.site)
+        walk.notes.append(f"{walk.site}: a batch norm in evaluation mode has no scale law; call model.train() first")
         walk.fix(x)
     return _affine(walk, weight, bias, 1)
 

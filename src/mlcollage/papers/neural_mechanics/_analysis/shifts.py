@@ -18,9 +18,7 @@ from ..term import Term, as_keep
 from .degrees import axis_groups
 from .names import law_name, module_of
 from .tracing import Graph, operator_of, shape_of
-from .walk import VALUES_UNSEEN, batch_statistics, convolution_groups
-
-__all__ = ["translations"]
+from .walk import VALUES_UNSEEN, batch_statistics, convolution_groups, statistics_axes
 
 Pattern = frozenset[int]  # axes along which the shift is constant
 Absorber = Callable[[fx.Node, fx.Node], Pattern | None]  # (node, user) -> what the user demands; None: it sees shifts
@@ -30,14 +28,15 @@ Passer = Callable[[fx.Node, fx.Node, Pattern], Pattern | None]  # the same, give
 def translations(graph: Graph) -> tuple[list[Symmetry], list[str]]:
     """Translation symmetries of a graph, weight and bias of one layer together, with notes."""
     patterns = _patterns(graph)
-    uses: dict[str, list[fx.Node]] = {}  # a tied parameter has several
+    uses: dict[str, list[fx.Node]] = {}  # a tied parameter has several placeholders, not all of them in use
     for node in graph.module.graph.nodes:
-        if node.op == "placeholder" and node.name in graph.parameters and node.users:
+        if node.op == "placeholder" and node.name in graph.parameters:
             uses.setdefault(graph.parameters[node.name], []).append(node)
     layers: dict[str, list[tuple[str, tuple[int, ...], int]]] = {}  # module -> parameter, kept axes, number of laws
     for name, nodes in uses.items():
-        constant, shape = _union(patterns[node.name] for node in nodes), _shape(nodes[0]) or ()
-        if constant is not None:
+        used, shape = [node for node in nodes if node.users], _shape(nodes[0]) or ()
+        constant = _union(patterns[node.name] for node in used)
+        if used and constant is not None:
             keep = tuple(axis for axis in range(len(shape)) if axis not in constant)
             layers.setdefault(module_of(name), []).append((name, keep, math.prod(shape[axis] for axis in keep)))
     found = []
@@ -124,16 +123,14 @@ def _norm(node: fx.Node, user: fx.Node) -> Pattern | None:
         return frozenset(range(rank - len(normalized), rank))
     if name == "group_norm":
         return frozenset(range(1, rank))
-    if name == "instance_norm":
-        return frozenset(range(2, rank)) if len(args) < 6 or args[5] else None
-    return frozenset(axis for axis in range(rank) if axis != 1) if batch_statistics(name, args[3:]) else None
+    return frozenset(statistics_axes(name, rank)) if batch_statistics(name, args[3:]) else None
 
 
 def _attention_key(node: fx.Node, user: fx.Node) -> Pattern | None:
     """A shift of all keys alike shifts every score of a query alike; queries and values are seen."""
     if user.args[1] is not node or user.args[0] is node or user.args[2] is node:
         return None
-    return frozenset({_rank(node) - 2})
+    return frozenset({_rank(node) - 2})  # the axis of tokens, of (..., tokens, features)
 
 
 ABSORBERS: dict[str, Absorber] = {
@@ -210,21 +207,23 @@ def _permuted(node: fx.Node, user: fx.Node, after: Pattern) -> Pattern | None:
 
 def _selected(node: fx.Node, user: fx.Node, after: Pattern) -> Pattern | None:
     axis = int(user.args[1]) % _rank(node)  # type: ignore[arg-type]
-    return frozenset(k if k < axis else k + 1 for k in after)
+    return frozenset(k if k < axis else k + 1 for k in after)  # the selected axis is gone from the result
 
 
 def _joined(node: fx.Node, user: fx.Node, after: Pattern) -> Pattern | None:
     dim: Any = user.args[1] if len(user.args) > 1 else 0
+    # along the joined axis only some entries would be shifted
     return None if dim % _rank(user) in after else after
 
 
 def _averaged(node: fx.Node, user: fx.Node, after: Pattern) -> Pattern | None:
     """A mean over some axes; the shift may vary along them."""
     rank = _rank(node)
-    dims: Any = user.args[1] if len(user.args) > 1 else None
+    dims: Any = user.args[1] if len(user.args) > 1 else None  # none given, or none listed: all axes
     summed = {axis % rank for axis in ([dims] if isinstance(dims, int) else dims or range(rank))}
     keepdim = bool(user.args[2]) if len(user.args) > 2 else bool(user.kwargs.get("keepdim"))
     left = [axis for axis in range(rank) if keepdim or axis not in summed]
+    # `left` names the axes of the input that the result still has
     return frozenset(left[axis] for axis in after if left[axis] not in summed)
 
 

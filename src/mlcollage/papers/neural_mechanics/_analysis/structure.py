@@ -24,8 +24,6 @@ from .shifts import translations
 from .tracing import Graph, operator_of, shape_of
 from .walk import VALUES_UNSEEN, Value, Walk, convolution_groups
 
-__all__ = ["structural_symmetries"]
-
 LARGEST_ELEMENTWISE = 1 << 18  # a parameter that is only added or multiplied gets one unknown per entry up to here
 
 
@@ -39,22 +37,13 @@ def structural_symmetries(graph: Graph) -> SymmetrySet:
     for value in values.values():
         _pin(value, walk)
     shifted, notes = translations(graph)
-    too_small: list[str] = []
-    found = [as_symmetry(family, too_small) for family in families(slots, walk.system.solve(), walk)]
-    unhandled = (
-        *(
-            f"operator {name} at {site or 'the top'}: no rule, what enters it was held fixed"
-            for name, site in walk.opaque.items()
-        ),
-        *(f"{site or 'the top'}: too many equations, what enters it was held fixed" for site in walk.system.given_up),
-        *(
-            f"{site}: a batch norm in evaluation mode has no scale law; call model.train() first"
-            for site in walk.frozen_norms
-        ),
-        *notes,
-        *too_small,
-    )
-    return SymmetrySet((*shifted, *unique_names(found)), tuple(dict.fromkeys(unhandled)))
+    diagonal_only: list[str] = []
+    found = [as_symmetry(family, diagonal_only) for family in families(slots, walk.system.solve(), walk)]
+    given_up = [
+        f"{site or 'the top'}: too many equations, what enters it was held fixed" for site in walk.system.given_up
+    ]
+    unhandled = tuple(dict.fromkeys([*walk.notes, *given_up, *notes, *diagonal_only]))
+    return SymmetrySet((*shifted, *unique_names(found)), unhandled)
 
 
 # --- the walk -------------------------------------------------------------------------------------------------------
@@ -68,6 +57,7 @@ def _interpret(module: fx.GraphModule, env: dict[str, Any], walk: Walk) -> Any:
                 constant = node.meta.get("val")
                 env[node.name] = Value(shape_of(constant)) if isinstance(constant, Tensor) else constant
         elif node.op == "get_attr":
+            # a graph of its own, or a constant tensor
             target = module.get_submodule(node.target) if hasattr(module, node.target) else None
             env[node.name] = target if isinstance(target, fx.GraphModule) else Value(())
         elif node.op == "output":
@@ -94,10 +84,10 @@ def _call(node: fx.Node, env: dict[str, Any], walk: Walk) -> Any:
     inner = [value for value in args if isinstance(value, fx.GraphModule)]
     if inner:  # a region such as torch.no_grad() or autocast, kept as a graph of its own
         return _enter(inner, args, node, walk)
-    if not hasattr(node.target, "_schema"):
+    if not hasattr(node.target, "_schema"):  # Python arithmetic on sizes
         walk.fix(args, *kwargs.values())
         return shape_of(result)
-    if not isinstance(result, Tensor | list | tuple):
+    if not isinstance(result, Tensor | list | tuple):  # a number read off a tensor
         if name not in VALUES_UNSEEN:
             walk.fix(args)
         return result
@@ -110,7 +100,7 @@ def _enter(inner: list[fx.GraphModule], args: Any, node: fx.Node, walk: Walk) ->
     if len(inner) == 1 and len(names) == len(values):
         return _interpret(inner[0], dict(zip(names, values, strict=True)), walk)
     walk.fix(args)
-    walk.opaque.setdefault(str(node.target), walk.site)
+    walk.hold_fixed(str(node.target))
     shapes = shape_of(node.meta.get("val"))
     return [Value(tuple(s)) for s in shapes] if isinstance(shapes, list) else Value(shapes)
 
@@ -155,6 +145,7 @@ def _unknowns(walk: Walk, node: fx.Node, shape: tuple[int, ...]) -> Degree:
     kernel_of = [u for u in node.users if operator_of(u) in CONVOLUTIONS and len(u.args) > 1 and u.args[1] is node]
     if kernel_of and len(wide) > 1:
         return _convolution_unknowns(walk, kernel_of[0], shape)
+    # Biases and gains are read entry by entry, the weights of products as a sum over their axes.
     entrywise = all(operator_of(u) in ("add", "mul", "sub", "expand", "cat") for u in node.users)
     if len(wide) <= 1 or (entrywise and np.prod(shape) <= LARGEST_ELEMENTWISE):
         return (along(*wide),)
@@ -170,6 +161,6 @@ def _convolution_unknowns(walk: Walk, user: fx.Node, shape: tuple[int, ...]) -> 
     lead = Part(1.0, walk.system.fresh((first, 1, *ones)))
     if second == 1:  # depthwise: the output channel says it all
         return (lead,)
-    other = walk.system.fresh((groups, 1, second))
+    other = walk.system.fresh((groups, 1, second))  # by group and input channel within it
     joint = np.broadcast_to(other, (groups, first // groups, second)).reshape(first, second, *ones)
     return lead, Part(1.0, other.reshape(1, second, *ones) if groups == 1 else np.ascontiguousarray(joint))

@@ -12,8 +12,6 @@ from torch import Tensor, fx, nn
 
 from mlcollage.errors import InvalidInput
 
-__all__ = ["Graph", "TracingFailed", "operator_of", "shape_of", "trace"]
-
 # Operators that are kept whole, because a rule exists for them and not for all of their parts.
 KEPT = frozenset([
     "linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
@@ -84,6 +82,7 @@ def trace(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.export.export(_Whole(model, loss), (args, kwargs, targets), strict=False)
+            # in aten operators, few enough to have a rule for each
             program = program.run_decompositions(_decompositions())
     except Exception as problem:  # torch.export raises many types; all mean that there is no graph
         raise TracingFailed(f"the model could not be traced: {_reason(problem)}") from problem
@@ -97,10 +96,8 @@ def trace(
         for placeholder, target in signature.inputs_to_parameters.items()
         if listed[target.removeprefix("model.")] in trainable
     }
-    outputs, inputs = (
-        tuple(str(name) for name in names if isinstance(name, str))
-        for names in (signature.user_outputs, signature.user_inputs)
-    )
+    outputs = tuple(name for name in signature.user_outputs if isinstance(name, str))  # others are constants
+    inputs = tuple(name for name in signature.user_inputs if isinstance(name, str))
     return Graph(program.graph_module, parameters, outputs, inputs, loss is not None)
 
 
@@ -128,6 +125,7 @@ def _decompositions() -> Any:
 
 def _reason(problem: BaseException) -> str:
     lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
+    # the last line of the user's own code in the message
     where = [line for line in lines if line.startswith("File ") and "/torch/" not in line]
     text = lines[0] if lines else type(problem).__name__
     return f"{text[:300]} ({where[-1].split('/')[-1]})" if where else text[:300]

@@ -15,8 +15,6 @@ from typing import Any
 
 from .degrees import Degree, Ids, System, aligned, changed, merge, scaled
 
-__all__ = ["RULES", "VALUES_UNSEEN", "Value", "Walk", "batch_statistics", "convolution_groups", "opaque", "rule"]
-
 Rule = Callable[..., Any]
 RULES: dict[str, Rule] = {}
 # Operators that look at the shape or type of their input, not at its values.
@@ -48,12 +46,10 @@ class Walk:
         The equations.
     used
         Parameters whose first product has been seen (it fixes how their degree is shared out among their axes).
-    opaque
-        Operators without a rule, with the module where each was first met.
     epsilons
         Where an epsilon was met, and the unknowns whose laws it breaks a little.
-    frozen_norms
-        Batch norms in evaluation mode.
+    notes
+        What could not be decided, in sentences; `unknown` are the operators without a rule among them.
     marks
         Unknowns that met an operation with which only diagonal matrices commute.
     tokens
@@ -64,9 +60,9 @@ class Walk:
 
     system: System = field(default_factory=System)
     used: set[str] = field(default_factory=set)
-    opaque: dict[str, str] = field(default_factory=dict)
     epsilons: list[tuple[str, Ids]] = field(default_factory=list)
-    frozen_norms: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    unknown: set[str] = field(default_factory=set)
     marks: list[Ids] = field(default_factory=list)
     tokens: list[tuple[Ids, Ids]] = field(default_factory=list)
     site: str = ""
@@ -78,13 +74,20 @@ class Walk:
         """The value (or list of values) of an operator, by its rule."""
         self.target, self.operator, self.shape = target, name, shape
         found = RULES.get(name, opaque)
+        # only where something would have been scaled is it worth a note
         if name not in RULES and any(value.degree for value in _values([*args, *kwargs.values()])):
-            self.opaque.setdefault(name, self.site)
+            self.hold_fixed(name)
         result = found(self, *args, **kwargs)
         if not isinstance(shape, list):
             return result if isinstance(result, Value) else Value(shape, result)
         results = zip_longest(shape, result if isinstance(result, list) else [result], fillvalue=())
         return [one if isinstance(one, Value) else Value(own, one) for own, one in results]
+
+    def hold_fixed(self, name: str) -> None:
+        """Note, once, that there is no rule for an operator."""
+        if name not in self.unknown:
+            self.unknown.add(name)
+            self.notes.append(f"operator {name} at {self.site or 'the top'}: no rule, what enters it was held fixed")
 
     def eps(self, degree: Degree) -> None:
         """An epsilon at this site breaks the laws of these unknowns a little."""
@@ -110,6 +113,7 @@ class Walk:
         touched = tuple(part for part in value.degree if part.axes & wanted)
         if not touched:
             return value.degree
+        # size 1 along the wanted axes, whole along the others
         firsts = changed(touched, lambda ids: ids[tuple(slice(1 if k in wanted else None) for k in range(ids.ndim))])
         self.equal(touched, firsts)
         self.diagonal(touched)
@@ -118,6 +122,7 @@ class Walk:
     def match(self, *values: Value) -> Degree:
         """All addends have one degree, entry by entry after broadcasting; returned."""
         degrees = [aligned(value.degree, len(self.shape)) for value in values]
+        # the plainest form stands for all; a constant, whose degree has no parts, makes them zero
         best = min(degrees, key=lambda degree: sum(part.ids.size for part in degree), default=())
         for degree in degrees:
             if degree is not best:
@@ -160,12 +165,18 @@ def _values(items: Sequence[Any]) -> Iterator[Value]:
 
 
 def batch_statistics(operator: str, args: Sequence[Any]) -> bool:
-    """Whether a batch norm takes the batch's statistics: its first flag, unless its name says so."""
+    """Whether a batch or instance norm takes the batch's statistics: its first flag, unless its name says so."""
     flags = [value for value in args if isinstance(value, bool)]
     return "with_update" in operator or bool(flags and flags[0])
 
 
+def statistics_axes(operator: str, rank: int) -> list[int]:
+    """The axes over which a batch or instance norm takes statistics: examples and space, or space alone."""
+    return [axis for axis in range(rank) if axis != 1 and (axis or operator != "instance_norm")]
+
+
 def convolution_groups(operator: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """The number of groups, which stands ninth in aten's general convolution and seventh in the others."""
+    # convolution(x, w, b, stride, padding, dilation, transposed, output_padding, groups)
     position = 8 if operator == "convolution" else 6
     return args[position] if len(args) > position else kwargs.get("groups", 1)

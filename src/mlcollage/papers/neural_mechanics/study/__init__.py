@@ -35,14 +35,7 @@ def _experiment(name: str, measure: Callable[..., Any], settings: Mapping[Scale,
 
 _SMALL: dict[str, Any] = {"samples": 128, "width": 2, "steps": 12, "batch_size": 16}
 _FEW: dict[str, Any] = {"warm_steps": 2, "batches": 2, "flow_samples": 16, "flow_time": 0.2, "ledger_steps": 8}
-_VGG: dict[str, Any] = {
-    "network": "vgg",
-    "samples": 60_000,
-    "pixels": 32,
-    "steps": 2000,
-    "batch_size": 256,
-    "every": 5,
-}
+_VGG: dict[str, Any] = {"network": "vgg", "samples": 60_000, "pixels": 32, "steps": 2000, "batch_size": 256, "every": 5}
 _TINY_IMAGENET = {**_VGG, "data": "tiny_imagenet", "samples": 100_000, "pixels": 64, "steps": 39_000, "every": 100}
 _BEYOND: dict[Scale, dict[str, Any]] = {Scale.QUICK: {}, Scale.FULL: _VGG, Scale.PAPER: _TINY_IMAGENET}
 
