@@ -342,8 +342,15 @@ def _verdict_table(verdicts: Sequence[Verdict], title: str) -> Table:
 def _print_verdicts(study: BoundStudy, evidence: Evidence) -> None:
     verdicts = study.judge(evidence)
     _print_table(_verdict_table(list(verdicts.values()), f"{study.slug} · {study.scale} · {study.workload_name}"))
-    for text in sorted({w for v in verdicts.values() for w in v.warnings}):
-        err.print(f"[yellow]note:[/] {escape(text)}", soft_wrap=True)
+    notes: dict[str, list[str]] = {}  # each with the claims that it is about
+    for v in verdicts.values():
+        nothing = v.estimate is None and v.status == "inconclusive"  # the reason is not in the table
+        for text in (*v.warnings, *([v.reason] if nothing else [])):
+            notes.setdefault(text, []).append(v.claim.id)
+    judged = sum(v.status != "untested" for v in verdicts.values())
+    for text, ids in sorted(notes.items()):
+        of = f" {', '.join(ids)}:" if len(ids) < judged else ""
+        err.print(f"[yellow]note:[/]{of} {escape(text)}", soft_wrap=True)
 
 
 @app.command()
