@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from mlcollage.errors import InvalidInput
 
-__all__ = ["Loss", "derivatives", "loss_value"]
-
 Loss = Callable[[nn.Module], Tensor]
 
 

@@ -16,8 +16,6 @@ from mlcollage.errors import InvalidInput
 from .ledger import TERMS
 from .symmetry import SymmetrySet
 
-__all__ = ["Records", "tidy"]
-
 Floats = npt.NDArray[np.float64]
 
 

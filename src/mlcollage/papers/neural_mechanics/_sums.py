@@ -15,8 +15,6 @@ from torch import Tensor
 
 from .term import Term
 
-__all__ = ["LawSums"]
-
 Tensors = Mapping[str, "Tensor | None"]
 CHUNK = 1 << 22  # entries of the products that are held at a time
 _LOW = (torch.bfloat16, torch.float16)

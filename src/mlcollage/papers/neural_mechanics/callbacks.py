@@ -8,12 +8,10 @@ import pandas as pd
 from torch import nn
 
 from mlcollage.errors import InvalidInput
-from mlcollage.train.callbacks import HuggingFaceCallback, LightningCallback
+from mlcollage.train import HuggingFaceCallback, LightningCallback
 
 from .symmetry import SymmetrySet
 from .tracker import ConservationTracker
-
-__all__ = ["HuggingFaceConservation", "LightningConservation"]
 
 
 class _Tracking:

@@ -27,8 +27,6 @@ from mlcollage.errors import InvalidInput
 from ._calculus import Loss, derivatives, loss_value
 from .symmetry import Symmetry, SymmetrySet
 
-__all__ = ["check_gradient", "check_hessian", "frozen_statistics", "rearranged"]
-
 _HEAD = ("kind", "name", "n_laws")
 _FEWEST = 4  # random vectors that the Hessian's typical effect is taken from
 Named = dict[str, Tensor]
@@ -36,13 +34,9 @@ Named = dict[str, Tensor]
 
 def frozen_statistics(model: nn.Module) -> list[str]:
     """Names of batch-norm layers that use running statistics now: in that mode their scale laws are void."""
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
-        and not module.training
-        and module.running_mean is not None
-    ]
+    kind = nn.modules.batchnorm._BatchNorm
+    norms = {name: module for name, module in model.named_modules() if isinstance(module, kind)}
+    return [name for name, norm in norms.items() if not norm.training and norm.running_mean is not None]
 
 
 def check_gradient(

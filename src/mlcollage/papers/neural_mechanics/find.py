@@ -99,14 +99,14 @@ def find_symmetries(
     _check(model, args, kwargs, loss_fn)
     if loss_fn is not None and targets is None:
         targets = _guess_targets(model, args, kwargs, loss_fn, seed)
-    found, notes = SymmetrySet(), ()
+    found, notes = SymmetrySet(), list[str]()
     if method != "numerical":
         try:
             found = structural_symmetries(trace(model, args, kwargs, loss_fn, targets))
         except TracingFailed as problem:
             if method == "structural":
                 raise
-            method, notes = "numerical", (f"{problem}; searched by numbers alone",)
+            method, notes = "numerical", [f"{problem}; searched by numbers alone"]
     if method == "structural":
         return found
     probe = _probe(model, args, kwargs, loss_fn, targets, seed)

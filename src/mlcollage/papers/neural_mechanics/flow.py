@@ -32,8 +32,6 @@ from mlcollage.errors import InvalidInput
 from ._calculus import Loss, derivatives, loss_value
 from .closed_form import SGDSettings, check_settings
 
-__all__ = ["FlowPath", "ModifiedSGDFlow"]
-
 Flow = Literal["gradient", "modified", "second"]
 
 
@@ -129,18 +127,17 @@ class ModifiedSGDFlow:
         wanted = np.asarray(steps, dtype=float)
         if wanted.ndim != 1 or not len(wanted) or wanted[0] < 0 or (np.diff(wanted) <= 0).any() or wanted[-1] <= 0:
             raise InvalidInput(f"steps={list(steps)} must increase, start at 0 or later and end after 0.")
-        start = _flat(list(self._parameters.values()))
-        begin = start
+        start = state = _flat(list(self._parameters.values()))
         if self.kind == "second":  # the state is (θ, θ')
             rest = self.friction < 1 if at_rest is None else at_rest
             velocity = np.zeros_like(start) if rest else -self._gradient(start)[0] / self.friction
-            begin = np.concatenate([start, velocity])
-        points, here, before = [], begin, 0.0
+            state = np.concatenate([start, velocity])
+        points, before = [], 0.0
         for k in wanted:
-            here, before = self._follow(here, k - before), k
-            if not np.isfinite(here).all():
+            state, before = self._follow(state, k - before), k
+            if not np.isfinite(state).all():
                 raise InvalidInput(f"the flow left the finite numbers before step {k:g}; lower lr or raise substeps.")
-            points.append(here[: len(start)])
+            points.append(state[: len(start)])
         return FlowPath(wanted, wanted * self.step_time, self._unpack(torch.from_numpy(np.stack(points))))
 
     def _follow(self, state: npt.NDArray[Any], steps: float) -> npt.NDArray[Any]:

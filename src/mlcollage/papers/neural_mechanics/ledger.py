@@ -28,8 +28,6 @@ from mlcollage.errors import InvalidInput
 
 from .closed_form import SGDSettings, check_settings, per_step
 
-__all__ = ["TERMS", "LedgerState", "budget", "effective_lr", "equilibrium", "sgd_budget", "sgd_ledger", "sgd_step"]
-
 TERMS = ("symmetry", "weight_decay", "momentum", "preconditioner", "clipping", "discretization")
 """The parts of the breaking budget, in the order in which they are drawn."""
 

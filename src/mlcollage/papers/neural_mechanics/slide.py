@@ -11,11 +11,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
 
-from mlcollage.collage import theme
-from mlcollage.collage.content import Collage, Panel
-from mlcollage.collage.diagram import Diagram
-from mlcollage.lab.claim import Verdict
-from mlcollage.lab.evidence import Evidence
+from mlcollage.collage import Collage, Diagram, Panel, theme
+from mlcollage.lab import Evidence, Verdict
 from mlcollage.lab.headlines import with_headlines
 
 KINDS: Mapping[str, str] = {
@@ -65,8 +62,8 @@ _MESSAGES = {
 def _counts(evidence: Evidence) -> dict[str, dict[str, int]]:
     """Laws by kind and network."""
     rows = evidence.select("laws")
-    most = rows.groupby(["kind", "arm"])["value"].max().astype(int)
-    return {kind: {a: int(v) for (k, a), v in most.items() if k == kind and v > 0} for kind in KINDS}
+    most = {kind: rows[rows["kind"] == kind].groupby("arm")["value"].max() for kind in KINDS}
+    return {kind: {str(arm): int(count) for arm, count in by.items() if count > 0} for kind, by in most.items()}
 
 
 def _present(rows: pd.DataFrame, kinds: tuple[str, ...] = tuple(KINDS)) -> list[str]:
@@ -247,7 +244,7 @@ def _percent(value: float) -> str:
 def _drift(evidence: Evidence) -> Panel | None:
     rows = evidence.select("drift")
     rows = rows[rows["kind"] != "translation"]
-    lines = {key: g.groupby("eta")["value"].mean() for key, g in rows.groupby(["arm", "kind"])}
+    lines = {(str(a), str(k)): g.groupby("eta")["value"].mean() for (a, k), g in rows.groupby(["arm", "kind"])}
     if not lines:
         return None
     colors = (theme.PALETTE["vermillion"], theme.PALETTE["orange"], theme.PALETTE["purple"])

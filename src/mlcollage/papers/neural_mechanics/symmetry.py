@@ -36,8 +36,6 @@ from mlcollage.errors import InvalidInput, UnknownName
 from ._sums import LawSums
 from .term import KINDS, Kind, Term
 
-__all__ = ["Symmetry", "SymmetrySet", "named_tensors", "typical_size"]
-
 Tensors = Mapping[str, "Tensor | None"]
 
 
@@ -341,7 +339,8 @@ class SymmetrySet(Sequence[Symmetry]):
             if name not in a or name not in b:
                 raise UnknownName(f"the laws act on {name!r}, which the parameters do not hold.")
         device = next((value.device for value in b.values() if value is not None), torch.device("cpu"))
-        vectors, cache = iter(self._sums(a, b, device)), {}
+        vectors = iter(self._sums(a, b, device))
+        cache: dict[Any, Tensor] = {}  # of the matrix families
         return {law.name: next(vectors) if law.size is None else law.bilinear(a, b, cache) for law in self.symmetries}
 
     @functools.cached_property

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from mlcollage.errors import InvalidInput
 
-__all__ = ["KINDS", "Kind", "Term", "as_keep", "check_parameter"]
-
 Kind = Literal["translation", "scale", "rescale", "matrix"]
 KINDS: tuple[Kind, ...] = ("translation", "scale", "rescale", "matrix")
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mlcollage._checks import choice, integer
 from mlcollage.errors import InvalidInput
-from mlcollage.nn.wrapped import unwrap
+from mlcollage.nn import unwrap
 
 from ._records import Records, tidy
 from .checks import frozen_statistics
@@ -29,8 +29,6 @@ from .closed_form import SGDSettings, check_settings, propagator
 from .ledger import LedgerState, budget, sgd_budget, sgd_step
 from .symmetry import SymmetrySet
 from .term import Kind, check_parameter
-
-__all__ = ["ConservationTracker"]
 
 Mode = Literal["ledger", "closed_form", "both"]
 Named = dict[str, "Tensor | None"]

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
+from scipy.sparse.csgraph import connected_components
 
 Ids = NDArray[np.int64]
 LARGEST_JOINT = 4_000_000  # equations written out for one operation before its degrees are given up (set to zero)
@@ -208,8 +210,6 @@ class System:
 
     def solve(self) -> Solution:
         """Every unknown in terms of free ones: merging equal, opposite and zero unknowns, then elimination."""
-        from scipy import sparse
-
         n = self.size
         # compressed rows: the terms of all equations in a row, and where each equation starts
         widths = np.concatenate([np.full(len(table), table.shape[1]) for table, _ in self._blocks])
@@ -255,9 +255,6 @@ def _substitution(n: int, zero: Ids, x: Ids = _NONE, y: Ids = _NONE, sign: NDArr
 
     Node k stands for +x_k and node n + k for -x_k; an unknown that is connected to its own negative is zero.
     """
-    from scipy import sparse
-    from scipy.sparse.csgraph import connected_components
-
     same = sign > 0
     start = np.concatenate([zero, x, x + n])
     stop = np.concatenate([zero + n, np.where(same, y, y + n), np.where(same, y + n, y)])
@@ -274,8 +271,6 @@ def _substitution(n: int, zero: Ids, x: Ids = _NONE, y: Ids = _NONE, sign: NDArr
 
 def _eliminate(equations: Any, n: int) -> Any:
     """Substitution from the remaining equations, in exact arithmetic; of each the rarest unknown is solved for."""
-    from scipy import sparse
-
     if equations.shape[0] > LARGEST_ELIMINATION:  # give up: all of them zero, which only loses symmetries
         return _substitution(n, np.unique(equations.indices))
     solved: dict[int, dict[int, Fraction]] = {}

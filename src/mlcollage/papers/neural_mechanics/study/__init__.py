@@ -6,10 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from mlcollage.data.workload import Labeled
-from mlcollage.lab.experiment import Experiment
-from mlcollage.lab.run import Scale
-from mlcollage.lab.study import Study
+from mlcollage.data import Labeled
+from mlcollage.lab import Experiment, Scale, Study
 
 from .bench import Common
 from .claims import CLAIMS

@@ -14,18 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlcollage.errors import InvalidInput
-from mlcollage.lab.experiment import Task
-from mlcollage.lab.measurements import Measurements
-from mlcollage.nn.init import build, seeded
-from mlcollage.train.loop import Step, epochs, steps
+from mlcollage.lab import Measurements, Task
+from mlcollage.nn import build, seeded
+from mlcollage.train import Step, epochs, steps
 
 from ..find import find_symmetries
 from ..symmetry import SymmetrySet
 from ..term import KINDS
 from ..tracker import ConservationTracker
 from .models import networks, row_transformer, samples
-
-__all__ = ["Bench", "Common", "Net", "Watch"]
 
 Arrays = dict[str, npt.NDArray[Any]]
 _RATES = (1.0, 0.3, 0.1, 0.03, 0.01, 1e-3)  # of the wanted learning rate, tried in turn on a user's model
@@ -115,7 +112,9 @@ class Bench:
             families = found.of_kind(kind)
             self.m.add_all({"laws": families.n_laws, "families": len(families)}, arm=name, kind=kind)
         self.m.add_all({"not_handled": len(found.unhandled), "rate": rate}, arm=name)
-        rows = [(law.kind, law.name, str(law.n_laws), law.broken_by or "", f"{law.residual or 0:.1e}") for law in found]
+        rows = [
+            (str(law.kind), law.name, str(law.n_laws), law.broken_by or "", f"{law.residual or 0:.1e}") for law in found
+        ]
         self.m.array(f"laws_{name}", np.array(rows or [("", "", "", "", "")], dtype=str))
         self.m.array(f"not_handled_{name}", np.array(list(found.unhandled) or [""], dtype=str))
         return Net(name, make, found, rate)

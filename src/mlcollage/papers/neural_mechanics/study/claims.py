@@ -16,8 +16,7 @@ import numpy as np
 import pandas as pd
 
 from mlcollage.errors import InvalidInput
-from mlcollage.lab.claim import Claim
-from mlcollage.lab.estimand import PerSeed
+from mlcollage.lab import Claim, PerSeed
 
 __all__ = ["CLAIMS"]
 

@@ -15,17 +15,14 @@ import numpy.typing as npt
 import torch
 from torch.optim import SGD, AdamW
 
-from mlcollage.lab.experiment import Task
-from mlcollage.lab.measurements import Measurements
-from mlcollage.train.schedules import cosine
+from mlcollage.lab import Measurements, Task
+from mlcollage.train import cosine
 
 from ..checks import check_gradient, check_hessian
 from ..closed_form import predict
 from ..ledger import TERMS
 from ..term import KINDS, Kind
 from .bench import Arrays, Bench, Common, Net, Watch
-
-__all__ = ["Laws", "Training", "check_laws", "train_networks"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -202,7 +199,8 @@ def _constraints(bench: Bench, net: Net, in_double: bool) -> None:
         few = torch.randint(len(bench.x), (min(64, bench.batch_size),), generator=draw)
         curved = check_hessian(model, net.symmetries, bench.loss(few), most=4, generator=draw)
         kinds, broken = curved["kind"].mask(curved["name"].isin(idle), "bias"), curved["name"].isin(net.broken)
-        for (kind, epsilon), rows in curved.groupby([kinds, broken], sort=False).groups.items():
+        groups: Mapping[Any, Any] = curved.groupby([kinds, broken], sort=False).groups
+        for (kind, epsilon), rows in groups.items():
             where: dict[str, Any] = {"arm": net.name, "kind": kind, "epsilon": bool(epsilon), "precision": precision}
             slopes, bent = [report.loc[rows] for report in reports], curved.loc[rows]
             found = {
@@ -271,7 +269,7 @@ def _attention(bench: Bench, net: Net) -> None:
     report = check_gradient(bench.warm(net), net.symmetries, loss, controls=2, generator=bench.seed)
     for kind, rows in report.groupby("kind"):
         found = {"attention_residual": rows["residual"].max(), "attention_control": rows["control"].median()}
-        bench.m.add_all(found, arm="attention", kind=kind)
+        bench.m.add_all(found, arm="attention", kind=str(kind))
     make = functools.partial(SGD, lr=0.05 * net.rate, momentum=0.9, weight_decay=1e-3)
     for kind, own in _by_kind(bench.track(net, make, bench.s.ledger_steps)):
         start, end = own["measured"][0], own["measured"][-1]

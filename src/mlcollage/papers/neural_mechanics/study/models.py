@@ -11,10 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlcollage.data.problem import Problem, problem
-from mlcollage.data.workload import Labeled
-from mlcollage.nn.mlp import MLP
-from mlcollage.nn.vgg import VGG
+from mlcollage.data import Labeled, Problem, problem
+from mlcollage.nn import MLP, VGG
 
 __all__ = ["networks", "row_transformer", "samples"]
 
