@@ -393,7 +393,7 @@ def test_bench_prints_ratios_and_records_them_once(mlcollage, tmp_path):
     assert "1,234" in recorded
     assert "cores" in recorded
     facts = mlcollage("bench", "deep_bootstrap", "--no-record", "--json").json
-    assert [row["name"] for row in facts["rows"]] == ["ours [fast]", "peer"]
+    assert [row["name"] for row in facts["rows"]["deep_bootstrap"]] == ["ours [fast]", "peer"]
 
 
 def test_a_paper_without_a_benchmark_says_where_they_are(mlcollage):
@@ -482,13 +482,20 @@ def test_a_folder_that_cannot_be_written(mlcollage, probe, monkeypatch, call):
     assert "Traceback" not in done.err
 
 
-def test_a_damaged_result_names_what_to_delete(mlcollage, probe, tmp_path):
+def test_a_damaged_result_is_named_and_measured_again(mlcollage, probe, tmp_path):
     mlcollage("run", "probe", "--scale", "smoke")
     folder = next((tmp_path / "results" / "runs" / "probe").iterdir())
     (folder / "measurements.parquet").write_bytes(b"PAR1 not really")
-    done = mlcollage("judge", "probe", "--scale", "smoke")
-    assert done.code == 2
-    assert done.says("is damaged", "delete the folder", folder.name)
+    judged = mlcollage("judge", "probe", "--scale", "smoke")
+    assert judged.code == 0
+    assert "is damaged" in judged.err
+    assert "`mlcollage run probe` measures it again" in judged.err
+    found = mlcollage("doctor")
+    assert found.code == 1
+    assert f"probe/{folder.name}" in found.out
+    assert mlcollage("run", "probe", "--scale", "smoke").code == 0
+    assert "is damaged" not in mlcollage("judge", "probe", "--scale", "smoke").err
+    assert (tmp_path / "results" / "damaged" / "probe" / folder.name).exists()
 
 
 def test_results_of_another_version_of_an_experiment_are_not_mixed_in(mlcollage, probe, monkeypatch, tmp_path):

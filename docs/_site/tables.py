@@ -1,7 +1,7 @@
 """Fills the tables of papers and of claims in the pages, from each paper's ``paper.toml`` and claims.
 
-``python docs/_site/tables.py`` rewrites what stands between ``<!-- table: ... -->`` and ``<!-- end of table -->`` in the
-README and the pages; with ``--check`` it only says which pages are out of date.
+``python docs/_site/tables.py`` rewrites what stands between ``<!-- table: ... -->`` and ``<!-- end of table -->`` in
+the README and the pages; with ``--check`` it only says which pages are out of date.
 """
 
 import argparse

@@ -320,7 +320,6 @@ def _say_damaged(evidences: Sequence[Evidence]) -> None:
 
 
 def _report_failures(evidences: Sequence[Evidence]) -> None:
-    _say_damaged(evidences)
     failed = [f for e in evidences for f in e.failures]
     if failed:
         first = "; ".join(f"{f.run}: {f.reason.rstrip('.')}" for f in failed[:3])
@@ -421,6 +420,7 @@ def judge(
 
     (study,) = _studies([slug], scale, workload)
     evidence = study.evidence(Store(store))
+    _say_damaged([evidence])
     if not evidence.runs:
         _report_failures([evidence])
         again = f"mlcollage run {slug} --scale {scale.value}" + (f" --workload {workload}" if workload else "")
@@ -475,6 +475,7 @@ def slide(
 
     (study,) = _studies([slug], scale, workload)
     evidence = study.evidence(Store(store))
+    _say_damaged([evidence])
     with err.status(f"drawing {slug}"):
         _, files = draw_slide(study, evidence, study.judge(evidence), to or store / "slides", formats or FORMATS)
     if json:
@@ -505,6 +506,7 @@ def digest(
     for study in _studies(_slugs_of(months), scale, None):
         evidence = _execute(study, place, engine, workers) if run_missing else study.evidence(place)
         evidences.append(evidence)
+        _say_damaged([evidence])
         if not evidence.runs:
             continue
         try:

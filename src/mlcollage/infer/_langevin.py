@@ -15,8 +15,6 @@ from mlcollage._checks import positive, real
 from mlcollage.errors import InvalidInput
 from mlcollage.infer.density import Generator, normal, torch_generator
 
-__all__ = ["Langevin"]
-
 
 class Langevin(Optimizer):
     """An optimizer whose steps sample a tempered posterior from gradients of the mean loss of a minibatch."""

@@ -14,8 +14,6 @@ from torch import Tensor
 from mlcollage._checks import probability
 from mlcollage.errors import InvalidInput
 
-__all__ = ["DualAveraging", "RunningVariance", "mass_windows"]
-
 
 @dataclass
 class DualAveraging:

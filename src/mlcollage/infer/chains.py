@@ -13,8 +13,6 @@ from mlcollage.errors import InvalidInput
 from mlcollage.infer.density import State
 from mlcollage.infer.export import to_arviz
 
-__all__ = ["Chains", "Info"]
-
 Part = int | slice | Sequence[int] | Callable[[Tensor], Tensor]
 
 

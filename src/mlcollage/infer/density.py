@@ -25,8 +25,6 @@ from torch import Tensor
 from mlcollage._checks import positive
 from mlcollage.errors import InvalidInput
 
-__all__ = ["Generator", "LogDensity", "LogProb", "State", "normal", "start", "torch_generator"]
-
 LogProb = Callable[[Tensor], Tensor | tuple[Tensor, Tensor]]  # (chains, dim) to (chains,), or with (chains, dim)
 Generator = torch.Generator | int  # a generator, or a seed of one
 

@@ -22,8 +22,6 @@ from mlcollage._checks import integer
 from mlcollage.errors import InvalidInput
 from mlcollage.infer.export import is_before_1
 
-__all__ = ["Streaming", "bfmi", "ess", "rhat"]
-
 Floats = npt.NDArray[np.float64]
 
 

@@ -21,8 +21,6 @@ from torch import Tensor, nn
 from mlcollage._checks import integer
 from mlcollage.errors import InvalidInput
 
-__all__ = ["Ensemble", "RunningMixture", "mix_gaussians", "mix_logits"]
-
 
 def mix_logits(logits: Tensor) -> Tensor:
     """Log-probabilities of the mixture of members' softmax distributions, in float64.

@@ -42,8 +42,6 @@ from mlcollage.infer._run import (
 from mlcollage.infer.chains import Chains, Info
 from mlcollage.infer.density import Generator, LogDensity, LogProb, State, start, torch_generator
 
-__all__ = ["Sampler", "build", "init", "leapfrog", "prior_period", "sample", "update"]
-
 Steps = int | tuple[int, int]  # a number, or (least, most)
 _MOST_STEPS = 1_000_000  # of one trajectory: beyond it a step size or a length is wrong
 

@@ -32,8 +32,6 @@ from mlcollage.infer.chains import Chains, Info
 from mlcollage.infer.density import Generator, LogDensity, LogProb, State, start, torch_generator
 from mlcollage.infer.hmc import leapfrog
 
-__all__ = ["sample", "update"]
-
 
 @dataclass
 class _Phase:

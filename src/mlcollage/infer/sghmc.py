@@ -35,8 +35,6 @@ from mlcollage.errors import InvalidInput
 from mlcollage.infer._langevin import Langevin
 from mlcollage.infer.density import Generator
 
-__all__ = ["SGHMC", "Cyclical"]
-
 
 class SGHMC(Langevin):
     r"""Langevin dynamics with momentum on minibatches, as a :class:`torch.optim.Optimizer`.

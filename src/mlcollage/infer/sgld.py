@@ -30,8 +30,6 @@ from torch import Tensor
 from mlcollage.infer._langevin import Langevin
 from mlcollage.infer.density import Generator
 
-__all__ = ["SGLD"]
-
 
 class SGLD(Langevin):
     r"""Langevin dynamics on minibatches, as a :class:`torch.optim.Optimizer`.

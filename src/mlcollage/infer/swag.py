@@ -31,8 +31,6 @@ from mlcollage._checks import integer, real
 from mlcollage.errors import InvalidInput, MissingFile
 from mlcollage.infer.density import Generator, normal, torch_generator
 
-__all__ = ["SWAG"]
-
 
 class SWAG:
     r"""Running moments of a module's parameters, and draws from the Gaussian they make.

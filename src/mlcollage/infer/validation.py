@@ -48,8 +48,6 @@ from mlcollage.infer.density import Generator, torch_generator
 from mlcollage.stats.adaptive import holm
 from mlcollage.stats.simulation import sbc_ranks
 
-__all__ = ["GewekeResult", "geweke", "sbc"]
-
 Floats = npt.NDArray[np.float64]
 Quantity = Callable[[Tensor, Any], Tensor]
 

@@ -26,8 +26,6 @@ from mlcollage._checks import integer, positive
 from mlcollage.errors import InvalidInput
 from mlcollage.infer.density import Generator, LogDensity, LogProb, normal, start, torch_generator
 
-__all__ = ["MeanField", "elbo", "fit"]
-
 
 @dataclass(frozen=True)
 class MeanField:

@@ -21,8 +21,6 @@ from mlcollage.lab.study import Study
 if TYPE_CHECKING:
     from mlcollage.data.workload import Workload
 
-__all__ = ["BoundStudy"]
-
 _MOST_RUNS = 100_000
 _BATCH = 5  # seeds are added so many at a time: runs that hold several seeds can share what they load
 

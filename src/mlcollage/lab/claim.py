@@ -17,8 +17,6 @@ from mlcollage.errors import InvalidInput
 from mlcollage.lab.evidence import Evidence
 from mlcollage.lab.run import Scale
 
-__all__ = ["Claim", "Direction", "Status", "Test", "Verdict", "fingerprint"]
-
 Direction = Literal["greater", "less", "within", "at_most", "at_least"]
 Test = Literal["t", "bootstrap_t", "sign_flip", "permutation", "trend", "exact"]
 Estimand = Callable[[Evidence], pd.DataFrame]

@@ -30,8 +30,6 @@ from mlcollage.stats.causal import sign_flip_test
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Comparison", "compare", "judge_table"]
-
 _LEVEL = 0.95
 _WORDS = {Status.SUPPORTED: "better", Status.CONTRADICTED: "worse", Status.INCONCLUSIVE: "open"}
 

@@ -13,8 +13,6 @@ from typing import Literal
 
 from mlcollage.lab.store import Store
 
-__all__ = ["Check", "examine"]
-
 _EXTRAS = {
     "river": ("river", "RiverGLN and the benchmarks"),
     "datasets": ("hub", "workloads from the Hugging Face hub"),

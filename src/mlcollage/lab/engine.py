@@ -22,8 +22,6 @@ from mlcollage.lab.store import Store
 from mlcollage.lab.worker import EXIT_DISK, EXIT_FAILED, THREAD_VARIABLES
 from mlcollage.lab.worker import main as worker_main
 
-__all__ = ["Engine", "Event", "LocalEngine", "get_engine"]
-
 # Imported once, before runs are forked: two seconds each run would otherwise spend. torch imports _dynamo with the
 # first optimizer. Importing them starts no Python thread and does not touch a GPU, so that forking afterwards is safe.
 # Studies are not among them: the server outlives an edit of a study in a notebook, and would go on with the old one.

@@ -23,8 +23,6 @@ import pandas as pd
 from mlcollage.errors import InvalidInput, MLCollageError, UnknownName
 from mlcollage.lab.evidence import Evidence
 
-__all__ = ["At", "Difference", "Level", "PerSeed", "Trend"]
-
 At = int | Literal["last", "first", "mean", "max", "min"]
 _SUMMARIES: dict[str, Callable[..., Any]] = {"mean": np.mean, "max": np.max, "min": np.min}
 _RESERVED = {"arm", "seed", "metric", "step", "value", "run"}

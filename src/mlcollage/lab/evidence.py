@@ -13,8 +13,6 @@ import pandas as pd
 from mlcollage.errors import UnknownName
 from mlcollage.lab.run import Run, Scale
 
-__all__ = ["Evidence", "Failure"]
-
 
 @dataclass(frozen=True)
 class Failure:

@@ -8,8 +8,6 @@ from dataclasses import replace
 from mlcollage.collage.content import Panel
 from mlcollage.lab.claim import Status, Verdict
 
-__all__ = ["with_headlines"]
-
 
 def with_headlines(
     panels: Sequence[Panel], verdicts: Mapping[str, Verdict], messages: Mapping[str, tuple[str, str]]

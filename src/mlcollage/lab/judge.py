@@ -68,8 +68,6 @@ from mlcollage.lab.seeds import copied_seeds, listed, lost_seeds, mixed_units, p
 from mlcollage.stats._values import Floats, difference, is_constant
 from mlcollage.stats.adaptive import Design, Goal, holm, required_seeds, tost
 
-__all__ = ["claim_table", "complete_values", "judge"]
-
 POWER = 0.8
 FEW = 5
 

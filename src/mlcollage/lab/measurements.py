@@ -12,8 +12,6 @@ import pandas as pd
 
 from mlcollage.errors import InvalidInput
 
-__all__ = ["Measurements"]
-
 _ARRAY_NAME = re.compile(r"[A-Za-z0-9_.\-]+")
 
 

@@ -15,8 +15,6 @@ from typing import Any
 
 from mlcollage.errors import InvalidInput, UnknownName
 
-__all__ = ["ENTRY_POINTS", "IDEAS", "Paper", "find_paper", "papers"]
-
 ENTRY_POINTS = "mlcollage.papers"
 IDEAS = ("causal", "bootstrap", "regularize", "multilevel", "compute", "adaptive", "robust", "explore")
 _PACKAGE = "mlcollage.papers"

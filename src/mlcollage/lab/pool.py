@@ -35,8 +35,6 @@ from mlcollage.stats.bootstrap import t_interval
 from mlcollage.stats.causal import page_trend
 from mlcollage.stats.multilevel import PartialPooling
 
-__all__ = ["PooledClaim", "draw_forest", "pool", "pool_claim"]
-
 LEVEL = 0.95
 _Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 _FORMATS = (".svg", ".png", ".pdf")

@@ -31,19 +31,6 @@ from mlcollage.stats.sequential import (
 )
 from mlcollage.stats.shape import outlying, skewed_t_test, skewness, skewness_p
 
-__all__ = [
-    "ANYTIME",
-    "LEVEL",
-    "Procedure",
-    "Samples",
-    "against_the_alternative",
-    "constant_procedure",
-    "mean_procedure",
-    "shape_of",
-    "stricter_tests",
-    "trend_procedure",
-]
-
 LEVEL = 0.95
 ANYTIME = ("t", "sign_flip", "permutation", "trend")
 """Tests with an anytime-valid version."""

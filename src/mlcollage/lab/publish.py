@@ -20,8 +20,6 @@ from mlcollage.lab.evidence import Evidence
 from mlcollage.lab.paper import Paper, papers
 from mlcollage.lab.store import Store
 
-__all__ = ["FORMATS", "Published", "draw_slide", "make_slide", "publish_study", "slide_name", "write_pages"]
-
 FORMATS = ("svg", "png", "pdf")
 _DIRECTIONS = {
     "greater": "is greater than",

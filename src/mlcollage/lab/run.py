@@ -13,8 +13,6 @@ from types import MappingProxyType
 from mlcollage._checks import integer
 from mlcollage.errors import InvalidInput
 
-__all__ = ["Run", "Scale", "Setting"]
-
 Setting = str | int | float | bool | None | tuple["Setting", ...]
 
 

@@ -21,8 +21,6 @@ from mlcollage.lab.procedures import ANYTIME
 from mlcollage.lab.run import Run, Scale
 from mlcollage.lab.store import Store
 
-__all__ = ["check_settling", "next_runs", "open_claims", "run_missing", "run_study", "run_until_settled", "settle"]
-
 TIMES = 4
 """Seeds at most, as a multiple of those registered, unless the caller says otherwise."""
 

@@ -12,8 +12,6 @@ from string import Template
 from mlcollage.errors import InvalidInput
 from mlcollage.lab.paper import papers
 
-__all__ = ["create"]
-
 _PLACES = {
     "pyproject.toml": "pyproject.toml",
     "README.md": "README.md",

@@ -17,8 +17,6 @@ import pandas as pd
 from mlcollage.lab.claim import Claim
 from mlcollage.lab.evidence import Evidence, Failure
 
-__all__ = ["copied_seeds", "listed", "lost_seeds", "mixed_units", "plural", "relevant_failures"]
-
 _IDENTITY = {"study", "experiment", "scale", "workload", "run", "seed", "value"}
 _OFF_GRID = 2  # equal numbers that are no simple fraction: not by chance
 _ON_GRID = 6  # equal numbers that are (accuracies on a small test set) ...

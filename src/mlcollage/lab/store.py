@@ -33,8 +33,6 @@ from mlcollage.lab.evidence import Evidence, Failure
 from mlcollage.lab.measurements import Measurements
 from mlcollage.lab.run import Run, Scale
 
-__all__ = ["DamagedRun", "Store"]
-
 _IDENTITY = ["study", "experiment", "arm", "seed", "scale", "workload", "run"]
 
 

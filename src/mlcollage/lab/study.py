@@ -12,8 +12,6 @@ from mlcollage.lab.claim import Claim
 from mlcollage.lab.experiment import Experiment
 from mlcollage.lab.run import Scale
 
-__all__ = ["Study"]
-
 
 @dataclass(frozen=True)
 class Study:

@@ -24,8 +24,6 @@ from mlcollage.lab.claim import fingerprint
 from mlcollage.lab.run import Run
 from mlcollage.lab.store import Store
 
-__all__ = ["EXIT_DISK", "EXIT_FAILED", "THREAD_VARIABLES", "execute", "main"]
-
 EXIT_FAILED = 3
 EXIT_DISK = 28
 THREAD_VARIABLES = (

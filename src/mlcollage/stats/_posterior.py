@@ -15,8 +15,6 @@ from scipy.special import ndtr
 from mlcollage._checks import probability
 from mlcollage.stats._values import Floats
 
-__all__ = ["Draws", "GridDensity", "Marginal", "NormalMixture", "draw_from_grid"]
-
 
 class Marginal(Protocol):
     """A marginal distribution, or a vector of them."""

@@ -13,8 +13,6 @@ import numpy.typing as npt
 from mlcollage.errors import InvalidInput
 from mlcollage.stats._values import Floats
 
-__all__ = ["CHUNK", "Evaluator", "Statistic", "Units", "blocks", "codes"]
-
 Statistic = Callable[..., npt.ArrayLike]
 FEW = 10  # units below which a bootstrap without studentizing falls well short of its level
 CHUNK = 2**20  # numbers held at once for a statistic that needs the values themselves

@@ -10,22 +10,6 @@ import numpy.typing as npt
 from mlcollage._checks import choice, probability
 from mlcollage.errors import InvalidInput
 
-__all__ = [
-    "ROUNDING",
-    "Alternative",
-    "Floats",
-    "Rng",
-    "by_side",
-    "difference",
-    "finite",
-    "is_constant",
-    "levels",
-    "pair",
-    "sample",
-    "table",
-    "tail",
-]
-
 ROUNDING = 1e-12
 """Values closer than this share of their magnitude are equal: what is left is rounding. The one tolerance of all."""
 

@@ -17,8 +17,6 @@ from mlcollage.errors import InvalidInput
 from mlcollage.stats._values import Floats
 from mlcollage.stats.causal import t_test
 
-__all__ = ["Design", "Goal", "holm", "power", "required_seeds", "tost"]
-
 Design = Literal["paired", "one_sample", "unpaired"]
 Goal = Literal["difference", "equivalence"]
 _MOST = 10**9  # seeds beyond which a design is hopeless

@@ -18,8 +18,6 @@ from mlcollage._checks import choice, probability, real
 from mlcollage.errors import InvalidInput, UnknownName
 from mlcollage.stats._values import Floats, Rng
 
-__all__ = ["UCB1", "Bandit", "EpsilonGreedy", "ThompsonSampling", "TopTwoThompson"]
-
 Reward = Literal["bernoulli", "gaussian"]
 
 _ROUNDS = 500  # joint posterior draws in which top-two looks for a second leader

@@ -25,18 +25,6 @@ from mlcollage.errors import InvalidInput
 from mlcollage.stats._resample import CHUNK, Evaluator, Statistic, Units, blocks, codes
 from mlcollage.stats._values import Alternative, Floats, Rng, by_side, finite, is_constant, sample, tail
 
-__all__ = [
-    "BootstrapInterval",
-    "Method",
-    "WildBootstrap",
-    "bootstrap_ci",
-    "bootstrap_t_interval",
-    "bootstrap_t_test",
-    "resample_counts",
-    "t_interval",
-    "wild_bootstrap",
-]
-
 Method = Literal["bootstrap-t", "bca", "basic", "percentile", "bayes"]
 
 _RADEMACHER = np.array([-1.0, 1.0])

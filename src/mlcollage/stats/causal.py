@@ -34,17 +34,6 @@ from mlcollage.stats._values import (
     tail,
 )
 
-__all__ = [
-    "PageTrend",
-    "PairedDifference",
-    "page_trend",
-    "paired_difference",
-    "permutation_test_two_sample",
-    "sign_flip_interval",
-    "sign_flip_test",
-    "t_test",
-]
-
 _EXACT = 20  # 2^20 sign patterns take 8 MB; beyond, patterns are drawn
 
 

@@ -29,8 +29,6 @@ from mlcollage.errors import InvalidInput
 from mlcollage.stats._values import Floats, pair, sample, tail
 from mlcollage.stats.bootstrap import t_interval
 
-__all__ = ["AverageEffect", "Effect", "Overlap", "aipw", "hajek", "regression_adjustment"]
-
 Method = Literal["aipw", "ipw", "regression", "naive"]
 _MANY_CLIPPED = 0.05  # share of clipped propensities that is warned of
 

@@ -25,20 +25,6 @@ from mlcollage.stats._values import Floats, Rng, finite, levels, pair, sample, t
 if TYPE_CHECKING:
     from mlcollage.stats.simulation import SBCResult
 
-__all__ = [
-    "CriticalDifference",
-    "Lineup",
-    "cd_diagram",
-    "coverage",
-    "critical_difference",
-    "ecdf",
-    "forest",
-    "lineup",
-    "lineup_p_value",
-    "sbc_ecdf",
-    "slope",
-]
-
 _QUIET = "0.45"  # the gray of what is not data
 
 

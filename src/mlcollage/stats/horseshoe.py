@@ -14,8 +14,6 @@ from torch import Tensor
 from mlcollage._checks import integer, positive, real
 from mlcollage.errors import InvalidInput
 
-__all__ = ["HorseshoePrior", "horseshoe_scale"]
-
 
 def horseshoe_scale(relevant: float, dim: int, *, sigma: float = 1.0, n: int) -> float:
     r"""Global scale :math:`\tau_0 = \frac{p_0}{D - p_0} \frac{\sigma}{\sqrt n}` for about ``relevant`` effects.

@@ -17,8 +17,6 @@ from mlcollage._checks import integer, probability, real
 from mlcollage.errors import InvalidInput
 from mlcollage.stats._values import Floats, Rng, finite
 
-__all__ = ["AbcPosterior", "abc_rejection"]
-
 _LEAST = 10  # draws kept, below which nothing can be said of a posterior
 
 

@@ -32,8 +32,6 @@ from mlcollage.errors import InvalidInput
 from mlcollage.stats._posterior import Draws, GridDensity, Marginal, NormalMixture, draw_from_grid
 from mlcollage.stats._values import Floats, Rng, pair, sample, tail
 
-__all__ = ["EffectPosterior", "PartialPooling"]
-
 TauPrior = Literal["half-normal", "half-cauchy"]
 Noise = Literal["known", "pooled"]
 Dist = Literal["normal", "t"]

@@ -24,16 +24,6 @@ from mlcollage._checks import integer, positive, real
 from mlcollage.errors import InvalidInput
 from mlcollage.stats._values import Floats, Rng, finite, table
 
-__all__ = [
-    "Loo",
-    "RandomReLURegressor",
-    "double_descent",
-    "effective_degrees_of_freedom",
-    "noisy_line",
-    "penalty_for",
-    "psis_loo",
-]
-
 # a grid that reaches from no shrinkage to nearly nothing left, for features of unit scale
 _PENALTIES = tuple(float(p) for p in np.logspace(-4, 2, 13))
 

@@ -25,23 +25,6 @@ from mlcollage._checks import integer, positive, probability, real
 from mlcollage.errors import InvalidInput, MLCollageError
 from mlcollage.stats._values import ROUNDING, Floats, Rng, difference, finite, is_constant, pair, sample, tail
 
-__all__ = [
-    "Improvement",
-    "Line",
-    "Multiverse",
-    "hodges_lehmann",
-    "huber",
-    "iqm",
-    "mad",
-    "median_of_means",
-    "multiverse",
-    "optimality_gap",
-    "prob_improvement",
-    "theil_sen",
-    "trimmed_mean",
-    "tukey_biweight",
-]
-
 _TOLERANCE = 1e-10  # of a location, in scales
 _ITERATIONS = 500  # far more than reweighting needs
 

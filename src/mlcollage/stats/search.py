@@ -24,16 +24,6 @@ from mlcollage._checks import integer, real
 from mlcollage.errors import InvalidInput
 from mlcollage.stats._values import Floats, Rng, finite
 
-__all__ = [
-    "AsynchronousHalving",
-    "ExpectedImprovement",
-    "Halving",
-    "Hyperband",
-    "SuccessiveHalving",
-    "Trial",
-    "expected_improvement",
-]
-
 Draw = Callable[[np.random.Generator], Any]
 _CANDIDATES = 1024  # quasi-random points among which expected improvement looks before it climbs
 _CLIMBS = 5

@@ -21,8 +21,6 @@ from mlcollage.errors import InvalidInput
 from mlcollage.stats._values import ROUNDING, Floats, Rng, finite, levels, sample
 from mlcollage.stats.causal_effects import AverageEffect
 
-__all__ = ["EValue", "Refutation", "e_value", "placebo", "random_common_cause", "rosenbaum_gamma", "rosenbaum_p"]
-
 _EXACT_PAIRS = 200  # the exact distribution takes n^3 steps; beyond, it is normal to three digits
 _LARGEST_GAMMA = 1e6
 

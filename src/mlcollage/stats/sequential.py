@@ -26,15 +26,6 @@ from mlcollage._checks import choice, integer, positive, probability, real
 from mlcollage.errors import InvalidInput
 from mlcollage.stats._values import Floats, difference, finite, is_constant, levels, sample, tail
 
-__all__ = [
-    "ConfidenceSequence",
-    "sequential_bounded_test",
-    "sequential_sign_interval",
-    "sequential_sign_test",
-    "sequential_t_interval",
-    "sequential_t_test",
-]
-
 Side = Literal["greater", "less"]
 Kind = Literal["t", "gaussian", "bounded", "empirical-bernstein"]
 _GRID = 1001  # candidate means of the betting sequence; the interval is rounded outward to the grid

@@ -17,8 +17,6 @@ from mlcollage._checks import choice, probability
 from mlcollage.errors import InvalidInput
 from mlcollage.stats._values import ROUNDING, Alternative, Floats, by_side, is_constant, sample
 
-__all__ = ["outlying", "skewed_t_test", "skewness", "skewness_p"]
-
 _DRAWN = 100  # values up to which the null distribution of the skewness is simulated; beyond, scipy's is accurate
 _SAMPLES = 9999
 

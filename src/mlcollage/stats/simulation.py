@@ -21,16 +21,6 @@ from mlcollage.errors import InvalidInput
 from mlcollage.stats._values import Floats, Rng, finite, table
 from mlcollage.stats.adaptive import holm
 
-__all__ = [
-    "EcdfBand",
-    "PredictiveCheck",
-    "SBCResult",
-    "ecdf_band",
-    "posterior_predictive_check",
-    "sbc_ranks",
-    "sbc_uniformity",
-]
-
 Ints = npt.NDArray[np.int64]
 _POINTS = 100  # at most, at which an ECDF is compared with its band
 _SIMULATED = 4000  # uniform samples behind a band: the miss rate of a 95 % band is known to 0.3 points
