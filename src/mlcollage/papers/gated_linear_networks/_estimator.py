@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, Self, TypedDict
 
@@ -72,6 +73,7 @@ def blocks(n: int) -> Iterator[slice]:
     return (slice(start, min(start + _BLOCK, n)) for start in range(0, n, _BLOCK))
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class OnlineEstimator(BaseEstimator):
     """An online learner with gated linear networks inside.
 
@@ -79,9 +81,18 @@ class OnlineEstimator(BaseEstimator):
     estimator has no effect before it is fitted anew. Only ``n_jobs``, on which no result depends, is read each time.
     """
 
-    settings_: SimpleNamespace
-    network_: Any
-    _inputs_: Any
+    weight_clip: float = 200.0
+    context_bias_scale: float = 0.05
+    weight_init: str = "mean"
+    gradient: str = "paper"
+    tables: str = "auto"
+    dtype: Any = "float32"
+    random_state: Any = None
+
+    # Set by learning, so that scikit-learn, which takes each argument of __init__ for a parameter, does not see them.
+    settings_: SimpleNamespace = field(init=False)
+    network_: Any = field(init=False)
+    _inputs_: Any = field(init=False)
 
     # ------------------------------------------------------------------ learning
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from types import SimpleNamespace
 from typing import Any, Self
 
@@ -22,6 +23,7 @@ from .network import GatedNetwork
 Array = NDArray[Any]
 
 
+@dataclass(eq=False, repr=False)
 class GLNBandit(OnlineEstimator):
     r"""Gated linear contextual bandit (GLCB): a network per action, and a bonus for contexts rarely visited.
 
@@ -94,50 +96,23 @@ class GLNBandit(OnlineEstimator):
     True
     """
 
-    def __init__(
-        self,
-        n_actions: int,
-        n_features: int,
-        *,
-        hidden_layer_sizes: Sequence[int] = (16, 16),
-        context_dim: int = 4,
-        exploration: float = 0.05,
-        aggregation: float = -0.5,
-        prior_count: float = 1.0,
-        reward_range: tuple[float, float] = (0.0, 1.0),
-        tree_depth: int = 0,
-        learning_rate: LearningRate = 0.01,
-        learning_rate_init: float = 0.01,
-        eps: float = 0.01,
-        weight_clip: float = 200.0,
-        context_bias_scale: float = 0.05,
-        layer_bias: float = 0.731,
-        weight_init: str = "mean",
-        gradient: str = "paper",
-        tables: str = "auto",
-        dtype: Any = "float32",
-        random_state: Any = 0,
-    ) -> None:
-        self.n_actions = n_actions
-        self.n_features = n_features
-        self.hidden_layer_sizes = hidden_layer_sizes
-        self.context_dim = context_dim
-        self.exploration = exploration
-        self.aggregation = aggregation
-        self.prior_count = prior_count
-        self.reward_range = reward_range
-        self.tree_depth = tree_depth
-        self.learning_rate = learning_rate
-        self.learning_rate_init = learning_rate_init
-        self.eps = eps
-        self.weight_clip = weight_clip
-        self.context_bias_scale = context_bias_scale
-        self.layer_bias = layer_bias
-        self.weight_init = weight_init
-        self.gradient = gradient
-        self.tables = tables
-        self.dtype = dtype
-        self.random_state = random_state
+    n_actions: int
+    n_features: int
+    _: KW_ONLY
+    hidden_layer_sizes: Sequence[int] = (16, 16)
+    context_dim: int = 4
+    exploration: float = 0.05
+    aggregation: float = -0.5
+    prior_count: float = 1.0
+    reward_range: tuple[float, float] = (0.0, 1.0)
+    tree_depth: int = 0
+    learning_rate: LearningRate = 0.01
+    learning_rate_init: float = 0.01
+    eps: float = 0.01
+    layer_bias: float = 0.731
+    random_state: Any = 0
+
+    def __post_init__(self) -> None:
         self.reset()
 
     def reset(self) -> Self:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ except ImportError as error:
 Array = NDArray[Any]
 
 
+@dataclass(eq=False, repr=False)
 class RiverGLN(base.Classifier):
     """Gated linear network for river: ``learn_one(x, y)``, ``predict_proba_one(x)``, any features, any classes.
 
@@ -61,28 +63,18 @@ class RiverGLN(base.Classifier):
     True
     """
 
-    def __init__(
-        self,
-        hidden_layer_sizes: tuple[int, ...] = (16, 16),
-        context_dim: int = 4,
-        learning_rate: LearningRate = 0.02,
-        eps: float = 0.01,
-        weight_clip: float = 200.0,
-        context_bias_scale: float = 0.05,
-        weight_init: str = "mean",
-        gradient: str = "paper",
-        seed: int = 0,
-    ) -> None:
-        check_rate(learning_rate, 0.01)
-        self.hidden_layer_sizes = hidden_layer_sizes
-        self.context_dim = context_dim
-        self.learning_rate = learning_rate
-        self.eps = eps
-        self.weight_clip = weight_clip
-        self.context_bias_scale = context_bias_scale
-        self.weight_init = weight_init
-        self.gradient = gradient
-        self.seed = seed
+    hidden_layer_sizes: tuple[int, ...] = (16, 16)
+    context_dim: int = 4
+    learning_rate: LearningRate = 0.02
+    eps: float = 0.01
+    weight_clip: float = 200.0
+    context_bias_scale: float = 0.05
+    weight_init: str = "mean"
+    gradient: str = "paper"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_rate(self.learning_rate, 0.01)
         self.classes: list[Hashable] = []
         self._columns: dict[Hashable, int] = {}  # feature -> its place among the network's inputs
         self._choices: dict[Hashable, dict[str, None]] = {}  # string feature -> its columns

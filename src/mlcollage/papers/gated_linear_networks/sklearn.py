@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from types import SimpleNamespace
 from typing import Any, Self, Unpack
 
@@ -28,6 +29,7 @@ from .network import GatedNetwork, normalized
 Array = NDArray[Any]
 
 
+@dataclass(eq=False, repr=False)
 class GLNClassifier(ClassifierMixin, OnlineEstimator):
     r"""Gated linear network classifier that learns from one sample at a time, in one pass, without back-propagation.
 
@@ -120,48 +122,19 @@ class GLNClassifier(ClassifierMixin, OnlineEstimator):
     True
     """
 
-    def __init__(
-        self,
-        hidden_layer_sizes: Sequence[int] = (50, 25),
-        context_dim: int = 4,
-        *,
-        learning_rate: LearningRate = "paper",
-        learning_rate_init: float = 0.01,
-        eps: float = 0.01,
-        weight_clip: float = 200.0,
-        context_bias_scale: float = 0.05,
-        layer_bias: float = 0.731,
-        base_predictor: BasePredictor = "standardize",
-        std_offset: float = 0.0,
-        weight_init: str = "mean",
-        aggregator: str = "last",
-        gradient: str = "paper",
-        tables: str = "auto",
-        shuffle: bool = False,
-        n_passes: int = 1,
-        dtype: Any = "float32",
-        n_jobs: int | None = None,
-        random_state: Any = None,
-    ) -> None:
-        self.hidden_layer_sizes = hidden_layer_sizes
-        self.context_dim = context_dim
-        self.learning_rate = learning_rate
-        self.learning_rate_init = learning_rate_init
-        self.eps = eps
-        self.weight_clip = weight_clip
-        self.context_bias_scale = context_bias_scale
-        self.layer_bias = layer_bias
-        self.base_predictor = base_predictor
-        self.std_offset = std_offset
-        self.weight_init = weight_init
-        self.aggregator = aggregator
-        self.gradient = gradient
-        self.tables = tables
-        self.shuffle = shuffle
-        self.n_passes = n_passes
-        self.dtype = dtype
-        self.n_jobs = n_jobs
-        self.random_state = random_state
+    hidden_layer_sizes: Sequence[int] = (50, 25)
+    context_dim: int = 4
+    _: KW_ONLY
+    learning_rate: LearningRate = "paper"
+    learning_rate_init: float = 0.01
+    eps: float = 0.01
+    layer_bias: float = 0.731
+    base_predictor: BasePredictor = "standardize"
+    std_offset: float = 0.0
+    aggregator: str = "last"
+    shuffle: bool = False
+    n_passes: int = 1
+    n_jobs: int | None = None
 
     # ------------------------------------------------------------------ learning
 
@@ -397,6 +370,7 @@ class GLNClassifier(ClassifierMixin, OnlineEstimator):
         self.classes_, self._head_ = unpack_labels(arrays), arrays["heads"]
 
 
+@dataclass(eq=False, repr=False)
 class GLNRegressor(RegressorMixin, OnlineEstimator):
     r"""Gaussian gated linear network: online regression, one sample at a time, with a predictive variance.
 
@@ -466,44 +440,19 @@ class GLNRegressor(RegressorMixin, OnlineEstimator):
     (True, (1000,), (1000,))
     """
 
-    def __init__(
-        self,
-        hidden_layer_sizes: Sequence[int] = (50, 25),
-        context_dim: int = 4,
-        *,
-        learning_rate: LearningRate = 0.02,
-        learning_rate_init: float = 0.01,
-        min_variance: float = 0.05,
-        max_variance: float = 10.0,
-        weight_clip: float = 1000.0,
-        step_limit: float | None = 1.0,
-        context_bias_scale: float = 0.05,
-        std_offset: float = 0.0,
-        weight_init: str = "mean",
-        gradient: str = "paper",
-        tables: str = "auto",
-        shuffle: bool = False,
-        n_passes: int = 1,
-        dtype: Any = "float64",
-        random_state: Any = None,
-    ) -> None:
-        self.hidden_layer_sizes = hidden_layer_sizes
-        self.context_dim = context_dim
-        self.learning_rate = learning_rate
-        self.learning_rate_init = learning_rate_init
-        self.min_variance = min_variance
-        self.max_variance = max_variance
-        self.weight_clip = weight_clip
-        self.step_limit = step_limit
-        self.context_bias_scale = context_bias_scale
-        self.std_offset = std_offset
-        self.weight_init = weight_init
-        self.gradient = gradient
-        self.tables = tables
-        self.shuffle = shuffle
-        self.n_passes = n_passes
-        self.dtype = dtype
-        self.random_state = random_state
+    hidden_layer_sizes: Sequence[int] = (50, 25)
+    context_dim: int = 4
+    _: KW_ONLY
+    learning_rate: LearningRate = 0.02
+    learning_rate_init: float = 0.01
+    min_variance: float = 0.05
+    max_variance: float = 10.0
+    weight_clip: float = 1000.0
+    step_limit: float | None = 1.0
+    std_offset: float = 0.0
+    shuffle: bool = False
+    n_passes: int = 1
+    dtype: Any = "float64"
 
     # ------------------------------------------------------------------ learning
 
@@ -604,6 +553,7 @@ class GLNRegressor(RegressorMixin, OnlineEstimator):
         self._target_, self._seen_ = arrays["target"], arrays["seen"]
 
 
+@dataclass(eq=False, repr=False)
 class GLNDensity(DensityMixin, OnlineEstimator):
     r"""Autoregressive density of binary vectors that is learned in one pass.
 
@@ -650,40 +600,15 @@ class GLNDensity(DensityMixin, OnlineEstimator):
     True
     """
 
-    def __init__(
-        self,
-        hidden_layer_sizes: Sequence[int] = (16, 16),
-        context_dim: int = 4,
-        *,
-        learning_rate: LearningRate = "sqrt",
-        learning_rate_init: float | None = None,
-        eps: float = 0.01,
-        min_probability: float = 1e-4,
-        weight_clip: float = 200.0,
-        context_bias_scale: float = 0.05,
-        layer_bias: float = 0.731,
-        weight_init: str = "mean",
-        gradient: str = "paper",
-        tables: str = "auto",
-        dtype: Any = "float32",
-        n_jobs: int | None = None,
-        random_state: Any = None,
-    ) -> None:
-        self.hidden_layer_sizes = hidden_layer_sizes
-        self.context_dim = context_dim
-        self.learning_rate = learning_rate
-        self.learning_rate_init = learning_rate_init
-        self.eps = eps
-        self.min_probability = min_probability
-        self.weight_clip = weight_clip
-        self.context_bias_scale = context_bias_scale
-        self.layer_bias = layer_bias
-        self.weight_init = weight_init
-        self.gradient = gradient
-        self.tables = tables
-        self.dtype = dtype
-        self.n_jobs = n_jobs
-        self.random_state = random_state
+    hidden_layer_sizes: Sequence[int] = (16, 16)
+    context_dim: int = 4
+    _: KW_ONLY
+    learning_rate: LearningRate = "sqrt"
+    learning_rate_init: float | None = None
+    eps: float = 0.01
+    min_probability: float = 1e-4
+    layer_bias: float = 0.731
+    n_jobs: int | None = None
 
     # ------------------------------------------------------------------ learning
 
