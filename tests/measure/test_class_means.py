@@ -38,7 +38,7 @@ def test_feature_maps_and_tokens_are_averaged_first():
     maps, y = torch.randn(9, 4, 3, 5, generator=G), torch.arange(9) % 3
     torch.testing.assert_close(state(maps, y).compute(), brute_force(maps.mean((2, 3)), y, 3))
     tokens = torch.randn(9, 6, 4, generator=G)
-    torch.testing.assert_close(state(tokens, y).compute(), brute_force(tokens.mean(1), y, 3))
+    torch.testing.assert_close(state(tokens, y, unit_axis=-1).compute(), brute_force(tokens.mean(1), y, 3))
     torch.testing.assert_close(state(tokens, y, unit_axis=1).compute(), brute_force(tokens.mean(2), y, 3))
 
 
@@ -50,7 +50,10 @@ def test_labels_of_pixels_and_tokens_count_each_position():
     kept = y.flatten() != -100
     torch.testing.assert_close(state(maps, y).compute(), brute_force(rows[kept], y.flatten()[kept], 3))
     tokens, y = torch.randn(5, 6, 4, generator=G), torch.randint(3, (5, 6), generator=G)
-    torch.testing.assert_close(state(tokens, y).compute(), brute_force(tokens.reshape(-1, 4), y.flatten(), 3))
+    rows = tokens.reshape(-1, 4)
+    torch.testing.assert_close(state(tokens, y, unit_axis=2).compute(), brute_force(rows, y.flatten(), 3))
+    with pytest.raises(InvalidInput, match=r"may be tokens \(N, T, U\) or maps \(N, U, L\): give unit_axis=-1 or"):
+        state(tokens, y)
 
 
 def test_soft_targets_weigh():

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from mlcollage.measure.units import UnitAxes, unit_axes
+from mlcollage.errors import InvalidInput, UnknownName
+from mlcollage.measure.layer_tap import LayerTap
+from mlcollage.measure.units import LayerUnits, UnitAxes, unit_axes
 from mlcollage.nn.init import seeded
 from mlcollage.nn.resnet import ResNet
 from mlcollage.nn.vit import ViT
@@ -117,3 +119,108 @@ def test_recurrent_and_fused_layers_have_features_last():
     assert unit_axes(nn.Sequential(lstm), torch.ones(3, 2, 4)) == {"0": 2}
     found = unit_axes(nn.TransformerEncoder(layer, 1, enable_nested_tensor=False).eval(), torch.ones(3, 2, 8))
     assert set(found.values()) == {2}
+
+
+# --- examples and units of a layer together ---------------------------------------------------------------------------
+
+
+def laid(model, x, layers="*", **options):
+    """Outputs of the layers, each as (N, U, *positions), as `LayerUnits` sees them."""
+    units, found = LayerUnits(model, layers, **options), {}
+    with LayerTap(model, layers) as tap, torch.no_grad():
+        units.look(x)
+        model(x)
+        for name, h in tap.items():
+            found[name] = units(name, h)
+    return found
+
+
+class SequenceFirst(nn.Module):
+    """(T, B, U) throughout, as nn.MultiheadAttention has it by default, and (B, C) at the end."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.norm = nn.MultiheadAttention(4, 2), nn.LayerNorm(4)
+        self.rnn, self.relu, self.head = nn.LSTM(4, 6), nn.ReLU(), nn.Linear(6, 3)
+
+    def forward(self, x):
+        h = self.norm(x + self.attention(x, x, x)[0])
+        return self.head(self.relu(self.rnn(h)[0]).mean(0))
+
+
+def test_a_sequence_first_model_has_its_examples_second():
+    model = SequenceFirst().eval()
+    found = laid(model, torch.randn(5, 5, 4), batch_dim=1)  # as many positions as examples
+    shapes = {name: h if h is None else tuple(h.shape) for name, h in found.items()}
+    assert shapes == {
+        **{"attention": (5, 4, 5), "attention[1]": None, "norm": (5, 4, 5), "rnn": (5, 6, 5)},
+        **{"rnn[1][0]": (5, 6, 1), "rnn[1][1]": (5, 6, 1), "relu": (5, 6, 5), "head": (5, 3)},
+    }
+    x = torch.randn(5, 5, 4)
+    one = laid(model, x[:, 2:3], batch_dim=1)  # an example alone has the row that it has in the batch
+    torch.testing.assert_close(laid(model, x, batch_dim=1)["relu"][2:3], one["relu"])
+    with pytest.raises(InvalidInput, match=r"no output of the model has as many rows .*: give batch_dim"):
+        laid(model, x)
+
+
+def test_looking_leaves_nothing_behind_and_is_seen_by_nobody():
+    model, seen = nn.Sequential(nn.Conv1d(2, 6, 3), nn.BatchNorm1d(6), nn.Dropout(), nn.ReLU()), []
+    model.register_forward_hook(lambda *args: seen.append("model"))
+    model[3].register_forward_pre_hook(lambda *args: seen.append("layer"))
+    x, before = torch.randn(1, 2, 9), {k: v.clone() for k, v in model.state_dict().items()}
+    state, units = torch.get_rng_state(), LayerUnits(model)
+    units.look(x)
+    assert not seen
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    model(torch.randn(4, 2, 9))
+    assert seen == ["layer", "model"]
+    assert len(model._forward_hooks) == 1
+
+
+class Strange(nn.Module):
+    """Units that a product of activations makes, rows that belong to windows, and an axis that only the user knows."""
+
+    def __init__(self):
+        super().__init__()
+        self.made, self.rows, self.last = nn.ReLU(), nn.ReLU(), nn.Flatten()
+
+    def forward(self, x):
+        h = self.made(torch.einsum("nct,ct->ntc", x, torch.ones(x.shape[1:])))
+        self.rows(h.flatten(0, 1))
+        return self.last(h)
+
+
+def test_what_is_open_is_refused_or_given():
+    x = torch.randn(4, 3, 5)
+    with pytest.raises(
+        InvalidInput, match=r"layer 'made', which gives \(4, 5, 3\), counts its units .* unit_axis=\{'made'"
+    ):
+        laid(Strange(), x, "made")
+    assert laid(Strange(), x, "made", unit_axis=-1)["made"].shape == (4, 3, 5)
+    assert laid(Strange(), x, ["made", "last"], unit_axis={"mad*": 1})["made"].shape == (4, 5, 3)
+    with pytest.raises(InvalidInput, match=r"layer 'rows' gives \(20, 3\), of which no axis belongs to the examples"):
+        laid(Strange(), x, "rows")
+    with pytest.raises(InvalidInput, match=r"unit_axis=0 is no axis of units of layer 'made'"):
+        laid(Strange(), x, "made", unit_axis=0)
+    with pytest.raises(UnknownName, match="unit_axis names 'other'; the layers are made"):
+        LayerUnits(Strange(), "made", unit_axis={"other": 1})
+
+
+@pytest.mark.parametrize("kind", ["BertModel", "DistilBertModel", "ViTModel"])
+def test_transformers_have_features_last(kind):
+    transformers = pytest.importorskip("transformers")
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12}
+    if kind == "ViTModel":
+        config, x = transformers.ViTConfig(**small, image_size=16, patch_size=4), torch.randn(2, 3, 16, 16)
+    elif kind == "BertModel":
+        config, x = transformers.BertConfig(**small, vocab_size=20), torch.arange(10).reshape(2, 5)
+    else:
+        config = transformers.DistilBertConfig(vocab_size=20, dim=8, n_layers=1, n_heads=2, hidden_dim=12)
+        x = torch.arange(10).reshape(2, 5)
+    with seeded(0):
+        model = getattr(transformers, kind)(config).eval()
+    found = laid(model, x, nn.Linear)
+    widths = {name: m.out_features for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    assert {name: h.shape[1] for name, h in found.items()} == {name: widths[name] for name in found}
+    assert all(len(h) == 2 for h in found.values())

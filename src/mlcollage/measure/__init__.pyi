@@ -34,6 +34,7 @@ from .layer_tap import layers_of as layers_of
 from .representation import as_samples as as_samples
 from .representation import centered_matrix as centered_matrix
 from .trace import TraceResult as TraceResult
+from .units import LayerUnits as LayerUnits
 from .units import UnitAxes as UnitAxes
 from .units import unit_axes as unit_axes
 
@@ -44,6 +45,7 @@ __all__ = [
     "ClassMeans",
     "GhostNorms",
     "LayerTap",
+    "LayerUnits",
     "MonteCarlo",
     "TraceResult",
     "UnitAxes",

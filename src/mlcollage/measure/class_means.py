@@ -61,7 +61,7 @@ class ClassMeans:
         Parameters
         ----------
         acts
-            (N, U), feature maps (N, U, H, W) or tokens (N, T, U), of any float type.
+            (N, U), feature maps (N, U, H, W) or, with ``unit_axis=-1``, tokens (N, T, U), of any float type.
         targets
             Integer labels (N,): feature maps are averaged over space first. Labels per position (N, H, W) or (N, T):
             each position counts as a sample. Soft targets (N, C), or (N, C, H, W) and (N, T, C) per position, in a

@@ -218,7 +218,7 @@ class GhostNorms:
 
     def run(self, x: Any, *, differentiable: bool = False) -> Any:
         """The model's output for x: a tensor, a tuple of arguments or a dict of named ones."""
-        args, kwargs = _arguments(x)
+        args, kwargs = arguments(x)
         self.batch = count_examples(x, self.batch_dim)
         self._tape = Tape(self.model, self._params, self.batch)
         with torch.inference_mode(False):
@@ -628,7 +628,8 @@ def graph_nodes(tensors: Iterable[Tensor]) -> Iterator[Any]:
                 todo.append(following)
 
 
-def _arguments(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def arguments(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and named arguments from a tensor, a tuple of arguments or a dict of named ones."""
     if isinstance(x, Mapping):
         return (), dict(x)
     return (tuple(x) if isinstance(x, tuple | list) else (x,)), {}
@@ -636,7 +637,7 @@ def _arguments(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 def count_examples(x: Any, batch_dim: int = 0) -> int:
     """How many examples a tensor, a tuple of arguments or a dict of named ones holds."""
-    args, kwargs = _arguments(x)
+    args, kwargs = arguments(x)
     tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
     sizes = {t.shape[batch_dim] if t.ndim > batch_dim else 0 for t in tensors}
     if len(sizes) != 1 or 0 in sizes:
@@ -648,7 +649,7 @@ def count_examples(x: Any, batch_dim: int = 0) -> int:
 
 def call(model: nn.Module, x: Any) -> Any:
     """The model's output for a tensor, a tuple of arguments or a dict of named ones."""
-    args, kwargs = _arguments(x)
+    args, kwargs = arguments(x)
     return model(*args, **kwargs)
 
 

@@ -22,14 +22,15 @@ def as_samples(acts: Tensor, space: Space = "mean", *, unit_axis: int | None = N
     Parameters
     ----------
     acts
-        (N, U) of a dense layer, (N, U, H, W) feature maps (channels first, any number of spatial axes), or (N, T, U)
-        tokens.
+        (N, U) of a dense layer, (N, U, H, W) feature maps (channels first, any number of spatial axes), or others with
+        ``unit_axis``.
     space
         ``"mean"`` averages over positions, one row per sample; ``"positions"`` takes each position as a row of its own,
         which compares two layers only if their grids are alike.
     unit_axis
-        Which axis counts the units; by default the last for three axes (tokens), else axis 1. Maps of one-dimensional
-        convolutions (N, U, L) need ``unit_axis=1``.
+        Which axis counts the units; by default axis 1, which three axes need to have said: tokens (N, T, U) have
+        ``unit_axis=-1``, maps of one-dimensional convolutions (N, U, L) ``unit_axis=1``.
+        :class:`~mlcollage.measure.units.LayerUnits` finds it out from the model.
 
     Returns
     -------
@@ -57,8 +58,12 @@ def resolve_unit_axis(acts: Tensor, unit_axis: int | None) -> int:
             f"activations of shape {tuple(acts.shape)} have no axis of units; expected (N, U), (N, U, H, W) or "
             "(N, T, U)."
         )
-    # Three axes are tokens (N, T, U); all others have their units, or channels, behind the samples.
-    axis = (acts.ndim - 1 if acts.ndim == 3 else 1) if unit_axis is None else unit_axis
+    if unit_axis is None and acts.ndim == 3:
+        raise InvalidInput(
+            f"activations of shape {tuple(acts.shape)} may be tokens (N, T, U) or maps (N, U, L): give unit_axis=-1 or "
+            "unit_axis=1."
+        )
+    axis = 1 if unit_axis is None else unit_axis
     axis = axis + acts.ndim if axis < 0 else axis
     if not 1 <= axis < acts.ndim:
         raise InvalidInput(

@@ -1,14 +1,18 @@
-"""Which axis of a layer's output counts its units: followed from what made it, not guessed from the number of axes.
+"""Which axes of a layer's output count its examples and its units: found out, not guessed from the number of axes.
 
 A convolution puts its channels on axis 1, a linear map its features on the last one. What follows (activations,
 normalizations, pooling, permutations, reshapes, sums of branches) moves that axis in a way that is known. Where it is
-lost, the answer is None: better asked than guessed.
+lost, the answer is None: better asked than guessed. The examples are on the axis that is longer by one when the model
+is run on three of them in place of two.
 """
 
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -17,8 +21,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from mlcollage.measure.grad_norms import call
-from mlcollage.measure.layer_tap import Layers, hookable, layers_of
+from mlcollage import _checks as checks
+from mlcollage.errors import InvalidInput, UnknownName
+from mlcollage.measure.grad_norms import arguments
+from mlcollage.measure.layer_tap import Layers, LayerTap, hookable, layers_of
 
 
 class UnitAxes(TorchFunctionMode):
@@ -62,12 +68,12 @@ class UnitAxes(TorchFunctionMode):
 
 
 def unit_axes(model: nn.Module, x: Any, layers: Layers = "*") -> dict[str, int | None]:
-    """The unit axis of the output of each layer, from one forward pass.
+    """The unit axis of the output of each layer, from one forward pass that leaves nothing behind.
 
     Parameters
     ----------
     model
-        Any module; in evaluation mode if the pass must not change running statistics.
+        Any module, in any mode: running statistics and random numbers are put back.
     x
         A batch of inputs: a tensor, a tuple of arguments or a dict of named ones. One example is enough.
     layers
@@ -85,38 +91,204 @@ def unit_axes(model: nn.Module, x: Any, layers: Layers = "*") -> dict[str, int |
     >>> unit_axes(model, torch.ones(4, 2, 20))
     {'0': 1, '1': 1, '2': 1, '3': 1, '4': 1}
     """
-    found: dict[str, int | None] = {}
-    axes = UnitAxes()
     network = hookable(model, "unit_axes")
+    calls: dict[str, set[int | None]] = {}
+    for name, (shape, axis) in _trace(network, layers, *arguments(x))[0].items():
+        if "[" not in name:
+            calls.setdefault(name.split("#")[0], set()).add(1 if axis is None and len(shape) == 2 else axis)
+    # Called several times, on different kinds of tensors, a layer has no one axis.
+    names = [name for name in layers_of(network, layers) if name in calls]
+    return {name: calls[name].pop() if len(calls[name]) == 1 else None for name in names}
 
-    def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def record(module: nn.Module, args: Any, output: Any) -> None:
-            first = next(_tensors(output), None)
-            if first is None:
-                return
-            axis = axes.of(first)
-            if axis is None and (isinstance(module, _LAST) or first.ndim == 2):
-                axis = first.ndim - 1
-            # Functions that torch keeps to itself, such as fused encoders, are known by their module only.
-            if axis is not None:
-                axes._axes[first] = axis
-            known = found.setdefault(name, axis)
-            if known != axis:  # called several times, on different kinds of tensors
-                found[name] = None
 
-        return record
+class LayerUnits:
+    """Outputs of a model's layers as (N, U, *positions), whatever the order of their axes.
 
-    wanted = layers_of(network, layers)
-    # All modules tell what they know, the innermost first, since others build on it.
-    names = {name: m for name, m in network.named_modules() if name in wanted or isinstance(m, _LAST)}
-    handles = [m.register_forward_hook(hook(name)) for name, m in names.items()]
+    The axes are found at the first batch, by two passes over two and three examples that nothing else sees: hooks of
+    others do not run, and buffers and random numbers are put back.
+
+    Parameters
+    ----------
+    model, layers
+        As for :class:`~mlcollage.measure.layer_tap.LayerTap`, whose names are used.
+    unit_axis
+        The axis of the units in the layers' own outputs, where it is known better: for all layers, or by name or
+        pattern, such as ``{"*.act": -1}``.
+    batch_dim
+        Dimension of the examples in the model's inputs.
+
+    Raises
+    ------
+    InvalidInput
+        When called, for a layer whose rows do not belong to examples or whose units are not known and not given; in
+        :meth:`look`, if no output of the model follows the examples.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Conv1d(2, 6, 3), nn.ReLU())
+    >>> units = LayerUnits(model)
+    >>> x = torch.ones(4, 2, 20)
+    >>> units.look(x)
+    >>> tuple(units("1", model(x)).shape)
+    (4, 6, 18)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Layers = "*",
+        *,
+        unit_axis: int | Mapping[str, int] | None = None,
+        batch_dim: int = 0,
+    ) -> None:
+        self.model, self.layers = hookable(model, "LayerUnits"), layers
+        self.batch_dim = checks.integer("batch_dim", batch_dim, least=0)
+        given = {"*": unit_axis} if isinstance(unit_axis, int) else dict(unit_axis or {})
+        names = layers_of(self.model, layers)
+        for pattern, axis in given.items():
+            checks.integer("unit_axis", axis)
+            if not any(named(pattern, name) for name in names):
+                raise UnknownName(f"unit_axis names {pattern!r}; the layers are {', '.join(names)}.")
+        self._given = given
+        self._found: dict[str, tuple[int | None, int | None]] | None = None  # axes of examples and of units
+        self._why = ""
+
+    @torch.compiler.disable
+    def look(self, *args: Any, **kwargs: Any) -> None:
+        """Find the axes, once, from what the model is called with."""
+        if self._found is not None:
+            return
+        tensor = next(_tensors((args, kwargs)), None)
+        size = tensor.shape[self.batch_dim] if tensor is not None and tensor.ndim > self.batch_dim else 0
+        self._found = {}
+        if not size:
+            self._why = "; its inputs are not tensors with examples"
+            return
+        try:
+            two, three = (
+                _trace(self.model, self.layers, *_first((args, kwargs), n, size, self.batch_dim)) for n in (2, 3)
+            )
+        except Exception as error:  # whatever a model does on a batch of another size
+            self._why = f"; it does not run on two or three examples ({str(error).strip().splitlines()[0]})"
+            return
+        outputs = [_grown(a, b) for a, b in zip(two[1], three[1], strict=False) if a]
+        if outputs and all(axis is None for axis in outputs):
+            raise InvalidInput(
+                f"no output of the model has as many rows as its inputs along dimension {self.batch_dim}, so the "
+                "examples lie elsewhere: give batch_dim (1 for sequence-first models)."
+            )
+        for name, (shape, units) in two[0].items():
+            examples = _grown(shape, three[0][name][0]) if name in three[0] else None
+            if len(shape) == 2 and examples is not None:
+                units = 1 - examples
+            self._found[name] = (examples, None if units == examples else units)
+
+    def __call__(self, name: str, h: Tensor) -> Tensor | None:
+        """The output of a layer as (N, U, *positions), a view; None of a second output of a layer without units."""
+        examples, units = (self._found or {}).get(name, (self.batch_dim if h.ndim == 2 and self._why else None, None))
+        given = [axis for pattern, axis in self._given.items() if named(pattern, name)]
+        if given:
+            units = given[0] + h.ndim if given[0] < 0 else given[0]
+            examples = self.batch_dim if examples is None and self._why else examples
+            if not 0 <= units < h.ndim or units == examples:
+                raise InvalidInput(
+                    f"unit_axis={given[0]} is no axis of units of layer {name!r}, which gives {tuple(h.shape)} with "
+                    f"the examples on axis {examples}."
+                )
+        elif units is None and examples is not None and h.ndim == 2:
+            units = 1 - examples
+        if "[" in name and (units is None or examples is None):
+            return None
+        if examples is None:
+            raise InvalidInput(
+                f"layer {name!r} gives {tuple(h.shape)}, of which no axis belongs to the examples of the batch"
+                f"{self._why}: leave the layer out."
+            )
+        if units is None:
+            raise InvalidInput(
+                f"which axis of layer {name!r}, which gives {tuple(h.shape)}, counts its units cannot be told from the "
+                f"model{self._why}: give it as unit_axis=1, or by name as unit_axis={{{name.split('#')[0]!r}: -1}}."
+            )
+        return h.movedim((examples, units), (0, 1))
+
+
+def named(pattern: str, name: str) -> bool:
+    """Is the layer ``name``, such as ``"block.relu#1"``, the one of this name or of this pattern?"""
+    return pattern == name or fnmatchcase(name, pattern) or fnmatchcase(name.split("#")[0], pattern)
+
+
+def _grown(two: tuple[int, ...], three: tuple[int, ...]) -> int | None:
+    """The one axis that has 2 entries of two examples and 3 of three."""
+    if len(two) != len(three):
+        return None
+    axes = [k for k, pair in enumerate(zip(two, three, strict=True)) if pair[0] != pair[1]]
+    return axes[0] if len(axes) == 1 and (two[axes[0]], three[axes[0]]) == (2, 3) else None
+
+
+def _first(x: Any, count: int, size: int, dim: int) -> Any:
+    """The first ``count`` of ``size`` examples, repeated if there are fewer."""
+    if isinstance(x, Mapping):
+        return {name: _first(v, count, size, dim) for name, v in x.items()}
+    if isinstance(x, tuple | list):
+        return tuple(_first(v, count, size, dim) for v in x)
+    if isinstance(x, Tensor) and x.ndim > dim and x.shape[dim] == size:
+        return x.index_select(dim, torch.arange(count, device=x.device) % size)
+    return x
+
+
+_Shapes = dict[str, tuple[tuple[int, ...], int | None]]
+
+
+def _trace(
+    network: nn.Module, layers: Layers, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[_Shapes, list[tuple[int, ...]]]:
+    """Shape and unit axis of what each call of each layer gives, and the shapes of the model's outputs."""
+    found: _Shapes = {}
+    axes = UnitAxes()
+
+    def mark(module: nn.Module, args: Any, output: Any) -> None:
+        # Functions that torch keeps to itself, such as fused encoders, are known by their module only.
+        for i, made in enumerate(_tensors(output)):
+            if i == 0 or isinstance(module, nn.RNNBase):
+                axes._axes[made] = made.ndim - 1
+
+    def record(name: str, h: Tensor) -> None:
+        found[name] = (tuple(h.shape), axes.of(h))
+
+    with _apart(network):
+        # The innermost module tells first what it knows, since others build on it.
+        handles = [m.register_forward_hook(mark) for m in network.modules() if isinstance(m, _LAST)]
+        try:
+            with LayerTap(network, layers, consume=record), axes:
+                output = network(*args, **kwargs)
+        finally:
+            for handle in handles:
+                handle.remove()
+    return found, [tuple(t.shape) for t in _tensors(output)]
+
+
+@contextmanager
+def _apart(network: nn.Module) -> Iterator[None]:
+    """Passes in it leave nothing behind: hooks do not run, and buffers and random numbers are put back."""
+    away = {"_forward_hooks": OrderedDict, "_forward_pre_hooks": OrderedDict, "_compiled_call_impl": lambda: None}
+    modules = list(network.modules())
+    kept = [{name: getattr(m, name) for name in away} for m in modules]
+    buffers = [(b, b.detach().clone()) for b in network.buffers()]
+    devices = sorted({p.device.index or 0 for p in network.parameters() if p.device.type == "cuda"})
     try:
-        with torch.no_grad(), axes:
-            call(network, x)
+        for module in modules:
+            for name, empty in away.items():
+                setattr(module, name, empty())
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            yield
     finally:
-        for handle in handles:
-            handle.remove()
-    return {name: found[name] for name in wanted if name in found}
+        for module, before in zip(modules, kept, strict=True):
+            for name, value in before.items():
+                setattr(module, name, value)
+        with torch.no_grad():
+            for buffer, old in buffers:
+                if not torch.equal(buffer, old):  # else graphs that hold it stay valid
+                    buffer.copy_(old)
 
 
 _LAST = (nn.Linear, nn.Embedding, nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.RNNBase)

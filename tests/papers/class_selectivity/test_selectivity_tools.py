@@ -310,5 +310,5 @@ def test_bad_ablations(mlp, blobs):
     ]:
         with pytest.raises(InvalidInput, match=message):
             ablate_units(mlp, blobs, **options)
-    with pytest.raises(InvalidInput, match="logits"):
+    with pytest.raises(InvalidInput, match="no output of the model has as many rows as its inputs"):
         ablate_units(nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Flatten(0)), blobs, "1", report=report)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
+from mlcollage.measure import LayerUnits
 from mlcollage.measure.layer_tap import Layers, layers_of
-from mlcollage.measure.representation import resolve_unit_axis
 from mlcollage.train import evaluating
 
 from .index import SelectivityReport, as_batches, device_of, measure_selectivity
@@ -32,6 +32,8 @@ def ablate_units(
     mode: Mode = "zero",
     fractions: Sequence[float] = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9),
     scope: Literal["layer", "network"] = "layer",
+    unit_axis: int | Mapping[str, int] | None = None,
+    batch_dim: int = 0,
     report: SelectivityReport | None = None,
     rng: np.random.Generator | int = 0,
 ) -> pd.DataFrame:
@@ -58,6 +60,8 @@ def ablate_units(
         Shares of the units to ablate, each in [0, 1].
     scope
         ``"layer"``: each layer by itself; ``"network"``: units of all layers in one order.
+    unit_axis, batch_dim
+        As for :func:`~mlcollage.papers.class_selectivity.index.measure_selectivity`.
     report
         Where indices and means come from; by default measured on ``data``.
     rng
@@ -85,7 +89,9 @@ def ablate_units(
     checks.choice("mode", mode, ("zero", "mean", "class_mean"))
     checks.choice("scope", scope, ("layer", "network"))
     shares = [checks.probability("a share in fractions", f, inside=False) for f in fractions]
-    report = measure_selectivity(model, data, layers) if report is None else report
+    if report is None:
+        report = measure_selectivity(model, data, layers, unit_axis=unit_axis, batch_dim=batch_dim)
+    axes = LayerUnits(model, layers, unit_axis=unit_axis, batch_dim=batch_dim)
     modules = layers_of(model, layers)
     units = report.per_unit[report.per_unit["layer"].map(lambda name: name.split("#")[0] in modules)]
     if units.empty:
@@ -100,8 +106,8 @@ def ablate_units(
         for fraction in shares:
             chosen = table.iloc[: round(fraction * len(table))]
             out = {str(k): torch.tensor(v["unit"].to_numpy()) for k, v in chosen.groupby("layer")}
-            with _ablated(model, modules, out, mode, report) as labels:
-                score = _accuracy(model, data, labels)
+            with _ablated(model, modules, axes, out, mode, report) as labels:
+                score = _accuracy(model, data, axes, labels)
             rows.append({"layer": name, "fraction": fraction, "units": len(chosen), "accuracy": score})
     return pd.DataFrame(rows)
 
@@ -114,7 +120,12 @@ class _Labels:
 
 @contextmanager
 def _ablated(
-    model: nn.Module, modules: dict[str, nn.Module], out: dict[str, Tensor], mode: Mode, report: SelectivityReport
+    model: nn.Module,
+    modules: dict[str, nn.Module],
+    axes: LayerUnits,
+    out: dict[str, Tensor],
+    mode: Mode,
+    report: SelectivityReport,
 ) -> Iterator[_Labels]:
     """Within it the units ``out`` of each call of each module are replaced."""
     labels, calls = _Labels(), dict.fromkeys(modules, 0)
@@ -127,10 +138,11 @@ def _ablated(
             if layer not in out:
                 return h
             index = out[layer].to(h.device)
-            axis = resolve_unit_axis(h, None)
-            h = h.clone().movedim(axis, 1)  # (N, U, ...)
-            h[:, index] = _replacement(layer, index, h, mode, report, labels)
-            return h.movedim(1, axis)
+            h = h.clone()
+            rows = axes(layer, h)  # (N, U, ...), a view
+            assert rows is not None  # a report has units of such layers only
+            rows[:, index] = _replacement(layer, index, rows, mode, report, labels)
+            return h
 
         return replace
 
@@ -161,14 +173,16 @@ def _replacement(
     return value.reshape(*value.shape, *(1,) * (h.ndim - 2)).expand(len(h), -1, *h.shape[2:])
 
 
-def _accuracy(model: nn.Module, data: Any, labels: _Labels) -> float:
+def _accuracy(model: nn.Module, data: Any, axes: LayerUnits, labels: _Labels) -> float:
     right = seen = 0
     device = device_of(model)
     with evaluating(model), torch.no_grad():
         for x, y in as_batches(data, 512):
             # Hooks see no labels, so they look them up here.
             labels.y = y = y.to(device)
-            logits = model(x.to(device))
+            x = x.to(device)
+            axes.look(x)
+            logits = model(x)
             if logits.ndim != 2 or y.shape != logits.shape[:1]:
                 raise InvalidInput(f"accuracy needs logits (N, C) and labels (N,), not {tuple(logits.shape)}.")
             right += int((logits.argmax(dim=1) == y).sum())

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mlcollage.errors import InvalidInput
-from mlcollage.measure import as_samples
+from mlcollage.measure import LayerUnits, as_samples
 from mlcollage.measure.cca import factor, pairwise
 from mlcollage.measure.layer_tap import Layers, LayerTap
 from mlcollage.train import evaluating
@@ -24,13 +24,19 @@ Method = Literal["cca", "svcca", "pwcca"]
 
 
 def representations(
-    model: nn.Module, data: Any, layers: Layers = "relu", *, space: Literal["mean", "positions"] = "mean"
+    model: nn.Module,
+    data: Any,
+    layers: Layers = "relu",
+    *,
+    space: Literal["mean", "positions"] = "mean",
+    unit_axis: int | Mapping[str, int] | None = None,
+    batch_dim: int = 0,
 ) -> dict[str, Tensor]:
     """Responses (N, U) of each layer to all samples, in evaluation mode; layers in the order of execution.
 
     Parameters
     ----------
-    model, data, layers
+    model, data, layers, unit_axis, batch_dim
         As for :func:`~mlcollage.papers.class_selectivity.index.measure_selectivity`.
     space
         As for :func:`~mlcollage.measure.representation.as_samples`.
@@ -42,14 +48,19 @@ def representations(
     {'1': (6, 3)}
     """
     parts: dict[str, list[Tensor]] = {}
+    units = LayerUnits(model, layers, unit_axis=unit_axis, batch_dim=batch_dim)
 
     def keep(name: str, h: Tensor) -> None:
-        parts.setdefault(name, []).append(as_samples(h, space))
+        rows = units(name, h)  # (N, U, *positions)
+        if rows is not None:
+            parts.setdefault(name, []).append(as_samples(rows, space, unit_axis=1))
 
     device = device_of(model)
     with LayerTap(model, layers, consume=keep) as tap, evaluating(tap.model), torch.no_grad():
         for x, _ in as_batches(data, 512):
-            model(x.to(device))
+            x = x.to(device)
+            units.look(x)
+            model(x)
     return {name: torch.cat(pieces) for name, pieces in parts.items()}
 
 
@@ -61,6 +72,8 @@ def cca_distance_ratio(
     *,
     method: Method = "cca",
     space: Literal["mean", "positions"] = "mean",
+    unit_axis: int | Mapping[str, int] | None = None,
+    batch_dim: int = 0,
     paired: bool = True,
     n_boot: int = 2000,
     rng: np.random.Generator | int = 0,
@@ -75,7 +88,7 @@ def cca_distance_ratio(
     ----------
     models_reg, models_base
         Networks trained with and without the regularizer, one per seed, at least two plain ones.
-    data, layers
+    data, layers, unit_axis, batch_dim
         As for :func:`~mlcollage.papers.class_selectivity.index.measure_selectivity`; both kinds must have the layers.
     method
         ``"cca"``, ``"svcca"`` (99 % of the variance) or ``"pwcca"`` (weighted by the first network of a pair).
@@ -112,7 +125,8 @@ def cca_distance_ratio(
     >>> list(table.columns), list(table.index)
     (['ratio', 'lo', 'hi', 'd_reg', 'd_base'], ['1'])
     """
-    found = [[representations(m, data, layers, space=space) for m in models] for models in (models_reg, models_base)]
+    how: dict[str, Any] = {"space": space, "unit_axis": unit_axis, "batch_dim": batch_dim}
+    found = [[representations(m, data, layers, **how) for m in models] for models in (models_reg, models_base)]
     return distance_ratio(*found, method=method, paired=paired, n_boot=n_boot, rng=rng)
 
 

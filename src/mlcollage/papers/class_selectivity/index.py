@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
-from mlcollage.measure import ClassMeans, as_samples
+from mlcollage.measure import ClassMeans, LayerUnits, as_samples
 from mlcollage.measure.layer_tap import Layers, LayerTap
 from mlcollage.train import evaluating
 
@@ -212,6 +212,8 @@ def measure_selectivity(
     num_classes: int | None = None,
     reduce: Literal["spatial_mean", "positions"] = "spatial_mean",
     negative: Negative = "error",
+    unit_axis: int | Mapping[str, int] | None = None,
+    batch_dim: int = 0,
     eps: float = 1e-6,
     device: torch.device | str | None = None,
     debias: Literal["split", "jackknife"] | None = None,
@@ -246,6 +248,9 @@ def measure_selectivity(
         Labels of pixels need neither: each layer's grid gets them by nearest neighbor.
     negative
         As in :func:`selectivity_index`; ``"abs"`` and ``"relu"`` transform single responses, before they are averaged.
+    unit_axis, batch_dim
+        Where a layer's output has its units, and the model's inputs their examples, as for
+        :class:`~mlcollage.measure.units.LayerUnits`, which finds out the former.
     device
         Where batches go; default where the model is.
     debias, ci
@@ -282,12 +287,15 @@ def measure_selectivity(
     checks.choice("reduce", reduce, ("spatial_mean", "positions"))
     batches = list(data) if num_classes is None and isinstance(data, Iterator) else data  # it is read twice
     classes = _count_classes(batches, batch_size) if num_classes is None else num_classes
-    states = _Collector(classes, reduce, negative, _GROUPS[debias], ci is not None, generator)
+    units = LayerUnits(model, layers, unit_axis=unit_axis, batch_dim=batch_dim)
+    states = _Collector(units, classes, reduce, negative, _GROUPS[debias], ci is not None, generator)
     device = device_of(model) if device is None else device
     with LayerTap(model, layers, consume=states.keep) as tap, evaluating(tap.model), torch.no_grad():
         for x, y in as_batches(batches, batch_size):
+            x = x.to(device)
+            units.look(x)
             states.start(y.to(device))
-            model(x.to(device))
+            model(x)
     return states.report(eps, debias, n_boot)
 
 
@@ -320,6 +328,7 @@ class _Collector:
 
     def __init__(
         self,
+        units: LayerUnits,
         classes: int,
         reduce: str,
         negative: Negative,
@@ -327,7 +336,7 @@ class _Collector:
         squares: bool,
         generator: torch.Generator | int,
     ) -> None:
-        self.classes, self.reduce, self.negative, self.groups = classes, reduce, negative, groups
+        self.units, self.classes, self.reduce, self.negative, self.groups = units, classes, reduce, negative, groups
         self.squares: dict[str, ClassMeans] | None = {} if squares else None
         self.means: dict[str, list[ClassMeans]] = {}
         if not isinstance(generator, torch.Generator):
@@ -340,6 +349,10 @@ class _Collector:
         self.group = torch.randint(self.groups, (len(targets),), generator=self.generator).to(targets.device)
 
     def keep(self, name: str, h: Tensor) -> None:
+        rows = self.units(name, h)  # (N, U, *positions)
+        if rows is None:
+            return
+        h = rows
         if len(h) != len(self.targets):
             raise InvalidInput(f"layer {name!r} gives {len(h)} rows for {len(self.targets)} targets; expected as many.")
         h, targets = fit_targets(transform(h, self.negative), self.targets, self.reduce == "positions")
@@ -350,11 +363,11 @@ class _Collector:
             for g, state in enumerate(states):
                 mine = self.group == g
                 if self.groups == 1:
-                    state.update(h, targets)
+                    state.update(h, targets, unit_axis=1)
                 elif bool(mine.any()):
-                    state.update(h[mine], targets[mine])
+                    state.update(h[mine], targets[mine], unit_axis=1)
             if self.squares is not None:
-                self.squares.setdefault(name, ClassMeans(self.classes)).update(h.double() ** 2, targets)
+                self.squares.setdefault(name, ClassMeans(self.classes)).update(h.double() ** 2, targets, unit_axis=1)
         except InvalidInput as error:
             raise InvalidInput(f"layer {name!r}: {error}") from error
 
@@ -386,21 +399,20 @@ def is_dense(targets: Tensor) -> bool:
 
 
 def fit_targets(h: Tensor, targets: Tensor, positions: bool = False) -> tuple[Tensor, Tensor]:
-    """Responses and targets of one layer, ready for class means.
+    """Responses (N, U, *positions) and targets of one layer, ready for class means.
 
     Targets of pixels go to the layer's own grid by nearest neighbor. With ``positions`` the label of a sample is
     given to each of its positions; otherwise responses are averaged over positions.
     """
-    # (N, U, H, W) has the grid (H, W), tokens (N, T, U) have (T,), dense layers (N, U) none.
-    grid = list(h.shape[2:] if h.ndim > 3 else h.shape[1:2] if h.ndim == 3 else ())
+    grid = list(h.shape[2:])  # (H, W) of maps, (T,) of tokens, none of dense layers
     soft = targets.is_floating_point()
     if is_dense(targets):
-        first = 2 if soft and h.ndim > 3 else 1  # axis of the targets' grid: (N, C, H, W) has its classes before it
-        there = list(targets.shape[first : first + len(grid)])
-        if not grid or targets.ndim - len(grid) != (2 if soft else 1):
+        first = 2 if soft else 1  # axis of the targets' grid: (N, C, H, W) has its classes before it
+        there = list(targets.shape[first:])
+        if not grid or len(there) != len(grid):
             raise InvalidInput(
-                f"targets of positions {tuple(targets.shape)} cannot be given to a layer of shape {tuple(h.shape)}; "
-                "choose layers with feature maps."
+                f"targets of positions {tuple(targets.shape)} cannot be given to a layer of {len(h)} samples, "
+                f"{h.shape[1]} units and positions {tuple(grid)}; choose layers with feature maps."
             )
         for axis, (new, old) in enumerate(zip(grid, there, strict=True), start=first):
             if new != old:
@@ -408,7 +420,7 @@ def fit_targets(h: Tensor, targets: Tensor, positions: bool = False) -> tuple[Te
         return h, targets
     if positions and grid and not soft:
         return h, targets.reshape(-1, *(1,) * len(grid)).expand(-1, *grid)  # (N,) -> (N, *grid)
-    return as_samples(h), targets
+    return as_samples(h, unit_axis=1), targets
 
 
 def _shift(means: Tensor, negative: Negative) -> Tensor:

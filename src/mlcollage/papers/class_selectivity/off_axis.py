@@ -61,6 +61,7 @@ def off_axis_upper_bound(
     lr: float = 0.05,
     penalty: float = 1.0,
     response: Literal["shift", "relu"] = "shift",
+    unit_axis: int | None = None,
     eps: float = 1e-6,
 ) -> OffAxisResult:
     r"""The largest mean selectivity of rotated units :math:`f(W a)` of a frozen layer, fitted on one part of the data.
@@ -92,6 +93,8 @@ def off_axis_upper_bound(
         over the fitting samples; a unit that is off for some sample is left as it is. ``"relu"`` cuts at zero, as a
         unit of a network would. Beware of it: the search can turn a direction until hardly any sample passes,
         and the index of the few that do is large and means nothing.
+    unit_axis
+        Of feature maps, as for :func:`~mlcollage.measure.representation.as_samples`.
     eps
         Of the index.
 
@@ -122,7 +125,7 @@ def off_axis_upper_bound(
     checks.positive("lr", lr)
     checks.real("penalty", penalty, least=0)
     checks.choice("response", response, ("relu", "shift"))
-    a, labels = _check(acts, y)  # (N, U), (N,)
+    a, labels = _check(acts, y, unit_axis)  # (N, U), (N,)
     if not isinstance(generator, torch.Generator):
         generator = torch.Generator().manual_seed(generator)
     order = torch.randperm(len(a), generator=generator).to(a.device)
@@ -153,7 +156,7 @@ def off_axis_upper_bound(
     return OffAxisResult(axis, bound, fitted, w.cpu().numpy(), ratios, on, off)
 
 
-def class_variance_ratios(acts: Any, y: Any) -> Floats:
+def class_variance_ratios(acts: Any, y: Any, *, unit_axis: int | None = None) -> Floats:
     r"""Largest share of variance between classes that any directions of a layer hold: a relaxation in closed form.
 
     .. math:: S_B w = \lambda S_T w, \qquad \lambda(w) = \frac{w^\top S_B w}{w^\top S_T w} \in [0, 1]
@@ -163,7 +166,7 @@ def class_variance_ratios(acts: Any, y: Any) -> Floats:
 
     Parameters
     ----------
-    acts, y
+    acts, y, unit_axis
         As for :func:`off_axis_upper_bound`.
 
     Returns
@@ -178,7 +181,7 @@ def class_variance_ratios(acts: Any, y: Any) -> Floats:
     >>> class_variance_ratios(np.c_[y + 0.5 * rng.normal(size=500), rng.normal(size=500)], y).round(1).tolist()
     [0.5]
     """
-    a, labels = _check(acts, y)
+    a, labels = _check(acts, y, unit_axis)
     x = a - a.mean(dim=0)  # (N, U)
     means = (_averages(labels, "given") @ x).cpu().numpy()  # (C, U)
     share = torch.bincount(labels)[labels.unique()].cpu().numpy() / len(x)  # (C,)
@@ -193,9 +196,9 @@ def class_variance_ratios(acts: Any, y: Any) -> Floats:
     return ratios[: min(len(means) - 1, len(ratios))]
 
 
-def _check(acts: Any, y: Any) -> tuple[Tensor, Tensor]:
+def _check(acts: Any, y: Any, unit_axis: int | None) -> tuple[Tensor, Tensor]:
     if isinstance(acts, Tensor) and acts.ndim > 2:
-        acts = as_samples(acts)
+        acts = as_samples(acts, unit_axis=unit_axis)
     a = acts.detach() if isinstance(acts, Tensor) else torch.from_numpy(np.array(acts, dtype=np.float64))
     centered_matrix(a, "acts")  # checks shape and values
     a = (a.cpu() if a.device.type == "mps" else a).double()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
@@ -14,8 +13,9 @@ from torch.utils.hooks import RemovableHandle
 
 from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput, UnknownName
+from mlcollage.measure import LayerUnits, as_samples
 from mlcollage.measure.layer_tap import Layers, LayerTap
-from mlcollage.measure.representation import as_samples, resolve_unit_axis
+from mlcollage.measure.units import named
 
 from .guards import check_captured, check_classes, check_responses, check_targets, warn_of_few
 from .index import Negative, check_policy, fit_targets, transform
@@ -66,6 +66,9 @@ class SelectivityRegularizer(nn.Module):
         Classes with fewer samples (in batch and memory) are left out.
     negative
         Sign policy: ``"error"`` (default), or ``"shift"``, ``"abs"``, ``"relu"`` for layers such as GELU or tanh.
+    unit_axis, batch_dim
+        As for :class:`~mlcollage.measure.units.LayerUnits`, which finds out where layers have their units by two small
+        passes before the first one.
     exclude_output
         Leave out a layer whose output is the model's own (the logits).
     shuffle_targets
@@ -127,6 +130,8 @@ class SelectivityRegularizer(nn.Module):
         memory_size: int = 4096,
         min_per_class: int = 1,
         negative: Negative = "error",
+        unit_axis: int | Mapping[str, int] | None = None,
+        batch_dim: int = 0,
         exclude_output: bool = True,
         shuffle_targets: int | None = None,
         eps: float = 1e-6,
@@ -155,7 +160,8 @@ class SelectivityRegularizer(nn.Module):
         self._last: tuple[list[str], Tensor] | None = None
         # A tap is no module, so that the model does not become a part of its regularizer.
         self._tap = LayerTap(model, layers, consume=self._keep, detach=False)
-        unknown = [p for p in self.per_layer_alpha if not any(_names(p, name) for name in self._tap.layers)]
+        self._units = LayerUnits(model, layers, unit_axis=unit_axis, batch_dim=batch_dim)
+        unknown = [p for p in self.per_layer_alpha if not any(named(p, name) for name in self._tap.layers)]
         if unknown:
             raise UnknownName(f"per_layer_alpha names {unknown[0]!r}; the layers are {', '.join(self._tap.layers)}.")
         self._handles: list[RemovableHandle] = []
@@ -169,7 +175,9 @@ class SelectivityRegularizer(nn.Module):
             self._tap.open()
             # Functions, not bound methods: a deep copy of the model would copy this object with the latter.
             self._handles = [
-                self._tap.model.register_forward_pre_hook(lambda module, args: self._start(module)),
+                self._tap.model.register_forward_pre_hook(
+                    lambda module, args, named: self._start(module, args, named), with_kwargs=True
+                ),
                 self._tap.model.register_forward_hook(lambda module, args, output: self._end(output)),
             ]
         return self
@@ -187,13 +195,14 @@ class SelectivityRegularizer(nn.Module):
     def __exit__(self, *error: object) -> None:
         self.remove()
 
-    def _start(self, module: nn.Module) -> None:
+    def _start(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         if torch._C._current_graph_task_id() != -1:  # a whole model that is checkpointed runs again in backward
             return
         self._running = module is self._tap.model  # a deep copy of the model has our hooks too
         if self._running:
             self._kept, self._made, self._least = {}, {}, {}
             self._graded = torch.is_grad_enabled()
+            self._units.look(*args, **named)
 
     def _keep(self, name: str, h: Tensor) -> None:
         if not self._running:
@@ -204,8 +213,10 @@ class SelectivityRegularizer(nn.Module):
             self._made[name] = weakref.ref(h)
         if self.negative == "error" and not isinstance(self._tap.layers.get(name.split("#")[0]), _NON_NEGATIVE):
             self._least[name] = h.detach().amin()
-        h = transform(h, self.negative)
-        self._kept[name] = h if self.dense or h.ndim < 2 else _pooled(h)
+        rows = self._units(name, h) if h.ndim > 1 else h  # (N, U, *positions)
+        if rows is not None:
+            h = transform(rows, self.negative)
+            self._kept[name] = h if self.dense or h.ndim < 2 else _pooled(h)
 
     def _end(self, output: Any) -> None:
         if not self._running:
@@ -283,7 +294,7 @@ class SelectivityRegularizer(nn.Module):
         common = _alpha(self.alpha, self.steps)
         if not self.per_layer_alpha:
             return [common] * len(names)
-        own = {name: [a for p, a in self.per_layer_alpha.items() if _names(p, name)] for name in names}
+        own = {name: [a for p, a in self.per_layer_alpha.items() if named(p, name)] for name in names}
         return [_alpha(own[name][0], self.steps) if own[name] else common for name in names]
 
     def _indices(self, targets: Tensor) -> tuple[list[str], Tensor]:
@@ -319,7 +330,7 @@ class SelectivityRegularizer(nn.Module):
 
     def _averaging(self, kept: Mapping[str, Tensor], index: Tensor) -> Tensor:
         """(L, U): row l averages over the units of layer l; one product for all layers. Kept from step to step."""
-        sizes = tuple(h.shape[resolve_unit_axis(h, None)] for h in kept.values())
+        sizes = tuple(h.shape[1] for h in kept.values())
         if self._averages is None or self._averages[0] != sizes or self._averages[1].device != index.device:
             rows_of = [torch.full((1, u), 1 / u, dtype=torch.float64) for u in sizes]
             self._averages = (sizes, torch.block_diag(*rows_of).to(index))
@@ -349,10 +360,9 @@ def _dense_sums(kept: Mapping[str, Tensor], targets: Tensor, classes: int) -> tu
     parts = []
     for h in kept.values():
         h, own = fit_targets(h, targets)
-        axis = resolve_unit_axis(h, None)
-        rows = as_samples(h, "positions").to(_sum_type(h))  # (N * positions, U)
+        rows = as_samples(h, "positions", unit_axis=1).to(_sum_type(h))  # (N * positions, U)
         # Targets in the same order: soft ones (N, C, H, W) as (N * positions, C), labels (N, H, W) flat.
-        own = own.movedim(axis, -1).flatten(0, -2) if own.is_floating_point() else own.flatten()
+        own = own.movedim(1, -1).flatten(0, -2) if own.is_floating_point() else own.flatten()
         sums, counts = class_sums(rows, own, classes)
         parts.append((sums, counts.expand_as(sums)))
     return torch.cat([s for s, _ in parts], dim=1), torch.cat([c for _, c in parts], dim=1)
@@ -365,17 +375,11 @@ def _pooled(h: Tensor) -> Tensor:
     """
     if h.ndim == 2:
         return h.to(_sum_type(h))
-    axis = resolve_unit_axis(h, None)
-    positions = h.numel() // (len(h) * h.shape[axis])
-    return h.sum(dim=[d for d in range(1, h.ndim) if d != axis], dtype=_sum_type(h)) / positions
+    return h.sum(dim=list(range(2, h.ndim)), dtype=_sum_type(h)) / h.shape[2:].numel()
 
 
 def _sum_type(h: Tensor) -> torch.dtype:
     return torch.promote_types(h.dtype, torch.float32)
-
-
-def _names(pattern: str, name: str) -> bool:
-    return pattern == name or fnmatchcase(name, pattern) or fnmatchcase(name.split("#")[0], pattern)
 
 
 def _alpha(alpha: Alpha, step: int) -> float:
