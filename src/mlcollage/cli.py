@@ -622,12 +622,14 @@ def data_prepare() -> None:
 
 @data_app.command("check")
 def data_check(
-    spec: Annotated[str, typer.Argument(help="What you would give to --workload.")], json: Json = False
+    spec: Annotated[str, typer.Argument(help="What you would give to --workload.")],
+    every: Annotated[bool, typer.Option("--all", help="Read every sample, also those that must be decoded.")] = False,
+    json: Json = False,
 ) -> None:
     """Load a workload and say what it holds."""
     from mlcollage.data.loading import load_workload
 
-    facts = load_workload(spec).describe()
+    facts = load_workload(spec).describe(every=every)
     if json:
         _print_json(facts)
         return

@@ -18,6 +18,13 @@ class UnknownName(InvalidInput, LookupError):
     """A paper, arm, metric, scale or data source that does not exist."""
 
 
+class UserCodeError(InvalidInput):
+    """Code that is not ours (a workload's function, dataset or model, a plug-in's study) raised or did not fit.
+
+    The message names what was called, and the file and line; ``__cause__`` is what was raised.
+    """
+
+
 class MissingFile(MLCollageError, FileNotFoundError):
     """A file or folder that the user named is not there."""
 

@@ -1,6 +1,7 @@
 """Workloads: every kind of data a user has, on small real files, and one sentence for every mistake."""
 
 import textwrap
+import time
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from sklearn.datasets import load_iris
 
 from mlcollage.data.catalog import catalog
 from mlcollage.data.loading import load_workload
+from mlcollage.data.problem import problem
 from mlcollage.data.workload import Labeled, arrays
 from mlcollage.errors import InvalidInput, MissingFile, UnknownName
 
@@ -161,7 +163,7 @@ def test_a_function_of_the_users_is_found_by_module_or_file(code):
         ("needs", "callable without arguments .missing a required argument: .path"),
         ("iterable", "train must be a map-style dataset"),
         ("empty", "test is empty"),
-        ("labels", "label is tensor.2.; expected an integer from 0 to 1"),
+        ("labels", "train.2.: the label is 2; expected an integer from 0 to 1"),
         ("shapes", "inputs are .2,. in train and .4,. in test"),
         ("integers", "input is a tensor of torch.int64; expected a float tensor"),
         ("nan", "NaN or infinity"),
@@ -180,8 +182,8 @@ def test_mistakes_in_the_users_function_get_one_sentence(code, name, message):
     ("name", "message"),
     [
         ("narrow", r"maps \(2, 2\) to \(2, 2\); expected \(2, 3\), one logit per class"),
-        ("unfit", r"fails on inputs \(2, 2\)"),
-        ("failing", r"model\(\) failed with TypeError"),
+        ("unfit", r"model on inputs \(2, 2\) failed with RuntimeError: mat1 and mat2"),
+        ("failing", r"model\(\) failed with TypeError: .* \(.*my_workloads.py, line 36, in <lambda>\)"),
         ("none", "must return a torch.nn.Module; got NoneType"),
     ],
 )
@@ -529,16 +531,105 @@ def test_arrays_checks_what_it_is_given():
         def __getitem__(self, index):
             return torch.zeros(2 + index), index
 
-    with pytest.raises(InvalidInput, match=r"sample 1 has shape \(3,\), the first one \(2,\)"):
+    with pytest.raises(InvalidInput, match=r"dataset\[1\] has shape \(3,\) and torch.float32, the first one \(2,\)"):
         arrays(Uneven())
     data = torch.utils.data.TensorDataset(torch.full((4, 2), torch.inf), torch.zeros(4).long())
-    with pytest.raises(InvalidInput, match="8 input values are NaN or infinite"):
+    with pytest.raises(InvalidInput, match=r"dataset\[0\]: the input holds NaN or infinity .*, as 4 of 4 samples do"):
         arrays(data)
     data = torch.utils.data.TensorDataset(torch.zeros(4, 2), torch.zeros(4))
-    with pytest.raises(InvalidInput, match="labels must be integers from 0"):
+    with pytest.raises(InvalidInput, match="the label is tensor.0..; expected an integer from 0, one per sample"):
         arrays(data)
     with pytest.raises(InvalidInput, match="nothing is left"):
         arrays(load_workload("iris").train, 0)
+
+
+class Decoded(torch.utils.data.Dataset):
+    """Samples that are made one by one, some of them wrong."""
+
+    def __init__(self, n=30, **wrong):
+        self.n, self.wrong = n, {int(k[1:]): v for k, v in wrong.items()}
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, index):
+        return self.wrong.get(index, (torch.full((2,), index / self.n), index % 3))
+
+
+class Shifted(torch.utils.data.TensorDataset):
+    def __getitem__(self, index):
+        x, y = super().__getitem__(index)
+        return x + 1, y
+
+
+def tensors(n=30, at=None, x=0.5, y=0):
+    X, labels = torch.rand(n, 2), torch.arange(n) % 3
+    if at is not None:
+        X[at, 1], labels[at] = x, y
+    return torch.utils.data.TensorDataset(X, labels)
+
+
+WRONG = [
+    ((torch.zeros(2), 9), {"y": 9}, r"train\[14\]: the label is 9; expected an integer from 0 to 2"),
+    ((torch.zeros(2), -1), {"y": -1}, r"train\[14\]: the label is -1; expected"),
+    ((torch.tensor([0, torch.nan]), 1), {"x": torch.nan}, r"train\[14\]: the input holds NaN .* 1 of 30 samples"),
+    ((torch.tensor([0, -torch.inf]), 1), {"x": -torch.inf}, r"train\[14\]: the input holds NaN or infinity"),
+    (
+        (torch.tensor([0, 1e39], dtype=torch.float64), 1),
+        None,
+        r"train\[14\] has shape .2,. and torch.float64, the first",
+    ),
+    ((torch.zeros(3), 1), None, r"train\[14\] has shape .3,. and torch.float32, the first one .2,."),
+    ((torch.zeros(2).byte(), 1), None, r"train\[14\] has shape .2,. and torch.uint8, the first"),
+    ((torch.zeros(2), 1.5), None, r"train\[14\]: the label is 1.5; expected an integer"),
+    ((torch.zeros(2), None), None, r"train\[14\]: the label is None; expected an integer"),
+    (torch.zeros(2), None, r"train\[14\] is Tensor; expected a pair"),
+    (None, None, r"train\[14\] is NoneType; expected a pair"),
+]
+
+
+@pytest.mark.parametrize(("sample", "inside", "message"), WRONG, ids=range(len(WRONG)))
+def test_a_wrong_sample_in_the_middle_is_found(sample, inside, message):
+    lazy = Labeled(Decoded(_14=sample), Decoded(), 3)
+    lazy.check("mine")  # the first and the last
+    with pytest.raises(InvalidInput, match=message):
+        lazy.check("mine", every=True)
+    with pytest.raises(InvalidInput, match=message.replace("train", "dataset")):
+        arrays(lazy.train, num_classes=3)
+    with pytest.raises(InvalidInput, match=r"dataset\[14\]"):
+        problem(lazy, lambda: lazy, rng=np.random.default_rng(0))
+    if inside is not None:
+        held = tensors(at=14, **inside)
+        for whole in (held, torch.utils.data.Subset(held, range(30))):
+            with pytest.raises(InvalidInput, match=message):
+                Labeled(whole, tensors(), 3).check("mine")
+
+
+def test_the_check_says_what_it_looked_at_and_its_values():
+    lazy = Labeled(Decoded(), Decoded(40), 3).describe()
+    assert "--all" in lazy["checked"]
+    assert Labeled(Decoded(), Decoded(40), 3).describe(every=True)["checked"] == "all samples"
+    facts = Labeled(tensors(at=3, x=-7), tensors(at=9, x=4), 3).describe()
+    assert (facts["checked"], facts["values"]) == ("all samples", "-7 to 4")
+
+
+def test_a_subclass_of_tensor_dataset_is_asked_for_its_samples():
+    held = Shifted(torch.zeros(5, 2), torch.arange(5) % 2)
+    np.testing.assert_array_equal(arrays(held)[0], np.ones((5, 2)))
+    np.testing.assert_array_equal(arrays(torch.utils.data.Subset(held, [1, 3]))[0], np.ones((2, 2)))
+
+
+def test_absurd_numbers_of_classes_are_refused_at_once():
+    start = time.perf_counter()
+    with pytest.raises(InvalidInput, match="num_classes is 1,000,000,000 and train has 30 samples"):
+        Labeled(tensors(), tensors(), 10**9).describe()
+    assert time.perf_counter() - start < 1
+
+
+def test_rows_that_are_not_there_are_refused():
+    for rows in ([3, 30], [0.5], [-31]):
+        with pytest.raises(InvalidInput, match="rows must be whole numbers below 30"):
+            arrays(tensors(), rows)
 
 
 def test_arrays_of_a_lazy_dataset_are_those_of_its_items():

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sized
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset
 
 from mlcollage import _checks as checks
+from mlcollage.data._samples import in_memory, length
 from mlcollage.data.workload import Labeled, arrays, make_network
 from mlcollage.errors import InvalidInput
 
@@ -155,7 +156,7 @@ def problem(
             checks.integer(name, count, least=0)
     source = default() if workload is None else workload
     users_model = workload is not None and workload.model is not None
-    size, tests = (len(cast(Sized, part)) for part in (source.train, source.test))
+    size, tests = (length(part, f"a part of {source.name}", least=0) for part in (source.train, source.test))
     # The training order is drawn before the test order, and always over all rows: sizes do not change what is drawn.
     order = np.arange(size) if rng is None else rng.permutation(size)
     tested = (np.arange(tests) if rng is None or not draw_test else rng.permutation(tests))[:test]
@@ -166,8 +167,8 @@ def problem(
         if wanted and not len(rows):
             raise InvalidInput(f"{source.name} has too few samples: none is left for the {part} set.")
     # (train + validation, *shape) and (test, *shape)
-    x, y = arrays(source.train, np.concatenate([chosen, held]))
-    x_test, y_test = arrays(source.test, tested) if len(tested) else (x[:0], y[:0])
+    x, y = arrays(source.train, np.concatenate([chosen, held]), num_classes=source.num_classes)
+    x_test, y_test = arrays(source.test, tested, num_classes=source.num_classes) if len(tested) else (x[:0], y[:0])
     if workload is not None:
         if workload.model is not None:
             fresh(workload.model)
@@ -331,7 +332,7 @@ def _hashes(x: NDArray) -> list[bytes]:
 
 def _compared(dataset: Dataset[Any], drawn: NDArray) -> NDArray:
     """All inputs of a dataset that holds them in memory, else those that were drawn."""
-    return arrays(dataset)[0] if isinstance(dataset, TensorDataset) else drawn
+    return arrays(dataset)[0] if in_memory(dataset) is not None else drawn
 
 
 def _no_model() -> nn.Module:

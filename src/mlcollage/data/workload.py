@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
+from mlcollage._users import users_code
+from mlcollage.data._samples import in_memory, length, look, read
 from mlcollage.errors import InvalidInput
 
-_AT_ONCE = 1024  # samples that are decoded together
+_MANY = 100_000  # classes; more than that, and more than there are samples, is a mistake that would fill the memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +34,10 @@ class Workload:
     name: str = "workload"
     fingerprint: str = ""
 
-    def check(self, where: str) -> None:
-        """Refuse what no study can use, in one sentence that starts with ``where``."""
+    def check(self, where: str, *, every: bool = False) -> None:
+        """Refuse what no study can use, in one sentence that starts with ``where``; ``every`` reads every sample."""
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self, *, every: bool = False) -> dict[str, Any]:
         """What the workload holds, in plain values; ``mlcollage data check`` prints them."""
         return {"name": self.name, "fingerprint": self.fingerprint or "none (built in)"}
 
@@ -85,57 +87,85 @@ class Labeled(Workload):
         train, test = LabeledTensors(X, y, names), LabeledTensors(X_test, y_test, names)
         return cls(train, test, len(names), name=name, fingerprint=fingerprint)
 
-    def check(self, where: str) -> None:
-        """Look at the first and last samples, since most mistakes are in every sample.
+    def check(self, where: str, *, every: bool = False) -> None:
+        """Look at all samples of tensors in memory, else at the first and the last.
+
+        Parameters
+        ----------
+        where
+            Begins the sentence of a refusal.
+        every
+            Read every sample, however long it takes. Without it, the others are checked when a study reads them.
 
         Raises
         ------
         InvalidInput
-            One sentence that starts with ``where``.
+            If a sample is no pair of a finite float tensor and a label from 0 to ``num_classes - 1``, shapes or types
+            differ, or ``num_classes`` or ``model`` cannot be used.
         """
-        if not isinstance(self.num_classes, int) or self.num_classes < 2:
-            raise InvalidInput(f"{where}: num_classes must be an int of at least 2; got {self.num_classes!r}.")
+        self._seen(where, every)
+
+    def _seen(self, where: str, every: bool) -> tuple[tuple[int, ...], float, float]:
+        """Shape, smallest and largest value of the inputs that were looked at."""
+        count = self.num_classes
+        if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 2:
+            raise InvalidInput(f"{where}: num_classes must be an int of at least 2; got {count!r}.")
         if isinstance(self.model, nn.Module):
             raise InvalidInput(f"{where}: model must make a fresh module, e.g. lambda: Net(); it is a module itself.")
         if self.model is not None and not callable(self.model):
             raise InvalidInput(f"{where}: model must be a function that returns a module; got {self.model!r}.")
-        shapes = [_check_part(self.train, self.num_classes, f"{where}: train")]
-        shapes += [_check_part(self.test, self.num_classes, f"{where}: test")]
-        if shapes[0] != shapes[1]:
-            raise InvalidInput(f"{where}: inputs are {shapes[0]} in train and {shapes[1]} in test.")
+        size = length(self.train, f"{where}: train")
+        if count > max(_MANY, size):
+            raise InvalidInput(
+                f"{where}: num_classes is {count:,} and train has {size:,} samples; give the true number."
+            )
+        seen = [look(part, int(count), f"{where}: {name}", every) for name, part in self._parts()]
+        if seen[0][0] != seen[1][0]:
+            raise InvalidInput(f"{where}: inputs are {seen[0][0]} in train and {seen[1][0]} in test.")
+        return seen[0][0], min(part[1] for part in seen), max(part[2] for part in seen)
 
-    def describe(self) -> dict[str, Any]:
+    def _parts(self) -> tuple[tuple[str, Dataset[Any]], tuple[str, Dataset[Any]]]:
+        return ("train", self.train), ("test", self.test)
+
+    def describe(self, *, every: bool = False) -> dict[str, Any]:
         """Sizes, shape and classes in plain values; makes the model once and tries it on two samples.
+
+        Parameters
+        ----------
+        every
+            Look at every sample first, also where each must be decoded (see :meth:`check`).
 
         Raises
         ------
         InvalidInput
-            If the model does not map a batch to ``num_classes`` logits.
+            If the samples are not as they must be, or the model does not map a batch to ``num_classes`` logits.
         """
         facts = super().describe()
+        shape, low, high = self._seen(self.name, every)
+        whole = every or all(in_memory(part) is not None for _, part in self._parts())
+        with users_code(f"{self.name}: train.classes"):
+            names = [str(name) for name in getattr(self.train, "classes", None) or ()]
         return {
             "name": facts.pop("name"),
-            "train": len(cast(Sized, self.train)),
-            "test": len(cast(Sized, self.test)),
-            "shape": list(self.train[0][0].shape),
-            "num_classes": self.num_classes,
-            "classes": [str(name) for name in getattr(self.train, "classes", range(self.num_classes))],
+            "train": length(self.train, "train"),
+            "test": length(self.test, "test"),
+            "shape": list(shape),
+            "values": f"{low:g} to {high:g}",
+            "checked": "all samples" if whole else "the first and the last sample; --all looks at every one",
+            "num_classes": int(self.num_classes),
+            "classes": names if len(names) == self.num_classes else [str(k) for k in range(self.num_classes)],
             "model": "the study's own" if self.model is None else self._try(self.model),
             **facts,
         }
 
     def _try(self, make: Callable[[], nn.Module]) -> str:
-        x = torch.stack([self.train[i][0] for i in (0, len(cast(Sized, self.train)) - 1)])  # (2, *shape)
+        last = length(self.train, "train") - 1
+        ((x, _),) = read(self.train, np.array([0, last]), "train")  # (2, *shape)
         # Initialization draws from the global generator, which is left as it was.
         with torch.random.fork_rng(devices=[]):
             model = make_network(make)
-        try:
-            with torch.no_grad():
-                logits = model.eval()(x)
-        except Exception as error:
-            raise InvalidInput(
-                f"the workload's model fails on inputs {tuple(x.shape)}: {type(error).__name__}: {error}."
-            ) from error
+        with users_code(f"the workload's model on inputs {tuple(x.shape)}"), torch.no_grad():
+            logits = model.eval()(x)
         if getattr(logits, "shape", None) != (2, self.num_classes):
             raise InvalidInput(
                 f"the workload's model maps {tuple(x.shape)} to {tuple(getattr(logits, 'shape', ()))}; expected "
@@ -167,17 +197,17 @@ def make_network(model: Callable[[], nn.Module]) -> nn.Module:
     InvalidInput
         If it fails or returns something else than a module.
     """
-    try:
+    with users_code("the workload's model()"):
         network = model()
-    except Exception as error:
-        raise InvalidInput(f"the workload's model() failed with {type(error).__name__}: {error}.") from error
     if not isinstance(network, nn.Module):
         raise InvalidInput(f"the workload's model() must return a torch.nn.Module; got {type(network).__name__}.")
     return network
 
 
-def arrays(dataset: Dataset[Any], rows: int | Sequence[int] | NDArray | None = None) -> tuple[NDArray, NDArray]:
-    """Return a dataset as arrays: inputs float32 ``(n, ...)`` and labels int64 ``(n,)``.
+def arrays(
+    dataset: Dataset[Any], rows: int | Sequence[int] | NDArray | None = None, *, num_classes: int | None = None
+) -> tuple[NDArray, NDArray]:
+    """Return a dataset as arrays: inputs float32 ``(n, ...)`` and labels int64 ``(n,)``; every sample is checked.
 
     Parameters
     ----------
@@ -185,11 +215,14 @@ def arrays(dataset: Dataset[Any], rows: int | Sequence[int] | NDArray | None = N
         Map-style dataset of ``(input, label)``.
     rows
         Which samples: their indices, or a number for the first so many; by default all.
+    num_classes
+        Labels must be below it; None does not look.
 
     Raises
     ------
     InvalidInput
-        If there is no sample, inputs differ in shape or hold NaN or infinity, or labels are not integers from 0.
+        If there is no sample, one fails, inputs differ in shape or type or hold NaN or infinity, or labels are not
+        integers from 0 (below ``num_classes``). The sentence names the sample.
 
     Examples
     --------
@@ -198,66 +231,12 @@ def arrays(dataset: Dataset[Any], rows: int | Sequence[int] | NDArray | None = N
     >>> X.shape, X.dtype, y.dtype
     ((100, 4), dtype('float32'), dtype('int64'))
     """
-    size = len(cast(Sized, dataset))
+    size = length(dataset, "the dataset")
     wanted = np.arange(size)[:rows] if rows is None or isinstance(rows, int) else np.asarray(rows)
+    if len(wanted) and (wanted.dtype.kind not in "iu" or not -size <= wanted.min() <= wanted.max() < size):
+        raise InvalidInput(f"rows must be whole numbers below {size}, the number of samples; got {rows!r}.")
     if not len(wanted):
         raise InvalidInput(f"the dataset has {size} samples and rows is {rows}; nothing is left.")
-    # Tensors are indexed at once; other datasets are asked for a block of samples where they can give one.
-    if isinstance(dataset, TensorDataset):
-        index = torch.from_numpy(wanted)
-        x, y = (tensor[index] for tensor in dataset.tensors)
-    else:
-        blocks = [wanted[i : i + _AT_ONCE].tolist() for i in range(0, len(wanted), _AT_ONCE)]
-        several = getattr(dataset, "__getitems__", lambda block: [dataset[i] for i in block])
-        parts = [_stack(several(block), block) for block in blocks]
-        x, y = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
-    X, labels = x.detach().cpu().numpy().astype(np.float32), y.detach().cpu().numpy()
-    if not np.isfinite(X).all():
-        raise InvalidInput(f"{int((~np.isfinite(X)).sum())} input values are NaN or infinite; clean the data first.")
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
-        raise InvalidInput(
-            f"labels must be integers from 0, one per sample; got {labels.dtype} of shape {labels.shape}."
-        )
-    return X, labels.astype(np.int64)
-
-
-def _stack(samples: list[Any], numbers: list[int]) -> tuple[Tensor, Tensor]:
-    """Pairs of one shape as one batch; ``numbers`` are the samples' places in the dataset, for messages."""
-    shape = None
-    for number, sample in zip(numbers, samples, strict=True):
-        here = tuple(np.shape(_pair(sample, f"sample {number}")[0]))
-        shape = shape or here
-        if here != shape:
-            raise InvalidInput(f"sample {number} has shape {here}, the first one {shape}; all must be alike.")
-    return torch.stack([torch.as_tensor(x) for x, _ in samples]), torch.tensor([int(y) for _, y in samples])
-
-
-def _pair(sample: Any, where: str) -> tuple[Any, Any]:
-    if not isinstance(sample, tuple | list) or len(sample) != 2:
-        raise InvalidInput(f"{where} is {type(sample).__name__}; expected a pair (input, label).")
-    return sample[0], sample[1]
-
-
-def _check_part(dataset: Any, num_classes: int, where: str) -> tuple[int, ...]:
-    """Shape of the inputs of a dataset whose first and last samples are as they must be."""
-    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
-        kind = type(dataset).__name__
-        raise InvalidInput(f"{where} must be a map-style dataset with __getitem__ and __len__; got {kind}.")
-    if len(dataset) == 0:
-        raise InvalidInput(f"{where} is empty.")
-    shape: tuple[int, ...] = ()
-    for index in (0, len(dataset) - 1):
-        here = f"{where}[{index}]"
-        x, y = _pair(dataset[index], here)
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            kind = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
-            raise InvalidInput(f"{here}: the input is {kind}; expected a float tensor, images scaled to [0, 1].")
-        if not bool(torch.isfinite(x).all()):
-            raise InvalidInput(f"{here}: the input holds NaN or infinity.")
-        whole = isinstance(y, int | np.integer) or (
-            isinstance(y, Tensor) and y.numel() == 1 and not y.is_floating_point()
-        )
-        if not whole or not 0 <= int(y) < num_classes:
-            raise InvalidInput(f"{here}: the label is {y!r}; expected an integer from 0 to {num_classes - 1}.")
-        shape = tuple(x.shape)
-    return shape
+    parts = list(read(dataset, wanted, "dataset", num_classes, floats=False))
+    X, y = (torch.cat([part[i] for part in parts]) if len(parts) > 1 else parts[0][i] for i in (0, 1))
+    return X.cpu().numpy(), y.cpu().numpy()

@@ -1,0 +1,154 @@
+"""Reading a dataset that may be the user's: each sample that is read is checked, and named if it is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Subset, TensorDataset
+
+from mlcollage._users import users_code
+from mlcollage.errors import InvalidInput, UserCodeError
+
+_AT_ONCE = 1024  # samples that are decoded together
+
+
+def length(dataset: Any, where: str, *, least: int = 1) -> int:
+    """Number of samples."""
+    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        kind = type(dataset).__name__
+        raise InvalidInput(f"{where} must be a map-style dataset with __getitem__ and __len__; got {kind}.")
+    with users_code(f"the length of {where}"):
+        size = len(dataset)
+    if size < least:
+        raise InvalidInput(f"{where} is empty.")
+    return size
+
+
+def in_memory(dataset: Any) -> tuple[Tensor, ...] | None:
+    """The tensors of a dataset that only hands out their rows, or None; a subclass may do more in ``__getitem__``."""
+    kind = type(dataset)
+    if kind.__getitem__ is TensorDataset.__getitem__:
+        return tuple(dataset.tensors)
+    if kind is Subset and (tensors := in_memory(dataset.dataset)) is not None:
+        return tuple(t[torch.as_tensor(list(dataset.indices), dtype=torch.int64)] for t in tensors)
+    return None
+
+
+def look(dataset: Any, num_classes: int, where: str, every: bool) -> tuple[tuple[int, ...], float, float]:
+    """Check samples: all that are in memory, else the first and last, or every one; shape and range of the inputs."""
+    size = length(dataset, where)
+    rows = np.arange(size) if every or in_memory(dataset) is not None else np.array([0, size - 1])
+    shape: tuple[int, ...] = ()
+    low, high = np.inf, -np.inf
+    for x, _ in read(dataset, rows, where, num_classes):
+        shape, low, high = tuple(x.shape[1:]), min(low, float(x.min())), max(high, float(x.max()))
+    return shape, low, high
+
+
+def read(
+    dataset: Any, rows: NDArray, where: str, num_classes: int | None = None, *, floats: bool = True
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs ``(m, *shape)`` float32 and labels ``(m,)`` int64, block by block; tensors in memory are one block.
+
+    ``floats``: inputs must be float tensors, as in a workload; else anything that numpy makes numbers of.
+    """
+    if (tensors := in_memory(dataset)) is not None:
+        if len(tensors) != 2:
+            raise InvalidInput(f"{where} holds {len(tensors)} tensors; expected a pair (input, label).")
+        everything = len(rows) == len(tensors[0]) and bool((rows == np.arange(len(rows))).all())
+        index = slice(None) if everything else torch.from_numpy(rows)
+        yield _checked(*(t[index] for t in tensors), rows, where, num_classes, floats)
+        return
+    like: Tensor | None = None  # the first input; all must be like it
+    for start in range(0, len(rows), _AT_ONCE):
+        block = rows[start : start + _AT_ONCE]
+        pairs = []
+        for number, sample in zip(block, _samples(dataset, block.tolist(), where), strict=True):
+            x, y = _pair(sample, f"{where}[{number}]", floats)
+            like = x if like is None else like
+            if (x.shape, x.dtype) != (like.shape, like.dtype):
+                raise InvalidInput(
+                    f"{where}[{number}] has shape {tuple(x.shape)} and {x.dtype}, the first one {tuple(like.shape)} "
+                    f"and {like.dtype}; all must be alike."
+                )
+            pairs.append((x, y))
+        x, y = torch.stack([x for x, _ in pairs]), torch.tensor([y for _, y in pairs])
+        yield _checked(x, y, block, where, num_classes, floats)
+
+
+def _samples(dataset: Any, block: list[int], where: str) -> list[Any]:
+    """A block at once where the dataset can give one; where that fails, one by one, to find the sample that fails."""
+    failed: UserCodeError | None = None
+    if (several := getattr(dataset, "__getitems__", None)) is not None:
+        try:
+            with users_code(f"{where}.__getitems__"):
+                samples = list(several(block))
+            if len(samples) == len(block):
+                return samples
+            raise InvalidInput(f"{where}.__getitems__ gave {len(samples)} samples where {len(block)} were asked for.")
+        except UserCodeError as error:
+            failed = error
+    samples = []
+    for number in block:
+        with users_code(f"{where}[{number}]"):
+            samples.append(dataset[number])
+    if failed is not None:
+        raise failed
+    return samples
+
+
+def _pair(sample: Any, where: str, floats: bool) -> tuple[Tensor, int]:
+    if not isinstance(sample, tuple | list) or len(sample) != 2:
+        raise InvalidInput(f"{where} is {type(sample).__name__}; expected a pair (input, label).")
+    x, y = sample
+    if not floats and not isinstance(x, Tensor):
+        with users_code(f"{where}: making numbers of the input"):
+            x = torch.as_tensor(np.asarray(x))
+    if not isinstance(x, Tensor):
+        kind = type(x).__name__
+        raise InvalidInput(f"{where}: the input is {kind}; expected a float tensor, images scaled to [0, 1].")
+    label = np.asarray(y.detach().cpu() if isinstance(y, Tensor) else y)
+    if label.size != 1 or label.dtype.kind not in "biu":
+        raise InvalidInput(f"{where}: the label is {_shown(y)}; expected an integer.")
+    return x.detach(), int(label.item())
+
+
+def _shown(value: Any) -> str:
+    with users_code("the label's repr()"):
+        text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
+def _checked(
+    x: Tensor, y: Tensor, rows: NDArray, where: str, num_classes: int | None, floats: bool
+) -> tuple[Tensor, Tensor]:
+    """A batch, inputs ``(m, ...)`` and labels ``(m,)`` or ``(m, 1)``, as float32 and int64."""
+    if x.is_complex() or (floats and not x.is_floating_point()):
+        raise InvalidInput(
+            f"{where}[{rows[0]}]: the input is a tensor of {x.dtype}; expected a float tensor, images scaled to [0, 1]."
+        )
+    x = x.detach().to(torch.float32)
+    finite = torch.isfinite(x)
+    if not bool(finite.all()):
+        bad = (~finite.flatten(1).all(dim=1)).nonzero().flatten()
+        raise InvalidInput(
+            f"{where}[{rows[int(bad[0])]}]: the input holds NaN or infinity (in float32), as {len(bad)} of {len(rows)} "
+            "samples do; clean the data first."
+        )
+    y = y.detach()
+    if y.is_floating_point() or y.is_complex() or y.numel() != len(y):
+        raise InvalidInput(
+            f"{where}[{rows[0]}]: the label is {_shown(y[0])}; expected an integer from 0, one per sample."
+        )
+    y = y.reshape(-1).to(torch.int64)
+    wrong = (y < 0) if num_classes is None else (y < 0) | (y >= num_classes)
+    if bool(wrong.any()):
+        first = int(wrong.nonzero()[0])
+        upto = "" if num_classes is None else f" to {num_classes - 1}"
+        raise InvalidInput(f"{where}[{rows[first]}]: the label is {int(y[first])}; expected an integer from 0{upto}.")
+    return x, y
