@@ -1,6 +1,4 @@
-"""The ideal twin beside a loop: plain, and driven as Lightning and the Hugging Face Trainer drive their twins."""
-
-from types import SimpleNamespace
+"""The ideal twin beside a loop of one's own."""
 
 import pytest
 import torch
@@ -9,7 +7,7 @@ from torch import nn
 
 from mlcollage.errors import InvalidInput
 from mlcollage.nn.init import build
-from mlcollage.papers.deep_bootstrap import DeepBootstrap, HuggingFaceBootstrap, IdealTwin, LightningBootstrap
+from mlcollage.papers.deep_bootstrap import DeepBootstrap, IdealTwin
 
 N, BATCH, STEPS = 64, 16, 24
 
@@ -18,9 +16,9 @@ def model_fn():
     return nn.Sequential(nn.Linear(5, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
 
 
-def make_twin(world, kind=IdealTwin, **changes):
+def make_twin(world, **changes):
     settings = {"n": N, "batch_size": BATCH, "steps": STEPS, "test_size": 100, "evaluations": 6}
-    return kind(world, **{**settings, **changes})
+    return IdealTwin(world, **{**settings, **changes})
 
 
 def loop(world, after, *, before_step=lambda: None, optimizer_fn=None, start=lambda model, optimizer: None):
@@ -142,75 +140,44 @@ def test_bad_use_is_explained(tiny_world):
         loop(world, twin.on_step, start=twin.start, optimizer_fn=lambda p: torch.optim.SGD(p, lr=1e38))
 
 
-# ---- callbacks of the two frameworks, driven by a stand-in of each trainer ----
+def test_accumulated_and_short_batches_have_their_weights(tiny_world):
+    """Two halves with weight 1/2 are the whole batch; a shorter update uses the beginning of its batch."""
+
+    def model_fn():
+        return nn.Linear(5, 3).double()
+
+    world, ends = tiny_world(dtype=torch.float64), []
+    for parts in (None, [(8, 0.5), (8, 0.5)], [(12, 0.75), (4, 0.25)], [(4, 1.0)]):
+        twin, model = make_twin(world), build(model_fn, 0)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+        twin.start(model, optimizer)
+        for step in range(1, 4):
+            optimizer.zero_grad()
+            F.cross_entropy(model(world.batch(0, 4)[0]), world.batch(0, 4)[1]).backward()
+            optimizer.step()
+            twin.on_step(step, model, parts)
+        ends.append([p.detach() for p in twin._twin.parameters()])
+    whole, halves, uneven, short = ends
+    for other in (halves, uneven):
+        assert all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(whole, other, strict=True))
+    model = build(model_fn, 0)
+    for t in range(3):
+        x, y = (v[:4] for v in world.batch(t, BATCH))
+        grads = torch.autograd.grad(F.cross_entropy(model(x), y), list(model.parameters()))
+        with torch.no_grad():
+            for p, g in zip(model.parameters(), grads, strict=True):
+                p -= 0.3 * g
+    assert all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(short, model.parameters(), strict=True))
 
 
-def test_lightning_protocol(tiny_world):
-    world = tiny_world()
-    callback, plain = make_twin(world, LightningBootstrap), make_twin(world)
-    trainer = SimpleNamespace(optimizers=[], global_step=0)
-
-    def start(model, optimizer):
-        trainer.optimizers.append(optimizer)
-        model._trainer = trainer
-        callback.on_train_start(trainer, model)
-        assert model._trainer is trainer
-
-    def after(step, model):
-        callback.on_train_batch_end(trainer, model, None, None, step)  # an accumulating batch: no new step
-        trainer.global_step = step
-        callback.on_train_batch_end(trainer, model, None, None, step)
-
-    model = loop(world, after, start=start)
-    callback.on_train_end(trainer, model)
-    loop(world, plain.on_step, start=plain.start)
-    assert callback.result().curves.equals(plain.result().curves)
-    trainer.optimizers *= 2
-    with pytest.raises(InvalidInput, match="2 optimizers"):
-        callback.on_train_start(trainer, model)
-
-
-def test_transformers_protocol(tiny_world):
-    world = tiny_world()
-    callback, plain = make_twin(world, HuggingFaceBootstrap), make_twin(world)
-    state = SimpleNamespace(global_step=0)
-
-    def start(model, optimizer):
-        wrapped = SimpleNamespace(optimizer=optimizer)  # as accelerate does
-        callback.on_train_begin(None, state, None, model=model, optimizer=wrapped)
-
-    def after(step, model):
-        state.global_step = step
-        callback.on_step_end(None, state, None, model=model)
-
-    model = loop(world, after, start=start)
-    callback.on_train_end(None, state, None, model=model)
-    loop(world, plain.on_step, start=plain.start)
-    assert callback.result().curves.equals(plain.result().curves)
-
-
-def test_a_lightning_trainer_takes_it(tiny_world, tmp_path):
-    import lightning.pytorch as pl
-    from torch.utils.data import DataLoader, TensorDataset
-
-    class Module(pl.LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.net = build(model_fn, 0)
-
-        def forward(self, x):
-            return self.net(x)
-
-        def training_step(self, batch, index):
-            return F.cross_entropy(self(batch[0]), batch[1])
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), lr=0.3)
-
-    world = tiny_world()
-    callback = make_twin(world, LightningBootstrap)
-    silent = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    trainer = pl.Trainer(max_steps=STEPS, accelerator="cpu", callbacks=[callback], default_root_dir=tmp_path, **silent)
-    trainer.fit(Module(), DataLoader(TensorDataset(*world.batch(0, N)), batch_size=BATCH))
-    assert callback.result().curves["step"].max() == STEPS
-    assert (callback.result().gap("loss", at=1)["gap"] == 0).all(), "one run until a sample comes back"
+def test_settings_that_cannot_be_followed_are_refused(tiny_world):
+    world, model = tiny_world(), model_fn()
+    with pytest.raises(InvalidInput, match="LBFGS calls the loss several times in one step"):
+        make_twin(world).start(model, torch.optim.LBFGS(model.parameters()))
+    with pytest.raises(InvalidInput, match=r"autocast must be torch\.bfloat16 or None"):
+        make_twin(world, autocast=torch.float16)
+    with pytest.raises(InvalidInput, match="clip_value must be a finite number above 0"):
+        make_twin(world, clip_value=0)
+    twin = make_twin(world)
+    with pytest.raises(InvalidInput, match="used 32 samples, but batch_size is 16"):
+        loop(world, lambda step, net: twin.on_step(step, net, [(16, 0.5), (16, 0.5)]), start=twin.start)

@@ -141,6 +141,12 @@ def test_lightning_tracker_measures_logs_and_changes_nothing(tmp_path):
     assert trainer.logged_metrics["fisher_trace"] == pytest.approx(tracker.history["trace"].iloc[-1])
 
 
+def test_lightning_threshold_is_of_the_loss_and_not_of_its_share_in_an_accumulated_update(tmp_path):
+    tracker = LightningFisherTrace(data()[0], every=50, loss_threshold=0.5)
+    fit(Module(), [tracker], tmp_path, steps=2, accumulate_grad_batches=3)  # the loss is near log 3
+    assert tracker.step_at_threshold is None
+
+
 @pytest.mark.parametrize("kind", [LightningFisherTrace, HuggingFaceFisherTrace])
 def test_traces_go_to_other_processes_with_what_they_measured(kind):
     trace = kind(data(), every=5, method="exact")

@@ -163,3 +163,24 @@ def test_the_hugging_face_trainer_gives_what_the_plain_loop_gives(tmp_path, own_
 def test_a_result_before_training_is_refused():
     with pytest.raises(InvalidInput, match="nothing was measured"):
         LightningConservation(LAWS).result()
+
+
+def test_lightning_gradients_are_unscaled_by_the_trainer_s_own_scaler(tmp_path):
+    """Nothing is clipped, so nothing may show as clipped, although raw gradients are 65,536 times too large."""
+    scaler = torch.amp.GradScaler("cpu")
+    precision = lightning.pytorch.plugins.MixedPrecision("16-mixed", "cpu", scaler)
+    callback = LightningConservation(LAWS, clipping=True)
+    module = Module()
+    callback.model = module.net
+    fit(module, callback, tmp_path, 1, plugins=[precision])
+    assert callback.tracker.scaler is scaler
+    clipped = callback.result()["clipping"].abs()
+    assert scaler.get_scale() > 1000
+    assert clipped.max() < 1e-2 * callback.result()["change"].abs().max()
+
+
+def test_raw_gradients_of_several_processes_are_refused():
+    callback = LightningConservation(LAWS, clipping=True)
+    model = network()
+    with pytest.raises(InvalidInput, match="of 2 processes are not yet averaged"):
+        callback._begin(model, torch.optim.SGD(model.parameters(), lr=0.1), None, 2)

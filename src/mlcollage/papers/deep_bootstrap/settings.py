@@ -134,6 +134,7 @@ def loss_function(loss: str | Loss, num_classes: int) -> Loss:
 
 def loss_name(loss: str | Loss) -> str:
     """The loss in a word, for the settings of a result."""
+    loss = loss if isinstance(loss, str) else getattr(loss, "func", loss)  # of functools.partial
     return loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -22,9 +23,12 @@ from .settings import check_labels, check_outputs, check_world, log_steps, loss_
 from .training import FreshBatches, measure
 
 Forward = Callable[[nn.Module, Tensor], Tensor]
+MicroBatches = Sequence[tuple[int, float]]
+"""Samples and weight of each micro-batch of an update, whose gradient is that of the weighted sum of mean losses."""
 
 
-def _forward(model: nn.Module, x: Tensor) -> Tensor:
+def call(model: nn.Module, x: Tensor) -> Tensor:
+    """The logits of a network that is called with the inputs alone."""
     return logits_of(model(x))
 
 
@@ -50,8 +54,10 @@ class IdealTwin:
         Your training inputs and labels (or a fixed part of them) for the train metrics and T(n); None leaves them out.
     loss
         As in :class:`~mlcollage.papers.deep_bootstrap.framework.DeepBootstrap`; what your loop minimizes.
-    clip_norm
-        Norm that your loop clips gradients to; None (default) if it does not.
+    clip_norm, clip_value
+        Norm that your loop scales gradients down to, or value that it cuts them at; None (default) if it does not.
+    autocast
+        ``torch.bfloat16`` if your loop runs the network and the loss under ``torch.autocast``; None (default) if not.
     evaluations
         Number of evaluations, 24 by default, besides the start.
     test_size
@@ -91,18 +97,29 @@ class IdealTwin:
         train: tuple[Tensor, Tensor] | None = None,
         loss: str | Loss = "cross_entropy",
         clip_norm: float | None = None,
+        clip_value: float | None = None,
+        autocast: torch.dtype | None = None,
         evaluations: int = 24,
         test_size: int = 2000,
         seed: int = 0,
-        forward: Forward = _forward,
+        forward: Forward = call,
     ) -> None:
         check_world(world)
-        for name, value in (("n", n), ("batch_size", batch_size), ("steps", steps), ("test_size", test_size)):
-            checks.integer(name, value, least=1)
-        self.world, self.n, self.batch_size, self.steps, self.seed = world, n, batch_size, steps, seed
-        self.loss, self.clip_norm, self.forward = loss, clip_norm, forward
-        self._loss = loss_function(loss, world.num_classes)
-        self._grid = set(log_steps(steps, evaluations))  # steps after which both networks are evaluated
+        numbers = (("n", n), ("batch_size", batch_size), ("steps", steps), ("test_size", test_size))
+        self.n, self.batch_size, self.steps, test_size = (checks.integer(name, v, least=1) for name, v in numbers)
+        if autocast not in (None, torch.bfloat16):
+            raise InvalidInput(
+                f"autocast must be torch.bfloat16 or None, not {autocast}: gradients in float16 are scaled by numbers "
+                "of your run, which the twin has not; train in bfloat16."
+            )
+        self.world, self.seed, self.loss, self.forward = world, seed, loss, forward
+        self.clip_norm, self.clip_value = (
+            None if value is None else checks.positive(name, value)
+            for name, value in (("clip_norm", clip_norm), ("clip_value", clip_value))
+        )
+        self.autocast = autocast
+        self.training_loss = loss_function(loss, world.num_classes)
+        self._grid = set(log_steps(self.steps, evaluations))  # steps after which both networks are evaluated
         x, y = world.fixed(test_size, split="test").tensors
         self._blocks = {"test": (x, y)}  # what is evaluated on, by split
         if train is not None:
@@ -120,8 +137,9 @@ class IdealTwin:
         self.stop()
         optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps the real one
         self._twin = copy.deepcopy(model)
-        device = next(model.parameters()).device
-        self._blocks = {k: (x.to(device), y.to(device)) for k, (x, y) in self._blocks.items()}
+        first = next(model.parameters())
+        device, self._dtype = first.device, first.dtype
+        self._blocks = {k: (self._typed(x.to(device)), self._typed(y.to(device))) for k, (x, y) in self._blocks.items()}
         self._fresh = FreshBatches(self.world, self.seed, self.batch_size, self.steps, device)
         self._optimizer = _twin_optimizer(optimizer, model, self._twin)
         self._rows, self._pending, self._done = [], [], 0
@@ -132,7 +150,7 @@ class IdealTwin:
             check_outputs(self.forward(model, x), len(x), self.world.num_classes, model)
         self._evaluate(0, model)
 
-    def on_step(self, step: int, model: nn.Module) -> None:
+    def on_step(self, step: int, model: nn.Module, micro_batches: MicroBatches | None = None) -> None:
         """Bring the twin up to your network and evaluate both if it is time; call it after each update.
 
         Parameters
@@ -141,6 +159,10 @@ class IdealTwin:
             Updates made so far, 1 after the first.
         model
             Your network.
+        micro_batches
+            Where your loop accumulates gradients, or the last batch of an epoch is smaller: the number of samples of
+            each micro-batch and the weight of its mean loss, such as ``[(16, 0.5), (16, 0.5)]``. None (default) is
+            ``[(batch_size, 1.0)]``.
         """
         if self._twin is None:
             raise InvalidInput("on_step was called before start(model, optimizer), which copies the network.")
@@ -149,7 +171,7 @@ class IdealTwin:
                 "no update of the optimizer given to start() was seen; give start() the one that trains the model."
             )
         for settings in self._pending:  # several, where on_step is not called after every update
-            self._update(settings)
+            self._update(settings, micro_batches or [(self.batch_size, 1.0)])
         self._pending.clear()
         if step in self._grid:
             self._evaluate(step, model)
@@ -159,6 +181,15 @@ class IdealTwin:
         curves = pd.DataFrame(self._rows, columns=list(COLUMNS))
         settings = {"n": [self.n], "seeds": [self.seed], "steps": self.steps, "batch_size": self.batch_size}
         return BootstrapResult(curves, {**settings, "loss": loss_name(self.loss), "world": type(self.world).__name__})
+
+    def loss_of(self, x: Tensor, y: Tensor) -> float:
+        """The loss that the twin has on a batch as it is now, in training mode; nothing of it is changed."""
+        if self._twin is None:
+            raise InvalidInput("loss_of was called before start(model, optimizer), which copies the network.")
+        device = next(self._twin.parameters()).device
+        net = copy.deepcopy(self._twin).train()  # batch norm updates its statistics
+        with torch.no_grad(), self._cast(device):
+            return float(self.training_loss(self.forward(net, self._typed(x.to(device))), self._typed(y.to(device))))
 
     def stop(self) -> None:
         """Let go of your optimizer; the callbacks call it at the end of training."""
@@ -171,26 +202,44 @@ class IdealTwin:
         keep = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
         self._pending.append([{k: v.clone() if isinstance(v, Tensor) else v for k, v in g.items()} for g in keep])
 
-    def _update(self, settings: list[dict[str, Any]]) -> None:
+    def _update(self, settings: list[dict[str, Any]], micro_batches: MicroBatches) -> None:
         assert self._twin is not None
         for group, new in zip(self._optimizer.param_groups, settings, strict=True):
             group.update(new)
-        x, y = self._fresh.batch(self._done)
+        sizes = [size for size, _ in micro_batches]
+        if sum(sizes) > self.batch_size:
+            raise InvalidInput(
+                f"update {self._done + 1} of your loop used {sum(sizes)} samples, but batch_size is {self.batch_size}; "
+                "give all samples of an update, those of accumulated batches too."
+            )
+        x, y = (self._typed(part) for part in self._fresh.batch(self._done))
+        parts = zip(x[: sum(sizes)].split(sizes), y[: sum(sizes)].split(sizes), micro_batches, strict=True)
         self._twin.train()
+        self._optimizer.zero_grad(set_to_none=True)
         # Frameworks call back without gradients; dropout draws from seeds of the step, not from the loop's generator.
         with torch.enable_grad(), seeded(self.seed, self._done):
-            loss = self._loss(self.forward(self._twin, x), y)
-        if not bool(loss.isfinite()):
-            raise InvalidInput(
-                f"the Ideal World's loss became {float(loss.detach())} at step {self._done + 1}; "
-                "lower the learning rate."
-            )
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+            for inputs, labels, (_, weight) in parts:
+                with self._cast(x.device):
+                    loss = self.training_loss(self.forward(self._twin, inputs), labels)
+                if not bool(loss.isfinite()):
+                    raise InvalidInput(
+                        f"the Ideal World's loss became {float(loss.detach())} at step {self._done + 1}; "
+                        "lower the learning rate."
+                    )
+                (weight * loss).backward()
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(self._twin.parameters(), self.clip_norm)
+        if self.clip_value is not None:
+            nn.utils.clip_grad_value_(self._twin.parameters(), self.clip_value)
         self._optimizer.step()
         self._done += 1
+
+    def _typed(self, values: Tensor) -> Tensor:
+        """Floating-point inputs and targets in the type of the network's parameters."""
+        return values.to(self._dtype) if values.is_floating_point() else values
+
+    def _cast(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, dtype=self.autocast, enabled=self.autocast is not None)
 
     def _evaluate(self, step: int, model: nn.Module) -> None:
         assert self._twin is not None
@@ -198,8 +247,9 @@ class IdealTwin:
             for split, (x, y) in self._blocks.items():
                 if world == "ideal" and split == "train":  # it has no train set
                     continue
-                with evaluating(net), torch.no_grad():
+                with evaluating(net), torch.no_grad(), self._cast(x.device):
                     outputs = torch.cat([self.forward(net, part) for part in x.split(1024)])  # (N, K)
+                outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))  # from bfloat16
                 values = measure(outputs, y, self.loss, self.world.num_classes)
                 self._rows.append({"world": world, "n": n, "seed": self.seed, "step": step, "split": split, **values})
 
@@ -211,6 +261,12 @@ def _twin_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, twin: nn
     if any(id(p) not in pair for g in optimizer.param_groups for p in g["params"]):
         raise InvalidInput(
             "the optimizer holds parameters that are not the model's; give start() the model that it trains."
+        )
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise InvalidInput(
+            f"{type(optimizer).__name__} calls the loss several times in one step, which no twin can follow; use an "
+            "optimizer that takes one gradient for each step, such as SGD or AdamW."
         )
     groups = [{**g, "params": [pair[id(p)] for p in g["params"]]} for g in optimizer.param_groups]
     try:

@@ -47,6 +47,8 @@ class LightningFisherTrace(LightningCallback, FisherTraceTracker):
             return  # gradients are accumulated
         self._last_step = trainer.global_step
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        if loss is not None:
+            loss = loss * trainer.accumulate_grad_batches  # Lightning has divided it for accumulation
         with torch.inference_mode(False), torch.enable_grad():  # the loop may have switched both off
             result = self.update(pl_module, trainer.global_step, loss=loss)
         if result is not None:

@@ -28,9 +28,15 @@ class _Tracking:
             raise InvalidInput("nothing was measured yet; give the callback to the trainer and train.")
         return self.tracker.result(level)
 
-    def _begin(self, model: nn.Module, optimizer: Any) -> None:
+    def _begin(self, model: nn.Module, optimizer: Any, scaler: Any, world_size: int) -> None:
         self._end()
-        self.tracker = ConservationTracker(self.model or model, optimizer, self.symmetries, **self.options)
+        options = {"scaler": scaler, **self.options}
+        if options.get("clipping") and world_size > 1:
+            raise InvalidInput(
+                f"clipping=True keeps gradients as backward gave them, which of {world_size} processes are not yet "
+                "averaged; leave it out."
+            )
+        self.tracker = ConservationTracker(self.model or model, optimizer, self.symmetries, **options)
         if self._pending:
             self.tracker.load_state_dict(self._pending)
             self._pending = {}
@@ -44,7 +50,8 @@ class _Tracking:
 class LightningConservation(_Tracking, LightningCallback):
     """The tracker as a Lightning ``Callback``: ``Trainer(callbacks=[LightningConservation(symmetries)])``.
 
-    Checkpoints hold the tracker's state. Gradient clipping and accumulation of the trainer are seen as they are.
+    Checkpoints hold the tracker's state. Gradient clipping and accumulation of the trainer are seen as they are; its
+    ``GradScaler`` is the tracker's.
 
     Parameters
     ----------
@@ -73,7 +80,7 @@ class LightningConservation(_Tracking, LightningCallback):
                 f"the module has {len(trainer.optimizers)} optimizers; a tracker watches one: use "
                 "ConservationTracker inside the module for each."
             )
-        self._begin(pl_module, trainer.optimizers[0])
+        self._begin(pl_module, trainer.optimizers[0], trainer.scaler, trainer.world_size)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Stop the tracker."""
@@ -115,7 +122,8 @@ class HuggingFaceConservation(_Tracking, HuggingFaceCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the tracker."""
-        self._begin(kwargs["model"], kwargs["optimizer"])
+        optimizer = kwargs["optimizer"]  # accelerate's, which holds the scaler
+        self._begin(kwargs["model"], optimizer, getattr(optimizer, "scaler", None), args.world_size)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop the tracker."""
