@@ -131,7 +131,7 @@ def probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: probe-paper\nVersion: 0.1\n")
     (info / "entry_points.txt").write_text("[mlcollage.papers]\nprobe = probe_paper\n")
     monkeypatch.syspath_prepend(str(site))
-    monkeypatch.setenv("PYTHONPATH", str(site))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])]))
     importlib.invalidate_caches()
     for name in [n for n in sys.modules if n.startswith("probe_paper")]:
         monkeypatch.delitem(sys.modules, name)

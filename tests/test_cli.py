@@ -188,8 +188,8 @@ def test_a_failed_run_ends_the_command_with_1_and_keeps_the_others(mlcollage, pr
     assert done.code == 1
     (summary,) = done.json
     assert len(summary["finished"]) == 2
-    assert {f["reason"] for f in summary["failed"]} == {
-        "RuntimeError: the loss is not a number",
+    assert {f["reason"].partition(" (")[0] for f in summary["failed"]} == {
+        "experiment probe failed with RuntimeError: the loss is not a number",
         "the setting is wrong; use another.",
     }
     last = done.err.strip().splitlines()[-1]
@@ -454,6 +454,78 @@ def test_doctor_ends_with_1_if_something_must_be_mended(mlcollage, tmp_path):
     wrong = mlcollage("doctor", "--store", "taken")
     assert wrong.code == 1
     assert "✗ results: taken is a file" in wrong.out
+
+
+# --- users' code ------------------------------------------------------------------------------------------------------
+
+MINE = """
+import sys
+import torch
+from torch.utils.data import TensorDataset
+print("hello from the top")
+
+def f():
+    print("hello from f")
+    data = TensorDataset(torch.rand(20, 2), torch.arange(20) % 2)
+    return {"train": data, "test": data, "num_classes": 2}
+
+def eof(): input_that_ends = iter(()); raise EOFError("the input ended")
+def leave(): sys.exit(0)
+def hide(): sys.stdout = None; raise ValueError("\\ud800")
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("eof", "EOFError: the input ended (mine.py, line 12, in eof)"),
+        ("leave", "SystemExit: 0"),
+        ("hide", "ValueError"),
+    ],
+)
+@pytest.mark.parametrize("command", [["data", "check"], ["run", "probe", "-w"], ["judge", "probe", "-w"]])
+def test_what_users_code_raises_is_one_line_of_every_command(mlcollage, probe, command, name, said):
+    Path("mine.py").write_text(MINE)
+    done = mlcollage(*command, f"mine.py:{name}")
+    assert done.code == 2
+    assert done.says(f"error: the function mine.py:{name} failed with {said}")
+
+
+def test_the_traceback_is_there_for_whoever_asks(mlcollage):
+    Path("mine.py").write_text(MINE)
+    done = mlcollage("--traceback", "data", "check", "mine.py:eof")
+    assert done.code == 2
+    assert 'mine.py", line 12, in eof' in done.err
+    assert "EOFError: the input ended" in done.err
+
+
+def test_what_users_code_prints_is_not_in_the_json(mlcollage):
+    Path("mine.py").write_text(MINE)
+    done = mlcollage("data", "check", "mine.py:f", "--json")
+    assert done.json["train"] == 20
+    assert "hello from the top\nhello from f" in done.err
+    assert "hello from f" in mlcollage("data", "check", "mine.py:f").out
+
+
+@pytest.mark.parametrize("room", ["study", "slide"])
+def test_a_broken_plug_in_does_not_take_the_digest_with_it(mlcollage, probe, monkeypatch, tmp_path, room):
+    (probe / "probe_paper" / f"{room}.py").write_text("raise EOFError('broken')")
+    monkeypatch.setattr("mlcollage.cli._slugs_of", lambda months: ["probe"])
+    done = mlcollage("digest", "--scale", "smoke")
+    assert done.code == 1
+    assert f"(probe: importing the {room} of probe failed with EOFError: broken (" in done.err.splitlines()[-1]
+    assert (tmp_path / "results/digest/index.html").exists()
+
+
+def test_a_run_that_leaves_the_process_is_a_failed_run(mlcollage, probe, monkeypatch):
+    file = probe / "probe_paper" / "study.py"
+    leaving = {0: "raise SystemExit(3)", 1: "os._exit(3)", 2: "os._exit(0)"}
+    lines = "".join(f"    if task.seed == {seed}: {how}\n" for seed, how in leaving.items())
+    file.write_text(file.read_text().replace("    log = os", f"{lines}    log = os"))
+    (summary,) = mlcollage("run", "probe", "--scale", "smoke", "--json").json
+    reasons = [f["reason"] for f in sorted(summary["failed"], key=lambda f: f["run"]["seed"])]
+    assert reasons[0].startswith("experiment probe failed with SystemExit: 3 (")
+    assert reasons[1:] == [f"its process ended with exit code {code} and left no result" for code in (3, 0)]
 
 
 # --- the system's own errors ----------------------------------------------------------------------------------------

@@ -58,6 +58,8 @@ def described(error: BaseException) -> str:
     >>> described(ValueError("two\nlines"))
     'ValueError: two'
     """
+    if isinstance(error, MemoryError):
+        return "out of memory" + (f" ({place})" if (place := _place(error)) else "")
     if isinstance(error, SyntaxError):
         return f"{type(error).__name__}: {error.msg} ({_short(error.filename or '?')}, line {error.lineno})"
     place = _place(error)

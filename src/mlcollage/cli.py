@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import enum
+import io
 import json as json_module
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,7 +20,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from mlcollage import __version__
-from mlcollage.errors import InvalidInput, MLCollageError, RunFailed, StoreError, UnknownName
+from mlcollage._users import users_code
+from mlcollage.errors import InvalidInput, MLCollageError, RunFailed, StoreError, UnknownName, UserCodeError
 
 if TYPE_CHECKING:
     from mlcollage.collage.content import Entry
@@ -78,12 +81,18 @@ def main() -> None:
     """Entry point: errors made on purpose, and the system's, are one sentence, never a traceback."""
     if "" not in sys.path:
         sys.path.insert(0, "")  # --workload module:function finds modules in the current folder
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
+    # What a user's function prints must not end up in the JSON.
     try:
-        app()
+        with redirect_stdout(sys.stderr) if "--json" in sys.argv else nullcontext():
+            app()
     except BrokenPipeError:  # the reader (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except MLCollageError as error:
+        if "--traceback" in sys.argv:
+            traceback.print_exception(error)
         _print_error(str(error))
         sys.exit(error.exit_code)
     except OSError as error:
@@ -127,12 +136,17 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    _: Annotated[  # read by main
+        bool, typer.Option("--traceback", help="Before the command: print the traceback of an error too.")
+    ] = False,
 ) -> None:
     """Commands share one folder of results; what is finished is never run twice."""
 
 
 def _print_json(value: Any) -> None:
-    sys.stdout.write(json_module.dumps(value, indent=1) + "\n")
+    stream = sys.__stdout__ or sys.stdout  # see main
+    stream.write(json_module.dumps(value, indent=1) + "\n")
+    stream.flush()
 
 
 @app.command("list")
@@ -171,7 +185,7 @@ def show(
     if settings:
         _show_settings(slug, scale, json)
         return
-    claims = tuple(paper.module("study").STUDY.claims) if paper.built else ()
+    claims = _studies([slug], scale, None)[0].claims if paper.built else ()
     if json:
         _print_json({**_identity(paper), "usage": paper.usage, "claims": [c.to_dict() for c in claims]})
         return
@@ -503,8 +517,13 @@ def digest(
     entries: dict[str, Entry] = {}
     pages = write_pages(entries, folder)
     evidences, not_drawn = [], []
-    for study in _studies(_slugs_of(months), scale, None):
-        evidence = _execute(study, place, engine, workers) if run_missing else study.evidence(place)
+    for slug in _slugs_of(months):
+        try:
+            (study,) = _studies([slug], scale, None)
+            evidence = _execute(study, place, engine, workers) if run_missing else study.evidence(place)
+        except UserCodeError as error:
+            not_drawn.append(f"{slug}: {error}")
+            continue
         evidences.append(evidence)
         _say_damaged([evidence])
         if not evidence.runs:
@@ -512,7 +531,7 @@ def digest(
         try:
             with err.status(f"drawing {study.slug}"):
                 published = publish_study(study, place, folder)
-        except (UnknownName, StoreError) as error:  # what the slide needs failed, is missing or damaged
+        except (UnknownName, StoreError, UserCodeError) as error:  # what the slide needs failed, is missing or damaged
             not_drawn.append(f"{study.slug}: {error}")
             continue
         entries[study.slug] = published.entry
@@ -555,7 +574,7 @@ def bench(
     found = {name: lab_bench.find_benchmark(name) for name in names}  # a wrong name is said before anything is timed
     timed: dict[str, Any] = {}
     for slug, (file, function) in found.items():
-        with err.status(f"timing {slug} and its peers, a minute or so"):
+        with err.status(f"timing {slug} and its peers, a minute or so"), users_code(f"the benchmark of {slug}"):
             rows = timed[slug] = function(quick=not full)
         if record:
             lab_bench.record(slug, rows, file.with_name("RESULTS.md"))

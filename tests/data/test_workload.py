@@ -537,7 +537,7 @@ def test_arrays_checks_what_it_is_given():
     with pytest.raises(InvalidInput, match=r"dataset\[0\]: the input holds NaN or infinity .*, as 4 of 4 samples do"):
         arrays(data)
     data = torch.utils.data.TensorDataset(torch.zeros(4, 2), torch.zeros(4))
-    with pytest.raises(InvalidInput, match="the label is tensor.0..; expected an integer from 0, one per sample"):
+    with pytest.raises(InvalidInput, match=r"the label is tensor.0..; expected an integer from 0, one per sample"):
         arrays(data)
     with pytest.raises(InvalidInput, match="nothing is left"):
         arrays(load_workload("iris").train, 0)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlcollage.errors import InvalidInput, UnknownName
+from mlcollage.errors import InvalidInput, UnknownName, UserCodeError
 from mlcollage.lab.claim import Claim, Status
 from mlcollage.lab.estimand import Difference, Level, PerSeed, Trend
 from mlcollage.lab.evidence import Evidence, Failure
@@ -376,9 +376,9 @@ def test_deterministic_and_pure():
 
 
 def test_defects_of_the_code_are_raised():
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(UserCodeError, match=r"the estimand of claim \w+ failed with ZeroDivisionError"):
         judge([claim(estimand=lambda e: 1 / 0)], evidence(**pair(1.0)))
-    with pytest.raises(TypeError, match="gave float, not a DataFrame"):
+    with pytest.raises(UserCodeError, match="gave float, not a DataFrame"):
         judge([claim(estimand=lambda e: 0.5)], evidence(**pair(1.0)))
 
     def unknown(e):

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mlcollage.errors import InvalidInput
+from mlcollage.errors import InvalidInput, UserCodeError
 from mlcollage.lab.bound import BoundStudy
 from mlcollage.lab.claim import Claim, Status
 from mlcollage.lab.estimand import Difference, Level, PerSeed
@@ -70,7 +70,7 @@ def test_on_the_studys_own_data_a_wrong_metric_is_no_excuse(claims, tmp_path):
     assert verdicts["OUT"].status is Status.INCONCLUSIVE
     assert "no metric 'other_experiment'" in verdicts["OUT"].reason
     claims.CLAIMS = (OUT_SEED, IN)
-    with pytest.raises(LookupError):
+    with pytest.raises(UserCodeError, match="the estimand of claim OUT_SEED failed with KeyError"):
         BoundStudy("probe").judge(evidence)
 
 

@@ -18,6 +18,7 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 from matplotlib.text import Text
 from matplotlib.transforms import Affine2D
 
+from mlcollage._users import users_code
 from mlcollage.collage import theme
 from mlcollage.collage.check import check_layout
 from mlcollage.collage.content import Chip, Panel, Slide, StatusName
@@ -215,14 +216,16 @@ def _draw_panel(figure: Figure, panel: Panel, box: Box, name: str) -> None:
         )
         part = figure.add_subfigure(grid[1, 1], facecolor="none")
         part.set_gid(name)
-        panel.draw(part)  # type: ignore[arg-type]
+        with users_code(f"drawing panel {panel.title!r}"):
+            panel.draw(part)  # type: ignore[arg-type]
         fit_axes(part.axes, inner)
         return
     axes: Axes = figure.add_axes(inner.fraction(WIDTH, HEIGHT))
     axes.set_gid(name)
     if name == "idea":
         axes.set_axis_off()
-    panel.draw(axes)  # type: ignore[arg-type]
+    with users_code(f"drawing panel {panel.title!r}"):
+        panel.draw(axes)  # type: ignore[arg-type]
     fit_axes([axes], inner)
 
 

@@ -19,10 +19,10 @@ _AT_ONCE = 1024  # samples that are decoded together
 
 def length(dataset: Any, where: str, *, least: int = 1) -> int:
     """Number of samples."""
-    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
-        kind = type(dataset).__name__
-        raise InvalidInput(f"{where} must be a map-style dataset with __getitem__ and __len__; got {kind}.")
     with users_code(f"the length of {where}"):
+        if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+            kind = type(dataset).__name__
+            raise InvalidInput(f"{where} must be a map-style dataset with __getitem__ and __len__; got {kind}.")
         size = len(dataset)
     if size < least:
         raise InvalidInput(f"{where} is empty.")

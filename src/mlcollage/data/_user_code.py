@@ -7,13 +7,15 @@ import importlib.util
 import inspect
 import sys
 import sysconfig
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from modulefinder import ModuleFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from mlcollage._users import users_code
 from mlcollage.data._reading import check_options, file_hash
 from mlcollage.data.workload import Labeled
 from mlcollage.errors import InvalidInput, MissingFile, UnknownName
@@ -25,20 +27,20 @@ def load(spec: str, options: Mapping[str, str]) -> Labeled:
     where, _, name = spec.rpartition(":")
     module = _file_module(where) if where.endswith(".py") else _module(where)
     function = _function(module, where, name)
-    workload = _as_workload(function(), spec)
+    with users_code(f"the function {spec}"):
+        given = function()
+    with users_code(f"what {spec} returned"):
+        workload = _as_workload(given, spec)
     workload.check(spec)
-    sources = _sources(module)
-    return replace(
-        workload,
-        name=spec if workload.name == "workload" else workload.name,
-        fingerprint=workload.fingerprint or (file_hash(*sources) if sources else ""),
-    )
+    with users_code(f"hashing the source of {where}"):
+        sources = _sources(module)
+        hashed = file_hash(*sources) if sources else ""
+    name = spec if workload.name == "workload" else workload.name
+    return replace(workload, name=name, fingerprint=workload.fingerprint or hashed)
 
 
 def _as_workload(given: Any, spec: str) -> Labeled:
     """What the function returned, as a Labeled: that, or a dictionary or any object with the same names."""
-    if isinstance(given, Labeled):
-        return given
     known = [field.name for field in fields(Labeled)]
     parts = dict(given) if isinstance(given, Mapping) else {k: getattr(given, k) for k in known if hasattr(given, k)}
     unknown = sorted(set(map(str, parts)) - set(known))
@@ -49,7 +51,9 @@ def _as_workload(given: Any, spec: str) -> Labeled:
             f"{spec} must return train, test, num_classes and perhaps model, as a mlcollage.data.Labeled, a "
             f"dictionary or an object with these names; the {type(given).__name__} it returned {wrong}."
         )
-    return Labeled(**parts)
+    if wrong := [k for k in ("name", "fingerprint") if not isinstance(parts.get(k, ""), str)]:
+        raise InvalidInput(f"{wrong[0]} of what {spec} returned must be a string; it is {parts[wrong[0]]!r}.")
+    return given if isinstance(given, Labeled) else Labeled(**parts)
 
 
 def _sources(module: ModuleType) -> list[Path]:
@@ -79,17 +83,19 @@ def _sources(module: ModuleType) -> list[Path]:
 
 
 def _module(name: str) -> ModuleType:
+    if not all(name.split(".")):
+        raise UnknownName(f"{name!r} is not the name of a module; expected module:function.")
     try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name and (name == error.name or name.startswith(f"{error.name}.")):
+        with _importing(name):
+            return importlib.import_module(name)
+    except InvalidInput as error:
+        missing = getattr(error.__cause__, "name", None)
+        if isinstance(error.__cause__, ModuleNotFoundError) and missing and f"{name}.".startswith(f"{missing}."):
             raise UnknownName(
-                f"there is no module {error.name!r}; run from the folder it is in, or install it, or name the file: "
+                f"there is no module {missing!r}; run from the folder it is in, or install it, or name the file: "
                 "path/to/file.py:function."
             ) from error
-        raise InvalidInput(f"the module {name} needs {error.name!r}, which is not installed.") from error
-    except (TypeError, ValueError) as error:  # an empty or relative name
-        raise UnknownName(f"{name!r} is not the name of a module; expected module:function.") from error
+        raise
 
 
 def _file_module(where: str) -> ModuleType:
@@ -102,22 +108,38 @@ def _file_module(where: str) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickling look it up
-    spec.loader.exec_module(module)
+    with _importing(where):
+        spec.loader.exec_module(module)
     return module
+
+
+@contextmanager
+def _importing(where: str) -> Iterator[None]:
+    """Import a module of the user's; a package that it lacks is named."""
+    try:
+        with users_code(f"importing {where}"):
+            yield
+    except InvalidInput as error:
+        if isinstance(error.__cause__, ModuleNotFoundError) and error.__cause__.name:
+            missing = error.__cause__.name
+            raise InvalidInput(f"the module {where} needs {missing!r}, which is not installed.") from error.__cause__
+        raise
 
 
 def _function(module: ModuleType, where: str, name: str) -> Callable[[], Any]:
     function: Any = module
     for part in name.split("."):
-        if not hasattr(function, part):
-            offered = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
-            ours = [key for key in offered if getattr(getattr(module, key), "__module__", "") == module.__name__]
-            raise UnknownName(f"{where} has no function {name!r}; it has {', '.join(ours) or 'none'}.")
-        function = getattr(function, part)
+        with users_code(f"looking up {name} in {where}"):
+            if not hasattr(function, part):
+                offered = [key for key, value in vars(module).items() if callable(value) and key[:1] != "_"]
+                ours = [key for key in offered if getattr(vars(module)[key], "__module__", "") == module.__name__]
+                raise UnknownName(f"{where} has no function {name!r}; it has {', '.join(ours) or 'none'}.")
+            function = getattr(function, part)
     if not callable(function):
         raise InvalidInput(f"{where}:{name} is {type(function).__name__}, not a function that returns a Labeled.")
     try:
-        inspect.signature(function).bind()
+        with suppress(ValueError):  # some builtins do not tell
+            inspect.signature(function).bind()
     except TypeError as error:
         raise InvalidInput(f"{where}:{name} must be callable without arguments ({error}).") from None
     return function

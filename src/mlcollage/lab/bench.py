@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import mlcollage
+from mlcollage._users import users_code
 from mlcollage.errors import InvalidInput, MissingFile
 from mlcollage.lab.paper import find_paper, papers
 
@@ -41,7 +42,8 @@ def find_benchmark(slug: str) -> tuple[Path, Callable[..., list[Row]]]:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
+    with users_code(f"importing {file}"):
+        spec.loader.exec_module(module)
     if not hasattr(module, "bench"):
         raise InvalidInput(f"{file} has no function bench(); add one that returns a list of rows.")
     return file, module.bench

@@ -8,10 +8,11 @@ from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from mlcollage._users import users_code
 from mlcollage.errors import InvalidInput, MLCollageError
 from mlcollage.lab.claim import Claim, Status, Verdict, fingerprint
 from mlcollage.lab.evidence import Evidence
-from mlcollage.lab.judge import judge
+from mlcollage.lab.judge import claim_table, judge
 from mlcollage.lab.measurements import Measurements
 from mlcollage.lab.paper import Paper, find_paper
 from mlcollage.lab.run import Run, Scale
@@ -62,7 +63,8 @@ class BoundStudy:
     @property
     def study(self) -> Study:
         """The study as its author declared it."""
-        declared = getattr(self.paper.module("study"), "STUDY", None)
+        with users_code(f"STUDY of {self.slug}"):
+            declared = getattr(self.paper.module("study"), "STUDY", None)
         if not isinstance(declared, Study):
             raise InvalidInput(f"the study of {self.slug} must define STUDY, a mlcollage.lab.Study.")
         return declared
@@ -157,7 +159,9 @@ class BoundStudy:
     def measure(self, run: Run) -> Measurements:
         """Execute one run here and now, in this process."""
         experiment = self.study.experiment(run.experiment)
-        result = experiment.measure(experiment.task(run, workload=self.workload, device=_device(self.scale)))
+        workload = self.workload
+        with users_code(f"experiment {run.experiment}"):
+            result = experiment.measure(experiment.task(run, workload=workload, device=_device(self.scale)))
         where = f"experiment {run.experiment} of study {self.slug}"
         if not isinstance(result, Measurements):
             raise InvalidInput(f"{where} returned {type(result).__name__}; it must return Measurements.")
@@ -207,11 +211,9 @@ class BoundStudy:
         if self.workload_spec is None and named <= set(evidence.table["arm"]):
             return False
         try:
-            claim.estimand(evidence)
-        except LookupError:
-            return True
-        except MLCollageError:  # the judge says what is wrong
-            return False
+            claim_table(claim, evidence)
+        except MLCollageError as error:  # where it is no LookupError, the judge says what is wrong
+            return isinstance(error, LookupError) or isinstance(error.__cause__, LookupError)
         return False
 
 

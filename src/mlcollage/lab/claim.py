@@ -13,6 +13,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from mlcollage._checks import choice, probability, real
+from mlcollage._users import users_code
 from mlcollage.errors import InvalidInput
 from mlcollage.lab.evidence import Evidence
 from mlcollage.lab.run import Scale
@@ -146,7 +147,8 @@ class Claim:
 def _describe(estimand: Estimand) -> str:
     text = getattr(estimand, "describe", None)
     if text is not None:
-        return str(text())
+        with users_code("describe() of an estimand"):
+            return str(text())
     try:
         return inspect.getsource(estimand).strip()
     except (OSError, TypeError):

@@ -207,7 +207,7 @@ def _finish(job: _Job, store: Store, on_event: Callable[[Event], None], limit: f
         if code == 0 and store.has(job.run):
             on_event(Event("done", job.run, seconds=seconds))
             return
-        if code != EXIT_FAILED:
+        if code != EXIT_FAILED or store.failure(job.run) is None:
             store.record_failure(job.run, _why(job, limit))
         failure = store.failure(job.run)
         on_event(Event("failed", job.run, failure.reason if failure else "unknown", seconds))

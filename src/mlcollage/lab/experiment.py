@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import pandas as pd
 
 from mlcollage._checks import integer
+from mlcollage._users import users_code
 from mlcollage.errors import InvalidInput
 from mlcollage.lab.measurements import Measurements
 from mlcollage.lab.run import Run, Scale
@@ -160,7 +161,14 @@ class Experiment(Generic[S]):
             return settings if self.own_data else None
         if not isinstance(workload, self.workloads):
             return None
-        return settings if self.adapt is None else self.adapt(settings, workload, scale)
+        if self.adapt is None:
+            return settings
+        with users_code(f"adapt of experiment {self.name}"):
+            adapted = self.adapt(settings, workload, scale)
+        if adapted is not None and type(adapted) is not type(settings):
+            kinds = type(adapted).__name__, type(settings).__name__
+            raise InvalidInput(f"adapt of experiment {self.name} returned {kinds[0]}; expected {kinds[1]} or None.")
+        return adapted
 
     def registered(self, scale: Scale, otherwise: int) -> range:
         """The registered seeds at a scale; ``otherwise`` is the study's number of them."""

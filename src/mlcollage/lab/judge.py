@@ -49,7 +49,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from mlcollage.errors import InvalidInput, MLCollageError
+from mlcollage._users import users_code
+from mlcollage.errors import InvalidInput, MLCollageError, UserCodeError
 from mlcollage.lab.claim import Claim, Status, Verdict
 from mlcollage.lab.evidence import Evidence, Failure
 from mlcollage.lab.procedures import (
@@ -210,13 +211,13 @@ def _examine(claim: Claim, evidence: Evidence) -> _Finding:
         {"exact": _exact, "trend": _trend}.get(claim.test, _mean)(found, table)
         if found.estimate is not None and claim.test != "trend":
             found.warnings += mixed_units(claim, table, found.estimate)
-    except MLCollageError as error:
-        found.status, found.reason = Status.INCONCLUSIVE, str(error)
-    except LookupError as error:
-        if not (evidence.missing or evidence.failures):
+    except UserCodeError as error:
+        if not (isinstance(error.__cause__, LookupError) and (evidence.missing or evidence.failures)):
             raise  # everything is there, so the estimand is wrong
         found.status = Status.INCONCLUSIVE
-        found.reason = f"cannot be computed from the runs that finished ({type(error).__name__}: {error})"
+        found.reason = f"cannot be computed from the runs that finished: {error}"
+    except MLCollageError as error:
+        found.status, found.reason = Status.INCONCLUSIVE, str(error)
     return found
 
 
@@ -253,9 +254,10 @@ def _seeds_of_claim(found: _Finding, evidence: Evidence) -> Evidence:
 
 def claim_table(claim: Claim, evidence: Evidence) -> pd.DataFrame:
     """What the claim's estimand gives, checked: one row per seed, as floats."""
-    table = claim.estimand(evidence)
+    with users_code(f"the estimand of claim {claim.id}"):
+        table = claim.estimand(evidence)
     if not isinstance(table, pd.DataFrame):
-        raise TypeError(f"the estimand of claim {claim.id} gave {type(table).__name__}, not a DataFrame.")
+        raise UserCodeError(f"the estimand of claim {claim.id} gave {type(table).__name__}, not a DataFrame.")
     if table.index.has_duplicates:
         seeds = table.index[table.index.duplicated()].unique()
         raise InvalidInput(
@@ -265,7 +267,8 @@ def claim_table(claim: Claim, evidence: Evidence) -> pd.DataFrame:
     if table.empty:
         raise InvalidInput("the estimand gave no values.")
     attrs = table.attrs
-    table = table.astype(np.float64)
+    with users_code(f"making numbers of what the estimand of claim {claim.id} gave"):
+        table = table.astype(np.float64)
     table.attrs = attrs
     return table
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from mlcollage._users import users_code
 from mlcollage.errors import InvalidInput, UnknownName
 
 ENTRY_POINTS = "mlcollage.papers"
@@ -56,7 +57,8 @@ class Paper:
             raise UnknownName(
                 f"{self.slug} is planned but not built yet, so it has no {room}; `mlcollage list` shows the built ones."
             )
-        return importlib.import_module(f"{self.package}.{room}")
+        with users_code(f"importing the {room} of {self.slug}"):
+            return importlib.import_module(f"{self.package}.{room}")
 
     @cached_property
     def origin(self) -> Path | None:
@@ -65,12 +67,12 @@ class Paper:
         return Path(spec.origin).parent if spec and spec.origin else None
 
 
-def _parse(text: str, where: str, package: str | None) -> Paper:
+def _parse(file: Path, package: str | None) -> Paper:
     try:
-        raw: dict[str, Any] = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InvalidInput(f"{where} is not valid TOML ({error}); correct it.") from error
-    return _build(raw, where, package)
+        raw: dict[str, Any] = tomllib.loads(file.read_text("utf-8"))
+    except ValueError as error:  # also bytes that are no UTF-8
+        raise InvalidInput(f"{file} is not valid TOML ({error}); correct it.") from error
+    return _build(raw, str(file), package)
 
 
 def _build(raw: dict[str, Any], where: str, package: str | None) -> Paper:
@@ -114,17 +116,18 @@ def papers() -> dict[str, Paper]:
     found: dict[str, Paper] = {}
     home = Path(__file__).parent.parent / "papers"
     for file in sorted(home.glob("*/paper.toml")):
-        paper = _parse(file.read_text("utf-8"), str(file), f"{_PACKAGE}.{file.parent.name}")
+        paper = _parse(file, f"{_PACKAGE}.{file.parent.name}")
         found[paper.slug] = paper
     planned = home / "planned.toml"
     for raw in tomllib.loads(planned.read_text("utf-8")).get("paper", []) if planned.exists() else []:
         paper = _build(raw, str(planned), None)
         found.setdefault(paper.slug, paper)
     for entry in sorted(importlib.metadata.entry_points(group=ENTRY_POINTS), key=lambda e: e.name):
-        try:
-            spec = find_spec(entry.module)
-        except ModuleNotFoundError:  # the package that it lies in is gone
-            spec = None
+        with users_code(f"finding the plug-in {entry.name}"):
+            try:
+                spec = find_spec(entry.module)
+            except ModuleNotFoundError:  # the package that it lies in is gone
+                spec = None
         if spec is None or spec.origin is None:
             raise InvalidInput(
                 f"plug-in {entry.name} names package {entry.value!r}, which cannot be found; reinstall it."
@@ -132,7 +135,7 @@ def papers() -> dict[str, Paper]:
         file = Path(spec.origin).parent / "paper.toml"
         if not file.exists():
             raise InvalidInput(f"plug-in {entry.name} has no paper.toml beside {spec.origin}; add one.")
-        paper = _parse(file.read_text("utf-8"), str(file), entry.module)
+        paper = _parse(file, entry.module)
         if paper.slug in found and found[paper.slug].built:
             raise InvalidInput(f"two papers are called {paper.slug!r}; rename the one in {entry.value}.")
         found[paper.slug] = paper

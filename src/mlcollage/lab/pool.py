@@ -213,8 +213,8 @@ def pool_claim(claim: Claim, evidences: Mapping[str, Evidence]) -> PooledClaim:
             rows[name], said = _effect(claim, evidence)
             if said:
                 notes[name] = "; ".join(said)
-        except (MLCollageError, LookupError) as error:
-            left_out[name] = str(error) if isinstance(error, MLCollageError) else f"{type(error).__name__}: {error}"
+        except MLCollageError as error:
+            left_out[name] = str(error)
     columns = ["seeds", "estimate", "low", "high", "se"]
     table = pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("workload")
     shrunken = ["shrunken", "shrunken_low", "shrunken_high"]

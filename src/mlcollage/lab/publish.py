@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlcollage.collage.content import Chip, ClaimRow, Entry, Slide
+from mlcollage._users import users_code
+from mlcollage.collage.content import Chip, ClaimRow, Collage, Entry, Slide
 from mlcollage.collage.digest import render_index, render_month
 from mlcollage.collage.slide import describe, render_slide
-from mlcollage.errors import UnknownName
+from mlcollage.errors import InvalidInput, UnknownName
 from mlcollage.lab.bound import BoundStudy
 from mlcollage.lab.claim import Claim, Status, Verdict
 from mlcollage.lab.evidence import Evidence
@@ -60,13 +61,17 @@ def make_slide(study: BoundStudy, evidence: Evidence, verdicts: Mapping[str, Ver
             f"run `mlcollage run {study.slug} --scale {study.scale}{again}` first."
         )
     paper = study.paper
+    with users_code(f"the slide of {study.slug}"):
+        collage = paper.module("slide").collage(evidence, verdicts)
+    if not isinstance(collage, Collage):
+        raise InvalidInput(f"the slide of {study.slug} returned {type(collage).__name__}; it must return a Collage.")
     arxiv = f"  ·  arXiv {paper.arxiv}" if paper.arxiv else ""
     return Slide(
         slug=paper.slug,
         title=paper.title,
         byline=f"{paper.short_authors}  ·  {paper.venue}{arxiv}",
         month=paper.month,
-        collage=paper.module("slide").collage(evidence, verdicts),
+        collage=collage,
         chips=[_chip(v) for v in verdicts.values()],
         foot_left=_foot_left(study, evidence, verdicts),
         foot_right=_foot_right(evidence),
@@ -163,7 +168,7 @@ def _row(verdict: Verdict) -> ClaimRow:
 def _estimand(claim: Claim) -> str:
     """What is compared with what limit, in one line; the hash of the source, part of the fingerprint, is left out."""
     describe = getattr(claim.estimand, "describe", None)
-    what = str(describe() if describe else claim.estimand.__doc__ or claim.estimand.__name__).strip()
+    what = (claim.to_dict()["estimand"] if describe else claim.estimand.__doc__ or claim.estimand.__name__).strip()
     what = re.sub(r" \[source \w+\]", "", what.splitlines()[0]).rstrip(".")
     limit = "0" if claim.null == 0 else claim.format(claim.null, signed=False)
     return f"{what}; {_DIRECTIONS[claim.direction]} {limit}"

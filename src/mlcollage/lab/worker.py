@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mlcollage import __version__
+from mlcollage._users import described
 from mlcollage.errors import InvalidInput, MLCollageError, StoreError
 from mlcollage.lab.bound import BoundStudy
 from mlcollage.lab.claim import fingerprint
@@ -82,19 +83,10 @@ def main(slug: str, spec: dict[str, Any], workload: str | None, root: str, envir
     try:
         _one_thread()
         execute(BoundStudy(slug, run.scale, workload), run, store)
-    except StoreError as error:
-        if error.errno == errno.ENOSPC:
+    except BaseException as error:  # also SystemExit
+        if isinstance(error, StoreError) and error.errno == errno.ENOSPC:
             os._exit(EXIT_DISK)
-        store.record_failure(run, str(error))
-        os._exit(EXIT_FAILED)
-    except MLCollageError as error:
-        store.record_failure(run, str(error))
-        os._exit(EXIT_FAILED)
-    except MemoryError:
-        store.record_failure(run, "out of memory", traceback.format_exc())
-        os._exit(EXIT_FAILED)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = str(error) if isinstance(error, MLCollageError) else described(error)
         store.record_failure(run, reason, traceback.format_exc())
         os._exit(EXIT_FAILED)
 
