@@ -120,10 +120,11 @@ class Loops:
                 selected = samples.rows[i, mine]
                 where = table.start[selected][:, None] + np.arange(len(mean))
                 w = table.weights[where]  # (size, inputs)
-                tau = w @ precision
-                inside = np.clip(tau, c.low, c.high)
+                used = np.clip(w, -c.box, c.box)
+                tau = used @ precision
+                inside = np.where(official & (tau < 0), c.high, np.clip(tau, c.low, c.high))
                 shift = (tau - inside) / (precision @ precision)
-                projected = w - shift[:, None] * precision
+                projected = used - shift[:, None] * precision
                 mu = projected @ (precision * mean) / inside
                 out[i, 0, mine], out[i, 1, mine] = mu, inside
                 if learn:
@@ -137,8 +138,11 @@ class Loops:
                     if official:
                         along = (slope @ precision / (precision @ precision))[:, None] * precision
                         slope -= np.where(shift[:, None] != 0, along, 0)
-                    begin = w if official else projected
-                    table.weights[where] = np.clip(begin - step * slope, -c.box, c.box)
+                    if official:
+                        share = (np.sign(c.box - np.abs(w)) + 1) / 2  # of the gradient that the clip to the box lets through
+                        table.weights[where] = w - step * slope * share
+                    else:
+                        table.weights[where] = np.clip(projected - step * slope, -c.box, c.box)
                 mean = np.concatenate([sample[:3], mu])
                 precision = np.concatenate([np.ones(3, sample.dtype), inside])
 

@@ -98,6 +98,29 @@ def test_binary_targets_and_separate_side_information():
     assert "side_dim=2" in repr(head)
 
 
+@pytest.mark.parametrize("what", ["p", "z", "target"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.5, 1.5])
+def test_a_bad_sample_is_refused_and_leaves_the_head_as_it_was(what, value):
+    """NaN in p or target, or features that nobody squashed, stayed in the weights for good."""
+    p, z, y = data()
+    target = torch.nn.functional.one_hot(y, 3).double()
+    head = GLN(6, num_classes=3, dtype=torch.float64)
+    head.update(p, z, y, lr=0.05)
+    before = {name: buffer.clone() for name, buffer in head.state_dict().items()}
+    bad = {"p": p.clone(), "z": z.clone(), "target": target.clone()}
+    bad[what][70, 1] = value
+    if what == "z" and abs(value) < 2:
+        head.update(**bad, lr=0.05)  # side information may be any finite number
+        return
+    with pytest.raises(InvalidInput, match=r"torch\.sigmoid.*nothing was learned"):
+        head.update(**bad, lr=0.05)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in head.state_dict().items())
+    if what != "target":
+        told = head(bad["p"], bad["z"])
+        assert told[70].isnan().all() or (what == "p" and value == float("inf"))
+        assert told.isnan().any(dim=1).sum() == 1, "the other samples are predicted as ever"
+
+
 def test_bad_input_is_named():
     p, z, y = data()
     head = GLN(6, num_classes=3)

@@ -300,6 +300,23 @@ def test_settings_that_cannot_be_used_are_named(settings, message):
         build(**settings)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300])
+@pytest.mark.parametrize("where", ["base", "side", "targets"])
+def test_numbers_that_are_not_finite_never_reach_the_weights(bad, where):
+    arrays = dict(zip(("base", "side", "targets"), stream(n=20), strict=True))
+    net = build(dtype="float32")
+    net.learn(**arrays)
+    before = net.layer_weights(0)
+    arrays[where] = arrays[where].copy()
+    arrays[where][7, 1] = bad
+    with pytest.raises(InvalidInput, match=r"finite float32|from 0 to 1"):
+        net.learn(**arrays)
+    np.testing.assert_array_equal(net.layer_weights(0), before)
+    if where == "side":  # no region is right for it: a prediction would look like any other
+        with pytest.raises(InvalidInput, match="finite"):
+            net.predict(arrays["base"], arrays["side"])
+
+
 def test_arrays_of_the_wrong_shape_never_reach_the_loops():
     base, side, targets = stream(n=4)
     net = build()

@@ -342,10 +342,14 @@ def run_gaussian(
                 tau = zero
                 total = zero
                 for c in range(width):
-                    tau += w[c] * precision[c]
-                    total += w[c] * precision[c] * mean[c]
+                    # Only the official code stores weights outside of the box; it mixes with them inside of it.
+                    weighed = min(max(w[c], -box), box) * precision[c]
+                    tau += weighed
+                    total += weighed * mean[c]
                 # Into the bounds along lambda: w - shift lambda has the precision `inside` and the mean mu.
                 inside = min(max(tau, low), high)
+                if official and tau < zero:
+                    inside = high  # 1 / tau, the variance, is below its smallest value: that is what the code asks
                 shift = (tau - inside) / square
                 mu = (total - shift * weighted) / inside
                 out[i, 0, neuron] = mu
@@ -366,9 +370,13 @@ def run_gaussian(
                     spread = max(moment - (mu + mu) * weighted + mu * mu * square, zero)
                     information = (spread + square * (one / inside + error * error)) / inside
                     step = min(rates[i], longest / information)
-                    kept = zero if official else shift
                     for c in range(width):
-                        slope = common - error * (mean[c] - mu) - along
-                        w[c] = min(max(w[c] - precision[c] * (kept + step * slope), -box), box)
+                        move = step * (common - error * (mean[c] - mu) - along)
+                        if official:
+                            # Through the clip to the box: no slope outside of it, half of it on its edge.
+                            size = abs(w[c])
+                            w[c] -= precision[c] * move * (one if size < box else half if size == box else zero)
+                        else:
+                            w[c] = min(max(w[c] - precision[c] * (shift + move), -box), box)
                 neuron += 1
             width = sizes[layer] + 3

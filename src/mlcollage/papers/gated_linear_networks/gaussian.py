@@ -109,12 +109,14 @@ class GaussianNetwork(GatedNetwork):
         learn = targets is not None
         table = self.heads[0]
         goals = rates = np.empty(0, self.dtype)
+        if targets is not None:
+            targets = self._finite("Targets", targets)
         for part in self.chunks(len(base)):
             if targets is not None:
                 count = part.stop - part.start
                 rates = step_sizes(rate, self.steps[0] + 1, count, initial=initial_rate)
                 rates = (rates if weight is None else rates * weight[part]).astype(self.dtype)
-                goals = targets[part].astype(self.dtype)
+                goals = targets[part]
                 self.steps[0] += count
             rows = table.rows(self.contexts.gates(side[part], [0])(0, table.first), allocate=learn)
             samples = _kernels.plain(_kernels.Samples(base[part], goals, rates, rows))

@@ -19,7 +19,8 @@ class GLN(nn.Module):
 
     One network per class (one-vs-all). Weights, hyperplanes, visit counts are buffers: optimizers do not see them,
     ``state_dict`` holds them, ``to()`` moves them. ``forward`` is differentiable in ``p``, so gradients can pass to a
-    backbone. The arithmetic is that of :class:`GatedNetwork`, to rounding.
+    backbone. The arithmetic is that of :class:`GatedNetwork`, to rounding. ``forward`` gives NaN for a sample whose
+    ``z`` is not finite or whose ``p`` lies outside [0, 1]; ``update`` refuses the batch and learns nothing from it.
 
     Parameters
     ----------
@@ -132,7 +133,8 @@ class GLN(nn.Module):
             selected = self.get_buffer(f"weight{layer}")[heads, neurons, index]  # (n, classes, size, fan)
             raw = torch.einsum("nckf,ncf->nck", selected, values)
             values = self._with_bias(raw)
-        return raw[:, :, 0]
+        # NaN and infinity in z select some region; the product makes that NaN without waiting for a device.
+        return raw[:, :, 0] + (0 * z.detach().to(raw)).sum(dim=1, keepdim=True)
 
     def forward(self, p: Tensor, z: Tensor) -> Tensor:
         """Probability that each class's network gives, ``(n, num_classes)`` (they need not sum to one).
@@ -162,10 +164,25 @@ class GLN(nn.Module):
         Returns
         -------
         Tensor of shape (n, num_classes)
+
+        Raises
+        ------
+        InvalidInput
+            A wrong shape, ``p`` or ``target`` outside [0, 1], or ``z`` not finite. No sample has been learned from.
         """
         checks.positive("lr", lr)
         p = self._check(p, self.n_inputs, "base predictions p")
+        z = self._check(z, self.side_dim, "side information z")
         goals = self._targets(target, len(p), p)
+        if len(z) != len(p):
+            raise InvalidInput(f"p and z must hold the same samples; got {len(p)} and {len(z)}.")
+        # One answer for all three, so that a device is waited for once; comparisons with NaN are false.
+        within = [((t >= 0) & (t <= 1)).all() for t in (p, goals)]
+        if not bool(torch.stack([*within, z.isfinite().all()]).all()):
+            raise InvalidInput(
+                "update() needs base predictions p and targets from 0 to 1, such as torch.sigmoid(features), and "
+                "finite side information z; nothing was learned from this batch."
+            )
         contexts = self.contexts(z).split(self.sizes, dim=2)
         base = self._base(p)
         heads = torch.arange(self.num_classes, device=p.device)[:, None]

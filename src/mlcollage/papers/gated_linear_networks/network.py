@@ -257,6 +257,8 @@ class GatedNetwork:
         base, side = self._check(base, side)
         if targets.shape != (len(base), len(chosen)):
             raise InvalidInput(f"targets must have shape ({len(base)}, {len(chosen)}); got {targets.shape}.")
+        if not ((targets >= 0) & (targets <= 1)).all():
+            raise InvalidInput("targets must lie from 0 to 1: they are probabilities, or 0 and 1.")
         raw = np.empty((len(base), len(chosen)), self.dtype)
         with _pool(min(n_jobs, len(chosen))) as each:
             for part in self.chunks(len(base)):
@@ -307,7 +309,7 @@ class GatedNetwork:
         """Arrays as the compiled loops need them: their widths are trusted there."""
         if side.ndim != 2 or side.shape[1] != self.side_dim:
             raise InvalidInput(f"Side information must have shape (n, {self.side_dim}); got {side.shape}.")
-        side = np.ascontiguousarray(side, self.dtype)
+        side = self._finite("Side information", side)
         if base is None:
             return side, side
         width = self.base_width
@@ -316,7 +318,15 @@ class GatedNetwork:
                 f"Base logits must have shape ({len(side)}, {width}), the bias first, as the side information has "
                 f"{len(side)} samples; got {base.shape}."
             )
-        return np.ascontiguousarray(base, self.dtype), side
+        return self._finite("Base logits", base), side
+
+    def _finite(self, name: str, values: Array) -> Array:
+        """In the network's type; refused where NaN or infinity would stay in the weights for good."""
+        with np.errstate(over="ignore"):
+            values = np.ascontiguousarray(values, self.dtype)
+        if not np.isfinite(values).all():
+            raise InvalidInput(f"{name} must be finite {self.dtype.name} numbers; impute or leave out such samples.")
+        return values
 
     @property
     def base_width(self) -> int:
