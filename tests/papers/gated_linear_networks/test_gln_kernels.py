@@ -17,16 +17,29 @@ class Loops:
     """The compiled functions in numpy alone: all neurons of a layer at once."""
 
     @staticmethod
-    def standardize(x, moments, seen, learn, offset, limit, bias, base, side):
+    def take_in(moments, values, most, memory):
+        count, mean, square = moments
+        full = count >= memory
+        delta = values - mean
+        with np.errstate(invalid="ignore"):
+            square = np.where(full, square * (memory - 1) / np.maximum(count, 1), square)
+            count = np.where(full, memory - 1, count)
+            largest = np.sqrt(np.maximum(most**2 / np.maximum(count, 1), 1) * square)
+        delta = np.where(square > 0, np.clip(delta, -largest, largest), delta)
+        moments[:] = count + 1, mean + delta / (count + 1), square + delta * (delta - delta / (count + 1))
+
+    @staticmethod
+    def standardize(x, moments, learn, offset, limit, bias, most, memory, base, side):
         base[:, 0] = bias
         for i, sample in enumerate(x):
+            there = ~np.isnan(sample)
             if learn:
-                seen[0] += 1.0
-                delta = sample - moments[0]
-                moments[0] += delta * (1.0 / seen[0])
-                moments[1] += delta * (sample - moments[0])
-            scale = np.sqrt(moments[1] * (1.0 / max(seen[0], 1.0))) + offset
-            side[i] = np.where(scale > 0, sample - moments[0], 0) / np.where(scale > 0, scale, 1)
+                mine = moments[:, there]
+                Loops.take_in(mine, sample[there], most, memory)
+                moments[:, there] = mine
+            scale = np.sqrt(moments[2] / np.maximum(moments[0], 1)) + offset
+            known = there & (scale > 0)
+            side[i] = np.clip(np.where(known, sample - moments[1], 0) / np.where(known, scale, 1), -most, most)
         np.clip(side, -limit, limit, out=base[:, 1:])
 
     @staticmethod
@@ -100,15 +113,12 @@ class Loops:
                 values = np.concatenate([[c.bias], np.clip(a, -c.limit, c.limit)]).astype(sample.dtype)
 
     @staticmethod
-    def running_moments(y, moments, seen, scaled, before):
+    def running_moments(y, moments, most, memory, scaled, before):
         for i, value in enumerate(y):
-            before[:, i] = moments[0, 0], np.sqrt(moments[1, 0] / max(seen[0], 1.0)) or 1.0
-            seen[0] += 1.0
-            delta = value - moments[0, 0]
-            moments[0, 0] += delta / seen[0]
-            moments[1, 0] += delta * (value - moments[0, 0])
-            deviation = np.sqrt(moments[1, 0] / seen[0])
-            scaled[i] = (value - moments[0, 0]) / deviation if deviation > 0 else 0.0
+            before[:, i] = moments[1, 0], np.sqrt(moments[2, 0] / max(moments[0, 0], 1.0)) or 1.0
+            Loops.take_in(moments, value, most, memory)
+            deviation = np.sqrt(moments[2, 0] / moments[0, 0])
+            scaled[i] = np.clip((value - moments[1, 0]) / deviation, -most, most) if deviation > 0 else 0.0
 
     @staticmethod
     def run_gaussian(samples, table, sizes, constants, official, learn, out):
@@ -139,7 +149,9 @@ class Loops:
                         along = (slope @ precision / (precision @ precision))[:, None] * precision
                         slope -= np.where(shift[:, None] != 0, along, 0)
                     if official:
-                        share = (np.sign(c.box - np.abs(w)) + 1) / 2  # of the gradient that the clip to the box lets through
+                        share = (
+                            np.sign(c.box - np.abs(w)) + 1
+                        ) / 2  # of the gradient that the clip to the box lets through
                         table.weights[where] = w - step * slope * share
                     else:
                         table.weights[where] = np.clip(projected - step * slope, -c.box, c.box)
@@ -153,7 +165,7 @@ def both_ways(monkeypatch):
 
     def run(function):
         fast = function()
-        for name in (name for name in vars(Loops) if not name.startswith("_") and name != "place"):
+        for name in (name for name in vars(Loops) if not name.startswith("_") and name not in ("place", "take_in")):
             monkeypatch.setattr(_kernels, name, getattr(Loops, name))
         return zip(fast, function(), strict=True)
 
@@ -187,6 +199,8 @@ def test_compiled_loops_equal_numpy_loops_in_the_estimators(both_ways):
         (GLNClassifier((6, 4), context_dim=12, tables="lazy", dtype="float64", random_state=0), y > 0),
         (GLNRegressor((6, 4), random_state=0), y),
         (GLNRegressor((6, 4), gradient="official", min_variance=0.5, random_state=0), y),
+        (GLNClassifier((6, 4), max_deviation=1.5, memory=40, dtype="float64", random_state=0), y > 0),
+        (GLNRegressor((6, 4), max_deviation=1.5, memory=40, random_state=0), y),
     ]
 
     def numbers():

@@ -139,6 +139,17 @@ def test_units_of_the_target_do_not_matter_and_layers_predict():
     assert np.array_equal(layers[-1][0][:, 0], one.predict(X[:7]))
 
 
+@pytest.mark.parametrize("where", ["features", "target"])
+def test_one_wrong_reading_does_not_ruin_the_regression(where):
+    X, y = make_friedman1(3000, random_state=3)
+    clean = GLNRegressor(**SMALL).fit(X[:2000], y[:2000]).score(X[2000:], y[2000:])
+    wrong = {"features": (X.copy(), y), "target": (X, y.copy())}[where]
+    wrong[where == "target"][700] *= 1e6
+    harmed = GLNRegressor(**SMALL).fit(wrong[0][:2000], wrong[1][:2000])
+    assert harmed.score(X[2000:], y[2000:]) > clean - 0.05
+    assert clean > 0.6
+
+
 def test_weights_scale_the_step_and_zero_leaves_out():
     X, y = make_friedman1(200, random_state=4)
     weight = np.ones(200)

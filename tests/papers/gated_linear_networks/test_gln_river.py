@@ -3,6 +3,7 @@
 import pickle
 
 import numpy as np
+import pandas as pd
 import pytest
 from river import checks, datasets
 
@@ -64,6 +65,42 @@ def test_a_pickled_model_continues_as_the_original():
         assert model.predict_proba_one(x) == copy.predict_proba_one(x)
         model.learn_one(x, y)
         copy.learn_one(x, y)
+
+
+@pytest.mark.parametrize("dataset", [datasets.Phishing, datasets.ImageSegments])
+def test_mini_batches_give_the_network_that_single_samples_give_bit_for_bit(dataset):
+    """Strings, missing values, classes and features that appear inside a batch are the same as one row at a time."""
+    rng = np.random.default_rng(0)
+    data = []
+    for i, (x, y) in enumerate(dataset().take(200)):
+        x = {k: v for k, v in x.items() if rng.random() < 0.9}
+        x |= {"late": float(rng.normal())} if i > 90 else {}
+        data.append((x | {"color": str(rng.choice(["red", "green", "blue"][: 2 + (i > 120)]))}, y))
+    one, many, frame = RiverGLN(), RiverGLN(), pd.DataFrame([x for x, _ in data])
+    labels = pd.Series([y for _, y in data], index=frame.index)
+    for x, y in data:
+        one.learn_one(x, y)
+    for start, stop in ((0, 1), (1, 60), (60, 150), (150, 200)):
+        many.learn_many(frame[start:stop], labels[start:stop])
+    told = many.predict_proba_many(frame[::-1])
+    assert told.index.equals(frame.index[::-1])
+    for (x, _), (_, row) in zip(data[::-1], told.iterrows(), strict=True):
+        assert one.predict_proba_one(x) == row.to_dict()
+    assert many.predict_many(frame).tolist() == [one.predict_one(x) for x, _ in data]
+    one.learn_one(*data[0])
+    many.learn_many(frame[:1], labels[:1])
+    assert one.predict_proba_one(data[3][0]) == many.predict_proba_one(data[3][0])
+
+
+def test_a_bad_batch_is_refused_before_anything_is_learned():
+    model, frame = RiverGLN(), pd.DataFrame({"a": [1.0, 2.0, np.inf], "b": ["x", None, "y"]})
+    with pytest.raises(InvalidInput, match="'a'"):
+        model.learn_many(frame, pd.Series([1, 0, 1]))
+    with pytest.raises(InvalidInput, match="3 and 2"):
+        model.learn_many(frame, pd.Series([1, 0]))
+    assert model.classes == []
+    assert model.predict_proba_many(frame[:2]).shape == (2, 0)
+    assert model.predict_proba_one({"a": 1.0}) == {}
 
 
 def test_bad_features_are_named():

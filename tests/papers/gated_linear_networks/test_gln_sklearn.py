@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from sklearn.base import clone
-from sklearn.datasets import load_digits, make_classification
+from sklearn.datasets import load_digits, load_wine, make_classification
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression, SGDClassifier
 from sklearn.model_selection import cross_val_score
@@ -98,7 +98,8 @@ def test_settings_changed_after_fit_wait_for_the_next_fit(digits, tmp_path, kind
 
     changed = {"hidden_layer_sizes": (2,), "context_dim": 5, "learning_rate": 1.0, "learning_rate_init": 3.0}
     changed |= {"gradient": "official", "weight_clip": 0.1, "dtype": "float32", "random_state": 7}
-    changed |= {"min_probability": 0.3} if kind is GLNDensity else {"std_offset": 9.0}
+    changed |= {"min_probability": 0.3} if kind is GLNDensity else {"std_offset": 9.0, "max_deviation": 1.0}
+    changed |= {"memory": 2}
     changed |= {"aggregator": "mean", "base_predictor": "minmax", "eps": 0.3} if kind is GLNClassifier else {}
     changed |= {"min_variance": 1.0, "step_limit": None} if kind is GLNRegressor else {}
     model, twin = fitted().set_params(**changed), fitted()
@@ -220,6 +221,89 @@ def test_units_of_the_features_do_not_matter(digits):
     assert np.array_equal(one.predict_proba(X), other.predict_proba(X * factor))
 
 
+@pytest.mark.parametrize("kind", [GLNClassifier, GLNRegressor])
+@pytest.mark.parametrize("factor", [0.001, 1000.0, -1000.0])
+@pytest.mark.parametrize("shift", [0.0, 1000.0])
+def test_units_and_origins_of_the_features_change_nothing_that_matters(kind, factor, shift):
+    """Constant features count for nothing, whatever their value."""
+    X, y = load_wine(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(X))
+    X, y = np.hstack([X, np.full((len(X), 2), [0.1, 0.0])])[order], y[order]
+    scaled = factor * X + shift * factor
+    if factor < 0:  # a mirrored feature sees other regions: mirror the others instead
+        X = -X
+    settings = {"dtype": "float64", **SMALL}
+    one, other = kind(**settings).fit(X[:130], y[:130]), kind(**settings).fit(scaled[:130], y[:130])
+    told = (m.predict_proba(Z) if kind is GLNClassifier else m.predict(Z) for m, Z in ((one, X), (other, scaled)))
+    np.testing.assert_allclose(*told, rtol=0, atol=1e-6)
+    without = kind(**settings).fit(X[:130, :-2], y[:130])
+    assert abs(one.score(X[130:], y[130:]) - without.score(X[130:, :-2], y[130:])) < 0.15
+
+
+def glitched(X, size, rows=(300,)):
+    """The same samples, but at some rows the features are ``size`` times too large."""
+    X = X.copy()
+    X[list(rows)] *= size
+    return X
+
+
+@pytest.mark.parametrize("size", [1e6, -1e9, 1e100])
+def test_one_wrong_reading_does_not_ruin_the_features(digits, size):
+    """Before, 0.96 became 0.44: the running deviation had become so large that all other values looked alike."""
+    X, y = digits
+    settings = {"learning_rate": 0.03, "random_state": 0}
+    clean = GLNClassifier(**settings).fit(X[:1200], y[:1200]).score(X[1200:], y[1200:])
+    harmed = GLNClassifier(**settings).fit(glitched(X, size)[:1200], y[:1200]).score(X[1200:], y[1200:])
+    ruined = GLNClassifier(max_deviation=None, **settings).fit(glitched(X, size)[:1200], y[:1200])
+    assert harmed > clean - 0.02
+    assert ruined.score(X[1200:], y[1200:]) < clean - 0.15
+
+
+def test_moments_without_wrong_readings_are_those_of_numpy():
+    X = np.random.default_rng(0).standard_t(5, size=(3000, 4)) * [1, 10, 0.1, 5] + [0, 3, 100, -7]
+    X[:, 3] *= np.random.default_rng(1).random(3000) < 0.01  # rare, far away, and no error
+    count, mean, square = GLNClassifier(**SMALL).fit(X, X[:, 0] > 0)._inputs_.moments
+    np.testing.assert_allclose(count, 3000)
+    assert np.abs((mean - X.mean(axis=0)) / X.std(axis=0)).max() < 0.02
+    np.testing.assert_allclose(np.sqrt(square / count), X.std(axis=0), rtol=0.2)
+    np.testing.assert_allclose(np.sqrt(square / count)[:3], X.std(axis=0)[:3], rtol=1e-3)
+
+
+def test_the_moments_remember_as_many_samples_as_they_are_told_to():
+    X = np.random.default_rng(0).normal(size=(4000, 2))
+    X[2000:] = 5 * X[2000:] + 40
+    inputs = GLNClassifier(memory=200, **SMALL).fit(X, X[:, 0] > 20)._inputs_
+    weights = (1 - 1 / 200) ** np.arange(4000)[::-1]
+    mean = (weights[:, None] * X).sum(axis=0) / weights.sum()
+    np.testing.assert_allclose(inputs.moments[1], mean, rtol=1e-3)
+    deviation = np.sqrt((weights[:, None] * (X - mean) ** 2).sum(axis=0) / weights.sum())
+    np.testing.assert_allclose(np.sqrt(inputs.moments[2] / inputs.moments[0]), deviation, rtol=0.05)
+
+
+def test_the_default_schedule_does_not_follow_a_late_change_and_a_memory_does(tmp_path):
+    """Labels follow another rule in the second half; health says so."""
+    rng = np.random.default_rng(0)
+    X, rules = rng.normal(size=(60_000, 10)), rng.normal(size=(2, 10))
+    y = np.where(np.arange(60_000) < 30_000, X @ rules[0] > 0, X @ rules[1] > 0)
+    accuracy, models = {}, {}
+    for memory in (None, 1000):
+        model = models[memory] = GLNClassifier((8, 4), memory=memory, random_state=0)
+        before = (model.progressive_predict(X[:30_000], y[:30_000]).argmax(axis=1) == y[:30_000])[-5000:].mean()
+        assert before > 0.97
+        assert model.health().advice == ""
+        model.partial_fit(X[30_000:32_000], y[30_000:32_000])
+        accuracy[memory] = (model.progressive_predict(X[32_000:], y[32_000:]).argmax(axis=1) == y[32_000:]).mean()
+    assert accuracy[1000] > accuracy[None] + 0.07
+    told = models[None].health()
+    assert told.samples == 60_000
+    assert told.step_size == pytest.approx(100 / 60_001)
+    assert told.recent_loss > 1.5 * told.best_loss
+    assert "memory=5000" in told.advice
+    assert models[1000].health().step_size == 0.01
+    models[None].save(tmp_path / "m.npz")
+    assert GLNClassifier.load(tmp_path / "m.npz").health() == told
+
+
 def test_any_models_probabilities_are_base_predictions(digits):
     X, y = digits
     linear = LogisticRegression(max_iter=500).fit(X[:300], y[:300])
@@ -272,6 +356,8 @@ def test_base_predictors_that_change_their_width_are_refused(digits):
         ({"hidden_layer_sizes": 50}, "ayer sizes"),
         ({"n_passes": 0}, "n_passes"),
         ({"std_offset": -1}, "std_offset"),
+        ({"max_deviation": 0}, "max_deviation"),
+        ({"memory": 1}, "memory"),
         ({"dtype": "int8"}, "dtype"),
         ({"aggregator": "vote"}, "aggregator"),
     ],
@@ -321,7 +407,8 @@ def test_looking_inside(digits):
     assert residual[free].max() < 1e-10
     assert np.abs(np.einsum("nkd,nd->nk", model.saliency(X, clipped="constant"), base) - out).max() < 1e-10
     assert model.context_counts(X[:9]).shape == (9, 10, 11)
-    assert model.context_counts(X[:700]).mean() > model.context_counts(30 * X[:700] - 15).mean()
+    mixed = np.random.default_rng(0).permutation(X.shape[1])
+    assert model.context_counts(X[:700]).mean() > model.context_counts(X[:700, mixed]).mean()
     with pytest.raises(InvalidInput, match="clipped"):
         model.saliency(X, clipped="yes")
 

@@ -20,11 +20,13 @@ from mlcollage.errors import InvalidInput
 
 from ._files import load_arrays, save_arrays
 from ._inputs import Inputs
-from ._settings import check_rate
+from ._settings import check_rate, step_sizes
+from .gaussian import GaussianNetwork
 from .network import GatedNetwork
 
 Array = NDArray[Any]
 _BLOCK = 4096  # samples whose inputs are held at once
+_WINDOW = 500  # samples whose losses are averaged in the record of learning
 _NETWORK_SETTINGS = {
     "context_bias_scale",
     "context_dim",
@@ -73,6 +75,17 @@ def blocks(n: int) -> Iterator[slice]:
     return (slice(start, min(start + _BLOCK, n)) for start in range(0, n, _BLOCK))
 
 
+@dataclass(frozen=True)
+class Health:
+    """How learning goes, from the loss of each sample before it was learned from (in nats, means over 500 samples)."""
+
+    samples: int  # learned from so far
+    step_size: float  # of the next sample
+    recent_loss: float  # of the last full window; NaN before there is one
+    best_loss: float  # of the best window
+    advice: str  # empty if nothing is amiss
+
+
 @dataclass(eq=False, repr=False, kw_only=True)
 class OnlineEstimator(BaseEstimator):
     """An online learner with gated linear networks inside.
@@ -86,6 +99,7 @@ class OnlineEstimator(BaseEstimator):
     weight_init: str = "mean"
     gradient: str = "paper"
     tables: str = "auto"
+    memory: int | None = None
     dtype: Any = "float32"
     random_state: Any = None
 
@@ -107,6 +121,7 @@ class OnlineEstimator(BaseEstimator):
         # A setting that is refused here leaves what was fitted before as it was.
         self.network_, self._inputs_ = self._build(settings, seed, X)
         self.settings_, self._seed_, self.t_ = settings, seed, 0
+        self._losses_ = np.zeros((1, 3))  # of each window of samples: how many, sum, sum of squares
         return rng
 
     def _build(self, settings: SimpleNamespace, seed: int, X: Array | None) -> tuple[GatedNetwork, Inputs | None]:
@@ -128,11 +143,13 @@ class OnlineEstimator(BaseEstimator):
         return settings.learning_rate_init
 
     def _steps(self, base: Array, side: Array, targets: Array, **more: Any) -> Array:
-        """Learn from samples, one after the other; each head's logit from before each, ``(n, heads)``."""
-        learned: Array = self.network_.learn(
+        """Learn from samples, one after the other; what was predicted before each."""
+        settings, network = self.settings_, self.network_
+        learned: Array = (network.run if isinstance(network, GaussianNetwork) else network.learn)(
             *(base, side, targets),
-            rate=self.settings_.learning_rate,
-            initial_rate=self._initial_rate(self.settings_),
+            rate=settings.learning_rate,
+            initial_rate=self._initial_rate(settings),
+            memory=getattr(settings, "memory", None),
             **more,
         )
         self.t_ += len(base)
@@ -149,6 +166,46 @@ class OnlineEstimator(BaseEstimator):
     def _learn(self, X: Array, y: Array, factors: Array | None, order: Array) -> Any:
         """Learn from the samples ``X[order]``."""
         raise NotImplementedError
+
+    def _note(self, losses: Array) -> None:
+        """Take the losses of samples, from before each was learned from, into the record."""
+        while len(losses):
+            now, losses = np.split(losses, [int(_WINDOW - self._losses_[-1, 0])])
+            self._losses_[-1] += len(now), now.sum(), np.square(now).sum()
+            if self._losses_[-1, 0] == _WINDOW:
+                self._losses_ = np.vstack([self._losses_, np.zeros(3)])
+
+    def health(self) -> Health:
+        """Whether the stream is still followed: the recent progressive loss beside the best one, and the step size.
+
+        Where the recent loss is worse by more than five standard errors, ``advice`` says what can be done. The default
+        schedule of step sizes falls like 1 / t, and cannot follow a change late in a long stream.
+        """
+        self._check_fitted()
+        settings, steps = self.settings_, max(self.network_.steps, default=0)
+        rates = [
+            float(
+                step_sizes(settings.learning_rate, at, 1, initial=self._initial_rate(settings), memory=settings.memory)[
+                    0
+                ]
+            )
+            for at in (1, steps + 1)
+        ]
+        full = self._losses_[:-1]  # (windows, 3)
+        if not len(full):
+            return Health(self.t_, rates[1], np.nan, np.nan, "")
+        means = full[:, 1] / _WINDOW
+        errors = np.sqrt(np.maximum(full[:, 2] / _WINDOW - means**2, 0) / _WINDOW)
+        best = int(means.argmin())
+        recent, advice = float(means[-1]), ""
+        if recent - means[best] > 5 * np.hypot(errors[-1], errors[best]):
+            advice = (
+                f"The last {_WINDOW} samples are predicted worse ({recent:.3g} nats) than samples "
+                f"{best * _WINDOW + 1} to {(best + 1) * _WINDOW} were ({means[best]:.3g}): the stream may have changed."
+                f" The step size is {rates[1]:.2g} now and was {rates[0]:.2g} at first; memory=5000, or a constant "
+                "learning_rate, keeps it."
+            )
+        return Health(self.t_, rates[1], recent, float(means[best]), advice)
 
     # ------------------------------------------------------------------ prediction
 
@@ -178,7 +235,7 @@ class OnlineEstimator(BaseEstimator):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the estimator to an ``.npz`` file without pickle; :meth:`load` continues from it bit for bit."""
         self._check_fitted()
-        numbers = {"seed": self._seed_, "t": self.t_, "n_features": self.n_features_in_}
+        numbers = {"seed": self._seed_, "t": self.t_, "n_features": self.n_features_in_, "losses": self._losses_}
         arrays = {name: np.array(value) for name, value in numbers.items()} | self.network_.state() | self._state()
         if hasattr(self, "feature_names_in_"):
             arrays["features"] = self.feature_names_in_.astype(str)
@@ -199,6 +256,7 @@ class OnlineEstimator(BaseEstimator):
         model = cls(**settings)
         model.settings_ = SimpleNamespace(**settings)
         model.n_features_in_, model.t_, model._seed_ = (int(arrays[name]) for name in ("n_features", "t", "seed"))
+        model._losses_ = arrays["losses"]
         if "features" in arrays:
             model.feature_names_in_ = arrays["features"].astype(object)
         model.network_, model._inputs_ = model._build(model.settings_, model._seed_, None)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mlcollage.errors import InvalidInput, MissingFile
 
 Array = NDArray[Any]
-_FORMAT = 1
+_FORMAT = 2
 _NOT_SAVED = {"not saved": True}
 
 

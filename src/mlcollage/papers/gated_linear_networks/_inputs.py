@@ -2,8 +2,10 @@ r"""From features to what a network reads: base predictions :math:`p_0` as logit
 
 Side information is always the online-standardized sample :math:`s = (x - \bar x) / (\hat\sigma_x + o)` with Welford's
 running mean and deviation, the sample included. The official MNIST example has the offset :math:`o = 1` on pixels
-from 0 to 255; with the default :math:`o = 0` results do not depend on the features' units. Base predictions are
-:math:`\sigma(s)`, or the sample rescaled to [0, 1], or the probabilities of any model.
+from 0 to 255; with the default :math:`o = 0` results do not depend on the features' units. A value far outside of what
+came before it counts as a bounded number of deviations, so that a broken sensor's one wrong reading cannot make
+everything else look alike. Base predictions are :math:`\sigma(s)`, or the sample rescaled to [0, 1], or the
+probabilities of any model.
 """
 
 from __future__ import annotations
@@ -47,6 +49,14 @@ def check_base_predictor(predictor: BasePredictor) -> None:
         )
 
 
+def bounds(max_deviation: float | None, memory: int | None) -> tuple[float, float]:
+    """Both as the loops take them, checked; None, no bound, is infinity."""
+    return (
+        np.inf if max_deviation is None else checks.positive("max_deviation", max_deviation),
+        np.inf if memory is None else float(checks.integer("memory", memory, least=2)),
+    )
+
+
 class Inputs:
     """Online standardization and base predictions, with their running state.
 
@@ -62,24 +72,37 @@ class Inputs:
         Logit of the layers' bias, and largest logit of a base prediction.
     dtype : numpy dtype
         Of the arrays made.
+    max_deviation : float or None, default 10
+        Bound of a standardized value, and of what moves the moments (:func:`_kernels._take_in`). None is no bound.
+    memory : int or None, default None
+        Samples that the running moments remember.
     """
 
     def __init__(
-        self, n_features: int, predictor: BasePredictor, offset: float, bias: float, limit: float, dtype: Any
+        self,
+        n_features: int,
+        predictor: BasePredictor,
+        offset: float,
+        bias: float,
+        limit: float,
+        dtype: Any,
+        max_deviation: float | None = 10.0,
+        memory: int | None = None,
     ) -> None:
         check_base_predictor(predictor)
+        self.most, self.memory = bounds(max_deviation, memory)
         self.offset = checks.real("std_offset", offset, least=0)
         self.predictor, self.bias, self.limit, self.dtype = predictor, bias, limit, np.dtype(dtype)
-        self.moments = np.zeros((2, n_features))  # running means, and sums of squared deviations
-        self.seen = np.zeros(1)  # samples in them
+        self.moments = np.zeros((3, n_features))  # counts, running means, and sums of squared deviations
         self.n_base: int | None = n_features if isinstance(predictor, str) else None
 
     def __call__(self, x: Array, *, learn: bool) -> tuple[Array, Array]:
-        """``base (n, 1 + n_base)`` and ``side (n, n_features)``; ``learn`` updates the running moments."""
+        """``base (n, 1 + n_base)`` and ``side (n, n_features)``; ``learn`` updates the moments; NaN is missing."""
         n, d = x.shape
         base, side = np.empty((n, d + 1), self.dtype), np.empty((n, d), self.dtype)
         x = np.require(x, np.float64, ["C", "W"])  # a read-only array would be a type of its own to the compiler
-        _kernels.standardize(x, self.moments, self.seen, learn, self.offset, self.limit, self.bias, base, side)
+        within = (self.offset, self.limit, self.bias, self.most, self.memory)
+        _kernels.standardize(x, self.moments, learn, *within, base, side)
         if isinstance(self.predictor, str) and self.predictor == "standardize":
             return base, side  # logit(sigmoid(s)) = s: the standardized sample is its own base logit
         p = self._probabilities(x)
@@ -117,14 +140,19 @@ class Inputs:
         assert self.n_base is not None
         return self.n_base
 
+    def widen(self, extra: int) -> None:
+        """Append ``extra`` features."""
+        self.moments = np.pad(self.moments, ((0, 0), (0, extra)))
+        self.n_base = self.moments.shape[1]
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(writable(state))
 
     def state(self) -> dict[str, Array]:
         """The running moments."""
-        return {"inputs.moments": self.moments, "inputs.seen": self.seen, "inputs.n_base": np.array(self.n_base)}
+        return {"inputs.moments": self.moments, "inputs.n_base": np.array(self.n_base)}
 
     def restore(self, arrays: Mapping[str, Array]) -> None:
         """Set the running moments to a saved :meth:`state`."""
-        self.moments, self.seen = arrays["inputs.moments"].copy(), arrays["inputs.seen"].copy()
+        self.moments = arrays["inputs.moments"].copy()
         self.n_base = int(arrays["inputs.n_base"])

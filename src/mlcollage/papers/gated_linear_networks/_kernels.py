@@ -92,41 +92,58 @@ def _compile(**options: Any) -> Callable[[Function], Function]:
 
 
 @_compile()
+def _take_in(moments: Array, j: int, value: float, most: float, memory: float) -> None:
+    """Welford's update of column ``j`` of ``moments (3, d)``: count, mean, sum of squared deviations.
+
+    The count stops at ``memory``, from which on older samples fade. A value counts as at most
+    ``max(most, sqrt(count))`` deviations away: one that comes once in so many samples can be no further. So a single
+    value of any size less than doubles the sum of squares once ``count >= most**2``.
+    """
+    count, mean, square = moments[0, j], moments[1, j], moments[2, j]
+    if count >= memory:
+        square *= (memory - 1.0) / count
+        count = memory - 1.0
+    delta = value - mean
+    largest = max(most * most / max(count, 1.0), 1.0) * square
+    if square > 0.0 and delta * delta > largest:
+        delta = math.copysign(math.sqrt(largest), delta)
+    count += 1.0
+    moments[0, j] = count
+    moments[1, j] = mean + delta / count
+    moments[2, j] = square + delta * (delta - delta / count)
+
+
+@_compile()
 def standardize(
     x: Array,
     moments: Array,
-    seen: Array,
     learn: bool,
     offset: float,
     limit: float,
     bias: float,
+    most: float,
+    memory: float,
     base: Array,
     side: Array,
 ) -> None:
-    """Welford's mean and variance; ``side = (x - mean) / (std + offset)`` (0 over 0 is 0), ``base = [bias, clip]``.
+    """``side = (x - mean) / (std + offset)`` within ``most`` (0 over 0 is 0), ``base = [bias, clip]``.
 
-    ``x`` and ``side`` are ``(n, d)``, ``base`` is ``(n, 1 + d)``; ``moments (2, d)`` holds means and sums of squared
-    deviations, ``seen (1,)`` how many samples are in them.
+    NaN is a missing value, which counts as the mean. ``x`` and ``side`` are ``(n, d)``, ``base`` is ``(n, 1 + d)``;
+    ``moments`` as in :func:`_take_in`.
     """
     n, d = x.shape
-    count = seen[0]
     for i in range(n):
-        if learn:
-            count += 1.0
-            inverse = 1.0 / count
-            for j in range(d):
-                delta = x[i, j] - moments[0, j]
-                mean = moments[0, j] + delta * inverse
-                moments[0, j] = mean
-                moments[1, j] += delta * (x[i, j] - mean)
-        inverse = 1.0 / max(count, 1.0)
         base[i, 0] = bias
         for j in range(d):
-            scale = math.sqrt(moments[1, j] * inverse) + offset
-            value = (x[i, j] - moments[0, j]) / scale if scale > 0.0 else 0.0
+            value = 0.0
+            if not math.isnan(x[i, j]):
+                if learn:
+                    _take_in(moments, j, x[i, j], most, memory)
+                scale = math.sqrt(moments[2, j] / max(moments[0, j], 1.0)) + offset
+                if scale > 0.0:
+                    value = min(max((x[i, j] - moments[1, j]) / scale, -most), most)
             side[i, j] = value
             base[i, j + 1] = min(max(value, -limit), limit)
-    seen[0] = count
 
 
 @_compile()
@@ -284,22 +301,18 @@ def run_bernoulli(
 
 
 @_compile()
-def running_moments(y: Array, moments: Array, seen: Array, scaled: Array, before: Array) -> None:
-    """Standardize a stream of targets by Welford's moments; ``before`` gets mean and deviation from before each one.
+def running_moments(y: Array, moments: Array, most: float, memory: float, scaled: Array, before: Array) -> None:
+    """Standardize a stream of targets; ``before`` gets mean and deviation from before each one.
 
-    ``y`` and ``scaled`` are ``(n,)``, ``before`` is ``(2, n)``; ``moments (2, 1)`` and ``seen`` as in
-    :func:`standardize`.
+    ``y`` and ``scaled`` are ``(n,)``, ``before`` is ``(2, n)``; ``moments (3, 1)`` as in :func:`_take_in`.
     """
     for i in range(y.shape[0]):
-        deviation = math.sqrt(moments[1, 0] / max(seen[0], 1.0))
-        before[0, i] = moments[0, 0]
+        deviation = math.sqrt(moments[2, 0] / max(moments[0, 0], 1.0))
+        before[0, i] = moments[1, 0]
         before[1, i] = deviation if deviation > 0.0 else 1.0
-        seen[0] += 1.0
-        delta = y[i] - moments[0, 0]
-        moments[0, 0] += delta / seen[0]
-        moments[1, 0] += delta * (y[i] - moments[0, 0])
-        deviation = math.sqrt(moments[1, 0] / seen[0])
-        scaled[i] = (y[i] - moments[0, 0]) / deviation if deviation > 0.0 else 0.0
+        _take_in(moments, 0, y[i], most, memory)
+        deviation = math.sqrt(moments[2, 0] / moments[0, 0])
+        scaled[i] = min(max((y[i] - moments[1, 0]) / deviation, -most), most) if deviation > 0.0 else 0.0
 
 
 @_compile(fastmath=_FAST)

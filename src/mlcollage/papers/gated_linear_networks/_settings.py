@@ -44,7 +44,9 @@ def check_rate(rate: LearningRate, initial: float) -> None:
     checks.positive("learning_rate_init", initial)
 
 
-def step_sizes(rate: LearningRate, first: int, count: int, *, initial: float = 0.01) -> Array:
+def step_sizes(
+    rate: LearningRate, first: int, count: int, *, initial: float = 0.01, memory: int | None = None
+) -> Array:
     """Learning rates of steps ``first .. first + count - 1`` (the first step of all is 1).
 
     Parameters
@@ -56,6 +58,8 @@ def step_sizes(rate: LearningRate, first: int, count: int, *, initial: float = 0
         The steps.
     initial : float, default 0.01
         Largest rate of the named schedules.
+    memory : int or None, default None
+        Step at which the schedule stops.
 
     Examples
     --------
@@ -63,7 +67,7 @@ def step_sizes(rate: LearningRate, first: int, count: int, *, initial: float = 0
     array([0.01    , 0.009999, 0.009998])
     """
     # Rates are made in float64 and rounded once, by the network: a schedule must not depend on its precision.
-    t = np.arange(first, first + count, dtype=np.float64)
+    t = np.minimum(np.arange(first, first + count, dtype=np.float64), np.inf if memory is None else memory)
     if rate == "paper":
         return np.minimum(initial, 100.0 / t)
     if rate == "official":

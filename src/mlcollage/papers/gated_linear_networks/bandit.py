@@ -61,6 +61,8 @@ class GLNBandit(OnlineEstimator):
         As in :class:`GLNClassifier`; each network counts its own steps.
     learning_rate_init : float, default 0.01
         Largest rate of the named schedules.
+    max_deviation, memory
+        As in :class:`GLNClassifier`, for the context vectors; visits are counted for good.
     eps, weight_clip, context_bias_scale, layer_bias, weight_init, gradient, tables
         As in :class:`GLNClassifier`.
     dtype : {"float32", "float64"}, default "float32"
@@ -108,6 +110,7 @@ class GLNBandit(OnlineEstimator):
     tree_depth: int = 0
     learning_rate: LearningRate = 0.01
     learning_rate_init: float = 0.01
+    max_deviation: float | None = 10.0
     eps: float = 0.01
     layer_bias: float = 0.731
     random_state: Any = 0
@@ -139,7 +142,10 @@ class GLNBandit(OnlineEstimator):
         if not low < high:
             raise InvalidInput(f"reward_range must be (smallest, largest) with smallest < largest, not {(low, high)}.")
         network = self._network(GatedNetwork, settings, seed, (*hidden_sizes(settings.hidden_layer_sizes), 1))
-        return network, Inputs(self.n_features_in_, "standardize", 0.0, network.bias, network.limit, network.dtype)
+        return network, Inputs(
+            *(self.n_features_in_, "standardize", 0.0, network.bias, network.limit),
+            *(network.dtype, settings.max_deviation, settings.memory),
+        )
 
     def _seed(self, settings: SimpleNamespace, rng: np.random.RandomState) -> int:
         given = settings.random_state
@@ -182,7 +188,8 @@ class GLNBandit(OnlineEstimator):
         reward = checks.real("reward", int(reward) if isinstance(reward, bool) else reward, least=low, most=high)
         nodes, branches = self._path((reward - low) / (high - low))
         base, side = self._read(self._context(z))
-        self._steps(base, side, np.array([branches]), heads=[action * self._nodes + node for node in nodes])
+        raw = self._steps(base, side, np.array([branches]), heads=[action * self._nodes + node for node in nodes])[0]
+        self._note(np.array([np.sum(np.logaddexp(0, raw) - raw * branches)]))  # log-loss of the path that was taken
 
     def _path(self, share: float) -> tuple[list[int], list[float]]:
         """Nodes from the root to the bin of a reward in [0, 1], and the branch taken at each."""

@@ -98,6 +98,7 @@ class GaussianNetwork(GatedNetwork):
         *,
         rate: LearningRate = "paper",
         initial_rate: float = 0.01,
+        memory: int | None = None,
         weight: Array | None = None,
     ) -> Array:
         """Mean and precision of every neuron, ``(n, 2, neurons)``, from before each sample; targets are learned from.
@@ -114,7 +115,7 @@ class GaussianNetwork(GatedNetwork):
         for part in self.chunks(len(base)):
             if targets is not None:
                 count = part.stop - part.start
-                rates = step_sizes(rate, self.steps[0] + 1, count, initial=initial_rate)
+                rates = step_sizes(rate, self.steps[0] + 1, count, initial=initial_rate, memory=memory)
                 rates = (rates if weight is None else rates * weight[part]).astype(self.dtype)
                 goals = targets[part]
                 self.steps[0] += count

@@ -225,6 +225,7 @@ class GatedNetwork:
         *,
         rate: LearningRate = "paper",
         initial_rate: float = 0.01,
+        memory: int | None = None,
         weight: Array | None = None,
         heads: Sequence[int] | None = None,
         n_jobs: int = 1,
@@ -239,7 +240,7 @@ class GatedNetwork:
             Side information.
         targets : ndarray of shape (n, len(heads))
             0 or 1 for each head.
-        rate, initial_rate
+        rate, initial_rate, memory
             See :func:`step_sizes`; each head counts its own steps.
         weight : ndarray of shape (n,), optional
             Factors on the step sizes.
@@ -266,7 +267,9 @@ class GatedNetwork:
                 factor = 1.0 if weight is None else weight[part]
                 firsts = [self.steps[head] + 1 for head in chosen]  # heads of the same age share their rates
                 rates = {
-                    first: (step_sizes(rate, first, count, initial=initial_rate) * factor).astype(self.dtype)
+                    first: (step_sizes(rate, first, count, initial=initial_rate, memory=memory) * factor).astype(
+                        self.dtype
+                    )
                     for first in set(firsts)
                 }
                 goals = np.ascontiguousarray(targets[part].T, self.dtype)  # (heads, count)

@@ -1,17 +1,18 @@
-"""The classifier as a river estimator: samples as dicts, one at a time; features and classes may appear at any time."""
+"""The classifier as a river estimator: samples as dicts or data frames; features and classes may appear at any time."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlcollage.errors import InvalidInput, MissingDependency
 
+from ._inputs import Inputs
 from ._settings import LearningRate, check_rate
 from .network import GatedNetwork, normalized
 
@@ -20,16 +21,23 @@ try:
 except ImportError as error:
     raise MissingDependency("RiverGLN needs river: pip install 'mlcollage[river]'.") from error
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 Array = NDArray[Any]
+Sample = Mapping[Hashable, Any]
 
 
 @dataclass(eq=False, repr=False)
-class RiverGLN(base.Classifier):
+class RiverGLN(base.MiniBatchClassifier):
     """Gated linear network for river: ``learn_one(x, y)``, ``predict_proba_one(x)``, any features, any classes.
 
     A feature is standardized by the running mean and deviation of the samples that had it; a sample that lacks it
     counts as having its mean. Features that are strings are one-hot (``name=value``). A feature not met before widens
     the network, and a class not met before adds one, from that sample on.
+
+    ``learn_many`` gives the same network as ``learn_one`` row after row, bit for bit, in less time; a missing value of
+    a data frame (NaN, None, NA) is a feature that the row lacks.
 
     Parameters
     ----------
@@ -45,6 +53,10 @@ class RiverGLN(base.Classifier):
         Box of the weights.
     context_bias_scale : float, default 0.05
         Standard deviation of the hyperplanes' offsets.
+    max_deviation : float or None, default 10
+        A feature counts as at most so many running standard deviations from its mean.
+    memory : int or None, default None
+        Samples that the running moments, and named schedules of step sizes, remember; for streams that change.
     weight_init : {"mean", "zeros"}, default "mean"
         Weights start at 1/fan-in or at 0.
     gradient : {"paper", "official"}, default "paper"
@@ -69,6 +81,8 @@ class RiverGLN(base.Classifier):
     eps: float = 0.01
     weight_clip: float = 200.0
     context_bias_scale: float = 0.05
+    max_deviation: float | None = 10.0
+    memory: int | None = None
     weight_init: str = "mean"
     gradient: str = "paper"
     seed: int = 0
@@ -78,14 +92,16 @@ class RiverGLN(base.Classifier):
         self.classes: list[Hashable] = []
         self._columns: dict[Hashable, int] = {}  # feature -> its place among the network's inputs
         self._choices: dict[Hashable, dict[str, None]] = {}  # string feature -> its columns
-        self._moments = np.zeros((3, 0))  # (3, features): how often seen, mean, sum of squared deviations
         self._network: GatedNetwork | None = None
+        self._inputs = Inputs(0, "standardize", 0.0, 0.0, 0.0, np.float32, self.max_deviation, self.memory)
 
     @property
     def _multiclass(self) -> bool:
         return True
 
-    def learn_one(self, x: Mapping[Hashable, Any], y: Any) -> None:
+    # ------------------------------------------------------------------ one sample
+
+    def learn_one(self, x: Sample, y: Any) -> None:
         """Learn from one sample.
 
         Parameters
@@ -100,84 +116,126 @@ class RiverGLN(base.Classifier):
         InvalidInput
             A feature that is neither a finite number nor a string.
         """
-        values = self._numbers(x)
-        for name in (name for name, value in x.items() if isinstance(value, str)):
-            self._choices.setdefault(name, {})[f"{name}={x[name]}"] = None
-        self._widen(values)
-        columns = np.array([self._columns[name] for name in values], np.int64)
-        row = np.fromiter(values.values(), np.float64, len(values))
-        # Welford's update, for the features that the sample has.
-        count, mean, square = self._moments[:, columns]
-        delta = row - mean
-        mean = mean + delta / (count + 1)
-        self._moments[:, columns] = count + 1, mean, square + delta * (row - mean)
-        network = self._network
-        assert network is not None
-        if y not in self.classes:
-            self.classes.append(y.item() if isinstance(y, np.generic) else y)
-            network.add_heads(1)
-        # (1, classes)
-        targets = np.array([[float(label == y) for label in self.classes]])
-        network.learn(*self._inputs(values), targets, rate=self.learning_rate)
+        self._learn([x], [y])
 
-    def predict_proba_one(self, x: Mapping[Hashable, Any], **kwargs: Any) -> dict[Any, float]:
+    def predict_proba_one(self, x: Sample, **kwargs: Any) -> dict[Any, float]:
         """Probability of each label seen so far; an empty dict before the first."""
-        if self._network is None or not self.classes:
-            return {}
-        p = normalized(self._network.predict(*self._inputs(self._numbers(x))))[0]
-        return dict(zip(self.classes, p.tolist(), strict=True))
+        return dict(zip(self.classes, self._predict([x])[0].tolist(), strict=True))
 
-    def _widen(self, values: Mapping[Hashable, float]) -> None:
-        # By name, so that the order of the features in a dict does not matter.
-        new = sorted((name for name in values if name not in self._columns), key=lambda name: (str(name), repr(name)))
+    # ------------------------------------------------------------------ mini-batches
+
+    def learn_many(self, X: pd.DataFrame, y: pd.Series) -> None:
+        """Learn from the rows of a data frame, one after the other.
+
+        Raises
+        ------
+        InvalidInput
+            A value that is neither a finite number nor a string nor missing, or another number of labels than of rows;
+            then nothing is learned.
+        """
+        if len(X) != len(y):
+            raise InvalidInput(f"X and y must have as many rows; got {len(X)} and {len(y)}.")
+        self._learn(_rows(X), y.tolist())
+
+    def predict_proba_many(self, X: pd.DataFrame) -> pd.DataFrame:
+        """Probability of each label seen so far, a column per label and a row per sample."""
+        import pandas as pd
+
+        return pd.DataFrame(self._predict(_rows(X)), index=X.index, columns=pd.Index(self.classes, dtype=object))
+
+    # ------------------------------------------------------------------ both
+
+    def _learn(self, samples: Sequence[Sample], labels: Sequence[Any]) -> None:
+        encoded = [_numbers(x) for x in samples]  # all are checked before anything is learned
         if self._network is None:
-            self._network = GatedNetwork(
-                (*self.hidden_layer_sizes, 1),
-                0,
-                0,
-                context_dim=self.context_dim,
-                eps=self.eps,
-                weight_clip=self.weight_clip,
-                context_bias_scale=self.context_bias_scale,
-                weight_init=self.weight_init,
-                gradient=self.gradient,
-                seed=self.seed,
-            )
-        if not new:
+            self._network = self._untrained()
+        start = 0
+        for i, (x, values, label) in enumerate(zip(samples, encoded, labels, strict=True)):
+            # By name, so that the order of the features in a dict does not matter.
+            new = sorted(values.keys() - self._columns.keys(), key=lambda name: (str(name), repr(name)))
+            if new or label not in self.classes:  # what is new begins here: the samples before it go first
+                self._learn_block(samples[start:i], encoded[start:i], labels[start:i])
+                start = i
+            if new:
+                for name in (name for name, value in x.items() if isinstance(value, str)):
+                    self._choices.setdefault(name, {})[f"{name}={x[name]}"] = None
+                self._columns |= {name: len(self._columns) + k for k, name in enumerate(new)}
+                self._inputs.widen(len(new))
+                self._network.widen(len(new))
+            if label not in self.classes:
+                self.classes.append(label.item() if isinstance(label, np.generic) else label)
+                self._network.add_heads(1)
+        self._learn_block(samples[start:], encoded[start:], labels[start:])
+
+    def _learn_block(
+        self, samples: Sequence[Sample], encoded: Sequence[Mapping[Hashable, float]], labels: Sequence[Any]
+    ) -> None:
+        """Learn from samples whose features and labels are all known."""
+        if not samples or self._network is None:
             return
-        self._columns |= {name: len(self._columns) + i for i, name in enumerate(new)}
-        self._moments = np.concatenate([self._moments, np.zeros((3, len(new)))], axis=1)
-        self._network.widen(len(new))
+        base, side = self._inputs(self._matrix(samples, encoded), learn=True)
+        targets = np.array([[float(own == label) for own in self.classes] for label in labels])  # (n, classes)
+        self._network.learn(base, side, targets, rate=self.learning_rate, memory=self.memory)
 
-    def _numbers(self, x: Mapping[Hashable, Any]) -> dict[Hashable, float]:
-        """Numbers as they are; a string as 1 for its value and 0 for the other values met under that name."""
-        values: dict[Hashable, float] = {}
-        for name, value in x.items():
-            if isinstance(value, str):
-                values |= dict.fromkeys(self._choices.get(name, ()), 0.0)
-                values[f"{name}={value}"] = 1.0
-                continue
-            try:
-                number = float(value)
-            except (TypeError, ValueError):
-                number = math.nan
-            if not math.isfinite(number):
-                raise InvalidInput(f"Feature {name!r} must be a finite number, a bool or a string; got {value!r}.")
-            values[name] = number
-        return values
+    def _predict(self, samples: Sequence[Sample]) -> Array:
+        """Class probabilities, ``(n, classes)``."""
+        encoded = [_numbers(x) for x in samples]
+        if self._network is None or not samples:
+            return np.empty((len(samples), len(self.classes)))
+        return normalized(self._network.predict(*self._inputs(self._matrix(samples, encoded), learn=False)))
 
-    def _inputs(self, values: Mapping[Hashable, float]) -> tuple[Array, Array]:
-        network = self._network
-        assert network is not None
-        side = np.zeros((1, len(self._columns)), network.dtype)  # 0 is the mean: what a missing feature counts as
-        for name, value in values.items():
-            column = self._columns.get(name)
-            if column is None:
-                continue  # never learned from
-            count, mean, square = self._moments[:, column]
-            if square > 0:
-                side[0, column] = (value - mean) / math.sqrt(square / count)
-        base = np.empty((1, side.shape[1] + 1), network.dtype)
-        base[0, 0] = network.bias
-        np.clip(side, -network.limit, network.limit, out=base[:, 1:])
-        return base, side
+    def _matrix(self, samples: Sequence[Sample], encoded: Sequence[Mapping[Hashable, float]]) -> Array:
+        """Samples as rows ``(n, columns)``, NaN where one lacks a feature; what was never learned from is left out."""
+        out = np.full((len(samples), len(self._columns)), np.nan)
+        for row, x, values in zip(out, samples, encoded, strict=True):
+            for name, choices in self._choices.items():
+                if isinstance(x.get(name), str):  # 0 for the other strings met under this name
+                    row[[self._columns[choice] for choice in choices]] = 0.0
+            for name, value in values.items():
+                column = self._columns.get(name)
+                if column is not None:
+                    row[column] = value
+        return out
+
+    def _untrained(self) -> GatedNetwork:
+        network = GatedNetwork(
+            (*self.hidden_layer_sizes, 1),
+            0,
+            0,
+            context_dim=self.context_dim,
+            eps=self.eps,
+            weight_clip=self.weight_clip,
+            context_bias_scale=self.context_bias_scale,
+            weight_init=self.weight_init,
+            gradient=self.gradient,
+            seed=self.seed,
+        )
+        self._inputs.bias, self._inputs.limit = network.bias, network.limit
+        return network
+
+
+def _numbers(x: Sample) -> dict[Hashable, float]:
+    """Numbers as they are; a string as 1 under the name of its value."""
+    values: dict[Hashable, float] = {}
+    for name, value in x.items():
+        if isinstance(value, str):
+            values[f"{name}={value}"] = 1.0
+            continue
+        try:
+            values[name] = float(value)
+        except (TypeError, ValueError):
+            values[name] = math.nan
+        if not math.isfinite(values[name]):
+            raise InvalidInput(f"Feature {name!r} must be a finite number, a bool or a string; got {value!r}.")
+    return values
+
+
+def _rows(X: pd.DataFrame) -> list[Sample]:
+    """The rows as dicts of what they have."""
+    records: list[Sample] = X.to_dict("records")
+    there = X.notna().to_numpy()
+    if there.all():
+        return records
+    return [
+        {k: v for (k, v), has in zip(x.items(), row, strict=True) if has} for x, row in zip(records, there, strict=True)
+    ]

@@ -21,7 +21,7 @@ from mlcollage.errors import InvalidInput
 from . import _kernels
 from ._estimator import OnlineEstimator, StepOptions, blocks, only_weight, step_factors
 from ._files import pack_labels, unpack_labels
-from ._inputs import BasePredictor, Inputs
+from ._inputs import BasePredictor, Inputs, bounds
 from ._settings import LearningRate, hidden_sizes
 from .gaussian import GaussianNetwork
 from .network import GatedNetwork, normalized
@@ -68,6 +68,12 @@ class GLNClassifier(ClassifierMixin, OnlineEstimator):
     std_offset : float, default 0
         Added to the running standard deviation when standardizing; the official MNIST example has 1 for pixels from 0
         to 255. With 0, results do not depend on the features' units.
+    max_deviation : float or None, default 10
+        A feature counts as at most so many running standard deviations from its mean, so that one wrong reading of any
+        size does not ruin it. None is no bound, as in the official code.
+    memory : int or None, default None
+        For streams that change: the schedule of step sizes and the running moments stop counting at this many samples,
+        so that older ones fade. None weighs all samples alike, and cannot follow a change late in a long stream.
     weight_init : {"mean", "zeros"}, default "mean"
         Weights start at 1/fan-in or at 0.
     aggregator : {"last", "mean"}, default "last"
@@ -131,6 +137,7 @@ class GLNClassifier(ClassifierMixin, OnlineEstimator):
     layer_bias: float = 0.731
     base_predictor: BasePredictor = "standardize"
     std_offset: float = 0.0
+    max_deviation: float | None = 10.0
     aggregator: str = "last"
     shuffle: bool = False
     n_passes: int = 1
@@ -266,7 +273,7 @@ class GLNClassifier(ClassifierMixin, OnlineEstimator):
         network = self._network(GatedNetwork, settings, seed, sizes, readout=settings.aggregator)
         inputs = Inputs(
             *(self.n_features_in_, settings.base_predictor, settings.std_offset),
-            *(network.bias, network.limit, network.dtype),
+            *(network.bias, network.limit, network.dtype, settings.max_deviation, settings.memory),
         )
         if X is not None:
             network.n_inputs = inputs.probe(X)
@@ -295,6 +302,8 @@ class GLNClassifier(ClassifierMixin, OnlineEstimator):
             weight = None if factors is None else factors[block]
             inputs = self._read(X[block], learn=True)
             raw[part] = self._steps(*inputs, targets, weight=weight, n_jobs=self._jobs)[:, heads]
+            told = normalized(raw[part])[np.arange(len(block)), y[block]]
+            self._note(-np.log(np.maximum(told, np.finfo(float).tiny)))
         return raw
 
     # ------------------------------------------------------------------ prediction
@@ -400,6 +409,8 @@ class GLNRegressor(RegressorMixin, OnlineEstimator):
         Standard deviation of the hyperplanes' offsets.
     std_offset : float, default 0
         Added to the features' running standard deviation.
+    max_deviation, memory
+        As in :class:`GLNClassifier`; for the target too.
     weight_init : {"mean", "zeros"}, default "mean"
         Weights start at 1/fan-in or at 0.
     gradient : {"paper", "official"}, default "paper"
@@ -450,6 +461,7 @@ class GLNRegressor(RegressorMixin, OnlineEstimator):
     weight_clip: float = 1000.0
     step_limit: float | None = 1.0
     std_offset: float = 0.0
+    max_deviation: float | None = 10.0
     shuffle: bool = False
     n_passes: int = 1
     dtype: Any = "float64"
@@ -485,14 +497,17 @@ class GLNRegressor(RegressorMixin, OnlineEstimator):
     def _begin(self, X: Array | None = None) -> np.random.RandomState:
         rng = super()._begin(X)
         self.network_.add_heads(1)
-        self._target_, self._seen_ = np.zeros((2, 1)), np.zeros(1)  # moments of the target, and samples in them
+        self._target_ = np.zeros((3, 1))  # count, mean and sum of squared deviations of the target
         return rng
 
     def _build(self, settings: SimpleNamespace, seed: int, X: Array | None) -> tuple[GaussianNetwork, Inputs]:
         sizes = (*hidden_sizes(settings.hidden_layer_sizes), 1)
         network = self._network(GaussianNetwork, settings, seed, sizes)
         # The means of base Gaussians are not clipped: the limit of the inputs is infinite.
-        return network, Inputs(self.n_features_in_, "standardize", settings.std_offset, 0.0, np.inf, network.dtype)
+        return network, Inputs(
+            *(self.n_features_in_, "standardize", settings.std_offset, 0.0, np.inf),
+            *(network.dtype, settings.max_deviation, settings.memory),
+        )
 
     def _read(self, X: Array, *, learn: bool = False) -> tuple[Array, Array]:
         base, side = super()._read(X, learn=learn)
@@ -507,17 +522,13 @@ class GLNRegressor(RegressorMixin, OnlineEstimator):
             scaled, before = np.empty(len(block)), np.empty((2, len(block)))
             # A read-only array would be a type of its own to the compiler.
             goals = np.require(y[block], np.float64, ["C", "W"])
-            _kernels.running_moments(goals, self._target_, self._seen_, scaled, before)
-            out = self.network_.run(
-                *self._read(X[block], learn=True),
-                scaled,
-                rate=self.settings_.learning_rate,
-                initial_rate=self.settings_.learning_rate_init,
-                weight=None if factors is None else factors[block],
-            )
+            most, memory = self._inputs_.most, self._inputs_.memory
+            _kernels.running_moments(goals, self._target_, most, memory, scaled, before)
+            weight = None if factors is None else factors[block]
+            out = self._steps(*self._read(X[block], learn=True), scaled, weight=weight)
             means[part] = before[0] + before[1] * out[:, 0, -1]
             stds[part] = before[1] / np.sqrt(out[:, 1, -1])
-            self.t_ += len(block)
+            self._note(0.5 * np.log(2 * np.pi * stds[part] ** 2) + 0.5 * ((goals - means[part]) / stds[part]) ** 2)
         return means, stds
 
     # ------------------------------------------------------------------ prediction
@@ -525,8 +536,9 @@ class GLNRegressor(RegressorMixin, OnlineEstimator):
     def _neurons(self, X: Any) -> tuple[Array, Array]:
         """Mean and standard deviation that every neuron predicts, in the target's units, ``(n, neurons)`` each."""
         out = self._map(X, lambda base, side: self.network_.run(base, side)).astype(np.float64)  # (n, 2, neurons)
-        deviation = float(np.sqrt(self._target_[1, 0] / max(self._seen_[0], 1.0))) or 1.0
-        return self._target_[0, 0] + deviation * out[:, 0], deviation / np.sqrt(out[:, 1])
+        count, mean, square = self._target_[:, 0]
+        deviation = float(np.sqrt(square / max(count, 1.0))) or 1.0
+        return mean + deviation * out[:, 0], deviation / np.sqrt(out[:, 1])
 
     def predict(self, X: Any, return_std: bool = False) -> Any:
         """Predictive mean ``(n,)``; with ``return_std`` also the predictive standard deviation ``(n,)``."""
@@ -546,11 +558,11 @@ class GLNRegressor(RegressorMixin, OnlineEstimator):
     # ------------------------------------------------------------------ disk
 
     def _state(self) -> dict[str, Array]:
-        return super()._state() | {"target": self._target_, "seen": self._seen_}
+        return super()._state() | {"target": self._target_}
 
     def _restore(self, arrays: Mapping[str, Array]) -> None:
         super()._restore(arrays)
-        self._target_, self._seen_ = arrays["target"], arrays["seen"]
+        self._target_ = arrays["target"]
 
 
 @dataclass(eq=False, repr=False)
@@ -575,6 +587,8 @@ class GLNDensity(DensityMixin, OnlineEstimator):
         Largest rate of the named schedules; 3.2 / d by default, since the inputs' squared norm grows with d.
     eps : float, default 0.01
         Clip between layers.
+    memory : int or None, default None
+        Step at which the schedule of step sizes stops, for streams that change.
     min_probability : float, default 0.0001
         The factors' probabilities stay in ``[min_probability, 1 - min_probability]``, which bounds the loss of a bit.
     weight_clip, context_bias_scale, layer_bias, weight_init, gradient, tables, dtype, n_jobs
@@ -643,6 +657,7 @@ class GLNDensity(DensityMixin, OnlineEstimator):
         for part in blocks(len(X)):
             raw = self._steps(*self._read(X[part]), X[part], n_jobs=self._jobs)
             scores[part] = self._log_likelihood(raw, X[part])
+            self._note(-scores[part])
         return scores
 
     def _begin(self, X: Array | None = None) -> np.random.RandomState:
@@ -652,6 +667,7 @@ class GLNDensity(DensityMixin, OnlineEstimator):
 
     def _build(self, settings: SimpleNamespace, seed: int, X: Array | None) -> tuple[GatedNetwork, None]:
         checks.real("min_probability", settings.min_probability, above=0, below=0.5)
+        bounds(None, settings.memory)
         sizes = (*hidden_sizes(settings.hidden_layer_sizes), 1)
         return self._network(GatedNetwork, settings, seed, sizes, nested=True), None
 
