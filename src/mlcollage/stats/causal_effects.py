@@ -260,6 +260,7 @@ def aipw(
     return _from_influence(float(phi.mean()), phi, level)
 
 
+@dataclass(eq=False, repr=False)
 class AverageEffect(BaseEstimator):
     r"""Average effect of a binary treatment from observed units, with scikit-learn models inside.
 
@@ -311,23 +312,13 @@ class AverageEffect(BaseEstimator):
     (True, True)
     """
 
-    def __init__(
-        self,
-        outcome: Any = None,
-        propensity: Any = None,
-        method: Method = "aipw",
-        folds: int = 5,
-        clip: tuple[float, float] = (0.01, 0.99),
-        random_state: int = 0,
-        level: float = 0.95,
-    ) -> None:
-        self.outcome = outcome
-        self.propensity = propensity
-        self.method = method
-        self.folds = folds
-        self.clip = clip
-        self.random_state = random_state
-        self.level = level
+    outcome: Any = None
+    propensity: Any = None
+    method: Method = "aipw"
+    folds: int = 5
+    clip: tuple[float, float] = (0.01, 0.99)
+    random_state: int = 0
+    level: float = 0.95
 
     def fit(
         self, X: npt.ArrayLike, a: npt.ArrayLike, y: npt.ArrayLike, *, known_propensity: npt.ArrayLike | None = None

@@ -89,6 +89,7 @@ def _relu_features(x: Floats, weights: Floats, offsets: Floats) -> Floats:
     return np.maximum(x @ weights + offsets, 0) * np.sqrt(2 / weights.shape[1])
 
 
+@dataclass(eq=False, repr=False)
 class RandomReLURegressor(RegressorMixin, BaseEstimator):
     r"""Least squares, of least norm where many fit, on random ReLU features.
 
@@ -125,11 +126,10 @@ class RandomReLURegressor(RegressorMixin, BaseEstimator):
     (True, True)
     """
 
-    def __init__(self, features: int = 1000, penalty: float = 0.0, bias: float = 0.0, random_state: int = 0) -> None:
-        self.features = features
-        self.penalty = penalty
-        self.bias = bias
-        self.random_state = random_state
+    features: int = 1000
+    penalty: float = 0.0
+    bias: float = 0.0
+    random_state: int = 0
 
     def fit(self, X: npt.ArrayLike, y: npt.ArrayLike) -> Self:
         """Draw the features and solve for the coefficients."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -27,31 +28,20 @@ from .priors import GaussianPrior, Prior
 Make = Callable[[int, int], nn.Module]
 
 
+@dataclass(eq=False, repr=False)
 class _HMC(BaseEstimator):
     """What classifier and regressor share: scaling, the network, the sampler's settings."""
 
-    def __init__(
-        self,
-        module: Make | None = None,
-        *,
-        hidden_layer_sizes: Sequence[int] = (50, 50),
-        activation: str = "relu",
-        prior: float | Prior = 0.2,
-        method: Method | None = None,
-        standardize: bool = True,
-        batch_size: int | None = None,
-        device: str | torch.device = "cpu",
-        random_state: Any = None,
-    ) -> None:
-        self.module = module
-        self.hidden_layer_sizes = hidden_layer_sizes
-        self.activation = activation
-        self.prior = prior
-        self.method = method
-        self.standardize = standardize
-        self.batch_size = batch_size
-        self.device = device
-        self.random_state = random_state
+    module: Make | None = None
+    _: KW_ONLY
+    hidden_layer_sizes: Sequence[int] = (50, 50)
+    activation: str = "relu"
+    prior: float | Prior = 0.2
+    method: Method | None = None
+    standardize: bool = True
+    batch_size: int | None = None
+    device: str | torch.device = "cpu"
+    random_state: Any = None
 
     def _network(self, features: int, outputs: int, seed: int) -> nn.Module:
         if isinstance(self.module, nn.Module) or not (self.module is None or callable(self.module)):
@@ -198,6 +188,7 @@ class HMCClassifier(ClassifierMixin, _HMC):
         return self.classes_[best]
 
 
+@dataclass(eq=False, repr=False)
 class HMCRegressor(RegressorMixin, _HMC):
     r"""Regressor that averages the predictions of networks drawn from their posterior.
 
@@ -242,27 +233,10 @@ class HMCRegressor(RegressorMixin, _HMC):
     (True, (40,), (40,))
     """
 
-    def __init__(
-        self,
-        module: Make | None = None,
-        *,
-        noise: float | None = None,
-        min_noise: float = 0.05,
-        hidden_layer_sizes: Sequence[int] = (50,),
-        activation: str = "relu",
-        prior: float | Prior = 0.2,
-        method: Method | None = None,
-        standardize: bool = True,
-        batch_size: int | None = None,
-        device: str | torch.device = "cpu",
-        random_state: Any = None,
-    ) -> None:
-        super().__init__(
-            module, hidden_layer_sizes=hidden_layer_sizes, activation=activation, prior=prior, method=method,
-            standardize=standardize, batch_size=batch_size, device=device, random_state=random_state,
-        )  # fmt: skip
-        self.noise = noise
-        self.min_noise = min_noise
+    _: KW_ONLY
+    noise: float | None = None
+    min_noise: float = 0.05
+    hidden_layer_sizes: Sequence[int] = (50,)
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
         """Sample the posterior.
