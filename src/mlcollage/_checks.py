@@ -83,11 +83,6 @@ def _float(value: Any) -> float:
 def _bounds(
     *, least: float | None = None, most: float | None = None, above: float | None = None, below: float | None = None
 ) -> str:
-    words = (
-        (least, "of at least {:g}"),
-        (above, "above {:g}"),
-        (most, "at most {:g}"),
-        (below, "below {:g}"),
-    )
+    words = ((least, "of at least {:g}"), (above, "above {:g}"), (most, "at most {:g}"), (below, "below {:g}"))
     said = [text.format(limit) for limit, text in words if limit is not None]
     return f" {' and '.join(said)}" if said else ""

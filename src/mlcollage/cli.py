@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import enum
 import io
 import json as json_module
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from mlcollage import __version__
+from mlcollage import __version__, lab
 from mlcollage._users import users_code
 from mlcollage.errors import InvalidInput, MLCollageError, RunFailed, StoreError, UnknownName, UserCodeError
+from mlcollage.lab.run import Scale
 
 if TYPE_CHECKING:
     from mlcollage.collage.content import Entry
-    from mlcollage.lab.bound import BoundStudy
-    from mlcollage.lab.claim import Claim, Verdict
-    from mlcollage.lab.engine import Engine, Event
-    from mlcollage.lab.evidence import Evidence
-    from mlcollage.lab.run import Run
-    from mlcollage.lab.store import Store
+    from mlcollage.lab import BoundStudy, Claim, Engine, Event, Evidence, Run, Store, Verdict
 
 app = typer.Typer(
     name="mlcollage",
@@ -43,23 +39,14 @@ app = typer.Typer(
 data_app = typer.Typer(help="Data sources: list, prepare, check.", invoke_without_command=True)
 app.add_typer(data_app, name="data")
 
-out = Console()
-err = Console(stderr=True)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
 _STYLES = {"supported": "green", "contradicted": "red", "inconclusive": "yellow", "untested": "dim"}
 
 
-class ScaleName(enum.StrEnum):
-    """Scales, as the command line offers them (the lab's own type is imported only when it is used)."""
-
-    smoke = "smoke"
-    quick = "quick"
-    full = "full"
-    paper = "paper"
-
-
 Slug = Annotated[str, typer.Argument(help="The paper's short name; see `mlcollage list`.")]
-Scale = Annotated[
-    ScaleName, typer.Option(help="How large: quick (minutes, CPU), full (a GPU), paper (original sizes).")
+ScaleOption = Annotated[
+    Scale, typer.Option(help="How large: quick (minutes, CPU), full (a GPU), paper (original sizes).")
 ]
 StoreOption = Annotated[
     Path, typer.Option("--store", envvar="MLCOLLAGE_STORE", help="Folder of results; commands may share one.")
@@ -105,16 +92,16 @@ def _print_error(sentence: str) -> None:
     err.print(f"[bold red]error:[/] {escape(sentence)}", soft_wrap=True)
 
 
-def _table(*headers: str, wrapped: Sequence[str], title: str = "") -> Table:
-    """A table in which only some columns may be wrapped: names, numbers and verdicts stay whole."""
+def _print_table(
+    headers: Sequence[str], rows: Iterable[Sequence[str | Text]], *, wrapped: Sequence[str] = (), title: str = ""
+) -> None:
+    """Only some columns may be wrapped: names, numbers and verdicts stay whole."""
     table = Table(box=None, header_style="bold", title=escape(title) or None, title_justify="left")
     for header in headers:
         table.add_column(header, no_wrap=header not in wrapped, overflow="fold")
-    return table
-
-
-def _print_table(table: Table) -> None:
-    """Fit the terminal; in a pipe a row is a line, however long, so that grep and cut work."""
+    for cells in rows:
+        table.add_row(*(cell if isinstance(cell, Text) else escape(cell) for cell in cells))
+    # In a pipe a row is a line, however long, so that grep and cut work.
     piped = not out.is_terminal and "COLUMNS" not in os.environ
     (Console(width=10_000) if piped else out).print(table)
 
@@ -122,12 +109,12 @@ def _print_table(table: Table) -> None:
 def _print_lines(*lines: object) -> None:
     """Text as it is: paths and code are neither wrapped nor read as markup."""
     for line in lines:
-        out.print(str(line), soft_wrap=True, highlight=False, markup=False)
+        out.print(str(line), soft_wrap=True, markup=False)
 
 
 def _version(value: bool) -> None:
     if value:
-        out.print(f"mlcollage {__version__}", highlight=False)
+        out.print(f"mlcollage {__version__}")
         raise typer.Exit
 
 
@@ -149,19 +136,21 @@ def _print_json(value: Any) -> None:
     stream.flush()
 
 
+def _answer_json(value: Any) -> NoReturn:
+    """Print it and end the command: with --json nothing else is written to standard output."""
+    _print_json(value)
+    raise typer.Exit
+
+
 @app.command("list")
 def list_papers(json: Json = False) -> None:
     """List the sixteen papers, and those of installed plug-ins."""
-    from mlcollage.lab.paper import papers
-
-    rows = list(papers().values())
+    rows = list(lab.papers().values())
     if json:
-        _print_json([_identity(p) for p in rows])
-        return
-    table = _table("month", "paper", "title", "state", wrapped=["title"])
-    for p in rows:
-        table.add_row(p.month, p.slug, escape(p.title), "[green]built[/]" if p.built else "[dim]planned[/]")
-    _print_table(table)
+        _answer_json([_identity(p) for p in rows])
+    states = {True: Text("built", "green"), False: Text("planned", "dim")}
+    cells = ((p.month, p.slug, p.title, states[p.built]) for p in rows)
+    _print_table(("month", "paper", "title", "state"), cells, wrapped=["title"])
 
 
 def _identity(p: Any) -> dict[str, Any]:
@@ -175,20 +164,17 @@ def show(
     settings: Annotated[
         bool, typer.Option("--settings", help="Print the settings of each experiment at --scale instead.")
     ] = False,
-    scale: Scale = ScaleName.quick,
+    scale: ScaleOption = Scale.QUICK,
     json: Json = False,
 ) -> None:
     """Show a paper: what it is, how to use the method, what is claimed and how each claim is tested."""
-    from mlcollage.lab.paper import find_paper
-
-    paper = find_paper(slug)
+    paper = lab.find_paper(slug)
     if settings:
         _show_settings(slug, scale, json)
         return
     claims = _studies([slug], scale, None)[0].claims if paper.built else ()
     if json:
-        _print_json({**_identity(paper), "usage": paper.usage, "claims": [c.to_dict() for c in claims]})
-        return
+        _answer_json({**_identity(paper), "usage": paper.usage, "claims": [c.to_dict() for c in claims]})
     out.print(f"[bold]{escape(paper.title)}[/]\n{escape(', '.join(paper.authors))}")
     out.print(escape(" · ".join(x for x in (paper.venue, paper.arxiv and f"arXiv {paper.arxiv}", paper.month) if x)))
     out.print()
@@ -197,18 +183,12 @@ def show(
         return
     out.print(escape(paper.summary) + "\n")
     _print_lines(paper.usage, "")
-    table = _table(
-        "claim", "as tested here", "source", "paper", "from scale", wrapped=["as tested here", "source", "paper"]
-    )
-    for c in claims:
-        table.add_row(c.id, escape(c.sentence), escape(c.source), escape(c.paper_value), str(c.from_scale))
-    _print_table(table)
+    headers = ("claim", "as tested here", "source", "paper", "from scale")
+    cells = ((c.id, c.sentence, c.source, c.paper_value, c.from_scale) for c in claims)
+    _print_table(headers, cells, wrapped=headers[1:4])
 
 
-_SETTING = ("name", "value", "meaning")
-
-
-def _show_settings(slug: str, scale: ScaleName, json: bool) -> None:
+def _show_settings(slug: str, scale: Scale, json: bool) -> None:
     """What each experiment is run with: arms, seeds, and every setting with its meaning."""
     from mlcollage.lab.experiment import settings_lines
 
@@ -218,47 +198,37 @@ def _show_settings(slug: str, scale: ScaleName, json: bool) -> None:
         chosen = e.settings.get(bound.scale)
         if chosen is None:
             continue
-        facts: dict[str, Any] = {"experiment": e.name, "arms": list(e.arms), "version": e.version}
-        facts["seeds"] = len(e.registered(bound.scale, bound.seeds))
-        shown.append({**facts, "settings": [dict(zip(_SETTING, s, strict=True)) for s in settings_lines(chosen)]})
+        lines = [dict(zip(("name", "value", "meaning"), line, strict=True)) for line in settings_lines(chosen)]
+        seeds = len(e.registered(bound.scale, bound.seeds))
+        shown.append(
+            {"experiment": e.name, "arms": list(e.arms), "version": e.version, "seeds": seeds, "settings": lines}
+        )
     if json:
-        _print_json(shown)
-        return
+        _answer_json(shown)
     for facts in shown:
         seeds = f"{facts['seeds']} seed{'' if facts['seeds'] == 1 else 's'}"
-        out.print(
-            f"[bold]{escape(facts['experiment'])}[/]: {escape(', '.join(facts['arms']))}; {seeds}", highlight=False
-        )
-        table = _table("setting", "value", "meaning", wrapped=["value", "meaning"])
-        for s in facts["settings"]:
-            table.add_row(*(escape(s[k]) for k in _SETTING))
-        _print_table(table)
+        out.print(f"[bold]{escape(facts['experiment'])}[/]: {escape(', '.join(facts['arms']))}; {seeds}")
+        cells = (list(line.values()) for line in facts["settings"])
+        _print_table(("setting", "value", "meaning"), cells, wrapped=["value", "meaning"])
         out.print()
 
 
 @contextmanager
 def _progress(study: BoundStudy, total: int, done: int) -> Iterator[Callable[[Event], None]]:
     """A bar with counts and time left; failures are printed as they happen."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich import progress as bars
 
     columns = (
-        TextColumn("[bold]{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("runs"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("[dim]{task.fields[now]}"),
+        bars.TextColumn("[bold]{task.description}"),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TextColumn("runs"),
+        bars.TimeElapsedColumn(),
+        bars.TextColumn("left"),
+        bars.TimeRemainingColumn(),
+        bars.TextColumn("[dim]{task.fields[now]}"),
     )
-    with Progress(*columns, console=err, transient=False) as progress:
+    with bars.Progress(*columns, console=err) as progress:
         task = progress.add_task(study.slug, total=total, completed=done, now="")
 
         def on_event(event: Event) -> None:
@@ -282,14 +252,16 @@ class _WithProgress:
     engine: Engine
 
     def execute(self, study: BoundStudy, runs: Sequence[Run], store: Store, on_event: Callable[[Event], None]) -> None:
-        total = [run for run in study.runs() if store.has(run)] if set(runs) <= set(study.runs()) else []
+        # Added seeds are counted by themselves; the study's own runs together with those that are finished.
+        registered = study.runs()
+        done = sum(store.has(run) for run in registered) if set(runs) <= set(registered) else 0
+        total = done + len(runs)
         try:
-            with _progress(study, len(total) + len(runs), len(total)) as on_event:
+            with _progress(study, total, done) as on_event:
                 self.engine.execute(study, runs, store, on_event)
         except KeyboardInterrupt:
-            kept = len(total) + sum(store.has(run) for run in runs)
-            all_runs = len(total) + len(runs)
-            err.print(f"stopped; {kept} of {all_runs} runs are kept. The same command goes on from there.")
+            kept = done + sum(store.has(run) for run in runs)
+            err.print(f"stopped; {kept} of {total} runs are kept. The same command goes on from there.")
             raise typer.Exit(130) from None
 
 
@@ -299,38 +271,23 @@ def _engine(name: str, workers: int | None) -> _WithProgress:
     return _WithProgress(get_engine(name, workers=workers))
 
 
-def _execute(study: BoundStudy, store: Store, engine: str, workers: int | None) -> Evidence:
-    from mlcollage.lab.running import run_missing
-
-    return run_missing(study, store, _engine(engine, workers))
-
-
-def _settle(study: BoundStudy, store: Store, engine: str, workers: int | None, max_seeds: int | None) -> Evidence:
-    """Add seeds while a verdict is open; each round says for which claims."""
-    from mlcollage.lab.running import settle
-
-    def say(claims: list[Claim], seeds: range, runs: list[Run]) -> None:
-        names = ", ".join(c.id for c in claims)
-        err.print(
-            f"open: {escape(names)}; adding seeds {seeds.start} to {seeds.stop - 1} ({len(runs)} runs)",
-            highlight=False,
-        )
-
-    return settle(study, store, _engine(engine, workers), max_seeds=max_seeds, on_round=say)
+def _say_round(claims: list[Claim], seeds: range, runs: list[Run]) -> None:
+    names = escape(", ".join(c.id for c in claims))
+    err.print(f"open: {names}; adding seeds {seeds.start} to {seeds.stop - 1} ({len(runs)} runs)")
 
 
-def _studies(slugs: Sequence[str], scale: ScaleName, workload: str | None) -> list[BoundStudy]:
-    from mlcollage.lab.bound import BoundStudy
-    from mlcollage.lab.paper import papers
-    from mlcollage.lab.run import Scale as LabScale
-
-    names = [p.slug for p in papers().values() if p.built] if list(slugs) == ["all"] else dict.fromkeys(slugs)
-    return [BoundStudy(name, LabScale(scale.value), workload) for name in names]
+def _studies(slugs: Sequence[str], scale: Scale, workload: str | None) -> list[BoundStudy]:
+    names = [p.slug for p in lab.papers().values() if p.built] if list(slugs) == ["all"] else dict.fromkeys(slugs)
+    return [lab.BoundStudy(name, scale, workload) for name in names]
 
 
-def _say_damaged(evidences: Sequence[Evidence]) -> None:
-    for failure in (f for e in evidences for f in e.damaged):
-        err.print(f"[yellow]note:[/] {escape(failure.reason)}", soft_wrap=True)
+def _note(text: str, claims: str = "") -> None:
+    err.print(f"[yellow]note:[/]{claims} {escape(text)}", soft_wrap=True)
+
+
+def _say_damaged(evidence: Evidence) -> None:
+    for failure in evidence.damaged:
+        _note(failure.reason)
 
 
 def _report_failures(evidences: Sequence[Evidence]) -> None:
@@ -341,20 +298,19 @@ def _report_failures(evidences: Sequence[Evidence]) -> None:
         raise RunFailed(f"{len(failed)} runs failed ({first}{more}); the others are kept, run again to retry.")
 
 
-def _verdict_table(verdicts: Sequence[Verdict], title: str) -> Table:
+def _print_verdict_table(verdicts: Iterable[Verdict], title: str) -> None:
     headers = ("claim", "", "paper", "here [95% interval]", "seeds", "p (Holm)", "verdict")
-    table = _table(*headers, wrapped=["", "paper", "here [95% interval]"], title=title)
+    rows = []
     for v in verdicts:
         p = "" if v.p_holm is None else f"{v.p_holm:.2g}"
-        word = f"[{_STYLES[v.status.value]}]{v.status.mark} {v.status.value}[/]"
-        cells = (v.claim.id, v.claim.title, v.claim.paper_value, v.effect, str(v.seeds or ""), p)
-        table.add_row(*(escape(c) for c in cells), word)
-    return table
+        word = Text(f"{v.status.mark} {v.status.value}", _STYLES[v.status.value])
+        rows.append((v.claim.id, v.claim.title, v.claim.paper_value, v.effect, str(v.seeds or ""), p, word))
+    _print_table(headers, rows, wrapped=headers[1:4], title=title)
 
 
 def _print_verdicts(study: BoundStudy, evidence: Evidence) -> None:
     verdicts = study.judge(evidence)
-    _print_table(_verdict_table(list(verdicts.values()), f"{study.slug} · {study.scale} · {study.workload_name}"))
+    _print_verdict_table(verdicts.values(), f"{study.slug} · {study.scale} · {study.workload_name}")
     notes: dict[str, list[str]] = {}  # each with the claims that it is about
     for v in verdicts.values():
         nothing = v.estimate is None and v.status == "inconclusive"  # the reason is not in the table
@@ -363,13 +319,13 @@ def _print_verdicts(study: BoundStudy, evidence: Evidence) -> None:
     judged = sum(v.status != "untested" for v in verdicts.values())
     for text, ids in sorted(notes.items()):
         of = f" {', '.join(ids)}:" if len(ids) < judged else ""
-        err.print(f"[yellow]note:[/]{of} {escape(text)}", soft_wrap=True)
+        _note(text, of)
 
 
 @app.command()
 def run(
     slugs: Annotated[list[str], typer.Argument(help="Papers to run, or `all`.")],
-    scale: Scale = ScaleName.quick,
+    scale: ScaleOption = Scale.QUICK,
     workload: WorkloadOption = None,
     store: StoreOption = Path("results"),
     engine: EngineOption = "local",
@@ -383,27 +339,24 @@ def run(
     json: Json = False,
 ) -> None:
     """Run what is missing of a study, then print its verdicts. Stop it at any time: nothing finished is lost."""
-    from mlcollage.lab.running import check_settling
-    from mlcollage.lab.store import Store
+    from mlcollage.lab.running import check_settling, settle
 
     if max_seeds is not None and not until_settled:
         raise InvalidInput("--max-seeds limits what --until-settled adds; give both.")
-    place = Store(store)
+    place, runner = lab.Store(store), _engine(engine, workers)
     evidences = []
     studies = _studies(slugs, scale, workload)
     for study in studies if until_settled else ():
         check_settling(study, max_seeds)
     for study in studies:
-        evidence = _execute(study, place, engine, workers)
+        evidence = lab.run_missing(study, place, runner)
         if until_settled:
-            evidence = _settle(study, place, engine, workers, max_seeds)
+            evidence = settle(study, place, runner, max_seeds=max_seeds, on_round=_say_round)
         evidences.append(evidence)
         if json or not evidence.runs:
             continue
-        if scale is ScaleName.smoke:
-            out.print(
-                f"{study.slug}: {len(evidence.runs)} runs finished; scale smoke gives no verdicts", highlight=False
-            )
+        if scale is Scale.SMOKE:
+            out.print(f"{study.slug}: {len(evidence.runs)} runs finished; scale smoke gives no verdicts")
         else:
             _print_verdicts(study, evidence)
     if json:
@@ -424,50 +377,42 @@ def _run_summary(evidence: Evidence) -> dict[str, Any]:
 @app.command()
 def judge(
     slug: Slug,
-    scale: Scale = ScaleName.quick,
+    scale: ScaleOption = Scale.QUICK,
     workload: WorkloadOption = None,
     store: StoreOption = Path("results"),
     json: Json = False,
 ) -> None:
     """Judge the claims by what has been measured so far."""
-    from mlcollage.lab.store import Store
-
     (study,) = _studies([slug], scale, workload)
-    evidence = study.evidence(Store(store))
-    _say_damaged([evidence])
+    evidence = study.evidence(lab.Store(store))
+    _say_damaged(evidence)
     if not evidence.runs:
         _report_failures([evidence])
-        again = f"mlcollage run {slug} --scale {scale.value}" + (f" --workload {workload}" if workload else "")
-        raise InvalidInput(f"nothing is measured for {slug} at scale {scale.value}; run `{again}` first.")
+        again = f"mlcollage run {slug} --scale {scale}" + (f" --workload {workload}" if workload else "")
+        raise InvalidInput(f"nothing is measured for {slug} at scale {scale}; run `{again}` first.")
     if json:
-        _print_json([v.to_dict() for v in study.judge(evidence).values()])
-        return
+        _answer_json([v.to_dict() for v in study.judge(evidence).values()])
     _print_verdicts(study, evidence)
 
 
 @app.command()
 def pool(
     slug: Slug,
-    scale: Scale = ScaleName.quick,
+    scale: ScaleOption = Scale.QUICK,
     store: StoreOption = Path("results"),
     to: Annotated[Path | None, typer.Option("--out", "-o", help="Draw a forest plot: .svg, .png or .pdf.")] = None,
     json: Json = False,
 ) -> None:
     """Pool each claim's effect over the workloads that the study was run on; verdicts stay with `judge`."""
     from mlcollage.lab.pool import draw_forest
-    from mlcollage.lab.pool import pool as pool_claims
 
-    pooled = pool_claims(slug, scale.value, store=store)
+    pooled = lab.pool(slug, scale, store=store)
     if to is not None:
         draw_forest(pooled, to)
     if json:
-        _print_json([p.to_dict() for p in pooled])
-        return
+        _answer_json([p.to_dict() for p in pooled])
     for p in pooled:
-        table = _table("workload", "seeds", "alone [95%]", "pooled [95%]", wrapped=[], title=p.title)
-        for cells in p.cells():
-            table.add_row(*map(escape, cells))
-        _print_table(table)
+        _print_table(("workload", "seeds", "alone [95%]", "pooled [95%]"), p.cells(), title=p.title)
         _print_lines(*p.sentences(), "")
     if to is not None:
         _print_lines(to)
@@ -476,7 +421,7 @@ def pool(
 @app.command()
 def slide(
     slug: Slug,
-    scale: Scale = ScaleName.quick,
+    scale: ScaleOption = Scale.QUICK,
     workload: WorkloadOption = None,
     store: StoreOption = Path("results"),
     to: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write to; default <store>/slides.")] = None,
@@ -485,23 +430,21 @@ def slide(
 ) -> None:
     """Draw the slide from what has been measured."""
     from mlcollage.lab.publish import FORMATS, draw_slide
-    from mlcollage.lab.store import Store
 
     (study,) = _studies([slug], scale, workload)
-    evidence = study.evidence(Store(store))
-    _say_damaged([evidence])
+    evidence = study.evidence(lab.Store(store))
+    _say_damaged(evidence)
     with err.status(f"drawing {slug}"):
         _, files = draw_slide(study, evidence, study.judge(evidence), to or store / "slides", formats or FORMATS)
     if json:
-        _print_json({kind: str(path) for kind, path in files.items()})
-        return
+        _answer_json({kind: str(path) for kind, path in files.items()})
     _print_lines(*files.values())
 
 
 @app.command()
 def digest(
     months: Annotated[list[str] | None, typer.Argument(help="Months such as 2021-05; default all.")] = None,
-    scale: Scale = ScaleName.quick,
+    scale: ScaleOption = Scale.QUICK,
     store: StoreOption = Path("results"),
     to: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write to; default <store>/digest.")] = None,
     engine: EngineOption = "local",
@@ -511,21 +454,20 @@ def digest(
 ) -> None:
     """Run what is missing, draw all slides and write the digest pages; each slide appears as soon as it is done."""
     from mlcollage.lab.publish import publish_study, write_pages
-    from mlcollage.lab.store import Store
 
-    folder, place = to or store / "digest", Store(store)
+    folder, place, runner = to or store / "digest", lab.Store(store), _engine(engine, workers)
     entries: dict[str, Entry] = {}
     pages = write_pages(entries, folder)
     evidences, not_drawn = [], []
     for slug in _slugs_of(months):
         try:
             (study,) = _studies([slug], scale, None)
-            evidence = _execute(study, place, engine, workers) if run_missing else study.evidence(place)
+            evidence = lab.run_missing(study, place, runner) if run_missing else study.evidence(place)
         except UserCodeError as error:
             not_drawn.append(f"{slug}: {error}")
             continue
         evidences.append(evidence)
-        _say_damaged([evidence])
+        _say_damaged(evidence)
         if not evidence.runs:
             continue
         try:
@@ -537,7 +479,7 @@ def digest(
         entries[study.slug] = published.entry
         pages = write_pages(entries, folder)
         if not json:
-            _print_table(_verdict_table(list(published.verdicts.values()), f"{study.slug} · {study.scale}"))
+            _print_verdict_table(published.verdicts.values(), f"{study.slug} · {study.scale}")
             _print_lines(f"slide: {published.files['svg']}", "")
     if json:
         _print_json({"pages": [str(p) for p in pages], "slides": {k: str(e.slide_svg) for k, e in entries.items()}})
@@ -549,9 +491,7 @@ def digest(
 
 
 def _slugs_of(months: Sequence[str] | None) -> list[str]:
-    from mlcollage.lab.paper import papers
-
-    known = papers().values()
+    known = lab.papers().values()
     all_months = sorted({p.month for p in known})
     if unknown := sorted(set(months or ()) - set(all_months)):
         raise InvalidInput(f"there is no month {', '.join(unknown)}; choose among {', '.join(all_months)}.")
@@ -579,20 +519,19 @@ def bench(
         if record:
             lab_bench.record(slug, rows, file.with_name("RESULTS.md"))
         if not json:
-            _print_table(_bench_table(slug, rows))
+            _print_bench(slug, rows)
     if json:
         _print_json({"machine": lab_bench.machine(), "rows": timed})
 
 
-def _bench_table(slug: str, rows: Sequence[dict[str, Any]]) -> Table:
+def _print_bench(slug: str, rows: Sequence[dict[str, Any]]) -> None:
     from mlcollage.lab.bench import format_value
 
-    table = _table("what", "who", "value", "", "ratio", wrapped=["what", "who"], title=slug)
+    cells = []
     for row in rows:
         ratio = "" if row.get("ratio") is None else f"{row['ratio']:.3g}×"
-        cells = (row["what"], row["name"], format_value(row["value"]), row.get("unit", ""), ratio)
-        table.add_row(*(escape(c) for c in cells))
-    return table
+        cells.append((row["what"], row["name"], format_value(row["value"]), row.get("unit", ""), ratio))
+    _print_table(("what", "who", "value", "", "ratio"), cells, wrapped=["what", "who"], title=slug)
 
 
 @app.command()
@@ -621,12 +560,10 @@ def _data(context: typer.Context, json: Json = False) -> None:
 
     rows = catalog()
     if json:
-        _print_json(rows)
-        return
-    table = _table("name", "what", "there", wrapped=["what"])
-    for row in rows:
-        table.add_row(row["name"], row["what"], "[green]yes[/]" if row["available"] else "[yellow]no[/]")
-    _print_table(table)
+        _answer_json(rows)
+    there = {True: Text("yes", "green"), False: Text("no", "yellow")}
+    cells = ((row["name"], row["what"], there[row["available"]]) for row in rows)
+    _print_table(("name", "what", "there"), cells, wrapped=["what"])
 
 
 @data_app.command("prepare")
@@ -650,10 +587,9 @@ def data_check(
 
     facts = load_workload(spec).describe(every=every)
     if json:
-        _print_json(facts)
-        return
+        _answer_json(facts)
     for key, value in facts.items():
-        out.print(f"[bold]{key}[/]: {escape(str(value))}", highlight=False, soft_wrap=True)
+        out.print(f"[bold]{key}[/]: {escape(str(value))}", soft_wrap=True)
 
 
 @app.command()
@@ -665,8 +601,6 @@ def doctor(
     json: Json = False,
 ) -> None:
     """Check the installation; exits 1 if something must be corrected."""
-    from dataclasses import asdict
-
     from mlcollage.lab.doctor import examine
 
     with err.status("checking"):
@@ -676,7 +610,7 @@ def doctor(
     else:
         marks = {"ok": "[green]✓[/]", "note": "[yellow]○[/]", "problem": "[red]✗[/]"}
         for c in checks:
-            out.print(f"{marks[c.state]} [bold]{c.name}[/]: {escape(c.detail)}", highlight=False, soft_wrap=True)
+            out.print(f"{marks[c.state]} [bold]{c.name}[/]: {escape(c.detail)}", soft_wrap=True)
     if any(c.state == "problem" for c in checks):
         raise typer.Exit(1)
 

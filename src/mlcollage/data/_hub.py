@@ -15,15 +15,7 @@ from numpy.typing import NDArray
 from mlcollage import _checks as checks
 from mlcollage.data._files import from_table
 from mlcollage.data._images import Images
-from mlcollage.data._reading import (
-    SPLIT_NOTE,
-    channels_of,
-    check_options,
-    encode,
-    encode_as,
-    split_rows,
-    whole_number,
-)
+from mlcollage.data._reading import SPLIT_NOTE, channels_of, check_options, encode, encode_as, split_rows, whole_number
 from mlcollage.data.workload import Labeled
 from mlcollage.errors import InvalidInput, MissingDependency, MissingFile
 

@@ -14,13 +14,7 @@ import pandas as pd
 
 from mlcollage.stats._values import Floats, is_constant
 from mlcollage.stats.bootstrap import bootstrap_t_interval, bootstrap_t_test, t_interval
-from mlcollage.stats.causal import (
-    page_trend,
-    permutation_test_two_sample,
-    sign_flip_interval,
-    sign_flip_test,
-    t_test,
-)
+from mlcollage.stats.causal import page_trend, permutation_test_two_sample, sign_flip_interval, sign_flip_test, t_test
 from mlcollage.stats.sequential import (
     ConfidenceSequence,
     sequential_bounded_test,

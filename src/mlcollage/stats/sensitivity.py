@@ -82,13 +82,7 @@ def _refute(
 
 
 def placebo(
-    effect: AverageEffect,
-    X: npt.ArrayLike,
-    a: npt.ArrayLike,
-    y: npt.ArrayLike,
-    *,
-    repeats: int = 20,
-    rng: Rng = 0,
+    effect: AverageEffect, X: npt.ArrayLike, a: npt.ArrayLike, y: npt.ArrayLike, *, repeats: int = 20, rng: Rng = 0
 ) -> Refutation:
     """Estimate again with the treatment permuted over units: an effect that remains is an error of the analysis.
 
@@ -117,13 +111,7 @@ def placebo(
 
 
 def random_common_cause(
-    effect: AverageEffect,
-    X: npt.ArrayLike,
-    a: npt.ArrayLike,
-    y: npt.ArrayLike,
-    *,
-    repeats: int = 20,
-    rng: Rng = 0,
+    effect: AverageEffect, X: npt.ArrayLike, a: npt.ArrayLike, y: npt.ArrayLike, *, repeats: int = 20, rng: Rng = 0
 ) -> Refutation:
     """Estimate again with one more covariate of pure noise: an estimate that moves is over-fitted or unstable.
 

@@ -39,13 +39,7 @@ class Mixed(NamedTuple):
 
 
 def mixup_batch(
-    x: Tensor,
-    y: Tensor,
-    alpha: float,
-    num_classes: int,
-    *,
-    generator: torch.Generator,
-    per_sample: bool = False,
+    x: Tensor, y: Tensor, alpha: float, num_classes: int, *, generator: torch.Generator, per_sample: bool = False
 ) -> Mixed:
     r"""Mix each sample with another of the batch.
 

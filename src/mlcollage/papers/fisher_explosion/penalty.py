@@ -209,13 +209,7 @@ class FisherPenalty(nn.Module):
     ) -> None:
         super().__init__()
         check_settings(
-            model,
-            labels=labels,
-            wrt=wrt,
-            estimator=estimator,
-            mode=mode,
-            normalize=normalize,
-            score_term=score_term,
+            model, labels=labels, wrt=wrt, estimator=estimator, mode=mode, normalize=normalize, score_term=score_term
         )
         self._model = [model]  # in a list, so that it does not become a submodule
         self._replicas = model.size if isinstance(model, Replicas) else None

@@ -235,11 +235,7 @@ CLAIMS = (
         sentence="With a fifth of the labels wrong and few samples, the final bootstrap error exceeds 0.05: the claim "
         "has a limit.",
         source="limits",
-        estimand=PerSeed(
-            noisy_gap,
-            "final bootstrap error with 20% label noise, smallest n",
-            ("mlp128_noise",),
-        ),
+        estimand=PerSeed(noisy_gap, "final bootstrap error with 20% label noise, smallest n", ("mlp128_noise",)),
         direction="at_least",
         null=0.05,
         digits=3,
@@ -260,11 +256,7 @@ CLAIMS = (
         sentence="Trained by squared error, the hard error of the Real World exceeds that of the Ideal World by at "
         "most 0.05 at the end, with the largest train set.",
         source="appendix",
-        estimand=PerSeed(
-            squared_loss_gap,
-            "final difference of hard errors, squared loss, largest n",
-            ("mlp128_mse",),
-        ),
+        estimand=PerSeed(squared_loss_gap, "final difference of hard errors, squared loss, largest n", ("mlp128_mse",)),
         direction="at_most",
         null=0.05,
         digits=3,

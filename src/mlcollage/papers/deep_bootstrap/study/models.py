@@ -35,14 +35,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "mlp32": _mlp(32, 0.1),
     "mlp128": _mlp(128, 0.1),
     "mlp128_slow": _mlp(128, 0.01),
-    "cnn": Architecture(
-        lambda s, k: ConvNet(s, k, widths=(16, 32, 64), strides=(2, 2, 1)),
-        partial(_MOMENTUM, lr=0.1),
-    ),
-    "resnet": Architecture(
-        lambda s, k: ResNet(s, k, width=8, stem_stride=2),
-        partial(_MOMENTUM, lr=0.05),
-    ),
+    "cnn": Architecture(lambda s, k: ConvNet(s, k, widths=(16, 32, 64), strides=(2, 2, 1)), partial(_MOMENTUM, lr=0.1)),
+    "resnet": Architecture(lambda s, k: ResNet(s, k, width=8, stem_stride=2), partial(_MOMENTUM, lr=0.05)),
     "vit": Architecture(
         lambda s, k: ViT(s, k, patch_size=s[-1] // 2, dim=48, depth=2, pool="mean"),
         partial(torch.optim.AdamW, lr=3e-3),
