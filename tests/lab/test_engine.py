@@ -91,7 +91,7 @@ def test_again_runs_only_what_is_missing(probe, tmp_path, monkeypatch):
 
 def test_a_full_disk_stops_the_engine_with_a_sentence(probe, tmp_path, monkeypatch):
     monkeypatch.setenv("PROBE_ARMS", "disk")
-    with pytest.raises(StoreError, match="is full; free some space"):
+    with pytest.raises(StoreError, match="is full; free space"):
         run_study("probe", "smoke", store=tmp_path)
 
 

@@ -81,7 +81,7 @@ def test_group_count_always_makes_a_valid_group_norm(channels):
 def test_bad_norms_are_explained():
     with pytest.raises(UnknownName, match="'batch', 'group', 'frn'"):
         image_norm("instanse", 8)
-    with pytest.raises(InvalidInput, match=r"needs an input of shape \(batch, 3, ...\), but got \(2, 4\)"):
+    with pytest.raises(InvalidInput, match=r"takes inputs of shape \(batch, 3, ...\), not \(2, 4\)"):
         FilterResponseNorm(3)(torch.zeros(2, 4))
     with pytest.raises(InvalidInput, match="eps must be a finite number above 0"):
         FilterResponseNorm(3, eps=0.0)

@@ -62,5 +62,5 @@ def test_logits_are_found_where_models_put_them():
 
 @pytest.mark.parametrize("output", [(torch.ones(2, 3),), [torch.ones(2, 3)], {"last_hidden_state": 1}, None, 3.0])
 def test_an_output_without_logits_is_refused(output):
-    with pytest.raises(InvalidInput, match=rf"the model returned {type(output).__name__}: logits"):
+    with pytest.raises(InvalidInput, match=rf"the model returned {type(output).__name__}; it must return logits"):
         logits_of(output)

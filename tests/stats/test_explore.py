@@ -241,7 +241,7 @@ def test_p_values_of_viewers():
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
-        (lambda ax: forest(ax, ["a"], [1.0, 2.0], [[0, 2], [1, 3]]), "do not belong together"),
+        (lambda ax: forest(ax, ["a"], [1.0, 2.0], [[0, 2], [1, 3]]), "do not match"),
         (lambda ax: forest(ax, ["a"], [5.0], [[0, 2]]), "inside its interval"),
         (
             lambda ax: forest(ax, ["a"], [1.0], [[0, 2]], shrunken=[1.0, 2.0]),

@@ -235,7 +235,7 @@ def test_percent_and_fraction_are_noticed():
         (lambda: schools().exact().rope(-1), "must be a finite number above 0"),
         (lambda: schools().exact().mu.quantile(50), "must be a finite number above 0 and below 1"),
         (lambda: PartialPooling(1, 1, noise="pooled").fit([1.0], [1.0]), "fit\\(table\\)"),
-        (lambda: PartialPooling(1, 1, noise="pooled").fit(pd.DataFrame({"value": [1.0]})), "lacks the column"),
+        (lambda: PartialPooling(1, 1, noise="pooled").fit(pd.DataFrame({"value": [1.0]})), "lacks dataset"),
         (lambda: PartialPooling(1, 1, noise="pooled").fit(seeds_table([[1.0, 2.0]])), "one data set"),
         (lambda: PartialPooling(1, 1, noise="pooled").fit(seeds_table([[1.0], [2.0]])), "one seed"),
         (lambda: PartialPooling(1, 1, noise="pooled").fit(seeds_table([[1.0, 1.0], [2.0, 2.0]])), "no noise"),

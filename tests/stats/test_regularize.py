@@ -279,7 +279,7 @@ def test_an_overwhelming_unit_is_named():
             "penalty must be a finite number of at least 0",
         ),
         (lambda: noisy_line(0), "n must be a whole number of at least 1"),
-        (lambda: double_descent(np.eye(3), [1, 2], np.eye(3), [1, 2, 3]), "do not belong together"),
+        (lambda: double_descent(np.eye(3), [1, 2], np.eye(3), [1, 2, 3]), "do not match"),
         (lambda: double_descent(*noisy_line(), features=[]), "features must be positive"),
         (lambda: double_descent(*noisy_line(), penalties=[0.0]), "penalties positive"),
         (lambda: HorseshoePrior(0), "dim must be a whole number of at least 1"),

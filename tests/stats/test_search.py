@@ -277,7 +277,7 @@ def test_failures_and_noise_do_not_stop_it():
         (lambda: Hyperband(uniform).best, "no value has been told"),
         (
             lambda: Hyperband(uniform).tell(Trial(999, 0.0, 1), 1.0),
-            "configuration 999 at resource 1 was not asked",
+            "trial 999 at resource 1 was not asked",
         ),
         (lambda: Hyperband(uniform).tell(Trial(0, 0.0, 1), 1.0), "not asked for"),
         (lambda: AsynchronousHalving(uniform, min_r=0), "min_r must be a whole number of at least 1"),

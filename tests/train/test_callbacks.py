@@ -47,7 +47,7 @@ def test_without_the_framework_the_sentence_names_the_extra(monkeypatch):
     class Missing(LightningCallback):
         pass
 
-    with pytest.raises(MissingDependency, match=r"Missing needs lightning; install it with: pip install 'mlcollage\[l"):
+    with pytest.raises(MissingDependency, match=r"Missing needs lightning; run pip install 'mlcollage\[l"):
         Missing()
 
 

@@ -91,9 +91,7 @@ def _open(name: str) -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise MissingDependency(
-            "Hugging Face data sets need the package `datasets`; run pip install 'mlcollage[hub]'."
-        ) from error
+        raise MissingDependency("Hugging Face data sets need `datasets`: pip install 'mlcollage[hub]'.") from error
     folder = Path(name).expanduser()
     try:
         if folder.is_dir():
@@ -101,13 +99,9 @@ def _open(name: str) -> Any:
         identifier, _, configuration = name.partition(":")
         return datasets.load_dataset(identifier, configuration or None)
     except (FileNotFoundError, ConnectionError) as error:  # DatasetNotFoundError is a FileNotFoundError
-        raise MissingFile(
-            f"the data set {name!r} is neither a folder here nor to be had from the hub ({_line(error)})."
-        ) from error
+        raise MissingFile(f"the data set {name!r} is neither a folder nor on the hub ({_line(error)}).") from error
     except Exception as error:  # the hub's builders raise anything
-        raise InvalidInput(
-            f"the data set {name!r} cannot be loaded ({type(error).__name__}: {_line(error)})."
-        ) from error
+        raise InvalidInput(f"the data set {name!r} failed to load ({type(error).__name__}: {_line(error)}).") from error
 
 
 def _line(error: Exception) -> str:

@@ -160,9 +160,7 @@ def _part(folder: Path, part: str) -> tuple[list[list[str]], Ints]:
     for label, name in enumerate(("neg", "pos")):
         files = sorted((folder / part / name).glob("*.txt"))
         if not files:
-            raise MissingFile(
-                f"{folder} has no texts in {part}/{name}; expected the unpacked aclImdb with {part}/{name}/0_1.txt, ..."
-            )
+            raise MissingFile(f"{folder} has no texts in {part}/{name}; expected the unpacked archive aclImdb.")
         reviews += [words(file.read_text("utf-8", errors="replace")) for file in files]
         labels += [label] * len(files)
     return reviews, np.array(labels, dtype=np.int64)

@@ -152,7 +152,5 @@ def _validation(root: Path, label: Mapping[str, int], per_class: int | None) -> 
     # One listing of the folder instead of 10,000 questions whether a file is there.
     there = {p.name for p in (root / "val" / "images").iterdir()} if (root / "val" / "images").is_dir() else set()
     if lost := [path for path, _ in found if path.name not in there]:
-        raise MissingFile(
-            f"{len(lost)} validation images that {annotations} names are missing; the first is {lost[0]}."
-        )
+        raise MissingFile(f"{len(lost)} validation images named in {annotations} are missing; the first is {lost[0]}.")
     return found

@@ -85,9 +85,7 @@ class BoundStudy:
         kinds = {kind for e in self.study.experiments for kind in e.workloads}
         if not isinstance(workload, tuple(kinds)):
             takes = " or ".join(sorted(k.__name__ for k in kinds)) or "no workload but its own data"
-            raise InvalidInput(
-                f"the study of {self.slug} takes {takes}; {self.workload_spec} is {type(workload).__name__}."
-            )
+            raise InvalidInput(f"study {self.slug} takes {takes}; {self.workload_spec} is {type(workload).__name__}.")
         return workload
 
     @property

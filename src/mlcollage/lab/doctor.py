@@ -45,9 +45,7 @@ def examine(store: Path, *, repair: bool = False) -> Iterator[Check]:
     yield from _damaged(store, repair)
     yield _fashion_mnist()
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    yield Check(
-        "browser", "ok" if browser else "note", browser or "none found; only the tests of the pages need Chromium"
-    )
+    yield Check("browser", "ok" if browser else "note", browser or "none found; only tests of the pages need it")
     for package, (extra, use) in _EXTRAS.items():
         try:
             yield Check(package, "ok", version(package))
@@ -101,7 +99,5 @@ def _fashion_mnist() -> Check:
 
     folder = find()
     if folder is None:
-        return Check(
-            "fashion_mnist", "note", "not found; `mlcollage data prepare` fetches it, generated data is used without"
-        )
+        return Check("fashion_mnist", "note", "not found (generated data is used); `mlcollage data prepare` fetches it")
     return Check("fashion_mnist", "ok", str(folder))

@@ -201,9 +201,7 @@ def _finish(job: _Job, store: Store, on_event: Callable[[Event], None], limit: f
     code = job.process.exitcode
     try:
         if code == EXIT_DISK:
-            raise StoreError(
-                f"the disk of {store.root} is full; free some space and run again: finished runs are kept."
-            )
+            raise StoreError(f"the disk of {store.root} is full; free space and run again: finished runs are kept.")
         if code == 0 and store.has(job.run):
             on_event(Event("done", job.run, seconds=seconds))
             return

@@ -313,7 +313,7 @@ class Trend:
         rows = evidence.select(self.metric, arm=self.arm, **self.where)
         if self.over not in rows.columns:
             raise UnknownName(
-                f"metric {self.metric!r} has no column {self.over!r}; there are: {_listed(list(rows.columns), 20)}."
+                f"metric {self.metric!r} has no column {self.over!r}; it has {_listed(list(rows.columns), 20)}."
             )
         if self.arm is None and rows["arm"].nunique() > 1:
             raise InvalidInput(f"metric {self.metric!r} has the arms {_listed(sorted(set(rows['arm'])))}; name one.")

@@ -50,9 +50,7 @@ class Measurements:
             raise InvalidInput(f"array name {name!r} must be made of letters, digits, '_', '-' and '.'.")
         array = np.asarray(values)
         if array.dtype.hasobject:
-            raise InvalidInput(
-                f"array {name!r} holds Python objects; only plain numbers, bools and strings are stored."
-            )
+            raise InvalidInput(f"array {name!r} holds Python objects; only numbers, bools and strings are stored.")
         self.arrays[name] = array
 
     @property

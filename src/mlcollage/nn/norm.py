@@ -111,9 +111,7 @@ class TLU(nn.Module):
 
 def _check_channels(x: Tensor, channels: int, layer: str) -> None:
     if x.ndim < 2 or x.shape[1] != channels:
-        raise InvalidInput(
-            f"{layer}({channels}) needs an input of shape (batch, {channels}, ...), but got {tuple(x.shape)}."
-        )
+        raise InvalidInput(f"{layer}({channels}) takes inputs of shape (batch, {channels}, ...), not {tuple(x.shape)}.")
 
 
 def group_count(channels: int) -> int:

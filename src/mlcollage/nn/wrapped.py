@@ -70,6 +70,4 @@ def logits_of(output: Any) -> Tensor:
     found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     if isinstance(found, Tensor):
         return found
-    raise InvalidInput(
-        f"the model returned {type(output).__name__}: logits, or an object or dict with 'logits', are needed."
-    )
+    raise InvalidInput(f"the model returned {type(output).__name__}; it must return logits, or hold them as 'logits'.")

@@ -41,9 +41,7 @@ def sample(values: npt.ArrayLike, name: str = "x", least: int = 2) -> Floats:
             "(episodes, batches) first: the seed is the unit of replication."
         )
     if len(x) < least:
-        raise InvalidInput(
-            f"{name} has {len(x)} value(s); at least {least} are needed: with fewer, variance is not identifiable."
-        )
+        raise InvalidInput(f"{name} has {len(x)} value(s); at least {least} are needed to estimate a variance.")
     return finite(x, name)
 
 

@@ -173,7 +173,7 @@ def regression_adjustment(
     n, k = design.shape
     if n <= k or np.linalg.matrix_rank(design) < k:
         raise InvalidInput(
-            f"{n} units cannot fit {k} coefficients: covariates are constant, collinear, or too many; leave some out."
+            f"{n} units cannot fit {k} coefficients: leave out constant, collinear or surplus covariates."
         )
     inverse = np.linalg.pinv(design)  # (2p + 2, n); its second row makes the effect of the outcomes
     residual = outcome - design @ (inverse @ outcome)

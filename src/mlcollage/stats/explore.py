@@ -76,9 +76,7 @@ def forest(
     """
     x, ends = sample(estimates, "estimates", least=1), np.asarray(intervals, dtype=np.float64)
     if len(labels) != len(x) or ends.shape != (len(x), 2):
-        raise InvalidInput(
-            f"{len(labels)} labels, {len(x)} estimates and intervals {ends.shape} do not belong together."
-        )
+        raise InvalidInput(f"{len(labels)} labels, {len(x)} estimates and intervals {ends.shape} do not match.")
     if not ((ends[:, 0] <= x) & (x <= ends[:, 1])).all():
         raise InvalidInput("every estimate must lie inside its interval (low, high).")
     rows = np.arange(len(x))  # heights, the first on top: the axis is turned below

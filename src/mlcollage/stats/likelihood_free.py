@@ -159,9 +159,7 @@ def _scales(summaries: Floats) -> Floats:
 def _regressed(theta: Floats, away: Floats, distances: Floats, limit: float) -> tuple[Floats, Floats]:
     weights = np.maximum(1 - (distances / limit) ** 2, 0.0) if limit > 0 else np.ones(len(theta))
     if (weights > 0).sum() <= away.shape[1] + 1:
-        raise InvalidInput(
-            f"{(weights > 0).sum()} draws are too few for a regression on {away.shape[1]} summaries; keep more."
-        )
+        raise InvalidInput(f"{(weights > 0).sum()} draws are too few for {away.shape[1]} summaries; keep more.")
     # weighted least squares of theta (kept, d) on the summaries; the intercept is what is left at the observed ones
     root = np.sqrt(weights)[:, None]
     design = np.column_stack([np.ones(len(away)), away])

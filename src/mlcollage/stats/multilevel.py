@@ -167,7 +167,7 @@ class PartialPooling:
         if self.noise == "known":
             if isinstance(y, pd.DataFrame) or s is None:
                 raise InvalidInput(
-                    "noise='known' takes fit(effects, standard_errors); for a table of seeds use noise='pooled'."
+                    "noise='known' takes fit(effects, standard_errors); a table of seeds takes 'pooled'."
                 )
             self._data = _known(y, s, names)
         else:
@@ -302,14 +302,10 @@ def _seeds(table: pd.DataFrame) -> _Table:
     # a row per seed: reduced to what the model needs of each data set
     missing = {"dataset", "value"} - set(table.columns)
     if missing:
-        raise InvalidInput(
-            f"the table lacks the column(s) {', '.join(sorted(missing))}; it needs 'dataset' and 'value'."
-        )
+        raise InvalidInput(f"the table lacks {', '.join(sorted(missing))}; it needs the columns 'dataset' and 'value'.")
     if "seed" in table and table.duplicated(["dataset", "seed"]).any():
         row = table[table.duplicated(["dataset", "seed"])].iloc[0]
-        raise InvalidInput(
-            f"data set {row['dataset']} has seed {row['seed']} twice; average what was repeated inside it."
-        )
+        raise InvalidInput(f"data set {row['dataset']} has seed {row['seed']} twice; average what is repeated in it.")
     values = sample(table["value"].to_numpy(), "the column 'value'")
     of_row = table["dataset"].to_numpy()
     groups = pd.Series(values).groupby(of_row, sort=False)
@@ -318,9 +314,7 @@ def _seeds(table: pd.DataFrame) -> _Table:
     if len(y) < 2:
         raise InvalidInput("the table has one data set; partial pooling needs at least 2.")
     if not (n > 1).any():
-        raise InvalidInput(
-            "every data set has one seed: variance is not identifiable. Add seeds, or use noise='known'."
-        )
+        raise InvalidInput("every data set has one seed: no variance can be estimated; add seeds or use noise='known'.")
     if squares.sum() <= 1e-24 * max(float((values**2).sum()), np.finfo(float).tiny):
         raise InvalidInput("the seeds of every data set agree exactly, so there is no noise to estimate.")
     with np.errstate(divide="ignore", invalid="ignore"):  # one seed has no standard error: NaN

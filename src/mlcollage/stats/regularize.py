@@ -259,9 +259,7 @@ def double_descent(
     x, x_test = table(X, "X", "units, columns"), table(X_test, "X_test", "units, columns")
     target, truth = finite(y, "y"), finite(y_test, "y_test")
     if target.shape != (len(x),) or truth.shape != (len(x_test),) or x.shape[1] != x_test.shape[1]:
-        raise InvalidInput(
-            f"X {x.shape}, y {target.shape}, X_test {x_test.shape} and y_test {truth.shape} do not belong together."
-        )
+        raise InvalidInput(f"X {x.shape}, y {target.shape}, X_test {x_test.shape}, y_test {truth.shape} do not match.")
     if not features or min(features) < 1 or not penalties or not min(penalties) > 0:
         raise InvalidInput("features must be positive whole numbers and penalties positive; both at least one.")
     rows = []

@@ -74,7 +74,7 @@ class Halving:
         rung = self._out.pop((trial.index, trial.resource), None)
         if rung is None:
             raise InvalidInput(
-                f"configuration {trial.index} at resource {trial.resource} was not asked for, or was told before."
+                f"trial {trial.index} at resource {trial.resource} was not asked for, or was told before."
             )
         self.rungs[rung][trial.index] = float(value)
 
@@ -160,9 +160,7 @@ class SuccessiveHalving(Halving):
         _rungs(eta, min_r, max_r)
         super().__init__(configs, eta, min_r, max_r, maximize)
         if len(self.configs) < eta:
-            raise InvalidInput(
-                f"{len(self.configs)} configurations are fewer than eta={eta}; give more, or halve none."
-            )
+            raise InvalidInput(f"{len(self.configs)} configurations are fewer than eta={eta}; give more.")
         self._members = list(self.configs)  # of the present rung
 
     @property

@@ -46,9 +46,7 @@ def _framework_class(cls: type[_Late]) -> type:
             return getattr(importlib.import_module(home), cls._base)
         except ImportError:
             continue
-    raise MissingDependency(
-        f"{cls.__name__} needs {cls._extra}; install it with: pip install 'mlcollage[{cls._extra}]'."
-    )
+    raise MissingDependency(f"{cls.__name__} needs {cls._extra}; run pip install 'mlcollage[{cls._extra}]'.")
 
 
 def _remake(cls: type[_Late], state: dict[str, Any]) -> Any:

@@ -87,9 +87,7 @@ def mixup_batch(
     alpha = checks.real("alpha", alpha, least=0)
     num_classes = checks.integer("num_classes", num_classes, least=1)
     if not x.is_floating_point():
-        raise InvalidInput(
-            f"mixup adds inputs, so they must be floating point, not {x.dtype}; mix embeddings of tokens."
-        )
+        raise InvalidInput(f"mixup adds inputs: they must be floating point, not {x.dtype}; mix embeddings of tokens.")
     if len(x) != len(y) or len(x) == 0:
         raise InvalidInput(f"x holds {len(x)} samples and y {len(y)}; they must be as many, and at least one.")
     targets = _one_hot(y, num_classes).to(x.dtype)  # (B, C)
@@ -125,9 +123,7 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     1.3863
     """
     if logits.shape != targets.shape:
-        raise InvalidInput(
-            f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)} must have the same shape (B, C)."
-        )
+        raise InvalidInput(f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)} must both be (B, C).")
     return F.cross_entropy(logits, targets)  # takes rows of weights where targets have the shape of the logits
 
 
@@ -135,9 +131,7 @@ def _one_hot(y: Tensor, num_classes: int) -> Tensor:
     if y.is_floating_point() and y.ndim == 2 and y.shape[1] == num_classes:
         return y
     if y.is_floating_point() or y.ndim != 1:
-        raise InvalidInput(
-            f"y must hold class numbers (B,) or rows of weights (B, {num_classes}), not {y.dtype} of {tuple(y.shape)}."
-        )
+        raise InvalidInput(f"y must be classes (B,) or weights (B, {num_classes}), not {y.dtype} {tuple(y.shape)}.")
     check_labels(y, num_classes)
     return F.one_hot(y.long(), num_classes)
 

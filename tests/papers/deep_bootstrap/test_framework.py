@@ -262,7 +262,7 @@ def test_train_metrics_use_the_first_samples_of_a_large_set(study):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"n": 8}, "n=8 is less than one batch of 16"),
+        ({"n": 8}, "n=8 is less than a batch of 16"),
         ({"n": 1000}, "less than one epoch"),
         ({"n": ()}, "give at least one sample size"),
         ({"n": (32, -1)}, "n must be a whole number of at least 1, not -1"),

@@ -78,7 +78,7 @@ def test_targets_that_are_no_labels_are_refused(metric, target, says):
 
 
 def test_other_bad_input_is_refused():
-    with pytest.raises(InvalidInput, match="floating-point logits"):
+    with pytest.raises(InvalidInput, match="needs float logits"):
         soft_error(torch.zeros(3, 4, dtype=torch.int64), torch.zeros(3, dtype=torch.int64))
     with pytest.raises(InvalidInput, match=r"reduction must be one of .*, not 'sum'"):
         soft_error(torch.zeros(3, 4), torch.zeros(3, dtype=torch.int64), reduction="sum")

@@ -160,7 +160,7 @@ def test_unknown_names_list_what_there_is(result):
     ):
         with pytest.raises(UnknownName, match=says):
             call()
-    with pytest.raises(InvalidInput, match="one of the steps 0, 10, 20, 40, 80"):
+    with pytest.raises(InvalidInput, match="or a step: 0, 10, 20, 40, 80"):
         result.gap("error", at=15)
     with pytest.raises(InvalidInput, match="lack the columns split"):
         BootstrapResult(result.curves.drop(columns="split"))

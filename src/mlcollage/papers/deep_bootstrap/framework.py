@@ -146,9 +146,7 @@ class DeepBootstrap:
 
     def __post_init__(self) -> None:
         if not callable(self.model_fn):
-            raise InvalidInput(
-                "model_fn must be a function that makes a fresh network, such as lambda: MLP(world.shape, 10)."
-            )
+            raise InvalidInput("model_fn must make a fresh network, such as lambda: MLP(world.shape, 10).")
         settings.check_world(self.world)
         for name in ("steps", "batch_size", "test_size", "train_size"):
             checks.integer(name, getattr(self, name), least=1)
@@ -265,9 +263,7 @@ class DeepBootstrap:
             if t + 1 in grid:
                 if not bool(finite.all()):
                     bad = lanes[int((~finite).nonzero()[0])]
-                    raise InvalidInput(
-                        f"in {bad}: the loss became not finite by step {t + 1}; lower the learning rate."
-                    )
+                    raise InvalidInput(f"in {bad}: the loss was not finite by step {t + 1}; lower the learning rate.")
                 yield t + 1, outputs
 
     # ---- evaluation -----------------------------------------------------------------------------------------------

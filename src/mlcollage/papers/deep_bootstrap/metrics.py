@@ -23,9 +23,7 @@ def _check(logits: Tensor, target: Tensor, name: str) -> Tensor:
             "a regression target has no soft-error, use the loss itself."
         )
     if logits.ndim < 1 or not logits.is_floating_point():
-        raise InvalidInput(
-            f"{name} needs floating-point logits of shape (..., classes), got {logits.dtype} {tuple(logits.shape)}."
-        )
+        raise InvalidInput(f"{name} needs float logits (..., classes), not {logits.dtype} {tuple(logits.shape)}.")
     try:
         labels = target.expand(logits.shape[:-1])
     except RuntimeError:

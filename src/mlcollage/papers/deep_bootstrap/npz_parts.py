@@ -117,9 +117,7 @@ class NpzParts(Dataset[tuple[Tensor, Tensor]]):
                     "width, channels), the same size in all parts."
                 )
             if len(images) != len(label) or label.dtype.kind not in "iu":
-                raise InvalidInput(
-                    f"{Path(file).name}: {len(images)} images but {len(label)} labels of type {label.dtype}."
-                )
+                raise InvalidInput(f"{Path(file).name}: {len(images)} images but {len(label)} {label.dtype} labels.")
         self.labels = np.concatenate(labels).astype(np.int64)
         if limit is not None and not 0 < limit <= len(self.labels):
             raise InvalidInput(f"limit={limit} must lie between 1 and the {len(self.labels)} samples that there are.")

@@ -128,9 +128,7 @@ class BootstrapResult:
             last = int(rows.groupby("seed")["step"].max().min())
             return last if last == self.settings.get("steps", last) else None
         if rows[metric].isna().all():
-            raise InvalidInput(
-                f"this run has no train {metric}, so that rule {rule!r} cannot be used; use 'train_loss' or 'budget'."
-            )
+            raise InvalidInput(f"this run has no train {metric} for rule {rule!r}; use 'train_loss' or 'budget'.")
         counts = rows.groupby("step")["seed"].size()
         mean = rows.groupby("step")[metric].mean()[counts == counts.max()]  # steps that all seeds reached
         limit = RULES[rule] if threshold is None else threshold
@@ -300,9 +298,7 @@ class BootstrapResult:
             return int(steps.max()), "end"  # of this lane, which may have stopped early
         if isinstance(at, str) or at not in set(steps):
             shown = ", ".join(map(str, sorted(set(steps))))
-            raise InvalidInput(
-                f"at={at!r} was not evaluated for n={n}; use 'T', 'max', 'end' or one of the steps {shown}."
-            )
+            raise InvalidInput(f"at={at!r} was not evaluated for n={n}; use 'T', 'max', 'end' or a step: {shown}.")
         return int(at), "step"
 
     # ---- files ----------------------------------------------------------------------------------------------------

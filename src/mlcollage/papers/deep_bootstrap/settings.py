@@ -27,9 +27,7 @@ def as_sizes(n: int | Sequence[int], world: DataWorld, steps: int, batch_size: i
         raise InvalidInput("n is empty; give at least one sample size.")
     needed = steps * batch_size  # samples of the Ideal World
     if sizes[0] < batch_size:
-        raise InvalidInput(
-            f"n={sizes[0]} is less than one batch of {batch_size}; use a smaller batch_size or a larger n."
-        )
+        raise InvalidInput(f"n={sizes[0]} is less than a batch of {batch_size}; lower batch_size or raise n.")
     if sizes[-1] > needed:
         raise InvalidInput(
             f"{steps} steps of batch {batch_size} see {needed} samples, less than one epoch of n={sizes[-1]}; use at "
@@ -123,9 +121,7 @@ def loss_function(loss: str | Loss, num_classes: int) -> Loss:
         return loss
     if loss == "cross_entropy":
         if num_classes == 0:
-            raise InvalidInput(
-                "loss='cross_entropy' needs classes, but the world has num_classes=0; use 'mse' or your own function."
-            )
+            raise InvalidInput("loss='cross_entropy' needs classes, but num_classes is 0; use 'mse' or a function.")
         return F.cross_entropy
     if loss == "mse":
         return _squared_error if num_classes == 0 else _one_hot_squared_error
@@ -161,9 +157,7 @@ def check_labels(y: Tensor, num_classes: int) -> None:
     """Labels must be integers from 0 to ``num_classes - 1``; a world with ``num_classes == 0`` is a regression."""
     if num_classes == 0:
         if not y.is_floating_point():
-            raise InvalidInput(
-                f"a world with num_classes=0 is a regression and needs floating-point targets, got {y.dtype}."
-            )
+            raise InvalidInput(f"with num_classes=0 (regression) targets must be floating point, not {y.dtype}.")
     elif y.is_floating_point() or int(y.min()) < 0 or int(y.max()) >= num_classes:
         raise InvalidInput(
             f"the world has num_classes={num_classes}, so labels must be integers from 0 to {num_classes - 1}; "
@@ -181,13 +175,11 @@ def check_outputs(outputs: Any, batch: int, num_classes: int, model: nn.Module) 
         )
     if not num_classes and (not isinstance(outputs, Tensor) or outputs.numel() != batch):
         raise InvalidInput(
-            f"{type(model).__name__} gives {shape} for {batch} samples; a regression needs one number per sample."
+            f"{type(model).__name__} gives {shape} for {batch} samples; regression needs one number each."
         )
 
 
 def check_batch_norm(model: nn.Module, batch_size: int) -> None:
     """BatchNorm has no variance to divide by in a batch of one."""
     if batch_size == 1 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
-        raise InvalidInput(
-            f"{type(model).__name__} has BatchNorm layers, which cannot train with batch_size=1; use at least 2."
-        )
+        raise InvalidInput(f"{type(model).__name__} has BatchNorm layers, which need a batch_size of at least 2.")

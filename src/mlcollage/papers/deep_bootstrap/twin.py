@@ -167,9 +167,7 @@ class IdealTwin:
         if self._twin is None:
             raise InvalidInput("on_step was called before start(model, optimizer), which copies the network.")
         if not self._pending and not self._done:
-            raise InvalidInput(
-                "no update of the optimizer given to start() was seen; give start() the one that trains the model."
-            )
+            raise InvalidInput("the optimizer given to start() made no update; give it the one that trains the model.")
         for settings in self._pending:  # several, where on_step is not called after every update
             self._update(settings, micro_batches or [(self.batch_size, 1.0)])
         self._pending.clear()
@@ -259,9 +257,7 @@ def _twin_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, twin: nn
     # Parameters are matched by position: the twin is a deep copy, so both orders are the same.
     pair = {id(a): b for a, b in zip(model.parameters(), twin.parameters(), strict=True)}
     if any(id(p) not in pair for g in optimizer.param_groups for p in g["params"]):
-        raise InvalidInput(
-            "the optimizer holds parameters that are not the model's; give start() the model that it trains."
-        )
+        raise InvalidInput("the optimizer holds parameters of another model; give start() the model that it trains.")
     closure = inspect.signature(type(optimizer).step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
         raise InvalidInput(

@@ -68,9 +68,7 @@ def trainable(model: nn.Module | Replicas, chosen: Iterable[Tensor] | None) -> d
     keep = None if chosen is None else {id(p) for p in chosen}  # by identity: == compares tensors element by element
     found = {n: p for n, p in _named(model).items() if p.requires_grad and (keep is None or id(p) in keep)}
     if not found:
-        raise InvalidInput(
-            "none of the penalized parameters requires a gradient; unfreeze some, or choose others with params."
-        )
+        raise InvalidInput("no penalized parameter requires a gradient; unfreeze some, or choose others with params.")
     return found
 
 

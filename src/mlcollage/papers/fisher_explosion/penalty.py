@@ -292,9 +292,7 @@ class FisherPenalty(nn.Module):
             penalized, and in evaluation mode, where steps are not counted.
         """
         if self.mode != "double_backprop":
-            raise InvalidInput(
-                f"mode={self.mode!r} gives no term for the loss; call add_gradient_(closure) after loss.backward()."
-            )
+            raise InvalidInput(f"mode={self.mode!r} gives no term; call add_gradient_(closure) after loss.backward().")
         logits = logits_of(logits)
         if not self.active:
             self._calls += int(self.training)
@@ -348,13 +346,9 @@ class FisherPenalty(nn.Module):
         True
         """
         if self.mode == "double_backprop":
-            raise InvalidInput(
-                "add_gradient_ is for mode='finite_difference' and 'jvp'; here, add penalty(logits) to the loss."
-            )
+            raise InvalidInput("add_gradient_ is for 'finite_difference' and 'jvp'; add penalty(logits) to the loss.")
         if not callable(closure):
-            raise InvalidInput(
-                "add_gradient_ needs a function that computes the logits again, such as lambda: model(x)."
-            )
+            raise InvalidInput("add_gradient_ needs a function that recomputes the logits, such as lambda: model(x).")
         parameters = trainable(self._model[0], self._chosen)
         if not self.active:
             self._calls += int(self.training)
