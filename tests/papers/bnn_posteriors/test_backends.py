@@ -12,7 +12,14 @@ from mlcollage.errors import InvalidInput
 from mlcollage.nn.convnet import ConvNet
 from mlcollage.nn.init import build
 from mlcollage.nn.mlp import MLP
-from mlcollage.papers.bnn_posteriors import BayesianNetwork, GaussianLikelihood, GaussianPrior, largest_curvature
+from mlcollage.papers.bnn_posteriors import (
+    MAP,
+    BayesianNetwork,
+    GaussianLikelihood,
+    GaussianPrior,
+    function,
+    largest_curvature,
+)
 from mlcollage.papers.bnn_posteriors.backends import Batch, LoopBackend
 
 ACTIVATIONS = {
@@ -113,7 +120,7 @@ def test_each_module_takes_its_backend_and_all_agree(make, shape, name):
     g = torch.Generator().manual_seed(0)
     x, y = torch.randn(5, *shape, dtype=torch.float64, generator=g), torch.tensor([0, 1, 2, 1, 0])
     q = model.initial(3, "prior", generator=1)
-    density = model.log_density(x, y)
+    density = model.log_density(x, y, backend="untimed")
     assert density.backend.name == name
     exact, by_autograd = reference(model, x, y, q)
     index = torch.tensor([[0, 1], [2, 3], [4, 0]])
@@ -129,6 +136,27 @@ def test_each_module_takes_its_backend_and_all_agree(make, shape, name):
     for value, gradient in estimates[1:]:
         torch.testing.assert_close(value, estimates[0][0])
         torch.testing.assert_close(gradient, estimates[0][1])
+
+
+@pytest.mark.parametrize("slow", ["vmap", "loop"])
+def test_auto_takes_what_the_clock_says_and_the_posterior_records_it(monkeypatch, slow):
+    monkeypatch.setattr(function, "_seconds", lambda backend, q, batch: 1.0 + (backend.name == slow))
+    model = BayesianNetwork(build(lambda: MLP((6,), 3, (5,), norm="layer"), 0))
+    fast = {"vmap": "loop", "loop": "vmap"}[slow]
+    posterior = model.fit(
+        torch.randn(9, 6, generator=torch.Generator().manual_seed(0)), torch.arange(9) % 3, MAP(steps=2)
+    )
+    assert posterior.info["backend"] == fast
+    # near ties go to the likely one, whoever won
+    monkeypatch.setattr(function, "_seconds", lambda backend, q, batch: 1.0 + 0.1 * (backend.name == "vmap"))
+    again = BayesianNetwork(model.module).log_density(torch.zeros(3, 6), torch.arange(3))
+    assert again.backend.name == "vmap"
+
+
+def test_a_gradient_is_timed():
+    model = BayesianNetwork(build(lambda: nn.Linear(3, 2).double(), 0))
+    density = model.log_density(torch.zeros(4, 3), torch.arange(4) % 2)
+    assert 0 < function._seconds(density.backend, model.initial(2), density._chunks[0]) < 1
 
 
 def test_minibatches_are_unbiased_whatever_their_size_so_temperature_does_not_depend_on_it():

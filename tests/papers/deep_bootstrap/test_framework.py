@@ -241,6 +241,17 @@ def test_transform_is_applied_to_all_inputs(study, tiny_world):
         same(a.curves, study(Scaled(), stack=stack).run().curves, rtol=1e-6)
 
 
+@pytest.mark.parametrize("stack", [True, False])
+def test_a_loss_of_ones_own_sees_a_number_per_target(tiny_world, study, stack):
+    """Outputs (b, 1) against targets (b,) would be broadcast to all pairs."""
+    world = tiny_world(num_classes=0)
+    curves = [
+        study(world, lambda: nn.Linear(world.shape[0], 1), loss=loss, stack=stack).run().curves
+        for loss in ("mse", nn.functional.mse_loss)
+    ]
+    same(*curves, rtol=1e-6)
+
+
 def test_squared_error_has_an_error_but_no_soft_error(study):
     result = study(loss="mse").run()
     assert result.curves["soft_error"].isna().all()

@@ -11,8 +11,10 @@ r"""Outputs and gradients of many chains at once: four backends behind one inter
     The same through :func:`torch.compile`, on request: for long runs, since compiling takes tens of seconds for each
     number of chains and data.
 ``loop``
-    One chain after the other, for modules that vmap cannot batch (data-dependent control flow, recurrent layers), and
-    for convolutions on a CPU, where vmap has 0.66 to 1.15 times its speed.
+    One chain after the other, for modules that vmap cannot batch (data-dependent control flow), and where it is faster:
+    for most recurrent layers and convolutions on a CPU.
+
+Where vmap and the loop both work, they are timed (see ``BayesianNetwork(backend=...)``).
 """
 
 from __future__ import annotations
@@ -360,7 +362,7 @@ class MLPBackend(Backend):
             dz = dh if before is None else _RULES[type(before)].backward(dh, buffers.z[i - 1], before)
 
 
-class _Functional(Backend):
+class FunctionalBackend(Backend):
     """What the general backends share: the module as a function of its parameters."""
 
     def __init__(self, module: nn.Module, layout: Layout, likelihood: Likelihood):
@@ -373,7 +375,7 @@ class _Functional(Backend):
         return self.likelihood.log_prob(self._call(parameters, x), y).double().sum()
 
 
-class VmapBackend(_Functional):
+class VmapBackend(FunctionalBackend):
     """Any module that ``torch.func.vmap`` can batch over its parameters, compiled on request."""
 
     def __init__(self, module: nn.Module, layout: Layout, likelihood: Likelihood, compiled: bool = False):
@@ -410,7 +412,7 @@ class VmapBackend(_Functional):
         return total
 
 
-class LoopBackend(_Functional):
+class LoopBackend(FunctionalBackend):
     """One chain after the other: works for every module."""
 
     name = "loop"

@@ -97,7 +97,7 @@ class Checkpoint:
         state = {name: value.to(device) for name, value in state.items()}
         if keeper.stream is not None:
             stream = tensor_file.under(state, "stream.")
-            keeper.stream = PredictionStream.from_tensors(keeper.stream.likelihood, stream)
+            keeper.stream = PredictionStream.from_tensors(keeper.stream.likelihood, stream, keeper.stream.target_shape)
         for name in header["blocks"]:  # (chains, draws, P) each
             keeper.kept += list(tensor_file.load(self.folder / name, _KIND)[1]["params"].to(device).unbind(dim=1))
         self.header["blocks"] = header["blocks"]

@@ -10,15 +10,17 @@ two of them. Gradients have the type of the positions.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from mlcollage._checks import integer, positive
 from mlcollage.errors import InvalidInput
+from mlcollage.nn import logits_of
 
 from .backends import Backend, Batch
-from .function import NetworkFunction
+from .function import TRIED_DATA, NetworkFunction
 from .priors import PlacedPrior
 
 
@@ -38,6 +40,8 @@ class PosteriorDensity:
         The data, (N, ...) each, as they are used.
     temperature : float
         T, which divides values and gradients.
+    target_shape : tuple of int
+        Shape of one target as it was given, which predictions have too.
     """
 
     def __init__(
@@ -48,18 +52,28 @@ class PosteriorDensity:
         x: Tensor,
         y: Tensor,
         targets: Tensor,
+        features: Tensor,
         *,
+        target_shape: tuple[int, ...],
         temperature: float = 1.0,
         chunk_size: int | None = None,
     ):
-        self.layout, self.prior, self.backend = function.layout, prior, backend
+        self.layout, self.prior, self.backend, self._function = function.layout, prior, backend, function
+        self.target_shape = target_shape
         self.temperature, self.num_data = positive("temperature", temperature), len(x)
+        # what the backend takes: inputs, or what a frozen part makes of them
+        self._features = features
         self.x, self.y, self._targets, self._dtype = x, y, targets, function.parameters_flat.dtype
         size = len(x) if chunk_size is None else integer("chunk_size", chunk_size, least=1)
         # split once: a trajectory passes over the same chunks at every step
-        parts = zip(x.split(size), y.split(size), targets.split(size, dim=-1), strict=True)
+        parts = zip(features.split(size), y.split(size), targets.split(size, dim=-1), strict=True)
         self._chunks = [Batch(a, b, t.contiguous()) for a, b, t in parts]
         self._scratch: Tensor | None = None  # (chains, P), reused within a trajectory
+
+    @property
+    def given_y(self) -> Tensor:
+        """Targets in the shape in which they were given."""
+        return self.y.reshape(-1, *self.target_shape)
 
     def _check(self, q: Tensor) -> None:
         if q.ndim != 2 or q.shape[1] != self.layout.size:
@@ -123,26 +137,36 @@ class PosteriorDensity:
         """
         self._check(q)
         own = index.ndim == 2
-        x, y = self.x[index], self.y[index]  # (B, ...), or (chains, B, ...)
+        backend, x, y = self.backend, self._features[index], self.y[index]  # (B, ...), or (chains, B, ...)
         targets = self._targets[..., index]  # (..., B), or (..., chains, B)
         if own:
             targets = targets.movedim(-2, 0)  # (chains, ..., B)
         if transform is not None:
-            # all chains' batches as one, (chains * B, ...)
+            # all chains' batches as one, (chains * B, ...); changed inputs have other features
+            backend, x = self._whole_backend, self.x[index]
             x = transform(x.flatten(0, 1) if own else x).reshape(x.shape)
         with torch.no_grad():
             out = torch.empty_like(q)
-            total = self.backend.gradient(q, [Batch(x, y, targets.contiguous(), own)], out, value)
+            total = backend.gradient(q, [Batch(x, y, targets.contiguous(), own)], out, value)
             out.mul_(self.num_data / index.shape[-1])  # N / B, before the prior, which is counted once
             self._finish(out, q)
             if total is not None:
                 total = (total * (self.num_data / index.shape[-1]) + self.prior.log_prob(q)) / self.temperature
         return total, out
 
+    @cached_property
+    def _whole_backend(self) -> Backend:
+        """For inputs, also where a part of the network is frozen."""
+        if self._features is self.x:
+            return self.backend
+        function, few = self._function, slice(TRIED_DATA)
+        outputs = function.module(self.x[:4])
+        return function.for_gradients("untimed", function.module, self.x[few], self.y[few], logits_of(outputs))
+
     def outputs(self, q: Tensor, x: Tensor) -> Tensor:
         """Outputs of the network, (chains, n, ...), for inputs (n, ...)."""
         self._check(q)
-        return self.backend.outputs(q, x)
+        return self._function.outputs(q, x)
 
 
 def largest_curvature(density: Callable[[Tensor], tuple[Tensor, Tensor]], q: Tensor, steps: int = 8) -> Tensor:

@@ -43,7 +43,8 @@ class Keeper:
         if store == "predictions" and at is None:
             raise InvalidInput("store='predictions' needs the inputs to predict: give them as at=.")
         network = target.network
-        self.stream = None if at is None else PredictionStream(network.likelihood, network.inputs(at, "at"))
+        shape = target.density.target_shape
+        self.stream = None if at is None else PredictionStream(network.likelihood, network.inputs(at, "at"), shape)
 
     def __call__(self, q: Tensor) -> None:
         """Take in one draw of every chain, (chains, P)."""

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mlcollage._checks import choice, positive, real
 from mlcollage.errors import InvalidInput
+from mlcollage.infer.density import normal
 
 from .validation import check_finite
 
@@ -82,6 +83,14 @@ class Likelihood(ABC):
         """Mean and variance of the target, (...) each, of outputs; only of regressions."""
         raise InvalidInput(f"{type(self).__name__} has no mean and variance; use predict_proba or predict_draws.")
 
+    def sample(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
+        """A target of each datum, (...) or (..., d), drawn at outputs (..., n, K)."""
+        raise InvalidInput(f"{type(self).__name__} draws no targets; give it a function sample(outputs, generator).")
+
+    def cdf(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Probability of a target of at most ``y``, in the shape of the mean, in float64; only of regressions."""
+        raise InvalidInput(f"{type(self).__name__} has no quantiles; give it a function cdf(outputs, y).")
+
 
 class CategoricalLikelihood(Likelihood):
     r"""Classes by softmax of the outputs: :math:`\log p(y \mid z) = z_y - \log \sum_k e^{z_k}`.
@@ -134,6 +143,11 @@ class CategoricalLikelihood(Likelihood):
         """See :class:`Likelihood`."""
         return outputs.log_softmax(dim=-1)
 
+    def sample(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
+        """See :class:`Likelihood`; classes, (...)."""
+        proba = outputs.softmax(dim=-1).flatten(0, -2)  # multinomial takes rows
+        return torch.multinomial(proba, 1, generator=generator).reshape(outputs.shape[:-1])
+
 
 class BernoulliLikelihood(Likelihood):
     r"""Two classes by one logit: :math:`\log p(y \mid z) = y z - \log(1 + e^z)`.
@@ -170,6 +184,10 @@ class BernoulliLikelihood(Likelihood):
         """See :class:`Likelihood`."""
         z = outputs.squeeze(-1) if outputs.ndim and outputs.shape[-1] == 1 else outputs
         return torch.stack([-F.softplus(z), -F.softplus(-z)], dim=-1)  # log p(0), log p(1)
+
+    def sample(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
+        """See :class:`Likelihood`; zeros and ones, (...)."""
+        return torch.bernoulli(self.log_proba(outputs)[..., 1].exp(), generator=generator)
 
 
 class GaussianLikelihood(Likelihood):
@@ -250,6 +268,16 @@ class GaussianLikelihood(Likelihood):
         """See :class:`Likelihood`; (..., d), or (...) for outputs without a last dimension of their own."""
         mean, sigma = self._split(outputs, -1)
         return mean, sigma.square().expand_as(mean)
+
+    def sample(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
+        """See :class:`Likelihood`; (..., d)."""
+        mean, sigma = self._split(outputs, -1)
+        return mean + sigma * normal(mean.shape, mean, generator)
+
+    def cdf(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """See :class:`Likelihood`."""
+        mean, sigma = (part.double() for part in self._split(outputs, -1))
+        return torch.special.ndtr((y - mean) / sigma)
 
 
 class CustomLikelihood(Likelihood):

@@ -67,7 +67,10 @@ class Target:
         """A result: draws (chain, draw, P) and what was found on the way, with the method's settings beside it."""
         # what was found on the way goes before what was asked for, such as a step size
         info = {**method.settings(), "generator": self.seed, "backend": self.density.backend.name, **info}
-        return Posterior(self.network.layout, method.name, params, info=info, network=self.network, **kept)
+        return Posterior(
+            self.network.layout, method.name, params, info=info, network=self.network,
+            target_shape=self.density.target_shape, data=(self.density.x, self.density.given_y), **kept,
+        )  # fmt: skip
 
 
 class Method(ABC):

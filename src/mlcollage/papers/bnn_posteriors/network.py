@@ -22,7 +22,7 @@ from mlcollage.infer.density import Generator, torch_generator
 from mlcollage.nn import build, seeded
 
 from .density import PosteriorDensity
-from .function import BackendName, NetworkFunction
+from .function import TRIED_DATA, BackendName, NetworkFunction
 from .layout import Layout
 from .method import Init, Method, Progress, Target, check_method
 from .posterior import Posterior
@@ -33,7 +33,8 @@ class BayesianNetwork(NetworkFunction):
     r"""A network, a likelihood and a prior: everything a posterior needs but data.
 
     The module is copied and never changed. Its parameters that require a gradient are sampled; frozen ones and buffers
-    stay as they are; one that is shared between layers is one parameter.
+    stay as they are; one that is shared between layers is one parameter. Frozen first layers, such as a backbone, are
+    run once per input: see :mod:`~mlcollage.papers.bnn_posteriors.frozen`.
 
     Parameters
     ----------
@@ -48,8 +49,10 @@ class BayesianNetwork(NetworkFunction):
         A :class:`~mlcollage.papers.bnn_posteriors.priors.Prior`; by default :math:`N(0, 1/5)` on every parameter, as in
         the paper's section 3.
     backend
-        How gradients are computed: ``"mlp"`` (by hand), ``"vmap"``, ``"compile"``, ``"loop"``, or ``"auto"``, the best
-        that works without compiling; see :mod:`~mlcollage.papers.bnn_posteriors.backends`.
+        How gradients are computed: ``"mlp"`` (by hand), ``"vmap"``, ``"compile"`` or ``"loop"``; ``"auto"``, the
+        fastest that works without compiling, by the clock; or ``"untimed"``, one by rules. The paths round differently,
+        so a run that must repeat to the last bit elsewhere takes the one in ``posterior.info["backend"]``. See
+        :mod:`~mlcollage.papers.bnn_posteriors.backends`.
 
     Attributes
     ----------
@@ -165,13 +168,16 @@ class BayesianNetwork(NetworkFunction):
             raise InvalidInput(f"X has {len(x)} data and y {len(y)}; a target for each is needed.")
         # outputs for the first data, (m, ...): what kind they are, and that they do not change
         few = check_behavior(self.module, self.layout.unflatten(here), x)
-        y = self.likelihood.check(few, y)
-        how = self.for_gradients(backend, x[:4], y[:4], few)
-        chunk_size = self.chunk_size(x[:1], len(x)) if chunk_size is None else chunk_size
+        target_shape, y = tuple(y.shape[1:]), self.likelihood.check(few, y)
+        module, features = self.reduced(x)
+        chunk_size = self.chunk_size(features[:1], len(x), module) if chunk_size is None else chunk_size
+        tried = slice(min(max(chunk_size or TRIED_DATA, len(few)), TRIED_DATA))
+        how = self.for_gradients(backend, module, features[tried], y[tried], few)
         targets = self.likelihood.targets(y, few)
         return PosteriorDensity(
-            self, self.placed_prior, how, x, y, targets, temperature=temperature, chunk_size=chunk_size
-        )
+            self, self.placed_prior, how, x, y, targets, features,
+            target_shape=target_shape, temperature=temperature, chunk_size=chunk_size,
+        )  # fmt: skip
 
     def initial(self, chains: int, init: Init = "reset", *, generator: Generator = 0) -> Tensor:
         """Where chains start, (chains, P).

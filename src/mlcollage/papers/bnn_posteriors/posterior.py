@@ -8,10 +8,11 @@ predictions that draws made while passing by, in memory that does not grow with 
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,14 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mlcollage._checks import integer
+from mlcollage._checks import integer, probability
 from mlcollage.errors import InvalidInput, MissingFile
 from mlcollage.infer import RunningMixture, Streaming, diagnostics, to_arviz
+from mlcollage.infer.density import Generator, torch_generator
 
 from . import tensor_file
 from .function import NetworkFunction, linearized
 from .layout import Layout
 from .likelihoods import Likelihood
+from .validation import as_tensor
 
 _KIND = "posterior of a network (mlcollage, 1)"
 
@@ -41,6 +44,8 @@ class PredictionStream:
         likelihood of your own.
     x
         The inputs, (n, ...), in the network's type.
+    target_shape
+        Of one target: () or (d,); means and variances are (n, *target_shape). None for the likelihood's own.
 
     Attributes
     ----------
@@ -50,8 +55,8 @@ class PredictionStream:
         Of the predicted numbers.
     """
 
-    def __init__(self, likelihood: Likelihood, x: Tensor):
-        self.likelihood, self.x = likelihood, x
+    def __init__(self, likelihood: Likelihood, x: Tensor, target_shape: tuple[int, ...] | None = None):
+        self.likelihood, self.x, self.target_shape = likelihood, x, target_shape
         self.mixture = RunningMixture() if likelihood.kind == "classification" else None
         self.diagnostics = Streaming()
         self._variance: Tensor | None = None  # (chains, n, ...), summed over draws
@@ -65,7 +70,8 @@ class PredictionStream:
             self.mixture.update(log_p)
             self.diagnostics.update(log_p.double().exp())
         elif self.likelihood.kind == "regression":
-            mean, variance = (part.double() for part in self.likelihood.moments(outputs))  # (chains, n, ...) each
+            parts = self.likelihood.moments(outputs)
+            mean, variance = (shaped(part.double(), self.target_shape) for part in parts)  # (chains, n, ...) each
             self.diagnostics.update(mean)
             self._variance = variance if self._variance is None else self._variance + variance
         else:
@@ -98,15 +104,22 @@ class PredictionStream:
         return {**state, "x": self.x, "count": torch.tensor(self.count)}
 
     @classmethod
-    def from_tensors(cls, likelihood: Likelihood, state: Mapping[str, Tensor]) -> PredictionStream:
+    def from_tensors(
+        cls, likelihood: Likelihood, state: Mapping[str, Tensor], target_shape: tuple[int, ...] | None = None
+    ) -> PredictionStream:
         """The stream whose state :meth:`tensors` gave."""
-        made = cls(likelihood, state["x"])
+        made = cls(likelihood, state["x"], target_shape)
         made.count = int(state["count"])
         made._variance = state.get("variance")
         made.diagnostics = Streaming.from_tensors(tensor_file.under(state, "diagnostics."))
         if made.mixture is not None:
             made.mixture = RunningMixture.from_tensors(tensor_file.under(state, "mixture."))
         return made
+
+
+def shaped(values: Tensor, target_shape: tuple[int, ...] | None, leading: int = 2) -> Tensor:
+    """Numbers for each target, (..., n, ...) with so many leading dimensions, in the shape that targets have."""
+    return values if target_shape is None else values.reshape(*values.shape[:leading], *target_shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +145,10 @@ class Posterior:
         Settings and what was measured on the way: numbers, words, lists of them.
     network : NetworkFunction or None
         Whose weights these are; predictions need it.
+    target_shape : tuple of int or None
+        Shape of one target when it was fitted, () or (d,), which predictions have too; None for the likelihood's own.
+    data : pair of Tensor or None
+        Inputs and targets that it was fitted to; not written to files.
     """
 
     layout: Layout
@@ -142,6 +159,8 @@ class Posterior:
     stream: PredictionStream | None = None
     info: dict[str, Any] = field(default_factory=dict)
     network: NetworkFunction | None = field(default=None, repr=False)
+    target_shape: tuple[int, ...] | None = None
+    data: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.params is not None and (self.params.ndim != 3 or self.params.shape[2] != self.layout.size):
@@ -177,15 +196,34 @@ class Posterior:
         stats = {name: value[:, step] for name, value in self.sample_stats.items()}
         kept = None if self.kept is None else self.kept[:, step]
         params = self.draws()[:, step]
-        return Posterior(self.layout, self.method, params, stats, kept, None, dict(self.info), self.network)
+        return replace(self, params=params, sample_stats=stats, kept=kept, stream=None, info=dict(self.info))
 
     def state_dict(self, chain: int, draw: int) -> dict[str, Tensor]:
         """One draw as parameters by name, for ``module.load_state_dict(..., strict=False)``."""
         return {name: value.clone() for name, value in self.layout.unflatten(self.draws()[chain, draw]).items()}
 
-    def to_arviz(self) -> Any:
-        """The draws as ArviZ data: one variable per parameter, and ``sample_stats``."""
-        named = {"posterior": self.layout.unflatten(self.draws()), "sample_stats": self.sample_stats}
+    def to_arviz(self, X: Any = None, y: Any = None, batch_size: int | None = None) -> Any:
+        """The draws as ArviZ data: one variable per parameter, ``sample_stats``, and what ``az.loo`` needs.
+
+        Parameters
+        ----------
+        X, y
+            Data whose log-likelihoods go along, with ``y`` as observed data; by default those that were fitted. A
+            posterior from a file has none; draws at another temperature than 1 are not those of leave-one-out, and a
+            warning says that these are left out.
+        batch_size
+            Inputs per pass; by default all.
+        """
+        draws, (x, targets) = self.draws(), (X, y) if X is not None or self.data is None else self.data
+        named: dict[str, Mapping[str, Any]] = {
+            "posterior": self.layout.unflatten(draws), "sample_stats": self.sample_stats,
+        }  # fmt: skip
+        cold = self.info.get("temperature", 1) != 1
+        if x is not None and cold:
+            warnings.warn("log-likelihoods are left out, since the draws are of another temperature than 1.")
+        elif x is not None:
+            named["log_likelihood"] = {"y": self.log_likelihood(x, targets, batch_size)}
+            named["observed_data"] = {"y": as_tensor(targets, "y")}
         return to_arviz({group: {n: v.detach().cpu().numpy() for n, v in of.items()} for group, of in named.items()})
 
     # --- files --------------------------------------------------------------------------------------------------------
@@ -201,7 +239,8 @@ class Posterior:
             tensors |= {f"stream.{name}": value for name, value in self.stream.tensors().items()}
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        tensor_file.save(target, _KIND, self.layout, tensors, method=self.method, info=self.info)
+        about = {"method": self.method, "info": self.info, "target_shape": self.target_shape}
+        tensor_file.save(target, _KIND, self.layout, tensors, **about)
         return target
 
     @classmethod
@@ -228,9 +267,11 @@ class Posterior:
             raise MissingFile(f"there is no file {source}.")
         layout, tensors, header = tensor_file.load(source, _KIND, None if network is None else network.layout)
         stats, stream = (tensor_file.under(tensors, prefix) for prefix in ("stats.", "stream."))
-        predictions = PredictionStream.from_tensors(network.likelihood, stream) if stream and network else None
+        shape = header.get("target_shape")  # files of older versions have none
+        shape = None if shape is None else tuple(shape)
+        predictions = PredictionStream.from_tensors(network.likelihood, stream, shape) if stream and network else None
         params, kept = tensors.get("params"), tensors.get("kept")
-        return cls(layout, header["method"], params, stats, kept, predictions, header["info"], network)
+        return cls(layout, header["method"], params, stats, kept, predictions, header["info"], network, shape)
 
     # --- predictions --------------------------------------------------------------------------------------------------
 
@@ -252,6 +293,11 @@ class Posterior:
                 yield network.outputs(q, x, size)
             else:
                 yield linearized(network.module, mode, q, x, batch_size=size)
+
+    def _parts(self, X: Any, batch_size: int | None) -> tuple[Tensor, ...]:
+        """Inputs (N, ...) in passes."""
+        x = self._network().inputs(X)
+        return x.split(len(x) if batch_size is None else integer("batch_size", batch_size, least=1))
 
     def _streamed(self, X: Any) -> PredictionStream | None:
         """The stream that was filled while fitting, if the draws were not stored."""
@@ -287,22 +333,22 @@ class Posterior:
         return running.proba.mean(dim=0)
 
     def predict_moments(self, X: Any = None, batch_size: int | None = None) -> tuple[Tensor, Tensor]:
-        """Mean and variance of the predictive mixture of a Gaussian likelihood, (N, ...) each, float64."""
+        """Mean and variance of the predictive mixture of a Gaussian likelihood, in y's shape each, float64."""
         network = self._network()
         if network.likelihood.kind != "regression":
             network.likelihood.moments(torch.zeros(0))  # says why there are none
         stream = self._streamed(X)
         if stream is None:
-            stream = PredictionStream(network.likelihood, network.inputs(X))
+            stream = PredictionStream(network.likelihood, network.inputs(X), self.target_shape)
             for outputs in self._outputs(X, batch_size):
                 stream.update(outputs)
         return stream.moments
 
     def predict(self, X: Any = None, batch_size: int | None = None) -> Tensor:
-        """Most probable class, (N,), or the predictive mean."""
+        """Most probable class, or the predictive mean, in the shape that y had when it was fitted."""
         if self._network().likelihood.kind == "regression":
             return self.predict_moments(X, batch_size)[0]
-        return self.predict_proba(X, batch_size).argmax(dim=-1)
+        return shaped(self.predict_proba(X, batch_size).argmax(dim=-1), self.target_shape, 1)
 
     def predict_draws(self, X: Any, batch_size: int | None = None) -> Tensor:
         """The prediction of every draw, (chain, draw, N, ...): class probabilities, means, or outputs as they are."""
@@ -311,10 +357,95 @@ class Posterior:
         def prediction(outputs: Tensor) -> Tensor:
             if likelihood.kind == "classification":
                 return likelihood.log_proba(outputs).exp()
-            return likelihood.moments(outputs)[0] if likelihood.kind == "regression" else outputs
+            if likelihood.kind == "regression":
+                return shaped(likelihood.moments(outputs)[0], self.target_shape)
+            return outputs
 
         # one draw of all chains after the other, (chains, N, ...) each
         return torch.stack([prediction(outputs) for outputs in self._outputs(X, batch_size)], dim=1)
+
+    def predict_quantiles(self, X: Any, q: float | Sequence[float], batch_size: int | None = None) -> Tensor:
+        r"""Quantiles of the predictive distribution of a regression, of the mixture over all draws and their noise.
+
+        .. math:: \frac{1}{M} \sum_m P(y \le t \mid x, w_m) = q
+
+        is solved for t by bisection to the last bits of float64; nothing is drawn at random.
+
+        Parameters
+        ----------
+        X
+            Inputs (N, ...).
+        q
+            One probability or several, (Q,), each between 0 and 1.
+        batch_size
+            Inputs per pass; by default all. The outputs of all draws for one pass are held in memory.
+
+        Returns
+        -------
+        Tensor
+            In y's shape, for several probabilities with a leading dimension, (Q, N, ...); float64.
+        """
+        probability_of = np.asarray(q, dtype=np.float64)
+        levels = [probability("q", level) for level in probability_of.reshape(-1).tolist()]
+        likelihood, parts = self._network().likelihood, []
+        for part in self._parts(X, batch_size):
+            outputs = torch.stack(list(self._outputs(part, None)), dim=1)  # (chain, draw, n, ...)
+            means, noise = (value.double() for value in likelihood.moments(outputs))
+            mean = means.mean(dim=(0, 1))
+            sd = (noise.mean(dim=(0, 1)) + means.flatten(0, 1).var(dim=0, correction=0)).sqrt()  # (n, ...)
+            found = []
+            for level in levels:
+                # Cantelli: no distribution's quantile is farther out
+                low, high = mean - sd * ((1 - level) / level) ** 0.5, mean + sd * (level / (1 - level)) ** 0.5
+                for _ in range(64):
+                    middle = (low + high) / 2
+                    below = likelihood.cdf(outputs, middle).mean(dim=(0, 1)) < level
+                    low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+                found.append(shaped((low + high) / 2, self.target_shape, 1))
+            parts.append(torch.stack(found))  # (Q, n, ...)
+        every = torch.cat(parts, dim=1)
+        return every if probability_of.ndim else every[0]
+
+    def predict_interval(self, X: Any, level: float = 0.95, batch_size: int | None = None) -> tuple[Tensor, Tensor]:
+        """Ends of the interval that holds a new target with this probability, equal tails; in y's shape each."""
+        tail = (1 - probability("level", level)) / 2
+        low, high = self.predict_quantiles(X, (tail, 1 - tail), batch_size)
+        return low, high
+
+    def sample_targets(self, X: Any, *, generator: Generator = 0, batch_size: int | None = None) -> Tensor:
+        """A target drawn at each draw of the weights, noise included, (chain, draw, N, ...): predictive draws.
+
+        Parameters
+        ----------
+        X
+            Inputs (N, ...).
+        generator
+            A torch.Generator on the network's device, or a seed.
+        batch_size
+            Inputs per pass; by default all.
+        """
+        likelihood, numbers = self._network().likelihood, torch_generator(generator, self._network().device)
+        drawn = [likelihood.sample(outputs, numbers) for outputs in self._outputs(X, batch_size)]
+        return shaped(torch.stack(drawn, dim=1), self.target_shape, 3)
+
+    def log_likelihood(self, X: Any, y: Any, batch_size: int | None = None) -> Tensor:
+        r""":math:`\log p(y_i \mid x_i, w_m)` of every datum under every draw, (chain, draw, N), in float64."""
+        network, x = self._network(), self._network().inputs(X)
+        targets = as_tensor(y, "y").to(x.device)
+        if len(targets) != len(x):
+            raise InvalidInput(f"X has {len(x)} data and y {len(targets)}; a target for each is needed.")
+        found: list[Tensor] = []
+        for outputs in self._outputs(x, batch_size):  # (chains, N, ...)
+            if not found:
+                targets = network.likelihood.check(outputs[0, :4], targets)
+            each = [network.likelihood.log_prob(chain.double(), targets) for chain in outputs]
+            found.append(torch.stack(each).double())
+        return torch.stack(found, dim=1)
+
+    def log_predictive(self, X: Any, y: Any, batch_size: int | None = None) -> Tensor:
+        r""":math:`\log \frac{1}{M} \sum_m p(y_i \mid x_i, w_m)`, the score of each new datum, (N,), in float64."""
+        each = self.log_likelihood(X, y, batch_size).flatten(0, 1)  # (draws of all chains, N)
+        return each.logsumexp(dim=0) - math.log(len(each))
 
     def function_rhat(self, X: Any = None, method: Literal["rank", "split", "folded"] = "rank") -> np.ndarray:
         """R-hat of each predicted number, (N, K) or (N, ...): whether the chains agree where it matters."""

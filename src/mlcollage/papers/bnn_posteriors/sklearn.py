@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from mlcollage._checks import positive, real
@@ -68,7 +68,8 @@ class _HMC(BaseEstimator):
         # a feature that is constant up to rounding keeps its scale
         spread = X.std(axis=0) if self.standardize else np.ones(X.shape[1])
         self.scale_ = np.where(spread > 1e-12 * np.maximum(1, np.abs(self.mean_)), spread, 1.0)
-        network = BayesianNetwork(self._network(X.shape[1], outputs, int(seeds[0])), likelihood, prior)
+        module = self._network(X.shape[1], outputs, int(seeds[0]))
+        network = BayesianNetwork(module, likelihood, prior, backend="untimed")  # a clock would change the last bits
         method = HMC(jitter=0.2) if self.method is None else self.method
         self.posterior_ = network.fit(self._scaled(X), torch.from_numpy(y), method, generator=int(seeds[1]))
 
@@ -246,7 +247,8 @@ class HMCRegressor(RegressorMixin, _HMC):
         X : array-like of shape (n_samples, n_features)
             Training rows.
         y : array-like of shape (n_samples,)
-            Their values.
+            Their values. A column, (n_samples, 1), is taken too, with scikit-learn's warning; predictions are then
+            columns.
 
         Returns
         -------
@@ -254,7 +256,7 @@ class HMCRegressor(RegressorMixin, _HMC):
             Itself.
         """
         rows, values = validate_data(self, X, y, dtype=np.float64, y_numeric=True, ensure_min_samples=2)
-        values = column_or_1d(values, warn=True).astype(np.float64)
+        values, self._column = values.astype(np.float64), np.asarray(y).ndim == 2
         spread = float(values.std())
         self.y_mean_ = float(values.mean())
         self.y_scale_ = spread if spread > 1e-12 * max(1.0, abs(self.y_mean_)) else 1.0
@@ -282,7 +284,29 @@ class HMCRegressor(RegressorMixin, _HMC):
         ndarray of shape (n_samples,), or two of them
         """
         inputs = self._inputs(X)
-        # (n, 1) each, of standardized targets
-        mean, variance = (part[:, 0].cpu() for part in self.posterior_.predict_moments(inputs, self.batch_size))
-        prediction = self.y_mean_ + self.y_scale_ * mean.numpy()
-        return (prediction, self.y_scale_ * variance.sqrt().numpy()) if return_std else prediction
+        # of standardized targets
+        mean, variance = self.posterior_.predict_moments(inputs, self.batch_size)
+        prediction = self.y_mean_ + self._as_given(mean)
+        return (prediction, self._as_given(variance.sqrt())) if return_std else prediction
+
+    def predict_quantiles(self, X: ArrayLike, q: float | Sequence[float]) -> NDArray[np.float64]:
+        """Quantiles of new targets, noise included, with ``q`` between 0 and 1: (0.05, 0.95) for a 90 % interval.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+        q : float or sequence of float
+            Probabilities.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,), or (n_probabilities, n_samples) for a sequence
+        """
+        inputs = self._inputs(X)
+        return self.y_mean_ + self._as_given(self.posterior_.predict_quantiles(inputs, q, self.batch_size))
+
+    def _as_given(self, values: Tensor) -> NDArray[np.float64]:
+        """In the units and the shape of the training targets."""
+        scaled = self.y_scale_ * values.cpu().numpy()
+        return scaled[..., None] if self._column else scaled

@@ -118,7 +118,8 @@ def as_device(device: str | torch.device) -> torch.device:
 def loss_function(loss: str | Loss, num_classes: int) -> Loss:
     """The training loss as a function of outputs and targets."""
     if callable(loss):
-        return loss
+        # outputs (b, 1) against targets (b,) would be broadcast to all pairs
+        return loss if num_classes else lambda outputs, y: loss(outputs.reshape(y.shape), y)
     if loss == "cross_entropy":
         if num_classes == 0:
             raise InvalidInput("loss='cross_entropy' needs classes, but num_classes is 0; use 'mse' or a function.")
