@@ -11,8 +11,9 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
+from mlcollage.data.fresh_networks import fresh
 from mlcollage.data.loading import load_workload
-from mlcollage.data.problem import fresh, moments, problem, refuse_shared, shared_samples
+from mlcollage.data.problem import moments, problem, refuse_shared, shared_samples
 from mlcollage.data.workload import Labeled, arrays
 from mlcollage.errors import InvalidInput, UnknownName
 

@@ -156,3 +156,10 @@ def test_a_mixture_comes_back_from_its_tensors(members):
         again.update(member)
     assert again.count == 5
     assert torch.equal(again.proba, running.proba)
+
+
+def test_the_same_module_twice_is_refused():
+    net = torch.nn.Linear(4, 3)
+    with pytest.raises(InvalidInput, match="hold the same module more than once"):
+        Ensemble(net, [net, torch.nn.Linear(4, 3), net])
+    assert len(Ensemble(net, [net.state_dict()] * 2)) == 2

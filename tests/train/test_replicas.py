@@ -464,3 +464,10 @@ def test_bad_input_is_explained():
         replicas.module(3)
     with pytest.raises(InvalidInput, match="at least one sample"):
         replicas.predict(x[:0])
+
+
+def test_one_network_for_all_seeds_is_refused():
+    net = nn.Linear(5, 2)
+    with pytest.raises(InvalidInput, match="model_fn hands out the same Linear at every call"):
+        Replicas(lambda: net, [0, 1], lr=0.1)
+    Replicas(lambda: net, [0], lr=0.1)  # it is copied into the stack

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from hashlib import blake2b
 from typing import Any, Literal, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.stats import binom
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 from mlcollage import _checks as checks
 from mlcollage.data._samples import in_memory, length
-from mlcollage.data.workload import Labeled, arrays, make_network
+from mlcollage.data.fresh_networks import fresh
+from mlcollage.data.row_hashes import row_hashes
+from mlcollage.data.workload import Labeled, arrays
 from mlcollage.errors import InvalidInput
 
 Statistics = Literal["population", "sample", "none"]
@@ -173,7 +173,7 @@ def problem(
         if workload.model is not None:
             fresh(workload.model)
         if len(tested):
-            refuse_shared(_compared(source.train, x), _compared(source.test, x_test), workload.name)
+            refuse_overlap(_compared(source.train, x), _compared(source.test, x_test), _samples_of(workload.name))
     shared = shared_samples(x, x_test)
     n, place = len(chosen), torch.device(device)
     center, spread = moments(x[:n], standardize if standardize_users or not users_model else "none")
@@ -230,46 +230,6 @@ def moments(x: NDArray[np.float32] | Tensor, statistics: Statistics = "sample") 
     return center, spread if spread > 1e-6 * abs(center) else 1.0
 
 
-def fresh(model: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
-    """Return a user's ``model`` after making sure that every call of it makes a new network.
-
-    A function that returns the same network again, or networks that share weights, would let each training go on from
-    the one before. Two networks are made for this; the random state of torch is left as it was.
-
-    Raises
-    ------
-    InvalidInput
-        If two calls give the same module or modules that share a parameter or buffer, if a call fails, or if it
-        returns something else.
-
-    Examples
-    --------
-    >>> net = nn.Linear(2, 2)
-    >>> fresh(lambda: net)
-    Traceback (most recent call last):
-    ...
-    mlcollage.errors.InvalidInput: the workload's model() hands out the same Linear at every call; ...
-    """
-    initialized = torch.cuda.is_available() and torch.cuda.is_initialized()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if initialized else []):
-        first, second = make_network(model), make_network(model)
-    kept = _storages(first)  # both networks are still alive, so no address was used twice
-    common = [name for place, name in _storages(second).items() if place in kept]
-    if first is second or common:
-        what = f"the same {type(first).__name__}" if first is second else f"networks that share {common[0]!r}"
-        raise InvalidInput(
-            f"the workload's model() hands out {what} at every call; construct a new network in it, e.g. lambda: Net()."
-        )
-    return model
-
-
-def _storages(network: nn.Module) -> dict[int, str]:
-    """Address of the memory of every parameter and buffer, and one name of it."""
-    # Addresses and not tensors: a view of a shared tensor shares its memory too.
-    tensors = [*network.named_parameters(), *network.named_buffers()]
-    return {t.untyped_storage().data_ptr(): name for name, t in tensors if not is_lazy(t) and t.numel()}
-
-
 def shared_samples(train: NDArray, test: NDArray) -> int:
     """Count the test rows whose inputs are, byte for byte, also a training row; labels are not looked at.
 
@@ -278,11 +238,10 @@ def shared_samples(train: NDArray, test: NDArray) -> int:
     >>> shared_samples(np.float32([[0, 1], [2, 3]]), np.float32([[2, 3], [4, 5], [2, 3]]))
     2
     """
-    known = set(_hashes(train))
-    return sum(row in known for row in _hashes(test))
+    return int(torch.isin(row_hashes(test), row_hashes(train)).sum())
 
 
-def refuse_shared(train: NDArray, test: NDArray, name: str = "the workload") -> None:
+def refuse_shared(train: NDArray[Any] | Tensor, test: NDArray[Any] | Tensor, name: str = "the workload") -> None:
     """Refuse test samples that were trained on, but not the accidental duplicates that most real sets have.
 
     The rule: if all rows were drawn independently, a test row would have a twin in training about as often as a
@@ -314,25 +273,51 @@ def refuse_shared(train: NDArray, test: NDArray, name: str = "the workload") -> 
     ...
     mlcollage.errors.InvalidInput: 20 of 20 test samples of the workload are also training samples; ...
     """
-    counts = Counter(_hashes(train))
-    shared = sum(row in counts for row in _hashes(test))
-    twins = sum(count for count in counts.values() if count > 1)
-    expected = min(1.0, twins / len(train) + _ACCIDENTS)
+    refuse_overlap(row_hashes(train), row_hashes(test), _samples_of(name))
+
+
+def refuse_overlap(train: Tensor, test: Tensor, sentence: str) -> None:
+    """The rule of :func:`refuse_shared` for rows that are known by their hashes alone.
+
+    Parameters
+    ----------
+    train, test
+        Of :func:`~mlcollage.data.row_hashes.row_hashes`, ``(n,)`` and ``(m,)``.
+    sentence
+        Of the refusal, with ``{shared}`` and ``{tests}`` in it.
+    """
+    shared = int(torch.isin(test, train).sum())
+    if shared <= binom.isf(_CHANCE, len(test), _ACCIDENTS):  # few enough whatever twins there are
+        return
+    counts = train.unique(return_counts=True)[1]
+    expected = min(1.0, int(counts[counts > 1].sum()) / len(train) + _ACCIDENTS)
     if shared > binom.isf(_CHANCE, len(test), expected):
-        raise InvalidInput(
-            f"{shared} of {len(test)} test samples of {name} are also training samples; give test samples that "
-            "training never sees."
-        )
+        raise InvalidInput(sentence.format(shared=shared, tests=len(test)))
 
 
-def _hashes(x: NDArray) -> list[bytes]:
-    """One hash per row; adding 0 makes one zero of 0.0 and -0.0."""
-    return [blake2b((row + 0).tobytes(), digest_size=16).digest() for row in x]
+def _samples_of(name: str) -> str:
+    return (
+        "{shared} of {tests} test samples of "
+        + name.replace("{", "{{").replace("}", "}}")
+        + " are also training samples; give test samples that training never sees."
+    )
 
 
-def _compared(dataset: Dataset[Any], drawn: NDArray) -> NDArray:
-    """All inputs of a dataset that holds them in memory, else those that were drawn."""
-    return arrays(dataset)[0] if in_memory(dataset) is not None else drawn
+_known: WeakKeyDictionary[Dataset[Any], tuple[tuple[int, int], Tensor]] = WeakKeyDictionary()
+
+
+def _compared(dataset: Dataset[Any], drawn: NDArray) -> Tensor:
+    """Hashes of all inputs of a dataset that holds them in memory, else of those that were drawn."""
+    tensors = in_memory(dataset)
+    if tensors is None:
+        return row_hashes(drawn)
+    # Every run and seed of a process asks for them; a tensor that was written to since has another version.
+    state = tensors[0].data_ptr(), tensors[0]._version
+    if not isinstance(dataset, TensorDataset):  # a part of one, put together anew at each call
+        return row_hashes(tensors[0].float())
+    if dataset not in _known or _known[dataset][0] != state:
+        _known[dataset] = state, row_hashes(tensors[0].float())
+    return _known[dataset][1]
 
 
 def _no_model() -> nn.Module:

@@ -189,18 +189,18 @@ class LabeledTensors(TensorDataset):
         self.classes = tuple(classes)
 
 
-def make_network(model: Callable[[], nn.Module]) -> nn.Module:
-    """Call a user's ``model`` function.
+def make_network(model: Callable[[], nn.Module], what: str = "the workload's model()") -> nn.Module:
+    """Call a user's ``model`` function, which messages call ``what``.
 
     Raises
     ------
     InvalidInput
         If it fails or returns something else than a module.
     """
-    with users_code("the workload's model()"):
+    with users_code(what):
         network = model()
     if not isinstance(network, nn.Module):
-        raise InvalidInput(f"the workload's model() must return a torch.nn.Module; got {type(network).__name__}.")
+        raise InvalidInput(f"{what} must return a torch.nn.Module; got {type(network).__name__}.")
     return network
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -173,7 +173,7 @@ class Ensemble:
     Raises
     ------
     InvalidInput
-        For members of another architecture.
+        For members of another architecture, or the same module twice.
 
     Examples
     --------
@@ -190,6 +190,13 @@ class Ensemble:
     def __init__(self, module: nn.Module, members: Iterable[nn.Module | Mapping[str, Tensor]] = ()):
         self._module = copy.deepcopy(module).eval()  # one network, loaded with each member's state in turn
         self._states: list[dict[str, Tensor]] = []
+        if isinstance(members, Sequence):
+            modules = {id(member) for member in members if isinstance(member, nn.Module)}
+            if len(modules) < sum(isinstance(member, nn.Module) for member in members):
+                raise InvalidInput(
+                    "the members hold the same module more than once, so they would all predict alike; train a new "
+                    "network for each, or add(...) copies the states of one as it moves on."
+                )
         for member in members:
             self.add(member)
 

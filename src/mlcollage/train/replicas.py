@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from mlcollage import _checks as checks
+from mlcollage.data.fresh_networks import refuse_same
 from mlcollage.errors import InvalidInput
 from mlcollage.nn.init import build, seeded
 from mlcollage.train.sam import SAM
@@ -126,7 +127,8 @@ class Replicas:
     Raises
     ------
     InvalidInput
-        If the network cannot be stacked (see :func:`stackable`) although ``stacked=True``, the optimizer does not work
+        If ``model_fn`` hands out the same network again, the network cannot be stacked (see :func:`stackable`) although
+        ``stacked=True``, the optimizer does not work
         element by element, or there is not one learning rate for each seed.
 
     Notes
@@ -186,6 +188,8 @@ class Replicas:
         reason = stackable(models[0])
         if reason is not None and (stacked or reason == _untrainable(models[0])):
             raise InvalidInput(f"{type(models[0]).__name__} cannot be trained as one stacked model: {reason}")
+        if len(models) > 1:
+            refuse_same(models[0], models[1], "model_fn")
         _check_same_architecture(models)
         parameters, buffers = stack_module_state(models)
         self.parameters: dict[str, Tensor] = dict(parameters)

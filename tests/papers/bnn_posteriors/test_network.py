@@ -230,7 +230,12 @@ def test_starts():
     state = torch.get_rng_state()
     model.initial(2)
     assert torch.equal(state, torch.get_rng_state())
-    for init, says in ((a, "init has shape"), (lambda: nn.Linear(3, 2), "init makes another network")):
+    one = mlp()
+    for init, says in (
+        (a, "init has shape"),
+        (lambda: nn.Linear(3, 2), "init makes another network"),
+        (lambda: one, "init hands out the same Sequential at every call"),
+    ):
         with pytest.raises(InvalidInput, match=says):
             model.initial(2, init)
     with pytest.raises(UnknownName, match="not 'zeros'"):

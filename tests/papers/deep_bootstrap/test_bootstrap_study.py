@@ -134,7 +134,7 @@ def test_workloads_that_would_spoil_the_comparison_are_refused():
     assert isinstance(own, Worlds)
     assert (own.data, own.n, own.steps, own.batch_size) == ("workload", (10, 15, 30, 60), 24, 10)
     seen = workload(test=slice(0, 100))
-    with pytest.raises(InvalidInput, match="test samples of noise are also training samples"):
+    with pytest.raises(InvalidInput, match="11 of 100 samples of the test block have come in the stream of seed 0"):
         worlds(Task("mlp128", (0,), own, Scale.SMOKE, seen))
     once = nn.Linear(6, 3)
     users = STUDY.experiment("user").settings[Scale.SMOKE]

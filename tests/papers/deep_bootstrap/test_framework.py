@@ -362,3 +362,52 @@ def test_worlds_that_break_their_promise_are_refused(study, tiny_world):
         study(Labels()).run()
     with pytest.raises(InvalidInput, match="must return exactly that many"):
         study(Short()).run()
+
+
+# ---- what would make worlds and seeds one ----
+
+
+def test_a_function_that_returns_one_network_is_refused(tiny_world, study):
+    world = tiny_world()
+    net, body = MLP(world.shape, 3, (16,)), nn.Linear(5, 8)
+    for stack in (None, True, False):
+        with pytest.raises(InvalidInput, match="model_fn hands out the same MLP at every call"):
+            study(world, lambda: net, stack=stack).run()
+        with pytest.raises(InvalidInput, match="model_fn hands out networks that share '0.weight' at every call"):
+            study(world, lambda: nn.Sequential(body, nn.Linear(8, 3)), stack=stack).run()
+
+
+class Leaking:
+    """A world whose stream has test samples at random places: ``every``-th sample is one."""
+
+    def __init__(self, world, every, first=0, levels=None):
+        self.world, self.every, self.first, self.levels = world, every, first, levels
+        self.num_classes, self.shape = world.num_classes, world.shape
+
+    def _rounded(self, x):
+        return x if self.levels is None else (x > 0).float() * self.levels
+
+    def batch(self, step, batch_size, *, split="stream"):
+        x, y = self.world.batch(step, batch_size, split=split)
+        place = torch.arange(step * batch_size, (step + 1) * batch_size)
+        mine = (place % self.every == 0) & (place >= self.first) & (split == "stream")
+        tests = self.world.fixed(150, split="test").tensors
+        x[mine], y[mine] = (t[(place[mine] // self.every) % 150] for t in tests)
+        return self._rounded(x), y
+
+    def fixed(self, n, *, seed=0, split="train"):
+        x, y = self.world.fixed(n, seed=seed, split=split).tensors
+        return torch.utils.data.TensorDataset(self._rounded(x), y)
+
+
+@pytest.mark.parametrize("stack", [True, False])
+def test_test_samples_in_the_stream_are_found_wherever_they_are(tiny_world, study, stack):
+    with pytest.raises(InvalidInput, match=r"\d+ of 150 samples of the test block have come in the stream of seed 0"):
+        study(Leaking(tiny_world(), 7), stack=stack).run()
+    late = Leaking(tiny_world(), 3, first=200)  # beyond every train set: only the Ideal World reads so far
+    with pytest.raises(InvalidInput, match="have come in the stream of seed 0 as well"):
+        study(late, stack=stack, seeds=1).run()
+    few = Leaking(tiny_world(), 300)
+    study(few, stack=stack).run()  # 3 of 150
+    repeating = Leaking(tiny_world(), 10**9, levels=1.0)  # 32 different rows
+    study(repeating, stack=stack, steps=10).run()

@@ -181,3 +181,16 @@ def test_settings_that_cannot_be_followed_are_refused(tiny_world):
     twin = make_twin(world)
     with pytest.raises(InvalidInput, match="used 32 samples, but batch_size is 16"):
         loop(world, lambda step, net: twin.on_step(step, net, [(16, 0.5), (16, 0.5)]), start=twin.start)
+
+
+def test_test_samples_that_are_trained_on_are_found(tiny_world):
+    class NoSplit(tiny_world):
+        def fixed(self, n, *, seed=0, split="train"):
+            return super().fixed(n, split="stream")
+
+    twin = make_twin(NoSplit())
+    with pytest.raises(InvalidInput, match="of 100 samples of the test block have come in the stream of seed 0"):
+        loop(NoSplit(), twin.on_step, start=twin.start)
+    world = tiny_world()
+    with pytest.raises(InvalidInput, match="64 of 100 test samples of TinyWorld are also training samples"):
+        make_twin(world, train=world.fixed(64, split="test").tensors)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mlcollage._checks import integer
+from mlcollage.data.fresh_networks import fresh
 from mlcollage.errors import InvalidInput, UnknownName
 from mlcollage.infer.density import Generator, torch_generator
 from mlcollage.nn import build, seeded
@@ -208,13 +209,15 @@ class BayesianNetwork(NetworkFunction):
             raise UnknownName(f"init must be 'reset', 'prior', 'module', positions or a function, not {init!r}.")
         # layers draw from the global generators, so each chain is built under a seed of its own
         seeds = torch.randint(2**62, (chains,), generator=numbers, device=numbers.device).tolist()
+        if callable(init) and chains > 1:
+            fresh(init, "init")
         rows = []
         for seed in seeds:
-            fresh = build(init, seed) if callable(init) else self._reset(seed)
-            if (difference := self.layout.difference(Layout.of(fresh))) is not None:
+            made = build(init, seed) if callable(init) else self._reset(seed)
+            if (difference := self.layout.difference(Layout.of(made))) is not None:
                 raise InvalidInput(f"init makes another network: {difference} (this network, and the new one).")
             # (P,) each, in this network's order and type
-            rows.append(self.layout.flatten(dict(fresh.named_parameters())).to(here))
+            rows.append(self.layout.flatten(dict(made.named_parameters())).to(here))
         return torch.stack(rows)
 
     def _reset(self, seed: int) -> nn.Module:

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from mlcollage import _checks as checks
 from mlcollage.data import DataWorld
+from mlcollage.data.fresh_networks import fresh
+from mlcollage.data.problem import refuse_overlap
+from mlcollage.data.row_hashes import row_hashes
 from mlcollage.errors import InvalidInput
 from mlcollage.nn import build
 from mlcollage.train import Replicas, Schedule, stackable
@@ -175,8 +178,9 @@ class DeepBootstrap:
         device = settings.as_device(self.device)
         x, y = self.world.fixed(self.test_size, split="test").tensors  # (test_size, *shape), (test_size,)
         settings.check_labels(y, self.world.num_classes)
-        self._raw_test = x.to(device)
-        self._test = (self._raw_test if self.transform is None else self.transform(self._raw_test), y.to(device))
+        x, y = x.to(device), y.to(device)
+        self._tested = row_hashes(x)
+        self._test = x if self.transform is None else self.transform(x), y
         stacked = self._check_model(device)
         worlds = (None, *self._n)  # None is the Ideal World
         if not stacked:
@@ -215,6 +219,8 @@ class DeepBootstrap:
             if not active:
                 break
         progress.add((self.steps - done) * len(lanes))  # steps that an early stop has saved count as done
+        for part in {id(d): d for d in data}.values():
+            part.fresh.refuse_tested(self._tested)
         return rows
 
     def _alone(self, lane: Lane, data: SeedData, device: torch.device) -> Iterator[tuple[int, Outputs]]:
@@ -306,18 +312,21 @@ class DeepBootstrap:
                 transform=self.transform,
                 device=device,
             )
-            # A world that ignores ``split`` gives the same samples to train and to test on.
-            k = min(len(data.x), len(self._raw_test))
-            if torch.equal(data.x[:k], self._raw_test[:k]):
-                raise InvalidInput(
-                    f"the test block is the beginning of the train set of seed {seed}: the world ignores split; "
-                    "its splits 'test', 'train' and 'stream' must not overlap."
+            if self.coupling == "independent":
+                refuse_overlap(
+                    row_hashes(data.x),
+                    self._tested,
+                    "{shared} of {tests} samples of the test block are also in the train set of seed "
+                    f"{seed}; the world's splits 'test', 'train' and 'stream' must not overlap.",
                 )
+            else:
+                data.fresh.refuse_tested(self._tested)
             self._data[seed] = data
         return self._data[seed]
 
     def _check_model(self, device: torch.device) -> bool:
         """Refuse a model that does not fit the world; decide whether to stack."""
+        fresh(self.model_fn, "model_fn")
         model = build(self.model_fn, 0).to(device)  # to look at; the lanes build their own
         settings.check_batch_norm(model, self.batch_size)
         settings.check_outputs(predict(model, self._test[0][:2]), len(self._test[0][:2]), self.world.num_classes, model)

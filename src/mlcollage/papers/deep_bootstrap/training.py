@@ -12,6 +12,8 @@ from torch import Tensor
 
 from mlcollage._random import generator, permutation
 from mlcollage.data import DataWorld
+from mlcollage.data.problem import refuse_overlap
+from mlcollage.data.row_hashes import row_hashes
 from mlcollage.errors import InvalidInput
 from mlcollage.train.loop import Augment, Loss
 
@@ -42,17 +44,24 @@ class Lane:
 
 
 class FreshBatches:
-    """Batches of a world's endless stream, generated in chunks, the section of one seed."""
+    """Batches of a world's endless stream, generated in chunks, the section of one seed.
+
+    What is drawn is remembered by the hashes of its rows, so that :meth:`refuse_tested` finds a test sample wherever in
+    the stream it comes.
+    """
 
     def __init__(self, world: DataWorld, seed: int, batch_size: int, steps: int, device: torch.device) -> None:
         own = getattr(world, "for_seed", None)
         self.world: DataWorld = world if own is None else own(seed)
+        self.seed = seed
         self.batch_size, self.steps, self.device = batch_size, steps, device
         self.per_chunk = max(1, _CHUNK // batch_size)
         # Of a world with one stream for all, each seed has a section, cut at a whole number of chunks.
         chunks = -(-_SECTION // (self.per_chunk * batch_size))
         self.first_chunk = 0 if own is not None else seed * chunks
         self._at, self._chunk = -1, (torch.empty(0), torch.empty(0))
+        self._drawn: dict[int, Tensor] = {}  # hashes of what was drawn, by the place in the stream of the first
+        self._once = getattr(world, "stream_size", math.inf)  # samples after which a finite world comes again
 
     def batch(self, t: int) -> tuple[Tensor, Tensor]:
         """The fresh batch (b, *shape), (b,) of 0-based step ``t``."""
@@ -78,7 +87,22 @@ class FreshBatches:
                 f"{tuple(self.world.shape)}; batch(step, batch_size) must return exactly that many."
             )
         check_labels(y, self.world.num_classes)
-        return x.to(self.device), y.to(self.device)
+        x, y = x.to(self.device), y.to(self.device)
+        if step * size < self._once and step * size not in self._drawn:
+            self._drawn[step * size] = row_hashes(x)
+        return x, y
+
+    def refuse_tested(self, test: Tensor) -> None:
+        """Refuse test samples, given by their hashes, that were drawn from the stream until now."""
+        if not self._drawn:
+            return
+        drawn = torch.cat(list(self._drawn.values()))
+        refuse_overlap(
+            drawn,
+            test.to(drawn.device),
+            "{shared} of {tests} samples of the test block have come in the stream of seed "
+            f"{self.seed} as well; the world's splits 'test', 'train' and 'stream' must not overlap.",
+        )
 
 
 class SeedData:

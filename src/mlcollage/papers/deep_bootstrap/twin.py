@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from mlcollage import _checks as checks
 from mlcollage.data import DataWorld
+from mlcollage.data.problem import refuse_shared
+from mlcollage.data.row_hashes import row_hashes
 from mlcollage.errors import InvalidInput
 from mlcollage.nn import logits_of, seeded
 from mlcollage.train.loop import Loss, evaluating
@@ -121,9 +123,11 @@ class IdealTwin:
         self.training_loss = loss_function(loss, world.num_classes)
         self._grid = set(log_steps(self.steps, evaluations))  # steps after which both networks are evaluated
         x, y = world.fixed(test_size, split="test").tensors
+        self._tested = row_hashes(x)
         self._blocks = {"test": (x, y)}  # what is evaluated on, by split
         if train is not None:
             self._blocks["train"] = train
+            refuse_shared(train[0], x, type(world).__name__)
         for _, labels in self._blocks.values():
             check_labels(labels, world.num_classes)
         self._rows: list[dict[str, Any]] = []
@@ -241,6 +245,8 @@ class IdealTwin:
 
     def _evaluate(self, step: int, model: nn.Module) -> None:
         assert self._twin is not None
+        if self._done:
+            self._fresh.refuse_tested(self._tested)
         for world, net, n in (("real", model, float(self.n)), ("ideal", self._twin, math.inf)):
             for split, (x, y) in self._blocks.items():
                 if world == "ideal" and split == "train":  # it has no train set

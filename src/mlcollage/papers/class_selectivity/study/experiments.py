@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlcollage.data import Labeled, fashion_mnist
-from mlcollage.data.problem import Problem, fresh, problem
+from mlcollage.data.fresh_networks import fresh
+from mlcollage.data.problem import Problem, problem
 from mlcollage.errors import InvalidInput
 from mlcollage.lab import Measurements, Scale, Task
 from mlcollage.measure import dimensionality

@@ -14,7 +14,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from mlcollage.data import DataWorld, GlyphWorld, Labeled
-from mlcollage.data.problem import fresh, moments, refuse_shared
+from mlcollage.data.fresh_networks import fresh
+from mlcollage.data.problem import moments
 from mlcollage.errors import InvalidInput
 from mlcollage.lab import Measurements, Scale, Task
 from mlcollage.nn import build
@@ -73,11 +74,7 @@ def on_workload(s: Worlds, workload: Labeled, scale: Scale) -> Worlds | None:
 def _world(task: Task[Worlds]) -> DataWorld:
     s, workload = task.settings, task.workload
     if workload is not None:
-        world = FiniteAsIdeal(workload.train, num_classes=workload.num_classes, test=workload.test, seed=0)
-        # The largest train set, which is the beginning of this seed's stream.
-        trained, _ = world.for_seed(task.seed).batch(0, max(s.n))
-        refuse_shared(trained.numpy(), world.fixed(s.test_size, split="test").tensors[0].numpy(), workload.name)
-        return world
+        return FiniteAsIdeal(workload.train, num_classes=workload.num_classes, test=workload.test, seed=0)
     if s.data == "cifar5m":
         folder = os.environ.get("MLCOLLAGE_DATA")
         if not folder:
