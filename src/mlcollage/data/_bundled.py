@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
+
+import psutil
 
 from mlcollage.data import fashion_mnist, tables
 from mlcollage.data._reading import check_options, standardize, whole_number, with_options
@@ -62,9 +65,16 @@ def _glyphs(name: str, options: Mapping[str, str]) -> Labeled:
             kind = kinds[key].__name__
             raise InvalidInput(f"option {key} of {name} must be {kind}; got {options[key]!r}.") from None
     world = GlyphWorld.preset(preset, **settings)
+    n, tests = whole_number(options, "n") or 5000, whole_number(options, "test") or 2000
+    needed, free = 4 * math.prod(world.shape) * (n + tests), psutil.virtual_memory().available
+    if needed > free:
+        raise InvalidInput(
+            f"{n + tests:,} images of {name} take {needed / 1e9:,.0f} GB of memory, {free / 1e9:,.0f} GB are free; "
+            "make n or test smaller."
+        )
     return Labeled(
-        world.fixed(whole_number(options, "n") or 5000),
-        world.fixed(whole_number(options, "test") or 2000, split="test"),
+        world.fixed(n),
+        world.fixed(tests, split="test"),
         world.num_classes,
         name=with_options(name, options),
     )

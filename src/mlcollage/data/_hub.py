@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from mlcollage import _checks as checks
+from mlcollage._users import users_code
 from mlcollage.data._files import from_table
 from mlcollage.data._images import Images
+from mlcollage.data._pixels import mode_of
 from mlcollage.data._reading import SPLIT_NOTE, channels_of, check_options, encode, encode_as, split_rows, whole_number
 from mlcollage.data.workload import Labeled
-from mlcollage.errors import InvalidInput, MissingDependency, MissingFile
+from mlcollage.errors import InvalidInput, MissingDependency, MissingFile, MLCollageError
 
 _LABELS = ("label", "labels", "target", "class", "fine_label", "y")
 _TESTS = ("test", "validation", "valid", "val")
@@ -38,8 +41,12 @@ class HubImages(Images):
         super().__init__(labels, classes, size, channels)
         self.rows, self.column = rows, column
 
+    @contextmanager
     def open(self, index: int) -> Any:
-        return nullcontext(self.rows[int(index)][self.column])
+        try:
+            yield self.rows[int(index)][self.column]
+        except MLCollageError as error:
+            raise InvalidInput(f"image {index} cannot be used: {str(error).rstrip('.')}.") from error
 
 
 def saved(folder: Path) -> bool:
@@ -73,7 +80,11 @@ def _images(train: Any, test: Any, label: str, image: str, options: Mapping[str,
     else:
         y_test = encode_as(_names(test, label), classes, name)
     size = whole_number(options, "size")
-    channels = channels_of(options, 1 if train[0][image].mode in ("1", "L") else 3)
+    with users_code(f"the first image of {name}"):
+        found = train[0][image]
+        if not isinstance(found, Image.Image):
+            raise InvalidInput(f"the first image of {name} is {type(found).__name__}; expected an image.")
+        channels = channels_of(options, mode_of(found).channels)
     parts = [HubImages(rows, image, labels, classes, size, channels) for rows, labels in ((train, y), (test, y_test))]
     return Labeled(parts[0], parts[1], len(classes), name=note)
 

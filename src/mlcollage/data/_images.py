@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mlcollage.data._pixels import image_tensor, mode_of, opened, upright_size
 from mlcollage.data._reading import (
     SPLIT_NOTE,
     channels_of,
     check_options,
     file_hash,
-    image_tensor,
     split_rows,
     whole_number,
 )
@@ -82,14 +80,8 @@ class ImageFolder(Images):
         super().__init__(labels, classes, size, channels)
         self.paths = list(paths)
 
-    @contextmanager
     def open(self, index: int) -> Any:
-        path = self.paths[index]
-        try:
-            with Image.open(path) as image:
-                yield image  # decoded by whoever asked, so that damaged pixels are caught here too
-        except (OSError, SyntaxError, ValueError) as error:  # Pillow raises any of them for damaged files
-            raise InvalidInput(f"the image {path} is damaged ({error}); delete or replace it.") from error
+        return opened(self.paths[index])
 
 
 def load(name: str | Path, options: Mapping[str, str]) -> Labeled:
@@ -142,22 +134,18 @@ def _scan(root: Path) -> tuple[list[Path], list[int], list[str]]:
 
 def _look(paths: Sequence[Path], size: int | None, like: Path | None = None) -> int:
     """Read the headers: every file must be an image, all of one size unless they are resized. Returns the channels."""
-    first, gray = None, True
+    first, channels = None, 1
     for path in ([like] if like else []) + list(paths):
-        try:
-            with Image.open(path) as image:
-                here, mode = image.size, image.mode
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise InvalidInput(f"the image {path} is damaged ({error}); delete or replace it.") from error
+        with opened(path) as image:
+            here = upright_size(image)
+            channels = max(channels, mode_of(image).channels)  # a single color image makes all of them color
         first = first or here
         if size is None and here != first:
             raise InvalidInput(
                 f"images differ in size: {path} has {here[0]} x {here[1]} pixels, others {first[0]} x {first[1]}; "
                 "add ?size=32 (or another size) to the folder's name to resize them."
             )
-        # Bilevel, 8-bit and 16-bit gray; palettes and everything else are taken as color.
-        gray = gray and (mode in ("1", "L") or mode.startswith("I"))
-    return 1 if gray else 3
+    return channels
 
 
 def files_hash(folder: Path, paths: Sequence[Path], options: str) -> str:

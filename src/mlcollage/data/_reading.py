@@ -7,10 +7,8 @@ import os
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from mlcollage.errors import InvalidInput, MissingFile
@@ -181,17 +179,3 @@ def file_hash(*paths: Path, extra: str = "") -> str:
         with path.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
-
-
-def image_tensor(image: Any, size: int | None, channels: int) -> torch.Tensor:
-    """A Pillow image as ``(channels, h, w)`` float32 in [0, 1], upright, cut and resized to a square if asked for."""
-    from PIL import Image, ImageOps
-
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit gray; converting it to "L" would clip it
-        image = Image.fromarray((np.asarray(image, dtype=np.float32) / 257).clip(0, 255).round().astype(np.uint8))
-    image = image.convert("L" if channels == 1 else "RGB")
-    if size is not None:
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
-    pixels = np.asarray(image, dtype=np.float32) / 255  # (h, w) or (h, w, 3)
-    return torch.from_numpy(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1).copy())
