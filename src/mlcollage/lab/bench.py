@@ -94,6 +94,7 @@ def to_markdown(rows: Sequence[Row]) -> str:
 
 def format_value(value: float) -> str:
     """Three digits, thousands separated; nothing for a peer that is not there (NaN)."""
+    # NaN: a peer that could not be timed.
     if value != value:
         return ""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
@@ -108,5 +109,6 @@ def record(slug: str, rows: Sequence[Row], file: Path) -> None:
         before, rest = text.split(start, 1)
         text = before + body + rest.split(end, 1)[1]
     else:
+        # A paper's first results go to the end; later ones replace what stands between its marks.
         text = f"{text.rstrip()}\n\n{body}\n"
     file.write_text(text, "utf-8")

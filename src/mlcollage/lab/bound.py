@@ -22,7 +22,7 @@ from mlcollage.lab.study import Study
 if TYPE_CHECKING:
     from mlcollage.data.workload import Workload
 
-_MOST_RUNS = 100_000
+_MOST_RUNS = 100_000  # a slip in a study, such as seeds and arms swapped, must not fill the memory first
 _BATCH = 5  # seeds are added so many at a time: runs that hold several seeds can share what they load
 
 
@@ -81,6 +81,7 @@ class BoundStudy:
             return None
         from mlcollage.data.loading import load_workload
 
+        # Only here, since it imports torch; the command line needs names of papers at once.
         workload = load_workload(self.workload_spec)
         kinds = {kind for e in self.study.experiments for kind in e.workloads}
         if not isinstance(workload, tuple(kinds)):
@@ -94,6 +95,7 @@ class BoundStudy:
         workload = self.workload
         if workload is None:
             return "default"
+        # The fingerprint goes into the ids of runs: a file that was changed is another workload, and is measured anew.
         return f"{workload.name}@{workload.fingerprint[:8]}" if workload.fingerprint else workload.name
 
     @property
@@ -128,7 +130,7 @@ class BoundStudy:
         runs = (
             run
             for e in self.study.experiments
-            if seeds is None or not e.once
+            if seeds is None or not e.once  # a picture is drawn once; more seeds would not change it
             for run in e.runs(
                 self.slug,
                 self.scale,
@@ -137,7 +139,7 @@ class BoundStudy:
                 name=self.workload_name,
             )
         )
-        found = tuple(islice(runs, _MOST_RUNS + 1))
+        found = tuple(islice(runs, _MOST_RUNS + 1))  # one more than allowed tells that there are too many
         if len(found) > _MOST_RUNS:
             raise InvalidInput(
                 f"study {self.slug} has more than {_MOST_RUNS:,} runs at scale {self.scale}; let one run measure a "
@@ -149,6 +151,8 @@ class BoundStudy:
         """Runs of added seeds that were made: finished ones, and those that failed."""
         made: list[Run] = []
         k = 0
+        # Batches are added in order, so the first one of which nothing was tried ends the search. Failed runs count:
+        # their seeds are missing values, and to forget them would favor the seeds that went well.
         while found := [run for run in self.more_runs(self.batch(k)) if store.has(run) or store.failure(run)]:
             made += found
             k += 1
@@ -173,6 +177,7 @@ class BoundStudy:
         evidence = store.evidence(
             [*self._registered, *added], study=self.slug, scale=self.scale, workload=self.workload_name
         )
+        # With added seeds the number of seeds depended on results: the judge must use tests that allow for that.
         return dataclasses.replace(evidence, registered=self.seeds if added else None)
 
     def judge(self, evidence: Evidence) -> dict[str, Verdict]:
@@ -181,6 +186,7 @@ class BoundStudy:
         A study may leave experiments out on a user's workload, or where the original data do not allow them. Claims
         about these are ``untested``, "not part of this workload", and do not count in Holm's correction.
         """
+        # Left out before judging, so that Holm's correction is over the claims that are tested.
         outside = {c.id: c for c in self.claims if self._is_outside(c, evidence)}
         judged = judge([c for c in self.claims if c.id not in outside], evidence)
         where = "this workload" if self.workload_spec else "the study at this scale"
@@ -190,6 +196,7 @@ class BoundStudy:
         }
         verdicts = {c.id: (judged | untested)[c.id] for c in self.claims}
         now = fingerprint(self.claims)
+        # Each run holds the fingerprint of the claims at its time.
         stale = sum(1 for info in evidence.info if info.get("claims") != now)
         if not stale:
             return verdicts
@@ -206,6 +213,7 @@ class BoundStudy:
         if not claim.due_at(self.scale) or evidence.missing or evidence.failures or not evidence.runs:
             return False
         named = set(getattr(claim.estimand, "arms", ()))
+        # All of its arms are there: a metric that is not is a mistake in the estimand, which the judge reports.
         if self.workload_spec is None and named <= set(evidence.table["arm"]):
             return False
         try:
@@ -216,6 +224,7 @@ class BoundStudy:
 
 
 def _device(scale: Scale) -> str:
+    # Results of smoke and quick must not depend on whether a machine has a GPU.
     if scale.rank < Scale.FULL.rank:
         return "cpu"
     import torch

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _LEVEL = 0.95
+# Without a margin the claim is at_least 0 (at_most 0): supported is better, contradicted is worse.
 _WORDS = {Status.SUPPORTED: "better", Status.CONTRADICTED: "worse", Status.INCONCLUSIVE: "open"}
 
 
@@ -137,7 +138,7 @@ class Comparison:
         if ax is None:
             ax = Figure(figsize=(6, 1.2 + 0.3 * len(shown)), layout="constrained").subplots()
         ends = shown[["low", "high"]].to_numpy() * factor
-        ends = np.where(np.isnan(ends), [-np.inf, np.inf], ends)
+        ends = np.where(np.isnan(ends), [-np.inf, np.inf], ends)  # one seed has no interval: drawn across the panel
         pooled = shown["shrunken"].fillna(shown["effect"]) * factor if shown["shrunken"].notna().any() else None
         forest(ax, [str(name) for name in shown.index], shown["effect"] * factor, ends, shrunken=pooled)
         if self.pooled is not None and self.pooled.population is not None:
@@ -245,13 +246,14 @@ def compare(
         )
 
     names = [str(name) for name in pd.unique(table["set"])]
-    parts = {name: table[table["set"] == name].drop(columns="set") for name in names}
+    parts = {name: table[table["set"] == name].drop(columns="set") for name in names}  # each with its own seeds
     # one family: each data set has arms of its own names, so that copies are looked for within it
     apart = pd.concat([rows.assign(arm=rows["arm"] + f" ({name})") for name, rows in parts.items()], ignore_index=True)
     verdicts = judge(
         [claim(name, f"{treatment} ({name})", f"{control} ({name})") for name in names],
         Evidence("comparison", Scale.QUICK, "table", apart),
     )
+    # Pooled over data sets, each of which has its own table with the plain names of the arms.
     overall = claim("all", treatment, control)
     pooled = (
         pool_claim(overall, {name: Evidence("comparison", Scale.QUICK, name, rows) for name, rows in parts.items()})
@@ -262,11 +264,13 @@ def compare(
         [_row(verdicts[name], parts[name], treatment, control, margin is not None) for name in names],
         index=pd.Index(names, name=by or "dataset"),
     )
+    # A data set that could not be pooled has a row of NaN.
     shrunken = ["shrunken", "shrunken_low", "shrunken_high"]
     found[shrunken] = np.nan if pooled is None else pooled.workloads[shrunken].reindex(names)
-    effects = found["effect"].dropna().to_numpy()
+    effects = found["effect"].dropna().to_numpy()  # (data sets,): one number each, however many seeds it has
     several = len(effects) > 1
     ends = (float(effects[0]),) * 2 if several and is_constant(effects) else t_interval(effects) if several else None
+    # A test over data sets asks whether the next data set would show it too; seeds cannot answer that.
     sign: Alternative = "greater" if higher_is_better else "less"
     return Comparison(
         treatment=treatment,
@@ -284,11 +288,13 @@ def compare(
 
 def _row(verdict: Verdict, rows: pd.DataFrame, treatment: str, control: str, with_margin: bool) -> dict[str, Any]:
     wide = rows.pivot(index="seed", columns="arm", values="value").replace([np.inf, -np.inf], np.nan)
+    # (2,): of the seeds that count, so that the means differ by the effect.
     means = (wide.dropna() if verdict.claim.paired else wide).mean()
     low, high = verdict.interval or (np.nan, np.nan)
     effect = verdict.estimate
     if effect is None:  # one seed: a difference without an error
         effect = float(means[treatment] - means[control])
+    # With a margin, contradicted means that an effect of that size is ruled out: the treatment need not be worse.
     word = "not by the margin" if with_margin and verdict.status is Status.CONTRADICTED else _WORDS[verdict.status]
     return {
         "seeds": verdict.seeds or int((wide.dropna() if verdict.claim.paired else wide).notna().sum().min()),
@@ -326,6 +332,7 @@ def _tidy(
         raise InvalidInput(f"the table has the metrics {_some(df['metric'].unique())}; name one with metric=...")
     if arm is None and {treatment, control} <= set(df.columns):
         keys = [seed, *([] if by is None else [by])]
+        # A wide table, one column per method, becomes a long one: one row per value.
         df = df[[*keys, treatment, control]].melt(keys, var_name="_arm", value_name="_value")
         arm, value = "_arm", "_value"
     _need(df, [value])
@@ -346,6 +353,7 @@ def _tidy(
             "value": numbers,
         }
     )
+    # pandas drops such rows from groups without a word.
     if table[["set", "seed"]].isna().any().any():
         raise InvalidInput(f"a row has no {seed!r}; every row needs one.")
     repeated = table[table.duplicated(["set", "arm", "seed"])]
@@ -357,6 +365,7 @@ def _tidy(
             "Average what was repeated inside a seed (episodes, folds) first, or name the column that tells data sets "
             "apart: by=..."
         )
+    # A data set on which one method was never run would be taken for one where all its seeds were lost.
     alone = table.groupby("set")["arm"].nunique()
     if (alone < 2).any():
         raise InvalidInput(
@@ -430,4 +439,5 @@ def judge_table(df: pd.DataFrame, claims: Sequence[Claim]) -> dict[str, Verdict]
         raise InvalidInput("a row has no arm, seed or metric; every row needs all three.")
     if "step" not in table.columns:
         table["step"] = 0
+    # Scale paper, at which every claim is due.
     return judge(claims, Evidence("table", Scale.PAPER, "table", table))

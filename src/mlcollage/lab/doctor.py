@@ -40,6 +40,7 @@ def examine(store: Path, *, repair: bool = False) -> Iterator[Check]:
     yield _torch()
     memory = psutil.virtual_memory()
     detail = f"{os.cpu_count()} cores, {memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB memory free"
+    # 2 GB: torch, and a run of quick size.
     yield Check("machine", "ok" if memory.available > 2e9 else "problem", detail)
     yield _results(store)
     yield from _damaged(store, repair)
@@ -65,6 +66,7 @@ def _torch() -> Check:
 def _results(store: Path) -> Check:
     if store.exists() and not store.is_dir():
         return Check("results", "problem", f"{store} is a file; choose a folder with --store")
+    # The store may not exist yet; the disk is that of the folder in which it would be made.
     nearest = next(p for p in (store.absolute(), *store.absolute().parents) if p.exists())
     free = shutil.disk_usage(nearest).free / 1e9
     if not os.access(nearest, os.W_OK):
@@ -80,6 +82,7 @@ def _damaged(folder: Path, repair: bool) -> Iterator[Check]:
     store = Store(folder)
     bad: list[str] = []
     for place, run in store.all_finished():
+        # Thorough: checksums of arrays, which reading evidence does not look at.
         if run is not None and not store.damage(run, thorough=True):
             continue
         bad.append(f"{place.parent.name}/{place.name}")
@@ -87,7 +90,7 @@ def _damaged(folder: Path, repair: bool) -> Iterator[Check]:
             target = folder / "damaged" / place.parent.name / place.name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(target, ignore_errors=True)
-            place.replace(target)
+            place.replace(target)  # a rename: all of it or nothing
     if bad:
         shown = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
         done = f"set aside in {folder / 'damaged'}; run the study again" if repair else "repair with --repair"

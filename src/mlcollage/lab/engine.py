@@ -94,79 +94,104 @@ class LocalEngine:
         """Execute the runs (see :class:`Engine`)."""
         import psutil
 
-        context = _context()
         limit = psutil.virtual_memory().available * self.memory_share
-        workers = self.workers or os.cpu_count() or 1
-        queue = deque(runs)
-        jobs: list[_Job] = []
-        announced: set[Run] = set()
-        again: set[Run] = set()
+        session = _Session(study, store, on_event, _context(), self.workers or os.cpu_count() or 1, limit, deque(runs))
         try:
-            while queue or jobs:
-                busy = self._start(context, study, queue, jobs, workers, store, on_event, announced)
-                connection.wait([job.process.sentinel for job in jobs], timeout=0.5 if busy else self.poll_seconds)
-                for job in list(jobs):
-                    self._watch_memory(job, limit)
-                    if job.process.exitcode is None:
-                        continue
-                    jobs.remove(job)
-                    if _server_is_gone(job, store) and job.run not in again:
-                        again.add(job.run)  # it was not the run's fault; multiprocessing starts a new server
-                        queue.appendleft(job.run)
-                        job.lock.close()
-                    else:
-                        _finish(job, store, on_event, limit)
+            while session.queue or session.jobs:
+                busy = session.start()
+                # Ends of processes wake us at once; the timeout is for memory, and for runs of other commands.
+                session.wait(timeout=0.5 if busy else self.poll_seconds)
         finally:
-            for job in jobs:
-                job.process.kill()
-                job.process.join()
-                job.lock.close()
+            session.close()
 
-    def _start(
-        self,
-        context: Any,
-        study: BoundStudy,
-        queue: deque[Run],
-        jobs: list[_Job],
-        workers: int,
-        store: Store,
-        on_event: Callable[[Event], None],
-        announced: set[Run],
-    ) -> bool:
+
+@dataclass
+class _Session:
+    """One call of ``execute``: what waits, what runs, and what has been said of it."""
+
+    study: BoundStudy
+    store: Store
+    on_event: Callable[[Event], None]
+    context: Any  # of multiprocessing
+    workers: int
+    limit: float  # bytes of resident memory that a run may take
+    queue: deque[Run]
+    jobs: list[_Job] = field(default_factory=list)
+    announced: set[Run] = field(default_factory=set)  # that another command is measuring
+    again: set[Run] = field(default_factory=set)  # whose server was killed, once
+
+    def start(self) -> bool:
         """Fill free places; returns True if all that is left is being done by another command."""
-        for _ in range(len(queue)):
-            if len(jobs) >= workers:
+        for _ in range(len(self.queue)):
+            if len(self.jobs) >= self.workers:
                 return False
-            run = queue.popleft()
-            lock = ExitStack()
-            if not lock.enter_context(store.claim(run)):
-                queue.append(run)
-                if run not in announced:
-                    announced.add(run)
-                    on_event(Event("waiting", run, "another command is measuring it"))
+            run = self.queue.popleft()
+            lock = ExitStack()  # held until the run's process has ended, so that no other command begins the run
+            if not lock.enter_context(self.store.claim(run)):
+                self.queue.append(run)
+                if run not in self.announced:
+                    self.announced.add(run)
+                    self.on_event(Event("waiting", run, "another command is measuring it"))
                 continue
-            if store.has(run):  # finished by another command since we looked
+            if self.store.has(run):  # finished by another command since we looked
                 lock.close()
-                on_event(Event("done", run))
+                self.on_event(Event("done", run))
                 continue
-            arguments = (study.slug, run.to_dict(), study.workload_spec, str(store.root.absolute()), dict(os.environ))
-            process = _started(context, arguments)
-            jobs.append(_Job(run, process, lock, time.monotonic()))
-            on_event(Event("started", run))
-        return bool(queue) and not jobs
+            root = str(self.store.root.absolute())  # the process may have another current folder
+            process = _started(
+                self.context, (self.study.slug, run.to_dict(), self.study.workload_spec, root, dict(os.environ))
+            )
+            self.jobs.append(_Job(run, process, lock, time.monotonic()))
+            self.on_event(Event("started", run))
+        return bool(self.queue) and not self.jobs
 
-    @staticmethod
-    def _watch_memory(job: _Job, limit: float) -> None:
+    def wait(self, timeout: float) -> None:
+        """Wait for a process to end, then end those that take too much memory and finish those that have ended."""
+        connection.wait([job.process.sentinel for job in self.jobs], timeout=timeout)
+        for job in list(self.jobs):
+            self._watch_memory(job)
+            if job.process.exitcode is None:
+                continue
+            self.jobs.remove(job)
+            if _server_is_gone(job, self.store) and job.run not in self.again:
+                self.again.add(job.run)  # it was not the run's fault; multiprocessing starts a new server
+                self.queue.appendleft(job.run)
+                job.lock.close()
+            else:
+                self._finish(job)
+
+    def close(self) -> None:
+        """End what still runs: after Ctrl-C, or an error such as a full disk."""
+        for job in self.jobs:
+            job.process.kill()
+            job.process.join()
+            job.lock.close()
+
+    def _watch_memory(self, job: _Job) -> None:
         import psutil
 
         try:
             used = psutil.Process(job.process.pid).memory_info().rss
         except psutil.Error:  # it has just ended
             return
-        if used > limit:
+        if used > self.limit:
             job.over_limit = True
             job.process.kill()
             job.process.join()
+
+    def _finish(self, job: _Job) -> None:
+        seconds = time.monotonic() - job.started
+        code, store = job.process.exitcode, self.store
+        with job.lock:  # let go of in any case
+            if code == EXIT_DISK:  # every further run would fail in the same way
+                raise StoreError(f"the disk of {store.root} is full; free space and run again: finished runs are kept.")
+            if code == 0 and store.has(job.run):
+                self.on_event(Event("done", job.run, seconds=seconds))
+                return
+            if code != EXIT_FAILED or store.failure(job.run) is None:  # it died before it could say why
+                store.record_failure(job.run, _why(job, self.limit))
+            failure = store.failure(job.run)
+            self.on_event(Event("failed", job.run, failure.reason if failure else "unknown", seconds))
 
 
 def _started(context: Any, arguments: tuple[Any, ...]) -> Any:
@@ -189,28 +214,12 @@ def _server_is_gone(job: _Job, store: Store) -> bool:
 
     The run's own process may still live. It is ended, so that nobody works on the run twice.
     """
+    # The exit code alone does not tell it: we kill runs over the memory limit ourselves.
     if job.process.exitcode != _NO_EXIT_CODE or job.over_limit or store.has(job.run):
         return False
     with suppress(ProcessLookupError):
         os.kill(job.process.pid, signal.SIGKILL)
     return True
-
-
-def _finish(job: _Job, store: Store, on_event: Callable[[Event], None], limit: float) -> None:
-    seconds = time.monotonic() - job.started
-    code = job.process.exitcode
-    try:
-        if code == EXIT_DISK:
-            raise StoreError(f"the disk of {store.root} is full; free space and run again: finished runs are kept.")
-        if code == 0 and store.has(job.run):
-            on_event(Event("done", job.run, seconds=seconds))
-            return
-        if code != EXIT_FAILED or store.failure(job.run) is None:
-            store.record_failure(job.run, _why(job, limit))
-        failure = store.failure(job.run)
-        on_event(Event("failed", job.run, failure.reason if failure else "unknown", seconds))
-    finally:
-        job.lock.close()
 
 
 def _why(job: _Job, limit: float) -> str:
@@ -219,16 +228,17 @@ def _why(job: _Job, limit: float) -> str:
         return f"ended because it took more than {limit / 1e9:.1f} GB of memory; use fewer workers or a smaller scale"
     if code == -getattr(signal, "SIGKILL", 9):  # Windows has no such signal
         return "killed (SIGKILL; by a person, or by the system for want of memory)"
-    if code is not None and code < 0:
+    if code is not None and code < 0:  # multiprocessing's way to say which signal it was
         return f"killed by signal {signal.Signals(-code).name}"
     return f"its process ended with exit code {code} and left no result"
 
 
 def _context() -> Any:
     """Fork from a clean server where there is one: starting a run then costs no imports."""
-    if "forkserver" not in mp.get_all_start_methods():
+    if "forkserver" not in mp.get_all_start_methods():  # Windows: each run imports torch anew
         return mp.get_context("spawn")
     context = mp.get_context("forkserver")
+    # A fork of the command itself would copy its threads' locks; a server without threads is safe to fork from.
     context.set_forkserver_preload(list(_PRELOADED))
     with _one_thread_environment(), _interrupts_held():
         forkserver.ensure_running()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -33,13 +33,10 @@ def _listed(values: Sequence[object], most: int = 4) -> str:
     return text if len(values) <= most else f"{text} and {len(values) - most} more"
 
 
-def _check_where(where: Mapping[str, object]) -> None:
-    for key in where:
-        if key in _RESERVED:
-            raise InvalidInput(f"where={dict(where)} may only name the study's free columns, not {key!r}.")
-
-
-def _check_at(at: object) -> None:
+def _check(at: object, *wheres: Mapping[str, object]) -> None:
+    for where in wheres:
+        if reserved := [key for key in where if key in _RESERVED]:
+            raise InvalidInput(f"where={dict(where)} may only name the study's free columns, not {reserved[0]!r}.")
     if at not in ("last", "first", "mean", "max", "min") and (isinstance(at, bool) or not isinstance(at, int)):
         raise InvalidInput(f"at={at!r} must be a step (int) or one of 'last', 'first', 'mean', 'max', 'min'.")
 
@@ -53,10 +50,12 @@ def _when(at: At, where: Mapping[str, object], log: bool = False) -> str:
 
 def _one_per_seed(rows: pd.DataFrame, metric: str, name: object, at: At, notes: list[str]) -> pd.Series:
     """One value a seed from the rows of one arm (or level); ``at`` says which step."""
+    # Two values for one seed and step would be averaged, or one of them taken, without anybody noticing.
     repeated = rows[rows.duplicated(["seed", "step"])]
     if len(repeated):
         seed, step = repeated.iloc[0][["seed", "step"]]
         count = int(((rows["seed"] == seed) & (rows["step"] == step)).sum())
+        # The free columns in which the rows differ are what the claim forgot to fix.
         free = [c for c in rows.columns if c not in _RESERVED and rows[c].nunique(dropna=False) > 1]
         hint = f" They differ in {_listed(free)}: fix it with where={{...}}." if free else ""
         raise InvalidInput(
@@ -68,6 +67,7 @@ def _one_per_seed(rows: pd.DataFrame, metric: str, name: object, at: At, notes: 
         if rows.empty:
             raise InvalidInput(f"metric {metric!r} of {name} was not measured at step {at}.")
         return rows.set_index("seed")["value"]
+    # Each seed's own last step: seeds may have stopped at different ones, which is noted below.
     by_seed = rows.sort_values("step").groupby("seed")
     if at in ("last", "first"):
         picked = by_seed.nth(-1 if at == "last" else 0)
@@ -80,20 +80,31 @@ def _one_per_seed(rows: pd.DataFrame, metric: str, name: object, at: At, notes: 
     return pd.Series({seed: float(summary(of_seed["value"].to_numpy())) for seed, of_seed in by_seed})
 
 
-def _logarithm(table: pd.DataFrame, metric: str, log: bool) -> pd.DataFrame:
+def _measured(
+    evidence: Evidence, metric: str, at: At, sides: Iterable[tuple[str, str, Mapping[str, object]]], log: bool = False
+) -> pd.DataFrame:
+    """One row per seed, one column for each side: its name, its arm, and the values of free columns."""
+    notes: list[str] = []
+    columns = {
+        name: _one_per_seed(evidence.select(metric, arm=arm, **where), metric, name, at, notes)
+        for name, arm, where in sides
+    }
+    table = _gather(columns, notes)
     if not log:
         return table
     if (table <= 0).any().any():
         raise InvalidInput(f"metric {metric!r} has values <= 0, which have no logarithm; use log=False.")
     logarithms = table.apply(np.log)
-    logarithms.attrs = table.attrs
+    logarithms.attrs = table.attrs  # pandas drops them
     return logarithms
 
 
 def _gather(columns: Mapping[Any, pd.Series], notes: list[str]) -> pd.DataFrame:
+    # A row for each seed of any column; NaN where a column lacks it.
     table = pd.DataFrame(dict(columns)).sort_index().astype(np.float64)
     table.index.name = "seed"
     table.attrs["notes"] = list(dict.fromkeys(notes))
+    # A NaN in a column may be a seed that this arm was never given; these seeds were.
     table.attrs["measured"] = {name: tuple(sorted(values.index)) for name, values in columns.items()}
     return table
 
@@ -147,17 +158,10 @@ class Difference:
     log: bool = False
 
     def __post_init__(self) -> None:
-        _check_at(self.at)
-        for where in (self.where, self.treatment_where, self.control_where):
-            _check_where(where)
-        if self._sides()[0] == self._sides()[1]:
+        _check(self.at, self.where, self.treatment_where, self.control_where)
+        first, second = self._wheres()
+        if self.treatment == self.control and first == second:
             raise InvalidInput(f"treatment and control are both {self.treatment!r} under the same conditions.")
-
-    def _sides(self) -> list[tuple[str, dict[str, object]]]:
-        return [
-            (self.treatment, {**self.where, **self.treatment_where}),
-            (self.control, {**self.where, **self.control_where}),
-        ]
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -166,12 +170,11 @@ class Difference:
 
     def __call__(self, evidence: Evidence) -> pd.DataFrame:
         """One row a seed, two columns."""
-        notes: list[str] = []
-        columns: dict[str, pd.Series] = {}
-        for (arm, where), name in zip(self._sides(), self._names(), strict=True):
-            rows = evidence.select(self.metric, arm=arm, **where)
-            columns[name] = _one_per_seed(rows, self.metric, name, self.at, notes)
-        return _logarithm(_gather(columns, notes), self.metric, self.log)
+        sides = zip(self._names(), self.arms, self._wheres(), strict=True)
+        return _measured(evidence, self.metric, self.at, sides, self.log)
+
+    def _wheres(self) -> list[dict[str, object]]:
+        return [{**self.where, **own} for own in (self.treatment_where, self.control_where)]
 
     def _names(self) -> tuple[str, str]:
         if self.treatment != self.control:
@@ -218,8 +221,7 @@ class Level:
     log: bool = False
 
     def __post_init__(self) -> None:
-        _check_at(self.at)
-        _check_where(self.where)
+        _check(self.at, self.where)
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -228,10 +230,7 @@ class Level:
 
     def __call__(self, evidence: Evidence) -> pd.DataFrame:
         """One row a seed, one column."""
-        notes: list[str] = []
-        rows = evidence.select(self.metric, arm=self.arm, **self.where)
-        table = _gather({self.arm: _one_per_seed(rows, self.metric, self.arm, self.at, notes)}, notes)
-        return _logarithm(table, self.metric, self.log)
+        return _measured(evidence, self.metric, self.at, [(self.arm, self.arm, self.where)], self.log)
 
     def describe(self) -> str:
         """One line for the digest and the claim's fingerprint."""
@@ -279,13 +278,12 @@ class Trend:
     where: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_at(self.at)
-        _check_where(self.where)
+        _check(self.at, self.where)
         if isinstance(self.over, str):
             if self.over in _RESERVED - {"step"}:
                 raise InvalidInput(f"over={self.over!r} must be a free column, 'step', or the ordered names of arms.")
         else:
-            object.__setattr__(self, "over", tuple(self.over))
+            object.__setattr__(self, "over", tuple(self.over))  # a list would have no hash, and could be changed later
             if self.arm is not None or self.levels is not None:
                 raise InvalidInput("a trend over arms takes neither arm nor levels: over=(...) orders the arms.")
         if self.levels is not None:
@@ -303,13 +301,10 @@ class Trend:
 
     def __call__(self, evidence: Evidence) -> pd.DataFrame:
         """One row a seed, one column a level."""
+        if not isinstance(self.over, str):
+            return _measured(evidence, self.metric, self.at, [(arm, arm, self.where) for arm in self.over])
         notes: list[str] = []
         columns: dict[Any, pd.Series] = {}
-        if not isinstance(self.over, str):
-            for arm in self.over:
-                rows = evidence.select(self.metric, arm=arm, **self.where)
-                columns[arm] = _one_per_seed(rows, self.metric, arm, self.at, notes)
-            return _gather(columns, notes)
         rows = evidence.select(self.metric, arm=self.arm, **self.where)
         if self.over not in rows.columns:
             raise UnknownName(
@@ -378,9 +373,10 @@ class PerSeed:
         lacking: dict[int, LookupError] = {}
         table = evidence.table
         # A study may give an experiment fewer seeds than others: those without any of its arms are not missing.
-        own = table[table["arm"].isin(self.arms)] if self.arms else table
+        own = table[table["arm"].isin(self.arms)] if self.arms else table  # rows of the arms that are needed
         for seed in sorted(set((table if own.empty else own)["seed"])):
             try:
+                # All rows of the seed, not only those of the arms: the function may read what is drawn once for all.
                 result = self.function(evidence.table[evidence.table["seed"] == seed])
             except LookupError as error:
                 lacking[int(seed)] = error
@@ -389,7 +385,7 @@ class PerSeed:
         if lacking and not rows:
             raise next(iter(lacking.values()))
         table = pd.DataFrame.from_dict(rows, orient="index").astype(np.float64)
-        table = table.reindex(sorted({*rows, *lacking}))
+        table = table.reindex(sorted({*rows, *lacking}))  # seeds that lack something are rows of NaN
         table.index.name = "seed"
         table.attrs["lacking"] = tuple(lacking)
         table.attrs["notes"] = [
@@ -401,6 +397,7 @@ class PerSeed:
     def describe(self) -> str:
         """The description and a hash of the source, so that a change of either shows."""
         try:
+            # Part of the claim: a changed function is a changed claim, although its description is the same.
             source = inspect.getsource(self.function)
         except (OSError, TypeError):
             source = f"{getattr(self.function, '__module__', '')}.{getattr(self.function, '__qualname__', '')}"

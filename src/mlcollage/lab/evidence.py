@@ -70,6 +70,7 @@ class Evidence:
         UnknownName
             If no row is left; the message lists what there is.
         """
+        # Each filter says what there was before it, since a slip in a name is likelier than a metric that was lost.
         t = self.table
         if metric is not None:
             t = t[t["metric"] == metric]
@@ -107,7 +108,7 @@ class Evidence:
         rows = self.select(metric, arm=arm, **where)
         found = {}
         for key, values in rows.groupby(over)["value"]:
-            x = values.to_numpy(dtype=float)
+            x = values.to_numpy(dtype=float)  # (seeds,)
             lo, hi = t_interval(x, level) if len(x) > 1 and np.ptp(x) > 0 else (float(x.mean()),) * 2
             found[key] = {"mean": float(x.mean()), "lo": lo, "hi": hi, "seeds": len(x)}
         return pd.DataFrame.from_dict(found, orient="index").sort_index()

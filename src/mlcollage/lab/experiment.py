@@ -149,16 +149,18 @@ class Experiment(Generic[S]):
         if settings is None:
             return
         values = plain(settings)
+        # block=None: one run measures all seeds that are asked for at once.
         step = len(seeds) if self.block is None else self.block
         for arm in self.arms:
             for first in seeds[:: max(step, 1)]:
-                count = min(step, seeds.stop - first)
+                count = min(step, seeds.stop - first)  # the last block may be smaller
                 yield Run(study, self.name, arm, first, values, scale, name, self.version, count)
 
     def _settings_on(self, scale: Scale, workload: Workload | None) -> S | None:
         settings = self.settings.get(scale)
         if settings is None or workload is None:
-            return settings if self.own_data else None
+            return settings if self.own_data else None  # no settings: not part of this scale
+        # The other experiments of the study may take this kind of workload; this one is then left out.
         if not isinstance(workload, self.workloads):
             return None
         if self.adapt is None:
@@ -176,6 +178,7 @@ class Experiment(Generic[S]):
 
     def task(self, run: Run, *, workload: Workload | None = None, device: str = "cpu") -> Task[S]:
         """What a run asks for, with its settings as the dataclass that they came from."""
+        # A run holds plain values, so that it can be stored and hashed; lists of a JSON file have become tuples again.
         kind = type(next(iter(self.settings.values())))
         return Task(run.arm, tuple(run.seeds), kind(**run.settings), run.scale, workload, device)
 
@@ -197,6 +200,7 @@ def each_seed(measure: Measure[S]) -> Measure[S]:
         for seed in task.seeds:
             found = measure(dataclasses.replace(task, seeds=(seed,)))
             for row in found.table.to_dict("records"):
+                # Metrics of one table have different free columns; where a row has none of a kind, pandas has put NaN.
                 keys = {str(k): v for k, v in row.items() if k not in ("metric", "step", "value") and pd.notna(v)}
                 m.add(row["metric"], row["value"], step=row["step"], seed=seed, **keys)
             for name, values in found.arrays.items():
@@ -216,6 +220,7 @@ def settings_lines(settings: Any) -> list[tuple[str, str, str]]:
     ('train', '1257', 'samples learned from, each once')
     """
     comments: dict[str, str] = {}
+    # Fields that a subclass declares anew have its comment, so bases come first.
     for kind in reversed(type(settings).__mro__):
         if dataclasses.is_dataclass(kind):
             comments |= _field_comments(kind)
@@ -225,6 +230,7 @@ def settings_lines(settings: Any) -> list[tuple[str, str, str]]:
 def _field_comments(kind: type) -> dict[str, str]:
     """The comment on, or just above, the line of each field in the source of a class."""
     try:
+        # Comments are not part of a class at run time: they are read from its source.
         source = textwrap.dedent(inspect.getsource(kind))
     except (OSError, TypeError):
         return {}
@@ -238,6 +244,7 @@ def _field_comments(kind: type) -> dict[str, str]:
     found = {}
     for node in body.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            # A field over several lines may have its comment on any of them.
             lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
             found[node.target.id] = " ".join(by_line[n] for n in lines if n in by_line)
     return found

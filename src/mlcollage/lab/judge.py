@@ -135,8 +135,10 @@ def judge(claims: Sequence[Claim], evidence: Evidence) -> dict[str, Verdict]:
     _check_claims(claims)
     findings = [_examine(claim, evidence) for claim in claims]
     family = [f for f in findings if f.in_family]
+    # A claim without a p value stays in its family with 1: failed runs must not make the other tests easier.
     support = holm([1.0 if f.p_support is None else f.p_support for f in family])
     contradict = holm([1.0 if f.p_contradict is None else f.p_contradict for f in family])
+    # Supports and contradictions are two families: each may err once in 1 / alpha studies.
     adjusted = {f.claim.id: (float(s), float(c)) for f, s, c in zip(family, support, contradict, strict=True)}
     verdicts = {}
     for f in findings:
@@ -191,6 +193,7 @@ def _examine(claim: Claim, evidence: Evidence) -> _Finding:
         found.status, found.reason = Status.UNTESTED, "not tested at this scale"
         return found
     found.anytime = evidence.registered is not None and claim.test in ANYTIME
+    # Before anything is counted, so that seeds added for other claims are no missing values of this one.
     evidence = _seeds_of_claim(found, evidence)
     failures = relevant_failures(claim, evidence)
     if failures:
@@ -205,6 +208,7 @@ def _examine(claim: Claim, evidence: Evidence) -> _Finding:
             raise InvalidInput("nothing was measured.")
         table = claim_table(claim, evidence)
         found.warnings += table.attrs.get("notes", [])
+        # Copies first: a copied seed is neither a value nor a lost one.
         table, copies = copied_seeds(claim, evidence, table)
         found.warnings += copies
         found.lost = lost_seeds(claim, evidence, table)
@@ -266,7 +270,7 @@ def claim_table(claim: Claim, evidence: Evidence) -> pd.DataFrame:
         )
     if table.empty:
         raise InvalidInput("the estimand gave no values.")
-    attrs = table.attrs
+    attrs = table.attrs  # astype drops them
     with users_code(f"making numbers of what the estimand of claim {claim.id} gave"):
         table = table.astype(np.float64)
     table.attrs = attrs
@@ -303,6 +307,7 @@ def complete_values(claim: Claim, table: pd.DataFrame) -> tuple[tuple[pd.Series,
     if table.shape[1] == 2 and not claim.paired:
         parts = [_complete(_measured(table, c)) for c in table.columns]
         return tuple(kept.iloc[:, 0] for kept, _ in parts), [note for _, notes in parts for note in notes]
+    # Differences of all seeds, then only those whose two values are finite.
     effects = _seed_effects(claim, table)
     kept, notes = _complete(table)
     return (effects[kept.index],), notes
@@ -335,6 +340,7 @@ def _exact(found: _Finding, table: pd.DataFrame) -> None:
         found.warnings.append(f"no value for seed {listed(without)}")
     if not len(known):
         raise InvalidInput("no seed has a value.")
+    # The worst value, since one violation contradicts.
     found.estimate = float(known[np.argmax(_badness(claim, known))])
     satisfied = {
         "greater": known > claim.null,
@@ -389,7 +395,7 @@ def _mean(found: _Finding, table: pd.DataFrame) -> None:
     columns = table.shape[1]
     unpaired = columns == 2 and not claim.paired
     by_seed, notes = complete_values(claim, table)
-    samples: Samples = tuple(s.to_numpy() for s in by_seed)
+    samples: Samples = tuple(s.to_numpy() for s in by_seed)  # one array (seeds,), or those of two unpaired arms
     if claim.test == "permutation" and not unpaired:
         raise InvalidInput("test 'permutation' compares two arms; the estimand gives one column.")
     found.warnings += notes
@@ -398,6 +404,7 @@ def _mean(found: _Finding, table: pd.DataFrame) -> None:
     procedure = mean_procedure(claim.test, columns, unpaired, found.anytime)
     raw = table.to_numpy()
     magnitude = float(np.abs(raw[np.isfinite(raw)]).max())
+    # Deterministic metrics, or one that is 0 everywhere: a t of infinity would call them proven by two seeds.
     degenerate = all(is_constant(s, magnitude) for s in samples)
     if degenerate:
         procedure = constant_procedure(columns, unpaired, found.anytime)
@@ -414,6 +421,7 @@ def _mean(found: _Finding, table: pd.DataFrame) -> None:
     if not degenerate and not found.anytime:
         found.seeds_needed = _needed(claim, samples)
     if not degenerate:
+        # The p values stand; what the shape casts doubt on is decided after Holm's correction.
         _look_at_shape(found, by_seed)
     if any(found.lost):
         _count_lost(found, _p_values(claim, samples, against_the_alternative(procedure.p, by_seed, found.lost)))
@@ -460,6 +468,7 @@ def _p_values(claim: Claim, samples: Samples, p: Callable[..., float]) -> tuple[
     null, margin = claim.null, claim.margin
     if claim.direction == "within":
         inside = tost(*samples, low=null - margin, high=null + margin, test=p)
+        # Outside on either side: two tests, so twice the smaller p value (Bonferroni).
         above = p(*samples, null=null + margin, alternative="greater")
         below = p(*samples, null=null - margin, alternative="less")
         return inside, min(1.0, 2 * min(above, below))
@@ -506,6 +515,7 @@ def _needed(claim: Claim, samples: Samples) -> int | None:
     """Seeds (in each arm) for 80 % power at the margin with the observed standard deviation, by the t test."""
     if claim.margin == 0:
         return None
+    # By the t test, whatever the test: others need about as many seeds, and have no formula.
     goal: Goal = "equivalence" if claim.direction == "within" else "difference"
     sd = float(np.sqrt(np.mean([s.var(ddof=1) for s in samples])))
     design: Design = "unpaired" if len(samples) == 2 else "one_sample"
@@ -521,6 +531,7 @@ def _needed(claim: Claim, samples: Samples) -> int | None:
 def _decide(f: _Finding, p_support: float, p_contradict: float) -> tuple[Status, str]:
     """Status and reason from Holm-adjusted p values."""
     claim = f.claim
+    # The order matters: doubts about few seeds, then a contradiction, then what the interval vetoes, then support.
     shown = p_support <= claim.alpha
     how = f"after Holm, anytime-valid, {f.seeds} seeds" if f.anytime else "after Holm"
     for name, *again in f.stricter:
@@ -537,6 +548,7 @@ def _decide(f: _Finding, p_support: float, p_contradict: float) -> tuple[Status,
         return Status.INCONCLUSIVE, f"{reason}; whether it is that small is not settled"
     if shown:
         return Status.SUPPORTED, f"{_support(claim)} (p = {_p(p_support)} {how})"
+    # Raw p values: with and without the lost seeds, both before Holm's correction.
     counted = zip(f.measured or (), (f.p_support, f.p_contradict), ("supported", "contradicted"), strict=False)
     for measured, with_lost, verdict in counted:
         if with_lost is not None and measured <= claim.alpha < with_lost:

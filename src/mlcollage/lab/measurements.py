@@ -37,6 +37,7 @@ class Measurements:
 
     def add(self, metric: str, value: float, *, step: int = 0, **keys: str | int | float | bool) -> None:
         """Record one number. ``step`` counts whatever the study counts; ``keys`` become columns."""
+        # One row per number (a long table), so that metrics may have different free columns.
         self._rows.append({"metric": metric, "step": int(step), "value": float(value), **keys})
 
     def add_all(self, values: Mapping[str, float], *, step: int = 0, **keys: str | int | float | bool) -> None:
@@ -49,6 +50,7 @@ class Measurements:
         if not _ARRAY_NAME.fullmatch(name):
             raise InvalidInput(f"array name {name!r} must be made of letters, digits, '_', '-' and '.'.")
         array = np.asarray(values)
+        # Objects would be pickled, and what is pickled is never loaded.
         if array.dtype.hasobject:
             raise InvalidInput(f"array {name!r} holds Python objects; only numbers, bools and strings are stored.")
         self.arrays[name] = array

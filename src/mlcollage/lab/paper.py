@@ -115,6 +115,7 @@ def papers() -> dict[str, Paper]:
     """
     found: dict[str, Paper] = {}
     home = Path(__file__).parent.parent / "papers"
+    # Read, not imported: listing papers takes no time, and a broken paper does not hide the others.
     for file in sorted(home.glob("*/paper.toml")):
         paper = _parse(file, f"{_PACKAGE}.{file.parent.name}")
         found[paper.slug] = paper
@@ -136,6 +137,7 @@ def papers() -> dict[str, Paper]:
         if not file.exists():
             raise InvalidInput(f"plug-in {entry.name} has no paper.toml beside {spec.origin}; add one.")
         paper = _parse(file, entry.module)
+        # A plug-in may build a paper that is only planned here; it may not replace a built one.
         if paper.slug in found and found[paper.slug].built:
             raise InvalidInput(f"two papers are called {paper.slug!r}; rename the one in {entry.value}.")
         found[paper.slug] = paper

@@ -36,7 +36,7 @@ from mlcollage.stats.causal import page_trend
 from mlcollage.stats.multilevel import PartialPooling
 
 LEVEL = 0.95
-_Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+_Z = NormalDist().inv_cdf((1 + LEVEL) / 2)  # half-width of a normal interval, in standard errors
 _FORMATS = (".svg", ".png", ".pdf")
 
 
@@ -161,9 +161,10 @@ def pool(slug: str, scale: Scale | str = Scale.QUICK, *, store: Store | Path | s
     if study.scale is Scale.SMOKE:
         raise InvalidInput("scale smoke is for tests: no claim is due there, so there is nothing to pool.")
     place = store if isinstance(store, Store) else Store(store)
+    # Runs of an earlier version of an experiment stay in the store; they measured something else.
     versions = {e.name: e.version for e in study.study.experiments}
     runs = [r for r in place.finished(slug) if r.scale is study.scale and versions.get(r.experiment) == r.version]
-    names = sorted({r.workload for r in runs}, key=lambda name: (name != "default", name))
+    names = sorted({r.workload for r in runs}, key=lambda name: (name != "default", name))  # the study's own data first
     if len(names) < 2:
         there = f"only of {names[0]}" if names else "of none"
         raise InvalidInput(
@@ -174,6 +175,7 @@ def pool(slug: str, scale: Scale | str = Scale.QUICK, *, store: Store | Path | s
         name: place.evidence([r for r in runs if r.workload == name], study=slug, scale=study.scale, workload=name)
         for name in names
     }
+    # An exact claim is about every single seed; it has no effect with an error that could be pooled.
     due = [c for c in study.claims if c.test != "exact" and c.due_at(study.scale)]
     return [pool_claim(claim, evidences) for claim in due]
 
@@ -218,10 +220,13 @@ def pool_claim(claim: Claim, evidences: Mapping[str, Evidence]) -> PooledClaim:
     columns = ["seeds", "estimate", "low", "high", "se"]
     table = pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("workload")
     shrunken = ["shrunken", "shrunken_low", "shrunken_high"]
+    # The spread between workloads cannot be estimated from one.
     if len(table) < 2:
         return PooledClaim(claim, table.reindex(columns=[*columns, *shrunken]), left_out, notes=notes)
-    y, se = (table[c].to_numpy(dtype=np.float64) for c in ("estimate", "se"))
+    y, se = (table[c].to_numpy(dtype=np.float64) for c in ("estimate", "se"))  # (workloads,) each
+    # The priors are as wide as the effects or, where these are small, as their errors: metrics have any unit.
     size = max(float(np.sqrt(np.mean((y - claim.null) ** 2))), float(np.median(se)))
+    # Counted from the null, to which the prior then shrinks.
     model = PartialPooling(prior_mu_scale=10 * size, tau_scale=size).fit(y - claim.null, se, names=list(table.index))
     table[shrunken] = model.shrunken(LEVEL)[["shrunken", "low", "high"]] + claim.null
     found = model.exact()
@@ -237,6 +242,7 @@ def pool_claim(claim: Claim, evidences: Mapping[str, Evidence]) -> PooledClaim:
         claim=claim,
         workloads=table,
         left_out=left_out,
+        # Counted from 0 again; the spread between workloads does not depend on where one counts from.
         population=(mean[0] + claim.null, mean[1] + claim.null, mean[2] + claim.null),
         tau=spread,
         next_workload=(new[1] + claim.null, new[2] + claim.null),
@@ -255,7 +261,7 @@ def _effect(claim: Claim, evidence: Evidence) -> tuple[tuple[int, float, float, 
     """Seeds, estimate, t interval, and the standard error whose normal interval is as wide; what was left out."""
     table, said = copied_seeds(claim, evidence, claim_table(claim, evidence))
     if claim.test == "trend":
-        finite = np.isfinite(table.to_numpy()).all(axis=1)
+        finite = np.isfinite(table.to_numpy()).all(axis=1)  # Page's test takes whole rows
         samples: tuple[Floats, ...] = (page_trend(table[finite].to_numpy()).correlations,)
         if not finite.all():
             said.append(f"left out for want of a finite value: seed {listed(table.index[~finite])}")
@@ -266,13 +272,16 @@ def _effect(claim: Claim, evidence: Evidence) -> tuple[tuple[int, float, float, 
     if failures:
         named = "; ".join(f"{f.run.arm} seed {f.run.seed}: {f.reason}" for f in failures)
         said.append(f"{len(failures)} run{plural(len(failures))} failed ({named})")
-    seeds = min(len(s) for s in samples)
+    seeds = min(len(s) for s in samples)  # of the smaller arm, where arms are not paired
     if seeds < 2:
         raise InvalidInput(f"{seeds or 'no'} seed{'' if seeds == 1 else 's'} with all values, so no standard error")
     values = table.to_numpy()
+    # Whether seeds agree is a question of rounding, which is relative to the measured values, not to their differences.
     magnitude = max(float(np.abs(values[np.isfinite(values)]).max()), np.finfo(float).tiny)
     if all(is_constant(s, magnitude) for s in samples):
         raise InvalidInput("its seeds all agree, so there is no standard error")
+    # A t interval of few seeds is wider than a normal one of its standard error. The model takes normal errors, so it
+    # is given the standard error whose normal interval is as wide.
     low, high = t_interval(samples[0], LEVEL, y=samples[1] if len(samples) == 2 else None)
     return (seeds, (low + high) / 2, low, high, (high - low) / 2 / _Z), said
 
@@ -319,7 +328,7 @@ def draw_forest(pooled: Sequence[PooledClaim], file: Path | str) -> None:
         mean, low, high = (v * c.factor for v in p.population)
         ax.axvspan(low, high, color="C1", alpha=0.15, linewidth=0, zorder=-1)
         ax.axvline(mean, color="C1", linewidth=1, zorder=-1)
-        left, right = ax.get_xlim()
+        left, right = ax.get_xlim()  # which forest chose without the band
         ax.set_xlim(min(left, low), max(right, high))
         ax.set_title(f"{c.id}  {c.title}", loc="left", fontsize="medium")
         ax.set_xlabel(c.unit)

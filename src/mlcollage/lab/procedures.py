@@ -58,6 +58,7 @@ def _in_order(samples: Samples) -> Floats:
     """One series of values: unpaired arms are paired in the order of their seeds."""
     if len(samples) == 1:
         return samples[0]
+    # Unpaired arms are compared in the order in which their seeds were run; what is left over must wait.
     n = min(len(s) for s in samples)
     return samples[0][:n] - samples[1][:n]
 
@@ -77,7 +78,7 @@ _PERMUTATION = Procedure("permutation of arms", permutation_test_two_sample, _t_
 def mean_procedure(test: str, columns: int, unpaired: bool, anytime: bool) -> Procedure:
     """Test and interval of a mean or of a difference of means."""
     kind = "two-arm " if unpaired else "paired " if columns == 2 else ""
-    if anytime and test == "t":
+    if anytime and test == "t":  # every other test has one sequential version: signs
         return Procedure(f"anytime-valid {kind}t", sequential_t_test, _sequence_interval)
     if anytime:
         return Procedure(f"anytime-valid {kind}signs", sequential_sign_test, _sequence_of_signs)
@@ -101,6 +102,7 @@ def shape_of(samples: tuple[pd.Series, ...]) -> tuple[float | None, list[list[in
 
     Strong is what fewer than one in twenty samples of normal values show. Of two arms, the more skewed counts.
     """
+    # Two values always have skewness 0.
     skewed = [skewness(s) for s in samples if len(s) > 2 and skewness_p(s) <= 0.05]
     far = [s.index[outlying(s)].tolist() for s in samples]
     return max(skewed, key=abs, default=None), far
@@ -113,6 +115,8 @@ def stricter_tests(
     tests: list[tuple[str, Samples, Callable[..., float]]] = []
     values = tuple(s.to_numpy() for s in samples)
     if skewed and len(samples) == 1:
+        # One sample has a correction of its own; the difference of two skewed arms takes the bootstrap, from four seeds
+        # on.
         tests.append(("a t test that allows for skewness", values, skewed_t_test))
     elif skewed and min(map(len, samples)) >= 4:
         tests.append(("bootstrap-t, which allows for skewness", values, bootstrap_t_test))
@@ -124,6 +128,7 @@ def stricter_tests(
 
 def _t_of_the_rest(*samples: Floats, null: float, alternative: str) -> float:
     """A t test; of values that all agree, whether they lie on the side of the alternative."""
+    # What is left may agree exactly, which no t test takes: p is then 0 or 1.
     if all(map(is_constant, samples)):
         effect = float(samples[0].mean() - (samples[1].mean() if len(samples) == 2 else 0.0))
         return float(not (effect > null if alternative == "greater" else effect < null))
@@ -147,6 +152,7 @@ def against_the_alternative(
         else:
             x, y = samples[0] - null, samples[1]
             low, high = min(x.min(), y.min()), max(x.max(), y.max())
+            # For treatment and control: each the least favorable value that either arm has shown.
             worst = [null + low, high] if up else [null + high, low]
         filled = (
             pd.concat([s, pd.Series(value, seeds, dtype=float)]).sort_index(kind="stable").to_numpy()
@@ -166,6 +172,7 @@ def trend_procedure(levels: Floats, rising: bool, anytime: bool) -> tuple[Floats
     page = page_trend(levels, "greater" if rising else "less")
     rho = page.correlations
     if not anytime:
+        # Page's test is exact for support; for the margin there is only a t test of the correlations, (seeds,).
         return rho, Procedure("Page trend", t_test, _clipped_t_interval), page.p_value, _SIGN_FLIP
     betting = Procedure("anytime-valid rank correlation", _bet_on_correlation, _sequence_of_correlations)
     p = betting.p(rho, null=0.0, alternative="greater" if rising else "less")
@@ -174,7 +181,7 @@ def trend_procedure(levels: Floats, rising: bool, anytime: bool) -> tuple[Floats
 
 def _clipped_t_interval(samples: Samples) -> tuple[float, float]:
     low, high = _t_interval(samples)
-    return max(low, -1.0), min(high, 1.0)
+    return max(low, -1.0), min(high, 1.0)  # correlations cannot be larger
 
 
 def _bet_on_correlation(rho: Floats, *, null: float, alternative: str) -> float:
@@ -188,6 +195,7 @@ def _bet_on_correlation(rho: Floats, *, null: float, alternative: str) -> float:
 
 
 def _sequence_of_correlations(samples: Samples) -> tuple[float, float]:
+    # Correlations are bounded, so betting needs no assumption on their distribution.
     sequence = ConfidenceSequence("bounded", alpha=1 - LEVEL, low=-1, high=1)
     for value in np.clip(samples[0], -1.0, 1.0):
         sequence.update(value)

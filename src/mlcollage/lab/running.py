@@ -42,11 +42,12 @@ def run_missing(
             engine.execute(study, todo, store, on_event or (lambda event: None))
         return study.evidence(store)
 
+    # Damage shows when evidence is read, so whole runs are not read twice to look for it.
     evidence = execute([run for run in wanted if not store.has(run)])
     if not evidence.damaged:
         return evidence
     for failure in evidence.damaged:
-        store.set_aside(failure.run)
+        store.set_aside(failure.run)  # not deleted: somebody may want to know what happened to the disk
     return execute([failure.run for failure in evidence.damaged])
 
 
@@ -141,7 +142,7 @@ def check_settling(study: BoundStudy, max_seeds: int | None = None) -> int:
     """
     if study.scale is Scale.SMOKE:
         raise InvalidInput("scale smoke gives no verdicts that could be settled; use quick or larger.")
-    first = study.batch(0)
+    first = study.batch(0)  # the seeds that would be added first
     most = TIMES * first.start if max_seeds is None else max_seeds
     if max_seeds is not None and most < first.stop:
         raise InvalidInput(
@@ -167,6 +168,7 @@ def next_runs(study: BoundStudy, evidence: Evidence, claims: Sequence[Claim], se
     claim's arms (and of its metric, if its estimand names one). A claim whose estimand names no arms needs all.
     """
     candidates = study.more_runs(seeds)
+    # Rows name the run that they came from; arms of one name may occur in several experiments.
     kind = {run.id: (run.experiment, run.arm) for run in evidence.runs}
     needed: set[Run] = set()
     for claim in claims:
@@ -176,8 +178,9 @@ def next_runs(study: BoundStudy, evidence: Evidence, claims: Sequence[Claim], se
         if metric := getattr(claim.estimand, "metric", ""):
             table = table[table["metric"] == metric]
         fed = {kind[run] for run in table["run"].unique()}
+        # Nothing found, for instance because all rows come from pictures: run everything rather than nothing.
         needed |= {run for run in candidates if (run.experiment, run.arm) in fed} or set(candidates)
-    return [run for run in candidates if run in needed]
+    return [run for run in candidates if run in needed]  # in the order in which they start
 
 
 def settle(
@@ -209,10 +212,11 @@ def settle(
     """
     most, k = check_settling(study, max_seeds), 0
     while True:
+        # From the first look on, even before a seed was added: whether one is added depends on this very verdict.
         evidence = dataclasses.replace(study.evidence(store), registered=study.seeds)
         seeds = study.batch(k)
         claims = open_claims(study, evidence)
-        if not claims or seeds.stop > most:
+        if not claims or seeds.stop > most:  # a batch is added whole or not at all
             return evidence
         todo = [run for run in next_runs(study, evidence, claims, seeds) if not store.has(run)]
         if todo and on_round is not None:

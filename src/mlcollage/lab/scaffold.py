@@ -51,6 +51,7 @@ def create(slug: str, parent: Path) -> Path:
     for name, place in _PLACES.items():
         target = folder / place.format(slug=slug)
         target.parent.mkdir(parents=True, exist_ok=True)
+        # string.Template, since braces are part of the Python code in the templates.
         text = Template((templates / f"{name}.txt").read_text("utf-8")).substitute(values)
         target.write_text(text, "utf-8")
     return folder

@@ -39,6 +39,7 @@ def relevant_failures(claim: Claim, evidence: Evidence) -> list[Failure]:
     arms = getattr(claim.estimand, "arms", ())
     if not arms:
         return list(evidence.failures)
+    # A failed run of an arm that nothing else has measured may be the claim's arm under the name of its experiment.
     measured = set(evidence.table["arm"]) if len(evidence.table) else set()
     return [f for f in evidence.failures if f.run.arm in arms or f.run.arm not in measured]
 
@@ -133,7 +134,7 @@ def copied_seeds(claim: Claim, evidence: Evidence, table: pd.DataFrame) -> tuple
     if unpaired:
         groups = [([c], (str(c),) if c in arms else arms) for c in table.columns]
     notes: list[str] = []
-    kept, attrs = table.copy(), dict(table.attrs)
+    kept, attrs = table.copy(), dict(table.attrs)  # pandas may drop attrs on the way
     for columns, of_arms in groups:
         part = table[columns].dropna()
         twins = part.index[part.duplicated(keep=False)]

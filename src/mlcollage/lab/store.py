@@ -33,7 +33,7 @@ from mlcollage.lab.evidence import Evidence, Failure
 from mlcollage.lab.measurements import Measurements
 from mlcollage.lab.run import Run, Scale
 
-_IDENTITY = ["study", "experiment", "arm", "seed", "scale", "workload", "run"]
+_IDENTITY = ["study", "experiment", "arm", "seed", "scale", "workload", "run"]  # columns of every stored table, first
 
 
 class DamagedRun(StoreError):
@@ -82,7 +82,7 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(folder / f"{run.id}.lock")
             try:
-                lock.acquire(timeout=0)
+                lock.acquire(timeout=0)  # the caller takes another run instead of waiting
             except Timeout:  # an OSError too
                 return None
         return lock
@@ -96,18 +96,22 @@ class Store:
             If the disk is full or the folder cannot be written; nothing half-written stays.
         """
         target = self.folder(run)
+        # A run is there whole or not at all: written elsewhere on the same disk, then renamed.
         draft = self.root / "drafts" / f"{run.id}.{os.getpid()}"
         try:
             with _explain(self.root):
+                # Of a process that was killed; nobody else writes this run, since we hold its lock.
                 for leftover in draft.parent.glob(f"{run.id}.*"):
                     shutil.rmtree(leftover, ignore_errors=True)
                 draft.mkdir(parents=True)
                 _write_table(draft / "measurements.parquet", run, measurements.table)
                 if measurements.arrays:
+                    # Without pickle, objects are refused here: what is pickled is never loaded.
                     np.savez_compressed(draft / "arrays.npz", allow_pickle=False, **measurements.arrays)
                 text = json.dumps({"id": run.id, **run.to_dict(), **info}, indent=1)
                 (draft / "run.json").write_text(text, "utf-8")
                 for file in draft.iterdir():
+                    # Renamed before its content is on the disk, a run could be empty after a power cut.
                     _flush_to_disk(file)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 if target.exists() and not self.has(run):
@@ -130,12 +134,12 @@ class Store:
             file.parent.mkdir(parents=True, exist_ok=True)
             draft = file.with_suffix(f".{os.getpid()}")
             draft.write_text(json.dumps({**run.to_dict(), "reason": reason, "detail": detail}, indent=1), "utf-8")
-            draft.replace(file)
+            draft.replace(file)  # whole or not at all, as for a run
 
     def failure(self, run: Run) -> Failure | None:
         """Why the run failed the last time, or None."""
         file = self._failure(run)
-        if self.has(run) or not file.exists():
+        if self.has(run) or not file.exists():  # a failure before the run was finished no longer counts
             return None
         try:
             reason = str(dict(json.loads(file.read_text("utf-8"))).get("reason", "unknown"))
@@ -263,6 +267,7 @@ def _write_table(file: Path, run: Run, rows: pd.DataFrame) -> None:
     }
     table = rows.assign(**identity)
     for column, value in (("arm", run.arm), ("seed", run.seed)):
+        # A run of several seeds or arms has written them into its rows.
         table[column] = table[column].where(table[column].notna(), value) if column in table else value
     table["seed"] = table["seed"].astype("int64")
     if clash := sorted(set(identity) & set(rows.columns)):

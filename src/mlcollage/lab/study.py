@@ -36,6 +36,7 @@ class Study:
 
     def __post_init__(self) -> None:
         _refuse_twice("claims with one id", [c.id for c in self.claims])
+        # The name is part of the ids of runs.
         _refuse_twice("experiments with one name", [e.name for e in self.experiments])
         if lacking := [str(scale) for scale in Scale if scale not in self.seeds]:
             raise InvalidInput(f"the study does not say how many seeds it has at scale {', '.join(lacking)}; add them.")

@@ -26,14 +26,11 @@ from mlcollage.lab.run import Run
 from mlcollage.lab.store import Store
 
 EXIT_FAILED = 3
-EXIT_DISK = 28
-THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "NUMBA_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-)
+EXIT_DISK = 28  # as ENOSPC; a full disk cannot hold a record of the failure, so the exit code says it
+# Parallel runs, each with threads for all cores, would be many times slower than one thread each; and sums of other
+# numbers of threads are rounded in another order.
+_LIBRARIES = ("OMP", "MKL", "OPENBLAS", "NUMBA")
+THREAD_VARIABLES = (*(f"{library}_NUM_THREADS" for library in _LIBRARIES), "VECLIB_MAXIMUM_THREADS")
 _PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "pandas", "numba")
 
 
@@ -45,13 +42,14 @@ def execute(study: BoundStudy, run: Run, store: Store) -> None:
     InvalidInput
         If the workload is no longer the one that the run was made for.
     """
+    # The name holds a fingerprint of the file. Checked here too: this process loads the workload by itself.
     if study.workload_name != run.workload:
         raise InvalidInput(
             f"the workload {study.workload_spec} is now {study.workload_name}, no longer {run.workload}: its file was "
             "changed after the command began; run the command again."
         )
     started = datetime.now(UTC)
-    clock, processor = time.perf_counter(), time.process_time()
+    clock, processor = time.perf_counter(), time.process_time()  # the load of other runs shows in the first only
     measurements = study.measure(run)
     info = {
         "claims": fingerprint(study.claims),
@@ -85,7 +83,7 @@ def main(slug: str, spec: dict[str, Any], workload: str | None, root: str, envir
         execute(BoundStudy(slug, run.scale, workload), run, store)
     except BaseException as error:  # also SystemExit
         if isinstance(error, StoreError) and error.errno == errno.ENOSPC:
-            os._exit(EXIT_DISK)
+            os._exit(EXIT_DISK)  # not sys.exit: the server's own handlers must not run in its fork
         reason = str(error) if isinstance(error, MLCollageError) else described(error)
         store.record_failure(run, reason, traceback.format_exc())
         os._exit(EXIT_FAILED)
@@ -109,11 +107,13 @@ def _die_with_parent() -> None:
         wait([parent.sentinel])
         os._exit(1)
 
+    # The sentinel becomes ready when the parent has ended, whatever ended it.
     threading.Thread(target=watch, daemon=True).start()
 
 
 def _prefer_this_process_when_memory_runs_out() -> None:
     """Ask Linux to end a run, not the command that runs it, when the machine's memory is gone."""
+    # 1000 is the largest score: this process is the first that the kernel ends.
     file = Path("/proc/self/oom_score_adj")
     if file.exists() and os.access(file, os.W_OK):
         file.write_text("1000")
@@ -126,7 +126,7 @@ def _peak_memory_mb() -> float:
         return round(psutil.Process().memory_info().peak_wset / 1e6, 1)
     import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS, in kilobytes elsewhere
     return round(peak / (1e6 if sys.platform == "darwin" else 1e3), 1)
 
 
