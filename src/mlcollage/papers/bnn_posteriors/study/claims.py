@@ -68,6 +68,7 @@ def drop_under_shift(rows: pd.DataFrame) -> Mapping[str, float]:
 
 
 _points = partial(Claim, factor=100, unit="pts", digits=1)  # of accuracy and the like
+_small = partial(Claim, digits=3)  # distances and shares well below 1
 
 CLAIMS = (
     _points(
@@ -91,7 +92,7 @@ CLAIMS = (
         margin=0.01,
         headline=True,
     ),
-    Claim(
+    _small(
         id="C1c",
         title="Averaging explains labels better than one network",
         sentence="Averaging over HMC's posterior draws has a lower negative log-likelihood per test sample than one "
@@ -101,9 +102,8 @@ CLAIMS = (
         direction="less",
         margin=0.02,
         unit="nats",
-        digits=3,
     ),
-    Claim(
+    _small(
         id="C2",
         title="Predictions converge faster than weights",
         sentence="The median split-R-hat of test predictions is smaller than that of weights.",
@@ -111,7 +111,6 @@ CLAIMS = (
         estimand=PerSeed(median_rhat, "median split-R-hat, predictions minus weights", ("hmc",)),
         direction="less",
         margin=0.005,
-        digits=3,
     ),
     Claim(
         id="C2b",
@@ -125,7 +124,7 @@ CLAIMS = (
         unit="%",
         digits=1,
     ),
-    Claim(
+    _small(
         id="C3",
         title="One long chain is as good as many short ones",
         sentence="With equal numbers of gradients, one long chain is as close to an independent reference in total "
@@ -134,7 +133,6 @@ CLAIMS = (
         estimand=Difference("tv", "long_chain", "hmc"),
         direction="within",
         margin=0.02,
-        digits=3,
     ),
     Claim(
         id="C4",
@@ -233,7 +231,7 @@ CLAIMS = (
         direction="greater",
         margin=0.05,
     ),
-    Claim(
+    _small(
         id="C7b",
         title="Weights on constant inputs keep their prior",
         sentence="The posterior variance of weights on constant inputs equals the prior's within a tenth.",
@@ -242,7 +240,6 @@ CLAIMS = (
         direction="within",
         null=1.0,
         margin=0.1,
-        digits=3,
         kind="check",
     ),
     _points(
@@ -255,7 +252,7 @@ CLAIMS = (
         direction="greater",
         margin=0.05,
     ),
-    Claim(
+    _small(
         id="C8",
         title="Ensembles are closer to HMC than variational inference",
         sentence="The predictions of a deep ensemble are closer to HMC's in total variation than those of mean-field "
@@ -264,9 +261,8 @@ CLAIMS = (
         estimand=Difference("tv", "ensemble", "mfvi"),
         direction="less",
         margin=0.02,
-        digits=3,
     ),
-    Claim(
+    _small(
         id="C8b",
         title="Ensembles are as close to HMC as Langevin sampling",
         sentence="The predictions of a deep ensemble are as close to HMC's in total variation as those of "
@@ -275,9 +271,8 @@ CLAIMS = (
         estimand=Difference("tv", "ensemble", "sgld"),
         direction="within",
         margin=0.05,
-        digits=3,
     ),
-    Claim(
+    _small(
         id="C9",
         title="HMC detects foreign inputs better than an ensemble",
         sentence="Predictive entropy tells other data from test data better with HMC than with a tuned deep ensemble.",
@@ -285,9 +280,8 @@ CLAIMS = (
         estimand=Difference("auroc_ood", "hmc", "ensemble"),
         direction="greater",
         margin=0.02,
-        digits=3,
     ),
-    Claim(
+    _small(
         id="C9b",
         title="HMC detects foreign inputs better than one network",
         sentence="Predictive entropy tells other data from test data better with HMC than with one tuned optimum.",
@@ -295,7 +289,6 @@ CLAIMS = (
         estimand=Difference("auroc_ood", "hmc", "sgd"),
         direction="greater",
         margin=0.02,
-        digits=3,
     ),
     _points(
         id="C9c",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import pandas as pd
 
@@ -79,11 +79,11 @@ def _against_0(alpha: float, arm: str = "penalty") -> Difference:
     return Difference("test_accuracy", arm, arm, treatment_where={"alpha": alpha}, control_where={"alpha": 0.0})
 
 
-_ACCURACY: dict[str, Any] = {"factor": 100.0, "unit": "pts", "digits": 1}
-_TREND: dict[str, Any] = {"margin": 0.5, "test": "trend", "unit": "rho"}
+_accuracy = partial(Claim, factor=100.0, unit="pts", digits=1)
+_trend = partial(Claim, margin=0.5, test="trend", unit="rho")
 
 CLAIMS = (
-    Claim(
+    _trend(
         id="C1",
         title="A penalty turns class selectivity up and down",
         headline=True,
@@ -91,9 +91,8 @@ CLAIMS = (
         source="selectivity against alpha",
         estimand=_over_alpha("si"),
         direction="greater",
-        **_TREND,
     ),
-    Claim(
+    _accuracy(
         id="C2",
         title="Less class selectivity gives higher test accuracy",
         headline=True,
@@ -106,9 +105,8 @@ CLAIMS = (
         ),
         direction="greater",
         margin=0.01,
-        **_ACCURACY,
     ),
-    Claim(
+    _accuracy(
         id="C2b",
         title="Less class selectivity helps after long training too",
         sentence="With the longer training too, alpha = -2 gives a higher test accuracy than alpha = 0.",
@@ -117,7 +115,6 @@ CLAIMS = (
         estimand=_against_0(-2.0, "long"),
         direction="greater",
         margin=0.01,
-        **_ACCURACY,
     ),
     Claim(
         id="C3",
@@ -130,7 +127,7 @@ CLAIMS = (
         null=2.5,
         unit="x",
     ),
-    Claim(
+    _accuracy(
         id="C3b",
         title="Strongly reduced class selectivity costs no accuracy",
         headline=True,
@@ -140,9 +137,8 @@ CLAIMS = (
         estimand=_against_0(-5.0),
         direction="at_least",
         null=-0.01,
-        **_ACCURACY,
     ),
-    Claim(
+    _accuracy(
         id="C4",
         title="Nearly no class selectivity costs 3 points at most",
         sentence="With an alpha so negative that hardly any selectivity is left (after a warm-up), the test accuracy "
@@ -153,9 +149,8 @@ CLAIMS = (
         direction="at_least",
         null=-0.03,
         from_scale=Scale.FULL,
-        **_ACCURACY,
     ),
-    Claim(
+    _accuracy(
         id="C5",
         title="More class selectivity lowers test accuracy",
         headline=True,
@@ -164,9 +159,8 @@ CLAIMS = (
         estimand=_against_0(3.0),
         direction="less",
         margin=0.01,
-        **_ACCURACY,
     ),
-    Claim(
+    _accuracy(
         id="C5b",
         title="Even slightly more class selectivity lowers accuracy",
         sentence="At alpha = +1 the test accuracy is lower than at alpha = 0.",
@@ -174,7 +168,6 @@ CLAIMS = (
         estimand=_against_0(1.0),
         direction="less",
         margin=0.01,
-        **_ACCURACY,
     ),
     Claim(
         id="C6",
@@ -209,7 +202,7 @@ CLAIMS = (
         margin=0.05,
         unit="x",
     ),
-    Claim(
+    _trend(
         id="C8",
         title="A layer's most selective rotation follows the penalty",
         sentence="The selectivity of a middle layer's most selective rotation, on samples it was not fitted to, rises "
@@ -217,9 +210,8 @@ CLAIMS = (
         source="off-axis analysis, upper bound",
         estimand=_over_alpha("si_bound"),
         direction="greater",
-        **_TREND,
     ),
-    Claim(
+    _accuracy(
         id="C9",
         title="More class selectivity harms even if units cannot die",
         sentence="With leaky ReLUs, which cannot die, alpha = +3 lowers the test accuracy too.",
@@ -227,34 +219,30 @@ CLAIMS = (
         estimand=_against_0(3.0, "leaky"),
         direction="less",
         margin=0.01,
-        **_ACCURACY,
     ),
-    Claim(
+    _trend(
         id="C10",
         title="Class selectivity grows with depth",
         sentence="In the plain network mean class selectivity rises from layer to layer.",
         source="layerwise profiles",
         estimand=PerSeed(by_depth, "mean SI of each layer, alpha = 0", ("penalty",)),
         direction="greater",
-        **_TREND,
     ),
-    Claim(
+    _trend(
         id="C11",
         title="Less selective networks withstand noise better",
         sentence="Accuracy under Gaussian noise falls as alpha rises.",
         source="follow-up, arXiv 2010.07693",
         estimand=_over_alpha("noise_accuracy"),
         direction="less",
-        **_TREND,
     ),
-    Claim(
+    _trend(
         id="C11b",
         title="More selective networks withstand attacks better",
         sentence="Accuracy under an attack by one signed gradient step rises as alpha rises.",
         source="follow-up, arXiv 2010.07693",
         estimand=_over_alpha("fgsm_accuracy"),
         direction="greater",
-        **_TREND,
     ),
     Claim(
         id="C12",
@@ -278,7 +266,7 @@ CLAIMS = (
         direction="greater",
         margin=0.05,
     ),
-    Claim(
+    _accuracy(
         id="C13",
         title="Suppressing selectivity early hurts more than late",
         sentence="Discouraging selectivity in the first third of training only gives a lower accuracy than doing so in "
@@ -288,9 +276,8 @@ CLAIMS = (
         direction="less",
         margin=0.005,
         from_scale=Scale.FULL,
-        **_ACCURACY,
     ),
-    Claim(
+    _accuracy(
         id="C14",
         title="The penalty helps more with true than shuffled labels",
         sentence="At alpha = -2 the penalty gives a higher test accuracy with the true labels than with labels that "
@@ -299,7 +286,6 @@ CLAIMS = (
         estimand=Difference("test_accuracy", "penalty", "shuffled", where={"alpha": -2.0}),
         direction="greater",
         margin=0.005,
-        **_ACCURACY,
     ),
     Claim(
         id="C14b",
@@ -310,7 +296,7 @@ CLAIMS = (
         direction="less",
         margin=0.05,
     ),
-    Claim(
+    _accuracy(
         id="C14c",
         title="Raising selectivity harms more with true labels",
         sentence="At alpha = +3 the penalty gives a lower test accuracy with the true labels than with labels that are "
@@ -319,6 +305,5 @@ CLAIMS = (
         estimand=Difference("test_accuracy", "penalty", "shuffled", where={"alpha": 3.0}),
         direction="less",
         margin=0.005,
-        **_ACCURACY,
     ),
 )

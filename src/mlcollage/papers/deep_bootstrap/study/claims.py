@@ -6,6 +6,8 @@ user's own model as well.
 
 from __future__ import annotations
 
+from functools import partial
+
 import pandas as pd
 
 from mlcollage.lab import Claim, Difference, Level, PerSeed, Scale
@@ -112,8 +114,10 @@ def squared_loss_gap(rows: pd.DataFrame) -> float:
     return float(_largest_n(_of(rows, "final_gap", ("mlp128_mse",))).iloc[0])
 
 
+_error = partial(Claim, digits=3)  # of errors, which are shares
+
 CLAIMS = (
-    Claim(
+    _error(
         id="C1",
         title="Reused data teach like fresh data until they are fitted",
         headline=True,
@@ -123,9 +127,8 @@ CLAIMS = (
         estimand=PerSeed(worst_gap, "largest bootstrap error up to T, worst network, largest n", FITTED),
         direction="at_most",
         null=0.05,
-        digits=3,
     ),
-    Claim(
+    _error(
         id="C1b",
         title="Reusing data costs less than the train-test gap",
         sentence="When the Real World has fitted its train set (or at the end), the bootstrap error is smaller than "
@@ -134,7 +137,6 @@ CLAIMS = (
         estimand=PerSeed(gap_and_classical_gap, "bootstrap error minus generalization gap at T, smallest n", FITTED),
         direction="less",
         margin=0.02,
-        digits=3,
     ),
     Claim(
         id="C2",
@@ -182,7 +184,7 @@ CLAIMS = (
         margin=0.5,
         unit="tau",
     ),
-    Claim(
+    _error(
         id="C5",
         title="Convolution helps on reused and on fresh data",
         headline=True,
@@ -194,9 +196,8 @@ CLAIMS = (
         ),
         direction="greater",
         margin=0.01,
-        digits=3,
     ),
-    Claim(
+    _error(
         id="C6",
         title="Random image shifts slow fitting more than learning",
         headline=True,
@@ -206,9 +207,8 @@ CLAIMS = (
         estimand=PerSeed(shift_trade, "added train − added ideal soft-error", ("cnn", "cnn_shift")),
         direction="greater",
         margin=0.01,
-        digits=3,
     ),
-    Claim(
+    _error(
         id="C6b",
         title="Random image shifts lower the error on reused data",
         sentence="Random shifts lower the soft-error of the Real World at the smallest common n.",
@@ -216,9 +216,8 @@ CLAIMS = (
         estimand=PerSeed(shift_gain, "real soft-error without − with shifts", ("cnn", "cnn_shift")),
         direction="greater",
         margin=0.01,
-        digits=3,
     ),
-    Claim(
+    _error(
         id="C7",
         title="Pre-training lowers the error on fresh data",
         sentence="Pre-training on another alphabet lowers the final soft-error in the Ideal World.",
@@ -226,10 +225,9 @@ CLAIMS = (
         estimand=Difference("final_ideal", "cnn_pretrained", "cnn", where={"n": 10_000}),
         direction="less",
         margin=0.005,
-        digits=3,
         from_scale=Scale.FULL,
     ),
-    Claim(
+    _error(
         id="C8",
         title="With wrong labels, reused data fall behind fresh data",
         sentence="With a fifth of the labels wrong and few samples, the final bootstrap error exceeds 0.05: the claim "
@@ -238,7 +236,6 @@ CLAIMS = (
         estimand=PerSeed(noisy_gap, "final bootstrap error with 20% label noise, smallest n", ("mlp128_noise",)),
         direction="at_least",
         null=0.05,
-        digits=3,
     ),
     Claim(
         id="C8b",
@@ -250,7 +247,7 @@ CLAIMS = (
         direction="at_least",
         null=0.1,
     ),
-    Claim(
+    _error(
         id="C9",
         title="Squared loss: reused data end close to fresh data",
         sentence="Trained by squared error, the hard error of the Real World exceeds that of the Ideal World by at "
@@ -259,7 +256,6 @@ CLAIMS = (
         estimand=PerSeed(squared_loss_gap, "final difference of hard errors, squared loss, largest n", ("mlp128_mse",)),
         direction="at_most",
         null=0.05,
-        digits=3,
         from_scale=Scale.FULL,
     ),
 )

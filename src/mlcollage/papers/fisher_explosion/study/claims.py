@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from functools import partial
 
 import pandas as pd
 
@@ -69,7 +68,7 @@ def flatter_fp(rows: pd.DataFrame) -> float:
     return _flatter(rows, "small_fp")
 
 
-_ACCURACY: Mapping[str, Any] = {"factor": 100, "unit": "pts", "digits": 1}
+_accuracy = partial(Claim, factor=100, unit="pts", digits=1)
 
 CLAIMS = (
     Claim(
@@ -84,7 +83,7 @@ CLAIMS = (
         unit="log",
         headline=True,
     ),
-    Claim(
+    _accuracy(
         id="C1b",
         title="Small learning rates generalize worse",
         sentence="Trained until both fit, the small learning rate ends with a lower test accuracy than the large one.",
@@ -93,7 +92,6 @@ CLAIMS = (
         direction="less",
         margin=0.005,
         headline=True,
-        **_ACCURACY,
     ),
     Claim(
         id="C2",
@@ -107,7 +105,7 @@ CLAIMS = (
         margin=0.2,
         unit="rho",
     ),
-    Claim(
+    _accuracy(
         id="C3",
         title="The Fisher penalty helps small learning rates",
         sentence="The Fisher penalty raises the final test accuracy of the small learning rate.",
@@ -115,9 +113,8 @@ CLAIMS = (
         estimand=Difference("final_accuracy", "small_fp", "small"),
         direction="greater",
         margin=0.005,
-        **_ACCURACY,
     ),
-    Claim(
+    _accuracy(
         id="C3b",
         title="The penalty regains half of what small learning rates lose",
         sentence="With the Fisher penalty, the small learning rate's final test accuracy lies nearer to that of the "
@@ -127,9 +124,8 @@ CLAIMS = (
         direction="at_least",
         null=0.0,
         headline=True,
-        **_ACCURACY,
     ),
-    Claim(
+    _accuracy(
         id="C4",
         title="The Fisher penalty helps large learning rates too",
         sentence="The Fisher penalty raises the final test accuracy of the large learning rate.",
@@ -137,9 +133,8 @@ CLAIMS = (
         estimand=Difference("final_accuracy", "large_fp", "large"),
         direction="greater",
         margin=0.005,
-        **_ACCURACY,
     ),
-    Claim(
+    _accuracy(
         id="C5",
         title="An early penalty helps more than a late one",
         sentence="The Fisher penalty in the first quarter of training gives a higher final test accuracy than in the "
@@ -148,9 +143,8 @@ CLAIMS = (
         estimand=Difference("final_accuracy", "early_fp", "late_fp"),
         direction="greater",
         margin=0.005,
-        **_ACCURACY,
     ),
-    Claim(
+    _accuracy(
         id="C5b",
         title="With wrong labels too, an early penalty helps more",
         sentence="With 30% of the labels wrong, the Fisher penalty in the first quarter gives a higher final test "
@@ -159,9 +153,8 @@ CLAIMS = (
         estimand=Difference("final_accuracy", "noise_early_fp", "noise_late_fp"),
         direction="greater",
         margin=0.01,
-        **_ACCURACY,
     ),
-    Claim(
+    _accuracy(
         id="C6",
         title="The Fisher penalty protects against wrong labels",
         sentence="With 30% of the labels wrong, the Fisher penalty raises the final test accuracy.",
@@ -169,9 +162,8 @@ CLAIMS = (
         estimand=Difference("final_accuracy", "noise_fp", "noise_none"),
         direction="greater",
         margin=0.02,
-        **_ACCURACY,
     ),
-    Claim(
+    _accuracy(
         id="C6b",
         title="The Fisher penalty slows the memorizing of wrong labels",
         sentence="The Fisher penalty lowers the fitted share of wrong labels, over all of training, by more than that "
@@ -181,9 +173,8 @@ CLAIMS = (
         direction="less",
         margin=0.02,
         headline=True,
-        **_ACCURACY,
     ),
-    Claim(
+    _accuracy(
         id="C6c",
         title="Against wrong labels, the penalty beats stopping early",
         sentence="With wrong labels, the best test accuracy over training is higher with the Fisher penalty: its gain "
@@ -192,9 +183,8 @@ CLAIMS = (
         estimand=Difference("best_accuracy", "noise_fp", "noise_none"),
         direction="greater",
         margin=0.01,
-        **_ACCURACY,
     ),
-    Claim(
+    _accuracy(
         id="C6d",
         title="With wrong labels, the penalty helps at equal fit",
         sentence="With wrong labels, the test accuracy where 85% of the rightly labeled training images are fitted is "
@@ -203,9 +193,8 @@ CLAIMS = (
         estimand=Difference("accuracy_at_fit", "noise_fp", "noise_none"),
         direction="greater",
         margin=0.01,
-        **_ACCURACY,
     ),
-    Claim(
+    _accuracy(
         id="C6e",
         title="Against wrong labels, the penalty is as good as mixup",
         sentence="With wrong labels, the final test accuracy with the Fisher penalty is at most one point below that "
@@ -214,7 +203,6 @@ CLAIMS = (
         estimand=Difference("final_accuracy", "noise_fp", "noise_mixup"),
         direction="at_least",
         null=-0.01,
-        **_ACCURACY,
     ),
     Claim(
         id="C7",
@@ -250,7 +238,7 @@ CLAIMS = (
         digits=1,
         kind="check",
     ),
-    Claim(
+    _accuracy(
         id="C9",
         title="Penalties at drawn labels beat those at true labels",
         sentence="With wrong labels and coefficients tuned alike, penalties at drawn labels (FP, GPr) give a higher "
@@ -259,7 +247,6 @@ CLAIMS = (
         estimand=PerSeed(sampled_against_true, "mean of FP and GPr − GP", ("noise_fp", "noise_gpr", "noise_gp")),
         direction="greater",
         margin=0.005,
-        **_ACCURACY,
     ),
     Claim(
         id="C10",

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 from mlcollage.lab import Claim, Difference, Level, Trend
 
 FORGET_ARMS = ("gln_m1", "gln_m2", "gln_m4", "gln_m8")  # half-spaces per neuron
-_POINTS: dict[str, Any] = {"factor": 100, "unit": "pts", "digits": 1}  # accuracies, in percentage points
+_points = partial(Claim, factor=100, unit="pts", digits=1)  # accuracies, in percentage points
 
 CLAIMS = (
-    Claim(
+    _points(
         id="C1",
         title="In one pass, a gated linear network beats an MLP",
         sentence="After a single online pass, a GLN is more accurate on test data than an MLP trained by "
@@ -21,9 +21,8 @@ CLAIMS = (
         direction="greater",
         margin=0.02,
         headline=True,
-        **_POINTS,
     ),
-    Claim(
+    _points(
         id="C1b",
         title="In one pass, a gated linear network beats a linear model",
         sentence="After a single online pass, a GLN is more accurate on test data than multinomial logistic "
@@ -32,9 +31,8 @@ CLAIMS = (
         estimand=Difference("accuracy", "gln", "linear"),
         direction="greater",
         margin=0.02,
-        **_POINTS,
     ),
-    Claim(
+    _points(
         id="C2",
         title="A gated linear network learns sooner than an MLP",
         sentence="Over the first fifth of the stream, a GLN predicts more of the coming samples right than an MLP; "
@@ -44,9 +42,8 @@ CLAIMS = (
         direction="greater",
         margin=0.02,
         headline=True,
-        **_POINTS,
     ),
-    Claim(
+    _points(
         id="C3",
         title="A gated linear network forgets less than an MLP",
         sentence="After four permuted tasks, one pass each, a GLN with 8 half-spaces per neuron is more accurate over "
@@ -56,7 +53,6 @@ CLAIMS = (
         direction="greater",
         margin=0.10,
         headline=True,
-        **_POINTS,
     ),
     Claim(
         id="C3b",
@@ -154,7 +150,7 @@ CLAIMS = (
         unit="errors",
         digits=0,
     ),
-    Claim(
+    _points(
         id="C11",
         title="One online pass comes near a tuned SVM",
         sentence="A single pass of a GLN is at most 3 points less accurate than a support vector machine tuned on all "
@@ -163,6 +159,5 @@ CLAIMS = (
         estimand=Difference("mean_table_accuracy", "gln", "svm"),
         direction="at_least",
         null=-0.03,
-        **_POINTS,
     ),
 )
