@@ -190,3 +190,22 @@ def test_bad_use_is_explained():
     optimizer.first_step()
     with pytest.raises(InvalidInput, match="half done"):
         optimizer.state_dict()
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_a_loss_of_another_copy_is_refused_and_moves_nothing(set_to_none):
+    model = nn.Linear(3, 2)
+    other, x = copy.deepcopy(model), torch.ones(4, 3)
+    before = copy.deepcopy(model.state_dict())
+    optimizer = SAM(model.parameters(), torch.optim.SGD, lr=0.1)
+    model(x).sum().backward()  # gradients of an earlier time must not pass for new ones
+    optimizer.zero_grad(set_to_none=set_to_none)
+    other(x).sum().backward()
+    with pytest.raises(InvalidInput, match=r"first_step was called before any gradient was there.*not of a copy"):
+        optimizer.first_step()
+    model(x).sum().backward()
+    optimizer.first_step(zero_grad=True)
+    other(x).sum().backward()
+    with pytest.raises(InvalidInput, match="second_step was called before any gradient"):
+        optimizer.second_step()
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())

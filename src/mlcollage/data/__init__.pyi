@@ -1,3 +1,6 @@
+from .batches import Batch as Batch
+from .batches import batches_of as batches_of
+from .batches import read_batch as read_batch
 from .catalog import catalog as catalog
 from .digits import load_digits_split as load_digits_split
 from .glyphs import GlyphWorld as GlyphWorld
@@ -13,6 +16,7 @@ from .world import DataWorld as DataWorld
 
 __all__ = [
     "MNIST1D",
+    "Batch",
     "DataWorld",
     "GlyphWorld",
     "Labeled",
@@ -20,8 +24,10 @@ __all__ = [
     "Workload",
     "add_label_noise",
     "arrays",
+    "batches_of",
     "catalog",
     "load_digits_split",
     "load_workload",
     "problem",
+    "read_batch",
 ]

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from mlcollage import _checks as checks
+from mlcollage.data.batches import fit_mask
 from mlcollage.errors import InvalidInput
-from mlcollage.measure.representation import as_samples, resolve_unit_axis
+from mlcollage.measure.representation import as_samples, masked_mean, resolve_unit_axis
 
 __all__ = ["ClassMeans"]
 
@@ -55,7 +56,9 @@ class ClassMeans:
         self.sums: Tensor | None = None
         self.counts = torch.zeros(self.num_classes, dtype=torch.float64, device=self._device)
 
-    def update(self, acts: Tensor, targets: Tensor, *, unit_axis: int | None = None) -> None:
+    def update(
+        self, acts: Tensor, targets: Tensor, *, unit_axis: int | None = None, mask: Tensor | None = None
+    ) -> None:
         """Add a batch.
 
         Parameters
@@ -66,7 +69,7 @@ class ClassMeans:
             Integer labels (N,): feature maps are averaged over space first. Labels per position (N, H, W) or (N, T):
             each position counts as a sample. Soft targets (N, C), or (N, C, H, W) and (N, T, C) per position, in a
             float type: they weigh.
-        unit_axis
+        unit_axis, mask
             As in :func:`~mlcollage.measure.representation.as_samples`.
 
         Raises
@@ -75,7 +78,9 @@ class ClassMeans:
             For targets out of range, shapes that do not fit, and activations that are not finite.
         """
         # (M, U) and labels (M,) or weights (M, C), with M samples or positions
-        rows, weights = _match(acts.detach(), targets, self.num_classes, unit_axis)
+        rows, weights = rows_and_weights(
+            acts.detach(), targets, self.num_classes, unit_axis=unit_axis, mask=mask, ignore_index=self.ignore_index
+        )
         rows = rows.cpu() if rows.device.type == "mps" else rows  # Apple's GPUs have no float64
         if not bool(rows.isfinite().all()):
             raise InvalidInput(f"{int((~rows.isfinite()).sum())} activations are NaN or infinite; look at the layer.")
@@ -148,12 +153,23 @@ def check_labels(labels: Tensor, num_classes: int) -> None:
     if labels.numel() and (int(labels.min()) < 0 or int(labels.max()) >= num_classes):
         raise InvalidInput(
             f"targets run from {int(labels.min())} to {int(labels.max())}, but num_classes={num_classes} allows 0 to "
-            f"{num_classes - 1}."
+            f"{num_classes - 1}; what is not to be counted is named by ignore_index."
         )
 
 
-def _match(acts: Tensor, targets: Tensor, num_classes: int, unit_axis: int | None) -> tuple[Tensor, Tensor]:
-    """Rows (M, U), and labels (M,) or weights (M, C) for them."""
+def rows_and_weights(
+    acts: Tensor,
+    targets: Tensor,
+    num_classes: int,
+    *,
+    unit_axis: int | None = None,
+    mask: Tensor | None = None,
+    ignore_index: int = -100,
+) -> tuple[Tensor, Tensor]:
+    """Rows (M, U), and labels (M,) or weights (M, C) for them, as :meth:`ClassMeans.update` takes them; differentiable.
+
+    Rows that the mask leaves out stay, with the label ``ignore_index`` or weights of 0.
+    """
     axis = resolve_unit_axis(acts, unit_axis)
     if not acts.is_floating_point():
         raise InvalidInput(f"activations must be floating-point numbers, not {acts.dtype}.")
@@ -169,10 +185,15 @@ def _match(acts: Tensor, targets: Tensor, num_classes: int, unit_axis: int | Non
     shape = list(targets.shape)
     if grid and shape == dense:
         rows = as_samples(acts, "positions", unit_axis=axis)
+        keep = None if mask is None else fit_mask(mask.to(acts.device), grid).flatten()
         # (N, C, H, W) to (N * H * W, C), in the order of the rows
         weights = targets.movedim(axis, -1).flatten(0, -2) if soft else targets.flatten()
     elif shape == flat:
-        rows, weights = as_samples(acts, unit_axis=axis), targets
+        whole = None if mask is None else fit_mask(mask.to(acts.device), grid)
+        rows = (
+            as_samples(acts, unit_axis=axis) if whole is None or not grid else masked_mean(acts.movedim(axis, 1), whole)
+        )
+        weights, keep = targets, None if whole is None else whole.flatten(1).any(1) if grid else whole
     else:
         raise InvalidInput(
             f"targets of shape {tuple(shape)} do not fit activations {tuple(acts.shape)}; expected "
@@ -181,8 +202,12 @@ def _match(acts: Tensor, targets: Tensor, num_classes: int, unit_axis: int | Non
     if soft:
         if bool((weights < 0).any()) or not bool(weights.isfinite().all()):
             raise InvalidInput("soft targets must be finite and not negative.")
-        return rows, weights
-    return rows, weights.long()
+    else:
+        weights = weights.long()
+    if keep is not None:
+        rows = torch.where(keep[:, None], rows, 0.0)  # it may be NaN
+        weights = weights * keep[:, None] if soft else weights.masked_fill(~keep, ignore_index)
+    return rows, weights
 
 
 def _either(flat: list[int], dense: list[int]) -> str:

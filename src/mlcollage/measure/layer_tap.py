@@ -246,7 +246,8 @@ def _nothing(want: str | type[nn.Module], modules: Mapping[str, nn.Module]) -> I
         kind = "ReLU" if want == "relu" else getattr(want, "__name__", str(want))
         return InvalidInput(
             f"the model has no module of type {kind} (functions such as torch.relu cannot be tapped): name the layers "
-            f"before it and give reduce=torch.relu, or choose others; its modules are {some or 'none'}."
+            "before it and rectify what they give (reduce=torch.relu of a LayerTap, negative='relu' of a selectivity), "
+            f"or choose others; its modules are {some or 'none'}."
         )
     return UnknownName(f"the model has no layer {want!r}; its modules are {some or 'none'}.")
 

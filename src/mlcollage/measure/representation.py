@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mlcollage import _checks as checks
+from mlcollage.data.batches import fit_mask
 from mlcollage.errors import InvalidInput
 
 __all__ = ["as_samples", "centered_matrix"]
@@ -16,7 +17,9 @@ __all__ = ["as_samples", "centered_matrix"]
 Space = Literal["mean", "positions"]
 
 
-def as_samples(acts: Tensor, space: Space = "mean", *, unit_axis: int | None = None) -> Tensor:
+def as_samples(
+    acts: Tensor, space: Space = "mean", *, unit_axis: int | None = None, mask: Tensor | None = None
+) -> Tensor:
     """Activations of any layer as a matrix (samples, units).
 
     Parameters
@@ -31,6 +34,9 @@ def as_samples(acts: Tensor, space: Space = "mean", *, unit_axis: int | None = N
         Which axis counts the units; by default axis 1, which three axes need to have said: tokens (N, T, U) have
         ``unit_axis=-1``, maps of one-dimensional convolutions (N, U, L) ``unit_axis=1``.
         :class:`~mlcollage.measure.units.LayerUnits` finds it out from the model.
+    mask
+        (N, T), (N, H, W) or (N,), true for positions (samples) that count, such as ``attention_mask``; others are in no
+        mean and no row, and a sample without any has none.
 
     Returns
     -------
@@ -44,11 +50,25 @@ def as_samples(acts: Tensor, space: Space = "mean", *, unit_axis: int | None = N
     """
     axis = resolve_unit_axis(acts, unit_axis)
     checks.choice("space", space, ("mean", "positions"))
+    if mask is not None:
+        rows = acts.movedim(axis, -1)  # (N, *positions, U)
+        keep = fit_mask(mask.to(acts.device), rows.shape[1:-1])
+        if space == "positions" or acts.ndim == 2:
+            return rows[keep]
+        return masked_mean(acts.movedim(axis, 1), keep)[keep.flatten(1).any(1)]
     if acts.ndim == 2 and axis == 1:  # a dense layer's already
         return acts
     if space == "mean":
         return acts.mean(dim=[d for d in range(1, acts.ndim) if d != axis])
     return acts.movedim(axis, -1).flatten(0, -2)  # (N, *positions, U) to (N * positions, U)
+
+
+def masked_mean(acts: Tensor, keep: Tensor) -> Tensor:
+    """Mean (N, U) of (N, U, *positions) over the positions that ``keep`` (N, *positions) has; 0 where it has none."""
+    rows = acts.flatten(2)  # (N, U, positions)
+    keep = keep.flatten(1).unsqueeze(1)  # (N, 1, positions)
+    # What does not count may be NaN, so that it is replaced and not multiplied by 0.
+    return torch.where(keep, rows, 0.0).sum(2) / keep.sum(2).clamp(min=1)
 
 
 def resolve_unit_axis(acts: Tensor, unit_axis: int | None) -> int:

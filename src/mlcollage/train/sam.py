@@ -6,6 +6,7 @@ ICML 2021, arXiv:2102.11600, equation 5, with the elementwise operator :math:`T_
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -109,6 +110,7 @@ class SAM(torch.optim.Optimizer):
             )
         super().__init__(params, {"rho": rho, "adaptive": adaptive, "offset": offset, **kwargs})
         self.stacked = stacked
+        self._sight: list[tuple[weakref.ref[Tensor], int]] = []
         self.base_optimizer = base_optimizer(self.param_groups, **kwargs)
         self._share()
 
@@ -126,6 +128,7 @@ class SAM(torch.optim.Optimizer):
         zero_grad
             Also clear the gradients, ready for the second ``backward()``.
         """
+        self._check_fresh("first_step")
         total = self._gradient_norm()  # of all groups together: (), or (R,) of stacked networks
         for group in self.param_groups:
             share = torch.as_tensor(group["rho"], dtype=total.dtype, device=total.device) / (total + 1e-12)
@@ -137,6 +140,7 @@ class SAM(torch.optim.Optimizer):
                 own = share.view(-1, *(1,) * (p.ndim - 1)) if share.ndim else share  # (R, 1, ..., 1) beside (R, ...)
                 # rho T_w^2 g / |T_w g|, with T_w = 1 unless adaptive
                 p.add_(_scaled(_scaled(p.grad, p, group), p, group) * own.to(p))
+        self._keep_sight()
         if zero_grad:
             self.zero_grad()
 
@@ -159,9 +163,31 @@ class SAM(torch.optim.Optimizer):
             Also clear the gradients.
         """
         self.restore()
+        self._check_fresh("second_step")
         self.base_optimizer.step()
+        self._keep_sight()
         if zero_grad:
             self.zero_grad()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients, as every optimizer does."""
+        super().zero_grad(set_to_none)
+        self._keep_sight()
+
+    def _keep_sight(self) -> None:
+        """Remember the gradients as they are, to see whether others come."""
+        grads = [p.grad for g in self.param_groups for p in g["params"] if p.grad is not None]
+        self._sight = [(weakref.ref(grad), grad._version) for grad in grads]
+
+    def _check_fresh(self, method: str) -> None:
+        """Refuse a step without a new gradient: the loss was that of another copy of the network."""
+        seen = {id(grad): version for ref, version in self._sight if (grad := ref()) is not None}
+        grads = [p.grad for g in self.param_groups for p in g["params"] if p.grad is not None]
+        if all(seen.get(id(grad)) == grad._version for grad in grads):
+            raise InvalidInput(
+                f"{method} was called before any gradient was there: call loss.backward() first, with a loss of the "
+                "network whose parameters this optimizer has, not of a copy of it."
+            )
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update by two evaluations.
@@ -207,8 +233,6 @@ class SAM(torch.optim.Optimizer):
             for p in group["params"]
             if p.grad is not None
         ]
-        if not norms:
-            raise InvalidInput("first_step was called before any gradient was there; call loss.backward() first.")
         # The norm of the norms is that of all entries together.
         return torch.stack([n.to(norms[0].device) for n in norms]).norm(dim=0)
 

@@ -1,16 +1,19 @@
 """The index against its formula, known cases and brute force; its biases and intervals against simulation."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy import optimize, stats
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from mlcollage.errors import InvalidInput
-from mlcollage.papers.class_selectivity import measure_selectivity, selectivity_index
+from mlcollage.papers.class_selectivity import SelectivityRegularizer, measure_selectivity, selectivity_index
 
 
 def by_hand(means, eps=1e-6):
@@ -128,7 +131,7 @@ def test_the_network_is_left_as_it_was(blobs):
     model[1].eval()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     state = torch.get_rng_state()
-    measure_selectivity(model, blobs, debias="split", ci="bootstrap")
+    measure_selectivity(model, blobs, debias="cross_fit", ci=True)
     assert model.training
     assert not model[1].training
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
@@ -162,41 +165,135 @@ def test_soft_targets_are_weights(mlp, blobs):
     assert (smooth <= hard + 1e-9).all()
 
 
-def noise_units(n, seed, units=60, classes=10, effect=0.0):
-    """Units without preference, or whose preferred class has a mean larger by ``effect``: exponential noise."""
-    g = torch.Generator().manual_seed(seed)
-    y = torch.arange(n) % classes
-    x = -torch.log(torch.rand(n, units, generator=g))
-    x[:, :] *= 1 + effect * (y[:, None] == torch.arange(units) % classes)
-    return x, y
+NOISE = {
+    "normal": lambda g, n, u: (3 + torch.randn(n, u, generator=g)).clamp(min=0),
+    "exponential": lambda g, n, u: -torch.log(torch.rand(n, u, generator=g)),
+    "rectified": lambda g, n, u: (torch.randn(n, u, generator=g) - 0.5).relu(),
+}
 
 
-def test_the_plain_index_is_biased_upwards_and_splitting_takes_the_bias_off():
+def responses(noise, classes, per_class, effect, units=100, seed=0):
+    """Units whose mean response to class 0 is 1 + ``effect`` times that to all others, and their index."""
+    y = torch.arange(classes * per_class) % classes
+    x = NOISE[noise](torch.Generator().manual_seed(seed), len(y), units)
+    return (x * (1 + effect * (y[:, None] == 0)), y), effect / (2 + effect)
+
+
+@pytest.mark.filterwarnings("ignore:with .* samples per class")
+@pytest.mark.parametrize(
+    ("noise", "classes", "per_class"),
+    [
+        ("normal", 100, 20),
+        ("normal", 10, 5),
+        ("exponential", 10, 20),
+        ("exponential", 40, 10),
+        ("rectified", 10, 50),
+    ],
+)
+def test_noise_has_no_selectivity_once_it_is_debiased_and_its_interval_covers_0(noise, classes, per_class):
     model = nn.Sequential(nn.ReLU())
-    plain, split, jack = (
-        np.mean([measure_selectivity(model, noise_units(400, s), debias=d).mean for s in range(8)])
-        for d in (None, "split", "jackknife")
-    )
-    assert plain > 0.1
-    assert abs(split) < 0.02
-    assert abs(jack) < 0.7 * plain
+    values, plain, covered = [], [], []
+    for seed in range(3):
+        data, _ = responses(noise, classes, per_class, 0.0, seed=seed)
+        plain.append(measure_selectivity(model, data).mean)
+        units = measure_selectivity(model, data, debias="cross_fit", ci=True, generator=seed).per_unit
+        values += units["si"].tolist()
+        covered += ((units["lo"] <= 0) & (units["hi"] >= 0)).tolist()
+    assert np.mean(plain) > 0.08
+    assert abs(np.mean(values)) < max(0.01, 3 * np.std(values) / np.sqrt(len(values)))
+    assert np.mean(covered) > 0.95
+    # What the report says of units without preference is what the plain index makes of them.
+    assert units["floor"].mean() == pytest.approx(np.mean(plain), rel=0.2)
 
 
-def test_with_a_clear_preference_all_three_agree():
-    model, data = nn.Sequential(nn.ReLU()), noise_units(20_000, 0, effect=2.0)
-    values = [measure_selectivity(model, data, debias=d).mean for d in (None, "split", "jackknife")]
-    assert values == pytest.approx([0.5] * 3, abs=0.01)
+@pytest.mark.parametrize(
+    ("noise", "classes", "per_class", "effect"),
+    [
+        ("normal", 100, 20, 1.0),
+        ("normal", 10, 50, 0.3),
+        ("exponential", 10, 250, 1.0),
+        ("exponential", 10, 100, 4.0),
+        ("rectified", 10, 250, 4.0),
+    ],
+)
+def test_selectivity_that_is_there_stays_and_is_covered(noise, classes, per_class, effect):
+    values, covered = [], []
+    for seed in range(2):
+        data, truth = responses(noise, classes, per_class, effect, seed=10 + seed)
+        units = measure_selectivity(
+            nn.Sequential(nn.ReLU()), data, debias="cross_fit", ci=True, generator=seed
+        ).per_unit
+        values += units["si"].tolist()
+        covered += ((units["lo"] <= truth) & (units["hi"] >= truth)).tolist()
+        assert (units["lo"] <= units["hi"]).all()
+    assert np.mean(values) == pytest.approx(truth, abs=0.015)
+    assert 0.9 <= np.mean(covered) <= 1.0
 
 
-def test_intervals_cover_units_that_have_a_preference():
-    model = nn.Sequential(nn.ReLU())
-    hits = []
-    for seed in range(10):
-        units = measure_selectivity(model, noise_units(1000, seed, effect=2.0), ci="bootstrap", generator=seed).per_unit
-        hits += [((units["lo"] <= 0.5) & (units["hi"] >= 0.5)).mean()]
-        assert (units["lo"] <= units["si"]).all()
-        assert (units["si"] <= units["hi"]).all()
-    assert 0.9 <= np.mean(hits) <= 0.99
+def test_cross_fitting_by_brute_force():
+    (x, y), _ = responses("exponential", 4, 10, 1.0, units=6)
+    report = measure_selectivity(nn.Sequential(nn.ReLU()), (x, y), debias="cross_fit", generator=3)
+    first = torch.randint(5, (4,), generator=torch.Generator().manual_seed(3))
+    fold = torch.stack([(first[c] + torch.arange(10)) % 5 for c in range(4)], 1).flatten()  # y is 0, 1, 2, 3, 0, ...
+    x, expected = x.double().numpy(), np.zeros(6)
+    for k in range(5):
+        for u in range(6):
+            train = [x[(y == c) & (fold != k), u] for c in range(4)]
+            held = [x[(y == c) & (fold == k), u].mean() for c in range(4)]
+            best = int(np.argmax([t.mean() for t in train]))
+            rest, own_rest = (np.delete(m, best).mean() for m in ([t.mean() for t in train], held))
+            size = train[best].mean() + rest + 1e-6
+            error = x[y == best, u].var(ddof=1) / len(train[best]) / size**2
+            expected[u] += (held[best] - own_rest) / size / (1 + error) / 5
+    np.testing.assert_allclose(report.per_unit["si"], expected, rtol=1e-9)
+
+
+def test_fiellers_interval_is_where_the_test_of_the_contrast_does_not_reject():
+    (x, y), _ = responses("normal", 3, 30, 2.0, units=5)
+    units = measure_selectivity(nn.Sequential(nn.ReLU()), (x, y), ci=True).per_unit
+    for u, row in units.iterrows():
+        groups = [x[y == c, u].double().numpy() for c in range(3)]
+        z = stats.t.ppf(0.975, 29)  # one class alone can be the preferred one
+
+        def rejects(s, groups=groups, z=z):
+            rest = (groups[1].mean() + groups[2].mean()) / 2
+            errors = [g.var(ddof=1) / 30 for g in groups]
+            size = (1 - s) ** 2 * errors[0] + (1 + s) ** 2 * (errors[1] + errors[2]) / 4
+            return abs((1 - s) * groups[0].mean() - (1 + s) * rest) / np.sqrt(size) - z
+
+        assert optimize.brentq(rejects, -0.5, row["si"]) == pytest.approx(row["lo"], abs=1e-6)
+        assert optimize.brentq(rejects, row["si"], 0.99) == pytest.approx(row["hi"], abs=1e-6)
+
+
+def test_few_samples_per_class_are_said():
+    data, _ = responses("normal", 100, 20, 0.0)
+    with pytest.warns(
+        UserWarning, match=r"with 20 samples per class .* expected to be 0\.08\d.*: take more samples, or debias"
+    ):
+        measure_selectivity(nn.Sequential(nn.ReLU()), data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        measure_selectivity(nn.Sequential(nn.ReLU()), data, debias="cross_fit")
+        measure_selectivity(nn.Sequential(nn.ReLU()), responses("normal", 10, 50, 1.0)[0])
+
+
+def test_one_sign_policy_in_the_measure_and_in_the_regularizer(images):
+    """Responses are looked at one by one, not their means over space, which may hide a negative one."""
+    x, y = images
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.GELU())
+    with torch.no_grad():
+        model[0].bias.fill_(1.0)  # means over space are positive
+    assert model(x).mean((2, 3)).min() > 0 > model(x).min()
+    with SelectivityRegularizer(model, -1.0, "1", exclude_output=False) as penalty:
+        model(x)
+        with pytest.raises(InvalidInput, match="layer '1' has min -0"):
+            penalty(y)
+    with pytest.raises(InvalidInput, match="layer '1' has min -0"):
+        measure_selectivity(model, images, "1")
+    with pytest.raises(InvalidInput, match=r"0 / 0.* use negative='relu' or 'abs'"):
+        measure_selectivity(
+            nn.Sequential(nn.Linear(5, 4)), (torch.randn(60, 5), y[:60]), "0", negative="shift", ci=True
+        )
 
 
 def test_bad_networks_and_data(mlp, blobs):
@@ -218,15 +315,15 @@ def test_bad_networks_and_data(mlp, blobs):
         measure_selectivity(mlp, (x, y), num_classes=2)
     with pytest.raises(InvalidInput, match="no module of type ReLU"):
         measure_selectivity(gelu, blobs)
-    with pytest.raises(InvalidInput, match=r"debias must be one of .*, not 'half'"):
-        measure_selectivity(mlp, blobs, debias="half")
+    with pytest.raises(InvalidInput, match=r"debias must be one of .*, not 'jackknife'"):
+        measure_selectivity(mlp, blobs, debias="jackknife")
     with pytest.raises(InvalidInput, match=r"reduce must be one of .*, not 'max'"):
         measure_selectivity(mlp, blobs, reduce="max")
-    with pytest.raises(InvalidInput, match="must be a pair of tensors"):
+    with pytest.raises(InvalidInput, match=r"must be a pair .* targets are needed"):
         measure_selectivity(mlp, [x])
     with pytest.raises(InvalidInput, match="no batch"):
         measure_selectivity(mlp, [], num_classes=2)
-    with pytest.raises(InvalidInput, match="both halves"):
-        measure_selectivity(mlp, (x[:2], y[:2]), debias="split")
+    with pytest.raises(InvalidInput, match="in several folds"):
+        measure_selectivity(mlp, (x[:3], y[:3]), debias="cross_fit")
     with pytest.raises(InvalidInput, match="choose layers with feature maps"):
         measure_selectivity(mlp, (x, y[:, None].expand(-1, 4)))

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from mlcollage import _checks as checks
+from mlcollage.data.batches import Batch, Parts
 from mlcollage.errors import InvalidInput
 from mlcollage.measure import LayerUnits
 from mlcollage.measure.layer_tap import Layers, layers_of
+from mlcollage.nn import logits_of
 from mlcollage.train import evaluating
 
-from .index import SelectivityReport, as_batches, device_of, measure_selectivity
+from .index import SelectivityReport, measure_selectivity, read
 
 Order = Literal["si", "si_desc", "random"]
 Mode = Literal["zero", "mean", "class_mean"]
@@ -34,6 +36,7 @@ def ablate_units(
     scope: Literal["layer", "network"] = "layer",
     unit_axis: int | Mapping[str, int] | None = None,
     batch_dim: int = 0,
+    parts: Parts = None,
     report: SelectivityReport | None = None,
     rng: np.random.Generator | int = 0,
 ) -> pd.DataFrame:
@@ -60,7 +63,7 @@ def ablate_units(
         Shares of the units to ablate, each in [0, 1].
     scope
         ``"layer"``: each layer by itself; ``"network"``: units of all layers in one order.
-    unit_axis, batch_dim
+    unit_axis, batch_dim, parts
         As for :func:`~mlcollage.papers.class_selectivity.index.measure_selectivity`.
     report
         Where indices and means come from; by default measured on ``data``.
@@ -90,7 +93,7 @@ def ablate_units(
     checks.choice("scope", scope, ("layer", "network"))
     shares = [checks.probability("a share in fractions", f, inside=False) for f in fractions]
     if report is None:
-        report = measure_selectivity(model, data, layers, unit_axis=unit_axis, batch_dim=batch_dim)
+        report = measure_selectivity(model, data, layers, unit_axis=unit_axis, batch_dim=batch_dim, parts=parts)
     axes = LayerUnits(model, layers, unit_axis=unit_axis, batch_dim=batch_dim)
     modules = layers_of(model, layers)
     units = report.per_unit[report.per_unit["layer"].map(lambda name: name.split("#")[0] in modules)]
@@ -107,7 +110,7 @@ def ablate_units(
             chosen = table.iloc[: round(fraction * len(table))]
             out = {str(k): torch.tensor(v["unit"].to_numpy()) for k, v in chosen.groupby("layer")}
             with _ablated(model, modules, axes, out, mode, report) as labels:
-                score = _accuracy(model, data, axes, labels)
+                score = _accuracy(model, read(model, data, axes, parts=parts), labels)
             rows.append({"layer": name, "fraction": fraction, "units": len(chosen), "accuracy": score})
     return pd.DataFrame(rows)
 
@@ -173,16 +176,13 @@ def _replacement(
     return value.reshape(*value.shape, *(1,) * (h.ndim - 2)).expand(len(h), -1, *h.shape[2:])
 
 
-def _accuracy(model: nn.Module, data: Any, axes: LayerUnits, labels: _Labels) -> float:
+def _accuracy(model: nn.Module, batches: Iterator[Batch], labels: _Labels) -> float:
     right = seen = 0
-    device = device_of(model)
     with evaluating(model), torch.no_grad():
-        for x, y in as_batches(data, 512):
+        for batch in batches:
             # Hooks see no labels, so they look them up here.
-            labels.y = y = y.to(device)
-            x = x.to(device)
-            axes.look(x)
-            logits = model(x)
+            labels.y = y = batch.y
+            logits = logits_of(model(*batch.args, **batch.kwargs))
             if logits.ndim != 2 or y.shape != logits.shape[:1]:
                 raise InvalidInput(f"accuracy needs logits (N, C) and labels (N,), not {tuple(logits.shape)}.")
             right += int((logits.argmax(dim=1) == y).sum())

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mlcollage.data.batches import Batch, Parts, read_batch
 from mlcollage.errors import InvalidInput
 from mlcollage.measure.layer_tap import Layers
 from mlcollage.train import HuggingFaceCallback, LightningCallback
@@ -26,8 +27,9 @@ class LightningSelectivity(LightningCallback):
     alpha, layers, options
         As for :class:`~mlcollage.papers.class_selectivity.regularizer.SelectivityRegularizer`: negative
         discourages selectivity.
-    targets
-        Takes a batch and gives its labels; default the second part.
+    parts
+        What the parts of a batch are, where there are more than inputs and targets, as for
+        :func:`~mlcollage.data.batches.read_batch`.
     model
         Takes the Lightning module and gives the network that ``training_step`` calls, e.g. ``lambda m: m.net``; default
         the module itself, which suits steps that call ``self(x)``.
@@ -50,26 +52,31 @@ class LightningSelectivity(LightningCallback):
         alpha: Alpha,
         layers: Layers = "relu",
         *,
-        targets: Callable[[Any], Tensor] = itemgetter(1),
+        parts: Parts = None,
         model: Callable[[Any], nn.Module] | None = None,
         **options: Any,
     ) -> None:
         self.alpha, self.layers, self.options = alpha, layers, options
-        self.targets, self.model = targets, model
+        self.parts, self.model = parts, model
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Read the layers, and put the term into the module's training step."""
         network = pl_module if self.model is None else self.model(pl_module)
         regularizer = self.regularizer = SelectivityRegularizer(network, self.alpha, self.layers, **self.options)
+        batch_now: list[Batch] = []
+        if "mask" not in self.options:  # the batch knows it, whatever the network is given of it
+            given = regularizer.mask
+            regularizer.mask = lambda *a, **k: batch_now[0].mask if batch_now else given(*a, **k)
         step = pl_module.training_step
 
         # Put on the object, not on its class: other modules of the class train as they did.
         def training_step(batch: Any, *args: Any, **kwargs: Any) -> Any:
+            batch_now[:] = [read_batch(batch, self.parts)]
             result = step(batch, *args, **kwargs)
             if result is None:  # Lightning skips such a batch
                 return result
             loss = result["loss"] if isinstance(result, dict) else result
-            term = regularizer(self.targets(batch), loss)
+            term = regularizer(batch_now[0].y, loss)
             last = regularizer.last.values()
             pl_module.log("selectivity", sum(last) / len(last))
             return {**result, "loss": loss + term} if isinstance(result, dict) else loss + term

@@ -11,13 +11,14 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from mlcollage.data.batches import Parts
 from mlcollage.errors import InvalidInput
 from mlcollage.measure import LayerUnits, as_samples
 from mlcollage.measure.cca import factor, pairwise
 from mlcollage.measure.layer_tap import Layers, LayerTap
 from mlcollage.train import evaluating
 
-from .index import as_batches, device_of
+from .index import read
 
 Floats = npt.NDArray[np.float64]
 Method = Literal["cca", "svcca", "pwcca"]
@@ -31,15 +32,16 @@ def representations(
     space: Literal["mean", "positions"] = "mean",
     unit_axis: int | Mapping[str, int] | None = None,
     batch_dim: int = 0,
+    parts: Parts = None,
 ) -> dict[str, Tensor]:
     """Responses (N, U) of each layer to all samples, in evaluation mode; layers in the order of execution.
 
     Parameters
     ----------
-    model, data, layers, unit_axis, batch_dim
-        As for :func:`~mlcollage.papers.class_selectivity.index.measure_selectivity`.
+    model, data, layers, unit_axis, batch_dim, parts
+        As for :func:`~mlcollage.papers.class_selectivity.index.measure_selectivity`; targets are not needed.
     space
-        As for :func:`~mlcollage.measure.representation.as_samples`.
+        As for :func:`~mlcollage.measure.representation.as_samples`; positions that a mask leaves out have no part.
 
     Examples
     --------
@@ -47,21 +49,20 @@ def representations(
     >>> {k: tuple(v.shape) for k, v in representations(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), (x, y)).items()}
     {'1': (6, 3)}
     """
-    parts: dict[str, list[Tensor]] = {}
+    found: dict[str, list[Tensor]] = {}
+    masks: list[Tensor | None] = []
     units = LayerUnits(model, layers, unit_axis=unit_axis, batch_dim=batch_dim)
 
     def keep(name: str, h: Tensor) -> None:
         rows = units(name, h)  # (N, U, *positions)
         if rows is not None:
-            parts.setdefault(name, []).append(as_samples(rows, space, unit_axis=1))
+            found.setdefault(name, []).append(as_samples(rows, space, unit_axis=1, mask=masks[-1]))
 
-    device = device_of(model)
     with LayerTap(model, layers, consume=keep) as tap, evaluating(tap.model), torch.no_grad():
-        for x, _ in as_batches(data, 512):
-            x = x.to(device)
-            units.look(x)
-            model(x)
-    return {name: torch.cat(pieces) for name, pieces in parts.items()}
+        for batch in read(model, data, units, parts=parts, targets=False):
+            masks[:] = [batch.mask]
+            model(*batch.args, **batch.kwargs)
+    return {name: torch.cat(pieces) for name, pieces in found.items()}
 
 
 def cca_distance_ratio(
@@ -74,6 +75,7 @@ def cca_distance_ratio(
     space: Literal["mean", "positions"] = "mean",
     unit_axis: int | Mapping[str, int] | None = None,
     batch_dim: int = 0,
+    parts: Parts = None,
     paired: bool = True,
     n_boot: int = 2000,
     rng: np.random.Generator | int = 0,
@@ -88,7 +90,7 @@ def cca_distance_ratio(
     ----------
     models_reg, models_base
         Networks trained with and without the regularizer, one per seed, at least two plain ones.
-    data, layers, unit_axis, batch_dim
+    data, layers, unit_axis, batch_dim, parts
         As for :func:`~mlcollage.papers.class_selectivity.index.measure_selectivity`; both kinds must have the layers.
     method
         ``"cca"``, ``"svcca"`` (99 % of the variance) or ``"pwcca"`` (weighted by the first network of a pair).
@@ -125,7 +127,7 @@ def cca_distance_ratio(
     >>> list(table.columns), list(table.index)
     (['ratio', 'lo', 'hi', 'd_reg', 'd_base'], ['1'])
     """
-    how: dict[str, Any] = {"space": space, "unit_axis": unit_axis, "batch_dim": batch_dim}
+    how: dict[str, Any] = {"space": space, "unit_axis": unit_axis, "batch_dim": batch_dim, "parts": parts}
     found = [[representations(m, data, layers, **how) for m in models] for models in (models_reg, models_base)]
     return distance_ratio(*found, method=method, paired=paired, n_boot=n_boot, rng=rng)
 

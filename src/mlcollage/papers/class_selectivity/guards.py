@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from mlcollage.data.batches import count_classes
 from mlcollage.errors import InvalidInput
 from mlcollage.measure.class_means import check_labels
+from mlcollage.measure.grad_norms import graph_nodes
 
 from .index import is_dense, negative_response
-from .sums import IGNORED
 
 _FEW = 4  # samples per class below which the index is clearly too large
 
@@ -47,7 +48,19 @@ def check_captured(
             )
 
 
-def check_targets(targets: Tensor, num_classes: int | None, *, looking: bool, together: bool) -> tuple[Tensor, int]:
+def check_belongs(loss: Tensor, model: nn.Module) -> None:
+    """Refuse a loss that depends on none of the model's parameters, as that of another copy of it does not."""
+    ids = set(map(id, model.parameters()))
+    if ids and not any(id(getattr(node, "variable", None)) in ids for node in graph_nodes([loss])):
+        raise InvalidInput(
+            "the loss does not depend on the network that the regularizer reads: make the regularizer for the network "
+            "that is trained, not for a copy of it."
+        )
+
+
+def check_targets(
+    targets: Tensor, num_classes: int | None, ignore_index: int, *, looking: bool, together: bool
+) -> tuple[Tensor, int]:
     """Integer labels as int64, or soft targets as they are, and the number of classes C.
 
     Parameters
@@ -56,6 +69,8 @@ def check_targets(targets: Tensor, num_classes: int | None, *, looking: bool, to
         (N,) or (N, C), with positions (N, ...) or (N, C, ...).
     num_classes
         C, or None: the largest label and one.
+    ignore_index
+        A label that is left out.
     looking
         Look at the values of labels, for which a GPU makes the host wait.
     together
@@ -75,9 +90,9 @@ def check_targets(targets: Tensor, num_classes: int | None, *, looking: bool, to
     if num_classes is None and together:
         raise InvalidInput("with several processes num_classes must be given: batches hold different classes.")
     targets = targets.long()
-    classes = num_classes or int(targets.max()) + 1
+    classes = num_classes or count_classes([targets], ignore_index)
     if looking:
-        check_labels(targets[targets != IGNORED], classes)
+        check_labels(targets[targets != ignore_index], classes)
     return targets, classes
 
 

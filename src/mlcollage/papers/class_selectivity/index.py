@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
+import scipy.stats
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from mlcollage import _checks as checks
+from mlcollage.data.batches import Batch, Parts, batches_of, count_classes
 from mlcollage.errors import InvalidInput
 from mlcollage.measure import ClassMeans, LayerUnits, as_samples
+from mlcollage.measure.class_means import rows_and_weights
 from mlcollage.measure.layer_tap import Layers, LayerTap
 from mlcollage.train import evaluating
 
@@ -25,7 +28,7 @@ __all__ = ["SelectivityReport", "measure_selectivity", "selectivity_index"]
 
 Negative = Literal["error", "shift", "abs", "relu"]
 NEGATIVE = ("error", "shift", "abs", "relu")
-_GROUPS = {None: 1, "split": 2, "jackknife": 10}  # random parts of the data that each way to debias needs
+_FOLDS = 5  # the preferred class is chosen on four and judged on the fifth
 
 
 def selectivity_index(
@@ -108,9 +111,23 @@ def check_policy(negative: str, eps: float) -> None:
     checks.positive("eps", eps)
 
 
-def device_of(model: nn.Module) -> torch.device | None:
-    """Where the model's first parameter or buffer is; None for a model without any."""
-    return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None)
+def read(
+    model: nn.Module,
+    data: Any,
+    units: LayerUnits,
+    *,
+    parts: Parts,
+    batch_size: int = 512,
+    device: torch.device | str | None = None,
+    targets: bool = True,
+) -> Iterator[Batch]:
+    """Batches on the model's device, of parts that it takes; of the first one the units' axes are found."""
+    if device is None:  # None for a model without any tensor
+        device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None)
+    for batch in batches_of(data, parts, batch_size=batch_size, dim=units.batch_dim, targets=targets):
+        batch = batch.to(device).check(units.model)
+        units.look(*batch.args, **batch.kwargs)
+        yield batch
 
 
 def negative_response(layer: str, least: float) -> InvalidInput:
@@ -151,8 +168,9 @@ class SelectivityReport:
     Parameters
     ----------
     per_unit
-        One row per unit: ``layer, unit, si, best_class, mu_max, mu_rest, dead, lo, hi``. ``dead``: no class has a
-        response; ``lo, hi``: ends of the 95 % interval, NaN unless asked for.
+        One row per unit: ``layer, unit, si, best_class, mu_max, mu_rest, dead, floor, lo, hi``. ``dead``: no class has
+        a response; ``floor``: the plain index that a unit of this mean and spread is expected to have without any
+        preference; ``lo, hi``: ends of the 95 % interval, NaN unless asked for.
     class_means
         (C, U) float64 by layer, in the order of execution.
     counts
@@ -214,30 +232,39 @@ def measure_selectivity(
     negative: Negative = "error",
     unit_axis: int | Mapping[str, int] | None = None,
     batch_dim: int = 0,
+    ignore_index: int = -100,
+    parts: Parts = None,
     eps: float = 1e-6,
     device: torch.device | str | None = None,
-    debias: Literal["split", "jackknife"] | None = None,
-    ci: Literal["bootstrap"] | None = None,
-    n_boot: int = 500,
+    debias: Literal["cross_fit"] | None = None,
+    ci: bool = False,
     batch_size: int = 512,
     generator: torch.Generator | int = 0,
 ) -> SelectivityReport:
     r"""Selectivity of all units of chosen layers over a data set: streaming, exact, in evaluation mode.
 
     The largest of C noisy means lies above the largest true mean, so the plain index is biased upwards, the more so
-    the fewer samples a class has. ``debias="split"`` chooses :math:`c^*` on one random half and evaluates the index on
-    the other, both ways; units without preference then scatter around 0 (a little below it with a handful of samples
-    per class, since the index is concave in the preferred mean). ``"jackknife"`` takes off the bias
-    estimated from tenths left out, :math:`G\,\mathrm{SI} - (G - 1) \overline{\mathrm{SI}_{(-g)}}`.
+    the fewer samples a class has; where that is a quarter of what was measured, a warning says so. With
+    ``debias="cross_fit"`` the samples of each class are dealt to five folds,
+
+    .. math:: \widehat{\mathrm{SI}} = \frac15 \sum_k \frac{\mu^{(k)}_{c_k} - \mu^{(k)}_{-c_k}}
+              {(1 + v_k)\,(\mu^{(-k)}_{c_k} + \mu^{(-k)}_{-c_k} + \varepsilon)}
+
+    where the class :math:`c_k` and the denominator come from the other four, so that neither knows the noise of the
+    numerator: a unit without preference has mean 0, whatever C and the number of samples (single values scatter
+    around it). :math:`v_k`, the squared relative error of the denominator, takes off the bias of its inverse. Where the
+    samples do not tell which class is preferred the estimate is too low rather than too high.
 
     Parameters
     ----------
     model
-        Any module that is called with one input; its mode is put back afterwards. BatchNorm uses its running statistics
-        here and those of the batch in training: right after large steps the two may differ.
+        Any module; its mode is put back afterwards. BatchNorm uses its running statistics here and those of the batch
+        in training: right after large steps the two may differ.
     data
-        Batches ``(x, targets)`` (a ``DataLoader``), a pair of tensors, or a map-style dataset. Targets as for
-        :meth:`ClassMeans.update <mlcollage.measure.class_means.ClassMeans.update>`.
+        Batches of inputs and targets (a ``DataLoader``), a pair of tensors, a dict, or a map-style dataset, as for
+        :func:`~mlcollage.data.batches.read_batch`. Targets as for
+        :meth:`ClassMeans.update <mlcollage.measure.class_means.ClassMeans.update>`, soft ones of positions with
+        classes on axis 1.
     layers
         ``"relu"`` (default), or what :class:`~mlcollage.measure.layer_tap.LayerTap` takes: paths, patterns, types.
         A module that is called several times counts as a layer each time.
@@ -247,19 +274,26 @@ def measure_selectivity(
         ``"spatial_mean"`` (default, the paper's), or ``"positions"``: labels of samples are given to each position.
         Labels of pixels need neither: each layer's grid gets them by nearest neighbor.
     negative
-        As in :func:`selectivity_index`; ``"abs"`` and ``"relu"`` transform single responses, before they are averaged.
+        As in :func:`selectivity_index`, but looked at and applied in single responses, before they are averaged.
     unit_axis, batch_dim
         Where a layer's output has its units, and the model's inputs their examples, as for
         :class:`~mlcollage.measure.units.LayerUnits`, which finds out the former.
+    ignore_index
+        Label of samples and positions to leave out; 255 where that means void.
+    parts
+        What the parts of a batch are, where there are more than inputs and targets, as for
+        :func:`~mlcollage.data.batches.read_batch`. Positions that a mask leaves out, such as padding, are not counted.
     device
         Where batches go; default where the model is.
-    debias, ci
-        See above. ``ci="bootstrap"`` redraws class means from normal laws with their own standard errors and gives
-        reverse percentile intervals; near an index of 0, where the preferred class is a toss-up, they are rough.
-    n_boot, batch_size
-        Bootstrap draws; samples at once where ``data`` is not batched.
+    debias
+        See above; None (default) is the paper's index.
+    ci
+        Also give 95 % intervals: by Fieller's method for the ratio, with quantiles of Student's law, at the lower end
+        for as many classes as may be the preferred one. Classes with a handful of samples get wide ones.
+    batch_size
+        Samples at once where ``data`` is not batched.
     generator
-        Draws the halves or tenths and the bootstrap, on the CPU; an int seeds a fresh one.
+        Deals the samples to folds, on the CPU; an int seeds a fresh one.
 
     Returns
     -------
@@ -269,125 +303,167 @@ def measure_selectivity(
     ------
     InvalidInput
         For layers with negative responses and ``negative="error"``, values that are not finite (the layer is named),
-        targets that do not fit, fewer than two classes, layers that match nothing.
+        targets that do not fit, fewer than two classes, layers that match nothing or whose units are not known, and
+        corrections or intervals of units that ``negative="shift"`` has shifted.
+
+    References
+    ----------
+    Leavitt and Morcos, ICLR 2021, arXiv:2003.01262. E. C. Fieller, "Some problems in interval estimation", J. Royal
+    Statistical Society B 16, 1954.
 
     Examples
     --------
     >>> g = torch.Generator().manual_seed(0)
-    >>> x, y = torch.randn(200, 5, generator=g), torch.arange(200) % 2
+    >>> y = torch.arange(2000) % 2
+    >>> x = torch.randn(2000, 5, generator=g) + 2.0 * y[:, None]
     >>> model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> report = measure_selectivity(model, (x, y))
     >>> report.per_layer["units"].to_dict(), 0 <= report.mean <= 1
     ({'1': 8}, True)
     """
     check_policy(negative, eps)
-    for name, value, known in (("debias", debias, ("split", "jackknife")), ("ci", ci, ("bootstrap",))):
-        if value is not None:
-            checks.choice(name, value, known)
+    if debias is not None:
+        checks.choice("debias", debias, ("cross_fit",))
     checks.choice("reduce", reduce, ("spatial_mean", "positions"))
     batches = list(data) if num_classes is None and isinstance(data, Iterator) else data  # it is read twice
-    classes = _count_classes(batches, batch_size) if num_classes is None else num_classes
+    classes = _count_classes(batches, batch_size, parts, ignore_index) if num_classes is None else num_classes
     units = LayerUnits(model, layers, unit_axis=unit_axis, batch_dim=batch_dim)
-    states = _Collector(units, classes, reduce, negative, _GROUPS[debias], ci is not None, generator)
-    device = device_of(model) if device is None else device
+    states = _Collector(
+        units, classes, reduce == "positions", negative, ignore_index, 1 if debias is None else _FOLDS, generator
+    )
     with LayerTap(model, layers, consume=states.keep) as tap, evaluating(tap.model), torch.no_grad():
-        for x, y in as_batches(batches, batch_size):
-            x = x.to(device)
-            units.look(x)
-            states.start(y.to(device))
-            model(x)
-    return states.report(eps, debias, n_boot)
+        for batch in read(model, batches, units, parts=parts, batch_size=batch_size, device=device):
+            states.start(batch)
+            model(*batch.args, **batch.kwargs)
+    report = states.report(eps, debias, ci)
+    floor = float(report.per_unit.groupby("layer", sort=False)["floor"].mean().mean())
+    if debias is None and floor > 0.25 * report.mean:
+        typical = float(report.counts[report.counts > 0].median())
+        warnings.warn(
+            f"with {typical:g} samples per class the index of a unit without any preference is expected to be "
+            f"{floor:.2g}, and the mean measured is {report.mean:.2g}: take more samples, or debias='cross_fit'.",
+            UserWarning,
+            stacklevel=2,
+        )
+    return report
 
 
-def as_batches(data: Any, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pairs (inputs, targets) from batches, a pair of tensors or a map-style dataset."""
-    if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(d, Tensor) for d in data):
-        if len(data[0]) != len(data[1]):
-            raise InvalidInput(f"there are {len(data[0])} inputs and {len(data[1])} targets; expected as many.")
-        yield from zip(data[0].split(batch_size), data[1].split(batch_size), strict=True)
-        return
-    if isinstance(data, Dataset):
-        data = DataLoader(data, batch_size=batch_size)
-    for batch in cast(Iterable[Any], data):
-        if not (isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(b, Tensor) for b in batch)):
-            raise InvalidInput(f"a batch must be a pair of tensors (inputs, targets), not a {type(batch).__name__}.")
-        yield batch[0], batch[1]
-
-
-def _count_classes(data: Any, batch_size: int) -> int:
-    most = 0
-    for _, y in as_batches(data, batch_size):
-        most = max(most, y.shape[1] if y.is_floating_point() and y.ndim > 1 else int(y.max()) + 1 if y.numel() else 0)
+def _count_classes(data: Any, batch_size: int, parts: Parts, ignore_index: int) -> int:
+    soft = 0
+    hard = []
+    for batch in batches_of(data, parts, batch_size=batch_size):
+        if batch.y.is_floating_point() and batch.y.ndim > 1:
+            soft = max(soft, batch.y.shape[1])
+        elif batch.y.numel():
+            hard.append(batch.y.unique())
+    most = max(soft, count_classes(hard, ignore_index))
     if most < 2:
         raise InvalidInput(f"selectivity needs at least 2 classes; the data hold {most}.")
     return most
 
 
 class _Collector:
-    """Class means of every layer, and of random groups of the samples where they are needed."""
+    """Class means of every layer, by fold, and those of squares."""
 
     def __init__(
         self,
         units: LayerUnits,
         classes: int,
-        reduce: str,
+        positions: bool,
         negative: Negative,
-        groups: int,
-        squares: bool,
+        ignore_index: int,
+        folds: int,
         generator: torch.Generator | int,
     ) -> None:
-        self.units, self.classes, self.reduce, self.negative, self.groups = units, classes, reduce, negative, groups
-        self.squares: dict[str, ClassMeans] | None = {} if squares else None
+        self.units, self.classes, self.positions, self.negative = units, classes, positions, negative
+        self.ignore_index, self.folds = ignore_index, folds
         self.means: dict[str, list[ClassMeans]] = {}
+        self.squares: dict[str, ClassMeans] = {}
         if not isinstance(generator, torch.Generator):
             generator = torch.Generator().manual_seed(generator)
-        self.generator = generator
+        self.next = torch.randint(folds, (classes,), generator=generator)  # the fold of each class's next sample
 
-    def start(self, targets: Tensor) -> None:
-        self.targets = targets
-        # (N,) the group of each sample; all layers share it.
-        self.group = torch.randint(self.groups, (len(targets),), generator=self.generator).to(targets.device)
+    def start(self, batch: Batch) -> None:
+        self.targets, self.mask = batch.y, batch.mask
+        labels = torch.zeros(len(batch.y), dtype=torch.long)  # of pixels or soft: all samples are dealt alike
+        if batch.y.ndim == 1 and not batch.y.is_floating_point():
+            labels = batch.y.cpu().long().clamp(0, self.classes - 1)
+        order = labels.argsort(stable=True)
+        counts = torch.bincount(labels, minlength=self.classes)
+        rank = torch.empty_like(labels)  # (N,) how many of its class come before a sample
+        rank[order] = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]
+        # One after the other, so that folds have as many samples of each class.
+        self.fold = ((self.next[labels] + rank) % self.folds).to(batch.y.device)
+        self.next = (self.next + counts) % self.folds
 
     def keep(self, name: str, h: Tensor) -> None:
         rows = self.units(name, h)  # (N, U, *positions)
         if rows is None:
             return
-        h = rows
-        if len(h) != len(self.targets):
-            raise InvalidInput(f"layer {name!r} gives {len(h)} rows for {len(self.targets)} targets; expected as many.")
-        h, targets = fit_targets(transform(h, self.negative), self.targets, self.reduce == "positions")
-        if self.negative == "error" and float(h.min()) < 0:
-            raise negative_response(f"layer {name!r}", float(h.min()))
-        states = self.means.setdefault(name, [ClassMeans(self.classes) for _ in range(self.groups)])
+        if len(rows) != len(self.targets):
+            raise InvalidInput(
+                f"layer {name!r} gives {len(rows)} rows for {len(self.targets)} targets; expected as many."
+            )
         try:
-            for g, state in enumerate(states):
-                mine = self.group == g
-                if self.groups == 1:
-                    state.update(h, targets, unit_axis=1)
-                elif bool(mine.any()):
-                    state.update(h[mine], targets[mine], unit_axis=1)
-            if self.squares is not None:
-                self.squares.setdefault(name, ClassMeans(self.classes)).update(h.double() ** 2, targets, unit_axis=1)
+            # Where some positions do not count, only the others are looked at.
+            counted = rows if self.mask is None else as_samples(rows, "positions", unit_axis=1, mask=self.mask)
+            targets = targets_for(rows, self.targets, self.positions)
+            flat, weights = rows_and_weights(
+                transform(rows, self.negative),
+                targets,
+                self.classes,
+                unit_axis=1,
+                mask=self.mask,
+                ignore_index=self.ignore_index,
+            )  # (M, U), and (M,) or (M, C), of M samples or positions
+            fold = self.fold.repeat_interleave(len(flat) // len(rows))  # (M,)
+            states = self.means.setdefault(name, [self._state() for _ in range(self.folds)])
+            for k, state in enumerate(states):
+                mine = fold == k
+                if bool(mine.any()):
+                    state.update(flat[mine], weights[mine]) if self.folds > 1 else state.update(flat, weights)
+            self.squares.setdefault(name, self._state()).update(flat.double() ** 2, weights)
         except InvalidInput as error:
             raise InvalidInput(f"layer {name!r}: {error}") from error
+        if self.negative == "error" and bool((counted < 0).any()):
+            raise negative_response(f"layer {name!r}", float(counted.min()))
 
-    def report(self, eps: float, debias: str | None, n_boot: int) -> SelectivityReport:
+    def _state(self) -> ClassMeans:
+        return ClassMeans(self.classes, ignore_index=self.ignore_index)
+
+    def report(self, eps: float, debias: str | None, ci: bool) -> SelectivityReport:
         if not self.means:
             raise InvalidInput("the data hold no batch, so there is nothing to measure.")
         rows, means = [], {}
         for name, states in self.means.items():
-            total = _merged(states)
+            total = self._state()
+            for state in states:
+                total.merge(state)
             present = total.counts > 0  # (C,)
             if int(present.sum()) < 2:
                 raise InvalidInput("selectivity needs at least 2 classes with samples in the data.")
-            si, best, top, rest = index_parts(_shift(total.compute()[present], self.negative), eps)  # each (U,)
-            value = si if debias is None else _debiased(states, si, eps, debias, self.negative)
-            lo = hi = torch.full_like(si, torch.nan)
-            if self.squares is not None:
-                squares = self.squares[name]
-                lo, hi = _interval(total, squares, si, value, eps, n_boot, self.generator, self.negative)
-            columns = {"si": value, "best_class": present.nonzero().squeeze(1)[best], "mu_max": top, "mu_rest": rest}
-            table = {k: v.cpu().numpy() for k, v in {**columns, "dead": top <= 0, "lo": lo, "hi": hi}.items()}
+            mean, n = total.compute()[present], total.counts[present, None]  # (C, U) and (C, 1)
+            # Variances (C, U) of single responses in each class; of a class with one sample there is none.
+            variance = (self.squares[name].compute()[present] - mean**2).clamp(min=0) * n / (n - 1).clamp(min=0)
+            if (debias or ci) and self.negative == "shift" and bool((mean < 0).any()):
+                raise InvalidInput(
+                    f"layer {name!r}: a unit without preference whose means are negative has no index once it is "
+                    "shifted (0 / 0), so that there is nothing to correct or to bound: use negative='relu' or 'abs'."
+                )
+            si, best, top, rest = index_parts(_shift(mean, self.negative), eps)  # each (U,)
+            value = si if debias is None else cross_fitted(states, present, variance, eps)
+            lo, hi = fieller(mean, variance, n) if ci else (torch.full_like(si, torch.nan),) * 2
+            columns = {
+                "si": value,
+                "best_class": present.nonzero().squeeze(1)[best],
+                "mu_max": top,
+                "mu_rest": rest,
+                "dead": top <= 0,
+                "floor": noise_floor(mean, variance, n),
+                "lo": lo,
+                "hi": hi,
+            }
+            table = {k: v.cpu().numpy() for k, v in columns.items()}
             rows.append(pd.DataFrame({"layer": name, "unit": np.arange(len(si)), **table}))
             means[name], counts = total.compute(), total.counts
         return SelectivityReport(pd.concat(rows, ignore_index=True), means, counts, debias)
@@ -398,29 +474,29 @@ def is_dense(targets: Tensor) -> bool:
     return targets.ndim > (2 if targets.is_floating_point() else 1)
 
 
-def fit_targets(h: Tensor, targets: Tensor, positions: bool = False) -> tuple[Tensor, Tensor]:
-    """Responses (N, U, *positions) and targets of one layer, ready for class means.
+def targets_for(h: Tensor, targets: Tensor, positions: bool = False) -> Tensor:
+    """Targets for the responses (N, U, *positions) of one layer.
 
     Targets of pixels go to the layer's own grid by nearest neighbor. With ``positions`` the label of a sample is
-    given to each of its positions; otherwise responses are averaged over positions.
+    given to each of its positions.
     """
     grid = list(h.shape[2:])  # (H, W) of maps, (T,) of tokens, none of dense layers
     soft = targets.is_floating_point()
-    if is_dense(targets):
-        first = 2 if soft else 1  # axis of the targets' grid: (N, C, H, W) has its classes before it
-        there = list(targets.shape[first:])
-        if not grid or len(there) != len(grid):
-            raise InvalidInput(
-                f"targets of positions {tuple(targets.shape)} cannot be given to a layer of {len(h)} samples, "
-                f"{h.shape[1]} units and positions {tuple(grid)}; choose layers with feature maps."
-            )
-        for axis, (new, old) in enumerate(zip(grid, there, strict=True), start=first):
-            if new != old:
-                targets = targets.index_select(axis, torch.arange(new, device=h.device) * old // new)
-        return h, targets
-    if positions and grid and not soft:
-        return h, targets.reshape(-1, *(1,) * len(grid)).expand(-1, *grid)  # (N,) -> (N, *grid)
-    return as_samples(h, unit_axis=1), targets
+    if not is_dense(targets):
+        # (N,) -> (N, *grid)
+        return targets.reshape(-1, *(1,) * len(grid)).expand(-1, *grid) if positions and grid and not soft else targets
+    first = 2 if soft else 1  # axis of the targets' grid: (N, C, H, W) has its classes before it
+    there = list(targets.shape[first:])
+    uneven = len(there) == 1 == len(grid) and max(there + grid) % min(there + grid)  # a token more than labels, say
+    if not grid or len(there) != len(grid) or uneven:
+        raise InvalidInput(
+            f"targets of positions {tuple(targets.shape)} cannot be given to positions {tuple(grid)}; choose layers "
+            "with feature maps that fit."
+        )
+    for axis, (new, old) in enumerate(zip(grid, there, strict=True), start=first):
+        if new != old:
+            targets = targets.index_select(axis, torch.arange(new, device=h.device) * old // new)
+    return targets
 
 
 def _shift(means: Tensor, negative: Negative) -> Tensor:
@@ -428,58 +504,72 @@ def _shift(means: Tensor, negative: Negative) -> Tensor:
     return means - means.amin(dim=0).clamp(max=0) if negative == "shift" else means
 
 
-def _merged(states: list[ClassMeans]) -> ClassMeans:
-    total = ClassMeans(states[0].num_classes)
-    for state in states:
-        total.merge(state)
-    return total
-
-
-def _debiased(states: list[ClassMeans], si: Tensor, eps: float, debias: str, negative: Negative) -> Tensor:
-    """Indices (U,) by halves or by tenths that are left out."""
-    if debias == "split":
-        both = torch.stack([s.counts > 0 for s in states]).all(dim=0)  # (C,) classes that are in both halves
+def cross_fitted(folds: Sequence[ClassMeans], present: Tensor, variance: Tensor, eps: float) -> Tensor:
+    """Indices (U,) whose class and denominator are those of the other folds; classes ``present`` (C,)."""
+    sums = torch.stack([s.sums[present] for s in folds if s.sums is not None])  # (K, C, U)
+    counts = torch.stack([s.counts[present] for s in folds if s.sums is not None])  # (K, C)
+    values = []
+    for k in range(len(sums)):
+        n = counts.sum(0) - counts[k]  # (C,), of the other folds
+        both = (counts[k] > 0) & (n > 0)
         if int(both.sum()) < 2:
-            raise InvalidInput("debias='split' needs 2 classes with samples in both halves; take more data.")
-        first, second = (_shift(s.compute()[both], negative) for s in states)  # each (C, U)
-        values = [index_parts(b, eps, a.argmax(dim=0))[0] for a, b in ((first, second), (second, first))]
-        return (values[0] + values[1]) / 2
-    groups = [s for s in states if float(s.counts.sum()) > 0]
-    left_out = []
-    for g in range(len(groups)):
-        others = _merged(groups[:g] + groups[g + 1 :])
-        present = others.counts > 0
-        if int(present.sum()) < 2:
-            raise InvalidInput("debias='jackknife' needs 2 classes with samples outside of each tenth; take more data.")
-        left_out.append(index_parts(_shift(others.compute()[present], negative), eps)[0])
-    size = len(groups)
-    # The bias falls as 1 / N; of the whole and of parts left out it can be extrapolated away.
-    return size * si - (size - 1) * torch.stack(left_out).mean(dim=0)
+            continue
+        others = ((sums.sum(0) - sums[k])[both] / n[both, None]).clamp(min=0)  # (C, U); a difference may be -1e-17
+        held = sums[k][both] / counts[k][both, None]
+        _, best, top, rest = index_parts(others, eps)
+        _, _, own, own_rest = index_parts(held, eps, best)
+        error = (variance[both] / n[both, None]).nan_to_num(posinf=0.0).gather(0, best[None])[0]  # (U,)
+        size = top + rest + eps
+        value = (own - own_rest) / size / (1 + error / size**2)
+        values.append(torch.where(top > 0, value, 0.0))  # nothing is known of a unit that was silent
+    if not values:
+        raise InvalidInput("debias='cross_fit' needs 2 classes with samples in several folds; take more data.")
+    return torch.stack(values).mean(dim=0).clamp(max=1)
 
 
-def _interval(
-    total: ClassMeans,
-    squares: ClassMeans,
-    si: Tensor,
-    value: Tensor,
-    eps: float,
-    n_boot: int,
-    generator: torch.Generator,
-    negative: Negative,
-) -> tuple[Tensor, Tensor]:
-    """Reverse percentile interval (U,), (U,) from normal draws of the class means, a block of units at a time."""
-    present = total.counts > 0
-    means = total.compute()[present]  # (C, U)
-    n = total.counts[present, None]  # (C, 1)
-    spread = ((squares.compute()[present] - means**2).clamp(min=0) / (n - 1).clamp(min=1)).sqrt()  # standard errors
-    ends = []
-    block = max(1, 2_000_000 // (n_boot * len(means)))  # 16 MB of draws at once
-    for mean, sd in zip(means.split(block, 1), spread.split(block, 1), strict=True):
-        noise = torch.randn(n_boot, *mean.shape, generator=generator, dtype=torch.float64).to(mean.device)
-        drawn = (mean + sd * noise).transpose(0, 1)  # (C, draws, units of the block)
-        drawn = _shift(drawn, negative) if negative == "shift" else drawn.clamp(min=0)
-        levels = torch.tensor([0.025, 0.975], dtype=torch.float64, device=mean.device)
-        ends.append(torch.quantile(index_parts(drawn, eps)[0], levels, dim=0))
-    low, high = torch.cat(ends, dim=1)
-    # The debiased value moves the interval with it.
-    return ((value + si) - high).clamp(0, 1), ((value + si) - low).clamp(0, 1)
+def noise_floor(means: Tensor, variance: Tensor, n: Tensor) -> Tensor:
+    r"""The plain index that units (U,) are expected to have without preference, from means and variances (C, U).
+
+    The largest of C normal means lies :math:`x = E_C\, \sigma / (\mu \sqrt n)` above the others, relative to them, or
+    an index of :math:`x / (2 + x)`; :math:`E_C` by Blom's formula.
+    """
+    classes = len(means)
+    largest = float(scipy.stats.norm.ppf((classes - 0.375) / (classes + 0.25)))
+    error = (variance / n).nan_to_num(posinf=0.0).mean(0).sqrt()  # (U,), of the mean of a class
+    x = largest * error / means.abs().mean(0).clamp(min=1e-300)
+    return torch.where(error > 0, x / (2 + x), 0.0)
+
+
+def fieller(means: Tensor, variance: Tensor, n: Tensor, level: float = 0.95) -> tuple[Tensor, Tensor]:
+    r"""Intervals (U,), (U,) of the index, from means and variances (C, U) of classes of n (C, 1) samples.
+
+    The index is the largest of all classes' :math:`s_c = (\mu_c - \mu_{-c}) / (\mu_c + \mu_{-c})`, and :math:`s_c = s`
+    means :math:`(1 - s) \mu_c - (1 + s) \mu_{-c} = 0`, a linear contrast, whose test is inverted. The upper end is the
+    largest of all classes' upper ends. The lower end is the largest of the lower ends at a level that is shared among
+    the classes that could be the preferred one.
+    """
+    classes, tail = len(means), (1 - level) / 2
+    error = variance / n  # (C, U)
+    rest = (means.sum(0) - means) / (classes - 1)
+    rest_error = (error.sum(0) - error) / (classes - 1) ** 2
+    freedom = (n - 1).clamp(min=1).flatten().cpu().numpy()  # (C,)
+
+    def ends(share: Tensor) -> tuple[Tensor, Tensor]:
+        """Of all classes (C, U), at the level ``tail / share`` for each unit (U,)."""
+        several, which = share.unique(return_inverse=True)
+        quantiles = scipy.stats.t.ppf(1 - tail / several.cpu().numpy(), freedom[:, None])  # (C, several)
+        z2 = torch.as_tensor(quantiles, device=means.device)[:, which] ** 2  # (C, U)
+        # [d - s t]^2 = z^2 [(1 - s)^2 V + (1 + s)^2 W], a quadratic equation in s
+        d, t, both = means - rest, means + rest, error + rest_error
+        a, b, c = t**2 - z2 * both, -2 * d * t + 2 * z2 * (error - rest_error), d**2 - z2 * both
+        root = (b**2 - 4 * a * c).clamp(min=0).sqrt()
+        bounded = a > 0  # else the responses do not differ from 0, and any index may be
+        a = torch.where(bounded, 2 * a, 1.0)
+        return torch.where(bounded, (-b - root) / a, -1.0), torch.where(bounded, (-b + root) / a, 1.0)
+
+    ones = means.new_ones(means.shape[1])
+    low, high = ends(10 * classes * ones)  # so strict that the preferred class is hardly ever missed
+    able = (high >= low.amax(0)).sum(0)  # (U,)
+    low, high = ends(able.to(means.dtype))[0].amax(0), ends(ones)[1].amax(0)
+    dead = (means.amax(0) <= 0) & (error.amax(0) <= 0)
+    return torch.where(dead, 0.0, low.clamp(0, 1)), torch.where(dead, 0.0, high.clamp(0, 1))

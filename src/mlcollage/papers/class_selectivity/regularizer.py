@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -12,15 +14,19 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from mlcollage import _checks as checks
+from mlcollage.data.batches import fit_mask
 from mlcollage.errors import InvalidInput, UnknownName
-from mlcollage.measure import LayerUnits, as_samples
+from mlcollage.measure import LayerUnits
+from mlcollage.measure.class_means import rows_and_weights
 from mlcollage.measure.layer_tap import Layers, LayerTap
+from mlcollage.measure.representation import masked_mean
 from mlcollage.measure.units import named
+from mlcollage.nn import unwrap
 
-from .guards import check_captured, check_classes, check_responses, check_targets, warn_of_few
-from .index import Negative, check_policy, fit_targets, transform
+from .guards import check_belongs, check_captured, check_classes, check_responses, check_targets, warn_of_few
+from .index import Negative, check_policy, targets_for, transform
 from .memory import ClassMemory, make_memory
-from .sums import SelectivityFunction, class_sums
+from .sums import IGNORED, SelectivityFunction, class_sums
 
 Alpha = float | Callable[[int], float]
 _CHECK_EVERY = 50  # on a GPU, where looking at values makes the host wait
@@ -69,6 +75,11 @@ class SelectivityRegularizer(nn.Module):
     unit_axis, batch_dim
         As for :class:`~mlcollage.measure.units.LayerUnits`, which finds out where layers have their units by two small
         passes before the first one.
+    mask
+        Takes the model's inputs, as they are passed to it, and gives which positions (N, T), (N, H, W) or samples (N,)
+        count. Default: its ``attention_mask``, or what is not in its ``..._key_padding_mask``, if it is given one.
+    ignore_index
+        Label of samples or positions to leave out, such as 255 for void.
     exclude_output
         Leave out a layer whose output is the model's own (the logits).
     shuffle_targets
@@ -132,6 +143,8 @@ class SelectivityRegularizer(nn.Module):
         negative: Negative = "error",
         unit_axis: int | Mapping[str, int] | None = None,
         batch_dim: int = 0,
+        mask: Callable[..., Tensor | None] | None = None,
+        ignore_index: int = IGNORED,
         exclude_output: bool = True,
         shuffle_targets: int | None = None,
         eps: float = 1e-6,
@@ -154,12 +167,14 @@ class SelectivityRegularizer(nn.Module):
         self._kept: dict[str, Tensor] = {}  # (N, U) of each layer, or whole maps with dense
         self._made: dict[str, weakref.ref[Tensor]] = {}  # outputs as the layers gave them, to know the model's own
         self._least: dict[str, Tensor] = {}  # smallest response of layers that may be negative
-        self._running = self._graded = self._warned = self._told = False
+        self._running = self._graded = self._warned = self._told = self._other = self._belongs = False
         self._calls = 0
         self._averages: tuple[tuple[int, ...], Tensor] | None = None
         self._last: tuple[list[str], Tensor] | None = None
         # A tap is no module, so that the model does not become a part of its regularizer.
         self._tap = LayerTap(model, layers, consume=self._keep, detach=False)
+        self.mask, self._mask = mask or partial(_given_mask, model), None
+        self.ignore_index = checks.integer("ignore_index", ignore_index)
         self._units = LayerUnits(model, layers, unit_axis=unit_axis, batch_dim=batch_dim)
         unknown = [p for p in self.per_layer_alpha if not any(named(p, name) for name in self._tap.layers)]
         if unknown:
@@ -199,10 +214,13 @@ class SelectivityRegularizer(nn.Module):
         if torch._C._current_graph_task_id() != -1:  # a whole model that is checkpointed runs again in backward
             return
         self._running = module is self._tap.model  # a deep copy of the model has our hooks too
+        self._other = not self._running and module.training and torch.is_grad_enabled()
         if self._running:
             self._kept, self._made, self._least = {}, {}, {}
             self._graded = torch.is_grad_enabled()
             self._units.look(*args, **named)
+            mask = self.mask(*args, **named)
+            self._mask = None if mask is None else mask != 0
 
     def _keep(self, name: str, h: Tensor) -> None:
         if not self._running:
@@ -211,12 +229,17 @@ class SelectivityRegularizer(nn.Module):
             raise InvalidInput(f"layer {name!r} gives {h.dtype}; selectivity needs floating-point responses.")
         if self.exclude_output:
             self._made[name] = weakref.ref(h)
-        if self.negative == "error" and not isinstance(self._tap.layers.get(name.split("#")[0]), _NON_NEGATIVE):
-            self._least[name] = h.detach().amin()
         rows = self._units(name, h) if h.ndim > 1 else h  # (N, U, *positions)
-        if rows is not None:
-            h = transform(rows, self.negative)
-            self._kept[name] = h if self.dense or h.ndim < 2 else _pooled(h)
+        if rows is None:
+            return
+        if self.negative == "error" and not isinstance(self._tap.layers.get(name.split("#")[0]), _NON_NEGATIVE):
+            least = rows.detach()
+            if self._mask is not None:  # whatever is at positions that do not count
+                keep = fit_mask(self._mask, rows.shape[2:], f"layer {name!r}")
+                least = torch.where(keep.unsqueeze(1), least, 0.0)
+            self._least[name] = least.amin()
+        h = transform(rows, self.negative)
+        self._kept[name] = h if self.dense or h.ndim < 2 else _pooled(h, self._mask, f"layer {name!r}")
 
     def _end(self, output: Any) -> None:
         if not self._running:
@@ -237,15 +260,24 @@ class SelectivityRegularizer(nn.Module):
         ----------
         targets
             Labels (N,) of the batch that the model has just seen, soft targets (N, C) in a float type (mixup, label
-            smoothing); with ``dense`` targets of positions. Samples labeled -100 are left out.
+            smoothing); with ``dense`` targets of positions. Those labeled ``ignore_index`` are left out.
         loss
-            The loss that the term is added to; if given, a term ten times as large is warned of, once.
+            The loss that the term is added to; if given, a term ten times as large is warned of, once, and a loss that
+            does not depend on the model, as that of a copy, is refused.
 
         Returns
         -------
         Tensor
             Shape (); differentiable.
         """
+        if loss is not None and loss.grad_fn is not None and not self._belongs:
+            check_belongs(loss, self.model)
+            self._belongs = True
+        if self._other:
+            raise InvalidInput(
+                "a copy of the model ran after it, whose layers the regularizer does not read: make one for the "
+                "network that is trained, or call it right after that network's own pass."
+            )
         with torch.autocast(targets.device.type, enabled=False):
             names, per_layer = self._indices(targets)  # per_layer (L,)
         alphas = self._alphas(names)
@@ -303,11 +335,19 @@ class SelectivityRegularizer(nn.Module):
         check_captured(kept, targets, self.dense, self.model, attached=bool(self._handles))
         self._calls += 1
         looking = targets.device.type == "cpu" or self._calls <= 3 or self._calls % _CHECK_EVERY == 0
-        targets, classes = check_targets(targets, self.num_classes, looking=looking, together=self._together())
+        targets, classes = check_targets(
+            targets, self.num_classes, self.ignore_index, looking=looking, together=self._together()
+        )
+        if self.ignore_index != IGNORED and not targets.is_floating_point():
+            targets = targets.masked_fill(targets == self.ignore_index, IGNORED)
+        if self._mask is not None and not self.dense:  # samples none of whose positions count
+            counted = fit_mask(self._mask, ()).to(targets.device)
+            soft = targets.is_floating_point()
+            targets = targets * counted[:, None] if soft else targets.masked_fill(~counted, IGNORED)
         if self._generator is not None:  # the control arm: the same labels, of other samples
             targets = targets[torch.randperm(len(targets), generator=self._generator).to(targets.device)]
         if self.dense:
-            sums, counts = _dense_sums(kept, targets, classes)  # both (C, U), U units of all layers
+            sums, counts = _dense_sums(kept, targets, classes, self._mask)  # both (C, U), U units of all layers
         else:
             rows = torch.cat(list(kept.values()), dim=1)  # (N, U)
             sums, counts = class_sums(rows, targets, classes)  # (C, U) and (C, 1)
@@ -355,27 +395,43 @@ class SelectivityRegularizer(nn.Module):
         return sums + (total - sums.detach()), counts, ratio * torch.distributed.get_world_size()
 
 
-def _dense_sums(kept: Mapping[str, Tensor], targets: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+def _dense_sums(
+    kept: Mapping[str, Tensor], targets: Tensor, classes: int, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Class sums over positions: each layer has its own grid, and so its own counts (C, U)."""
     parts = []
     for h in kept.values():
-        h, own = fit_targets(h, targets)
-        rows = as_samples(h, "positions", unit_axis=1).to(_sum_type(h))  # (N * positions, U)
-        # Targets in the same order: soft ones (N, C, H, W) as (N * positions, C), labels (N, H, W) flat.
-        own = own.movedim(1, -1).flatten(0, -2) if own.is_floating_point() else own.flatten()
+        # (N * positions, U) and labels (N * positions,) or weights (N * positions, C) in the same order
+        rows, own = rows_and_weights(h, targets_for(h, targets), classes, unit_axis=1, mask=mask, ignore_index=IGNORED)
+        rows = rows.to(_sum_type(h))
         sums, counts = class_sums(rows, own, classes)
         parts.append((sums, counts.expand_as(sums)))
     return torch.cat([s for s, _ in parts], dim=1), torch.cat([c for _, c in parts], dim=1)
 
 
-def _pooled(h: Tensor) -> Tensor:
+def _pooled(h: Tensor, mask: Tensor | None, layer: str) -> Tensor:
     """Mean (N, U) over positions in the sums' own type, in one reduction; the feature map is not copied.
 
     As a sum, whose gradient is a view that repeats itself; that of a mean is a whole feature map of its own.
     """
+    h = h.to(_sum_type(h)) if h.ndim == 2 or mask is not None else h
     if h.ndim == 2:
-        return h.to(_sum_type(h))
+        return h
+    if mask is not None:
+        return masked_mean(h, fit_mask(mask, h.shape[2:], layer))
     return h.sum(dim=list(range(2, h.ndim)), dtype=_sum_type(h)) / h.shape[2:].numel()
+
+
+def _given_mask(model: nn.Module, *args: Any, **kwargs: Any) -> Tensor | None:
+    """What a model is told of padding, by the names of its inputs: true for positions that count."""
+    given = inspect.signature(unwrap(model).forward).bind(*args, **kwargs).arguments
+    given = {**given, **given.get("kwargs", {})}
+    for name, value in given.items():
+        if isinstance(value, Tensor) and name == "attention_mask" and value.ndim == 2:
+            return value
+        if isinstance(value, Tensor) and name.endswith("key_padding_mask"):
+            return value == 0
+    return None
 
 
 def _sum_type(h: Tensor) -> torch.dtype:
