@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mlcollage.collage.content import Entry
     from mlcollage.lab import BoundStudy, Claim, Engine, Event, Evidence, Run, Store, Verdict
 
+# Modules that import torch or pandas are imported inside the commands: `--help` and shell completion are instant.
 app = typer.Typer(
     name="mlcollage",
     help="Sixteen deep-learning papers: methods to import, studies that re-measure their claims, one-page pictures.",
@@ -48,6 +49,7 @@ Slug = Annotated[str, typer.Argument(help="The paper's short name; see `mlcollag
 ScaleOption = Annotated[
     Scale, typer.Option(help="How large: quick (minutes, CPU), full (a GPU), paper (original sizes).")
 ]
+# The same options have the same names, short forms and defaults in every command.
 StoreOption = Annotated[
     Path, typer.Option("--store", envvar="MLCOLLAGE_STORE", help="Folder of results; commands may share one.")
 ]
@@ -83,6 +85,7 @@ def main() -> None:
         _print_error(str(error))
         sys.exit(error.exit_code)
     except OSError as error:
+        # Of the system: a disk that is full, a folder without permission.
         where = f"{error.filename}: " if error.filename else ""
         _print_error(f"{where}{error.strerror or error}; choose another file or folder.")
         sys.exit(MLCollageError.exit_code)
@@ -103,7 +106,7 @@ def _print_table(
         table.add_row(*(cell if isinstance(cell, Text) else escape(cell) for cell in cells))
     # In a pipe a row is a line, however long, so that grep and cut work.
     piped = not out.is_terminal and "COLUMNS" not in os.environ
-    (Console(width=10_000) if piped else out).print(table)
+    (Console(width=10_000) if piped else out).print(table)  # COLUMNS is how a user asks for a width in a pipe
 
 
 def _print_lines(*lines: object) -> None:
@@ -154,6 +157,7 @@ def list_papers(json: Json = False) -> None:
 
 
 def _identity(p: Any) -> dict[str, Any]:
+    # Not all fields: the usage and the summary are long, and `show` prints them.
     names = ("slug", "title", "month", "venue", "arxiv", "official_code", "built")
     return {**{n: getattr(p, n) for n in names}, "authors": list(p.authors), "ideas": list(p.ideas)}
 
@@ -196,6 +200,7 @@ def _show_settings(slug: str, scale: Scale, json: bool) -> None:
     shown = []
     for e in bound.study.experiments:
         chosen = e.settings.get(bound.scale)
+        # The experiment is not part of this scale.
         if chosen is None:
             continue
         lines = [dict(zip(("name", "value", "meaning"), line, strict=True)) for line in settings_lines(chosen)]
@@ -236,6 +241,7 @@ def _progress(study: BoundStudy, total: int, done: int) -> Iterator[Callable[[Ev
                 progress.console.print(f"[red]failed[/] {escape(str(event.run))}: {escape(event.reason)}")
             if event.kind in ("done", "failed"):
                 progress.advance(task)
+            # Runs that another command holds are neither started nor done here.
             elif event.kind == "waiting":
                 progress.update(task, now="waiting for another command")
             else:
@@ -295,6 +301,7 @@ def _report_failures(evidences: Sequence[Evidence]) -> None:
     if failed:
         first = "; ".join(f"{f.run}: {f.reason.rstrip('.')}" for f in failed[:3])
         more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
+        # Raised last, when all that worked has been printed; scripts see the exit code.
         raise RunFailed(f"{len(failed)} runs failed ({first}{more}); the others are kept, run again to retry.")
 
 
@@ -302,6 +309,7 @@ def _print_verdict_table(verdicts: Iterable[Verdict], title: str) -> None:
     headers = ("claim", "", "paper", "here [95% interval]", "seeds", "p (Holm)", "verdict")
     rows = []
     for v in verdicts:
+        # Untested and exact claims have no p value.
         p = "" if v.p_holm is None else f"{v.p_holm:.2g}"
         word = Text(f"{v.status.mark} {v.status.value}", _STYLES[v.status.value])
         rows.append((v.claim.id, v.claim.title, v.claim.paper_value, v.effect, str(v.seeds or ""), p, word))
@@ -318,6 +326,7 @@ def _print_verdicts(study: BoundStudy, evidence: Evidence) -> None:
             notes.setdefault(text, []).append(v.claim.id)
     judged = sum(v.status != "untested" for v in verdicts.values())
     for text, ids in sorted(notes.items()):
+        # A note on all claims names none.
         of = f" {', '.join(ids)}:" if len(ids) < judged else ""
         _note(text, of)
 
@@ -346,6 +355,7 @@ def run(
     place, runner = lab.Store(store), _engine(engine, workers)
     evidences = []
     studies = _studies(slugs, scale, workload)
+    # Before the first run, so that a wrong option does not cost an hour.
     for study in studies if until_settled else ():
         check_settling(study, max_seeds)
     for study in studies:
@@ -387,6 +397,7 @@ def judge(
     evidence = study.evidence(lab.Store(store))
     _say_damaged(evidence)
     if not evidence.runs:
+        # Everything failed: that is said, and not that nothing was measured.
         _report_failures([evidence])
         again = f"mlcollage run {slug} --scale {scale}" + (f" --workload {workload}" if workload else "")
         raise InvalidInput(f"nothing is measured for {slug} at scale {scale}; run `{again}` first.")
@@ -456,6 +467,7 @@ def digest(
     from mlcollage.lab.publish import publish_study, write_pages
 
     folder, place, runner = to or store / "digest", lab.Store(store), _engine(engine, workers)
+    # Pages are written before the first study and after each: what is done can be looked at while others run.
     entries: dict[str, Entry] = {}
     pages = write_pages(entries, folder)
     evidences, not_drawn = [], []
@@ -510,6 +522,7 @@ def bench(
     """Run ours and our peers side by side and print the ratios."""
     from mlcollage.lab import bench as lab_bench
 
+    # `all`: those that have a benchmark, in a checkout of the source.
     names = lab_bench.benchmarked() if slugs == ["all"] else list(dict.fromkeys(slugs))
     found = {name: lab_bench.find_benchmark(name) for name in names}  # a wrong name is said before anything is timed
     timed: dict[str, Any] = {}
@@ -604,6 +617,7 @@ def doctor(
     from mlcollage.lab.doctor import examine
 
     with err.status("checking"):
+        # Each check says its detail, and only `problem` fails the command: a missing optional package is a `note`.
         checks = list(examine(store, repair=repair))
     if json:
         _print_json([asdict(c) for c in checks])

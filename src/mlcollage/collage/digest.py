@@ -30,6 +30,7 @@ from mlcollage.collage.svg import font_face
 from mlcollage.errors import InvalidInput, MissingFile
 
 HERE = Path(__file__).parent
+# The eight ideas of Gelman and Vehtari's review, in its order; papers name them by the keys.
 IDEAS: Mapping[str, str] = {
     "causal": "causal inference",
     "bootstrap": "bootstrap and simulation",
@@ -60,6 +61,7 @@ class _View:
     tally: Sequence[tuple[str, int]]
     code: Markup
 
+    # Templates read the entry's own fields through the view.
     def __getattr__(self, name: str) -> Any:
         return getattr(self.entry, name)
 
@@ -141,6 +143,7 @@ def render_index(entries: Sequence[Entry], *, month_page: str | None = "{month}.
     views = [_view(e, slide=False) for e in entries]
     months = sorted({v.month for v in views})
     totals: Counter[str] = Counter(row.status for v in views for row in v.claims)
+    # A filter that nothing passes is not offered.
     found = [s for s in (*ORDER, "none") if any(s in v.found for v in views)]
     words: dict[str, str] = {s: f"{theme.STATUS_MARKS[s]} {theme.STATUS_WORDS[s]}" for s in ORDER}
     used = {idea for v in views for idea in v.ideas}
@@ -187,6 +190,7 @@ def _view(entry: Entry, *, slide: bool = True) -> _View:
         if not entry.slide_svg.is_file():
             raise MissingFile(f"the slide of {entry.slug} is not at {entry.slide_svg}; render it before the page.")
         thumbnail = _thumbnail(entry.slide_svg)
+        # Pages hold everything, so that a single file can be mailed; the index has the small pictures only.
         picture = _data_uri(entry.slide_svg.read_bytes(), "image/svg+xml") if slide else ""
     return _View(entry, picture, thumbnail, tally, _highlight(entry.usage))
 
@@ -210,9 +214,11 @@ def _highlight(code: str) -> Markup:
     """Python source with its keywords, strings, numbers and comments marked; other text as it is."""
     source = code.strip("\n")
     try:
+        # Python's own tokenizer, since the five lines are Python and a library for colors would be one more dependency.
         tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
     except (tokenize.TokenError, SyntaxError):
         return Markup(html.escape(source))
+    # Tokens say (row, column); offsets into the whole text are needed to keep what lies between them.
     starts = [0]
     for line in source.splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
@@ -258,6 +264,8 @@ def _icon() -> str:
 
 
 def _render(template: str, **fields: Any) -> str:
+    # Autoescaping is on: titles, sentences and messages are data. Markup() marks our own CSS, JavaScript and colored
+    # code as what needs none.
     page = (
         _environment()
         .get_template(template)
@@ -272,6 +280,7 @@ def _render(template: str, **fields: Any) -> str:
             **fields,
         )
     )
+    # Only characters that the page shows are embedded; pictures are left out, since they hold fonts of their own.
     characters = "".join(sorted(set(html.unescape(re.sub(r"data:[^\"']*", "", page))) | USUAL))
     faces = [("normal", 400), ("italic", 400), ("normal", 600), ("normal", 700)]
     fonts = "".join(font_face((theme.FAMILY, slant, weight), characters) for slant, weight in faces)

@@ -60,6 +60,7 @@ def fit_axes(axes: Sequence[Axes], box: Box) -> None:
     height = float(root.bbox.height)
     room = Bbox([[box.left, height - box.bottom], [box.right, height - box.top]])
     specs = [ax.get_subplotspec() for ax in axes]
+    # Axes of one grid share rows and columns, whose sizes can be solved for; others are moved and scaled together.
     one_grid = all(s is not None and s is s.get_topmost_subplotspec() for s in specs) and (
         len({id(s.get_gridspec()) for s in specs if s is not None}) == 1
     )
@@ -111,6 +112,7 @@ def _extents(ax: Axes) -> tuple[Bbox, Bbox]:
     ax.apply_aspect()
     inner = Bbox(ax.bbox.get_points())
     outer = ax.get_tightbbox(renderer)
+    # The tight box may be smaller than the axes, where these are turned off.
     return inner, inner if outer is None else Bbox.union([inner, outer])
 
 
@@ -132,6 +134,7 @@ def _fit_grid(axes: Sequence[Axes], room: Bbox) -> None:
         heights, widths = np.asarray(grid.get_height_ratios(), float), np.asarray(grid.get_width_ratios(), float)
         every = [ax.get_subplotspec() for ax in axes]
         cells = [(s.rowspan.start, s.rowspan.stop, s.colspan.start, s.colspan.stop) for s in every if s is not None]
+    # Pixels that labels and ticks need beyond the axes, the most in each column and row.
     left, right, top, bottom = np.zeros(columns), np.zeros(columns), np.zeros(rows), np.zeros(rows)
     for ax, (r0, r1, c0, c1) in zip(axes, cells, strict=True):
         inner, outer = _extents(ax)
@@ -150,6 +153,7 @@ def _tracks(
     start: float, total: float, before: np.ndarray, after: np.ndarray, ratios: np.ndarray, least: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Starts and ends of the columns (or rows) once the margins are taken off and the rest is shared by the ratios."""
+    # What labels leave is shared by the ratios; labels that are too long may take all but the least.
     free = max(total - before.sum() - after.sum() - BETWEEN * (len(ratios) - 1), least * total)
     sizes = free * ratios / ratios.sum()
     begins = start + np.cumsum(before) + np.concatenate([[0.0], np.cumsum((sizes + after + BETWEEN)[:-1])])
@@ -166,7 +170,7 @@ def _fit_together(axes: Sequence[Axes], room: Bbox) -> None:
             [room.x1 - (outer.x1 - inner.x1), room.y1 - (outer.y1 - inner.y1)],
         ]
     )
-    scale = np.maximum(target.size, 1.0) / np.maximum(inner.size, 1.0)
+    scale = np.maximum(target.size, 1.0) / np.maximum(inner.size, 1.0)  # (2,): across and down, separately
     for ax in axes:
         parent = ax.get_figure(root=False)
         assert parent is not None

@@ -40,8 +40,10 @@ def drawable(thing: T) -> T:
         made = "".join(
             c for c in thing if c == "\n" or (unicodedata.category(c) not in ("Cc", "Cs") and c not in _TURNS)
         )
+        # A single dollar sign, a price for instance, would begin a formula and fail.
         if not _is_formula(made):
             made = re.sub(r"(?<!\\)\$", r"\$", made)
+    # Slides and panels: every text in them, however deep.
     elif dataclasses.is_dataclass(thing) and not isinstance(thing, type):
         names = [f.name for f in dataclasses.fields(thing)]
         made = dataclasses.replace(thing, **{name: drawable(getattr(thing, name)) for name in names})

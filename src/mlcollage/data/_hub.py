@@ -23,7 +23,7 @@ from mlcollage.data.workload import Labeled
 from mlcollage.errors import InvalidInput, MissingDependency, MissingFile, MLCollageError
 
 _LABELS = ("label", "labels", "target", "class", "fine_label", "y")
-_TESTS = ("test", "validation", "valid", "val")
+_TESTS = ("test", "validation", "valid", "val")  # parts that may serve as the test set, the best first
 
 
 class HubImages(Images):
@@ -94,6 +94,7 @@ def _table(train: Any, test: Any, label: str, options: Mapping[str, str], name: 
     frames: list[Any] = [None if part is None else part.to_pandas() for part in (train, test)]
     for part, frame in zip((train, test), frames, strict=True):
         if frame is not None:
+            # Names and not numbers, so that train and test agree where their numbers do not.
             frame[label] = _names(part, label)
     return from_table(frames[0], frames[1], {**options, "target": label}, f"the data set {name}")
 
@@ -134,6 +135,7 @@ def _label_column(rows: Any, options: Mapping[str, str], name: str) -> str:
     columns = list(rows.features)
     if "label" in options:
         return checks.choice(f"the label column of {name}", options["label"], columns)
+    # By its usual names first, then by its type; a guess is only made where a single answer is likely.
     found = [key for key in _LABELS if key in columns] or _columns(rows, "ClassLabel")
     if not found:
         raise InvalidInput(f"which column of {name} is the label? Add ?label=column; it has {', '.join(columns)}.")
@@ -158,6 +160,7 @@ def _names(rows: Any, column: str) -> NDArray:
     feature = rows.features[column]
     if type(feature).__name__ != "ClassLabel":
         return values
+    # The hub's mark for a hidden label, usual in test sets of competitions.
     if (values < 0).any():
         raise InvalidInput(f"{int((values < 0).sum())} rows have no label in the column {column!r}.")
     return np.array([feature.names[value] for value in values])
@@ -175,5 +178,6 @@ def _labels(rows: Any, column: str, name: str) -> tuple[NDArray[np.int64], tuple
 
 def _fingerprint(train: Any, test: Any, options: Mapping[str, str]) -> str:
     """``datasets`` keeps a hash of contents and of everything done to them."""
+    # `datasets` keeps a hash of what a set was made of, which saves reading it.
     text = f"{train._fingerprint} {getattr(test, '_fingerprint', '')} {sorted(options.items())}"
     return hashlib.sha256(text.encode()).hexdigest()

@@ -121,6 +121,7 @@ def read_bin(path: Path, name: str = "cifar10") -> tuple[NDArray[np.uint8], NDAr
         raise MissingFile(f"there is no file {path}; the binary version of {name} has {', '.join(kind.files)}.")
     width = len(kind.labels) + _PIXELS
     content = np.fromfile(path, dtype=np.uint8)
+    # The binary version has no header; its size is all there is to tell it from another file.
     if not len(content) or len(content) % width:
         raise InvalidInput(
             f"{path} has {len(content):,} bytes, which is no whole number of {name} records of {width:,} bytes; it is "
@@ -129,6 +130,7 @@ def read_bin(path: Path, name: str = "cifar10") -> tuple[NDArray[np.uint8], NDAr
     records = content.reshape(-1, width)  # (n, 1 or 2 labels + 3072 pixels)
     labels = records[:, : len(kind.labels)]
     for column, label in enumerate(kind.labels):
+        # CIFAR-100 read as CIFAR-10, or the other way round, fits by size once in a while; its labels do not.
         if (largest := int(labels[:, column].max())) >= kind.classes[label]:
             raise InvalidInput(
                 f"{path} holds the {label if label == 'label' else label + ' label'} {largest}, but {name} has "
@@ -224,7 +226,7 @@ def normalize(images: NDArray) -> NDArray[np.float32]:
     if images.ndim != 4 or images.shape[1] != 3:
         raise InvalidInput(f"images have shape {images.shape}; (n, 3, h, w) is needed.")
     shape = (1, 3, 1, 1)  # one value per channel
-    x = np.divide(images, 255 if images.dtype == np.uint8 else 1, dtype=np.float32)
+    x = np.divide(images, 255 if images.dtype == np.uint8 else 1, dtype=np.float32)  # (n, 3, h, w), a copy
     x -= np.array(MEAN, dtype=np.float32).reshape(shape)
     x /= np.array(STD, dtype=np.float32).reshape(shape)
     return x
@@ -252,6 +254,7 @@ def workload(name: str, place: str, options: Mapping[str, str]) -> Labeled:
     spec = f"{name}:{place}" if place else name
     check_options(options, ("n", "test", *(("labels",) if name == "cifar100" else ())), f"the workload {spec}")
     n, tests = whole_number(options, "n"), whole_number(options, "test")
+    # The same pictures come as an .npz, from the hub, or as a folder of images; these are loaded by their own modules.
     other = _other(Path(place).expanduser(), name) if place else None
     if other is not None:
         return _as_cifar(other, name, spec, options)
@@ -273,6 +276,7 @@ def workload(name: str, place: str, options: Mapping[str, str]) -> Labeled:
 
 def _classes(folder: Path, name: str, label: str) -> tuple[str, ...]:
     """The classes' names from their text file; without it, CIFAR-10's from memory and CIFAR-100's as numbers."""
+    # The files of names are optional, since batches are often copied without them.
     count, path = SETS[name].classes[label], folder / SETS[name].names[label]
     names = tuple(path.read_text("utf-8", errors="replace").split()) if path.is_file() else ()
     if len(names) == count:
@@ -315,6 +319,6 @@ def _first(part: Any, count: int | None) -> Any:
     """The first samples of a data set, which still knows its classes."""
     if count is None or count >= len(part):
         return part
-    cut: Any = Subset(part, range(count))
-    cut.classes = part.classes
+    cut: Any = Subset(part, range(count))  # keeps images on the disk until they are asked for
+    cut.classes = part.classes  # which torch's Subset does not pass on
     return cut

@@ -36,7 +36,7 @@ SHA256 = {
 }
 """Of the contents: mirrors compress them differently."""
 
-DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package puts it
 _PACKAGE = "dataset-fashion-mnist"
 _LARGEST = 64 * 1024**2  # bytes; the largest file has 47,040,016
 
@@ -69,7 +69,7 @@ def places() -> list[Path]:
 
 def find() -> Path | None:
     """Return the first of :func:`places` that holds all four files, or None."""
-    return first_holding(places(), SHA256)
+    return first_holding(places(), SHA256)  # the first place that has all four files, packed or not
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
@@ -85,7 +85,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     """
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            content = stream.read(_LARGEST + 1)
+            content = stream.read(_LARGEST + 1)  # a small file may unpack to any size
     except (OSError, EOFError, zlib.error) as error:
         raise InvalidInput(f"{path} cannot be read ({error}); delete it and run `mlcollage data prepare`.") from error
     # The first three bytes are 0, 0 and the type; the fourth is the number of dimensions.
@@ -143,6 +143,7 @@ def load(
                 f"{where} does not hold Fashion-MNIST: its {part} images are {images.shape}, its labels "
                 f"{labels.shape} up to {labels.max()}; expected (n, 28, 28) and (n,) up to 9."
             )
+        # Cut before it is made four times as large: float32 needs 4 bytes per pixel.
         pixels = np.divide(images[:limit].reshape(-1, 784), 255, dtype=np.float32)  # (n, 784) in [0, 1]
         parts += [pixels, labels[:limit].astype(np.int64)]
     return parts[0], parts[1], parts[2], parts[3]
@@ -184,6 +185,7 @@ def download(folder: Path | None = None, *, url: str = URL, timeout: float = 30.
     for name, digest in SHA256.items():
         if first_holding([target], [name]):
             continue
+        # Fetched beside its place and renamed, so that a broken download leaves nothing that looks like the file.
         with tempfile.TemporaryDirectory(dir=target) as scratch:
             fetched = Path(scratch) / f"{name}.gz"
             try:
@@ -209,7 +211,7 @@ def _install() -> str:
     """Install Debian's package; returns why not, or an empty string."""
     if shutil.which("apt-get") is None:
         return "no apt-get here"
-    if os.geteuid() != 0:
+    if os.geteuid() != 0:  # a password cannot be asked for here
         return f"`apt-get install {_PACKAGE}` needs root"
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     install, update = ["install", "-y", "--no-install-recommends", _PACKAGE], ["update"]

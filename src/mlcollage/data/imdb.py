@@ -30,7 +30,7 @@ OFFSET = 3
 """Number of the most frequent word."""
 
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
-_BREAK = re.compile(r"<br\s*/?>")
+_BREAK = re.compile(r"<br\s*/?>")  # the reviews are HTML, but only for line breaks
 
 
 class IMDB(NamedTuple):
@@ -88,6 +88,8 @@ def encode(reviews: Iterable[Sequence[str]], vocabulary: Sequence[str], length: 
 def _fit(sequences: Sequence[Sequence[int]], length: int) -> Ints:
     fitted = np.full((len(sequences), length), _PAD, dtype=np.int64)
     for row, numbers in zip(fitted, sequences, strict=True):
+        # The end of a long review says more than its beginning; short ones are padded in front, as in Keras, so that a
+        # recurrent network reads the padding first.
         kept = numbers[-length:]
         if len(kept):
             row[length - len(kept) :] = kept
@@ -167,6 +169,7 @@ def _part(folder: Path, part: str) -> tuple[list[list[str]], Ints]:
 
 
 def _npz(path: Path, vocabulary: int, length: int) -> tuple[Ints, Ints, Ints, Ints]:
+    # Keras' own imdb.npz holds lists of different lengths, which are pickled and so refused.
     held = read_npz(path, "name the folder aclImdb, or save rectangular arrays of integers")
     if missing := [key for key in ("x_train", "y_train", "x_test", "y_test") if key not in held]:
         raise InvalidInput(f"{path} has no array {missing[0]}; it has {', '.join(held) or 'none'}.")

@@ -109,6 +109,7 @@ def _ids(root: Path) -> list[str]:
     """Labels are positions in sorted order, so that they do not depend on whether wnids.txt is there."""
     listed = root / "wnids.txt"
     there = sorted(p.name for p in (root / "train").iterdir() if p.is_dir() and not p.name.startswith("."))
+    # Sorted: the number of a class must not depend on the order of a listing.
     ids = sorted(set(listed.read_text("utf-8").split())) if listed.is_file() else there
     if missing := [wnid for wnid in ids if wnid not in there]:
         raise MissingFile(f"{root / 'train'} lacks the class {missing[0]}, which wnids.txt lists.")
@@ -128,7 +129,7 @@ def _names(root: Path, ids: list[str]) -> list[str]:
 def _number(path: Path) -> tuple[int, str]:
     """In the order of their numbers: val_2 before val_10."""
     digits = path.stem.rpartition("_")[2]
-    return (int(digits) if digits.isdigit() else 0, path.name)
+    return (int(digits) if digits.isdigit() else 0, path.name)  # n01443537_2 before n01443537_10
 
 
 def _validation(root: Path, label: Mapping[str, int], per_class: int | None) -> list[tuple[Path, int]]:

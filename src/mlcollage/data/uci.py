@@ -132,10 +132,12 @@ def load(
     n_train = len(y) - max(1, round(test_fraction * len(y)))
     if n_train < 2:
         raise InvalidInput(f"{path} has {len(y)} rows; a split takes at least three.")
+    # A split of its own for each seed, as the published tables average over splits.
     order = np.random.default_rng(seed).permutation(len(y))  # training rows come first
     train, test = order[:n_train], order[n_train:]
-    X_train, X_test = standardize(X[train], X[test])
+    X_train, X_test = standardize(X[train], X[test])  # both by the training rows
     mean, scale = float(y[train].mean()), float(y[train].std())
+    # Constant but for rounding: to divide by it would give the rounding unit variance.
     if scale <= 1e-12 * max(1.0, abs(mean)):
         raise InvalidInput(f"all training targets of {path} are {mean:g}; there is nothing to predict.")
     return UCISplit(X_train, (y[train] - mean) / scale, X_test, (y[test] - mean) / scale, mean, scale)
@@ -217,5 +219,6 @@ def _parts(table: pd.DataFrame, info: UCIInfo | None, target: int | str | None, 
     width = values.shape[1]
     if not -width <= place < width:
         raise InvalidInput(f"target={place} is no column of {where}, which has {width}.")
+    # Negative numbers count from the end, as in Python: the target is usually the last column.
     left_out = {place % width, *(column % width for column in (info.drop if info else ()))}
     return values[:, [column for column in range(width) if column not in left_out]], values[:, place % width]

@@ -77,7 +77,7 @@ class LocalEngine:
     Parameters
     ----------
     workers
-        Processes at a time; default one a core.
+        Processes at a time; default one per core.
     memory_share
         A run is ended when its resident memory passes this share of the memory that was available at the start.
     """

@@ -1,12 +1,12 @@
 """Estimands: which numbers of the evidence a claim is about.
 
-An estimand is a function of the evidence that gives a DataFrame with one row a seed (the index) and one column an
+An estimand is a function of the evidence that gives a DataFrame with one row per seed (the index) and one column per
 arm. One column is a level, two are treatment and control, more are the ordered levels of a trend. The classes below
 cover the usual cases; they describe themselves (for the digest, and for the fingerprint that shows a later change of a
-claim) and refuse evidence with several rows where one a seed is expected. A seed that lacks a value is a row with NaN:
-the judge reports it. What else a reader must know stands in ``table.attrs["notes"]``; ``attrs["measured"]`` holds the
-seeds of each column, which tells a NaN that was measured from an unpaired arm's own set of seeds; ``attrs["lacking"]``
-those for which something that is needed is not there.
+claim) and refuse evidence with several rows where one per seed is expected. A seed that lacks a value is a row with
+NaN: the judge reports it. What else a reader must know stands in ``table.attrs["notes"]``; ``attrs["measured"]`` holds
+the seeds of each column, which tells a NaN that was measured from an unpaired arm's own set of seeds;
+``attrs["lacking"]`` those for which something that is needed is not there.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _when(at: At, where: Mapping[str, object], log: bool = False) -> str:
 
 
 def _one_per_seed(rows: pd.DataFrame, metric: str, name: object, at: At, notes: list[str]) -> pd.Series:
-    """One value a seed from the rows of one arm (or level); ``at`` says which step."""
+    """One value per seed from the rows of one arm (or level); ``at`` says which step."""
     # Two values for one seed and step would be averaged, or one of them taken, without anybody noticing.
     repeated = rows[rows.duplicated(["seed", "step"])]
     if len(repeated):
@@ -169,7 +169,7 @@ class Difference:
         return (self.treatment, self.control)
 
     def __call__(self, evidence: Evidence) -> pd.DataFrame:
-        """One row a seed, two columns."""
+        """One row per seed, two columns."""
         sides = zip(self._names(), self.arms, self._wheres(), strict=True)
         return _measured(evidence, self.metric, self.at, sides, self.log)
 
@@ -229,7 +229,7 @@ class Level:
         return (self.arm,)
 
     def __call__(self, evidence: Evidence) -> pd.DataFrame:
-        """One row a seed, one column."""
+        """One row per seed, one column."""
         return _measured(evidence, self.metric, self.at, [(self.arm, self.arm, self.where)], self.log)
 
     def describe(self) -> str:
@@ -242,7 +242,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Trend:
-    """Values along ordered levels, seed by seed: one column a level, in order.
+    """Values along ordered levels, seed by seed: one column per level, in order.
 
     Parameters
     ----------
@@ -300,7 +300,7 @@ class Trend:
         return () if self.arm is None else (self.arm,)
 
     def __call__(self, evidence: Evidence) -> pd.DataFrame:
-        """One row a seed, one column a level."""
+        """One row per seed, one column per level."""
         if not isinstance(self.over, str):
             return _measured(evidence, self.metric, self.at, [(arm, arm, self.where) for arm in self.over])
         notes: list[str] = []
@@ -368,7 +368,7 @@ class PerSeed:
     arms: tuple[str, ...] = ()
 
     def __call__(self, evidence: Evidence) -> pd.DataFrame:
-        """One row a seed, one column a number that the function gives."""
+        """One row per seed, one column per number that the function gives."""
         rows: dict[int, Mapping[str, float]] = {}
         lacking: dict[int, LookupError] = {}
         table = evidence.table

@@ -298,7 +298,7 @@ def posterior_predictive_check(
     Parameters
     ----------
     replicates
-        Simulated data sets, one a posterior draw, shape ``(S, n)``.
+        Simulated data sets, one per posterior draw, shape ``(S, n)``.
     observed
         The data, shape ``(n,)``.
     stats

@@ -48,6 +48,7 @@ def stackable(model: nn.Module) -> str | None:
     """
     for name, module in model.named_modules():
         where = f"its layer {name!r}" if name else "it"
+        # The fused recurrent kernels have no rule for vmap.
         if isinstance(module, nn.RNNBase):
             return (
                 f"{where} uses {type(module).__name__}, which torch.vmap cannot run; "
@@ -64,6 +65,7 @@ def stackable(model: nn.Module) -> str | None:
                 f"{where} is a batch norm with momentum=None, whose cumulative average torch.vmap cannot run; "
                 "give it a momentum such as 0.1, or use group norm."
             )
+        # A sparse gradient has no dimension for the replicas.
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
             return f"{where} is an embedding with sparse gradients; make it with sparse=False."
     return _untrainable(model)
@@ -186,11 +188,13 @@ class Replicas:
             raise InvalidInput("Replicas needs at least one seed, such as seeds=range(8).")
         models = [build(model_fn, seed).to(device) for seed in self.seeds]
         reason = stackable(models[0])
+        # Lazy or non-float weights cannot be trained in either way; all else can be trained one after the other.
         if reason is not None and (stacked or reason == _untrainable(models[0])):
             raise InvalidInput(f"{type(models[0]).__name__} cannot be trained as one stacked model: {reason}")
         if len(models) > 1:
             refuse_same(models[0], models[1], "model_fn")
         _check_same_architecture(models)
+        # Every tensor gets R in front: a weight (out, in) becomes (R, out, in).
         parameters, buffers = stack_module_state(models)
         self.parameters: dict[str, Tensor] = dict(parameters)
         self.buffers: dict[str, Tensor] = dict(buffers)
@@ -200,10 +204,11 @@ class Replicas:
         self._model = models[0]  # its own weights are never read: functional_call puts the stacked ones in
         self._device = next(iter(self.parameters.values())).device
         self._make, ratios = _optimizer_factory(optimizer, lr, len(self.seeds), optimizer_kwargs)
+        # One optimizer updates all replicas at once, which is right only if it treats every number by itself.
         _check_elementwise(self._make, ratios)
         self._ratios = None if ratios is None else ratios.to(self._device)
         self.optimizer = self._make(self.trainable)
-        self._base_rates = [float(g["lr"]) for g in self.optimizer.param_groups]
+        self._base_rates = [float(g["lr"]) for g in self.optimizer.param_groups]  # before any factor of a schedule
 
     @property
     def size(self) -> int:
@@ -363,6 +368,7 @@ class Replicas:
             extra = {"activations": True} if activations else {}
             return functional_call(self._model, (parameters, buffers), (x,), extra)
 
+        # Running statistics of batch norm (R, channels) are used, and not updated.
         self._model.eval()
         with torch.no_grad():
             parts = [
@@ -371,6 +377,7 @@ class Replicas:
             ]
         if not activations:
             return torch.cat(parts, 1)
+        # Each part is a pair: outputs (R, b, ...), and activations by name, each (R, b, ...).
         names = parts[0][1]
         return torch.cat([p[0] for p in parts], 1), {n: torch.cat([p[1][n] for p in parts], 1) for n in names}
 
@@ -382,6 +389,7 @@ class Replicas:
         model.zero_grad(set_to_none=True)
         with torch.no_grad():
             for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+                # Copied: the module can then be trained without a change of the replicas.
                 tensor.copy_((self.parameters if name in self.parameters else self.buffers)[name][r])
         return model.eval()
 
@@ -391,6 +399,7 @@ class Replicas:
         twin.parameters = {k: p.detach().clone().requires_grad_(p.requires_grad) for k, p in self.parameters.items()}
         twin.buffers = {k: b.clone() for k, b in self.buffers.items()}
         twin.optimizer = self._make(twin.trainable)
+        # State is matched to parameters by position, so that the twin's own tensors take it.
         twin.optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))  # torch's loading shares tensors
         return twin
 
@@ -403,12 +412,14 @@ class Replicas:
     ) -> Any:
         """Run ``one`` for every replica; noise is different for each and depends on the seeds and the step only."""
         state = {**self.parameters, **(parameters or {})}
+        # Dropout and the like: the numbers of a step depend on nothing that was drawn before it.
         with seeded(self.steps_done, *self.seeds):
             if self.stacked:
                 kept = {k: b.clone() for k, b in self.buffers.items()} if self._may_fall_back else {}
                 try:
                     with warnings.catch_warnings():
                         warnings.filterwarnings("ignore", message="There is a performance drop")
+                        # Different: each replica has dropout masks of its own, as if it were trained alone.
                         found = vmap(one, in_dims=(0, 0, *dims), randomness="different")(state, self.buffers, *args)
                     self._may_fall_back = False
                     return found
@@ -456,6 +467,7 @@ class Replicas:
         """What ``clip_grad_norm_`` does, for each replica by itself."""
         grads = [p.grad for p in self.trainable if p.grad is not None]
         # (parameters, R) norms of each part, then (R,) of the whole
+        # Each replica is clipped by its own norm; one norm of all would let them slow each other down.
         norm = torch.stack([g.reshape(self.size, -1).norm(dim=1) for g in grads]).norm(dim=0)
         scale = (clip_norm / (norm + 1e-6)).clamp(max=1.0)
         for g in grads:
@@ -489,6 +501,8 @@ def _base(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 @torch.no_grad()
 def _scaled_step(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], ratios: Tensor) -> None:
     """Step with the largest rate, then go back to each replica's share of the way."""
+    # The optimizer has one rate for all. It takes the largest, and each replica keeps the share of its update that its
+    # own rate gives: right for updates that are proportional to the rate.
     before = [p.clone() for p in parameters]
     _base(optimizer).step()
     for p, old in zip(parameters, before, strict=True):
@@ -507,7 +521,7 @@ def _optimizer_factory(
     kwargs: dict[str, Any],
 ) -> tuple[Callable[[list[Tensor]], torch.optim.Optimizer], Tensor | None]:
     """A function that makes the optimizer at the largest rate, and each replica's share of it (None: all the same)."""
-    rates = None if lr is None else _one_each("learning rates", lr, size)
+    rates = None if lr is None else _one_each("learning rates", lr, size)  # (R,)
     largest = None if rates is None else max(rates)
     if "rho" in kwargs:
         kwargs = {**kwargs, "rho": _one_each("lengths rho", kwargs["rho"], size)}
@@ -520,11 +534,12 @@ def _optimizer_factory(
             for group in made.param_groups:
                 group["lr"] = group["lr"] if largest is None else largest
         if isinstance(made, SAM):
-            made.stacked = True
+            made.stacked = True  # its norms are then those of each replica
         return made
 
     if isinstance(optimizer, type) and rates is None:
         raise InvalidInput(f"lr is missing: give one learning rate, or one for each of the {size} replicas.")
+    # One rate for all needs no copy of the parameters in each step.
     if rates is None or largest == 0 or len(set(rates)) == 1:
         return make, None
     return make, torch.tensor([r / max(rates) for r in rates], dtype=torch.float64)
@@ -542,6 +557,8 @@ def _one_each(what: str, values: float | Sequence[float], size: int) -> list[flo
 def _check_elementwise(make: Callable[[list[Tensor]], torch.optim.Optimizer], ratios: Tensor | None) -> None:
     """Three steps on two tiny replicas, stacked and apart: an optimizer that mixes elements gives itself away."""
     g = torch.Generator().manual_seed(0)
+    # Two replicas of a (3, 4) weight, three steps, once stacked and once each by itself. An optimizer that mixes
+    # entries (LBFGS, or one with a norm of the whole tensor) gives different numbers.
     start = torch.randn(2, 3, 4, generator=g, dtype=torch.float64)
     grads = torch.randn(3, 2, 3, 4, generator=g, dtype=torch.float64)
     shares = torch.tensor([1.0, 1.0 if ratios is None else 0.5], dtype=torch.float64)
@@ -595,6 +612,7 @@ def _infer_dims(x: Tensor, y: Tensor, size: int) -> InDims:
         )
     y_dim = None if y.ndim == 1 else 0
     b = y.shape[-1]
+    # Both hold where size == b == x.shape[1]; the targets then decide.
     own, shared = x.shape[:2] == (size, b), x.shape[:1] == (b,)
     if not (own or shared):
         raise InvalidInput(

@@ -1,1 +1,1 @@
-"""The typeface of slides and pages: a subset of Inter 3.19, and the script that made it (``build.py``)."""
+"""The typeface of slides and pages: a subset of Inter 3.19; ``tools/build_fonts.py`` in the source made it."""

@@ -1,4 +1,4 @@
-"""Makes the shipped font files from the Inter 3.19 release: ``python -m mlcollage.collage.fonts.build FOLDER``.
+"""Makes the shipped font files from the Inter 3.19 release: ``python tools/build_fonts.py FOLDER``.
 
 Inter is under the SIL Open Font License 1.1 without a reserved font name; "Inter" is a trademark of its author,
 so the modified files carry another family name. What is changed: fewer characters, no alternates, and quadratic
@@ -72,5 +72,6 @@ def _to_quadratic(font: TTFont) -> None:
 
 
 if __name__ == "__main__":
+    target = Path(__file__).parents[1] / "src/mlcollage/collage/fonts"
     for style in STYLES:
-        convert(Path(sys.argv[1]) / f"Inter-{style}.otf", Path(__file__).with_name(f"MLCollageSans-{style}.ttf"), style)
+        convert(Path(sys.argv[1]) / f"Inter-{style}.otf", target / f"MLCollageSans-{style}.ttf", style)
