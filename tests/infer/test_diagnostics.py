@@ -11,7 +11,7 @@ import torch
 
 from mlcollage.errors import InvalidInput
 from mlcollage.infer import hmc
-from mlcollage.infer.adaptation import DualAveraging, RunningVariance, mass_windows
+from mlcollage.infer.adaptation import DualAveraging, RunningVariance, first_inverse_mass, mass_windows
 from mlcollage.infer.diagnostics import Streaming, bfmi, ess, rhat
 from mlcollage.infer.export import to_arviz
 
@@ -179,15 +179,37 @@ def test_arrays_of_one_group_begin_alike():
 
 def test_running_variance_is_the_variance():
     x = 1e6 + torch.randn(30, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    pooled, apart = RunningVariance(pooled=True), RunningVariance(pooled=False)
+    running, dense = RunningVariance(), RunningVariance(dense=True)
     for row in x:
-        pooled.update(row)
-        apart.update(row)
-    assert torch.allclose(pooled.variance, x.reshape(-1, 3).var(0, keepdim=True))
-    assert torch.allclose(apart.variance, x.var(0))
-    assert torch.allclose(1 / apart.mass(), 30 / 35 * x.var(0) + 5 / 35 * 1e-3)
+        running.update(row)
+        dense.update(row)
+    some = torch.tensor([True, False, True, True])
+    assert torch.allclose(running.variance(), x.reshape(-1, 3).var(0, keepdim=True))
+    assert torch.allclose(running.variance(chains=some), x[:, some].reshape(-1, 3).var(0, keepdim=True))
+    assert torch.allclose(running.variance(pooled=False), x.var(0))
+    assert torch.allclose(running.inverse_mass(pooled=False), 30 / 35 * x.var(0) + 5 / 35 * 1e-3)
+    assert torch.allclose(dense.variance()[0], torch.cov(x.reshape(-1, 3).T))
+    assert torch.allclose(dense.variance(pooled=False)[2], torch.cov(x[:, 2].T))
+    assert torch.allclose(dense.inverse_mass()[0], (120 * torch.cov(x.reshape(-1, 3).T) + 5e-3 * torch.eye(3)) / 125)
     with pytest.raises(InvalidInput, match="at least two draws"):
-        RunningVariance().mass()
+        RunningVariance().variance()
+
+
+def test_the_first_mass_is_exact_for_a_gaussian_of_which_little_was_seen():
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn(6, 6, dtype=torch.float64, generator=generator) * torch.logspace(-1, 2, 6, dtype=torch.float64)
+    covariance = root.T @ root
+    x = torch.randn(20, 6, dtype=torch.float64, generator=generator)  # of unit scale, whatever the posterior's
+    g = -torch.linalg.solve(covariance, x.T).T
+    found = first_inverse_mass((x.T @ x)[None], (g.T @ g)[None], torch.ones(1, 6))[0]
+    sd = covariance.diagonal().sqrt()
+    assert torch.allclose(found / sd / sd[:, None], covariance / sd / sd[:, None], atol=1e-3)
+
+
+def test_the_windows_of_a_thousand_iterations_are_those_that_stan_publishes():
+    """Stan Reference Manual, HMC algorithm parameters: 75, then 25 to 500 doubling, then 50."""
+    windows = mass_windows(1000)
+    assert [(w.start, w.stop) for w in windows] == [(75, 100), (100, 150), (150, 250), (250, 450), (450, 950)]
 
 
 def test_dual_averaging_follows_the_papers_recursion():

@@ -17,6 +17,8 @@ from .ensemble import RunningMixture as RunningMixture
 from .ensemble import mix_gaussians as mix_gaussians
 from .ensemble import mix_logits as mix_logits
 from .export import to_arviz as to_arviz
+from .health import Health as Health
+from .health import Unhealthy as Unhealthy
 from .sghmc import SGHMC as SGHMC
 from .sghmc import Cyclical as Cyclical
 from .sgld import SGLD as SGLD
@@ -35,6 +37,7 @@ __all__ = [
     "DualAveraging",
     "Ensemble",
     "GewekeResult",
+    "Health",
     "Info",
     "LogDensity",
     "MeanField",
@@ -42,6 +45,7 @@ __all__ = [
     "RunningVariance",
     "State",
     "Streaming",
+    "Unhealthy",
     "bfmi",
     "ess",
     "geweke",

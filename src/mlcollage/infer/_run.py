@@ -1,200 +1,214 @@
-"""The loop that HMC and NUTS share: find a step size, warm up, draw."""
+"""The loop that HMC and NUTS share: warm up, draw, and go on from where a run stood."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from mlcollage._checks import choice, integer, probability
+from mlcollage._checks import integer
 from mlcollage.errors import InvalidInput
-from mlcollage.infer.adaptation import DualAveraging, RunningVariance, mass_windows
 from mlcollage.infer.chains import Chains, Info
-from mlcollage.infer.density import LogDensity, State, normal
+from mlcollage.infer.density import Generator, LogDensity, State, start, torch_generator
+from mlcollage.infer.health import warn_of
+from mlcollage.infer.metric import Metric
+from mlcollage.infer.warmup import Mass as Mass
+from mlcollage.infer.warmup import RunSettings, Stage, WarmUp
 
-_STUCK = 0.05  # mean acceptance below which a run is warned of
 DIVERGENCE = 1000.0  # energy error beyond which a trajectory has left the level set, as in Stan
 
-Mass = Literal["diagonal"] | Tensor | None  # learned, given, or the identity
 Progress = Callable[[int, int], None]  # iterations done, and in all
 Store = Callable[[Tensor], Tensor | None]  # what is kept of positions (chains, dim)
-# (state, step size (groups,), mass (groups, dim) or None, iteration, whether in warm-up) to the next state
-Transition = Callable[[State, Tensor, Tensor | None, int, bool], tuple[State, Info]]
+Save = Callable[[dict[str, Any]], None]  # takes the state of a run
+_COLUMNS = ("log_prob", "accept", "energy", "diverging", "steps")
 
 
-@dataclass(frozen=True)
-class RunSettings:
-    """The settings of a run that do not depend on the kernel."""
+class Kernel(Protocol):
+    """One iteration of all chains, and what it remembers from one to the next."""
 
-    draws: int
-    warmup: int
-    thin: int
-    step_size: float | Tensor | None
-    target_accept: float
-    mass: Mass
-    pooled: bool
-    progress: Progress | None
+    def __call__(self, state: State, step: Tensor, metric: Metric, stage: Stage) -> tuple[State, Info]:
+        """The next state, given the step size (groups,)."""
 
-    def __post_init__(self) -> None:
-        (
-            integer("draws", self.draws, least=1),
-            integer("warmup", self.warmup, least=0),
-            integer("thin", self.thin, least=1),
-        )
-        probability("target_accept", self.target_accept)
-        if isinstance(self.mass, str):  # a tensor is checked where the chains' shape is known
-            choice("mass", self.mass, ("diagonal",))
-        if self.step_size is None and self.warmup < 10:
-            raise InvalidInput(
-                f"warmup={self.warmup} is too short to adapt a step size; give at least 10 iterations, or step_size."
-            )
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
 
 
-def kinetic(momentum: Tensor, mass: Tensor | None) -> Tensor:
-    """Kinetic energy p' M^-1 p / 2 of each chain in float64, (chains,)."""
-    p = momentum.double()
-    return 0.5 * (p.square() if mass is None else p.square() / mass).sum(dim=1)
+class Run:
+    """A run that can stop between any two iterations of warm-up, or draws, and go on from its state.
 
-
-def draw_momentum(position: Tensor, mass: Tensor | None, generator: torch.Generator) -> Tensor:
-    """Momentum p ~ N(0, M), (chains, dim)."""
-    p = normal(position.shape, position, generator)
-    return p if mass is None else p * mass.sqrt()
-
-
-def check_mass(mass: Tensor | None, position: Tensor) -> Tensor | None:
-    """A diagonal as (groups, dim), on the chains' device."""
-    if mass is None:
-        return None
-    dim = position.shape[1]
-    mass = torch.as_tensor(mass, dtype=position.dtype, device=position.device)
-    if mass.shape not in ((dim,), (1, dim), position.shape):
-        raise InvalidInput(f"mass has shape {tuple(mass.shape)}; the diagonal, shape ({dim},), is needed.")
-    if not bool((mass > 0).all() and mass.isfinite().all()):
-        raise InvalidInput("mass must be positive and finite in every dimension.")
-    return mass.reshape(-1, dim)
-
-
-def check_step_size(step_size: float | Tensor, position: Tensor) -> Tensor:
-    """A step size as (groups,), on the chains' device."""
-    step = torch.as_tensor(step_size, dtype=position.dtype, device=position.device).reshape(-1)
-    if len(step) not in (1, len(position)) or not bool((step > 0).all() and step.isfinite().all()):
-        raise InvalidInput(f"step_size={step_size} must be positive and finite: one number, or one per chain.")
-    return step
-
-
-def first_step_size(
-    density: LogDensity, state: State, mass: Tensor | None, guess: Tensor, pooled: bool, generator: torch.Generator
-) -> Tensor:
-    """A step size, (groups,), at which one leapfrog step is accepted about 80 % of the time.
-
-    Doubled or halved from ``guess`` until acceptance crosses .8 (Hoffman and Gelman 2014, algorithm 4), with one draw
-    of the momentum for all tries.
+    Parameters
+    ----------
+    density, init
+        What is sampled, and where the chains start.
+    kernel
+        Makes an iteration; it draws from ``generator``.
     """
-    p0 = draw_momentum(state.position, mass, generator)
-    before = state.log_prob.double() - kinetic(p0, mass)
 
-    def accept(step: Tensor) -> Tensor:
-        """Acceptance probability of one leapfrog step, (groups,)."""
-        eps = step[:, None].to(p0.dtype)  # (groups, 1) beside positions (chains, dim)
-        half = p0 + 0.5 * eps * state.gradient
-        q = state.position + eps * (half if mass is None else half / mass)
-        value, gradient = density(q)
-        after = value.double() - kinetic(half + 0.5 * eps * gradient, mass)
-        chance = (after - before).nan_to_num(nan=-torch.inf, posinf=-torch.inf).clamp(max=0).exp()
-        return chance.mean(dim=0, keepdim=True) if pooled else chance
+    def __init__(
+        self,
+        density: LogDensity,
+        state: State,
+        kernel: Kernel,
+        settings: RunSettings,
+        store: Store | None,
+        generator: torch.Generator,
+        resume: Mapping[str, Any] | None = None,
+    ):
+        self.density, self.kernel, self.settings, self.store, self.generator = (
+            density,
+            kernel,
+            settings,
+            store,
+            generator,
+        )
+        self.state = state
+        self.drawn = 0  # draws of each chain so far
+        self.kept: list[Tensor] = []  # positions (chains, dim), or what the store made of them
+        self.columns: list[list[Tensor]] = [[] for _ in _COLUMNS]  # (chains,) of each draw
+        if resume is not None:
+            self.load_state_dict(resume)
+        else:
+            self.warmup = WarmUp(settings, density, self.state, generator)
 
-    # all groups at once, (groups,): each goes on in its direction until it has crossed .8
-    step, done = guess, torch.zeros_like(guess, dtype=torch.bool)
-    rising = accept(step) > 0.8
-    for _ in range(100):  # a factor of 2^100 either way covers any sensible scale
-        trial = torch.where(done, step, torch.where(rising, 2 * step, step / 2))
-        high = accept(trial) > 0.8
-        step = torch.where(done | (rising & ~high), step, trial)
-        done |= rising != high
-        if bool(done.all()):
-            return step
-    raise InvalidInput(
-        "no step size fits: one leapfrog step is accepted at every size (the density is flat or improper), or at none "
-        "(log_prob and its gradient do not belong together); check log_prob, or give step_size."
-    )
+    def advance(self, progress: Progress | None, save: Save | None, save_every: int) -> Run:
+        """Do all that is left."""
+        s = self.settings
+        total = s.warmup + s.draws * s.thin
 
+        def tell(done: int) -> None:
+            if progress:
+                progress(done, total)
 
-def warm_up(
-    density: LogDensity, state: State, transition: Transition, plan: RunSettings, generator: torch.Generator
-) -> tuple[State, Tensor, Tensor | None]:
-    """Run warm-up: the state after it, the step size (groups,) and the mass (groups, dim) to draw with."""
-    learn_mass = isinstance(plan.mass, str)
-    mass = None if isinstance(plan.mass, str) else check_mass(plan.mass, state.position)
-    if plan.step_size is not None:
-        rule, step = None, check_step_size(plan.step_size, state.position)
-    else:
-        # the first guess is 1: right for a density of unit scale, a few doublings away from others
-        guess = state.log_prob.new_ones(1 if plan.pooled else len(state.position), dtype=torch.float64)
-        step = first_step_size(density, state, mass, guess, plan.pooled, generator)
-        rule = DualAveraging(step, plan.target_accept)
-    windows, running = mass_windows(plan.warmup) if learn_mass else [], RunningVariance(plan.pooled)
-    for i in range(plan.warmup):
-        state, info = transition(state, step, mass, i, True)
-        if rule is not None:  # (chains,) acceptances become (groups,)
-            rule.update(info.accept.mean(dim=0, keepdim=True) if plan.pooled else info.accept)
-            step = rule.step_size
-        if windows and i in windows[0]:
-            running.update(state.position)
-            if i == windows[0][-1]:  # a new mass makes the step size learned so far wrong: start that anew
-                mass, running, windows = running.mass(), RunningVariance(plan.pooled), windows[1:]
-                if rule is not None:
-                    step = first_step_size(density, state, mass, step, plan.pooled, generator)
-                    rule = DualAveraging(step, plan.target_accept)
-        if plan.progress:
-            plan.progress(i + 1, plan.warmup + plan.draws * plan.thin)
-    return state, step if rule is None else rule.averaged, mass
+        while self.warmup.at < s.warmup:
+            self.state, info = self.kernel(self.state, self.warmup.step, self.warmup.metric, self.warmup.stage)
+            self.warmup.update(self.density, self.state, info.accept, self.generator)
+            tell(self.warmup.at)
+            if save and self.warmup.at % save_every == 0:
+                save(self.state_dict())
+        while self.drawn < s.draws:
+            infos = []  # of the iterations that this draw stands for
+            for i in range(s.thin):
+                self.state, info = self.kernel(self.state, self.warmup.step, self.warmup.metric, "draw")
+                infos.append(info)
+                tell(s.warmup + self.drawn * s.thin + i + 1)
+            self._keep(infos)
+            if save and (self.drawn % save_every == 0 or self.drawn == s.draws):
+                save(self.state_dict())
+        return self
 
-
-def run(
-    density: LogDensity,
-    state: State,
-    transition: Transition,
-    plan: RunSettings,
-    store: Store | None,
-    generator: torch.Generator,
-) -> Chains:
-    """Warm up, then draw with what was learned held fixed."""
-    state, step, mass = warm_up(density, state, transition, plan, generator)
-    total, at = plan.warmup + plan.draws * plan.thin, plan.warmup
-    kept: list[Tensor] = []  # positions (chains, dim), or what the store made of them
-    stats: list[tuple[Tensor, ...]] = []
-    for _ in range(plan.draws):
-        infos = []  # of the iterations that this draw stands for
-        for _ in range(plan.thin):
-            state, info = transition(state, step, mass, at, False)
-            infos.append(info)
-            at += 1
-            if plan.progress:
-                plan.progress(at, total)
-        value = state.position if store is None else store(state.position)
+    def _keep(self, infos: list[Info]) -> None:
+        self.drawn += 1
+        value = self.state.position if self.store is None else self.store(self.state.position)
         if value is not None:
-            kept.append(value)
-        stats.append(
-            (
-                state.log_prob * density.temperature,  # of the density itself
-                torch.stack([i.accept for i in infos]).mean(dim=0),
-                infos[-1].energy,
-                torch.stack([i.diverging for i in infos]).any(dim=0),
-                torch.stack([i.steps for i in infos]).sum(dim=0),
+            self.kept.append(value)
+        one = len(infos) == 1
+        row = (
+            self.state.log_prob * self.density.temperature,  # of the density itself
+            infos[0].accept if one else torch.stack([i.accept for i in infos]).mean(dim=0),
+            infos[-1].energy,
+            infos[0].diverging if one else torch.stack([i.diverging for i in infos]).any(dim=0),
+            infos[0].steps if one else torch.stack([i.steps for i in infos]).sum(dim=0),
+        )
+        for column, value in zip(self.columns, row, strict=True):
+            column.append(value)
+
+    def chains(self) -> Chains:
+        """What was drawn, with a warning if it cannot be trusted."""
+        # (chains,) of each draw become (chains, draws)
+        columns = {name: torch.stack(column, dim=1) for name, column in zip(_COLUMNS, self.columns, strict=True)}
+        # (chains, draws, ...); without any draw kept, still as many rows as chains
+        empty = self.state.position.new_empty((len(self.state.position), 0))
+        draws = torch.stack(self.kept, dim=1) if self.kept else empty
+        made = Chains(
+            draws, **columns, step_size=self.warmup.step, mass=self.warmup.metric.mass, state=self.state,
+            pooled=self.settings.pooled,
+        )  # fmt: skip
+        warn_of(made.health())
+        return made
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the run stands, as a flat dictionary of tensors and numbers.
+
+        ``draws`` is what was kept so far, (chains, draws, ...): not there if nothing was, as with a ``store`` that
+        returns None.
+        """
+        state: dict[str, Any] = {
+            "position": self.state.position,
+            "generator": self.generator.get_state(),
+            "warmup": self.settings.warmup,
+            "drawn": self.drawn,
+        }
+        if self.kept:
+            state["draws"] = torch.stack(self.kept, dim=1)
+        if self.drawn:
+            state |= {f"columns.{n}": torch.stack(c, dim=1) for n, c in zip(_COLUMNS, self.columns, strict=True)}
+        state |= {f"kernel.{name}": value for name, value in self.kernel.state_dict().items()}
+        return state | {f"adapted.{name}": value for name, value in self.warmup.state_dict().items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave; the run may ask for more draws than that one did.
+
+        Raises
+        ------
+        InvalidInput
+            If it is of other chains, of another warm-up, or has more draws than are asked for.
+        """
+        missing = [n for n in ("position", "generator", "warmup", "drawn", "adapted.at") if n not in state]
+        if missing:
+            raise InvalidInput(f"the state to resume has no {missing[0]!r}; give what save= was called with.")
+        position, here = state["position"], self.state.position
+        if position.shape != here.shape or position.dtype != here.dtype:
+            raise InvalidInput(
+                f"the state to resume has positions {tuple(position.shape)} of {position.dtype}; init has "
+                f"{tuple(here.shape)} of {here.dtype}."
             )
-        )
-    # (chains,) of each draw become (chains, draws)
-    log_prob, accept, energy, diverging, steps = (torch.stack(column, dim=1) for column in zip(*stats, strict=True))
-    if (rate := float(accept.mean())) < _STUCK:
-        warnings.warn(
-            f"only {rate:.1%} of the proposals were accepted, at step size {float(step.mean()):.3g}: the chains hardly "
-            "moved; give a smaller step_size, or None to adapt it."
-        )
-    # (chains, draws, ...); without any draw kept, still as many rows as chains
-    draws = torch.stack(kept, dim=1) if kept else state.position.new_empty((len(state.position), 0))
-    return Chains(draws, log_prob, accept, energy, diverging, steps, step, mass, state)
+        if int(state["warmup"]) != self.settings.warmup:
+            raise InvalidInput(
+                f"the state to resume is of warmup={int(state['warmup'])}, not {self.settings.warmup}; give the same."
+            )
+        self.drawn = int(state["drawn"])
+        if self.drawn > self.settings.draws:
+            raise InvalidInput(f"the state to resume has {self.drawn} draws; ask for draws of at least that.")
+        position = position.to(here.device)
+        self.state = self.density.state(position)
+        self.kept = list(state["draws"].to(here.device).unbind(dim=1)) if "draws" in state else []
+        if self.drawn:
+            self.columns = [list(state[f"columns.{name}"].to(here.device).unbind(dim=1)) for name in _COLUMNS]
+        moved = {k: v.to(here.device) if isinstance(v, Tensor) else v for k, v in state.items()}
+        self.warmup = WarmUp(self.settings, self.density, self.state, self.generator)
+        self.warmup.load_state_dict(_under(moved, "adapted."))
+        self.kernel.load_state_dict(_under(state, "kernel."))
+        # the state of a generator is on the CPU, wherever the generator is; last, since what is above draws from it
+        self.generator.set_state(state["generator"].cpu())
+
+
+def _under(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def sample(
+    log_prob: Any,
+    init: Any,
+    settings: RunSettings,
+    make_kernel: Callable[[LogDensity, torch.Generator], Kernel],
+    *,
+    temperature: float,
+    store: Store | None,
+    generator: Generator,
+    progress: Progress | None,
+    resume: Mapping[str, Any] | None,
+    save: Save | None,
+    save_every: int,
+) -> Chains:
+    """Check what was asked for, make the run and do it."""
+    integer("save_every", save_every, least=1)
+    density = LogDensity(log_prob, temperature)
+    state = start(density, init)
+    generator = torch_generator(generator, state.position.device)
+    run = Run(density, state, make_kernel(density, generator), settings, store, generator, resume)
+    return run.advance(progress, save, save_every).chains()

@@ -1,18 +1,21 @@
-r"""What warm-up learns: a step size by dual averaging and a diagonal mass by Welford's recursion.
+r"""What warm-up is made of: the step size by dual averaging, the covariance of the positions, and the windows of Stan.
 
-Both work on *groups* of chains: one group when all chains sample the same density (what one chain learns helps all),
-or one group per chain when each has a density of its own, as in simulation-based calibration.
+:mod:`mlcollage.infer.warmup` puts them together.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mlcollage._checks import probability
 from mlcollage.errors import InvalidInput
+from mlcollage.infer.density import LogDensity, State
+from mlcollage.infer.metric import Metric
 
 
 @dataclass
@@ -84,81 +87,251 @@ class DualAveraging:
         """The step size to keep when adaptation ends, (groups,)."""
         return self._log_averaged.exp() if self._t else self.first
 
+    def state_dict(self) -> dict[str, Any]:
+        """Where the recursion stands."""
+        logs = {"error": self._error, "log_step": self._log_step, "averaged": self._log_averaged}
+        return {"first": self.first, "t": self._t, **logs}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+        self.first = state["first"]
+        self._mu = (10 * self.first).log()
+        self._error, self._log_step, self._log_averaged = state["error"], state["log_step"], state["averaged"]
+        self._t = int(state["t"])
+
 
 class RunningVariance:
-    r"""Welford's variance of positions, over draws and over the chains of a group.
+    r"""Welford's variance or covariance of the positions of each chain; groups of chains are merged when asked.
 
-    Batches are merged by Chan's formula, :math:`M_2 = M_2^a + M_2^b + \delta^2 n_a n_b / (n_a + n_b)`, so nothing is
-    stored and nothing cancels.
+    Moments are merged by Chan's formula, :math:`M_2 = M_2^a + M_2^b + \delta \delta^\top n_a n_b / (n_a + n_b)`, so
+    nothing is stored and nothing cancels.
 
     Parameters
     ----------
-    pooled
-        Whether all chains are one group.
+    dense
+        The covariance, (dim, dim) a chain, in place of the variances.
 
     Examples
     --------
-    >>> running, x = RunningVariance(pooled=True), torch.randn(50, 4, 3, dtype=torch.float64)
+    >>> running, x = RunningVariance(), torch.randn(50, 4, 3, dtype=torch.float64)
     >>> for row in x:
     ...     running.update(row)
-    >>> torch.allclose(running.variance, x.reshape(200, 3).var(dim=0))
+    >>> torch.allclose(running.variance(), x.reshape(200, 3).var(dim=0))
     True
     """
 
-    def __init__(self, pooled: bool = True):
-        self.pooled = pooled
+    def __init__(self, dense: bool = False):
+        self.dense = dense
         self.count = 0
         self._mean: Tensor | None = None
         self._m2: Tensor | None = None
 
+    def _square(self, x: Tensor) -> Tensor:
+        return x[:, :, None] * x[:, None, :] if self.dense else x.square()
+
     def update(self, position: Tensor) -> None:
         """Take in one draw of every chain, (chains, dim)."""
-        # count, mean and sum of squared deviations of this batch, (groups, dim)
-        if self.pooled:
-            n, mean = len(position), position.mean(dim=0, keepdim=True)
-            m2 = (position - mean).square().sum(dim=0, keepdim=True)
-        else:
-            n, mean, m2 = 1, position, torch.zeros_like(position)
+        x = position.double()
+        self.count += 1
         if self._mean is None or self._m2 is None:
-            self.count, self._mean, self._m2 = n, mean.clone(), m2
+            self._mean, self._m2 = x.clone(), torch.zeros_like(self._square(x))
             return
-        total = self.count + n
-        # Chan's formula: the means move by their difference, whose square joins the sums of squares
-        delta = mean - self._mean
-        self._mean = self._mean + delta * (n / total)
-        self._m2 = self._m2 + m2 + delta.square() * (self.count * n / total)
-        self.count = total
+        delta = x - self._mean
+        self._mean = self._mean + delta / self.count
+        self._m2 = self._m2 + self._square(delta) * ((self.count - 1) / self.count)
 
     @property
-    def variance(self) -> Tensor:
-        """Unbiased variance, (groups, dim)."""
-        if self._m2 is None or self.count < 2:
-            raise InvalidInput(f"a variance needs at least two draws; {self.count} were taken in.")
-        return self._m2 / (self.count - 1)
+    def mean(self) -> Tensor:
+        """Mean of each chain, (chains, dim)."""
+        if self._mean is None:
+            raise InvalidInput("no draw was taken in yet.")
+        return self._mean
 
-    def mass(self) -> Tensor:
-        """Diagonal mass, (groups, dim): one over ``(n * variance + 5 * 1e-3) / (n + 5)``, shrunk as in Stan."""
-        n = self.count  # five draws of variance 1e-3 regularize few
-        return (n + 5) / (n * self.variance + 5e-3)
+    def draws(self, pooled: bool = True, chains: Tensor | None = None) -> int:
+        """How many draws a variance rests on."""
+        if self._mean is None or not pooled:
+            return self.count
+        return self.count * (len(self._mean) if chains is None else int(chains.sum()))
+
+    def variance(self, pooled: bool = True, chains: Tensor | None = None) -> Tensor:
+        """Unbiased variance, (groups, dim), or covariance, (groups, dim, dim).
+
+        Parameters
+        ----------
+        pooled
+            Over all draws of all chains, one group; otherwise of each chain.
+        chains
+            (chains,) bool, which of them are pooled; by default all.
+        """
+        n = self.draws(pooled, chains)
+        if self._mean is None or self._m2 is None or n < 2:
+            raise InvalidInput(f"a variance needs at least two draws; {n} were taken in.")
+        if not pooled:
+            return self._m2 / (n - 1)
+        mean, m2 = (self._mean, self._m2) if chains is None else (self._mean[chains], self._m2[chains])
+        # within chains, and between their means
+        between = self._square(mean - mean.mean(dim=0)).sum(dim=0, keepdim=True)
+        return (m2.sum(dim=0, keepdim=True) + self.count * between) / (n - 1)
+
+    def within(self, pooled: bool = True, chains: Tensor | None = None) -> Tensor:
+        """Sum of squares within chains, (groups, dim[, dim])."""
+        if self._m2 is None:
+            raise InvalidInput("no draw was taken in yet.")
+        if not pooled:
+            return self._m2
+        return (self._m2 if chains is None else self._m2[chains]).sum(dim=0, keepdim=True)
+
+    def inverse_mass(self, pooled: bool = True, chains: Tensor | None = None, before: Tensor | None = None) -> Tensor:
+        """The variance shrunk as in Stan, ``(n * variance + 5 * few) / (n + 5)``, with ``few`` 1e-3.
+
+        Parameters
+        ----------
+        pooled, chains
+            See :meth:`variance`.
+        before
+            (groups, dim), the variances so far: ``few`` is not more than these, or small scales would be lost.
+        """
+        n, variance = self.draws(pooled, chains), self.variance(pooled, chains)
+        few = torch.full_like(variance[:, 0] if self.dense else variance, 1e-3)
+        few = few if before is None else torch.minimum(few, before.to(few))
+        return (n * variance + 5 * (torch.diag_embed(few) if self.dense else few)) / (n + 5)
+
+    def diagonal(self) -> RunningVariance:
+        """The same draws, without what is off the diagonal."""
+        if not self.dense:
+            return self
+        made = RunningVariance()
+        made.count, made._mean = self.count, self._mean
+        made._m2 = None if self._m2 is None else self._m2.diagonal(dim1=1, dim2=2)
+        return made
+
+    def state_dict(self) -> dict[str, Any]:
+        """Count and moments."""
+        moments = {} if self._mean is None else {"mean": self._mean, "m2": self._m2}
+        return {"count": self.count, **moments}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+        self.count, self._mean, self._m2 = int(state["count"]), state.get("mean"), state.get("m2")
 
 
-def mass_windows(warmup: int) -> list[range]:
-    """Stretches of warm-up at whose ends the mass is learned anew; they grow by doubling, as in Stan.
+def first_inverse_mass(positions: Tensor, gradients: Tensor, before: Tensor) -> Tensor:
+    r"""A first :math:`M^{-1}` from how the gradient changes where the chains went.
 
-    The first tenth finds the bulk, the last fifth settles the step size for the final mass; less than 20 iterations
-    are too few to learn a mass from.
+    Of a Gaussian with covariance :math:`\Sigma`, gradients change by :math:`-\Sigma^{-1}` times the change of
+    position, so that the scatters X of positions and G of gradients over the same draws satisfy
+    :math:`\Sigma G \Sigma = X` however little of the posterior was seen; the solution is their geometric mean
+    :math:`X \mathbin{\#} G^{-1}`, for a diagonal :math:`\sqrt{X / G}`. A. Seyboldt et al., "If only my posterior
+    were normal: introducing Fisher HMC", 2026, and the sampler nutpie.
+
+    Parameters
+    ----------
+    positions, gradients
+        Sums of squares (groups, dim), or (groups, dim, dim).
+    before
+        (groups, dim), what is kept in dimensions that did not move.
 
     Examples
     --------
-    >>> mass_windows(1000), mass_windows(10)
-    ([range(100, 150), range(150, 250), range(250, 800)], [])
+    A Gaussian of which only the corner that draws span by chance was seen:
+
+    >>> covariance = torch.tensor([[1.0, 0.9], [0.9, 4.0]], dtype=torch.float64)
+    >>> x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 1e-3
+    >>> g = -x @ torch.linalg.inv(covariance)
+    >>> first_inverse_mass((x.T @ x)[None], (g.T @ g)[None], torch.ones(1, 2))[0].round(decimals=3).tolist()
+    [[1.0, 0.9], [0.9, 4.0]]
+    """
+    dense = positions.ndim == 3
+    x, g = (v.diagonal(dim1=1, dim2=2) if dense else v for v in (positions, gradients))
+    scale = (x / g).sqrt()
+    moved = (scale > 0) & scale.isfinite()
+    scale = torch.where(moved, scale, before.to(scale))
+    if not dense or not bool(moved.all()):
+        return scale
+    # in units in which the diagonal is that of both, each with a trace of dim
+    unit = scale.sqrt()  # (groups, dim)
+    outer, dim = unit[:, :, None] * unit[:, None, :], x.shape[1]
+    a, b = positions / outer, gradients * outer
+    a, b = (v * (dim / v.diagonal(dim1=1, dim2=2).sum(dim=1)[:, None, None]) for v in (a, b))
+    (values, vectors), few = torch.linalg.eigh(b), 1e-10  # below it directions were not seen
+    root = values.clamp(min=few).sqrt()
+    half, back = (vectors * r[:, None, :] @ vectors.mT for r in (root, 1 / root))
+    inner, axes = torch.linalg.eigh(half @ a @ half)
+    middle = (axes * inner.clamp(min=few**2).sqrt()[:, None, :]) @ axes.mT
+    mean = back @ middle @ back
+    # the constants of proportion of a and b: diagonals agree in the geometric mean
+    ratio = (positions.diagonal(dim1=1, dim2=2) / unit.square()).sum(dim=1)
+    ratio = ratio / (gradients.diagonal(dim1=1, dim2=2) * unit.square()).sum(dim=1)
+    return outer * (mean + mean.mT) / 2 * ratio.sqrt()[:, None, None]
+
+
+def mass_windows(warmup: int) -> list[range]:
+    """Stretches of warm-up at whose ends the mass is learned anew, as in Stan: each twice as long as the one before.
+
+    The first iterations find the bulk, 75 of them, the last 50 settle the step size for the final mass, and the first
+    window has 25. Where these do not fit, 15 % and 20 % are for the two ends (Stan leaves 10 % for the last, too few
+    to settle a step size) and the rest is one window; less than 20 iterations are too few to learn a mass from.
+
+    Examples
+    --------
+    >>> [len(window) for window in mass_windows(1000)], mass_windows(1000)[-1].stop, mass_windows(10)
+    ([25, 50, 100, 200, 500], 950, [])
     """
     if warmup < 20:
         return []
-    at, width = max(warmup // 10, 5), max(warmup // 20, 5)  # begin of the next window and its length
-    end = warmup - max(warmup // 5, 5)
-    windows = []
-    while at + 3 * width <= end:  # space for this one and the next, twice as long
-        windows.append(range(at, at + width))
-        at, width = at + width, 2 * width
-    return [*windows, range(at, end)]
+    begin, last, width = 75, 50, 25
+    if begin + width + last > warmup:
+        begin, last = max(int(0.15 * warmup), 5), max(int(0.2 * warmup), 5)
+        width = warmup - begin - last
+    windows, end = [], warmup - last
+    while begin < end:
+        # one that leaves no space for the next, twice as long, takes all that is left
+        stop = begin + width if begin + 3 * width <= end else end
+        windows.append(range(begin, stop))
+        begin, width = stop, 2 * width
+    return windows
+
+
+def check_step_size(step_size: float | Tensor, position: Tensor) -> Tensor:
+    """A step size as (groups,), on the chains' device."""
+    step = torch.as_tensor(step_size, dtype=position.dtype, device=position.device).reshape(-1)
+    if len(step) not in (1, len(position)) or not bool((step > 0).all() and step.isfinite().all()):
+        raise InvalidInput(f"step_size={step_size} must be positive and finite: one number, or one per chain.")
+    return step
+
+
+def first_step_size(
+    density: LogDensity, state: State, metric: Metric, guess: Tensor, generator: torch.Generator
+) -> Tensor:
+    """A step size, (groups,), at which one leapfrog step is accepted about 80 % of the time.
+
+    Doubled or halved from ``guess``, (groups,), until acceptance crosses .8 (Hoffman and Gelman 2014, algorithm 4),
+    with one draw of the momentum for all tries.
+    """
+    p0 = metric.draw(state.position, generator)
+    before = state.log_prob.double() - metric.kinetic(p0)
+
+    def accept(step: Tensor) -> Tensor:
+        """Acceptance probability of one leapfrog step, (groups,)."""
+        eps = step[:, None].to(p0.dtype)  # (groups, 1) beside positions (chains, dim)
+        half = p0 + 0.5 * eps * state.gradient
+        q = state.position + eps * metric.velocity(half)
+        value, gradient = density(q)
+        after = value.double() - metric.kinetic(half + 0.5 * eps * gradient)
+        chance = (after - before).nan_to_num(nan=-torch.inf, posinf=-torch.inf).clamp(max=0).exp()
+        return chance.mean(dim=0, keepdim=True) if len(guess) == 1 else chance
+
+    # all groups at once, (groups,): each goes on in its direction until it has crossed .8
+    step, done = guess, torch.zeros_like(guess, dtype=torch.bool)
+    rising = accept(step) > 0.8
+    for _ in range(100):  # a factor of 2^100 either way covers any sensible scale
+        trial = torch.where(done, step, torch.where(rising, 2 * step, step / 2))
+        high = accept(trial) > 0.8
+        step = torch.where(done | (rising & ~high), step, trial)
+        done |= rising != high
+        if bool(done.all()):
+            return step
+    raise InvalidInput(
+        "no step size fits: one leapfrog step is accepted at every size (the density is flat or improper), or at none "
+        "(log_prob and its gradient do not belong together); check log_prob, or give step_size."
+    )

@@ -12,6 +12,7 @@ from torch import Tensor
 from mlcollage.errors import InvalidInput
 from mlcollage.infer.density import State
 from mlcollage.infer.export import to_arviz
+from mlcollage.infer.health import Health, split_rhat
 
 Part = int | slice | Sequence[int] | Callable[[Tensor], Tensor]
 
@@ -66,9 +67,11 @@ class Chains:
     step_size : Tensor
         (groups,): one, or one per chain.
     mass : Tensor or None
-        (groups, dim), the diagonal; None for the identity.
+        (groups, dim), the diagonal, or (groups, dim, dim); None for the identity.
     state : State
         Where the chains stand at the end; ``state.position`` continues them as ``init``.
+    pooled : bool
+        Whether all chains sample the same density, and are to agree.
     """
 
     draws: Tensor
@@ -80,6 +83,7 @@ class Chains:
     step_size: Tensor
     mass: Tensor | None
     state: State
+    pooled: bool = True
 
     @property
     def divergences(self) -> int:
@@ -90,6 +94,29 @@ class Chains:
     def accept_rate(self) -> Tensor:
         """Mean acceptance probability of each chain, (chains,)."""
         return self.accept.mean(dim=1)
+
+    def health(self) -> Health:
+        """Acceptance and divergences of each chain, and R-hat of each dimension (of ``log_prob`` if no draw was kept).
+
+        Samplers warn of what it finds; ``health().sentences()`` says it again.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from mlcollage.infer import hmc
+        >>> chains = hmc.sample(lambda x: -0.5 * x.square().sum(1), torch.zeros(4, 2), draws=500, warmup=100)
+        >>> chains.health().sentences(), chains.health().rhat.shape
+        ([], torch.Size([2]))
+        """
+        kept = self.draws if self.draws.shape[1] else self.log_prob
+        agree = self.pooled and kept.is_floating_point()
+        return Health(
+            accept=self.accept_rate,
+            divergences=self.diverging.sum(dim=1),
+            rhat=split_rhat(kept) if agree else self.accept.new_empty(0),
+            draws=self.accept.shape[1],
+            step_size=float(self.step_size.mean()),
+        )
 
     def to_arviz(self, names: Sequence[str] | Mapping[str, Part] | None = None) -> Any:
         """The draws as ArviZ data, with ``sample_stats``.

@@ -19,7 +19,7 @@ state, to drive step by step.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -27,22 +27,16 @@ from torch import Tensor
 
 from mlcollage._checks import integer, positive, real
 from mlcollage.errors import InvalidInput
-from mlcollage.infer._run import (
-    DIVERGENCE,
-    Mass,
-    Progress,
-    RunSettings,
-    Store,
-    check_mass,
-    check_step_size,
-    draw_momentum,
-    kinetic,
-    run,
-)
+from mlcollage.infer import _run
+from mlcollage.infer._run import DIVERGENCE, Progress, Save, Store
+from mlcollage.infer.adaptation import check_step_size
 from mlcollage.infer.chains import Chains, Info
-from mlcollage.infer.density import Generator, LogDensity, LogProb, State, start, torch_generator
+from mlcollage.infer.density import Generator, LogDensity, LogProb, State, start
+from mlcollage.infer.metric import Metric
+from mlcollage.infer.warmup import Mass, RunSettings, Stage
 
 Steps = int | tuple[int, int]  # a number, or (least, most)
+_SHORT, _EARLY, _LONG = (3, 9), 60, 1000  # steps by default; at most before a mass is learned, and after
 _MOST_STEPS = 1_000_000  # of one trajectory: beyond it a step size or a length is wrong
 
 
@@ -102,7 +96,7 @@ def leapfrog(
     *,
     step_size: float | Tensor,
     steps: int,
-    mass: Tensor | None = None,
+    mass: Tensor | Metric | None = None,
 ) -> tuple[State, Tensor]:
     """L leapfrog steps: where all chains end, and with what momentum.
 
@@ -122,7 +116,7 @@ def leapfrog(
     steps
         L, at least 1.
     mass
-        Diagonal, (dim,) or (groups, dim); None for the identity.
+        Diagonal, (dim,) or (groups, dim), or matrix, (groups, dim, dim); None for the identity.
 
     Examples
     --------
@@ -132,15 +126,31 @@ def leapfrog(
     >>> round(float(end.position), 2), round(float(p), 2)  # a quarter turn
     (0.0, -1.0)
     """
-    density = LogDensity.of(log_prob)
+    density, metric = LogDensity.of(log_prob), Metric.of(mass, state.position)
+    return _integrate(state, momentum, density, step_size, steps, metric)
+
+
+def _integrate(
+    state: State,
+    momentum: Tensor,
+    density: LogDensity,
+    step_size: float | Tensor,
+    steps: int,
+    metric: Metric,
+    turned: Tensor | None = None,
+) -> tuple[State, Tensor]:
+    """Leapfrog steps; ``turned`` (chains,) bool, if given, is set where a trajectory moves towards its start."""
     # step sizes as (groups, 1), beside positions, momenta and gradients (chains, dim)
     eps = torch.as_tensor(step_size, dtype=state.position.dtype, device=state.position.device).reshape(-1, 1)
-    drift = eps if mass is None else eps / mass  # (groups, 1) or (groups, dim)
     p = torch.addcmul(momentum, eps, state.gradient, value=0.5)  # the first half-kick, out of place
-    q = torch.addcmul(state.position, drift, p)
+    # (groups, 1) or (groups, dim); a dense mass costs a matrix product a step
+    drift = eps if metric.dense or metric.inverse is None else eps * metric.inverse
+    q = torch.addcmul(state.position, drift, metric.velocity(p) if metric.dense else p)
     for _ in range(steps - 1):  # neighboring half-kicks as one; in place from here on, and no values
         p.addcmul_(eps, density.gradient(q))
-        q.addcmul_(drift, p)
+        q.addcmul_(drift, metric.velocity(p) if metric.dense else p)
+        if turned is not None:
+            turned |= ((q - state.position) * p).sum(dim=1) < 0
     value, gradient = density(q)
     p.addcmul_(eps, gradient, value=0.5)
     return State(q, value, gradient), p
@@ -152,7 +162,7 @@ def update(
     *,
     step_size: float | Tensor,
     steps: int,
-    mass: Tensor | None = None,
+    mass: Tensor | Metric | None = None,
     metropolis: bool = True,
     generator: torch.Generator,
 ) -> tuple[State, Info]:
@@ -172,7 +182,7 @@ def update(
     steps
         L.
     mass
-        Diagonal, (dim,) or (groups, dim); None for the identity.
+        Diagonal, (dim,) or (groups, dim), or matrix, (groups, dim, dim); None for the identity.
     metropolis
         If False, every proposal of finite energy is accepted (the paper's burn-in; biased).
     generator
@@ -183,9 +193,10 @@ def update(
     State, Info
         Where a chain rejected, its state is the old one.
     """
-    p0 = draw_momentum(state.position, mass, generator)
-    end, p1 = leapfrog(state, p0, log_prob, step_size=step_size, steps=steps, mass=mass)
-    return _accept(state, p0, end, p1, mass, steps, metropolis, generator)
+    metric = Metric.of(mass, state.position)
+    p0 = metric.draw(state.position, generator)
+    end, p1 = leapfrog(state, p0, log_prob, step_size=step_size, steps=steps, mass=metric)
+    return _accept(state, p0, end, p1, metric, steps, metropolis, generator)
 
 
 def _accept(
@@ -193,21 +204,21 @@ def _accept(
     p0: Tensor,
     new: State,
     p1: Tensor,
-    mass: Tensor | None,
+    metric: Metric,
     steps: int,
     metropolis: bool,
     generator: torch.Generator,
 ) -> tuple[State, Info]:
     # change of the kinetic energy, element by element, which keeps its digits; everything below is (chains,)
-    change = (p1.double() - p0.double()) * (p1.double() + p0.double())
-    change = 0.5 * (change if mass is None else change / mass).sum(dim=1)
+    a, b = p1.double(), p0.double()
+    change = 0.5 * ((a - b) * metric.velocity(p1 + p0 if metric.dense else a + b)).sum(dim=1)
     # a trajectory that left the range of numbers has an infinite error, and is rejected
     error = (change - (new.log_prob.double() - old.log_prob.double())).nan_to_num(nan=math.inf, neginf=math.inf)
     accept = (-error).clamp(max=0).exp()
     # drawn also where it is not used, so that the stream of numbers does not depend on the setting
     chance = torch.rand(accept.shape, dtype=accept.dtype, device=accept.device, generator=generator)
     accepted = chance < accept if metropolis else error.isfinite()
-    before = kinetic(p0, mass) - old.log_prob.double()
+    before = metric.kinetic(p0) - old.log_prob.double()
     info = Info(
         accept=accept,
         accepted=accepted,
@@ -224,7 +235,7 @@ def build(
     *,
     step_size: float | Tensor,
     steps: int,
-    mass: Tensor | None = None,
+    mass: Tensor | Metric | None = None,
     temperature: float = 1.0,
     metropolis: bool = True,
 ) -> Sampler:
@@ -255,7 +266,7 @@ def build(
         # settings can be checked only once the shape of the chains is known
         state = start(density, position)
         check_step_size(step_size, state.position)
-        check_mass(mass, state.position)
+        Metric.of(mass, state.position)
         return state
 
     def advance(state: State, generator: torch.Generator) -> tuple[State, Info]:
@@ -277,7 +288,7 @@ def sample(
     jitter: float = 0.0,
     step_size: float | Tensor | None = None,
     target_accept: float = 0.8,
-    mass: Mass = "diagonal",
+    mass: Mass = "auto",
     temperature: float = 1.0,
     metropolis_burn_in: bool = True,
     pooled: bool = True,
@@ -285,6 +296,9 @@ def sample(
     store: Store | None = None,
     generator: Generator = 0,
     progress: Progress | None = None,
+    resume: Mapping[str, Any] | None = None,
+    save: Save | None = None,
+    save_every: int = 100,
 ) -> Chains:
     r"""Warm up, then draw from a density with as many chains as ``init`` has rows.
 
@@ -299,8 +313,9 @@ def sample(
         Kept draws of each chain, and iterations before them.
     steps
         Leapfrog steps: a number, or (least, most) for a uniform draw each iteration, shared by all chains. By
-        default (3, 9): with an adapted step size and mass, about one standard deviation's quarter period up to a
-        whole one. Jitter avoids the resonances of a fixed length.
+        default (3, 9), about one standard deviation's quarter period up to a whole one where step size and mass fit;
+        and where warm-up finds that trajectories turn later, after R steps, (R / 4, R). Jitter avoids the resonances
+        of a fixed length.
     trajectory
         Instead of ``steps``, the length :math:`\tau = \epsilon L`; takes :math:`L = \lceil \tau / \epsilon \rceil`.
         See :func:`prior_period` for the rule of Izmailov et al. Lengths are in units of :math:`\sqrt M`, so combine
@@ -308,20 +323,21 @@ def sample(
     jitter
         Relative width of a uniform jitter of the step size, in [0, 1); drawn for each chain and iteration.
     step_size
-        One number, or one per chain, kept throughout; None adapts it to ``target_accept`` by dual averaging during
-        warm-up and then holds it fixed.
+        One number, or one per chain, kept throughout; None adapts it to ``target_accept`` during warm-up (see
+        :mod:`mlcollage.infer.warmup`) and then holds it fixed.
     target_accept
         Acceptance that adaptation aims at.
     mass
-        ``"diagonal"`` learns one over the variance in doubling windows of warm-up; None is the identity; a tensor
-        (dim,) is used as it is.
+        ``"diagonal"`` learns one over the variances in the windows of warm-up, ``"dense"`` the inverse covariance,
+        ``"auto"`` the latter in up to 100 dimensions where a window has 50 draws for each, over all chains. None is
+        the identity; a tensor, (dim,) or (dim, dim), is used as it is.
     temperature
         Samples ``log_prob / temperature``.
     metropolis_burn_in
         If False, warm-up accepts every proposal of finite energy, as Izmailov et al. do to leave the initialization.
     pooled
-        True: all chains sample one density, and step size and mass are learned from all of them. False: each chain
-        has a density of its own (e.g. its own simulated data set) and learns for itself.
+        True: all chains sample one density, and mass and final step size are learned from all of them. False: each
+        chain has a density of its own (e.g. its own simulated data set) and learns for itself.
     thin
         Iterations per kept draw.
     store
@@ -332,6 +348,14 @@ def sample(
         A torch.Generator on the chains' device, or a seed. The same seed gives the same draws.
     progress
         Called as ``progress(iterations done, iterations in all)``.
+    resume
+        What ``save`` was called with, to go on from there to the same numbers, with the same density and settings;
+        ``draws`` may be more. ``init`` only says how many chains there are.
+    save
+        Called with the run's state, a flat dictionary of tensors and numbers, every ``save_every`` iterations of
+        warm-up, every ``save_every`` draws and after the last one.
+    save_every
+        At least 1.
 
     Returns
     -------
@@ -341,6 +365,12 @@ def sample(
     ------
     InvalidInput
         For shapes, starts or settings that cannot work.
+
+    Warns
+    -----
+    UserWarning
+        One sentence for each thing found by :meth:`Chains.health <mlcollage.infer.Chains.health>`: chains that hardly
+        move, divergences, R-hat above 1.01.
 
     Examples
     --------
@@ -355,22 +385,118 @@ def sample(
     >>> torch.cov(chains.draws.reshape(-1, 2).T).round().tolist()
     [[1.0, 9.0], [9.0, 99.0]]
     """
-    density = LogDensity(log_prob, temperature)
-    plan = RunSettings(draws, warmup, thin, step_size, target_accept, mass, pooled, progress)
+    if steps is not None and trajectory is not None:
+        raise InvalidInput("give either steps or trajectory: the one follows from the other by the step size.")
+    if trajectory is not None and not pooled:
+        raise InvalidInput("trajectory needs pooled=True, since all chains take the same number of steps; give steps.")
+    settings = RunSettings(draws, warmup, thin, step_size, target_accept, mass, pooled, trajectory is not None)
     real("jitter", jitter, least=0, below=1)
-    state = start(density, init)
-    generator = torch_generator(generator, state.position.device)
-    count = _counts(steps, trajectory, warmup + draws * thin, pooled, generator)
+    length = _Jittered(steps) if trajectory is None else _Length(positive("trajectory", trajectory))
+    return _run.sample(
+        log_prob, init, settings, lambda density, g: _Kernel(density, g, length, jitter, metropolis_burn_in),
+        temperature=temperature, store=store, generator=generator, progress=progress, resume=resume, save=save,
+        save_every=save_every,
+    )  # fmt: skip
 
-    def transition(state: State, step: Tensor, mass: Tensor | None, at: int, warming: bool) -> tuple[State, Info]:
-        n = count(at, step)
-        if jitter:  # makes the step sizes (groups,) one per chain
-            noise = torch.rand(len(state.position), dtype=step.dtype, device=step.device, generator=generator)
-            step = step * (1 + jitter * (2 * noise - 1))
-        metropolis = metropolis_burn_in or not warming
-        return update(state, density, step_size=step, steps=n, mass=mass, metropolis=metropolis, generator=generator)
 
-    return run(density, state, transition, plan, store, generator)
+class _Kernel:
+    """An iteration of HMC in a run, and the number of its steps."""
+
+    def __init__(
+        self,
+        density: LogDensity,
+        generator: torch.Generator,
+        length: _Jittered | _Length,
+        jitter: float,
+        metropolis_burn_in: bool,
+    ):
+        self.density, self.generator, self.length = density, generator, length
+        self.jitter, self.metropolis_burn_in = jitter, metropolis_burn_in
+
+    def __call__(self, state: State, step: Tensor, metric: Metric, stage: Stage) -> tuple[State, Info]:
+        n, warming = self.length.steps(step, stage, self.generator), stage != "draw"
+        if self.jitter:  # makes the step sizes (groups,) one per chain
+            g = self.generator
+            noise = torch.rand(len(state.position), dtype=step.dtype, device=step.device, generator=g)
+            step = step * (1 + self.jitter * (2 * noise - 1))
+        p0 = metric.draw(state.position, self.generator)
+        turned = None
+        if warming and self.length.learns:
+            turned = torch.zeros(len(p0), dtype=torch.bool, device=p0.device)
+        end, p1 = _integrate(state, p0, self.density, step, n, metric, turned)
+        if turned is not None:
+            self.length.learn(float(turned.double().mean()))
+        metropolis = self.metropolis_burn_in or not warming
+        return _accept(state, p0, end, p1, metric, n, metropolis, self.generator)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.length.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.length.load_state_dict(state)
+
+
+class _Length:
+    """Steps of a trajectory of given length."""
+
+    learns = False
+
+    def __init__(self, trajectory: float):
+        self.trajectory = trajectory
+
+    def steps(self, step: Tensor, stage: Stage, generator: torch.Generator) -> int:
+        n = math.ceil(self.trajectory / float(step.max()) - 1e-9)  # a whole number of steps stays one
+        if n > _MOST_STEPS:
+            raise InvalidInput(
+                f"a trajectory of {self.trajectory} takes {n:,} steps of {float(step.max()):.3g}; shorten it, or check "
+                "the scale of the parameters."
+            )
+        return max(n, 1)
+
+    def learn(self, turned: float) -> None:
+        """Nothing: the length is given."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        pass
+
+
+class _Jittered:
+    r"""A random number of steps; without a range, warm-up learns after how many half of the chains have turned.
+
+    A trajectory has turned when it moves towards its start, :math:`(q_L - q_0)^\top p_L < 0`. Until the mass is
+    learned, posteriors of unequal scales need trajectories far longer than afterwards.
+    """
+
+    def __init__(self, steps: Steps | None):
+        self.low, self.high = _steps_range(_SHORT if steps is None else steps)
+        self.learns = steps is None
+        self.reach, self.settled = math.log(self.high), math.log(self.high)  # of now, and of late, as logarithms
+
+    def steps(self, step: Tensor, stage: Stage, generator: torch.Generator) -> int:
+        low, high = self.low, self.high
+        if self.learns:
+            drawing = stage == "draw"
+            reach = math.exp(self.settled if drawing else self.reach)
+            reach = min(reach, _EARLY) if stage == "fast" else reach
+            least, most = (reach / 4, reach) if drawing else (reach / 2, 1.5 * reach)
+            low, high = max(low, round(least)), max(high, round(most))
+        if low == high:
+            return low
+        return int(torch.randint(low, high + 1, (), generator=generator, device=generator.device))
+
+    def learn(self, turned: float) -> None:
+        """Take in which share of the chains has turned."""
+        self.reach = min(max(self.reach + 0.4 * (0.5 - turned), math.log(self.high)), math.log(_LONG))
+        self.settled += 0.05 * (self.reach - self.settled)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"reach": self.reach, "settled": self.settled}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.reach, self.settled = float(state["reach"]), float(state["settled"])
 
 
 def _steps_range(steps: Steps) -> tuple[int, int]:
@@ -379,30 +505,3 @@ def _steps_range(steps: Steps) -> tuple[int, int]:
         raise InvalidInput(f"steps={steps!r} must be a whole number or a pair (least, most) of them.")
     low = integer("steps", pair[0], least=1, most=_MOST_STEPS)
     return low, integer("the most steps", pair[1], least=low, most=_MOST_STEPS)
-
-
-def _counts(
-    steps: Steps | None, trajectory: float | None, iterations: int, pooled: bool, generator: torch.Generator
-) -> Callable[[int, Tensor], int]:
-    """Number of leapfrog steps at an iteration, given the step size."""
-    if steps is not None and trajectory is not None:
-        raise InvalidInput("give either steps or trajectory: the one follows from the other by the step size.")
-    if trajectory is None:
-        low, high = _steps_range((3, 9) if steps is None else steps)
-        # drawn beforehand, since reading one number from a device in each iteration would wait for it
-        drawn = torch.randint(low, high + 1, (iterations,), generator=generator, device=generator.device).tolist()
-        return lambda at, step: drawn[at]
-    positive("trajectory", trajectory)
-    if not pooled:
-        raise InvalidInput("trajectory needs pooled=True, since all chains take the same number of steps; give steps.")
-
-    def by_length(at: int, step: Tensor) -> int:
-        n = math.ceil(trajectory / float(step.max()) - 1e-9)  # a length that is a whole number of steps stays one
-        if n > _MOST_STEPS:
-            raise InvalidInput(
-                f"a trajectory of {trajectory} takes {n:,} steps of {float(step.max()):.3g}; shorten it, or check the "
-                "scale of the parameters."
-            )
-        return max(n, 1)
-
-    return by_length

@@ -20,6 +20,7 @@ jittered number of steps does more with a gradient; NUTS is for single problems 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,10 +28,15 @@ import torch
 from torch import Tensor
 
 from mlcollage._checks import integer
-from mlcollage.infer._run import DIVERGENCE, Mass, Progress, RunSettings, Store, draw_momentum, kinetic, run
+from mlcollage.infer import _run
+from mlcollage.infer._run import DIVERGENCE, Progress, Save, Store
 from mlcollage.infer.chains import Chains, Info
-from mlcollage.infer.density import Generator, LogDensity, LogProb, State, start, torch_generator
+from mlcollage.infer.density import Generator, LogDensity, LogProb, State
 from mlcollage.infer.hmc import leapfrog
+from mlcollage.infer.metric import Metric
+from mlcollage.infer.warmup import Mass, RunSettings, Stage
+
+_EARLY = 6  # doublings at most, before a mass is learned
 
 
 @dataclass
@@ -82,10 +88,10 @@ class _Trajectory:
     """One iteration of all chains."""
 
     def __init__(
-        self, state: State, density: LogDensity, step_size: Tensor, mass: Tensor | None, generator: torch.Generator
+        self, state: State, density: LogDensity, step_size: Tensor, metric: Metric, generator: torch.Generator
     ):
-        self.density, self.step_size, self.mass, self.generator = density, step_size, mass, generator
-        p = draw_momentum(state.position, mass, generator)  # (chains, dim); all flags and weights below are (chains,)
+        self.density, self.step_size, self.metric, self.generator = density, step_size, metric, generator
+        p = metric.draw(state.position, generator)  # (chains, dim); all flags and weights below are (chains,)
         here = _Phase(state, p)
         self.zero = self.log_weight(here)  # log weights count from the starting point's
         self.left, self.right = here, here  # ends of the trajectory in time
@@ -97,7 +103,7 @@ class _Trajectory:
         self.steps = torch.zeros_like(self.zero, dtype=torch.int64)
 
     def log_weight(self, phase: _Phase) -> Tensor:
-        return phase.state.log_prob.double() - kinetic(phase.momentum, self.mass)
+        return phase.state.log_prob.double() - self.metric.kinetic(phase.momentum)
 
     def chance(self) -> Tensor:
         z = self.zero
@@ -105,7 +111,7 @@ class _Trajectory:
 
     def turning(self, a: Tensor, b: Tensor, rho: Tensor) -> Tensor:
         """Whether a stretch with momenta ``a`` and ``b`` at its ends, summing to ``rho``, has turned."""
-        velocity = rho if self.mass is None else rho / self.mass
+        velocity = self.metric.velocity(rho)
         return ((a * velocity).sum(dim=1) <= 0) | ((b * velocity).sum(dim=1) <= 0)
 
     def joined(self, ends: tuple[Tensor, Tensor], middle: tuple[Tensor, Tensor], rho: tuple[Tensor, Tensor]) -> Tensor:
@@ -149,7 +155,7 @@ class _Trajectory:
         # chains that have turned or diverged stand still; the others take the step, all in one call
         for leaf in range(2**depth):
             before = edge.momentum
-            state, p = leapfrog(edge.state, before, self.density, step_size=step, steps=1, mass=self.mass)
+            state, p = leapfrog(edge.state, before, self.density, step_size=step, steps=1, mass=self.metric)
             edge = _Phase(state, p).where(going, edge)
             first = first if leaf else edge.momentum
             # log weight of the new leaf, minus its energy error; nothing where the energy is not a number
@@ -209,7 +215,7 @@ def update(
     log_prob: LogProb | LogDensity,
     *,
     step_size: float | Tensor,
-    mass: Tensor | None = None,
+    mass: Tensor | Metric | None = None,
     max_depth: int = 10,
     generator: torch.Generator,
 ) -> tuple[State, Info]:
@@ -224,7 +230,7 @@ def update(
     step_size
         One number, or one per chain.
     mass
-        Diagonal, (dim,) or (groups, dim); None for the identity.
+        Diagonal, (dim,) or (groups, dim), or matrix, (groups, dim, dim); None for the identity.
     max_depth
         A trajectory has at most ``2 ** max_depth - 1`` steps.
     generator
@@ -239,9 +245,9 @@ def update(
     >>> bool((info.steps < 16).all())
     True
     """
-    density = LogDensity.of(log_prob)
+    density, metric = LogDensity.of(log_prob), Metric.of(mass, state.position)
     step = torch.as_tensor(step_size, dtype=torch.float64, device=state.position.device).reshape(-1)
-    trajectory = _Trajectory(state, density, step.expand(len(state.position)), mass, generator)
+    trajectory = _Trajectory(state, density, step.expand(len(state.position)), metric, generator)
     for depth in range(max_depth):
         trajectory.double(depth)
         if not bool(trajectory.active.any()):
@@ -257,7 +263,7 @@ def sample(
     warmup: int = 500,
     step_size: float | Tensor | None = None,
     target_accept: float = 0.8,
-    mass: Mass = "diagonal",
+    mass: Mass = "auto",
     max_depth: int = 10,
     temperature: float = 1.0,
     pooled: bool = True,
@@ -265,12 +271,16 @@ def sample(
     store: Store | None = None,
     generator: Generator = 0,
     progress: Progress | None = None,
+    resume: Mapping[str, Any] | None = None,
+    save: Save | None = None,
+    save_every: int = 100,
 ) -> Chains:
     """Warm up, then draw; everything but ``max_depth`` as in :func:`mlcollage.infer.hmc.sample`.
 
     Parameters
     ----------
-    log_prob, init, draws, warmup, step_size, target_accept, mass, temperature, pooled, thin, store, generator, progress
+    log_prob, init, draws, warmup, step_size, target_accept, mass, temperature, pooled, thin, store, generator, \
+    progress, resume, save, save_every
         See :func:`mlcollage.infer.hmc.sample`.
     max_depth
         Doublings of a trajectory, 1 to 20; ``2 ** max_depth - 1`` steps at most.
@@ -292,12 +302,26 @@ def sample(
     (torch.Size([8, 100, 3]), True)
     """
     integer("max_depth", max_depth, least=1, most=20)
-    density = LogDensity(log_prob, temperature)
-    plan = RunSettings(draws, warmup, thin, step_size, target_accept, mass, pooled, progress)
-    state = start(density, init)
-    generator = torch_generator(generator, state.position.device)
+    settings = RunSettings(draws, warmup, thin, step_size, target_accept, mass, pooled)
+    return _run.sample(
+        log_prob, init, settings, lambda density, g: _Kernel(density, g, max_depth), temperature=temperature,
+        store=store, generator=generator, progress=progress, resume=resume, save=save, save_every=save_every,
+    )  # fmt: skip
 
-    def transition(state: State, step: Tensor, mass: Tensor | None, at: int, warming: bool) -> tuple[State, Info]:
-        return update(state, density, step_size=step, mass=mass, max_depth=max_depth, generator=generator)
 
-    return run(density, state, transition, plan, store, generator)
+class _Kernel:
+    """An iteration of NUTS in a run; it remembers nothing."""
+
+    def __init__(self, density: LogDensity, generator: torch.Generator, max_depth: int):
+        self.density, self.generator, self.max_depth = density, generator, max_depth
+
+    def __call__(self, state: State, step: Tensor, metric: Metric, stage: Stage) -> tuple[State, Info]:
+        # before a mass is learned long trajectories are not worth their price
+        g, depth = self.generator, min(self.max_depth, _EARLY) if stage == "fast" else self.max_depth
+        return update(state, self.density, step_size=step, mass=metric, max_depth=depth, generator=g)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        pass

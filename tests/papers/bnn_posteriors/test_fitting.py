@@ -286,7 +286,7 @@ def test_starts_that_are_not_finite_are_refused():
 
 
 def test_unknown_words_are_refused():
-    for kind, settings in ((HMC, {"store": "weights"}), (MAP, {"optimizer": "lbfgs"}), (NUTS, {"mass": "dense"})):
+    for kind, settings in ((HMC, {"store": "weights"}), (MAP, {"optimizer": "lbfgs"}), (NUTS, {"mass": "full"})):
         with pytest.raises(UnknownName, match="must be one of"):
             kind(**settings)
 

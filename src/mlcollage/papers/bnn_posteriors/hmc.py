@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from mlcollage.errors import InvalidInput
-from mlcollage.infer import LogDensity
+from mlcollage.infer import LogDensity, Unhealthy
 from mlcollage.infer import hmc as sampler
 from mlcollage.infer._run import Mass
 
@@ -172,7 +172,7 @@ class HMC(Method):
         first = run.draws == 0
         done = self.burn_in + (0 if first else self.warmup + run.draws * self.thin)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "only .* of the proposals", UserWarning)  # said below, with advice
+            warnings.simplefilter("ignore", Unhealthy)  # of a part of the run; said below of all of it
             drawn = sampler.sample(
                 target.density, run.position, draws=min(most, self.draws - run.draws),
                 warmup=self.warmup if first else 0, trajectory=length, jitter=self.jitter, step_size=run.step_size,

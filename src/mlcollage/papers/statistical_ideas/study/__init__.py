@@ -50,12 +50,14 @@ STUDY = Study(
         ),
         _blocks(of.descent, of.Descent(test=100), of.Descent()),
         _blocks(of.pooling, of.Pooling(repeats=2), of.Pooling(), of.Pooling(repeats=100)),
-        _blocks(of.sampler, of.Sampler(chains=4, draws=40, warmup=40), of.Sampler()),
+        # version 2: warm-up in Stan's windows
+        _blocks(of.sampler, of.Sampler(chains=4, draws=40, warmup=40), of.Sampler(), version=2),
         _blocks(
             of.calibration,
             of.Calibration(simulations=40, ranks=10, warmup=20, thin=1),
             of.Calibration(),
             of.Calibration(simulations=600, ranks=100, warmup=250, thin=8),
+            version=2,
         ),
         _blocks(
             of.adaptive,

@@ -1,0 +1,126 @@
+r"""Whether a run can be trusted, chain by chain: acceptance, divergences, and R-hat of what was drawn.
+
+R-hat here is the split one, of the draws and of their distances from the mean (which sees chains of unequal spread),
+
+.. math:: \hat R = \sqrt{\frac{n - 1}{n} + \frac{B}{n W}},
+
+with the variance W within half chains of n draws and B / n that of their means: one pass over all quantities at once,
+so that every run can afford it. :func:`mlcollage.infer.rhat` also normalizes by ranks, for reports.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+STUCK = 0.05  # mean acceptance below which a chain hardly moves
+CONVERGED = 1.01  # R-hat above which chains disagree, as in Vehtari et al. 2021
+
+
+class Unhealthy(UserWarning):
+    """What samplers warn with when a run cannot be trusted."""
+
+
+@dataclass(frozen=True)
+class Health:
+    """How a run went.
+
+    Attributes
+    ----------
+    accept : Tensor or None
+        (chains,), mean acceptance probability; None for methods without a Metropolis test.
+    divergences : Tensor or None
+        (chains,), draws with a divergence.
+    rhat : Tensor
+        (quantities,); empty where chains sample densities of their own or there are less than 4 draws.
+    draws : int
+        Draws of each chain.
+    step_size : float
+        Mean step size; not a number where there is none.
+    what : str
+        What the quantities are.
+    """
+
+    accept: Tensor | None
+    divergences: Tensor | None
+    rhat: Tensor
+    draws: int
+    step_size: float = float("nan")
+    what: str = "dimension"
+
+    def sentences(self) -> list[str]:
+        """What is wrong, a sentence each; none where nothing was found."""
+        said = []
+        stuck = torch.zeros(0, dtype=torch.bool) if self.accept is None else self.accept < STUCK
+        if self.accept is not None and bool(stuck.any()):
+            rate = float(self.accept[stuck].mean())
+            at = "" if self.step_size != self.step_size else f", at step size {self.step_size:.3g}"
+            said.append(
+                f"only {rate:.1%} of the proposals were accepted{at}, in {_chains(stuck)}, which hardly moved; "
+                "warm up longer, or give a smaller step_size, or None to adapt it."
+            )
+        if self.divergences is not None and bool((self.divergences > 0).any()):
+            said.append(
+                f"{int(self.divergences.sum())} of {self.draws * len(self.divergences)} draws diverged, in "
+                f"{_chains(self.divergences > 0)}: parts of the posterior are too steep for the step size and may be "
+                "missing; raise target_accept, or write the model in other parameters."
+            )
+        high = self.rhat > CONVERGED
+        if bool(high.any()):
+            worst = int(self.rhat.argmax())
+            said.append(
+                f"R-hat is above {CONVERGED} in {int(high.sum())} of {len(self.rhat)} {self.what}s, and "
+                f"{float(self.rhat[worst]):.3g} in {self.what} {worst}: the chains do not agree yet; draw more, or "
+                "look for several modes."
+            )
+        return said
+
+
+def split_rhat(draws: Tensor) -> Tensor:
+    """R-hat of draws (chains, draws, ...), (quantities,): the larger one of the draws' and of their distances'.
+
+    Quantities that never vary are left out of account (1).
+
+    Examples
+    --------
+    >>> x = torch.randn(4, 500, 2, generator=torch.Generator().manual_seed(0))
+    >>> x[0, :, 1] += 3
+    >>> [round(v, 1) for v in split_rhat(x).tolist()]
+    [1.0, 1.8]
+    """
+    x = draws.detach().flatten(2).double() if draws.ndim > 2 else draws.detach().double()[:, :, None]
+    n = x.shape[1] // 2
+    if n < 2:
+        return x.new_empty(0)
+    halves = torch.cat([x[:, :n], x[:, -n:]])  # (2 chains, n, quantities)
+    found = _rhat(halves)
+    distances = (halves - halves.mean(dim=(0, 1))).abs_()
+    return torch.maximum(found, _rhat(distances))
+
+
+def _rhat(halves: Tensor) -> Tensor:
+    n = halves.shape[1]
+    variance, mean = torch.var_mean(halves, dim=1)  # (2 chains, quantities)
+    within, between = variance.mean(dim=0), mean.var(dim=0)
+    ratio = (n - 1) / n + between / within
+    # nothing varies within any half: chains that agree are one point, those that do not are frozen apart
+    still = within <= torch.finfo(halves.dtype).eps ** 2 * mean.square().mean(dim=0)
+    return torch.where(still, torch.where(between > within, torch.inf, 1.0), ratio.sqrt())
+
+
+def warn_of(health: Health, stacklevel: int = 4) -> None:
+    """One warning with all that is wrong; nothing otherwise."""
+    said = health.sentences()
+    if said:
+        text = " ".join(s[0].upper() + s[1:] if i else s for i, s in enumerate(said))
+        warnings.warn(text, Unhealthy, stacklevel=stacklevel)
+
+
+def _chains(bad: Tensor) -> str:
+    which: Sequence[int] = bad.nonzero()[:, 0].tolist()
+    shown = ", ".join(map(str, which[:5])) + (", ..." if len(which) > 5 else "")
+    return f"chain{'s' if len(which) > 1 else ''} {shown} ({len(which)} of {len(bad)})"
