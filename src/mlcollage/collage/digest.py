@@ -181,7 +181,7 @@ def _view(entry: Entry, *, slide: bool = True) -> _View:
         scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", bare)
         if scheme and scheme.group(1).lower() not in ("http", "https"):
             raise InvalidInput(
-                f"the link {label!r} of {entry.slug} goes to {target!r}; use a relative path, http or https."
+                f"the link {label!r} of {entry.slug} goes to {target!r}; use a relative path or http(s)."
             )
     counts: Counter[str] = Counter(row.status for row in entry.claims)
     tally = [(status, counts[status]) for status in ORDER if counts[status]]

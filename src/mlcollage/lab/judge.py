@@ -200,9 +200,7 @@ def _examine(claim: Claim, evidence: Evidence) -> _Finding:
         found.warnings.append(_failure_text(failures))
     if evidence.missing:
         damaged = f", of which {len(evidence.damaged)} are damaged" if evidence.damaged else ""
-        found.warnings.append(
-            f"{evidence.missing} run{plural(evidence.missing)} of the study not finished yet{damaged}"
-        )
+        found.warnings.append(f"{evidence.missing} run{plural(evidence.missing)} of the study not finished{damaged}")
     try:
         if evidence.table.empty:
             raise InvalidInput("nothing was measured.")

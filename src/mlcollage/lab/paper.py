@@ -130,9 +130,7 @@ def papers() -> dict[str, Paper]:
             except ModuleNotFoundError:  # the package that it lies in is gone
                 spec = None
         if spec is None or spec.origin is None:
-            raise InvalidInput(
-                f"plug-in {entry.name} names package {entry.value!r}, which cannot be found; reinstall it."
-            )
+            raise InvalidInput(f"plug-in {entry.name} names {entry.value!r}, which cannot be found; reinstall it.")
         file = Path(spec.origin).parent / "paper.toml"
         if not file.exists():
             raise InvalidInput(f"plug-in {entry.name} has no paper.toml beside {spec.origin}; add one.")

@@ -271,9 +271,7 @@ def _write_table(file: Path, run: Run, rows: pd.DataFrame) -> None:
         table[column] = table[column].where(table[column].notna(), value) if column in table else value
     table["seed"] = table["seed"].astype("int64")
     if clash := sorted(set(identity) & set(rows.columns)):
-        raise InvalidInput(
-            f"measurements may not use the column names {', '.join(clash)}; rename them in the experiment."
-        )
+        raise InvalidInput(f"measurements may not use the columns {', '.join(clash)}; rename them in the experiment.")
     first = [*_IDENTITY, "metric", "step", "value"]
     table[[*first, *(c for c in table if c not in first)]].to_parquet(file, index=False)
 
@@ -308,9 +306,7 @@ def _as_store_error(error: OSError, root: Path, file: Path | None) -> StoreError
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         nearest = next(p for p in (root, *root.absolute().parents) if p.exists())
         free = shutil.disk_usage(nearest).free / 1e6
-        text = (
-            f"the disk of {root} is full ({free:.0f} MB free); free some space and run again: finished runs are kept."
-        )
+        text = f"the disk of {root} is full ({free:.0f} MB free); free space and run again: finished runs are kept."
         return StoreError(errno.ENOSPC, text)
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return StoreError(

@@ -26,9 +26,7 @@ def as_generator(generator: torch.Generator | int | None, device: torch.device |
     """
     if isinstance(generator, torch.Generator):
         if device is not None and generator.device.type != device.type:
-            raise InvalidInput(
-                f"the generator is on {generator.device} but the model's output on {device}: make it there."
-            )
+            raise InvalidInput(f"the generator is on {generator.device} but the output on {device}: make it there.")
         return generator
     if not isinstance(generator, int) or isinstance(generator, bool):
         raise InvalidInput(

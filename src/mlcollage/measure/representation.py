@@ -122,7 +122,5 @@ def centered_matrix(X: Any, name: str = "X") -> Tensor:
     if x.shape[0] < 2 or x.shape[1] < 1:
         raise InvalidInput(f"{name} has shape {tuple(x.shape)}; at least two samples and one feature are needed.")
     if not bool(x.isfinite().all()):
-        raise InvalidInput(
-            f"{name} holds {int((~x.isfinite()).sum())} values that are NaN or infinite; look there first."
-        )
+        raise InvalidInput(f"{name} holds {int((~x.isfinite()).sum())} values that are NaN or infinite.")
     return x - x.mean(dim=0)  # (n, p)

@@ -166,9 +166,7 @@ class PartialPooling:
         """
         if self.noise == "known":
             if isinstance(y, pd.DataFrame) or s is None:
-                raise InvalidInput(
-                    "noise='known' takes fit(effects, standard_errors); a table of seeds takes 'pooled'."
-                )
+                raise InvalidInput("noise='known' takes fit(effects, standard_errors); 'pooled' takes a table.")
             self._data = _known(y, s, names)
         else:
             if not isinstance(y, pd.DataFrame) or s is not None or names is not None:

@@ -73,9 +73,7 @@ class Halving:
         """Report the value of a trial, in any order. NaN says that the run failed: it ranks last, and is kept."""
         rung = self._out.pop((trial.index, trial.resource), None)
         if rung is None:
-            raise InvalidInput(
-                f"trial {trial.index} at resource {trial.resource} was not asked for, or was told before."
-            )
+            raise InvalidInput(f"trial {trial.index} at resource {trial.resource} was not asked for, or told before.")
         self.rungs[rung][trial.index] = float(value)
 
     def _start(self, index: int, rung: int) -> Trial:

@@ -108,9 +108,7 @@ def lightning_settings(trainer: Any, module: Any) -> TrainerSettings:
                 "or call the method's own object instead of this callback."
             )
     if type(trainer.strategy).__name__ in _SHARDED:
-        raise InvalidInput(
-            f"{type(trainer.strategy).__name__} shards the parameters, which a callback then cannot see; use DDP."
-        )
+        raise InvalidInput(f"{type(trainer.strategy).__name__} shards parameters, which callbacks cannot see; use DDP.")
     loader = trainer.train_dataloader
     whole = trainer.limit_train_batches == 1.0 and trainer.overfit_batches == 0
     clip = float(trainer.gradient_clip_val or 0) or None

@@ -145,9 +145,7 @@ class LightningBootstrap(_Following, LightningCallback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Copy the module and its optimizer."""
         if len(trainer.optimizers) != 1:
-            raise InvalidInput(
-                f"the module has {len(trainer.optimizers)} optimizers; the Ideal World's twin needs exactly one."
-            )
+            raise InvalidInput(f"the module has {len(trainer.optimizers)} optimizers; the twin needs exactly one.")
         settings = lightning_settings(trainer, pl_module)
         self._last, self._seen = trainer.global_step, list[tuple[int, float]]()
         self._unchecked = self._batch is not None

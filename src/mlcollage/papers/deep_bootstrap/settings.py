@@ -175,9 +175,7 @@ def check_outputs(outputs: Any, batch: int, num_classes: int, model: nn.Module) 
             f"need {(batch, num_classes)}."
         )
     if not num_classes and (not isinstance(outputs, Tensor) or outputs.numel() != batch):
-        raise InvalidInput(
-            f"{type(model).__name__} gives {shape} for {batch} samples; regression needs one number each."
-        )
+        raise InvalidInput(f"{type(model).__name__} gives {shape} for {batch} samples; one number each is needed.")
 
 
 def check_batch_norm(model: nn.Module, batch_size: int) -> None:

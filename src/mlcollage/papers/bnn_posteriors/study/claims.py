@@ -15,8 +15,6 @@ import pandas as pd
 
 from mlcollage.lab import Claim, Difference, Level, PerSeed, Scale, Trend
 
-__all__ = ["CLAIMS", "FACTORS", "FRACTIONS", "METHODS", "NOISES", "SHIFT", "TEMPERATURES"]
-
 METHODS = ("hmc", "ensemble", "csghmc", "sghmc", "sgld", "mfvi", "sgd")
 TEMPERATURES = (0.1, 0.3, 1.0, 3.0)
 FRACTIONS = (0.0625, 0.25, 1.0)

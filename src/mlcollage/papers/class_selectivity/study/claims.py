@@ -8,8 +8,6 @@ import pandas as pd
 
 from mlcollage.lab import Claim, Difference, Level, PerSeed, Scale, Trend
 
-__all__ = ["ALPHAS", "CLAIMS"]
-
 ALPHAS = (-5.0, -2.0, 0.0, 1.0, 3.0)
 """The grid of the scale quick, which every scale contains: claims name its values."""
 

@@ -12,8 +12,6 @@ import pandas as pd
 
 from mlcollage.lab import Claim, Difference, Level, PerSeed, Scale
 
-__all__ = ["CLAIMS", "FITTED", "SWEEP"]
-
 FITTED = ("mlp128", "cnn", "resnet", "user")  # networks of an ordinary size, trained in an ordinary way
 SWEEP = ("mlp128", "user")  # run with four sample sizes
 WIDTHS = ("mlp8", "mlp32", "mlp128")

@@ -78,9 +78,7 @@ def _world(task: Task[Worlds]) -> DataWorld:
     if s.data == "cifar5m":
         folder = os.environ.get("MLCOLLAGE_DATA")
         if not folder:
-            raise InvalidInput(
-                "scale paper needs CIFAR-5m; put its six files into the folder cifar5m of MLCOLLAGE_DATA."
-            )
+            raise InvalidInput("scale paper needs CIFAR-5m; put its six files into cifar5m in MLCOLLAGE_DATA.")
         return cifar5m(Path(folder) / "cifar5m")
     return GlyphWorld.preset(s.data, label_noise=s.label_noise)
 

@@ -17,8 +17,6 @@ from .claims import CLAIMS
 from .data import Settings
 from .experiments import Clean, Grid, WrongLabels, clean, grid, wrong_labels
 
-__all__ = ["STUDY"]
-
 S = TypeVar("S", bound=Settings)
 
 # What each scale changes, by name; an experiment takes those that it has.

@@ -9,8 +9,6 @@ import pandas as pd
 from mlcollage.errors import UnknownName
 from mlcollage.lab import Claim, Difference, Level, PerSeed
 
-__all__ = ["CLAIMS"]
-
 
 def _value(rows: pd.DataFrame, metric: str, arm: str) -> float:
     found = rows[(rows["metric"] == metric) & (rows["arm"] == arm)]

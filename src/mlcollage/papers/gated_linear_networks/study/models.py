@@ -16,8 +16,6 @@ from mlcollage import _checks as checks
 
 from ..sklearn import GLNClassifier
 
-__all__ = ["EpsilonGreedy", "Gated", "LinUCB", "OnlineMLP", "Scaled", "best", "grid", "held_out_accuracy", "learner"]
-
 Array = npt.NDArray[Any]
 T = TypeVar("T")
 

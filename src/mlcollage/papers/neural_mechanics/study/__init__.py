@@ -13,8 +13,6 @@ from .bench import Common
 from .claims import CLAIMS
 from .experiments import Laws, Training, check_laws, train_networks
 
-__all__ = ["STUDY"]
-
 S = TypeVar("S", bound=Common)
 
 

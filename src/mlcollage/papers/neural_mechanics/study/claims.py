@@ -18,8 +18,6 @@ import pandas as pd
 from mlcollage.errors import InvalidInput
 from mlcollage.lab import Claim, PerSeed
 
-__all__ = ["CLAIMS"]
-
 NETWORKS = ("plain", "norm", "user")
 QUADRATIC = ("scale", "rescale", "matrix")
 EXACT = ("translation", "rescale", "matrix")

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from mlcollage.data import Labeled, Problem, problem
 from mlcollage.nn import MLP, VGG
 
-__all__ = ["networks", "row_transformer", "samples"]
-
 
 def samples(workload: Labeled | None, data: str, count: int, pixels: int) -> Problem:
     """So many standardized training samples: of the user, or of Fashion-MNIST or Tiny ImageNet; the same for all seeds.

@@ -27,19 +27,6 @@ from mlcollage.stats import (
     posterior_predictive_check,
 )
 
-__all__ = [
-    "anscombe_like",
-    "confounded",
-    "effects",
-    "flagged",
-    "holds",
-    "peeks",
-    "race",
-    "regret",
-    "stands_out",
-    "supported",
-]
-
 Array = npt.NDArray[Any]
 Interval = tuple[float, float]
 PROBABILITIES = np.array([0.5, 0.45, 0.4, 0.4, 0.35])  # success rates of the bandit's arms
