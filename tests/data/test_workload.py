@@ -381,7 +381,7 @@ def test_a_split_column_or_a_second_file_gives_the_test_set(tmp_path, iris):
         ("a\n1\n2", "", "has the column 'a' only"),
         ("a,b\n1,x\n2,y", "?target=c", "no column 'c'; its columns are a, b"),
         ("a,b\n1,x\n2,y", "?scale=log", "scale must be standard or none"),
-        ("a,b\n1,x\n2,y", "?goal=b", "no option 'goal'; it takes target, test, scale"),
+        ("a,b\n1,x\n2,y", "?goal=b", "no option 'goal'; it takes target, test, split, scale"),
         ("a,b\n1,x\n2,y", "?test=none.csv", "no file none.csv"),
         ("a,b\n" + "1,x\n,y\n" * 20, "", "missing values in a .20."),
         ("a,b\n" + "1,x\n2,\n" * 20, "", "20 labels in the column 'b'"),

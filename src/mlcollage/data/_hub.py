@@ -15,10 +15,10 @@ from PIL import Image
 
 from mlcollage import _checks as checks
 from mlcollage._users import users_code
-from mlcollage.data._files import from_table
 from mlcollage.data._images import Images
 from mlcollage.data._pixels import mode_of
 from mlcollage.data._reading import SPLIT_NOTE, channels_of, check_options, encode, encode_as, split_rows, whole_number
+from mlcollage.data._tabular import from_table
 from mlcollage.data.workload import Labeled
 from mlcollage.errors import InvalidInput, MissingDependency, MissingFile, MLCollageError
 
@@ -56,7 +56,7 @@ def saved(folder: Path) -> bool:
 
 def load(name: str, options: Mapping[str, str]) -> Labeled:
     """Load ``name``, ``name:configuration`` or a folder."""
-    check_options(options, ("label", "image", "size", "channels", "scale"), f"the data set {name}")
+    check_options(options, ("label", "image", "size", "channels", "scale", "words"), f"the data set {name}")
     train, test = _parts(_open(name), name)
     label = _label_column(train, options, name)
     image = _image_column(train, options, name)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mlcollage._users import described
 from mlcollage.errors import InvalidInput, MissingFile
 
 SPLIT_NOTE = " (80/20 split)"
@@ -85,12 +86,12 @@ def read_npz(path: Path, instead: str = "save numbers and strings only") -> dict
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {key.lower(): archive[key] for key in archive.files}
-    except ValueError as error:
-        raise InvalidInput(
-            f"{path} holds arrays of Python objects, which are pickled and never loaded; {instead}."
-        ) from error
-    except (OSError, EOFError, zipfile.BadZipFile) as error:
-        raise InvalidInput(f"{path} is damaged ({error}).") from error
+    except Exception as error:  # damaged archives raise anything, also MemoryError
+        if isinstance(error, ValueError) and "allow_pickle" in str(error):
+            raise InvalidInput(
+                f"{path} holds arrays of Python objects, which are pickled and never loaded; {instead}."
+            ) from error
+        raise InvalidInput(f"{path} is damaged ({described(error)}).") from error
 
 
 def standardize(train: NDArray, test: NDArray) -> tuple[NDArray, NDArray]:

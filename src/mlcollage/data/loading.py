@@ -65,9 +65,10 @@ def load_workload(spec: str) -> Labeled:
             ``train_images``, ...). Images are ``(n, h, w)``, ``(n, h, w, c)`` or ``(n, c, h, w)``; whole-number pixels
             are divided by 255.
         ``table.csv``, ``table.parquet``
-            The label is the last column, or ``?target=name``. A column ``split`` of ``train`` and ``test``, or
-            ``?test=other.csv``, gives the split. Numbers are standardized by the training rows (``?scale=none`` keeps
-            them), words are one-hot encoded.
+            The label is the last column, or ``?target=name``. A column ``split`` (or ``?split=name``) of ``train`` and
+            ``test``, or ``?test=other.csv``, gives the split. Numbers are standardized by the training rows
+            (``?scale=none`` keeps them), words are one-hot encoded (``?words=a,b`` says which columns are). For CSV
+            ``?sep=semicolon``, ``?na=-999``, ``?decimal=,`` and ``?thousands=.`` say how it is written.
         a folder of images
             ``train/cat/1.png`` and ``test/cat/2.png``, or ``cat/1.png``. ``?size=32`` cuts and resizes to squares,
             ``?channels=1`` or ``3`` converts. Images are decoded when they are asked for.
