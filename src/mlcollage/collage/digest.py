@@ -11,9 +11,8 @@ import calendar
 import functools
 import html
 import io
-import keyword
+import itertools
 import re
-import tokenize
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
+from pygments.lexers.python import PythonLexer
+from pygments.token import Comment, Keyword, Number, Operator, String
 
 from mlcollage.collage import theme
 from mlcollage.collage.content import Entry
@@ -210,28 +211,18 @@ def _thumbnail(svg: Path) -> str:
     return _data_uri(file.getvalue(), "image/webp")
 
 
+_KINDS = {Keyword: "kw", Operator.Word: "kw", String: "str", Number: "num", Comment: "com"}
+
+
 def _highlight(code: str) -> Markup:
     """Python source with its keywords, strings, numbers and comments marked; other text as it is."""
-    source = code.strip("\n")
-    try:
-        # Python's own tokenizer, since the five lines are Python and a library for colors would be one more dependency.
-        tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
-    except (tokenize.TokenError, SyntaxError):
-        return Markup(html.escape(source))
-    # Tokens say (row, column); offsets into the whole text are needed to keep what lies between them.
-    starts = [0]
-    for line in source.splitlines(keepends=True):
-        starts.append(starts[-1] + len(line))
-    kinds = {tokenize.STRING: "str", tokenize.NUMBER: "num", tokenize.COMMENT: "com"}
-    out, done = [], 0
-    for token in tokens:
-        kind = "kw" if token.type == tokenize.NAME and keyword.iskeyword(token.string) else kinds.get(token.type)
-        if kind is None:
-            continue
-        begin, end = starts[token.start[0] - 1] + token.start[1], starts[token.end[0] - 1] + token.end[1]
-        out += [html.escape(source[done:begin]), f'<span class="{kind}">{html.escape(source[begin:end])}</span>']
-        done = end
-    return Markup("".join(out) + html.escape(source[done:]))
+    tokens = PythonLexer(stripnl=False, ensurenl=False).get_tokens(code.strip("\n"))
+    kinds = ((next((css for kind, css in _KINDS.items() if found in kind), ""), text) for found, text in tokens)
+    out = []
+    for css, part in itertools.groupby(kinds, key=lambda pair: pair[0]):  # a string is a token for each of its parts
+        text = html.escape("".join(text for _, text in part))
+        out.append(f'<span class="{css}">{text}</span>' if css else text)
+    return Markup("".join(out))
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
 from matplotlib.text import Annotation
 from matplotlib.ticker import FixedLocator, MaxNLocator
+from scipy.optimize import isotonic_regression
 
 from mlcollage.errors import InvalidInput
 
@@ -488,13 +489,7 @@ def spread_labels(ax: Axes, gap: float = 1.0) -> None:
 def _apart(centers: npt.NDArray[np.float64], heights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Least-squares positions, in the given order, at least half the sum of two neighbors' heights apart.
 
-    With the needed distances taken off, this is isotonic regression: pool neighbors that violate the order.
+    With the needed distances taken off, this is isotonic regression.
     """
     offsets = np.concatenate([[0.0], np.cumsum((heights[1:] + heights[:-1]) / 2)])
-    pools: list[list[float]] = []  # mean, size
-    for value in centers - offsets:
-        pools.append([float(value), 1.0])
-        while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
-            (m1, n1), (m2, n2) = pools[-2:]
-            pools[-2:] = [[(m1 * n1 + m2 * n2) / (n1 + n2), n1 + n2]]
-    return np.repeat([p[0] for p in pools], [int(p[1]) for p in pools]) + offsets
+    return np.asarray(isotonic_regression(centers - offsets).x) + offsets
