@@ -100,6 +100,7 @@ def _print_table(
 ) -> None:
     """Only some columns may be wrapped: names, numbers and verdicts stay whole."""
     table = Table(box=None, header_style="bold", title=escape(title) or None, title_justify="left")
+    # A folded name cannot be copied, and a folded number can be misread.
     for header in headers:
         table.add_column(header, no_wrap=header not in wrapped, overflow="fold")
     for cells in rows:
@@ -197,7 +198,7 @@ def _show_settings(slug: str, scale: Scale, json: bool) -> None:
     from mlcollage.lab.experiment import settings_lines
 
     (bound,) = _studies([slug], scale, None)
-    shown = []
+    shown = []  # built first, so that JSON and tables say the same
     for e in bound.study.experiments:
         chosen = e.settings.get(bound.scale)
         # The experiment is not part of this scale.
@@ -268,7 +269,7 @@ class _WithProgress:
         except KeyboardInterrupt:
             kept = done + sum(store.has(run) for run in runs)
             err.print(f"stopped; {kept} of {total} runs are kept. The same command goes on from there.")
-            raise typer.Exit(130) from None
+            raise typer.Exit(130) from None  # what a shell reports for Ctrl-C
 
 
 def _engine(name: str, workers: int | None) -> _WithProgress:
@@ -504,6 +505,7 @@ def digest(
 
 def _slugs_of(months: Sequence[str] | None) -> list[str]:
     known = lab.papers().values()
+    # Also months without a built paper: their pages say what is planned.
     all_months = sorted({p.month for p in known})
     if unknown := sorted(set(months or ()) - set(all_months)):
         raise InvalidInput(f"there is no month {', '.join(unknown)}; choose among {', '.join(all_months)}.")
@@ -622,7 +624,7 @@ def doctor(
     if json:
         _print_json([asdict(c) for c in checks])
     else:
-        marks = {"ok": "[green]✓[/]", "note": "[yellow]○[/]", "problem": "[red]✗[/]"}
+        marks = {"ok": "[green]✓[/]", "note": "[yellow]○[/]", "problem": "[red]✗[/]"}  # color is never the only cue
         for c in checks:
             out.print(f"{marks[c.state]} [bold]{c.name}[/]: {escape(c.detail)}", soft_wrap=True)
     if any(c.state == "problem" for c in checks):

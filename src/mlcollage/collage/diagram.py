@@ -61,7 +61,7 @@ class Node:
         if dx == 0 and dy == 0:
             return self.x, self.y
         if self.round:
-            reach = self.width / 2 / float(np.hypot(dx, dy))
+            reach = self.width / 2 / float(np.hypot(dx, dy))  # the share of the way to the point at which the edge lies
         else:
             reach = min(self.width / 2 / abs(dx) if dx else np.inf, self.height / 2 / abs(dy) if dy else np.inf)
         return self.x + dx * reach, self.y + dy * reach
@@ -101,6 +101,7 @@ class Diagram:
         figure = ax.get_figure(root=True)
         assert isinstance(figure, Figure)
         self._figure = figure
+        # Pixels per unit, to know how many letters fit into a shape.
         room = ax.get_window_extent()
         self._scale = min(room.width / self.width, room.height / self.height)
 
@@ -179,7 +180,7 @@ class Diagram:
 
         With ``highlight`` only those rows are colored and the others are gray.
         """
-        m = np.atleast_2d(np.asarray(values, dtype=float))
+        m = np.atleast_2d(np.asarray(values, dtype=float))  # (rows, columns); a vector is one row
         if m.ndim != 2 or m.size == 0:
             raise InvalidInput(f"a tensor is drawn from a matrix of shape (rows, columns), not from shape {m.shape}.")
         lo, hi = limits or (float(np.nanmin(m)), float(np.nanmax(m)))
@@ -238,13 +239,14 @@ class Diagram:
         n, b = np.atleast_2d(np.asarray(normals, float)), np.atleast_1d(np.asarray(offsets, float))
         if n.shape != (len(b), 2):
             raise InvalidInput(f"normals have shape {n.shape} and offsets {b.shape}; they must be (k, 2) and (k,).")
+        # Polygons in [-1, 1]^2, each (corners, 2); every line cuts all of them in two.
         regions = [np.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])]
         for normal, offset in zip(n, b, strict=True):
             halves = [_clip(r, sign * normal, sign * offset) for r in regions for sign in (1.0, -1.0)]
             regions = [h for h in halves if len(h) >= 3]
         blue, red = theme.PALETTE["blue"], theme.PALETTE["vermillion"]
         tints = list(colors) or [theme.tint(blue, s) for s in (0.28, 0.18, 0.1, 0.05)] + [theme.tint(red, 0.18)]
-        half = np.array([width / 2, -height / 2])
+        half = np.array([width / 2, -height / 2])  # y grows downwards on the canvas
         for i, region in enumerate(regions):
             corners = region * half + (x, y)
             self.ax.add_patch(
@@ -262,6 +264,7 @@ class Diagram:
     def image(self, x: float, y: float, width: float, height: float, pixels: npt.ArrayLike, **looks: Any) -> Node:
         """An array of shape (h, w) or (h, w, 3) as a picture; ``looks`` go to ``imshow``."""
         extent = (x - width / 2, x + width / 2, y + height / 2, y - height / 2)
+        # imshow sets the limits to its picture.
         limits = self.ax.get_xlim(), self.ax.get_ylim()
         self.ax.imshow(np.asarray(pixels), extent=extent, zorder=1.8, **({"cmap": "gray"} | looks))
         self.ax.set_xlim(*limits[0])
@@ -408,6 +411,7 @@ def _clip(corners: npt.NDArray[np.float64], normal: npt.NDArray[np.float64], off
         dp, dq = float(p @ normal - offset), float(q @ normal - offset)
         if dp <= 0:
             kept.append(p)
+        # The edge crosses the line; the corner is where it does.
         if dp * dq < 0:
             kept.append(p + (q - p) * dp / (dp - dq))
     return np.array(kept)

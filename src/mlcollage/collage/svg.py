@@ -66,6 +66,7 @@ def _faces(svg: str) -> dict[Face, set[str]]:
         weight = int(fields.get("font-weight", "400").strip())
         for character in unescape(content):
             for family in families:
+                # As a browser does: the first family of the list that has the character.
                 if ord(character) in _characters(*_locate(family, slant, weight)):
                     used[family, slant, weight].add(character)
                     break
@@ -90,7 +91,7 @@ def font_face(face: Face, characters: str) -> str:
     """A CSS ``@font-face`` rule with the font inside, cut down to the characters that it has of those given."""
     register_fonts()
     family, slant, weight = face
-    path, index = _locate(*face)
+    path, index = _locate(*face)  # a file may hold several faces
     font = TTFont(path, fontNumber=index, recalcTimestamp=False)
     options = Options(
         layout_features=["kern", "mark", "mkmk", "ccmp", "tnum"],
@@ -100,6 +101,7 @@ def font_face(face: Face, characters: str) -> str:
     )
     options.drop_tables += ["FFTM", "PfEd"]  # FontForge's own notes in DejaVu
     subsetter = Subsetter(options)
+    # Browsers compose accents before they look for a glyph.
     both = {ord(c) for c in characters} | {ord(c) for d in characters for c in unicodedata.normalize("NFC", d)}
     subsetter.populate(unicodes=both)
     subsetter.subset(font)

@@ -169,8 +169,10 @@ def style() -> Iterator[None]:
     True
     """
     register_fonts()
+    # A user's matplotlibrc must not change a slide, so matplotlib's defaults come first.
     looks: dict[Any, Any] = {k: v for k, v in mpl.rcParamsDefault.items() if not k.startswith(_NOT_LOOKS)}
     log, quiet = logging.getLogger("matplotlib.font_manager"), _NoFallbackWeight()
+    # The fallback font has no semibold; matplotlib would say so for every character.
     log.addFilter(quiet)
     try:
         with mpl.rc_context(looks | _RC):
@@ -215,6 +217,7 @@ def arm_colors(names: Sequence[str], *, muted: Sequence[str] = ()) -> dict[str, 
 
 def _luminance(color: str) -> float:
     c = np.asarray(to_rgb(color))
+    # sRGB to light, and the weights of WCAG 2 for red, green and blue.
     linear = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
     return float(linear @ (0.2126, 0.7152, 0.0722))
 
@@ -242,7 +245,7 @@ def ink(color: str, ground: str = CARD) -> str:
     rgb = np.asarray(to_rgb(color))
     for keep in np.linspace(1.0, 0.0, 41):
         dark = to_hex(tuple(rgb * keep))
-        if contrast(dark, ground) >= 4.5:
+        if contrast(dark, ground) >= 4.5:  # WCAG's least for small text
             return dark
     return INK
 
@@ -254,6 +257,7 @@ def tint(color: str, strength: float = 0.18) -> str:
 
 def sequential(color: str = PALETTE["blue"]) -> LinearSegmentedColormap:
     """Color map from near white through the color to a dark shade of it."""
+    # From a tint to a shade through the color itself: lightness rises in one direction, as it must for values.
     dark = to_hex(tuple(np.asarray(to_rgb(color)) * 0.62))
     return LinearSegmentedColormap.from_list("collage", [tint(color, 0.07), tint(color, 0.55), color, dark])
 
@@ -308,7 +312,7 @@ def dots_with_interval(
     hollow
         White dots with a colored edge, e.g. for a second group of the same arm.
     """
-    p, m, a, b = (np.atleast_1d(np.asarray(v, dtype=float)) for v in (positions, estimates, lo, hi))
+    p, m, a, b = (np.atleast_1d(np.asarray(v, dtype=float)) for v in (positions, estimates, lo, hi))  # (n,) each
     if not p.shape == m.shape == a.shape == b.shape:
         raise InvalidInput(
             f"positions, estimates, lo and hi have shapes {p.shape}, {m.shape}, {a.shape}, {b.shape}; they must agree."
@@ -316,6 +320,7 @@ def dots_with_interval(
     step = float(np.min(np.diff(np.sort(p)))) if len(p) > 1 else 1.0
     for where, values in zip(p, seeds, strict=False):
         v = np.asarray(values, dtype=float).ravel()
+        # Spread evenly and not at random: the same data give the same picture.
         side = where + 0.11 * step * np.linspace(-1, 1, len(v)) if len(v) > 1 else np.full(len(v), where)
         xy = (v, side) if horizontal else (side, v)
         ax.plot(*xy, "o", color=color, alpha=0.35, markersize=4.5, markeredgewidth=0, zorder=2)
@@ -349,7 +354,7 @@ def lollipops(
     y = np.arange(len(v))[::-1]
     shades = [colors] * len(v) if isinstance(colors, str) else list(colors)
     words = [text.format(value) for value in v] if isinstance(text, str) else list(text)
-    left = float(v.min()) / 3 if log else min(0.0, float(v.min()))
+    left = float(v.min()) / 3 if log else min(0.0, float(v.min()))  # a stem from 0, which a logarithmic axis has not
     if log:
         ax.set_xscale("log")
     ax.hlines(y, left, v, colors=RULE, linewidth=2.2, zorder=1)
@@ -467,6 +472,7 @@ def spread_labels(ax: Axes, gap: float = 1.0) -> None:
         return
     renderer, scale = ax.figure.canvas.get_renderer(), ax.figure.dpi / 72  # type: ignore[attr-defined]
     for label in labels:
+        # Back to their own heights: this is called again after the axes have been resized.
         label.xyann = (label.xyann[0], 0.0)
     boxes = [t.get_window_extent(renderer) for t in labels]
     groups: list[list[int]] = []

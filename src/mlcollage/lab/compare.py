@@ -77,7 +77,7 @@ class Comparison:
         show = self._claim.format
         pairing = "paired by seed" if self._claim.paired else "not paired"
         lines = [f"{self.treatment} against {self.control}, {pairing}"]
-        width = max(len(str(name)) for name in self.table.index)
+        width = max(len(str(name)) for name in self.table.index)  # so that the effects stand below each other
         for name, row in self.table.iterrows():
             effect = "no value" if not np.isfinite(row.effect) else show(row.effect)
             span = f" {self._span(row.low, row.high)}" if np.isfinite([row.low, row.high]).all() else ""
@@ -85,6 +85,7 @@ class Comparison:
             seeds = f"{row.seeds:.0f} seed{'' if row.seeds == 1 else 's'}"
             lines.append(f"  {name:<{width}}  {effect}{span}  {row.verdict} ({seeds}{p})")
         if not one:
+            # Both counts: the sign of the mean says little by itself, and the verdicts alone hide which way it leans.
             counts = self.table["verdict"].value_counts()
             said = ", ".join(f"{word} on {n}" for word, n in counts.items())
             lines.append(f"of {sets} data sets: ahead on {self.wins}; after Holm's correction {said}")
@@ -111,6 +112,7 @@ class Comparison:
         """What a reader must know of the seeds, by data set: few, lost, copied, skewed, or why there is no verdict."""
         found = []
         for name, verdict in self.verdicts.items():
+            # The arms carry the data set's name, which stands in front of the note already.
             found += [(name, text.replace(f" ({name})", "")) for text in verdict.warnings]
             if verdict.estimate is None:
                 found.append((name, verdict.reason))
@@ -224,6 +226,7 @@ def compare(
     """
     table = _tidy(df, treatment, control, by, seed, arm, value, metric)
     treatment, control = str(treatment), str(control)
+    # Without a margin the question is whether the difference is on one side of 0; with one, whether it is that large.
     better: Direction = "at_least" if higher_is_better else "at_most"
     if margin is not None:
         positive("margin", margin)
@@ -249,6 +252,7 @@ def compare(
     parts = {name: table[table["set"] == name].drop(columns="set") for name in names}  # each with its own seeds
     # one family: each data set has arms of its own names, so that copies are looked for within it
     apart = pd.concat([rows.assign(arm=rows["arm"] + f" ({name})") for name, rows in parts.items()], ignore_index=True)
+    # One call for all data sets: Holm's correction is over all of them.
     verdicts = judge(
         [claim(name, f"{treatment} ({name})", f"{control} ({name})") for name in names],
         Evidence("comparison", Scale.QUICK, "table", apart),
@@ -290,7 +294,7 @@ def _row(verdict: Verdict, rows: pd.DataFrame, treatment: str, control: str, wit
     wide = rows.pivot(index="seed", columns="arm", values="value").replace([np.inf, -np.inf], np.nan)
     # (2,): of the seeds that count, so that the means differ by the effect.
     means = (wide.dropna() if verdict.claim.paired else wide).mean()
-    low, high = verdict.interval or (np.nan, np.nan)
+    low, high = verdict.interval or (np.nan, np.nan)  # none for one seed, or for seeds that all agree
     effect = verdict.estimate
     if effect is None:  # one seed: a difference without an error
         effect = float(means[treatment] - means[control])
@@ -322,6 +326,7 @@ def _tidy(
     """The rows of both methods with the columns set, arm, seed, metric, step, value."""
     if treatment == control:
         raise InvalidInput(f"treatment and control are both {treatment!r}.")
+    # Columns before rows, so that a refusal names what is to be corrected first.
     _need(df, [seed, *([] if by is None else [by])])
     if metric is not None:
         _need(df, ["metric"])
@@ -342,7 +347,7 @@ def _tidy(
         if not (df[arm] == name).any():
             raise UnknownName(f"column {arm!r} has no {name!r}; there are: {_some(df[arm].unique())}.")
     rows = df[df[arm].isin([treatment, control])]
-    numbers = _numbers(rows[value], value)
+    numbers = _numbers(rows[value], value)  # NaN stays: a seed without a value counts against the claim
     table = pd.DataFrame(
         {
             "set": "all" if by is None else rows[by].astype(str),
@@ -356,6 +361,7 @@ def _tidy(
     # pandas drops such rows from groups without a word.
     if table[["set", "seed"]].isna().any().any():
         raise InvalidInput(f"a row has no {seed!r}; every row needs one.")
+    # Episodes or folds as rows would pass for more seeds than there are, and make every p value too small.
     repeated = table[table.duplicated(["set", "arm", "seed"])]
     if len(repeated):
         first = repeated.iloc[0]
@@ -382,6 +388,7 @@ def _need(df: pd.DataFrame, columns: Sequence[Hashable]) -> None:
 
 
 def _arm_column(df: pd.DataFrame, treatment: str, control: str, others: Sequence[object]) -> str:
+    # The column of the methods is the one that holds both names; where two do, nobody but the user knows.
     names = [c for c in df.columns if c not in others and (df[c] == treatment).any() and (df[c] == control).any()]
     if len(names) != 1:
         what = "no column holds" if not names else f"the columns {_some(names)} all hold"
@@ -438,6 +445,6 @@ def judge_table(df: pd.DataFrame, claims: Sequence[Claim]) -> dict[str, Verdict]
     if table[["arm", "seed", "metric"]].isna().any().any():
         raise InvalidInput("a row has no arm, seed or metric; every row needs all three.")
     if "step" not in table.columns:
-        table["step"] = 0
+        table["step"] = 0  # a table of final values
     # Scale paper, at which every claim is due.
     return judge(claims, Evidence("table", Scale.PAPER, "table", table))

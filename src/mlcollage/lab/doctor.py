@@ -85,6 +85,7 @@ def _damaged(folder: Path, repair: bool) -> Iterator[Check]:
         # Thorough: checksums of arrays, which reading evidence does not look at.
         if run is not None and not store.damage(run, thorough=True):
             continue
+        # A run without a readable run.json has no identity left but its folder.
         bad.append(f"{place.parent.name}/{place.name}")
         if repair:
             target = folder / "damaged" / place.parent.name / place.name

@@ -25,7 +25,7 @@ from mlcollage.lab.evidence import Evidence
 
 At = int | Literal["last", "first", "mean", "max", "min"]
 _SUMMARIES: dict[str, Callable[..., Any]] = {"mean": np.mean, "max": np.max, "min": np.min}
-_RESERVED = {"arm", "seed", "metric", "step", "value", "run"}
+_RESERVED = {"arm", "seed", "metric", "step", "value", "run"}  # columns that every table has
 
 
 def _listed(values: Sequence[object], most: int = 4) -> str:
@@ -70,7 +70,7 @@ def _one_per_seed(rows: pd.DataFrame, metric: str, name: object, at: At, notes: 
     # Each seed's own last step: seeds may have stopped at different ones, which is noted below.
     by_seed = rows.sort_values("step").groupby("seed")
     if at in ("last", "first"):
-        picked = by_seed.nth(-1 if at == "last" else 0)
+        picked = by_seed.nth(-1 if at == "last" else 0)  # a row of the table, with its step
         steps = picked["step"]
         if steps.nunique() > 1:
             notes.append(f"the {at} step of {name} is not the same in all seeds ({steps.min()} to {steps.max()})")
@@ -177,6 +177,7 @@ class Difference:
         return [{**self.where, **own} for own in (self.treatment_where, self.control_where)]
 
     def _names(self) -> tuple[str, str]:
+        # One arm under two conditions, such as a metric at two widths: the conditions then name the columns.
         if self.treatment != self.control:
             return self.treatment, self.control
         a, b = (
@@ -280,6 +281,7 @@ class Trend:
     def __post_init__(self) -> None:
         _check(self.at, self.where)
         if isinstance(self.over, str):
+            # Seeds are what a trend is tested over, and a metric's value cannot be its own level.
             if self.over in _RESERVED - {"step"}:
                 raise InvalidInput(f"over={self.over!r} must be a free column, 'step', or the ordered names of arms.")
         else:
@@ -289,6 +291,7 @@ class Trend:
         if self.levels is not None:
             object.__setattr__(self, "levels", tuple(self.levels))
         order = self.levels if isinstance(self.over, str) else self.over
+        # Of two levels every order is a trend.
         if order is not None and (len(order) < 3 or len(set(order)) < len(order)):
             raise InvalidInput(f"a trend needs at least 3 different ordered levels; got {list(order)}.")
 
@@ -317,7 +320,7 @@ class Trend:
             of_level = rows[rows[self.over] == level]
             if of_level.empty:
                 raise InvalidInput(f"metric {self.metric!r} was not measured at {self.over}={level!r}.")
-            at: At = "last" if self.over == "step" else self.at
+            at: At = "last" if self.over == "step" else self.at  # a level is then one step, which is its last
             columns[level] = _one_per_seed(of_level, self.metric, f"{self.over}={level}", at, notes)
         return _gather(columns, notes)
 
@@ -382,6 +385,7 @@ class PerSeed:
                 lacking[int(seed)] = error
                 continue
             rows[int(seed)] = result if isinstance(result, Mapping) else {"value": float(result)}
+        # Some seeds without the metric are data; all of them is a slip in the function or the study.
         if lacking and not rows:
             raise next(iter(lacking.values()))
         table = pd.DataFrame.from_dict(rows, orient="index").astype(np.float64)

@@ -105,7 +105,7 @@ class Evidence:
         """
         from mlcollage.stats.bootstrap import t_interval
 
-        rows = self.select(metric, arm=arm, **where)
+        rows = self.select(metric, arm=arm, **where)  # one row per seed and value of `over`
         found = {}
         for key, values in rows.groupby(over)["value"]:
             x = values.to_numpy(dtype=float)  # (seeds,)
@@ -117,6 +117,7 @@ class Evidence:
         """A named array that a run stored."""
         if self.load_array is None:
             raise UnknownName(f"this evidence holds no arrays, so not {name!r} either.")
+        # Read when a picture asks for it: arrays are large, and verdicts need none.
         return np.asarray(self.load_array(run if isinstance(run, str) else run.id, name))
 
     def find_runs(

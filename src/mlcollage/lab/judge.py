@@ -69,8 +69,8 @@ from mlcollage.lab.seeds import copied_seeds, listed, lost_seeds, mixed_units, p
 from mlcollage.stats._values import Floats, difference, is_constant
 from mlcollage.stats.adaptive import Design, Goal, holm, required_seeds, tost
 
-POWER = 0.8
-FEW = 5
+POWER = 0.8  # of the number of seeds that a verdict recommends
+FEW = 5  # seeds below which a verdict says how few they are
 
 _DIRECTIONS = ("greater", "less", "within", "at_most", "at_least")
 _TESTS = ("t", "bootstrap_t", "sign_flip", "permutation", "trend", "exact")
@@ -233,7 +233,7 @@ def _seeds_of_claim(found: _Finding, evidence: Evidence) -> Evidence:
     if own is None or evidence.table.empty:
         return evidence
     table, claim = evidence.table, found.claim
-    keep = set(range(own))
+    keep = set(range(own))  # registered seeds count in any case
     if claim.test == "bootstrap_t":
         found.warnings.append(
             f"judged by the {own} registered seeds: {claim.test} has no anytime-valid version, so the seeds that were "
@@ -270,6 +270,7 @@ def claim_table(claim: Claim, evidence: Evidence) -> pd.DataFrame:
         raise InvalidInput("the estimand gave no values.")
     attrs = table.attrs  # astype drops them
     with users_code(f"making numbers of what the estimand of claim {claim.id} gave"):
+        # Booleans and integers too: shares and counts are compared as numbers.
         table = table.astype(np.float64)
     table.attrs = attrs
     return table

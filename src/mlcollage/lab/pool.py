@@ -217,6 +217,7 @@ def pool_claim(claim: Claim, evidences: Mapping[str, Evidence]) -> PooledClaim:
                 notes[name] = "; ".join(said)
         except MLCollageError as error:
             left_out[name] = str(error)
+    # Columns of the data, then those of the model, in one table with a row per workload.
     columns = ["seeds", "estimate", "low", "high", "se"]
     table = pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("workload")
     shrunken = ["shrunken", "shrunken_low", "shrunken_high"]
@@ -229,12 +230,13 @@ def pool_claim(claim: Claim, evidences: Mapping[str, Evidence]) -> PooledClaim:
     # Counted from the null, to which the prior then shrinks.
     model = PartialPooling(prior_mu_scale=10 * size, tau_scale=size).fit(y - claim.null, se, names=list(table.index))
     table[shrunken] = model.shrunken(LEVEL)[["shrunken", "low", "high"]] + claim.null
-    found = model.exact()
+    found = model.exact()  # by quadrature: no draws, so the same numbers every time
+    # Of the mean effect over workloads, of the spread between them, and of a workload not seen yet.
     mean, spread, new = (_summary(m) for m in (found.mu, found.tau, found.new))
 
     def as_claimed(effect: Marginal) -> float:
         if claim.direction == "within":
-            return float(effect.cdf(claim.margin) - effect.cdf(-claim.margin))
+            return float(effect.cdf(claim.margin) - effect.cdf(-claim.margin))  # counted from the null, as the model is
         below = float(effect.cdf(0.0))
         return below if claim.direction in ("less", "at_most") else 1 - below
 
@@ -311,7 +313,7 @@ def draw_forest(pooled: Sequence[PooledClaim], file: Path | str) -> None:
     drawn = [p for p in pooled if p.population is not None]
     if not drawn:
         raise InvalidInput("no claim was measured on two workloads or more, so there is nothing to draw.")
-    heights = [1.2 + 0.35 * len(p.workloads) for p in drawn]
+    heights = [1.2 + 0.35 * len(p.workloads) for p in drawn]  # inches: a title and an axis, and a row for each workload
     figure = Figure(figsize=(7, sum(heights)), layout="constrained")
     axes = figure.subplots(len(drawn), 1, squeeze=False, height_ratios=heights)[:, 0]
     for ax, p in zip(axes, drawn, strict=True):

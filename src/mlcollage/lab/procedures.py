@@ -25,7 +25,7 @@ from mlcollage.stats.sequential import (
 )
 from mlcollage.stats.shape import outlying, skewed_t_test, skewness, skewness_p
 
-LEVEL = 0.95
+LEVEL = 0.95  # of every interval that is printed, whatever alpha a claim has
 ANYTIME = ("t", "sign_flip", "permutation", "trend")
 """Tests with an anytime-valid version."""
 
@@ -174,6 +174,7 @@ def trend_procedure(levels: Floats, rising: bool, anytime: bool) -> tuple[Floats
     if not anytime:
         # Page's test is exact for support; for the margin there is only a t test of the correlations, (seeds,).
         return rho, Procedure("Page trend", t_test, _clipped_t_interval), page.p_value, _SIGN_FLIP
+    # Ranks of few levels take few values, far from normal: only the bounds -1 and 1 are used.
     betting = Procedure("anytime-valid rank correlation", _bet_on_correlation, _sequence_of_correlations)
     p = betting.p(rho, null=0.0, alternative="greater" if rising else "less")
     return rho, betting, p, betting

@@ -49,6 +49,7 @@ def _feeding(claim: Claim, evidence: Evidence) -> set[str] | None:
     table = evidence.table
     if "experiment" not in table.columns:
         return None
+    # Estimands that are plain functions say neither; then all arms and metrics may matter.
     arms, metric = getattr(claim.estimand, "arms", ()), getattr(claim.estimand, "metric", None)
     rows = table[table["arm"].isin(arms)] if arms else table
     if metric is not None:

@@ -64,6 +64,7 @@ class Store:
 
     def has(self, run: Run) -> bool:
         """Whether the run is finished."""
+        # A run is renamed into its place whole, so that one of its files tells that all are there.
         return (self.folder(run) / "run.json").exists()
 
     @contextmanager
@@ -184,6 +185,8 @@ class Store:
         except MLCollageError:
             raise
         except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+            # A file that is missing or unreadable on a disk that works is damage; the rest may be cured without
+            # measuring.
             if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT, errno.EIO):
                 raise _as_store_error(error, self.root, file) from error  # permissions, a share that is gone
             raise DamagedRun(
@@ -251,9 +254,9 @@ class Store:
             runs=done,
             failures=failures,
             info=infos,
-            missing=len(runs) - len(done) - len(failures),
+            missing=len(runs) - len(done) - len(failures),  # damaged runs among them: they will be measured again
             damaged=damaged,
-            load_array=lambda run_id, name: self.array(by_id[run_id], name),
+            load_array=lambda run_id, name: self.array(by_id[run_id], name),  # evidence itself knows no folder
         )
 
 
