@@ -339,7 +339,7 @@ def test_bad_input():
         fisher_trace(model, [])
     with pytest.raises(InvalidInput, match="data is int"):
         fisher_trace(model, 3)
-    with pytest.raises(InvalidInput, match="a batch is str"):
+    with pytest.raises(InvalidInput, match=r"a batch must be inputs, a pair .*, not str"):
         fisher_trace(model, ["x"])
     with pytest.raises(InvalidInput, match="'logits'"):
         fisher_trace(nn.LSTM(4, 3).double(), inputs(2, 3, 4))

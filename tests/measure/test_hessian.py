@@ -178,13 +178,13 @@ def test_bad_input(monkeypatch):
         trace(Opaque().double())
     with pytest.raises(InvalidInput, match="not a finite number"):
         trace(data=(x / 0, y))
-    with pytest.raises(InvalidInput, match="needs targets"):
+    with pytest.raises(InvalidInput, match="targets are needed"):
         trace(data=x)
-    with pytest.raises(InvalidInput, match="needs targets"):
+    with pytest.raises(InvalidInput, match="targets are needed"):
         trace(data=[x])
     with pytest.raises(InvalidInput, match="there are no data"):
         trace(data=[])
-    with pytest.raises(InvalidInput, match="same number of examples in front"):
+    with pytest.raises(InvalidInput, match="or a dict of named parts, not tuple of str"):
         trace(data=[("x", y)])
     with pytest.raises(InvalidInput, match="one loss for each of the"):
         trace(loss_fn=lambda o, t: o)

@@ -98,6 +98,8 @@ def read_batch(batch: Any, parts: Parts = None, *, targets: bool = True) -> Batc
     """
     if callable(parts):
         batch, parts = parts(batch), None
+    if isinstance(batch, Batch):
+        return batch
     named = _named(batch)
     if named is not None:
         if isinstance(parts, Sequence):
@@ -117,9 +119,8 @@ def read_batch(batch: Any, parts: Parts = None, *, targets: bool = True) -> Batc
             f"{_EXAMPLE}, with '_' for what is to be left out."
         )
     if not items or not isinstance(items[0], Tensor | Mapping | tuple | list):
-        raise InvalidInput(
-            f"a batch must be inputs, a pair (inputs, targets) or a dict of named parts, not {type(batch).__name__}."
-        )
+        what = type(batch).__name__ + (f" of {type(items[0]).__name__}" if items and items[0] is not batch else "")
+        raise InvalidInput(f"a batch must be inputs, a pair (inputs, targets) or a dict of named parts, not {what}.")
     x, y = items[0], items[1] if len(items) == 2 else None
     if isinstance(x, Mapping):
         read = _by_use(x, {name: name for name in x}, False)
@@ -133,7 +134,7 @@ def read_batch(batch: Any, parts: Parts = None, *, targets: bool = True) -> Batc
 
 
 def batches_of(
-    data: Any, parts: Parts = None, *, batch_size: int = 512, dim: int = 0, targets: bool = True
+    data: Any, parts: Parts = None, *, batch_size: int | None = 512, dim: int = 0, targets: bool = True
 ) -> Iterator[Batch]:
     """Batches from a loader, or from whole data: a tensor, a pair, a dict, or a map-style dataset.
 
@@ -145,7 +146,7 @@ def batches_of(
     parts, targets
         As for :func:`read_batch`.
     batch_size
-        Examples at once, where data are not batched.
+        Examples at once, where data are not batched; None for all.
     dim
         Dimension of the examples in unnamed inputs; targets have them in front.
 
@@ -156,9 +157,11 @@ def batches_of(
     """
     if isinstance(data, Dataset) and not isinstance(data, Iterable):
         data = DataLoader(data, batch_size=batch_size)
-    pair = isinstance(data, tuple) or (targets and isinstance(data, list) and len(data) == 2)
-    first = data[0] if pair and data else None
-    whole = isinstance(data, Tensor) or _named(data) is not None or isinstance(first, Tensor | Mapping)
+    first, last = (data[0], data[-1]) if isinstance(data, tuple | list) and data else (None, None)
+    # A list of tensors may be batches of inputs, and one of dicts is batches; a tuple is the parts of whole data.
+    pair = isinstance(data, tuple) or (targets and len(data) == 2) if first is not None else False
+    parted = pair and isinstance(first, Tensor | Mapping) and not isinstance(last, Mapping)
+    whole = isinstance(data, Tensor | Batch) or _named(data) is not None or parted
     if whole:
         yield from _cut(read_batch(data, parts, targets=targets), batch_size, dim)
     elif isinstance(data, Iterable):
@@ -264,13 +267,14 @@ def _by_use(parts: Mapping[Any, Any], uses: Mapping[Any, str], targets: bool) ->
     return Batch(tuple(args), kwargs, *(values[0] if values else None for values in found.values()))
 
 
-def _cut(batch: Batch, size: int, dim: int) -> Iterator[Batch]:
+def _cut(batch: Batch, size: int | None, dim: int) -> Iterator[Batch]:
     """Whole data, a few examples at a time."""
     tensors = [v for v in (*batch.args, *batch.kwargs.values()) if isinstance(v, Tensor)]
     where = dim if batch.args else 0
     if not tensors or tensors[0].ndim <= where:
         raise InvalidInput(f"data is a single number or has no dimension {where}: inputs (N, ...) are needed.")
     count = tensors[0].shape[where]
+    size = size or max(count, 1)
     beside = [v for v in (batch.y, batch.mask) if isinstance(v, Tensor)]
     if any(v.ndim == 0 or len(v) != count for v in beside):
         raise InvalidInput(f"there are {count} inputs and {len(beside[0])} targets; expected as many.")

@@ -63,7 +63,10 @@ def _labels(values: Probabilities, p: Floats, name: str = "y") -> npt.NDArray[np
             "input."
         )
     if y.min() < 0 or y.max() >= p.shape[1]:
-        raise InvalidInput(f"{name} holds {y.min()} .. {y.max()}; the classes of p are 0 .. {p.shape[1] - 1}.")
+        raise InvalidInput(
+            f"{name} holds {y.min()} .. {y.max()}; the classes of p are 0 .. {p.shape[1] - 1}: leave "
+            "out rows without a class, such as p[y != -100] for ignored targets."
+        )
     return y.astype(np.int64)
 
 

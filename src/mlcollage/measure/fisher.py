@@ -14,7 +14,7 @@ arXiv:2012.14193, sections 2 and 3.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mlcollage import _checks as checks
+from mlcollage.data.batches import Batch, Parts, batches_of, fit_mask
 from mlcollage.errors import InvalidInput
 from mlcollage.measure._examples import remembered
 from mlcollage.measure._likelihood import as_generator, check_outputs, columns, count_columns, draw, draw_scores, score
@@ -33,6 +34,7 @@ from mlcollage.measure.units import UnitAxes
 from mlcollage.nn.wrapped import logits_of
 
 _METHODS = ("exact", "mc", "minibatch")
+_IGNORED = -100  # as in torch.nn.CrossEntropyLoss
 _NUMBERS = 2**25  # numbers in the gradients of all layers' outputs, for all classes at once
 
 
@@ -50,6 +52,8 @@ def fisher_trace(
     batch_size: int = 256,
     class_dim: int | None = None,
     batch_dim: int = 0,
+    parts: Parts = None,
+    ignore_index: int | None = None,
 ) -> TraceResult:
     r"""Mean over the data of the trace of each example's Fisher matrix.
 
@@ -68,8 +72,9 @@ def fisher_trace(
         Any module that returns logits (or an object or dict with ``logits``), in evaluation mode if it has batch
         normalization.
     data
-        Inputs (N, ...); a pair (x, y), whose y is not used; a dict of named inputs; or an iterable of batches of these,
-        such as a DataLoader.
+        Inputs (N, ...); a pair (x, y); a dict of named parts; or an iterable of batches of these, such as a DataLoader,
+        as for :func:`~mlcollage.data.batches.read_batch`. Targets are not used. Positions that a mask leaves out, such
+        as padding, have no label and no part in an example's likelihood.
     method
         ``"exact"``, ``"mc"`` or ``"minibatch"``.
     draws
@@ -93,6 +98,10 @@ def fisher_trace(
         (B, T, C), the second of (B, C, H, W).
     batch_dim
         Dimension of the examples in the model's inputs and outputs; 1 for sequence-first models called as (T, B, ...).
+    parts
+        What the parts of a batch are, where there are more than inputs and targets.
+    ignore_index
+        Leave out the positions (or examples) whose target is this, such as 255 for void pixels; default None, none.
 
     Returns
     -------
@@ -129,14 +138,21 @@ def fisher_trace(
     device = next(ghost.model.parameters()).device
     source = None if method == "exact" else as_generator(generator)
     totals = _Totals(method, draws)
-    for x in _batches(data, batch_size, device, ghost.batch_dim):
+    for batch in batches_of(data, parts, batch_size=batch_size, dim=ghost.batch_dim, targets=False):
+        batch = batch.to(device).check(ghost.model)
+        x, mask = batch.x, _mask_of(batch, ignore_index)
         if method == "minibatch":
-            totals.add(*_minibatch(ghost, x, draws, likelihood, class_dim, _needed(source)))
-        elif method == "exact":
-            traces = _exact(ghost, x, likelihood, class_dim)
-            totals.add({layer: v.unsqueeze(0) for layer, v in traces.items()}, ghost.batch)
+            totals.add(*_minibatch(ghost, x, draws, likelihood, class_dim, _needed(source), mask))
+            continue
+        if method == "exact":
+            traces = _exact(ghost, x, likelihood, class_dim, mask)
+            norms = {layer: v.unsqueeze(0) for layer, v in traces.items()}
         else:
-            totals.add(_norms(ghost, x, "model", draws, likelihood, class_dim, source, False), ghost.batch)
+            norms = _norms(ghost, x, "model", draws, likelihood, class_dim, source, False, mask=mask)
+        if mask is not None:  # examples of which nothing counts are none
+            counted = fit_mask(mask, ())  # (B,)
+            norms = {layer: v[:, counted] for layer, v in norms.items()}
+        totals.add(norms, len(next(iter(norms.values()))[0]))
     return totals.result(per_layer, per_example)
 
 
@@ -154,6 +170,7 @@ def fisher_sqnorm(
     params: Iterable[nn.Parameter] | None = None,
     class_dim: int | None = None,
     batch_dim: int = 0,
+    mask: Tensor | None = None,
     retain_graph: bool = True,
 ) -> Tensor | dict[str, Tensor]:
     r"""Squared gradient norms of examples under drawn labels, or their expectation, as part of the graph: a penalty.
@@ -170,7 +187,7 @@ def fisher_sqnorm(
     x
         Inputs, unless a GhostNorms is given.
     labels
-        ``"model"``, ``"uniform"`` (over classes), or labels (B, ...).
+        ``"model"``, ``"uniform"`` (over classes), or labels (B, ...), of which -100 is left out.
     method
         ``"mc"`` or ``"exact"``.
     draws
@@ -182,6 +199,8 @@ def fisher_sqnorm(
     likelihood, generator, params, class_dim, batch_dim
         As for :func:`fisher_trace` (a GhostNorms has its own ``params`` and ``batch_dim``); ``"exact"`` is for
         ``"categorical"`` and ``"bernoulli"`` and one output an example.
+    mask
+        (B, T), (B, H, W) or (B,), true for positions that count, such as ``attention_mask``; others have no label.
     retain_graph
         Keep what is needed to read norms from the GhostNorms again.
 
@@ -211,12 +230,18 @@ def fisher_sqnorm(
     ghost = model if isinstance(model, GhostNorms) else GhostNorms(model, params, batch_dim=batch_dim)
     if method == "exact":
         norms = _expected(ghost, x, likelihood, class_dim, score_term, retain_graph)
+        if mask is not None:  # one label for each example
+            norms = {layer: v * fit_mask(mask.to(v.device), ()) for layer, v in norms.items()}
     else:
         drawn = isinstance(labels, str)
         source = as_generator(generator) if drawn else None
         if not isinstance(labels, Tensor):
             checks.choice("labels", labels, ("model", "uniform"))
-        norms = _norms(ghost, x, labels, draws, likelihood, class_dim, source, True, retain_graph)
+        elif likelihood == "categorical":
+            counted = labels != _IGNORED
+            mask = counted if mask is None else counted & fit_mask(mask.to(labels.device), labels.shape[1:])
+            labels = labels.clamp(min=0)
+        norms = _norms(ghost, x, labels, draws, likelihood, class_dim, source, True, retain_graph, mask)
         norms = {layer: v.mean(0) for layer, v in norms.items()}
     return norms if per_layer else torch.stack(list(norms.values())).sum(0)
 
@@ -325,6 +350,7 @@ def _norms(
     source: torch.Generator | None,
     differentiable: bool,
     retain_graph: bool = False,
+    mask: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Squared norms (draws, B) for drawn or given labels, by layer."""
     z, where, place = _run(ghost, x, differentiable, likelihood, class_dim)
@@ -337,6 +363,7 @@ def _norms(
             y = draw(torch.zeros_like(z) if labels == "uniform" else z, likelihood, where, draws, _needed(source))
         with torch.set_grad_enabled(differentiable):
             c = score(z, y, likelihood, where)  # (draws, B, ...), with z's graph if the norms are to have one
+    c = _masked(c, mask, likelihood, where)
     if len(c) == 1:  # without torch.vmap, which costs small models more than the pass itself
         one = [v[0] for v in _cotangents(ghost, place, c)]
         norms = ghost.sqnorm(one, differentiable=differentiable, retain_graph=retain_graph)
@@ -345,7 +372,7 @@ def _norms(
     return ghost.sqnorm(given, batched=True, differentiable=differentiable, retain_graph=retain_graph)
 
 
-def _exact(ghost: GhostNorms, x: Any, likelihood: str, class_dim: int | None) -> dict[str, Tensor]:
+def _exact(ghost: GhostNorms, x: Any, likelihood: str, class_dim: int | None, mask: Tensor | None) -> dict[str, Tensor]:
     """The trace of each example (B,), by layer."""
     z, where, place = _run(ghost, x, True, likelihood, class_dim)
     size = max(1, _NUMBERS // max(1, ghost.activations))  # columns at a time, for the memory of their gradients
@@ -353,6 +380,7 @@ def _exact(ghost: GhostNorms, x: Any, likelihood: str, class_dim: int | None) ->
     total = count_columns(z, likelihood, where)
     for done, c in enumerate(columns(z, likelihood, where, size), 1):
         last = done * size >= total
+        c = _masked(c, mask, likelihood, where)
         norms = ghost.sqnorm(_cotangents(ghost, place, c), batched=True, retain_graph=not last)
         for layer, v in norms.items():  # (columns, B): the trace is the sum over all columns
             sums[layer] = sums[layer] + v.sum(0) if layer in sums else v.sum(0)
@@ -389,13 +417,14 @@ def _minibatch(
     likelihood: str,
     class_dim: int | None,
     source: torch.Generator,
+    mask: Tensor | None,
 ) -> tuple[dict[str, Tensor], int]:
     """B times the squared norm of the mean gradient (draws,), by layer; and B."""
     with torch.inference_mode(False), torch.enable_grad():
         z = _in_front(logits_of(call(ghost.model, x)), ghost)
-        batch = len(z)
+        batch = len(z) if mask is None else int(fit_mask(mask, ()).sum())  # examples that count
         where = check_outputs(z.detach(), likelihood, _classes(ghost, x, z, class_dim))
-        scores = draw_scores(z, likelihood, where, draws, source)  # (draws, B, ...)
+        scores = _masked(draw_scores(z, likelihood, where, draws, source), mask, likelihood, where)  # (draws, B, ...)
         params = {name: ghost.model.get_parameter(name) for name in ghost.names.values()}
         sums: dict[str, list[Tensor]] = {}
         for k, c in enumerate(scores):
@@ -403,7 +432,7 @@ def _minibatch(
             found = torch.autograd.grad(
                 z,
                 list(params.values()),
-                (c / batch).to(z.dtype),
+                (c / max(batch, 1)).to(z.dtype),
                 retain_graph=keep,
                 allow_unused=True,
                 materialize_grads=True,
@@ -467,40 +496,24 @@ class _Totals:
         return TraceResult(value, stderr, layers, own, draws=0 if self.method == "exact" else self.draws)
 
 
-def _batches(data: Any, batch_size: int, device: torch.device, batch_dim: int) -> Iterator[Any]:
-    """Inputs of one batch after the other, on the model's device."""
-    if isinstance(data, tuple) and data and isinstance(data[0], Tensor | Mapping):
-        data = data[0]  # (x, y): labels come from the model
-    if isinstance(data, Tensor):
-        if data.ndim <= batch_dim:
-            raise InvalidInput(
-                f"data is a single number or has no dimension {batch_dim}: a tensor of inputs (N, ...) is needed."
-            )
-        yield from (part.to(device) for part in data.split(batch_size, batch_dim))
-    elif isinstance(data, Mapping):
-        yield _input_of(data, device)
-    elif isinstance(data, Iterable):
-        for batch in data:
-            yield _input_of(batch, device)
-    else:
-        raise InvalidInput(
-            f"data is {type(data).__name__}: a tensor, a pair (x, y), a dict of inputs or an iterable of batches is "
-            "needed."
-        )
+def _mask_of(batch: Batch, ignore_index: int | None) -> Tensor | None:
+    """Positions (B, ...) or examples (B,) that count."""
+    if ignore_index is None or not isinstance(batch.y, Tensor):
+        return batch.mask
+    counted = batch.y != ignore_index
+    return counted if batch.mask is None else counted & fit_mask(batch.mask, counted.shape[1:])
 
 
-def _input_of(batch: Any, device: torch.device) -> Any:
-    if isinstance(batch, list | tuple) and batch:
-        batch = batch[0]
-    if isinstance(batch, Mapping):
-        return {
-            k: v.to(device) if isinstance(v, Tensor) else v
-            for k, v in batch.items()
-            if k not in ("labels", "label", "y", "target", "targets")
-        }
-    if not isinstance(batch, Tensor):
-        raise InvalidInput(f"a batch is {type(batch).__name__}: a tensor, a pair (x, y) or a dict of inputs is needed.")
-    return batch.to(device)
+def _masked(c: Tensor, mask: Tensor | None, likelihood: str, class_dim: int) -> Tensor:
+    """Scores (K, B, ...) without those of positions that do not count."""
+    if mask is None:
+        return c
+    axis = class_dim + 1 if likelihood == "categorical" else c.ndim - 1  # of the classes, or the last of the outputs
+    if likelihood != "categorical" and mask.ndim == c.ndim - 1:  # an output for each position
+        return c * fit_mask(mask, c.shape[2:], "the model's output").to(c.dtype)
+    grid = [n for k, n in enumerate(c.shape) if k > 1 and k != axis]
+    keep = fit_mask(mask, grid, "the model's output").to(c.dtype)  # (B, *positions)
+    return c * (keep.unsqueeze(axis - 1) if c.ndim > 2 else keep)
 
 
 def _check(method: str, draws: int, batch_size: int, per_example: bool) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mlcollage import _checks as checks
+from mlcollage.data.batches import Parts, batches_of
 from mlcollage.errors import InvalidInput, MissingDependency
 from mlcollage.measure._likelihood import as_generator
 from mlcollage.measure._tape import REENTRANT, second_derivatives
@@ -51,6 +52,8 @@ def hessian_trace(
     per_layer: bool = False,
     params: Iterable[nn.Parameter] | None = None,
     generator: torch.Generator | int | None = None,
+    parts: Parts = None,
+    ignore_index: int = -100,
 ) -> TraceResult:
     r"""Estimate of the trace of the Hessian of the mean loss over the data.
 
@@ -61,7 +64,9 @@ def hessian_trace(
     loss_fn
         ``loss_fn(output, y)``: the mean over examples, or one loss for each; a sum if ``loss_fn.reduction`` says so.
     data
-        A pair (x, y), or an iterable of such, whose losses are weighted by their numbers of examples.
+        A pair (x, y) or a dict of named parts, or an iterable of such, as for
+        :func:`~mlcollage.data.batches.read_batch`. Losses of batches are weighted by their numbers of examples; where
+        some targets are ``ignore_index``, by their numbers of others, over which torch's losses average.
     n_vectors
         Random vectors, at most; each costs about two backward passes over the data.
     tol
@@ -80,6 +85,10 @@ def hessian_trace(
         Parameters to differentiate by; by default all that require a gradient.
     generator
         Source of the vectors, or a seed.
+    parts
+        What the parts of a batch are, where there are more than inputs and targets.
+    ignore_index
+        A target that ``loss_fn`` leaves out.
 
     Returns
     -------
@@ -106,7 +115,7 @@ def hessian_trace(
     (2.0, 0.0)
     """
     checks.choice("method", method, _METHODS)
-    hessian = _Hessian(model, loss_fn, data, params)
+    hessian = _Hessian(model, loss_fn, data, params, parts, ignore_index)
     _check(method, n_vectors, tol, repeats, per_layer, hessian.size)
     generator = as_generator(generator, hessian.device)
     if method != "hutchinson":
@@ -138,12 +147,14 @@ def hessian_eigenvalues(
     max_products: int = 500,
     params: Iterable[nn.Parameter] | None = None,
     generator: torch.Generator | int | None = 0,
+    parts: Parts = None,
+    ignore_index: int = -100,
 ) -> np.ndarray:
     """Extreme eigenvalues of the Hessian of the mean loss, by Lanczos iteration (``scipy.sparse.linalg.eigsh``).
 
     Parameters
     ----------
-    model, loss_fn, data, params
+    model, loss_fn, data, params, parts, ignore_index
         As for :func:`hessian_trace`.
     k
         Number of eigenvalues.
@@ -178,7 +189,7 @@ def hessian_eigenvalues(
     from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 
     checks.choice("which", which, ("LA", "SA", "LM"))
-    hessian = _Hessian(model, loss_fn, data, params)
+    hessian = _Hessian(model, loss_fn, data, params, parts, ignore_index)
     k = checks.integer("k", k, least=1, most=hessian.size - 1)  # Lanczos iteration cannot give all eigenvalues
     products = 0
 
@@ -213,12 +224,14 @@ def hessian_vector_product(
     vector: Tensor,
     *,
     params: Iterable[nn.Parameter] | None = None,
+    parts: Parts = None,
+    ignore_index: int = -100,
 ) -> Tensor:
     """The Hessian of the mean loss times a vector.
 
     Parameters
     ----------
-    model, loss_fn, data, params
+    model, loss_fn, data, params, parts, ignore_index
         As for :func:`hessian_trace`.
     vector
         (P,) or (P, K), over all parameters in the order of ``model.parameters()``.
@@ -235,7 +248,7 @@ def hessian_vector_product(
     >>> hessian_vector_product(model, nn.functional.mse_loss, (x, y), torch.tensor([1.0, 0.0]))
     tensor([2., 4.])
     """
-    hessian = _Hessian(model, loss_fn, data, params)
+    hessian = _Hessian(model, loss_fn, data, params, parts, ignore_index)
     if vector.ndim not in (1, 2) or len(vector) != hessian.size:
         raise InvalidInput(f"vector must have {hessian.size} rows, one for each parameter, not {tuple(vector.shape)}.")
     columns = vector.reshape(hessian.size, -1).to(hessian.device, hessian.dtype)
@@ -246,7 +259,13 @@ class _Hessian:
     """Products with the Hessian of the mean loss over batches."""
 
     def __init__(
-        self, model: nn.Module, loss_fn: Callable[..., Tensor], data: Any, params: Iterable[nn.Parameter] | None
+        self,
+        model: nn.Module,
+        loss_fn: Callable[..., Tensor],
+        data: Any,
+        params: Iterable[nn.Parameter] | None,
+        parts: Parts,
+        ignore_index: int,
     ) -> None:
         ghost = GhostNorms(model, params)  # for its checks of the model and the parameters
         self.model, self.loss_fn = ghost.model, loss_fn
@@ -261,21 +280,26 @@ class _Hessian:
         self.sizes = [p.numel() for p in self.params]
         self.size = sum(self.sizes)
         self.device, self.dtype = self.params[0].device, self.params[0].dtype
-        self.batches = list(_pairs(data, self.device))
-        self.count = sum(n for *_, n in self.batches)  # examples of all batches
+        self.batches = list(_pairs(data, parts, self.device))
+        if not self.batches:
+            raise InvalidInput("there are no data: at least one batch is needed.")
+        counted = [_counted(y, ignore_index) for _, y, _ in self.batches]
+        whole = all(c is None or c == y.numel() for c, (_, y, _) in zip(counted, self.batches, strict=True))
+        # Examples of each batch, or targets that count if some do not.
+        self.weights = [n if whole or c is None else c for c, (_, _, n) in zip(counted, self.batches, strict=True)]
 
     @contextmanager
-    def gradient(self, x: Any, y: Any, n: int) -> Iterator[list[Tensor]]:
+    def gradient(self, x: Any, y: Any, n: int, weight: int) -> Iterator[list[Tensor]]:
         """The gradient of one batch's share of the mean loss, with its graph."""
         # Products too: checkpointing runs layers again in them, and must find the kernels of the first time.
         with torch.inference_mode(False), torch.enable_grad(), second_derivatives(self.model):
-            loss = _mean_loss(self.loss_fn, call(self.model, x), y, n)
+            loss = _mean_loss(self.loss_fn, call(self.model, x), y, n, weight)
             if any(type(node).__name__ == "CheckpointFunctionBackward" for node in graph_nodes([loss])):
                 raise InvalidInput(REENTRANT)
             if not torch.isfinite(loss):
                 raise InvalidInput("the loss is not a finite number, so it has no Hessian.")
-            # Weighted by examples, so that the sum over batches is the mean over all of them.
-            share = loss * (n / self.count)
+            # Weighted, so that the sum over batches is the mean over all of them.
+            share = loss * (weight / sum(self.weights))
             found = torch.autograd.grad(share, self.params, create_graph=True, materialize_grads=True)
             refuse_once_differentiable(found)
             yield list(found)
@@ -298,8 +322,8 @@ class _Hessian:
     def quadratic_forms(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Draws (count,) of v^T H v, split by layer; each batch has vectors of its own, which lowers the error."""
         sums = {layer: torch.zeros(count, dtype=torch.float64, device=self.device) for layer in self.layers}
-        for x, y, n in self.batches:
-            with self.gradient(x, y, n) as gradient:
+        for (x, y, n), weight in zip(self.batches, self.weights, strict=True):
+            with self.gradient(x, y, n, weight) as gradient:
                 for k in range(count):
                     v = [_signs(p, generator) for p in self.params]
                     # The part of a layer is v_l^T (H v)_l, whose mean is the trace of its own diagonal block.
@@ -310,8 +334,8 @@ class _Hessian:
     def times(self, columns: Tensor) -> Tensor:
         """H V for V (P, K)."""
         out = torch.zeros_like(columns)
-        for x, y, n in self.batches:
-            with self.gradient(x, y, n) as gradient:
+        for (x, y, n), weight in zip(self.batches, self.weights, strict=True):
+            with self.gradient(x, y, n, weight) as gradient:
                 for k in range(columns.shape[1]):
                     parts = columns[:, k].split(self.sizes)  # of (P,), those of the parameters one after the other
                     v = [part.view_as(p) for part, p in zip(parts, self.params, strict=True)]
@@ -371,20 +395,11 @@ def _check(method: str, n_vectors: int, tol: float | None, repeats: int, per_lay
         )
 
 
-def _pairs(data: Any, device: torch.device) -> Iterator[tuple[Any, Any, int]]:
+def _pairs(data: Any, parts: Parts, device: torch.device) -> Iterator[tuple[Any, Any, int]]:
     """Inputs, targets and numbers of examples of the batches, on the model's device."""
-    if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor | Mapping):
-        data = [data]
-    if isinstance(data, Tensor | Mapping) or not isinstance(data, Iterable):
-        raise InvalidInput("data must be a pair (x, y) or an iterable of such pairs: a Hessian needs targets.")
-    count = 0
-    for count, batch in enumerate(data, 1):
-        if not isinstance(batch, list | tuple) or len(batch) != 2:
-            raise InvalidInput(f"batch {count} must be a pair (x, y): a Hessian needs targets.")
-        x, y = (_moved(v, device) for v in batch)
+    for batch in batches_of(data, parts, batch_size=None):
+        x, y = (_moved(v, device) for v in (batch.x, batch.y))
         yield x, y, count_examples(x)
-    if not count:
-        raise InvalidInput("there are no data: at least one batch is needed.")
 
 
 def _moved(value: Any, device: torch.device) -> Any:
@@ -396,8 +411,14 @@ def _moved(value: Any, device: torch.device) -> Any:
     return value.clone().to(device) if value.is_inference() else value.to(device)
 
 
-def _mean_loss(loss_fn: Callable[..., Tensor], output: Any, y: Any, n: int) -> Tensor:
+def _counted(y: Any, ignore_index: int) -> int | None:
+    """How many targets count; None of targets that are no labels."""
+    labels = isinstance(y, Tensor) and not y.is_floating_point() and not y.is_complex()
+    return int((y != ignore_index).sum()) if labels else None
+
+
+def _mean_loss(loss_fn: Callable[..., Tensor], output: Any, y: Any, n: int, weight: int) -> Tensor:
     loss = loss_of(loss_fn, output, y, n)
     if loss.ndim:  # (n,), one loss for each example
-        return loss.mean()
-    return loss / n if getattr(loss_fn, "reduction", "mean") == "sum" else loss
+        return loss.sum() / weight
+    return loss / weight if getattr(loss_fn, "reduction", "mean") == "sum" else loss

@@ -233,3 +233,12 @@ def test_pickled_and_misshapen_arrays_are_refused(tmp_path):
         NpzParts([tmp_path / "l.npz"])
     with pytest.raises(InvalidInput, match="no npz file"):
         NpzParts([])
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_samples_of_three_parts_are_refused(lazy):
+    """Of a data set of (ids, mask, labels) the mask was taken for the labels."""
+    data = TensorDataset(torch.arange(30.0).reshape(10, 3), torch.ones(10, dtype=torch.long), torch.arange(10) % 2)
+    given = torch.utils.data.Subset(data, range(10)) if lazy else data
+    with pytest.raises(InvalidInput, match="3 parts, of which only inputs and targets would be used"):
+        FiniteAsIdeal(given, num_classes=2, test=2).batch(0, 4)

@@ -307,3 +307,27 @@ def test_a_missing_trainer_is_named(monkeypatch, make, extra):
     _joined.cache_clear()
     with pytest.raises(MissingDependency, match=rf"mlcollage\[{extra}\]"):
         make()
+
+
+def test_lightning_names_the_parts_of_a_batch():
+    """Of (x, mask, y) the second part was taken for the labels."""
+    model = build(lambda: nn.Linear(4, 3), seed=0)
+    x, y = torch.randn(12, 4), torch.arange(12) % 3
+    gradients = []
+    for batch, parts in (
+        ((x, y), None),
+        ((x, torch.zeros(12).long(), y), ("x", "_", "y")),
+        ({"x": x, "labels": y}, None),
+    ):
+        model.zero_grad()
+        penalty = FisherPenalty(model, 0.1, labels="true", mode="jvp", interval=1)
+        F.cross_entropy(model(x), y).backward()
+        callback = LightningFisherPenalty(penalty, parts=parts)
+        callback.on_train_batch_start(None, model, batch, 0)
+        callback.on_before_optimizer_step(None, model, None)
+        gradients.append(model.weight.grad.clone())
+    assert all(torch.equal(g, gradients[0]) for g in gradients)
+    callback = LightningFisherPenalty(penalty)
+    callback.on_train_batch_start(None, model, (x, y, y), 0)
+    with pytest.raises(InvalidInput, match="has 3 parts, of which only inputs and targets"):
+        callback.on_before_optimizer_step(None, model, None)

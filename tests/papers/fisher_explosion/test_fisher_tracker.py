@@ -180,7 +180,8 @@ def test_state_resumes():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"data": [1, 2, 3]}, "tensor of inputs"),
+        ({"data": [1, 2]}, "must be inputs, a pair"),
+        ({"data": (torch.zeros(3, 2), torch.zeros(3), torch.zeros(3))}, "3 parts, of which only inputs and targets"),
         ({"data": (torch.zeros(3, 2), torch.zeros(2))}, "same length"),
         ({"data": torch.zeros(0, 2)}, "tensor of inputs"),
         ({"every": 0}, "every must be a whole number of at least 1"),
@@ -201,3 +202,27 @@ def test_a_step_is_measured_once_and_force_measures_any():
     assert tracker.update(model, 4, force=True) is not None
     assert tracker.update(model, 4, force=True) is None
     assert math.isfinite(tracker.history["trace"].iloc[-1])
+
+
+def test_padding_has_no_part_in_what_is_tracked():
+    class Tagger(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.head = nn.Embedding(9, 4), nn.Linear(4, 3)
+
+        def forward(self, input_ids, attention_mask):
+            return self.head(self.embed(input_ids))
+
+    g = torch.Generator().manual_seed(0)
+    ids, mask = torch.randint(9, (6, 5), generator=g), torch.arange(5) < torch.tensor([[5], [4], [3], [2], [1], [5]])
+    labels = torch.where(mask, ids % 3, -100)
+    model = Tagger()
+    rows = []
+    for padded in (ids, torch.where(mask, ids, 8)):
+        tracker = FisherTraceTracker({"input_ids": padded, "attention_mask": mask, "labels": labels}, method="exact")
+        tracker.update(model, 1)
+        rows.append(tracker.history.iloc[0])
+    assert rows[0]["trace"] == pytest.approx(rows[1]["trace"], rel=1e-6)
+    with torch.no_grad():
+        logits = model(ids, mask)
+    assert rows[0]["loss"] == pytest.approx(float(F.cross_entropy(logits.flatten(0, 1), labels.flatten())), rel=1e-6)

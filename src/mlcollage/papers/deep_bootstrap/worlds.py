@@ -16,6 +16,7 @@ from torch.utils.data import Dataset, TensorDataset, default_collate
 
 from mlcollage import _checks as checks
 from mlcollage._random import permutation
+from mlcollage.data.batches import read_batch
 from mlcollage.errors import InvalidInput, MissingFile
 
 from .npz_parts import NpzParts
@@ -201,9 +202,10 @@ def _source(dataset: Dataset[Any] | tuple[Any, Any]) -> tuple[Gather, int, int |
     if isinstance(dataset, NpzParts):
         return dataset.gather, len(dataset), int(dataset.labels.max()) + 1
     if isinstance(dataset, TensorDataset):
-        dataset = (dataset.tensors[0], dataset.tensors[1])
+        dataset = dataset.tensors
     if isinstance(dataset, tuple):
-        x, y = (torch.as_tensor(a) for a in dataset)
+        read = read_batch(tuple(torch.as_tensor(a) for a in dataset))
+        x, y = read.x, read.y
         if len(x) != len(y) or len(x) == 0:
             raise InvalidInput(f"inputs and labels must be as many and at least one, got {len(x)} and {len(y)}.")
         classes = 0 if y.is_floating_point() else int(y.max()) + 1  # 0 is a regression
@@ -215,7 +217,8 @@ def _source(dataset: Dataset[Any] | tuple[Any, Any]) -> tuple[Gather, int, int |
 
     def gather(index: Tensor) -> tuple[Tensor, Tensor]:
         # Decoded one by one, where the dataset can do no better.
-        x, y = default_collate([dataset[i] for i in index.tolist()])
+        read = read_batch(default_collate([dataset[i] for i in index.tolist()]))
+        x, y = read.x, read.y
         return torch.as_tensor(x), torch.as_tensor(y)
 
     return gather, len(dataset), None

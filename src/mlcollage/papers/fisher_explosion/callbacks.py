@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mlcollage.data.batches import Parts, read_batch
 from mlcollage.errors import InvalidInput
 from mlcollage.nn import logits_of
 from mlcollage.train import HuggingFaceCallback, HuggingFaceTrainer, LightningCallback
@@ -77,10 +78,6 @@ class HuggingFaceFisherTrace(HuggingFaceCallback, FisherTraceTracker):
         self.update(kwargs["model"], state.global_step)
 
 
-def _first_two(batch: Any) -> tuple[Any, Any]:
-    return batch[0], batch[1]
-
-
 class LightningFisherPenalty(LightningCallback):
     """A penalty without double backward in a Lightning ``Trainer``; no line of the module changes.
 
@@ -93,8 +90,9 @@ class LightningFisherPenalty(LightningCallback):
         With ``mode="jvp"`` or ``"finite_difference"``, made for the Lightning module or a network in it. For
         ``"double_backprop"`` add it to the loss instead: ``self.penalty = FisherPenalty(self.net, ...)`` in
         ``__init__`` and ``loss + self.penalty(logits)`` in ``training_step``.
-    batch
-        From a batch of the loader to inputs and labels; default: the first two of it.
+    parts
+        What the parts of a batch are, where there are more than inputs and labels, as for
+        :func:`~mlcollage.data.batches.read_batch`; labels are needed with ``labels="true"`` only.
 
     Raises
     ------
@@ -106,13 +104,13 @@ class LightningFisherPenalty(LightningCallback):
 
     _current: Any = None
 
-    def __init__(self, penalty: FisherPenalty, *, batch: Callable[[Any], tuple[Any, Any]] = _first_two) -> None:
+    def __init__(self, penalty: FisherPenalty, *, parts: Parts = None) -> None:
         if penalty.mode == "double_backprop":
             raise InvalidInput(
                 "a callback cannot change the loss that Lightning differentiates: use mode='jvp' or "
                 "'finite_difference', or add self.penalty(logits) to the loss in training_step."
             )
-        self.penalty, self.batch = penalty, batch
+        self.penalty, self.parts = penalty, parts
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Keep the batch for the update."""
@@ -120,8 +118,9 @@ class LightningFisherPenalty(LightningCallback):
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Add the penalty's gradient."""
-        x, y = self.batch(self._current)
-        self.penalty.add_gradient_(lambda: pl_module(x), y=y if self.penalty.labels == "true" else None)
+        true = self.penalty.labels == "true"
+        batch = read_batch(self._current, self.parts, targets=true)
+        self.penalty.add_gradient_(lambda: pl_module(*batch.args, **batch.kwargs), y=batch.y if true else None)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Let the last batch go."""

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from mlcollage import _checks as checks
 from mlcollage._random import derive
+from mlcollage.data.batches import Batch, Parts, batches_of, read_batch
 from mlcollage.errors import InvalidInput
 from mlcollage.measure import TraceResult, fisher_trace
+from mlcollage.measure.grad_norms import call
 from mlcollage.nn import logits_of, unwrap
 from mlcollage.train import evaluating
 
@@ -62,7 +64,7 @@ class FisherTraceTracker:
     Parameters
     ----------
     data
-        Inputs (n, ...), a pair (x, y), or a dict of named inputs (``labels`` among them, or not): some hundred training
+        Inputs (n, ...), a pair (x, y), or a dict of named parts (``labels`` among them, or not): some hundred training
         samples, or held-out ones. With labels, the loss and accuracy on them are measured as well.
     every
         Steps between measurements (default 50); the first call is always measured.
@@ -91,6 +93,9 @@ class FisherTraceTracker:
     forward
         How the network is called, ``forward(model, x)``; default ``model(x)``, or ``model(**x)`` for named inputs. Only
         for the loss on ``data``.
+    parts
+        What the parts of ``data`` are, where there are more than inputs and labels, as for
+        :func:`~mlcollage.data.batches.read_batch`. Positions that a mask leaves out, such as padding, have no label.
     seed
         Labels at step t are drawn from a stream of (seed, t): a resumed run draws the same.
 
@@ -138,9 +143,10 @@ class FisherTraceTracker:
         batch_size: int = 256,
         likelihood: str = "categorical",
         forward: Callable[[nn.Module, Any], Any] | None = None,
+        parts: Parts = None,
         seed: int = 0,
     ) -> None:
-        self.x, self.y = _split(data)
+        self.data = _split(data, parts)
         self.every = checks.integer("every", every, least=1)
         self.draws = checks.integer("draws", draws, least=1)
         self.batch_size = checks.integer("batch_size", batch_size, least=1)
@@ -149,7 +155,7 @@ class FisherTraceTracker:
         self.method = checks.choice("method", method, ("mc", "exact", "minibatch"))
         self.per_layer, self.early, self.loss_threshold, self.on_alarm = per_layer, early, loss_threshold, on_alarm
         self.likelihood, self.seed = likelihood, seed
-        self.forward = forward or _call
+        self.forward = forward or call
         self._alarm_row: int | None = None  # the measurement at which the alarm sounded
         self._rows: list[dict[str, float]] = []
         self._layers: list[dict[str, Any]] = []
@@ -268,7 +274,7 @@ class FisherTraceTracker:
         with evaluating(inner):  # batch norm at its running statistics: else single samples have no gradients
             result = fisher_trace(
                 inner,
-                [_part(self.x, i, self.batch_size, device) for i in range(0, _length(self.x), self.batch_size)],
+                self.data,
                 method=self.method,
                 draws=self.draws,
                 per_layer=self.per_layer,
@@ -277,7 +283,7 @@ class FisherTraceTracker:
                 batch_size=self.batch_size,
             )
             row = {"step": step, "trace": result.value, "stderr": result.stderr}
-            if self.y is not None:
+            if self.data.y is not None:
                 row |= self._loss_and_accuracy(inner, device)
         self._rows.append(row)
         if result.per_layer is not None:
@@ -286,10 +292,11 @@ class FisherTraceTracker:
 
     @torch.no_grad()
     def _loss_and_accuracy(self, model: nn.Module, device: torch.device) -> dict[str, float]:
-        assert self.y is not None
-        starts = range(0, len(self.y), self.batch_size)
-        parts = [logits_of(self.forward(model, _part(self.x, i, self.batch_size, device))) for i in starts]
-        logits, y = torch.cat(parts).float(), self.y.to(device)  # (n, C), (n,)
+        batches = [b.to(device) for b in batches_of(self.data, batch_size=self.batch_size)]
+        logits = torch.cat([logits_of(self.forward(model, b.x)) for b in batches]).float()
+        y = torch.cat([b.y for b in batches])
+        counted = y != -100  # (n,), or (n, T) of tokens, which have logits (n, T, C)
+        logits, y = logits[counted], y[counted]
         return {"loss": float(F.cross_entropy(logits, y)), "accuracy": float((logits.argmax(1) == y).double().mean())}
 
     def _watch(self) -> None:
@@ -304,33 +311,13 @@ class FisherTraceTracker:
             self.on_alarm(self.alarm)
 
 
-Inputs = Tensor | dict[str, Tensor]
-
-
-def _call(model: nn.Module, x: Inputs) -> Any:
-    return model(**x) if isinstance(x, Mapping) else model(x)
-
-
-def _length(x: Inputs) -> int:
-    return len(x) if isinstance(x, Tensor) else len(next(iter(x.values())))
-
-
-def _part(x: Inputs, start: int, size: int, device: torch.device) -> Inputs:
-    if isinstance(x, Tensor):
-        return x[start : start + size].to(device)
-    return {name: values[start : start + size].to(device) for name, values in x.items()}
-
-
-def _split(data: Any) -> tuple[Inputs, Tensor | None]:
-    if isinstance(data, Mapping):
-        named = {name: values for name, values in data.items() if name != "labels"}
-        x, y, good = named, data.get("labels"), bool(named) and all(isinstance(v, Tensor) for v in named.values())
-    else:
-        x, y = data if isinstance(data, tuple | list) and len(data) == 2 else (data, None)
-        good = isinstance(x, Tensor)
-    if not good or _length(x) == 0 or not (y is None or (isinstance(y, Tensor) and len(y) == _length(x))):
+def _split(data: Any, parts: Parts) -> Batch:
+    batch = read_batch(data, parts, targets=False)
+    inputs = [*batch.args, *batch.kwargs.values()]
+    good = bool(inputs) and all(isinstance(v, Tensor) and v.ndim and len(v) == len(inputs[0]) for v in inputs)
+    if not good or not len(inputs[0]) or not (batch.y is None or len(batch.y) == len(inputs[0])):
         raise InvalidInput(
             "data must be a tensor of inputs (n, ...), a pair of inputs and labels of the same length, or a dict of "
             "named tensors; take some hundred samples, as in next(iter(loader))."
         )
-    return x, y
+    return batch
