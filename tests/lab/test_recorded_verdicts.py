@@ -25,7 +25,9 @@ RECORDED = Path(__file__).parent / "recorded"
 def test_recorded_verdicts_are_what_the_judge_gives(slug):
     table = pd.read_parquet(RECORDED / f"{slug}.parquet").replace({"metric": {"memorised": "memorized"}})
     recorded = json.loads((RECORDED / f"{slug}.json").read_text("utf-8"))
-    verdicts = judge(find_paper(slug).module("study").STUDY.claims, Evidence(slug, Scale.QUICK, "default", table))
+    # Newer claims have no record; p-values are corrected for the number of claims.
+    claims = [claim for claim in find_paper(slug).module("study").STUDY.claims if claim.id in recorded]
+    verdicts = judge(claims, Evidence(slug, Scale.QUICK, "default", table))
     assert {k: v.status.value for k, v in verdicts.items()} == {k: r["status"] for k, r in recorded.items()}
     for name, verdict in verdicts.items():
         now = verdict.to_dict()

@@ -17,7 +17,7 @@ from mlcollage.lab.headlines import with_headlines
 
 from .study.claims import FORGET_ARMS
 
-COLORS = theme.arm_colors(["gln", "mlp", "linear"])
+COLORS = theme.arm_colors(["gln", "mlp", "linear", "replay", "ewc"])
 DIVERGING = LinearSegmentedColormap.from_list("for_against", [COLORS["mlp"], "#FFFFFF", COLORS["gln"]])
 
 
@@ -98,23 +98,26 @@ def _progress(evidence: Evidence) -> Panel:
 
 
 def _keeps(evidence: Evidence) -> Panel:
-    names = {"gln_m8": "GLN, 8", "gln_m2": "GLN, 2", "mlp": "MLP"}
+    names = {"gln_m8": "GLN", "replay": "replay", "ewc": "EWC", "mlp": "MLP"}
     curves = {arm: evidence.across_seeds("mean_task_accuracy", over="after", arm=arm) for arm in names}
 
     def draw(ax: Axes) -> None:
         for arm, c in curves.items():
-            color = COLORS["mlp" if arm == "mlp" else "gln"]
+            color = COLORS[arm.removesuffix("_m8")]
             theme.band(ax, c.index, c["lo"].clip(0, 1), c["hi"].clip(0, 1), color)
-            style = "--o" if arm == "gln_m2" else "-o"
-            ax.plot(c.index, c["mean"], style, color=color)
+            ax.plot(c.index, c["mean"], "-o" if arm == "gln_m8" else "--o", color=color)
             theme.label_line_end(ax, c.index[-1], c["mean"].iloc[-1], names[arm], color)
         ax.set_xticks(curves["mlp"].index)
         ax.set_xlabel("permuted tasks learned so far")
         theme.tidy(ax, grid="y", ticks=4)
 
     ends = ", ".join(f"{names[arm]} {c['mean'].iloc[0]:.2f} to {c['mean'].iloc[-1]:.2f}" for arm, c in curves.items())
-    alt = f"Mean accuracy over the tasks learned so far, first to last: {ends}."
-    return Panel("Tasks one after the other", draw, alt, "accuracy over the tasks so far")
+    kept = {arm: evidence.select("numbers_kept", arm=arm)["value"].mean() for arm in names}
+    memory = ", ".join(f"{names[arm]} {number:,.0f}" for arm, number in kept.items())
+    alt = f"Mean accuracy over the tasks learned so far, first to last: {ends}. Numbers kept in memory: {memory}."
+    times = kept["gln_m8"] / kept["replay"]
+    subtitle = f"accuracy over the tasks so far; the GLN keeps {times:,.0f} times as many numbers as replay"
+    return Panel("Tasks one after the other", draw, alt, subtitle)
 
 
 def _dose(evidence: Evidence) -> Panel:

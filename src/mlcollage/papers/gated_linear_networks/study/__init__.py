@@ -1,6 +1,6 @@
 """What is run and what is claimed of Gated Linear Networks.
 
-Eleven claims after Veness et al. (AAAI 2021), the Gaussian network (Budden et al. 2020) and the bandit (Sezener et al.
+Claims after Veness et al. (AAAI 2021), the Gaussian network (Budden et al. 2020) and the bandit (Sezener et al.
 2020). Claims, margins and grids were written before the runs with the study's seeds.
 """
 
@@ -49,10 +49,11 @@ STUDY = Study(
     experiments=(
         _experiment(
             experiments.forget,
-            (*reversed(FORGET_ARMS), "mlp"),
+            (*reversed(FORGET_ARMS), "replay", "ewc", "dropout", "mlp"),
             smoke=Forget(train=100, test=50, hidden=(4, 2), tasks=2),
             quick=Forget(),
             full=Forget(data="fashion_mnist", train=20_000, test=2000, tasks=8),
+            version=2,
             **_ANY_CLASSES,
         ),
         _experiment(
@@ -61,6 +62,7 @@ STUDY = Study(
             smoke=Stream(train=150, test=60, hidden=(4, 2)),
             quick=Stream(),
             full=Stream(data="fashion_mnist", train=60_000, test=10_000, hidden=(100, 100)),
+            version=2,
             **_ANY_CLASSES,
         ),
         _experiment(
@@ -68,14 +70,16 @@ STUDY = Study(
             ("boosting", "gln", "svm", "batch_mlp"),
             smoke=Tables(hidden=(4, 2), limit=90),
             quick=Tables(),
+            version=2,
         ),
         _experiment(
             experiments.capacity,
             ("gln", "mlp"),
             smoke=Capacity(samples=30, inputs=8, classes=3, passes=2, sizes=(1, 2, 4)),
             quick=Capacity(),
+            version=2,
         ),
-        _experiment(relatives.regret, ("neuron",), smoke=Regret(train=200, horizon=200), quick=Regret()),
+        _experiment(relatives.regret, ("neuron",), smoke=Regret(train=200, horizon=200), quick=Regret(), version=2),
         _experiment(
             relatives.density,
             ("gln_density", "autoregression", "independent"),
@@ -84,16 +88,18 @@ STUDY = Study(
         ),
         _experiment(
             relatives.regression,
-            ("gaussian_gln", "bayesian_ridge"),
+            ("boosting", "gaussian_gln", "knn", "bayesian_ridge"),
             smoke=Regression(samples=80, hidden=(4, 2)),
             quick=Regression(),
+            version=2,
         ),
         _experiment(
             relatives.bandit,
             ("glcb", "linucb", "epsilon_greedy"),
             smoke=Bandit(train=200, tuning=20, horizon=60),
             quick=Bandit(),
+            version=2,
         ),
-        _experiment(experiments.surface, ("surface",), smoke=Surface(train=300), quick=Surface(), once=True),
+        _experiment(experiments.surface, ("surface",), smoke=Surface(train=300), quick=Surface(), once=True, version=2),
     ),
 )

@@ -20,7 +20,7 @@ from scipy.special import expit, logit
 from mlcollage.lab import Measurements, Task
 
 from ..sklearn import GLNClassifier
-from .data import PIXELS, Split, classification_data
+from .data import Split, classification_data
 from .models import Gated, Scaled, best, grid, held_out_accuracy, learner, right
 
 Array = npt.NDArray[Any]
@@ -39,9 +39,9 @@ class Stream:
 def stream(task: Task[Stream]) -> Measurements:
     """One pass over a stream: accuracy on the way, accuracy on test data at the end, and a look inside."""
     s = task.settings
-    X, y, X_test, y_test = split = classification_data(task.seed, s.train, s.test, data=s.data, workload=task.workload)
-    classes = int(max(y.max(), y_test.max())) + 1
-    make = partial(learner, task.arm, X, classes, task.seed, hidden_layer_sizes=s.hidden)
+    split = classification_data(task.seed, s.train, s.test, data=s.data, workload=task.workload)
+    X, y, X_test, y_test, _ = split
+    make = partial(learner, task.arm, split, task.seed, hidden_layer_sizes=s.hidden)
     early = len(X) // 5
 
     def on_the_way(setting: dict[str, Any]) -> float:
@@ -66,16 +66,14 @@ def stream(task: Task[Stream]) -> Measurements:
     if isinstance(model, Gated):
         precise = make({**chosen, "dtype": "float64"})
         assert isinstance(precise, Gated)
-        _look_inside(m, model.model, precise, split, classes, example=task.seed == 0)
+        _look_inside(m, model.model, precise, split, example=task.seed == 0)
     return m
 
 
-def _look_inside(
-    m: Measurements, gln: GLNClassifier, precise: Gated, split: Split, classes: int, *, example: bool
-) -> None:
+def _look_inside(m: Measurements, gln: GLNClassifier, precise: Gated, split: Split, *, example: bool) -> None:
     """Layer by layer log-loss, and how exactly the saliency of ``precise`` (in float64) reproduces its output."""
-    X, y, X_test, y_test = split
-    truth = (y_test[:, None] == np.arange(classes))[:, :, None]  # (n, classes, 1), against (n, classes, K_l)
+    X, y, X_test, y_test, _ = split
+    truth = (y_test[:, None] == np.arange(split.classes))[:, :, None]  # (n, classes, 1), against (n, classes, K_l)
     for layer, p in enumerate(gln.layer_predictions(X_test), start=1):
         m.add("layer_log_loss", float(-np.where(truth, np.log(p), np.log1p(-p)).mean()), layer=layer)
     m.add("layers", layer)
@@ -124,23 +122,27 @@ class Forget:
 def forget(task: Task[Forget]) -> Measurements:
     """Permuted tasks one after the other, one pass each; every task is tested after every task."""
     s = task.settings
-    X, y, X_test, y_test = classification_data(task.seed, s.train, s.test, data=s.data, workload=task.workload)
-    classes = int(max(y.max(), y_test.max())) + 1
+    split = classification_data(task.seed, s.train, s.test, data=s.data, workload=task.workload)
+    if not split.offset:  # permuted features trade places: those of a table are brought to one unit first
+        split = split._replace(X=split.scaled(split.X), X_test=split.scaled(split.X_test))
+    X, y, X_test, y_test, _ = split
     rng = np.random.default_rng([task.seed, 2])
     orders = [np.arange(X.shape[1]), *(rng.permutation(X.shape[1]) for _ in range(s.tasks - 1))]
-    arm, settings = "mlp", grid("mlp")
-    if task.arm != "mlp":
+    settings = grid(task.arm)
+    if task.arm.startswith("gln"):
         half_spaces = int(task.arm.removeprefix("gln_m"))
-        arm, settings = "gln", [{"context_dim": half_spaces, "learning_rate": lr} for lr in (0.01, 0.03, 0.1)]
-    make = partial(learner, arm, X, classes, task.seed, hidden_layer_sizes=s.hidden)
+        settings = [{"context_dim": half_spaces, "learning_rate": lr} for lr in (0.01, 0.03, 0.1)]
+    make = partial(learner, task.arm, split, task.seed, hidden_layer_sizes=s.hidden)
     cut = int(0.8 * len(X))
 
     def at_the_end(setting: dict[str, Any]) -> float:
-        """The baseline is tuned for what is judged: accuracy over all tasks at the end of the sequence."""
+        """Tuned for what is judged: accuracy over all tasks at the end of the sequence."""
         return float(np.mean(_sequence(make(setting), orders, X[:cut], y[:cut], X[cut:], y[cut:])[-1]))
 
-    accuracy = _sequence(make(best(settings, at_the_end)), orders, X, y, X_test, y_test)
+    model = make(best(settings, at_the_end))
+    accuracy = _sequence(model, orders, X, y, X_test, y_test)
     m = Measurements()
+    m.add("numbers_kept", model.kept)
     for after, row in enumerate(accuracy, start=1):
         for number, value in enumerate(row[:after], start=1):
             m.add("task_accuracy", value, task=number, after=after)
@@ -157,6 +159,7 @@ def _sequence(
     table = []
     for order in orders:
         model.learn(X[:, order], y)
+        model.end_task(X[:, order])
         table.append([float(right(model.scores(X_test[:, o]), y_test).mean()) for o in orders])
     return table
 
@@ -176,8 +179,8 @@ def capacity(task: Task[Capacity]) -> Measurements:
     """How many random labels of noise a network of each size can learn, in several passes."""
     s = task.settings
     rng = np.random.default_rng([task.seed, 3])
-    X, y = rng.uniform(0, PIXELS, (s.samples, s.inputs)), rng.integers(s.classes, size=s.samples)
-    m = Measurements()
+    X, y = rng.uniform(size=(s.samples, s.inputs)), rng.integers(s.classes, size=s.samples)
+    split, m = Split(X, y, X, y), Measurements()
     for size in s.sizes:
         if task.arm == "gln":
             settings = [{"context_dim": 1, "learning_rate": lr} for lr in (0.01, 0.03, 0.1, 0.3)]
@@ -185,7 +188,7 @@ def capacity(task: Task[Capacity]) -> Measurements:
             settings = [{**setting, "hidden": size * s.classes} for setting in grid("mlp")[1::2]]
         fitted = []
         for setting in settings:
-            model = learner(task.arm, X, s.classes, task.seed, setting, hidden_layer_sizes=(size,), std_offset=0.0)
+            model = learner(task.arm, split, task.seed, setting, hidden_layer_sizes=(size,))
             for _ in range(s.passes):
                 model.learn(X, y)
             fitted.append(float(right(model.scores(X), y).mean()))
@@ -214,7 +217,7 @@ def tables(task: Task[Tables]) -> Measurements:
         split = train_test_split(X, y, test_size=0.3, random_state=task.seed, stratify=y)
         X, X_test, y, y_test = (part[: s.limit] for part in split)
         if task.arm == "gln":
-            accuracy = _one_pass_accuracy(task, X, y, X_test, y_test)
+            accuracy = _one_pass_accuracy(task, Split(X, y, X_test, y_test))
         else:
             accuracy = float(_batch_model(task).fit(X, y).score(X_test, y_test))
         accuracies.append(accuracy)
@@ -223,12 +226,11 @@ def tables(task: Task[Tables]) -> Measurements:
     return m
 
 
-def _one_pass_accuracy(task: Task[Tables], X: Array, y: Array, X_test: Array, y_test: Array) -> float:
-    hidden, classes = task.settings.hidden, int(y.max()) + 1
-    make = partial(learner, "gln", X, classes, task.seed, hidden_layer_sizes=hidden, std_offset=0.0)
-    model = make(best(grid("gln"), lambda setting: held_out_accuracy(make(setting), X, y)))
-    model.learn(X, y)
-    return float(right(model.scores(X_test), y_test).mean())
+def _one_pass_accuracy(task: Task[Tables], split: Split) -> float:
+    make = partial(learner, "gln", split, task.seed, hidden_layer_sizes=task.settings.hidden)
+    model = make(best(grid("gln"), lambda setting: held_out_accuracy(make(setting), split.X, split.y)))
+    model.learn(split.X, split.y)
+    return float(right(model.scores(split.X_test), split.y_test).mean())
 
 
 def _batch_model(task: Task[Tables]) -> Any:
