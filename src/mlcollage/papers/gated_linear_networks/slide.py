@@ -116,7 +116,7 @@ def _keeps(evidence: Evidence) -> Panel:
     memory = ", ".join(f"{names[arm]} {number:,.0f}" for arm, number in kept.items())
     alt = f"Mean accuracy over the tasks learned so far, first to last: {ends}. Numbers kept in memory: {memory}."
     times = kept["gln_m8"] / kept["replay"]
-    subtitle = f"accuracy over the tasks so far; the GLN keeps {times:,.0f} times as many numbers as replay"
+    subtitle = f"accuracy over the tasks so far; memory: {times:,.0f} times that of replay"
     return Panel("Tasks one after the other", draw, alt, subtitle)
 
 
