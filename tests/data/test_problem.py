@@ -94,6 +94,23 @@ def test_all_parts_are_standardized_by_all_entries_of_the_training_inputs(statis
     assert (p.center, p.spread) == moments(X[order[:20]], statistics)
 
 
+@pytest.mark.parametrize("factor", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize(("statistics", "ddof"), [("population", 0), ("sample", 1)])
+def test_the_features_of_a_users_table_are_standardized_each_by_itself(statistics, ddof, factor):
+    """One deviation for all made of income in dollars and age in years one feature, and constants."""
+    rng = np.random.default_rng(0)
+    x = (factor * (rng.normal(size=(90, 3)) * [1, 1000, 0] + [0, 500, 7])).astype(np.float32)
+    table = Labeled.from_arrays(x[:60], Y, x[60:], TY, 3, name="table")
+    p = problem(table, never, train=40, validation=20, standardize=statistics)
+    scaler = StandardScaler().fit(x[:40].astype(np.float64))
+    shrink = np.sqrt(1 - ddof / 40)
+    for part, rows in ((p.train, x[:40]), (p.validation, x[40:60]), (p.test, x[60:])):
+        np.testing.assert_allclose(part.x, scaler.transform(rows) * shrink, atol=1e-5)
+    np.testing.assert_array_equal(p.standardize(x[:40]), p.train.x)
+    own = problem(None, lambda: table, train=40, standardize=statistics)
+    assert isinstance(own.center, float), "a study's own data keep the relation of their entries"
+
+
 def test_constant_inputs_do_not_explode():
     constant = np.full((50, 7), 0.1, dtype=np.float32)
     assert moments(constant, "population")[1] == 1

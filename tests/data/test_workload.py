@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_iris
 
+from mlcollage.data._reading import standardize
 from mlcollage.data.catalog import catalog
 from mlcollage.data.loading import load_workload
 from mlcollage.data.problem import problem
@@ -43,6 +44,18 @@ def test_built_in_tables_are_standardized_by_the_training_rows():
     X, _ = arrays(load_workload("wine").train)
     np.testing.assert_allclose(X.mean(0), 0, atol=1e-5)
     np.testing.assert_allclose(X.std(0), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("unit", [1e-19, 1.0, 1e12])
+def test_columns_are_standardized_in_any_unit(unit):
+    """Charges in coulomb were taken for constants; real constants become 0, however rounded."""
+    x = np.random.default_rng(0).normal(3, 2, (50, 2))
+    x[:, 1] = 0.1 + 0.2
+    train, test = standardize(unit * x[:40], unit * x[40:])
+    mean, std = x[:40, 0].mean(), x[:40, 0].std()
+    np.testing.assert_allclose(train[:, 0], (x[:40, 0] - mean) / std, atol=1e-9)
+    np.testing.assert_allclose(test[:, 0], (x[40:, 0] - mean) / std, atol=1e-9)
+    np.testing.assert_allclose(np.concatenate([train, test])[:, 1], 0, atol=1e-12)
 
 
 def test_the_catalog_lists_what_can_be_loaded():

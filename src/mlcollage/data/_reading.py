@@ -97,7 +97,7 @@ def read_npz(path: Path, instead: str = "save numbers and strings only") -> dict
 def standardize(train: NDArray, test: NDArray) -> tuple[NDArray, NDArray]:
     """Columns of mean 0 and standard deviation 1 over the training rows; constant columns become 0."""
     mean, std = train.mean(axis=0), train.std(axis=0)
-    std = np.where(std > 1e-12 * np.maximum(1, np.abs(mean)), std, 1.0)
+    std = np.where(std > 1e-12 * np.abs(mean), std, 1.0)  # relative: a feature may have any unit
     return (train - mean) / std, (test - mean) / std
 
 

@@ -49,7 +49,8 @@ class Problem:
     users_model
         Whether it is the user's.
     center, spread
-        What :meth:`standardize` subtracts and then divides by: 0 and 1 if inputs are left as they are.
+        What :meth:`standardize` subtracts and then divides by: 0 and 1 if inputs are left as they are, one number for
+        each feature of a user's table.
     shared
         Number of test samples whose inputs are, byte for byte, also among the training or validation samples.
     device
@@ -62,8 +63,8 @@ class Problem:
     num_classes: int
     make_model: Callable[[], nn.Module]
     users_model: bool = False
-    center: float = 0.0
-    spread: float = 1.0
+    center: float | Tensor = 0.0
+    spread: float | Tensor = 1.0
     shared: int = 0
     device: torch.device = field(default_factory=partial(torch.device, "cpu"))
 
@@ -116,7 +117,8 @@ def problem(
     draw_test
         Whether the test rows are put in random order too; False takes the first ones and draws nothing for them.
     standardize
-        Over all entries of all training inputs together, so that pixels keep their relation: ``"population"``
+        Over all entries of all training inputs together, so that pixels keep their relation, but over each feature of a
+        user's table (inputs that are vectors), since features have units of their own: ``"population"``
         subtracts the mean and divides by the standard deviation with denominator n (as numpy computes them),
         ``"sample"`` with denominator n - 1 (as torch does); ``"none"`` leaves inputs as they are.
     standardize_users
@@ -176,7 +178,9 @@ def problem(
             refuse_overlap(_compared(source.train, x), _compared(source.test, x_test), _samples_of(workload.name))
     shared = shared_samples(x, x_test)
     n, place = len(chosen), torch.device(device)
-    center, spread = moments(x[:n], standardize if standardize_users or not users_model else "none")
+    statistics: Statistics = standardize if standardize_users or not users_model else "none"
+    table = workload is not None and x.ndim == 2
+    center, spread = feature_moments(x[:n], statistics) if table else moments(x[:n], statistics)
 
     def samples(inputs: NDArray, labels: NDArray) -> Samples:
         # Standardized on the CPU: GPUs divide by a number by multiplying with its rounded inverse.
@@ -197,6 +201,19 @@ def problem(
         shared,
         place,
     )
+
+
+def feature_moments(x: NDArray[np.float32], statistics: Statistics = "sample") -> tuple[Tensor, Tensor]:
+    """As :func:`moments`, for each column of ``x`` of shape ``(n, features)``: two vectors in float64.
+
+    Examples
+    --------
+    >>> feature_moments(np.float32([[1, 10, 7], [3, 50, 7]]), "population")
+    (tensor([ 2., 30.,  7.], dtype=torch.float64), tensor([ 1., 20.,  1.], dtype=torch.float64))
+    """
+    found = [moments(column, statistics) for column in np.asarray(x, np.float64).T]
+    center, spread = torch.tensor(found, dtype=torch.float64).T
+    return center, spread
 
 
 def moments(x: NDArray[np.float32] | Tensor, statistics: Statistics = "sample") -> tuple[float, float]:

@@ -138,7 +138,7 @@ def load(
     X_train, X_test = standardize(X[train], X[test])  # both by the training rows
     mean, scale = float(y[train].mean()), float(y[train].std())
     # Constant but for rounding: to divide by it would give the rounding unit variance.
-    if scale <= 1e-12 * max(1.0, abs(mean)):
+    if scale <= 1e-12 * abs(mean):
         raise InvalidInput(f"all training targets of {path} are {mean:g}; there is nothing to predict.")
     return UCISplit(X_train, (y[train] - mean) / scale, X_test, (y[test] - mean) / scale, mean, scale)
 

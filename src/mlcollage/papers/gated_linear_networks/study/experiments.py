@@ -76,7 +76,6 @@ def _look_inside(m: Measurements, gln: GLNClassifier, precise: Gated, split: Spl
     truth = (y_test[:, None] == np.arange(split.classes))[:, :, None]  # (n, classes, 1), against (n, classes, K_l)
     for layer, p in enumerate(gln.layer_predictions(X_test), start=1):
         m.add("layer_log_loss", float(-np.where(truth, np.log(p), np.log1p(-p)).mean()), layer=layer)
-    m.add("layers", layer)
     precise.learn(X, y)
     gln = precise.model
     free: Array = ~gln.clip_active(X_test)
@@ -270,7 +269,6 @@ def surface(task: Task[Surface]) -> Measurements:
     m = Measurements()
     for layer, p in enumerate(model.layer_predictions(plane), start=1):
         m.array(f"layer{layer}", expit(logit(p[:, -1]).mean(axis=-1)).reshape(61, 61))
-        m.array(f"neuron{layer}", p[:, -1, 0].reshape(61, 61))
         m.add("surface_layer", layer, step=layer)
     m.array("points", X[:300])
     m.array("labels", y[:300])

@@ -147,7 +147,7 @@ class OnlineMLP:
     >>> model = OnlineMLP(3, 3, hidden=0, lr=0.5)
     >>> for _ in range(50):
     ...     _ = model.learn(X, y)
-    >>> model.predict(X).tolist()
+    >>> model.decision_function(X).argmax(axis=1).tolist()
     [0, 1, 2]
     """
 
@@ -215,10 +215,6 @@ class OnlineMLP:
     def decision_function(self, X: Array) -> Array:
         """Logits."""
         return self._forward(X)[2]
-
-    def predict(self, X: Array) -> Array:
-        """Most probable class."""
-        return np.argmax(self.decision_function(X), axis=1)
 
 
 @njit(cache=True, nogil=True)

@@ -136,10 +136,6 @@ def regression(task: Task[Regression]) -> Measurements:
         model = _regressor(task, best(settings, minus_error) if len(settings) > 1 else settings[0]).fit(X, y)
         errors.append(float(np.sqrt(np.mean((model.predict(X_test) - y_test) ** 2))))
         m.add("rmse", errors[-1], data=name)
-        if task.arm in ("gaussian_gln", "bayesian_ridge"):
-            mean, std = model.predict(X_test, return_std=True)
-            nll = 0.5 * np.log(2 * np.pi * std**2) + 0.5 * ((y_test - mean) / std) ** 2
-            m.add("nll", float(np.mean(nll)), data=name)
     m.add("mean_log_rmse", float(np.mean(np.log(errors))))
     return m
 
