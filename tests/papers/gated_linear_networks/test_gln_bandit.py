@@ -102,6 +102,20 @@ def test_a_saved_bandit_plays_on_as_it_would_have(tmp_path):
     assert bandit.t_ == 0
 
 
+@pytest.mark.parametrize(("settings", "largest"), [({}, 4.0), ({"max_deviation": None}, np.inf)])
+def test_one_wrong_context_does_not_ruin_the_others(settings, largest):
+    bandit, rng = GLNBandit(2, 2, **settings, **SMALL), np.random.default_rng(0)
+    for t in range(400):
+        z = rng.normal(size=2) * (1e6 if t == 200 else 1)
+        bandit.update(z, bandit.select(z), 1.0)
+    count, _, square = bandit._inputs_.moments
+    deviation = np.sqrt(square / count)
+    assert deviation.max() < largest
+    assert (deviation.max() > 1e4) == np.isinf(largest)
+    assert bandit.health().samples == 400
+    assert bandit.health().advice == ""
+
+
 def test_rewards_may_be_true_and_false():
     one, other = GLNBandit(2, 2, **SMALL), GLNBandit(2, 2, **SMALL)
     one.update(np.ones(2), 1, True)

@@ -83,6 +83,18 @@ def test_a_saved_stream_continues_bit_for_bit(tmp_path, tables):
     assert resumed.t_ == 300
 
 
+def test_a_memory_stops_the_schedule_and_health_tells_the_step():
+    X = correlated(700, 5)
+    model = GLNDensity(memory=100, learning_rate_init=0.5, **SMALL).fit(X)
+    health = model.health()
+    assert (health.samples, health.step_size) == (700, pytest.approx(0.5 / 10))
+    early = GLNDensity(learning_rate_init=0.5, **SMALL)
+    scores = early.progressive_score(X)
+    assert early.health().step_size == pytest.approx(0.5 / np.sqrt(701))
+    assert early.health().recent_loss == pytest.approx(-scores[:500].mean())
+    assert not np.array_equal(model.score_samples(X), early.score_samples(X))
+
+
 def test_bad_input_is_named():
     with pytest.raises(InvalidInput, match="binary"):
         GLNDensity().fit([[0.0, 0.5]])

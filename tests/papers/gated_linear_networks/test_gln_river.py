@@ -92,6 +92,19 @@ def test_mini_batches_give_the_network_that_single_samples_give_bit_for_bit(data
     assert one.predict_proba_one(data[3][0]) == many.predict_proba_one(data[3][0])
 
 
+def test_one_wrong_reading_does_not_ruin_a_feature_and_old_samples_fade():
+    rng, models = np.random.default_rng(0), (RiverGLN(), RiverGLN(max_deviation=None), RiverGLN(memory=50))
+    for t in range(600):
+        value = 1e6 if t == 200 else rng.normal() + (20 if t > 300 else 0)
+        for model in models:
+            model.learn_one({"a": value}, t % 2)
+    bounded, plain, short = (model._inputs.moments[:, 0] for model in models)
+    assert np.sqrt(bounded[2] / bounded[0]) < 20
+    assert np.sqrt(plain[2] / plain[0]) > 1e4
+    assert short[0] == 50
+    assert short[1] == pytest.approx(20, abs=0.5)
+
+
 def test_a_bad_batch_is_refused_before_anything_is_learned():
     model, frame = RiverGLN(), pd.DataFrame({"a": [1.0, 2.0, np.inf], "b": ["x", None, "y"]})
     with pytest.raises(InvalidInput, match="'a'"):
