@@ -230,9 +230,9 @@ def _numbers(x: Sample) -> dict[Hashable, float]:
     return values
 
 
-def _rows(X: pd.DataFrame) -> list[Sample]:
+def _rows(X: pd.DataFrame) -> Sequence[Sample]:
     """The rows as dicts of what they have."""
-    records: list[Sample] = X.to_dict("records")
+    records: Sequence[Sample] = X.to_dict("records")
     there = X.notna().to_numpy()
     if there.all():
         return records
