@@ -198,17 +198,15 @@ def _show_settings(slug: str, scale: Scale, json: bool) -> None:
     from mlcollage.lab.experiment import settings_lines
 
     (bound,) = _studies([slug], scale, None)
-    shown = []  # built first, so that JSON and tables say the same
+    shown: list[dict[str, Any]] = []  # built first, so that JSON and tables say the same
     for e in bound.study.experiments:
         chosen = e.settings.get(bound.scale)
-        # The experiment is not part of this scale.
-        if chosen is None:
+        if chosen is None:  # the experiment is not part of this scale
             continue
-        lines = [dict(zip(("name", "value", "meaning"), line, strict=True)) for line in settings_lines(chosen)]
-        seeds = len(e.registered(bound.scale, bound.seeds))
-        shown.append(
-            {"experiment": e.name, "arms": list(e.arms), "version": e.version, "seeds": seeds, "settings": lines}
-        )
+        facts: dict[str, Any] = {"experiment": e.name, "arms": list(e.arms), "version": e.version}
+        facts["seeds"] = len(e.registered(bound.scale, bound.seeds))
+        lines = (dict(zip(("name", "value", "meaning"), line, strict=True)) for line in settings_lines(chosen))
+        shown.append({**facts, "settings": list(lines)})
     if json:
         _answer_json(shown)
     for facts in shown:
