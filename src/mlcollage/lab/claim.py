@@ -45,7 +45,7 @@ class Claim:
     Parameters
     ----------
     id
-        ``"C1"`` and so on, as in the paper's dossier.
+        ``"C1"`` and so on, as on the paper's page.
     title
         A plain sentence that someone understands who has not read the paper; at most 60 characters.
     sentence
