@@ -88,10 +88,7 @@ def _damaged(folder: Path, repair: bool) -> Iterator[Check]:
         # A run without a readable run.json has no identity left but its folder.
         bad.append(f"{place.parent.name}/{place.name}")
         if repair:
-            target = folder / "damaged" / place.parent.name / place.name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(target, ignore_errors=True)
-            place.replace(target)  # a rename: all of it or nothing
+            store.set_aside(place)
     if bad:
         shown = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
         done = f"set aside in {folder / 'damaged'}; run the study again" if repair else "repair with --repair"

@@ -13,7 +13,7 @@ tested on. A. Gelman and A. Vehtari, JASA 2021, idea 4.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -118,21 +118,10 @@ class PooledClaim:
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary, ready for JSON."""
         rows = self.workloads.reset_index().to_dict("records")
-        return {
-            "id": self.claim.id,
-            "title": self.claim.title,
-            "unit": self.claim.unit,
-            "factor": self.claim.factor,
-            "null": self.claim.null,
-            "workloads": [{str(k): None if v != v else v for k, v in row.items()} for row in rows],
-            "left_out": dict(self.left_out),
-            "notes": dict(self.notes),
-            "population": self.population,
-            "tau": self.tau,
-            "next_workload": self.next_workload,
-            "probability": self.probability,
-            "next_probability": self.next_probability,
-        }
+        workloads = [{str(k): None if v != v else v for k, v in row.items()} for row in rows]  # JSON has no NaN
+        of_claim = {name: getattr(self.claim, name) for name in ("id", "title", "unit", "factor", "null")}
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("claim", "workloads")}
+        return {**of_claim, "workloads": workloads, **own}
 
 
 def pool(slug: str, scale: Scale | str = Scale.QUICK, *, store: Store | Path | str = "results") -> list[PooledClaim]:

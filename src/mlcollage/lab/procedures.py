@@ -42,12 +42,12 @@ class Procedure:
     interval: Callable[[Samples], tuple[float, float]]
 
 
-def _t_interval(samples: Samples) -> tuple[float, float]:
-    return t_interval(samples[0], LEVEL, y=samples[1] if len(samples) == 2 else None)
+def _of_arms(interval: Callable[..., tuple[float, float]]) -> Callable[[Samples], tuple[float, float]]:
+    """The interval of one sample's mean, or of the difference of two samples' means."""
+    return lambda samples: interval(samples[0], LEVEL, y=samples[1] if len(samples) == 2 else None)
 
 
-def _bootstrap_interval(samples: Samples) -> tuple[float, float]:
-    return bootstrap_t_interval(samples[0], LEVEL, y=samples[1] if len(samples) == 2 else None)
+_t_interval = _of_arms(t_interval)
 
 
 def _flip_interval(samples: Samples) -> tuple[float, float]:
@@ -63,10 +63,6 @@ def _in_order(samples: Samples) -> Floats:
     return samples[0][:n] - samples[1][:n]
 
 
-def _sequence_interval(samples: Samples) -> tuple[float, float]:
-    return sequential_t_interval(samples[0], LEVEL, y=samples[1] if len(samples) == 2 else None)
-
-
 def _sequence_of_signs(samples: Samples) -> tuple[float, float]:
     return sequential_sign_interval(_in_order(samples), LEVEL)
 
@@ -79,12 +75,12 @@ def mean_procedure(test: str, columns: int, unpaired: bool, anytime: bool) -> Pr
     """Test and interval of a mean or of a difference of means."""
     kind = "two-arm " if unpaired else "paired " if columns == 2 else ""
     if anytime and test == "t":  # every other test has one sequential version: signs
-        return Procedure(f"anytime-valid {kind}t", sequential_t_test, _sequence_interval)
+        return Procedure(f"anytime-valid {kind}t", sequential_t_test, _of_arms(sequential_t_interval))
     if anytime:
         return Procedure(f"anytime-valid {kind}signs", sequential_sign_test, _sequence_of_signs)
     return {
         "t": Procedure("Welch t" if unpaired else f"{kind}t", t_test, _t_interval),
-        "bootstrap_t": Procedure(f"{kind}bootstrap-t", bootstrap_t_test, _bootstrap_interval),
+        "bootstrap_t": Procedure(f"{kind}bootstrap-t", bootstrap_t_test, _of_arms(bootstrap_t_interval)),
         "sign_flip": _SIGN_FLIP,
         "permutation": _PERMUTATION,
     }[test]

@@ -211,13 +211,14 @@ class Store:
             return str(error)
         return ""
 
-    def set_aside(self, run: Run) -> Path:
-        """Move a damaged run out of the way, so that it is measured again."""
-        target = self.root / "damaged" / run.study / run.id
+    def set_aside(self, damaged: Run | Path) -> Path:
+        """Move a damaged run, or the folder of one that cannot be read, out of the way; it is then measured again."""
+        folder = damaged if isinstance(damaged, Path) else self.folder(damaged)
+        target = self.root / "damaged" / folder.parent.name / folder.name
         with _explain(self.root):
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(target, ignore_errors=True)
-            self.folder(run).replace(target)
+            folder.replace(target)  # a rename: all of it or nothing
         return target
 
     def all_finished(self) -> Iterator[tuple[Path, Run | None]]:

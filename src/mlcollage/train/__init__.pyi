@@ -1,3 +1,4 @@
+from .augmentation import shift_images as shift_images
 from .callbacks import HuggingFaceCallback as HuggingFaceCallback
 from .callbacks import HuggingFaceTrainer as HuggingFaceTrainer
 from .callbacks import LightningCallback as LightningCallback
@@ -38,6 +39,7 @@ __all__ = [
     "linear",
     "mixup_batch",
     "predict",
+    "shift_images",
     "soft_cross_entropy",
     "stackable",
     "step_decay",

@@ -16,6 +16,7 @@ from mlcollage.data import Problem
 from mlcollage.infer.hmc import prior_period
 from mlcollage.lab import Task
 from mlcollage.measure import calibration
+from mlcollage.train import shift_images
 
 from ..density import largest_curvature
 from ..ensemble import Ensemble
@@ -191,11 +192,4 @@ def shifted(x: Tensor, generator: torch.Generator) -> Tensor:
     if x.ndim == 2 and side * side != x.shape[1]:
         return x + 0.1 * torch.randn(x.shape, generator=generator).to(x.device)
     images = x.reshape(len(x), -1, side, side) if side else x  # (n, channels, h, w)
-    n, _, h, w = images.shape
-    move = torch.randint(-1, 2, (2, n, 1), generator=generator)
-    padded = nn.functional.pad(images, (1, 1, 1, 1), value=float(images.min()))
-    rows = torch.arange(h) + 1 + move[0]  # (n, h), into the padded image
-    columns = torch.arange(w) + 1 + move[1]  # (n, w)
-    index = torch.arange(n)[:, None, None]
-    moved = padded.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]]  # (n, h, w, channels)
-    return moved.permute(0, 3, 1, 2).reshape(x.shape)
+    return shift_images(images, 1, generator=generator, fill=float(images.min())).reshape(x.shape)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mlcollage.nn import MLP, ConvNet, ResNet, ViT
+from mlcollage.train import shift_images
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 }
 
 
-def _shift(x: Tensor, generator: torch.Generator, most: int = 2) -> Tensor:
+def _shift(x: Tensor, generator: torch.Generator) -> Tensor:
     """Each image moved by up to two pixels each way; what enters repeats the edge."""
-    n, _, h, w = x.shape
-    move = torch.randint(-most, most + 1, (2, n, 1), generator=generator, device=generator.device).to(x.device)
-    rows = (torch.arange(h, device=x.device) + move[0]).clamp(0, h - 1)  # (n, h): where each row comes from
-    columns = (torch.arange(w, device=x.device) + move[1]).clamp(0, w - 1)  # (n, w)
-    index = torch.arange(n, device=x.device)[:, None, None]
-    # Indexed with channels last, (n, h, w, c), so that the three index arrays broadcast to (n, h, w).
-    return x.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return shift_images(x, 2, generator=generator)
 
 
 def _occlude(x: Tensor, generator: torch.Generator) -> Tensor:
