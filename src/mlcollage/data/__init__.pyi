@@ -1,4 +1,4 @@
-from .batches import Batch as Batch
+from .batches import DataBatch as DataBatch
 from .batches import batches_of as batches_of
 from .batches import read_batch as read_batch
 from .catalog import catalog as catalog
@@ -16,7 +16,7 @@ from .world import DataWorld as DataWorld
 
 __all__ = [
     "MNIST1D",
-    "Batch",
+    "DataBatch",
     "DataWorld",
     "GlyphWorld",
     "Labeled",

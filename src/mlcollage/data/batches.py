@@ -20,7 +20,7 @@ _EXAMPLE = "parts=('x', 'mask', 'y')"
 
 
 @dataclass(frozen=True)
-class Batch:
+class DataBatch:
     """One batch, read.
 
     Parameters
@@ -45,13 +45,13 @@ class Batch:
             raise InvalidInput("some inputs of the batch are named and some are not: name all of them, with parts=.")
         return self.kwargs or (self.args[0] if len(self.args) == 1 else self.args)
 
-    def to(self, device: torch.device | str | None) -> Batch:
+    def to(self, device: torch.device | str | None) -> DataBatch:
         """The batch on a device; None leaves it where it is."""
         if device is None:
             return self
-        return Batch(*(_moved(part, device) for part in (self.args, self.kwargs, self.y, self.mask)))
+        return DataBatch(*(_moved(part, device) for part in (self.args, self.kwargs, self.y, self.mask)))
 
-    def check(self, model: nn.Module) -> Batch:
+    def check(self, model: nn.Module) -> DataBatch:
         """Refuse named inputs that the model's ``forward`` does not take; gives the batch itself."""
         taken = inspect.signature(model.forward).parameters
         if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in taken.values()):
@@ -64,7 +64,7 @@ class Batch:
         return self
 
 
-def read_batch(batch: Any, parts: Parts = None, *, targets: bool = True) -> Batch:
+def read_batch(batch: Any, parts: Parts = None, *, targets: bool = True) -> DataBatch:
     """Inputs, targets and mask of one batch.
 
     A pair is (inputs, targets), where inputs may be a dict of named ones or a tuple of arguments. The parts of a dict
@@ -98,7 +98,7 @@ def read_batch(batch: Any, parts: Parts = None, *, targets: bool = True) -> Batc
     """
     if callable(parts):
         batch, parts = parts(batch), None
-    if isinstance(batch, Batch):
+    if isinstance(batch, DataBatch):
         return batch
     named = _named(batch)
     if named is not None:
@@ -125,7 +125,7 @@ def read_batch(batch: Any, parts: Parts = None, *, targets: bool = True) -> Batc
     if isinstance(x, Mapping):
         read = _by_use(x, {name: name for name in x}, False)
     else:
-        read = Batch((x,) if isinstance(x, Tensor) else tuple(x))
+        read = DataBatch((x,) if isinstance(x, Tensor) else tuple(x))
     if y is not None and read.y is not None:
         raise InvalidInput("the batch has targets twice, among its named inputs and beside them: leave one out.")
     if targets and y is None and read.y is None:
@@ -135,7 +135,7 @@ def read_batch(batch: Any, parts: Parts = None, *, targets: bool = True) -> Batc
 
 def batches_of(
     data: Any, parts: Parts = None, *, batch_size: int | None = 512, dim: int = 0, targets: bool = True
-) -> Iterator[Batch]:
+) -> Iterator[DataBatch]:
     """Batches from a loader, or from whole data: a tensor, a pair, a dict, or a map-style dataset.
 
     Parameters
@@ -161,7 +161,7 @@ def batches_of(
     # A list of tensors may be batches of inputs, and one of dicts is batches; a tuple is the parts of whole data.
     pair = isinstance(data, tuple) or (targets and len(data) == 2) if first is not None else False
     parted = pair and isinstance(first, Tensor | Mapping) and not isinstance(last, Mapping)
-    whole = isinstance(data, Tensor | Batch) or _named(data) is not None or parted
+    whole = isinstance(data, Tensor | DataBatch) or _named(data) is not None or parted
     if whole:
         yield from _cut(read_batch(data, parts, targets=targets), batch_size, dim)
     elif isinstance(data, Iterable):
@@ -234,7 +234,7 @@ def _named(batch: Any) -> dict[str, Any] | None:
     return None
 
 
-def _by_use(parts: Mapping[Any, Any], uses: Mapping[Any, str], targets: bool) -> Batch:
+def _by_use(parts: Mapping[Any, Any], uses: Mapping[Any, str], targets: bool) -> DataBatch:
     """The batch of these parts, each for the use of the same key."""
     unknown = [key for key in uses if key not in parts]
     if unknown:
@@ -264,10 +264,10 @@ def _by_use(parts: Mapping[Any, Any], uses: Mapping[Any, str], targets: bool) ->
             f"none of the batch's parts ({names}) is called labels, targets or y: say which it is with "
             "parts={name: 'y'}."
         )
-    return Batch(tuple(args), kwargs, *(values[0] if values else None for values in found.values()))
+    return DataBatch(tuple(args), kwargs, *(values[0] if values else None for values in found.values()))
 
 
-def _cut(batch: Batch, size: int | None, dim: int) -> Iterator[Batch]:
+def _cut(batch: DataBatch, size: int | None, dim: int) -> Iterator[DataBatch]:
     """Whole data, a few examples at a time."""
     tensors = [v for v in (*batch.args, *batch.kwargs.values()) if isinstance(v, Tensor)]
     where = dim if batch.args else 0
@@ -286,7 +286,7 @@ def _cut(batch: Batch, size: int | None, dim: int) -> Iterator[Batch]:
 
     for start in range(0, count, size):
         args, kwargs = batch.args, batch.kwargs
-        yield Batch(
+        yield DataBatch(
             tuple(part(v, start, where) for v in args),
             {name: part(v, start, where) for name, v in kwargs.items()},
             part(batch.y, start, 0),

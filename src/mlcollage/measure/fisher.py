@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mlcollage import _checks as checks
-from mlcollage.data.batches import Batch, Parts, batches_of, fit_mask
+from mlcollage.data.batches import DataBatch, Parts, batches_of, fit_mask
 from mlcollage.errors import InvalidInput
 from mlcollage.measure._examples import remembered
 from mlcollage.measure._likelihood import as_generator, check_outputs, columns, count_columns, draw, draw_scores, score
@@ -496,7 +496,7 @@ class _Totals:
         return TraceResult(value, stderr, layers, own, draws=0 if self.method == "exact" else self.draws)
 
 
-def _mask_of(batch: Batch, ignore_index: int | None) -> Tensor | None:
+def _mask_of(batch: DataBatch, ignore_index: int | None) -> Tensor | None:
     """Positions (B, ...) or examples (B,) that count."""
     if ignore_index is None or not isinstance(batch.y, Tensor):
         return batch.mask

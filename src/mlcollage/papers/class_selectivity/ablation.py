@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mlcollage import _checks as checks
-from mlcollage.data.batches import Batch, Parts
+from mlcollage.data.batches import DataBatch, Parts
 from mlcollage.errors import InvalidInput
 from mlcollage.measure import LayerUnits
 from mlcollage.measure.layer_tap import Layers, layers_of
@@ -176,7 +176,7 @@ def _replacement(
     return value.reshape(*value.shape, *(1,) * (h.ndim - 2)).expand(len(h), -1, *h.shape[2:])
 
 
-def _accuracy(model: nn.Module, batches: Iterator[Batch], labels: _Labels) -> float:
+def _accuracy(model: nn.Module, batches: Iterator[DataBatch], labels: _Labels) -> float:
     right = seen = 0
     with evaluating(model), torch.no_grad():
         for batch in batches:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mlcollage.data.batches import Batch, Parts, read_batch
+from mlcollage.data.batches import DataBatch, Parts, read_batch
 from mlcollage.errors import InvalidInput
 from mlcollage.measure.layer_tap import Layers
 from mlcollage.train import HuggingFaceCallback, LightningCallback
@@ -63,7 +63,7 @@ class LightningSelectivity(LightningCallback):
         """Read the layers, and put the term into the module's training step."""
         network = pl_module if self.model is None else self.model(pl_module)
         regularizer = self.regularizer = SelectivityRegularizer(network, self.alpha, self.layers, **self.options)
-        batch_now: list[Batch] = []
+        batch_now: list[DataBatch] = []
         if "mask" not in self.options:  # the batch knows it, whatever the network is given of it
             given = regularizer.mask
             regularizer.mask = lambda *a, **k: batch_now[0].mask if batch_now else given(*a, **k)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mlcollage import _checks as checks
-from mlcollage.data.batches import Batch, Parts, batches_of, count_classes
+from mlcollage.data.batches import DataBatch, Parts, batches_of, count_classes
 from mlcollage.errors import InvalidInput
 from mlcollage.measure import ClassMeans, LayerUnits, as_samples
 from mlcollage.measure.class_means import rows_and_weights
@@ -120,7 +120,7 @@ def read(
     batch_size: int = 512,
     device: torch.device | str | None = None,
     targets: bool = True,
-) -> Iterator[Batch]:
+) -> Iterator[DataBatch]:
     """Batches on the model's device, of parts that it takes; of the first one the units' axes are found."""
     if device is None:  # None for a model without any tensor
         device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None)
@@ -383,7 +383,7 @@ class _Collector:
             generator = torch.Generator().manual_seed(generator)
         self.next = torch.randint(folds, (classes,), generator=generator)  # the fold of each class's next sample
 
-    def start(self, batch: Batch) -> None:
+    def start(self, batch: DataBatch) -> None:
         self.targets, self.mask = batch.y, batch.mask
         labels = torch.zeros(len(batch.y), dtype=torch.long)  # of pixels or soft: all samples are dealt alike
         if batch.y.ndim == 1 and not batch.y.is_floating_point():

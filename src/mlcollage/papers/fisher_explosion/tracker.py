@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mlcollage import _checks as checks
 from mlcollage._random import derive
-from mlcollage.data.batches import Batch, Parts, batches_of, read_batch
+from mlcollage.data.batches import DataBatch, Parts, batches_of, read_batch
 from mlcollage.errors import InvalidInput
 from mlcollage.measure import TraceResult, fisher_trace
 from mlcollage.measure.grad_norms import call
@@ -311,7 +311,7 @@ class FisherTraceTracker:
             self.on_alarm(self.alarm)
 
 
-def _split(data: Any, parts: Parts) -> Batch:
+def _split(data: Any, parts: Parts) -> DataBatch:
     batch = read_batch(data, parts, targets=False)
     inputs = [*batch.args, *batch.kwargs.values()]
     good = bool(inputs) and all(isinstance(v, Tensor) and v.ndim and len(v) == len(inputs[0]) for v in inputs)
