@@ -160,7 +160,7 @@ class FisherPenalty(nn.Module):
     refused. *weight_norm* is refused where the logits are differentiated twice, since torch's own second derivative of
     it is wrong; ``mode="jvp"``, ``"finite_difference"`` and the estimators of single samples are right.
 
-    *Clipping* after ``backward()`` clips the sum of both gradients. *DataBatch norm in training mode* is differentiated
+    *Clipping* after ``backward()`` clips the sum of both gradients. *Batch norm in training mode* is differentiated
     through its batch statistics; the identity with Tr(F)/B then does not hold. *Losses with* ``reduction="sum"`` are B
     times as large as what the penalty was written for: multiply ``alpha`` by B.
 
