@@ -291,7 +291,7 @@ def test_failed_runs_of_the_claims_arms_are_listed():
 
 
 def test_unfinished_runs_are_said():
-    assert "2 runs of the study not finished yet" in one(claim(), evidence(missing=2, **pair(1.5))).warnings
+    assert "2 runs of the study not finished" in one(claim(), evidence(missing=2, **pair(1.5))).warnings
 
 
 def test_an_absent_arm_is_inconclusive_and_counts_in_the_family():

@@ -54,7 +54,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(np, "savez_compressed", full)
     store = Store(tmp_path)
-    with pytest.raises(StoreError, match=r"is full .* free some space and run again") as caught:
+    with pytest.raises(StoreError, match=r"is full .* free space and run again") as caught:
         store.commit(RUN, measured(), {})
     assert caught.value.errno == errno.ENOSPC
     assert not store.has(RUN)
