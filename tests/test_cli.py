@@ -135,6 +135,12 @@ def test_show_gives_the_claims_and_code_that_can_be_copied(mlcollage, monkeypatc
     ids = [c["id"] for c in facts["claims"]]
     assert len(set(ids)) == len(ids) > 5
     assert all(f" {i} " in shown.out for i in ids)
+    monkeypatch.delenv("COLUMNS")
+    rows = mlcollage("show", "gated_linear_networks").out.splitlines()
+    for c in facts["claims"]:
+        (row,) = [row for row in rows if row.split()[:1] == [c["id"]]]
+        assert f" {c['title']} " in row
+        assert (row.split()[1] == "yes") == c["headline"]
     assert all(c["sentence"] and c["estimand"] and c["test"] for c in facts["claims"])
 
 

@@ -188,9 +188,11 @@ def show(
         return
     out.print(escape(paper.summary) + "\n")
     _print_lines(paper.usage, "")
-    headers = ("claim", "as tested here", "source", "paper", "from scale")
-    cells = ((c.id, c.sentence, c.source, c.paper_value, c.from_scale) for c in claims)
-    _print_table(headers, cells, wrapped=headers[1:4])
+    headers = ("claim", "headline", "title", "as tested here", "source", "paper", "from scale")
+    cells = (
+        (c.id, "yes" if c.headline else "", c.title, c.sentence, c.source, c.paper_value, c.from_scale) for c in claims
+    )
+    _print_table(headers, cells, wrapped=headers[2:6])
 
 
 def _show_settings(slug: str, scale: Scale, json: bool) -> None:

@@ -187,6 +187,8 @@ def _claims_find_what_they_are_about(case: _Case) -> None:
     evidence = case.evidence
     measured = set(evidence.table["arm"])
     for claim in case.bound.claims:
+        slips = case.bound.misspelled_arms(claim, evidence)
+        assert not slips, f"claim {claim.id}: {slips[0]}"
         if claim.id in case.beyond_smoke or (not claim.due_at(Scale.QUICK) and not _arms(claim) <= measured):
             continue
         try:

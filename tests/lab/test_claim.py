@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from mlcollage.errors import InvalidInput
 from mlcollage.lab.claim import Claim
 from mlcollage.lab.estimand import Difference
 
@@ -25,3 +26,9 @@ def test_small_numbers_are_kept_where_they_are_the_finding():
     error = dataclasses.replace(SHARE, factor=1.0, unit="")
     assert error.format(6e-16, signed=False) == "6.0e−16"
     assert error.format(2.5e6) == "+2.5e+06"
+
+
+@pytest.mark.parametrize("name", ["id", "title"])
+def test_a_claim_without_words_is_refused(name):
+    with pytest.raises(InvalidInput, match=f"its {name} is empty"):
+        dataclasses.replace(SHARE, **{name: " "})

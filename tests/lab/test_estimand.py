@@ -222,7 +222,7 @@ def test_descriptions_tell_estimands_apart_and_make_the_fingerprint():
         PerSeed(lambda rows: 2.0, "one"),
         PerSeed(lambda rows: 1.0, "uno"),
     ]
-    prints = {fingerprint((Claim("C1", "", "", "", e, "greater", 1.0),)) for e in estimands}
+    prints = {fingerprint((Claim("C1", "a claim", "", "", e, "greater", 1.0),)) for e in estimands}
     assert len(prints) == len({e.describe() for e in estimands}) == len(estimands)
 
 

@@ -28,7 +28,7 @@ def verdicts(claims: list[dict], data: np.ndarray) -> Iterator[list[Status]]:
     """Judge ``data[i, j]`` (seeds, columns) as what claim j sees in study i."""
     for study in data:
         made = [
-            Claim(f"C{j}", "", "", "", lambda e, v=values: pd.DataFrame(v), **kw)
+            Claim(f"C{j}", "a claim", "", "", lambda e, v=values: pd.DataFrame(v), **kw)
             for j, (kw, values) in enumerate(zip(claims, study, strict=True))
         ]
         yield [v.status for v in judge(made, Evidence("demo", Scale.QUICK, "w", SOMETHING)).values()]
@@ -232,7 +232,7 @@ def test_signs_under_added_seeds_do_not_pass_for_a_mean():
     repeats, most = 40, 30
     d = rare_disaster(repeats, most, np.random.default_rng(60))
     made = {}
-    claims = [Claim("C", "", "", "", lambda e: pd.DataFrame(made["seen"]), "greater", 1e-3, test="sign_flip")]
+    claims = [Claim("C", "seen", "", "", lambda e: pd.DataFrame(made["seen"]), "greater", 1e-3, test="sign_flip")]
     table = pd.DataFrame([{"arm": "a", "seed": s, "metric": "m", "step": 0, "value": 0.0} for s in range(most)])
     by_signs, by_judge = 0, 0
     for row in d:

@@ -42,7 +42,7 @@ def ever_supported(differences: np.ndarray, *, valid: bool) -> bool:
     something = evidence({"a": np.zeros(5)}, 5 if valid else None)
     for seeds in range(5, differences.shape[1] + 1, 5):
         claims = [
-            Claim(f"C{k}", "", "", "", lambda e, v=row[:seeds]: pd.DataFrame({"a": v}), "greater", margin=0.01)
+            Claim(f"C{k}", "a claim", "", "", lambda e, v=row[:seeds]: pd.DataFrame({"a": v}), "greater", margin=0.01)
             for k, row in enumerate(differences)
         ]
         if any(v.status is Status.SUPPORTED for v in judge(claims, something).values()):

@@ -15,6 +15,7 @@ from mlcollage.lab.measurements import Measurements
 from mlcollage.lab.run import Run, Scale
 from mlcollage.lab.running import run_study
 from mlcollage.lab.store import Store
+from mlcollage.testing import study_checks
 
 
 def at_least(name: str, estimand, **kw) -> Claim:
@@ -79,6 +80,18 @@ def test_an_arm_that_the_scale_leaves_out_is_said(claims, tmp_path):
     claims.CLAIMS = (OUT_ARM, IN)
     verdict = BoundStudy("probe").judge(evidence)["OUT_ARM"]
     assert (verdict.status, verdict.reason) == (Status.UNTESTED, "not part of the study at this scale")
+
+
+def test_an_arm_that_is_nearly_one_is_said(claims, tmp_path, monkeypatch):
+    monkeypatch.setenv("PROBE_ARMS", "baseline,ok")
+    evidence = run_study("probe", "quick", store=tmp_path)
+    claims.CLAIMS = (at_least("SLIP", Difference("value", "baselin", "ok")), IN)
+    verdict = BoundStudy("probe").judge(evidence)["SLIP"]
+    assert verdict.status is Status.UNTESTED
+    assert verdict.warnings[0] == "no run recorded the arm 'baselin'; did you mean 'baseline'?"
+    check = next(c for c in study_checks("probe") if c.name == "claims_find_what_they_are_about")
+    with pytest.raises(AssertionError, match="claim SLIP: no run recorded the arm 'baselin'"):
+        check(Store(tmp_path / "other"))
 
 
 def test_two_claims_with_one_id(claims):

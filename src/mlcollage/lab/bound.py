@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -191,7 +192,14 @@ class BoundStudy:
         judged = judge([c for c in self.claims if c.id not in outside], evidence)
         where = "this workload" if self.workload_spec else "the study at this scale"
         untested = {
-            c.id: Verdict(c, Status.UNTESTED, Scale(evidence.scale), evidence.workload, reason=f"not part of {where}")
+            c.id: Verdict(
+                c,
+                Status.UNTESTED,
+                Scale(evidence.scale),
+                evidence.workload,
+                reason=f"not part of {where}",
+                warnings=self.misspelled_arms(c, evidence),
+            )
             for c in outside.values()
         }
         verdicts = {c.id: (judged | untested)[c.id] for c in self.claims}
@@ -202,6 +210,20 @@ class BoundStudy:
             return verdicts
         note = f"the registered claims were changed after {stale} of {len(evidence.info)} runs were made"
         return {k: dataclasses.replace(v, warnings=(*v.warnings, note)) for k, v in verdicts.items()}
+
+    def misspelled_arms(self, claim: Claim, evidence: Evidence) -> tuple[str, ...]:
+        """A sentence for each arm of a claim that no experiment lists and no run recorded, but nearly."""
+        # Runs may record arms that no experiment lists, so it is known only when they are done.
+        there = set(evidence.table["arm"])
+        known = there.union(*(e.arms for e in self.study.experiments))
+        near = {
+            a: get_close_matches(a, there, n=1, cutoff=0.9)
+            for a in getattr(claim.estimand, "arms", ())
+            if a not in known
+        }
+        return tuple(
+            f"no run recorded the arm {arm!r}; did you mean {like[0]!r}?" for arm, like in near.items() if like
+        )
 
     def _is_outside(self, claim: Claim, evidence: Evidence) -> bool:
         """Whether the claim is about something that is not measured on this workload.

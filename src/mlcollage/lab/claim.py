@@ -117,6 +117,9 @@ class Claim:
             raise InvalidInput(
                 f"claim {self.id}: direction {self.direction!r} needs margin > 0, the smallest effect that matters."
             )
+        for name in ("id", "title"):
+            if not str(getattr(self, name)).strip():
+                raise InvalidInput(f"claim {self.id!r}: its {name} is empty; verdicts, slides and digests print it.")
         if len(self.title) > TITLE:
             raise InvalidInput(
                 f"claim {self.id}: title {self.title!r} has {len(self.title)} characters; at most {TITLE} are shown."
