@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -165,7 +165,7 @@ def batches_of(
     if whole:
         yield from _cut(read_batch(data, parts, targets=targets), batch_size, dim)
     elif isinstance(data, Iterable):
-        for batch in cast(Iterable[Any], data):
+        for batch in data:
             yield read_batch(batch, parts, targets=targets)
     else:
         raise InvalidInput(

@@ -270,7 +270,10 @@ def _trace(
 @contextmanager
 def _apart(network: nn.Module) -> Iterator[None]:
     """Passes in it leave nothing behind: hooks do not run, and buffers and random numbers are put back."""
-    away = {"_forward_hooks": OrderedDict, "_forward_pre_hooks": OrderedDict, "_compiled_call_impl": lambda: None}
+    away: dict[str, Callable[[], Any]] = {
+        **dict.fromkeys(("_forward_hooks", "_forward_pre_hooks"), OrderedDict),
+        "_compiled_call_impl": lambda: None,
+    }
     modules = list(network.modules())
     kept = [{name: getattr(m, name) for name in away} for m in modules]
     buffers = [(b, b.detach().clone()) for b in network.buffers()]

@@ -173,7 +173,8 @@ class SelectivityRegularizer(nn.Module):
         self._last: tuple[list[str], Tensor] | None = None
         # A tap is no module, so that the model does not become a part of its regularizer.
         self._tap = LayerTap(model, layers, consume=self._keep, detach=False)
-        self.mask, self._mask = mask or partial(_given_mask, model), None
+        self.mask: Callable[..., Tensor | None] = mask or partial(_given_mask, model)
+        self._mask: Tensor | None = None  # (N, ...) of the last pass, true for what counts
         self.ignore_index = checks.integer("ignore_index", ignore_index)
         self._units = LayerUnits(model, layers, unit_axis=unit_axis, batch_dim=batch_dim)
         unknown = [p for p in self.per_layer_alpha if not any(named(p, name) for name in self._tap.layers)]

@@ -201,10 +201,9 @@ def _source(dataset: Dataset[Any] | tuple[Any, Any]) -> tuple[Gather, int, int |
     """How to read many samples at once, how many there are, and the number of classes if that is cheap to know."""
     if isinstance(dataset, NpzParts):
         return dataset.gather, len(dataset), int(dataset.labels.max()) + 1
-    if isinstance(dataset, TensorDataset):
-        dataset = dataset.tensors
-    if isinstance(dataset, tuple):
-        read = read_batch(tuple(torch.as_tensor(a) for a in dataset))
+    if isinstance(dataset, TensorDataset | tuple):
+        parts = dataset.tensors if isinstance(dataset, TensorDataset) else dataset
+        read = read_batch(tuple(torch.as_tensor(a) for a in parts))
         x, y = read.x, read.y
         if len(x) != len(y) or len(x) == 0:
             raise InvalidInput(f"inputs and labels must be as many and at least one, got {len(x)} and {len(y)}.")
