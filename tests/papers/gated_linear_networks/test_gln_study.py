@@ -17,8 +17,8 @@ from mlcollage.lab.run import Scale
 from mlcollage.lab.running import run_study
 from mlcollage.papers.gated_linear_networks.study import relatives
 from mlcollage.papers.gated_linear_networks.study.data import Split, classification_data
-from mlcollage.papers.gated_linear_networks.study.experiments import Stream, stream
-from mlcollage.papers.gated_linear_networks.study.models import LinearBandit, OnlineMLP, Scaled, grid
+from mlcollage.papers.gated_linear_networks.study.experiments import Forget, Stream, forget, stream
+from mlcollage.papers.gated_linear_networks.study.models import LinearBandit, OnlineMLP, Rival, grid
 from mlcollage.testing import study_checks
 
 SLUG = "gated_linear_networks"
@@ -175,7 +175,7 @@ def test_replay_keeps_a_uniform_choice_and_follows_each_sample_by_kept_ones():
     split = Split(X, np.arange(300) % 2, X, np.arange(300) % 2)
     places = []
     for seed in range(30):
-        model = Scaled(split, seed, hidden=4, replay=20, again=3)
+        model = Rival(split, seed, hidden=4, replay=20, again=3)
         stream = list(model._with_replays(X, split.y))
         assert len(stream) == 300 + 3 * 299
         assert [x[0] for x, _ in stream[:1] + stream[1::4]] == X[:, 0].tolist()
@@ -220,6 +220,17 @@ def test_images_are_brought_to_the_range_of_pixels_and_tables_are_left_alone():
     found = classification_data(0, 40, 20, workload=Labeled.from_arrays(flat[:40], y[:40], flat[40:], y[40:], 2))
     assert found.offset == 0
     np.testing.assert_array_equal(np.sort(found.X.ravel()), np.sort(flat[:40].ravel()))
+
+
+def test_permuted_features_are_standardized_before_they_trade_places(monkeypatch):
+    """Standardized afterwards, a lively pixel in the place of a dead one was a hundred times too large for the rivals."""
+    seen = []
+    monkeypatch.setattr(Rival, "scores", lambda self, X: seen.append(X) or np.zeros((len(X), 10)))
+    forget(Task("mlp", (0,), Forget(train=60, test=30, tasks=3)))
+    assert max(np.abs(x).max() for x in seen) < 15
+    first, *others = (np.sort(x, axis=None) for x in seen[-3:])
+    for other in others:
+        np.testing.assert_array_equal(first, other)
 
 
 def test_the_online_mlp_refuses_other_optimizers():

@@ -53,7 +53,7 @@ STUDY = Study(
             smoke=Forget(train=100, test=50, hidden=(4, 2), tasks=2),
             quick=Forget(),
             full=Forget(data="fashion_mnist", train=20_000, test=2000, tasks=8),
-            version=2,
+            version=3,
             **_ANY_CLASSES,
         ),
         _experiment(

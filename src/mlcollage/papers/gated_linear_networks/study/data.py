@@ -30,10 +30,11 @@ class Split(NamedTuple):
         """How many there are."""
         return int(max(self.y.max(), self.y_test.max())) + 1
 
-    def scaled(self, X: Array) -> Array:
-        """Samples standardized by the training set, with the offset; a constant feature is 0 there."""
+    def standardized(self) -> Split:
+        """The same, standardized by the training set, with the offset; a constant feature is 0 there."""
         scaler = StandardScaler().fit(self.X)
-        return (X - scaler.mean_) / (scaler.scale_ + self.offset)
+        X, X_test = ((part - scaler.mean_) / (scaler.scale_ + self.offset) for part in (self.X, self.X_test))
+        return Split(X, self.y, X_test, self.y_test)
 
 
 def classification_data(

@@ -21,7 +21,7 @@ from mlcollage.lab import Measurements, Task
 
 from ..sklearn import GLNClassifier
 from .data import Split, classification_data
-from .models import Gated, Scaled, best, grid, held_out_accuracy, learner, right
+from .models import Gated, Rival, best, grid, held_out_accuracy, inputs, learner, right
 
 Array = npt.NDArray[Any]
 
@@ -39,8 +39,8 @@ class Stream:
 def stream(task: Task[Stream]) -> Measurements:
     """One pass over a stream: accuracy on the way, accuracy on test data at the end, and a look inside."""
     s = task.settings
-    split = classification_data(task.seed, s.train, s.test, data=s.data, workload=task.workload)
-    X, y, X_test, y_test, _ = split
+    raw = classification_data(task.seed, s.train, s.test, data=s.data, workload=task.workload)
+    X, y, X_test, y_test, _ = split = inputs(task.arm, raw)
     make = partial(learner, task.arm, split, task.seed, hidden_layer_sizes=s.hidden)
     early = len(X) // 5
 
@@ -121,10 +121,9 @@ class Forget:
 def forget(task: Task[Forget]) -> Measurements:
     """Permuted tasks one after the other, one pass each; every task is tested after every task."""
     s = task.settings
-    split = classification_data(task.seed, s.train, s.test, data=s.data, workload=task.workload)
-    if not split.offset:  # permuted features trade places: those of a table are brought to one unit first
-        split = split._replace(X=split.scaled(split.X), X_test=split.scaled(split.X_test))
-    X, y, X_test, y_test, _ = split
+    raw = classification_data(task.seed, s.train, s.test, data=s.data, workload=task.workload)
+    # Permuted features trade places: they are standardized before, and those of a table for the method too.
+    X, y, X_test, y_test, _ = split = inputs(task.arm, raw) if raw.offset else raw.standardized()
     rng = np.random.default_rng([task.seed, 2])
     orders = [np.arange(X.shape[1]), *(rng.permutation(X.shape[1]) for _ in range(s.tasks - 1))]
     settings = grid(task.arm)
@@ -152,7 +151,7 @@ def forget(task: Task[Forget]) -> Measurements:
 
 
 def _sequence(
-    model: Gated | Scaled, orders: Sequence[Array], X: Array, y: Array, X_test: Array, y_test: Array
+    model: Gated | Rival, orders: Sequence[Array], X: Array, y: Array, X_test: Array, y_test: Array
 ) -> list[list[float]]:
     """Test accuracy on every task, after each task."""
     table = []
@@ -179,7 +178,7 @@ def capacity(task: Task[Capacity]) -> Measurements:
     s = task.settings
     rng = np.random.default_rng([task.seed, 3])
     X, y = rng.uniform(size=(s.samples, s.inputs)), rng.integers(s.classes, size=s.samples)
-    split, m = Split(X, y, X, y), Measurements()
+    split, m = inputs(task.arm, Split(X, y, X, y)), Measurements()
     for size in s.sizes:
         if task.arm == "gln":
             settings = [{"context_dim": 1, "learning_rate": lr} for lr in (0.01, 0.03, 0.1, 0.3)]
@@ -189,8 +188,8 @@ def capacity(task: Task[Capacity]) -> Measurements:
         for setting in settings:
             model = learner(task.arm, split, task.seed, setting, hidden_layer_sizes=(size,))
             for _ in range(s.passes):
-                model.learn(X, y)
-            fitted.append(float(right(model.scores(X), y).mean()))
+                model.learn(split.X, y)
+            fitted.append(float(right(model.scores(split.X), y).mean()))
         m.add("memorized", max(fitted), size=size)
     return m
 

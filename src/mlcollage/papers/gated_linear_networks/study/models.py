@@ -47,22 +47,21 @@ class Gated:
         return sum(table.state()["weights"].size for table in network.heads) + network.contexts.normals.size
 
 
-class Scaled:
-    """An :class:`OnlineMLP` behind fixed standardization: the baselines may know mean and spread beforehand.
+class Rival:
+    """An :class:`OnlineMLP` as a learner.
 
     With ``replay``, as many samples are kept (a uniform choice of those met, by reservoir sampling), and each new one
     is followed by ``again`` of them, drawn with replacement.
     """
 
     def __init__(self, split: Split, seed: int, *, replay: int = 0, again: int = 1, **parameters: Any) -> None:
-        self.split, self.replay, self.again = split, replay, again
+        self.replay, self.again = replay, again
         self.model = OnlineMLP(split.X.shape[1], split.classes, seed=seed, **parameters)
         self.rng, self.met = np.random.default_rng([seed, 7]), 0
         self.buffer: list[tuple[Array, int]] = []
 
     def learn(self, X: Array, y: Array) -> Array:
         """Scores predicted before each sample was learned, ``(n, classes)``; those of replayed samples included."""
-        X = self.split.scaled(X)
         if self.replay:
             X, y = (np.array(part) for part in zip(*self._with_replays(X, y), strict=True))
         return self.model.learn(X, y)
@@ -79,24 +78,29 @@ class Scaled:
 
     def end_task(self, X: Array) -> None:
         """Tell the model that a task is over."""
-        self.model.consolidate(self.split.scaled(X))
+        self.model.consolidate(X)
 
     def scores(self, X: Array) -> Array:
         """Scores of the classes."""
-        return self.model.decision_function(self.split.scaled(X))
+        return self.model.decision_function(X)
 
     @property
     def kept(self) -> int:
         """Numbers that learning keeps: weights, with elastic weights their anchor and pull, and replayed samples."""
         weights = self.model.theta.size * (3 if self.model.elastic else 1)
-        return weights + self.replay * (self.split.X.shape[1] + 1)
+        return weights + self.replay * (self.model.n_inputs + 1)
 
 
-def learner(arm: str, split: Split, seed: int, setting: dict[str, Any], **gated: Any) -> Gated | Scaled:
+def inputs(arm: str, split: Split) -> Split:
+    """What an arm reads: the method standardizes online, the baselines may know mean and spread beforehand."""
+    return split if arm.startswith("gln") else split.standardized()
+
+
+def learner(arm: str, split: Split, seed: int, setting: dict[str, Any], **gated: Any) -> Gated | Rival:
     """A fresh learner with one setting of its grid; ``gated`` are the method's parameters besides."""
     if arm.startswith("gln"):
         return Gated(split.classes, seed, **{"std_offset": split.offset, **gated, **setting})
-    return Scaled(split, seed, **setting)
+    return Rival(split, seed, **setting)
 
 
 def best(settings: Sequence[T], score: Callable[[T], float]) -> T:
@@ -109,7 +113,7 @@ def right(scores: Array, y: Array) -> Array:
     return scores.argmax(axis=1) == y
 
 
-def held_out_accuracy(model: Gated | Scaled, X: Array, y: Array) -> float:
+def held_out_accuracy(model: Gated | Rival, X: Array, y: Array) -> float:
     """Accuracy on the last 20 % of the samples after one pass over the others."""
     cut = int(0.8 * len(X))
     model.learn(X[:cut], y[:cut])

@@ -31,10 +31,10 @@ class Regret:
 def regret(task: Task[Regret]) -> Measurements:
     """A single gated neuron against the best fixed weights per context, found in hindsight by convex optimization."""
     horizon = task.settings.horizon
-    split = classification_data(task.seed, task.settings.train)
+    split = classification_data(task.seed, task.settings.train).standardized()
     rng = np.random.default_rng([task.seed, 4])
     draw = rng.integers(len(split.X), size=horizon)
-    side = split.scaled(split.X)[draw]
+    side = split.X[draw]
     target = (split.y[draw] % 2).astype(float)  # odd against even
     network = GatedNetwork((1,), side.shape[1], side.shape[1], context_dim=2, dtype="float64", seed=task.seed)
     network.add_heads(1)
@@ -122,7 +122,7 @@ def regression(task: Task[Regression]) -> Measurements:
     """
     m, errors = Measurements(), []
     for name, split in _regression_sets(task).items():
-        X, X_test = split.scaled(split.X), split.scaled(split.X_test)
+        X, _, X_test, *_ = split.standardized()
         y, y_test = ((part - split.y.mean()) / split.y.std() for part in (split.y, split.y_test))
         cut = int(0.8 * len(X))
 
@@ -188,9 +188,9 @@ class Bandit:
 def bandit(task: Task[Bandit]) -> Measurements:
     """Digits as a contextual bandit: the reward is 1 for the right class, and only the played action's is seen."""
     s = task.settings
-    split = classification_data(task.seed, s.train)
+    split = classification_data(task.seed, s.train).standardized()
     n_actions, horizon, y = split.classes, s.horizon, split.y
-    X = np.column_stack([split.scaled(split.X), np.ones(len(y))])
+    X = np.column_stack([split.X, np.ones(len(y))])
     rng = np.random.default_rng([task.seed, 6])
     rehearsal, play = rng.integers(len(X), size=s.tuning), rng.integers(len(X), size=horizon)
 
