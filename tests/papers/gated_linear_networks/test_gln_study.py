@@ -223,7 +223,7 @@ def test_images_are_brought_to_the_range_of_pixels_and_tables_are_left_alone():
 
 
 def test_permuted_features_are_standardized_before_they_trade_places(monkeypatch):
-    """Standardized afterwards, a lively pixel in the place of a dead one was a hundred times too large for the rivals."""
+    """Afterwards, a lively pixel in the place of a dead one was a hundred times too large for the rivals."""
     seen = []
     monkeypatch.setattr(Rival, "scores", lambda self, X: seen.append(X) or np.zeros((len(X), 10)))
     forget(Task("mlp", (0,), Forget(train=60, test=30, tasks=3)))
