@@ -180,3 +180,12 @@ def file_hash(*paths: Path, extra: str = "") -> str:
         with path.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
+
+
+def is_number(text: str) -> bool:
+    """Whether Python reads the text as a number; also ``nan`` and ``1e-3``."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

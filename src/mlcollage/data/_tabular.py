@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mlcollage.data._reading import SPLIT_NOTE, encode, encode_as, split_rows, standardize
+from mlcollage.data._reading import SPLIT_NOTE, encode, encode_as, is_number, split_rows, standardize
 from mlcollage.data.workload import Labeled
 from mlcollage.errors import InvalidInput, MLCollageError
 
@@ -112,10 +112,10 @@ def _head(path: Path, sep: str) -> list[list[str]]:
 def _check_names(path: Path, head: list[list[str]]) -> None:
     """Refuse a first line that holds data, and names that are there twice."""
     names, rows = head[0] if head else [], head[1:]
-    numbers = [float(name) for name in names if _is_number(name)]
+    numbers = [float(name) for name in names if is_number(name)]
     counted = len(numbers) > 1 and all(b - a == 1 for a, b in pairwise(numbers))
     columns = list(zip(*(row for row in rows if len(row) == len(names)), strict=True))
-    like = [_is_number(n) or n in column for n, column in zip(names, columns, strict=False)]
+    like = [is_number(n) or n in column for n, column in zip(names, columns, strict=False)]
     # Pixels or years may be called 0, 1, 2, ...
     if len(names) > 1 and not counted and (2 * len(numbers) > len(names) or (len(rows) > 1 and like and all(like))):
         raise InvalidInput(
@@ -124,14 +124,6 @@ def _check_names(path: Path, head: list[list[str]]) -> None:
         )
     if twice := [name for name in names if name and names.count(name) > 1]:
         raise InvalidInput(f"{path} has {names.count(twice[0])} columns called {twice[0]!r}; rename them.")
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def from_table(table: pd.DataFrame, test: pd.DataFrame | None, options: Mapping[str, str], where: str) -> Labeled:

@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mlcollage import _checks as checks
-from mlcollage.data._reading import read_npz, standardize
+from mlcollage.data._reading import is_number, read_npz, standardize
 from mlcollage.errors import InvalidInput, MissingFile
 
 Floats = NDArray[np.float64]
@@ -159,7 +159,7 @@ def _read(path: Path) -> pd.DataFrame:
     # The last line decides, since the first may hold names with blanks in them.
     separator = next((mark for mark in (";", ",", "\t") if mark in lines[-1].strip()), None)
     first = lines[0].split(separator) if separator else lines[0].split()
-    named = not all(_is_number(field.strip()) for field in first if field.strip())
+    named = not all(is_number(field.strip()) for field in first if field.strip())
     try:
         table = pd.read_csv(
             path,
@@ -172,14 +172,6 @@ def _read(path: Path) -> pd.DataFrame:
     except ValueError as error:  # pandas' parser errors are ValueErrors
         raise InvalidInput(f"{path} cannot be read as a table ({str(error).splitlines()[0]}).") from error
     return table.dropna(axis=1, how="all").dropna(axis=0, how="all")  # spreadsheets leave empty ones behind
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _npz(path: Path) -> pd.DataFrame:
