@@ -18,9 +18,7 @@ Learning", NeurIPS 2019, section 3, algorithm 1.
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections import deque
 from pathlib import Path
 
@@ -28,8 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from mlcollage._checks import integer, real
-from mlcollage.errors import InvalidInput, MissingFile
+from mlcollage.errors import InvalidInput
+from mlcollage.infer import tensor_file
 from mlcollage.infer.density import Generator, normal, torch_generator
+
+_KIND = "SWAG (mlcollage, 2)"
 
 
 class SWAG:
@@ -190,27 +191,15 @@ class SWAG:
         -------
         Path
         """
-        from safetensors.torch import save_file
-
-        target = Path(path)
-        tensors = {"mean": self.mean, "squares": self._squares, "deviations": self.deviations}
-        tensors |= {f"state.{name}": value for name, value in self._state.items()}
-        settings = {
-            "rank": self.rank,
-            "count": self.count,
-            "shapes": {name: list(shape) for name, shape in self._shapes.items()},
-            "tied": self._tied,
-            "state": list(self._state),
-        }
-        scratch = target.with_name(f".{target.name}.{os.getpid()}")
-        try:
-            # contiguous copies, since the format refuses memory that tensors share
-            whole = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-            save_file(whole, scratch, metadata={"format": "mlcollage.swag.1", "settings": json.dumps(settings)})
-            scratch.replace(target)  # at once: a reader finds the old file or the new one
-        finally:
-            scratch.unlink(missing_ok=True)
-        return target
+        return tensor_file.save(
+            path,
+            _KIND,
+            {
+                "rank": self.rank, "count": self.count, "mean": self.mean, "squares": self._squares,
+                "deviations": self.deviations, "shapes": {n: list(shape) for n, shape in self._shapes.items()},
+                "tied": self._tied, "state": self._state,
+            },
+        )  # fmt: skip
 
     @classmethod
     def load(cls, path: str | Path, model: nn.Module) -> SWAG:
@@ -241,29 +230,17 @@ class SWAG:
         >>> again.count, bool((again.mean == swag.mean).all())
         (1, True)
         """
-        from safetensors import SafetensorError, safe_open
-
-        if not Path(path).is_file():
-            raise MissingFile(f"there is no file {path}; give one that SWAG.save wrote.")
-        try:
-            with safe_open(path, framework="pt") as file:
-                about = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        except SafetensorError as error:
-            raise InvalidInput(f"{path} is no safetensors file, or is damaged ({error}).") from error
-        if about.get("format") != "mlcollage.swag.1":
-            raise InvalidInput(f"{path} was not written by SWAG.save.")
-        settings = json.loads(about["settings"])
-        swag = cls(model, settings["rank"])
-        own, saved = {name: list(shape) for name, shape in swag._shapes.items()}, settings["shapes"]
+        content = tensor_file.load(path, _KIND)
+        swag = cls(model, content["rank"])
+        own, saved = {name: list(shape) for name, shape in swag._shapes.items()}, content["shapes"]
         if own != saved:
             odd = sorted(set(own) ^ set(saved)) or [name for name in own if own[name] != saved[name]]
             raise InvalidInput(f"{path} is of another architecture: it differs in {odd[0]} ({len(odd)} in all).")
         where = swag.mean.device
-        swag.mean, swag._squares = tensors["mean"].to(where), tensors["squares"].to(where)
-        swag._last.extend(tensors["deviations"].to(where))
-        swag.count, swag._tied = settings["count"], settings["tied"]
-        swag._state = {name: tensors[f"state.{name}"].to(where) for name in settings["state"]}
+        swag.mean, swag._squares = content["mean"].to(where), content["squares"].to(where)
+        swag._last.extend(content["deviations"].to(where))
+        swag.count, swag._tied = content["count"], content["tied"]
+        swag._state = {name: value.to(where) for name, value in content["state"].items()}
         return swag
 
     def _needs(self, models: int) -> None:

@@ -65,58 +65,6 @@ def test_files_of_another_network_or_kind_are_refused(tmp_path):
         Posterior.load(tmp_path / "other")
 
 
-class Killed(Exception):
-    pass
-
-
-def killed_at(iteration):
-    def progress(done, total):
-        if done == iteration:
-            raise Killed
-
-    return progress
-
-
-@pytest.mark.parametrize("store", ["params", "predictions"])
-@pytest.mark.parametrize("step_size", [None, 0.05])
-def test_a_killed_run_goes_on_to_the_numbers_of_an_uninterrupted_one(tmp_path, store, step_size):
-    method = replace(METHOD, store=store, at=X[:3], step_size=step_size, checkpoint_every=2)
-    whole = fit(replace(method, checkpoint=tmp_path / "whole"))
-    cut = replace(method, checkpoint=tmp_path / "cut")
-    for iteration in (10, 21, 26):  # in warm-up, and twice while drawing
-        with pytest.raises(Killed):
-            fit(cut, progress=killed_at(iteration))
-    resumed = fit(cut)
-    if store == "params":
-        assert torch.equal(resumed.params, whole.params)
-    assert torch.equal(resumed.stream.proba, whole.stream.proba)
-    assert torch.equal(resumed.sample_stats["lp"], whole.sample_stats["lp"])
-    assert torch.equal(resumed.sample_stats["step_size"], whole.sample_stats["step_size"])
-    finished = fit(cut)  # nothing is left to do
-    assert torch.equal(finished.stream.proba, whole.stream.proba)
-    free = fit(method)  # nor does it matter that there was a folder
-    assert torch.equal(free.stream.proba, whole.stream.proba)
-
-
-def test_checkpoints_of_another_run_are_refused(tmp_path):
-    run = replace(METHOD, checkpoint=tmp_path)
-    fit(run)
-    with pytest.raises(InvalidInput, match="another architecture"):
-        fit(run, bnn(7))
-    with pytest.raises(InvalidInput, match="other settings"):
-        fit(replace(run, temperature=0.5))
-    with pytest.raises(InvalidInput, match="other data"):
-        fit(run, x=X + 1)
-    other = BayesianNetwork(bnn().module, prior=GaussianPrior(2.0))
-    with pytest.raises(InvalidInput, match="other prior"):
-        fit(replace(run, trajectory_length=1.0), other)
-    with pytest.raises(InvalidInput, match="what a function keeps"):
-        fit(replace(run, store=lambda q: q))
-    (tmp_path / "state.safetensors").write_bytes(b"garbage")
-    with pytest.raises(InvalidInput, match="is damaged"):
-        fit(run)
-
-
 def test_arviz_has_one_variable_per_parameter():
     data = fit().to_arviz()
     assert data.posterior["0.weight"].shape == (2, 9, 5, 2)

@@ -20,7 +20,7 @@ from mlcollage.errors import InvalidInput
 from mlcollage.nn import logits_of
 
 from .backends import Backend, Batch
-from .function import TRIED_DATA, NetworkFunction
+from .function import TRIED_DATA, BackendName, NetworkFunction
 from .priors import PlacedPrior
 
 
@@ -69,6 +69,13 @@ class PosteriorDensity:
         parts = zip(features.split(size), y.split(size), targets.split(size, dim=-1), strict=True)
         self._chunks = [Batch(a, b, t.contiguous()) for a, b, t in parts]
         self._scratch: Tensor | None = None  # (chains, P), reused within a trajectory
+
+    def take_path(self, name: BackendName) -> None:
+        """Compute gradients by the backend of that name from here on."""
+        if name != self.backend.name:
+            few, (module, features) = slice(TRIED_DATA), self._function.reduced(self.x)
+            outputs = logits_of(module(features[:4]))
+            self.backend = self._function.for_gradients(name, module, features[few], self.y[few], outputs)
 
     @property
     def given_y(self) -> Tensor:

@@ -193,12 +193,12 @@ def _head(module: nn.Module, outputs: dict[str, Any], name: str, place: int, x: 
     return head
 
 
-def features_of(split: Split | None, x: Tensor, size: int) -> Tensor | None:
+def features_of(split: Split, x: Tensor, size: int) -> Tensor | None:
     """Features of all inputs, so many per pass; None where they cannot stand for the inputs, or are too many."""
     parts: list[Tensor] = []
-    for part in x.split(size) if split else ():
-        found = split(part) if split else None
+    for part in x.split(size):
+        found = split(part)
         if found is None or found[0].numel() * len(x) > _MOST_FEATURES:
             return None
         parts.append(found)
-    return torch.cat(parts) if parts else None
+    return torch.cat(parts)

@@ -91,15 +91,14 @@ class NetworkFunction:
 
         The last inputs' features are kept, since one draw after the other asks for them.
         """
+        key = f"{x.dtype} {tuple(x.shape[1:])}"  # the structure may depend on the shape of one input
+        if key not in self._splits:
+            self._splits[key] = find_split(self.module, self.layout, self.parameters_flat, x[:4])
+        if (split := self._splits[key]) is None:
+            return self.module, x
         if self._frozen is None or self._frozen[0] is not x or self._frozen[1] != x._version:
-            # the structure may depend on the shape of one input
-            key = f"{x.dtype} {tuple(x.shape[1:])}"
-            if key not in self._splits:
-                self._splits[key] = find_split(self.module, self.layout, self.parameters_flat, x[:4])
-            split = self._splits[key]
-            features = None if split is None else features_of(split, x, self.chunk_size(x[:1], len(x)) or len(x))
-            found = (self.module, x) if split is None or features is None else (split.head, features)
-            self._frozen = (x, x._version, found)
+            features = features_of(split, x, self.chunk_size(x[:1], len(x)) or len(x))
+            self._frozen = (x, x._version, (self.module, x) if features is None else (split.head, features))
         return self._frozen[2]
 
     def _for_outputs(self, module: nn.Module, x: Tensor) -> Backend:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -35,11 +36,13 @@ class Keeper:
         One per draw, (chains, ...).
     stream : PredictionStream or None
         Running predictions.
+    count : int
+        Draws of each chain so far.
     """
 
     def __init__(self, target: Target, store: Store, at: Any):
         self.target, self.store = target, store
-        self.kept: list[Tensor] = []
+        self.kept, self.count = list[Tensor](), 0
         if store == "predictions" and at is None:
             raise InvalidInput("store='predictions' needs the inputs to predict: give them as at=.")
         network = target.network
@@ -48,6 +51,7 @@ class Keeper:
 
     def __call__(self, q: Tensor) -> None:
         """Take in one draw of every chain, (chains, P)."""
+        self.count += 1
         if self.stream is not None:
             self.stream.update(self.target.density.outputs(q, self.stream.x))
         # cloned, since the sampler may move its positions in place
@@ -55,20 +59,25 @@ class Keeper:
         if value is not None:
             self.kept.append(value)
 
+    def copy(self) -> Keeper:
+        """One that goes on by itself."""
+        made = copy.copy(self)
+        made.kept, made.stream = list(self.kept), copy.deepcopy(self.stream)
+        return made
+
     def posterior(self, method: Method, stats: dict[str, Tensor], info: dict[str, Any]) -> Posterior:
         """What was kept, with how the sampler fared."""
         kept = torch.stack(self.kept, dim=1) if self.kept else None  # (chains, draws, ...)
+        self.kept = [] if kept is None else list(kept.unbind(dim=1))  # views, so that memory holds them once
         params, other = (kept, None) if self.store == "params" else (None, kept)
         return self.target.posterior(method, params, info, sample_stats=stats, kept=other, stream=self.stream)
 
 
-def sample_stats(runs: Sequence[Chains]) -> dict[str, Tensor]:
-    """How the sampler fared over consecutive runs, (chain, draw) each, under ArviZ's names."""
-    # where ArviZ has another name
-    ours = {"accept": "accept_prob", "log_prob": "lp", "steps": "n_steps"}
-    names = ("accept", "energy", "diverging", "log_prob", "steps")
-    stats = {ours.get(name, name): torch.cat([getattr(run, name) for run in runs], dim=1) for name in names}
+def sample_stats(run: Chains) -> dict[str, Tensor]:
+    """How the sampler fared, (chain, draw) each, under ArviZ's names."""
     # as the leapfrog used it, in the positions' type
-    steps = [run.step_size.to(run.state.position.dtype).double()[:, None].expand(run.accept.shape) for run in runs]
-    stats["step_size"] = torch.cat(steps, dim=1)
-    return stats
+    step = run.step_size.to(run.state.position.dtype).double()[:, None].expand(run.accept.shape)
+    return {
+        "accept_prob": run.accept, "energy": run.energy, "diverging": run.diverging, "lp": run.log_prob,
+        "n_steps": run.steps, "step_size": step,
+    }  # fmt: skip

@@ -54,6 +54,8 @@ class Target:
         To be called as ``progress(steps done, steps in all)``.
     seed : int
         What ``generator`` was seeded with, for the record.
+    marks : callable
+        A :func:`~mlcollage.papers.bnn_posteriors.fingerprint.fingerprint` of each thing that defines density and run.
     """
 
     network: NetworkFunction
@@ -62,6 +64,7 @@ class Target:
     generator: torch.Generator
     progress: Progress | None = None
     seed: int = 0
+    marks: Callable[[], dict[str, str]] = dict
 
     def posterior(self, method: Method, params: Tensor | None, info: dict[str, Any], **kept: Any) -> Posterior:
         """A result: draws (chain, draw, P) and what was found on the way, with the method's settings beside it."""

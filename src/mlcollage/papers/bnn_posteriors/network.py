@@ -10,7 +10,7 @@ ICML 2021, section 2.
 from __future__ import annotations
 
 import copy
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from mlcollage.infer.density import Generator, torch_generator
 from mlcollage.nn import build, seeded
 
 from .density import PosteriorDensity
+from .fingerprint import fingerprint
 from .function import TRIED_DATA, BackendName, NetworkFunction
 from .layout import Layout
 from .method import Init, Method, Progress, Target, check_method
@@ -127,7 +128,26 @@ class BayesianNetwork(NetworkFunction):
         # starts are drawn first, then what the method needs, all from one generator
         numbers = torch_generator(generator, self.parameters_flat.device)
         starts = partial(self.initial, init=init, generator=numbers)
-        return method.run(Target(self, density, starts, numbers, progress, numbers.initial_seed()))
+        marks = partial(self._marks, density, init, chunk_size, numbers.get_state())
+        return method.run(Target(self, density, starts, numbers, progress, numbers.initial_seed(), marks))
+
+    def _marks(
+        self, density: PosteriorDensity, init: Init, chunk_size: int | None, numbers: Tensor
+    ) -> dict[str, str]:  # fmt: skip
+        """A fingerprint of everything that defines density and run, but for the method."""
+        here = self.parameters_flat
+        start = here if isinstance(init, str) and init == "module" else None  # else its own parameters do not matter
+        parts = {
+            "data": (density.x, density.y), "network": self._module_mark, "likelihood": self.likelihood,
+            "prior": self.prior, "backend": self.backend, "init": (init, start), "chunk_size": chunk_size,
+            "seed": numbers, "type": (here.device.type, here.dtype),
+        }  # fmt: skip
+        return {name: fingerprint(part) for name, part in parts.items()}
+
+    @cached_property
+    def _module_mark(self) -> str:
+        # once, since a module may count its calls
+        return fingerprint(self.module)
 
     def log_density(
         self,

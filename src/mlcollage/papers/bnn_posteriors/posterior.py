@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,19 +19,20 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from mlcollage._checks import integer, probability
-from mlcollage.errors import InvalidInput, MissingFile
-from mlcollage.infer import RunningMixture, Streaming, diagnostics, to_arviz
+from mlcollage.errors import InvalidInput
+from mlcollage.infer import RunningMixture, Streaming, diagnostics, tensor_file, to_arviz
 from mlcollage.infer.density import Generator, torch_generator
 
-from . import tensor_file
 from .function import NetworkFunction, linearized
 from .layout import Layout
 from .likelihoods import Likelihood
 from .validation import as_tensor
 
-_KIND = "posterior of a network (mlcollage, 1)"
+_WRITTEN = ("method", "params", "sample_stats", "kept", "info", "target_shape")
+_KIND = "posterior of a network (mlcollage, 2)"
 
 
 class PredictionStream:
@@ -96,25 +97,21 @@ class PredictionStream:
         between = self.diagnostics.variance() * ((n - 1) / n) if n > 1 else torch.zeros_like(within)
         return self.diagnostics.mean(), within + between
 
-    def tensors(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Any]:
         """The state, for a file."""
-        state = {f"diagnostics.{k}": v for k, v in self.diagnostics.tensors().items()}
-        state |= {} if self.mixture is None else {f"mixture.{k}": v for k, v in self.mixture.tensors().items()}
-        state |= {} if self._variance is None else {"variance": self._variance}
-        return {**state, "x": self.x, "count": torch.tensor(self.count)}
+        return {
+            "x": self.x, "count": self.count, "variance": self._variance, "diagnostics": self.diagnostics.tensors(),
+            "mixture": None if self.mixture is None else self.mixture.tensors(),
+        }  # fmt: skip
 
-    @classmethod
-    def from_tensors(
-        cls, likelihood: Likelihood, state: Mapping[str, Tensor], target_shape: tuple[int, ...] | None = None
-    ) -> PredictionStream:
-        """The stream whose state :meth:`tensors` gave."""
-        made = cls(likelihood, state["x"], target_shape)
-        made.count = int(state["count"])
-        made._variance = state.get("variance")
-        made.diagnostics = Streaming.from_tensors(tensor_file.under(state, "diagnostics."))
-        if made.mixture is not None:
-            made.mixture = RunningMixture.from_tensors(tensor_file.under(state, "mixture."))
-        return made
+    def load_state_dict(self, state: Mapping[str, Any]) -> PredictionStream:
+        """Take on what :meth:`state_dict` gave; returns itself."""
+        device = self.x.device
+        state = pytree.tree_map(lambda v: v.to(device) if isinstance(v, Tensor) else v, dict(state))
+        self.x, self.count, self._variance = state["x"], state["count"], state["variance"]
+        self.diagnostics = Streaming.from_tensors(state["diagnostics"])
+        self.mixture = None if self.mixture is None else RunningMixture.from_tensors(state["mixture"])
+        return self
 
 
 def shaped(values: Tensor, target_shape: tuple[int, ...] | None, leading: int = 2) -> Tensor:
@@ -149,6 +146,8 @@ class Posterior:
         Shape of one target when it was fitted, () or (d,), which predictions have too; None for the likelihood's own.
     data : pair of Tensor or None
         Inputs and targets that it was fitted to; not written to files.
+    continuation : callable or None
+        Of a sampler: number of further draws to the posterior with them, see :meth:`extend`; not written to files.
     """
 
     layout: Layout
@@ -161,6 +160,11 @@ class Posterior:
     network: NetworkFunction | None = field(default=None, repr=False)
     target_shape: tuple[int, ...] | None = None
     data: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+    continuation: Callable[[int], Posterior] | None = field(default=None, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the run itself, which has a random generator."""
+        return {**self.__dict__, "continuation": None}
 
     def __post_init__(self) -> None:
         if self.params is not None and (self.params.ndim != 3 or self.params.shape[2] != self.layout.size):
@@ -196,7 +200,26 @@ class Posterior:
         stats = {name: value[:, step] for name, value in self.sample_stats.items()}
         kept = None if self.kept is None else self.kept[:, step]
         params = self.draws()[:, step]
-        return replace(self, params=params, sample_stats=stats, kept=kept, stream=None, info=dict(self.info))
+        info = dict(self.info)
+        return replace(self, params=params, sample_stats=stats, kept=kept, stream=None, info=info, continuation=None)
+
+    def extend(self, draws: int) -> Posterior:
+        """The posterior with so many further draws of each chain: the same as of one longer run.
+
+        This one stays as it is. For chains of HMC, NUTS, SGLD and SGHMC, in the process that drew them; a run with
+        ``checkpoint=`` is extended from its folder by fitting with more draws.
+
+        Raises
+        ------
+        InvalidInput
+            If it did not come from a sampler here.
+        """
+        if self.continuation is None:
+            raise InvalidInput(
+                f"this posterior ({self.method}) has no run to go on with; fit with more draws, for a sampler with the "
+                "checkpoint= of the run."
+            )
+        return self.continuation(draws)
 
     def state_dict(self, chain: int, draw: int) -> dict[str, Tensor]:
         """One draw as parameters by name, for ``module.load_state_dict(..., strict=False)``."""
@@ -233,15 +256,10 @@ class Posterior:
 
         The file is complete or not there. Returns its path.
         """
-        tensors = {"params": self.params, "kept": self.kept}
-        tensors |= {f"stats.{name}": value for name, value in self.sample_stats.items()}
-        if self.stream is not None:
-            tensors |= {f"stream.{name}": value for name, value in self.stream.tensors().items()}
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        about = {"method": self.method, "info": self.info, "target_shape": self.target_shape}
-        tensor_file.save(target, _KIND, self.layout, tensors, **about)
-        return target
+        content = {name: getattr(self, name) for name in _WRITTEN}
+        content["stream"] = None if self.stream is None else self.stream.state_dict()
+        content |= {"names": self.layout.names, "shapes": self.layout.shapes}
+        return tensor_file.save(path, _KIND, content)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], network: NetworkFunction | None = None) -> Posterior:
@@ -262,16 +280,16 @@ class Posterior:
         InvalidInput
             If it is another kind of file, or of another architecture.
         """
-        source = Path(path)
-        if not source.is_file():
-            raise MissingFile(f"there is no file {source}.")
-        layout, tensors, header = tensor_file.load(source, _KIND, None if network is None else network.layout)
-        stats, stream = (tensor_file.under(tensors, prefix) for prefix in ("stats.", "stream."))
-        shape = header.get("target_shape")  # files of older versions have none
-        shape = None if shape is None else tuple(shape)
-        predictions = PredictionStream.from_tensors(network.likelihood, stream, shape) if stream and network else None
-        params, kept = tensors.get("params"), tensors.get("kept")
-        return cls(layout, header["method"], params, stats, kept, predictions, header["info"], network, shape)
+        content = tensor_file.load(path, _KIND)
+        layout = Layout(tuple(content["names"]), tuple(tuple(shape) for shape in content["shapes"]))
+        if network is not None and (difference := network.layout.difference(layout)) is not None:
+            raise InvalidInput(f"{path} is of another architecture: {difference} (this network, and the file).")
+        known = {name: content[name] for name in _WRITTEN}
+        known["target_shape"] = shape = None if known["target_shape"] is None else tuple(known["target_shape"])
+        stream = None
+        if network is not None and (state := content["stream"]) is not None:
+            stream = PredictionStream(network.likelihood, state["x"], shape).load_state_dict(state)
+        return cls(layout, **known, stream=stream, network=network)
 
     # --- predictions --------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ so neither B nor the number of devices changes the temperature. The steps are th
 
 from __future__ import annotations
 
+import copy
 import warnings
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -22,22 +23,23 @@ from mlcollage.errors import InvalidInput
 from mlcollage.infer import sghmc, sgld
 
 from .density import largest_curvature
-from .keeping import Keeper, Store
-from .method import CountFrom0, CountFrom1, Method, NotNegative, Positive, Share, Target
-from .posterior import Posterior
+from .keeping import Keeper
+from .method import CountFrom0, CountFrom1, NotNegative, Positive, Share, Target
+from .sampler import Sampler, Save, State
 from .training import Gradients, Transform
 
 _Decay = Annotated[float, lambda name, value: probability(name, value, inside=False)]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class SGLD(Method):
+class SGLD(Sampler):
     r"""Stochastic-gradient Langevin dynamics: gradient steps with noise.
 
     Parameters
     ----------
-    chains, draws
-        Chains, and kept draws of each; 5 and 900 in the paper's table of hyper-parameters.
+    chains, draws, store, at, checkpoint, checkpoint_every
+        As in :class:`~mlcollage.papers.bnn_posteriors.sampler.Sampler`; 5 chains of 900 draws in the paper's table of
+        hyper-parameters.
     thin
         Steps per kept draw.
     burn_in
@@ -53,17 +55,10 @@ class SGLD(Method):
         T >= 0; multiplies the noise. 0 is gradient descent.
     transform
         Applied to the inputs of each minibatch: an augmentation. The likelihood is then no longer a product over the
-        data, and a warning says so.
-    store
-        ``"params"`` keeps the draws, ``"predictions"`` only the running predictions at the inputs ``at``, a function
-        of positions (chains, P) what it returns of each draw (None: nothing).
-    at
-        Inputs (n, ...) whose predictions are averaged on the way.
+        data, and a warning says so. With ``checkpoint`` it must not draw from random numbers of its own.
     """
 
     name = "sgld"
-    chains: CountFrom1 = 4
-    draws: CountFrom1 = 100
     thin: CountFrom1 = 10
     burn_in: CountFrom0 = 500
     lr: Positive | None = None
@@ -71,27 +66,33 @@ class SGLD(Method):
     rmsprop: _Decay | None = None
     temperature: NotNegative = 1.0
     transform: Transform | None = None
-    store: Store = "params"
-    at: Any = None
 
-    def run(self, target: Target) -> Posterior:
-        """Burn in and draw; called by ``BayesianNetwork.fit``."""
+    def _sample(
+        self, target: Target, keeper: Keeper, state: State | None, save: Save, every: int
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if self.transform is not None:
             warnings.warn(
                 "with augmentation the likelihood is no longer a product over the data: no temperature makes the draws "
                 "those of the posterior.",
-                stacklevel=3,
+                stacklevel=5,
             )
-        q = target.starts(self.chains)  # (chains, P), moved in place
-        keeper = Keeper(target, self.store, self.at)
-        h = self.lr or 0.2 / float(largest_curvature(target.density, q).max().clamp(min=1e-12))
+        state = copy.deepcopy(state)  # everything is moved in place
+        q: Tensor = target.starts(self.chains) if state is None else state["position"]  # (chains, P)
+        h = state["lr"] if state else self.lr
+        h = h or 0.2 / float(largest_curvature(target.density, q).max().clamp(min=1e-12))
         # gradients are of the sum over all data with the prior, so num_data=1 and no weight decay
         common = {"lr": h, "num_data": 1, "temperature": self.temperature, "generator": target.generator}
         optimizer = self._optimizer(q, {**common, "rmsprop": self.rmsprop})
         schedule = self._schedule(optimizer)
         gradients = Gradients(target.density, self.batch_size, target.generator, self.transform)
-        steps = self.burn_in + self.draws * self._every()
-        for step in range(steps):
+        steps, begin = self.burn_in + self.draws * self._every(), 0
+        if state:
+            begin, gradients.waiting = state["step"], state["waiting"]
+            of_one = {int(number): value for number, value in state["optimizer"]["state"].items()}  # words in a file
+            optimizer.load_state_dict({**state["optimizer"], "state": of_one, "generator": state["generator"]})
+            if schedule:
+                schedule.load_state_dict(state["schedule"])
+        for step in range(begin, steps):
             q.grad = gradients(q).neg()  # of minus the log-posterior, (chains, P)
             optimizer.step()
             if schedule:
@@ -105,7 +106,12 @@ class SGLD(Method):
                 keeper(q.detach())
             if target.progress:
                 target.progress(step + 1, steps)
-        return keeper.posterior(self, {}, {"lr": h, "steps": steps})
+            if step + 1 == steps or (step + 1) % (every * self._every()) == 0:
+                now = {"position": q.detach(), "waiting": gradients.waiting, "optimizer": optimizer.state_dict()}
+                now |= {"schedule": schedule.state_dict()} if schedule else {}
+                now |= {"generator": target.generator.get_state(), "drawn": keeper.count, "step": step + 1, "lr": h}
+                save(copy.deepcopy(now))
+        return {}, {"lr": h, "steps": steps}
 
     def _optimizer(self, q: Tensor, common: dict[str, Any]) -> Optimizer:
         """Whose steps move positions (chains, P)."""
@@ -132,8 +138,8 @@ class SGHMC(SGLD):
     momentum
         :math:`\beta` in [0, 1): what is left of the momentum after a step; 0.9 in the paper. One step moves about as
         far as one of SGLD with :math:`h / (1 - \beta)`.
-    chains, draws, thin, burn_in, lr, batch_size, rmsprop, temperature, transform, store, at
-        As in :class:`SGLD`; the paper's step size for CIFAR-10 is :math:`3 \cdot 10^{-7}`.
+    chains, draws, thin, burn_in, lr, batch_size, rmsprop, temperature, transform
+        As in :class:`SGLD`, and so are the others; the paper's step size for CIFAR-10 is :math:`3 \cdot 10^{-7}`.
     """
 
     name = "sghmc"
@@ -162,8 +168,8 @@ class CyclicalSGHMC(SGHMC):
         Steps before draws are kept.
     momentum
         :math:`\beta` in [0, 1); 0.95 in the paper.
-    chains, draws, lr, batch_size, rmsprop, temperature, transform, store, at
-        As in :class:`SGLD`; ``lr`` is the largest step size.
+    chains, draws, lr, batch_size, rmsprop, temperature, transform
+        As in :class:`SGLD`, and so are the others; ``lr`` is the largest step size.
     """
 
     name = "csghmc"

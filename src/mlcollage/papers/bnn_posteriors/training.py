@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -44,17 +44,15 @@ class Gradients:
     ):
         self.density, self.generator, self.transform = density, generator, transform
         self.size = None if batch_size is None or batch_size >= density.num_data else batch_size
-        self._batches: Iterator[Tensor] = iter(())
+        self.waiting: Tensor | None = None  # places of the data that this epoch has yet to take, (chains, ...)
 
     def _next(self, chains: int, size: int) -> Tensor:
         """Places of the next batch of every chain, (chains, B)."""
-        n = self.density.num_data
-        batch = next(self._batches, None)
-        if batch is None:
-            # a permutation of the data for each chain, (chains, n)
-            order = torch.rand((chains, n), generator=self.generator, device=self.generator.device).argsort(dim=1)
-            self._batches = iter(order[:, : n // size * size].split(size, dim=1))  # what is left over waits
-            batch = next(self._batches)
+        # what is left over at the end of an epoch waits for another one
+        if self.waiting is None or self.waiting.shape[1] < size:
+            shape, device = (chains, self.density.num_data), self.generator.device
+            self.waiting = torch.rand(shape, generator=self.generator, device=device).argsort(dim=1)
+        batch, self.waiting = self.waiting[:, :size], self.waiting[:, size:]
         return batch
 
     def __call__(self, q: Tensor) -> Tensor:
