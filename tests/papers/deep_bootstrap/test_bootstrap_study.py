@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -12,11 +13,21 @@ from mlcollage.data.workload import Labeled
 from mlcollage.errors import InvalidInput
 from mlcollage.lab.bound import BoundStudy
 from mlcollage.lab.experiment import Task
+from mlcollage.lab.measurements import Measurements
 from mlcollage.lab.publish import draw_slide
 from mlcollage.lab.run import Scale
 from mlcollage.lab.running import run_study
+from mlcollage.papers.deep_bootstrap.result import COLUMNS, BootstrapResult
 from mlcollage.papers.deep_bootstrap.study import STUDY
-from mlcollage.papers.deep_bootstrap.study.experiments import LeastSquares, Worlds, least_squares, on_workload, worlds
+from mlcollage.papers.deep_bootstrap.study.claims import worst_gap
+from mlcollage.papers.deep_bootstrap.study.experiments import (
+    LeastSquares,
+    Worlds,
+    _record,
+    least_squares,
+    on_workload,
+    worlds,
+)
 from mlcollage.papers.deep_bootstrap.study.models import ARCHITECTURES, AUGMENTATIONS
 from mlcollage.testing import study_checks
 
@@ -213,3 +224,38 @@ def test_every_architecture_maps_images_to_logits_and_learns(name):
     optimizer.step()
     assert network(x).shape == (8, 10)
     assert any(not torch.equal(v, before[k]) for k, v in network.state_dict().items())
+
+
+# --- the claim that reused data teach like fresh data -----------------------------------------------------------------
+
+
+def two_worlds(differences, converged_at=None):
+    """Curves of one seed in which the Real World differs from the Ideal World by this much at steps 0, 1, 2, ..."""
+    rows = []
+    for step, difference in enumerate(differences):
+        train = 0.0 if converged_at is not None and step >= converged_at else 0.5
+        for world, n, split, e in (
+            ("ideal", np.inf, "test", 0.4), ("real", 100, "test", 0.4 + difference), ("real", 100, "train", train)
+        ):  # fmt: skip
+            rows.append((world, n, 0, step, split, e, e, e))
+    return BootstrapResult(pd.DataFrame(rows, columns=COLUMNS), {"steps": len(differences) - 1})
+
+
+@pytest.mark.parametrize(
+    ("differences", "converged_at", "largest"),
+    [([0, 0.01, -0.2, 0.03], None, 0.2), ([0, 0.1, -0.2, 0.3], 2, 0.2), ([0, 0.1, -0.02, 0.3], 2, 0.1)],
+)
+def test_the_largest_gap_counts_in_either_direction_until_the_set_is_fitted(differences, converged_at, largest):
+    m = Measurements()
+    _record(m, two_worlds(differences, converged_at))
+    table = m.table.set_index("metric")["value"]
+    assert table["largest_gap"] == pytest.approx(largest)
+
+
+def test_the_first_claim_is_about_every_network():
+    """A network that is better on reused data counts as one that is worse, the ViT among them."""
+    arms = ("mlp8", "mlp32", "mlp128", "mlp128_slow", "cnn", "resnet", "vit")
+    rows = pd.DataFrame({"arm": arms, "n": 4000, "metric": "largest_gap", "value": [0.01] * 6 + [0.2]})
+    assert worst_gap(rows) == 0.2
+    claim = next(c for c in STUDY.claims if c.id == "C1")
+    assert set(arms) <= set(claim.estimand.arms)

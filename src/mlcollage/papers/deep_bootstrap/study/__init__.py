@@ -75,6 +75,7 @@ STUDY = Study(
                 worlds,
                 arms=(arm,),
                 settings={scale: _network(arm, scale) for scale in Scale},
+                version=2,  # the largest gap is taken in either direction
                 own_data=arm != "user",
                 workloads=(Labeled,) if arm in _ON_WORKLOADS else (),
                 adapt=on_workload,
@@ -82,7 +83,9 @@ STUDY = Study(
             for arm in ("user", "vit", "resnet", "cnn", "mlp128", "mlp128_slow", "mlp32", "mlp8")
         ),
         *(
-            Experiment(arm, worlds, arms=(arm,), settings={scale: _variant(arm, scale) for scale in _scales_of(arm)})
+            Experiment(
+                arm, worlds, arms=(arm,), settings={scale: _variant(arm, scale) for scale in _scales_of(arm)}, version=2
+            )
             for arm in _VARIANTS
         ),
         Experiment(

@@ -33,8 +33,8 @@ def _largest_n(table: pd.DataFrame) -> pd.Series:
 
 
 def worst_gap(rows: pd.DataFrame) -> float:
-    """Largest bootstrap error of any step up to T, of any fitted network, at the largest n."""
-    return float(_largest_n(_of(rows, "largest_gap", FITTED)).max())
+    """Largest difference of the worlds, in either direction, at any step up to T, of any network, at the largest n."""
+    return float(_largest_n(_of(rows, "largest_gap", PLAIN)).max())
 
 
 def gap_and_classical_gap(rows: pd.DataFrame) -> dict[str, float]:
@@ -119,10 +119,11 @@ CLAIMS = (
         id="C1",
         title="Reused data teach like fresh data until they are fitted",
         headline=True,
-        sentence="With the largest train set, the soft-error of the Real World exceeds that of the Ideal World by at "
-        "most 0.05 at every step up to convergence, in every one of the fitted networks.",
+        sentence="With the largest train set, the soft-errors of the Real and the Ideal World differ by at most 0.05, "
+        "in either direction, at every step up to convergence (or the last one), in each of the networks: MLPs of "
+        "three widths and two learning rates, a CNN, a ResNet and a ViT.",
         source="Fig. 1",
-        estimand=PerSeed(worst_gap, "largest bootstrap error up to T, worst network, largest n", FITTED),
+        estimand=PerSeed(worst_gap, "largest |bootstrap error| up to T, worst network, largest n", PLAIN),
         direction="at_most",
         null=0.05,
     ),

@@ -161,19 +161,19 @@ def _record(m: Measurements, result: BootstrapResult) -> None:
         for name in ("soft_error", "error", "loss"):
             if math.isfinite(row[name]):  # squared loss has no soft-error
                 m.add(name, row[name], **{key: row[key] for key in ("step", "world", "n", "split")})
-    end, at_t, most = (
-        result.gap(metric, at=at).set_index("n").astype(float, errors="ignore") for at in ("end", "T", "max")
-    )
+    end, at_t = (result.gap(metric, at=at).set_index("n").astype(float, errors="ignore") for at in ("end", "T"))
+    gaps = result.gaps(metric)
     classical_end, classical_t = (result.generalization_gap(metric, at=at).set_index("n") for at in ("end", "T"))
     for n in result.n:
         converged = bool(np.isfinite(float(at_t["gap"][n])))  # else the end stands in for T
         there, classical = (at_t, classical_t) if converged else (end, classical_end)
+        last = float(there["step"][n])
         values = {
             "final_real": end["real"][n],
             "final_ideal": end["ideal"][n],
             "final_gap": end["gap"][n],
             "final_train": classical_end["train"][n],
-            "largest_gap": most["gap"][n],
+            "largest_gap": float(gaps["gap"][(gaps["n"] == n) & (gaps["step"] <= last)].abs().max()),  # either way
             "gap_at_stop": there["gap"][n],
             "real_at_stop": there["real"][n],
             "ideal_at_stop": there["ideal"][n],
