@@ -249,6 +249,24 @@ def test_replicas_are_trained_as_networks_alone(method):
             torch.testing.assert_close(value, expected[name], rtol=1e-8, atol=1e-10)
 
 
+class Idle(nn.Module):
+    """The network, and parameters that are not used."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.unused, self.alone = model_fn(), nn.Linear(4, 2).double(), nn.Parameter(torch.zeros(3))
+
+    def forward(self, x):
+        return self.net(x)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_unused_parameters_of_a_users_model_change_nothing(method):
+    idle, plain = trained(method, 4, Idle), trained(method, 4)
+    for name, value in plain.replicas.parameters.items():
+        torch.testing.assert_close(idle.replicas.parameters[f"net.{name}"], value, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_branch_is_training_at_once(method):
     whole = trained(method, 11)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mlcollage import _random
 from mlcollage.errors import UnknownName
@@ -24,6 +24,13 @@ PENALTIES: Mapping[str, Mapping[str, Any]] = {
     "trf": {"labels": "model", "estimator": "per_example"},
 }
 METHODS = ("none", *PENALTIES, "sam", "mixup")
+
+
+def parameters_in_graph(model: nn.Module, x: Tensor) -> list[str]:
+    """Names of the trainable parameters that the logits depend on; a user's network may have others."""
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    found = torch.autograd.grad(model(x).sum(), list(named.values()), allow_unused=True)
+    return [name for name, gradient in zip(named, found, strict=True) if gradient is not None]
 
 
 class Training:
@@ -72,8 +79,9 @@ class Training:
             replicas = Replicas(first.make_model, self.seeds, lr=lr, device=first.device, stacked=None, **own)
         self.replicas, self.penalty = replicas, None
         if method in PENALTIES:
+            used = parameters_in_graph(replicas.module(0), first.train.x[:2])
             self.penalty = FisherPenalty(
-                replicas, self.coefficients, interval=interval, generator=self.seeds, **PENALTIES[method]
+                replicas, self.coefficients, interval=interval, generator=self.seeds, params=used, **PENALTIES[method]
             )
             self.penalty.steps = replicas.steps_done
         self._x = torch.stack([d.problem.train.x for d in self.data])  # (R, n, ...)
