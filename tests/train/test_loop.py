@@ -244,3 +244,15 @@ def test_bad_input_is_explained():
         next(steps(model, [(x, y)], optimizer, schedule=lambda t: float("nan")))
     with pytest.raises(InvalidInput, match="at least one sample"):
         predict(model, x[:0])
+
+
+def test_an_optimizer_that_calls_the_loss_itself_is_given_it():
+    """LBFGS minimizes least squares in a few steps, as scipy's solution says."""
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(30, 4, generator=g, dtype=torch.float64), torch.randn(30, 1, generator=g, dtype=torch.float64)
+    model = torch.nn.Linear(4, 1, bias=False, dtype=torch.float64)
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=50, tolerance_grad=1e-12, tolerance_change=1e-15)
+    for _ in steps(model, [(x, y)] * 3, optimizer, loss=torch.nn.functional.mse_loss):
+        pass
+    best = torch.linalg.lstsq(x, y).solution
+    assert torch.allclose(model.weight.detach().T, best, atol=1e-6)

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -81,7 +82,8 @@ def steps(
     batches
         Pairs of inputs and targets: :func:`epochs`, a ``DataLoader``, a generator.
     optimizer
-        Any ``torch.optim.Optimizer`` over the model's parameters. Its learning rates are the base rates.
+        Any ``torch.optim.Optimizer`` over the model's parameters, also one that calls the loss several times in a step
+        (LBFGS). Its learning rates are the base rates.
     loss
         From the model's output and the targets to a scalar.
     schedule
@@ -130,6 +132,7 @@ def steps(
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    again = needs_closure(optimizer)
     unchecked: list[Tensor] = []  # losses that were not looked at yet: reading one waits for the device
     model.train()
     for t, batch in enumerate(batches, start):
@@ -150,7 +153,20 @@ def steps(
         value.backward()
         if clip_norm is not None:
             nn.utils.clip_grad_norm_(parameters, clip_norm)
-        optimizer.step()
+        if again:
+
+            def closure(x: Tensor = x, y: Tensor = y, t: int = t) -> float:
+                optimizer.zero_grad(set_to_none=True)
+                with torch.enable_grad(), seeded(seed, t), _autocast(device, autocast):
+                    here = loss(model(x), y)
+                here.backward()
+                if clip_norm is not None:
+                    nn.utils.clip_grad_norm_(parameters, clip_norm)
+                return float(here.detach())
+
+            optimizer.step(closure)
+        else:
+            optimizer.step()
         yield Step(t + 1, value.detach(), float(optimizer.param_groups[0]["lr"]), x, y, logits.detach())
         if max_steps is not None and t + 1 >= max_steps:  # before the next batch is drawn
             break
@@ -297,6 +313,12 @@ def evaluate(model: nn.Module, x: Tensor, y: Tensor, fn: Callable[[Tensor, Tenso
 def accuracy(logits: Tensor, y: Tensor) -> float:
     """Share of samples whose largest logit is that of their label; logits (n, classes), y (n,) -> [0, 1]."""
     return float((logits.argmax(-1) == y).double().mean())
+
+
+def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step calls the loss itself, perhaps several times, as LBFGS does."""
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    return closure is not None and closure.default is closure.empty
 
 
 def _same_length(x: Tensor, y: Tensor) -> int:

@@ -411,3 +411,78 @@ def test_test_samples_in_the_stream_are_found_wherever_they_are(tiny_world, stud
     study(few, stack=stack).run()  # 3 of 150
     repeating = Leaking(tiny_world(), 10**9, levels=1.0)  # 32 different rows
     study(repeating, stack=stack, steps=10).run()
+
+
+# ---- what cannot be stacked, and what people pass --------------------------------------------------------------------
+
+
+class Reads(nn.Module):
+    """A network whose code looks at a value, which vmap cannot."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.net(x) * (1.0 if x.sum().item() > -1e9 else 0.0)
+
+
+def reading_loss(outputs, y):
+    return nn.functional.cross_entropy(outputs, y) * (1 if outputs.sum().item() > -1e9 else 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"model": Reads}, r"vmap cannot run this Reads"),
+        ({"loss": reading_loss}, r"vmap cannot run this MLP or its loss"),
+        ({"optimizer_fn": partial(torch.optim.Adafactor, lr=0.1)}, r"optimizer does not work element by element"),
+        ({"optimizer_fn": partial(torch.optim.LBFGS, lr=0.1)}, r"optimizer cannot be used on stacked parameters"),
+    ],
+)
+def test_what_cannot_be_stacked_is_trained_one_by_one_with_a_reason(study, settings, reason):
+    usual = {"n": (32,), "steps": 6, "seeds": 2, **settings}
+    with pytest.warns(UserWarning, match=reason):
+        fallen = study(**usual).run()
+    assert fallen.settings["not_stacked"]
+    assert not fallen.settings["stacked"]
+    same(fallen.curves, study(**usual, stack=False).run().curves)
+    with pytest.raises(InvalidInput, match=rf"stack=True, but .* cannot be stacked: .*{reason}"):
+        study(**usual, stack=True).run()
+
+
+def test_numpy_numbers_and_other_float_types_give_the_same_curves(tiny_world, study, tmp_path):
+    plain = study(stack=False).run()
+    numbers = {"n": np.int64(32), "steps": np.int64(40), "batch_size": np.int32(16), "seeds": np.int64(2)}
+    numpy = study(**numbers, test_size=np.int64(150), eval_at=np.int64(8), stack=False).run()
+    same(numpy.select("ideal"), plain.select("ideal"))
+    numpy.to_parquet(tmp_path / "curves.parquet")
+
+    class Wide(tiny_world):
+        def _range(self, split, start, stop):
+            x, y = super()._range(split, start, stop)
+            return x.double(), y
+
+    same(study(Wide(), stack=False).run().curves, plain.curves)
+
+
+def test_what_people_pass_by_mistake_gets_a_sentence(tiny_world, study):
+    net = nn.Linear(5, 3)
+    with pytest.raises(InvalidInput, match="optimizer_fn is a SGD of one network; each world needs its own"):
+        study(optimizer_fn=torch.optim.SGD(net.parameters(), lr=0.1))
+    with pytest.raises(InvalidInput, match="function that makes a fresh network, but got a Linear"):
+        study(model=net).run()
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.net(x), x
+
+    with pytest.raises(InvalidInput, match="Two gives tuple for 2 samples"):
+        study(model=Two).run()
+    with pytest.raises(InvalidInput, match=r"are float64 and <U3; number labels that are words with numpy\.unique"):
+        FiniteAsIdeal((np.zeros((4, 2)), np.array(["cat", "dog", "cat", "dog"])), test=1)
+    assert FiniteAsIdeal((np.zeros((4, 2)), np.arange(4) % 2), test=np.int64(1)).stream_size == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
@@ -20,11 +21,11 @@ from mlcollage.data.row_hashes import row_hashes
 from mlcollage.errors import InvalidInput
 from mlcollage.nn import build
 from mlcollage.train import Replicas, Schedule, stackable
-from mlcollage.train.loop import Augment, Loss, predict, steps
+from mlcollage.train.loop import Augment, Loss, evaluating, predict, steps
 
 from . import settings
 from .result import COLUMNS, BootstrapResult, Rule
-from .training import Coupling, Lane, SeedData, measure
+from .training import Coupling, Lane, SeedData, as_type, measure
 from .worlds import FiniteAsIdeal
 
 OptimizerFn = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
@@ -99,8 +100,9 @@ class DeepBootstrap:
         the worlds are then one and the same run until a sample is used again. ``"independent"``: the samples are
         ``world.fixed(n, seed=seed)``, reshuffled from the start.
     stack
-        Train the worlds and seeds as one stacked model: None (default) decides by model and device, True insists,
-        False trains one after the other. The results agree to rounding.
+        Train the worlds and seeds as one stacked model: None (default) decides by model and device, and says why where
+        model, loss or optimizer cannot be stacked; True insists, False trains one after the other. The results agree to
+        rounding.
     device
         ``"auto"`` (a GPU if there is one) or a torch device.
 
@@ -152,7 +154,12 @@ class DeepBootstrap:
             raise InvalidInput("model_fn must make a fresh network, such as lambda: MLP(world.shape, 10).")
         settings.check_world(self.world)
         for name in ("steps", "batch_size", "test_size", "train_size"):
-            checks.integer(name, getattr(self, name), least=1)
+            setattr(self, name, checks.integer(name, getattr(self, name), least=1))  # numpy's numbers too
+        if not callable(self.optimizer_fn):
+            raise InvalidInput(
+                f"optimizer_fn is a {type(self.optimizer_fn).__name__} of one network; each world needs its own: give "
+                "a function, such as lambda parameters: torch.optim.SGD(parameters, lr=0.1)."
+            )
         checks.choice("coupling", self.coupling, ("stream", "independent"))
         self._n = settings.as_sizes(self.n, self.world, self.steps, self.batch_size)
         self._seeds = settings.as_seeds(self.seeds)
@@ -180,8 +187,7 @@ class DeepBootstrap:
         settings.check_labels(y, self.world.num_classes)
         x, y = x.to(device), y.to(device)
         self._tested = row_hashes(x)
-        self._test = x if self.transform is None else self.transform(x), y
-        stacked = self._check_model(device)
+        stacked = self._check_model(x, y, device)
         worlds = (None, *self._n)  # None is the Ideal World
         if not stacked:
             groups = [[Lane(k, s)] for s in self._seeds for k in worlds]  # seed by seed, for the sake of their samples
@@ -310,6 +316,7 @@ class DeepBootstrap:
                 coupling=self.coupling,
                 augment=self.augment,
                 transform=self.transform,
+                dtype=self._dtype,
                 device=device,
             )
             if self.coupling == "independent":
@@ -324,23 +331,47 @@ class DeepBootstrap:
             self._data[seed] = data
         return self._data[seed]
 
-    def _check_model(self, device: torch.device) -> bool:
-        """Refuse a model that does not fit the world; decide whether to stack."""
-        fresh(self.model_fn, "model_fn")
+    def _check_model(self, x: Tensor, y: Tensor, device: torch.device) -> bool:
+        """Refuse a model that does not fit the world; lay out the test block; decide whether to stack."""
         model = build(self.model_fn, 0).to(device)  # to look at; the lanes build their own
+        fresh(self.model_fn, "model_fn")
+        self._dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+        x = x if self.transform is None else self.transform(x)
+        self._test = as_type(x, self._dtype), as_type(y, self._dtype)
         settings.check_batch_norm(model, self.batch_size)
-        settings.check_outputs(predict(model, self._test[0][:2]), len(self._test[0][:2]), self.world.num_classes, model)
+        few = self._test[0][:2]
+        with evaluating(model), torch.no_grad():
+            settings.check_outputs(model(few), len(few), self.world.num_classes, model)
         self._parameters = sum(p.numel() for p in model.parameters())
+        self._why_not: str | None = None
         reason = stackable(model)
         if reason is None and any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in model.modules()):
             reason = "it has dropout, whose draws a stacked model cannot share between the worlds."
-        if self.stack is None:
-            convolves = any(isinstance(m, nn.modules.conv._ConvNd) for m in model.modules())
-            # On a CPU grouped convolutions gain nothing.
-            return reason is None and not (device.type == "cpu" and convolves)
-        if self.stack and reason is not None:
-            raise InvalidInput(f"stack=True, but {type(model).__name__} cannot be stacked: {reason}")
-        return self.stack
+        convolves = any(isinstance(m, nn.modules.conv._ConvNd) for m in model.modules())
+        # On a CPU grouped convolutions gain nothing.
+        if self.stack is False or (self.stack is None and device.type == "cpu" and convolves):
+            return False
+        self._why_not = reason or self._try_stacked(device)
+        if self._why_not is None:
+            return True
+        if self.stack:
+            raise InvalidInput(f"stack=True, but {type(model).__name__} cannot be stacked: {self._why_not}")
+        warnings.warn(
+            f"{type(model).__name__} is trained in one world after the other, not stacked: {self._why_not}",
+            stacklevel=3,
+        )
+        return False
+
+    def _try_stacked(self, device: torch.device) -> str | None:
+        """Why a step of two stacked networks cannot be made, if so: their code, the loss or the optimizer."""
+        # A batch for each, as in training: of a shared one values could be read.
+        x, y = (torch.stack([part[: self.batch_size]] * 2) for part in self._test)
+        try:
+            replicas = Replicas(self.model_fn, (0, 1), optimizer=lambda p: self.optimizer_fn(p), device=device)
+            replicas.step(x, y, loss=self._loss, in_dims=(0, 0))
+        except (InvalidInput, RuntimeError, TypeError, NotImplementedError) as reason:
+            return str(reason)
+        return None
 
     def _described(self, stacked: bool, device: torch.device) -> dict[str, Any]:
         names = ("steps", "batch_size", "coupling", "test_size", "train_size")
@@ -353,6 +384,7 @@ class DeepBootstrap:
             "world": type(self.world).__name__,
             "parameters": self._parameters,
             "stacked": stacked,
+            "not_stacked": self._why_not,
             "device": str(device),
         }
         if isinstance(self.world, FiniteAsIdeal):

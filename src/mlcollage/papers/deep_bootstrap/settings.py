@@ -19,10 +19,12 @@ from mlcollage.train.loop import Loss
 from .result import RULES, Rule
 from .worlds import FiniteAsIdeal
 
+WHOLE = int | np.integer  # Python's and numpy's whole numbers
+
 
 def as_sizes(n: int | Sequence[int], world: DataWorld, steps: int, batch_size: int) -> tuple[int, ...]:
     """Sample sizes, ascending; each must hold a batch and be seen once, and a finite world must last."""
-    sizes = tuple(sorted({checks.integer("n", v, least=1) for v in ((n,) if isinstance(n, int) else n)}))
+    sizes = tuple(sorted({checks.integer("n", v, least=1) for v in ((n,) if isinstance(n, WHOLE) else n)}))
     if not sizes:
         raise InvalidInput("n is empty; give at least one sample size.")
     needed = steps * batch_size  # samples of the Ideal World
@@ -43,7 +45,7 @@ def as_sizes(n: int | Sequence[int], world: DataWorld, steps: int, batch_size: i
 
 def as_seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
     """The seeds themselves, or 0, 1, ... where their number is given."""
-    if isinstance(seeds, int):
+    if isinstance(seeds, WHOLE):
         return tuple(range(checks.integer("seeds", seeds, least=1)))
     found = tuple(checks.integer("a seed", seed, least=0) for seed in seeds)
     if not found or len(set(found)) < len(found):
@@ -88,7 +90,7 @@ def as_grid(eval_at: str | int | Sequence[int], total: int) -> tuple[int, ...]:
     if isinstance(eval_at, str):
         checks.choice("eval_at", eval_at, ("log",))
         return log_steps(total)
-    if isinstance(eval_at, int):
+    if isinstance(eval_at, WHOLE):
         return log_steps(total, checks.integer("eval_at", eval_at, least=1))
     wanted = (checks.integer("a step of eval_at", step, least=0, most=total) for step in eval_at)
     return tuple(sorted({0, total, *wanted}))

@@ -125,10 +125,11 @@ class SeedData:
         coupling: Coupling,
         augment: Augment | None,
         transform: Callable[[Tensor], Tensor] | None,
+        dtype: torch.dtype,
         device: torch.device,
     ) -> None:
         self.seed, self.batch_size, self.coupling = seed, batch_size, coupling
-        self.augment, self.transform = augment, transform
+        self.augment, self.transform, self.dtype = augment, transform, dtype
         self.fresh = FreshBatches(world, seed, batch_size, steps, device)
         if coupling == "stream":
             self.x, self.y = self.fresh.first(n_max)  # of all n at once: smaller sets are its beginning
@@ -148,12 +149,14 @@ class SeedData:
                 shown = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
                 raise InvalidInput(f"augment must keep the shape of its batch, {tuple(x.shape)}, but gave {shown}.")
             x = out
-        return (x if self.transform is None else self.transform(x)), y
+        return self._ready(x, y)
 
     def first(self, n: int) -> tuple[Tensor, Tensor]:
         """The first ``n`` samples of the train set as the network sees them, not augmented."""
-        x = self.x[:n]
-        return (x if self.transform is None else self.transform(x)), self.y[:n]
+        return self._ready(self.x[:n], self.y[:n])
+
+    def _ready(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return as_type(x if self.transform is None else self.transform(x), self.dtype), as_type(y, self.dtype)
 
     def _reused(self, n: int, t: int) -> tuple[Tensor, Tensor]:
         epoch, i = divmod(t, n // self.batch_size)  # the last samples that fill no batch are left out of the epoch
@@ -164,6 +167,11 @@ class SeedData:
             self._orders[n] = (epoch, permutation(n, self.seed, _ORDER, n, epoch).to(self.x.device))
         index = self._orders[n][1][here]
         return self.x[index], self.y[index]
+
+
+def as_type(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Floating-point inputs and targets in the type of a network's parameters; whole numbers as they are."""
+    return values.to(dtype) if values.is_floating_point() else values
 
 
 def measure(outputs: Tensor, y: Tensor, loss: str | Loss, num_classes: int) -> dict[str, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,11 +17,11 @@ from mlcollage.data.problem import refuse_shared
 from mlcollage.data.row_hashes import row_hashes
 from mlcollage.errors import InvalidInput
 from mlcollage.nn import logits_of, seeded
-from mlcollage.train.loop import Loss, evaluating
+from mlcollage.train.loop import Loss, evaluating, needs_closure
 
 from .result import COLUMNS, BootstrapResult
 from .settings import check_labels, check_outputs, check_world, log_steps, loss_function, loss_name
-from .training import FreshBatches, measure
+from .training import FreshBatches, as_type, measure
 
 Forward = Callable[[nn.Module, Tensor], Tensor]
 MicroBatches = Sequence[tuple[int, float]]
@@ -114,7 +113,7 @@ class IdealTwin:
                 f"autocast must be torch.bfloat16 or None, not {autocast}: gradients in float16 are scaled by numbers "
                 "of your run, which the twin has not; train in bfloat16."
             )
-        self.world, self.seed, self.loss, self.forward = world, seed, loss, forward
+        self.world, self.seed, self.loss, self.forward = world, checks.integer("seed", seed, least=0), loss, forward
         self.clip_norm, self.clip_value = (
             None if value is None else checks.positive(name, value)
             for name, value in (("clip_norm", clip_norm), ("clip_value", clip_value))
@@ -140,10 +139,17 @@ class IdealTwin:
         """Copy the network and its optimizer; call it before the first update."""
         self.stop()
         optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps the real one
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise InvalidInput(
+                f"start needs the torch.optim.Optimizer that trains the model, not a {type(optimizer).__name__}."
+            )
         self._twin = copy.deepcopy(model)
         first = next(model.parameters())
         device, self._dtype = first.device, first.dtype
-        self._blocks = {k: (self._typed(x.to(device)), self._typed(y.to(device))) for k, (x, y) in self._blocks.items()}
+        self._blocks = {
+            k: (as_type(x.to(device), self._dtype), as_type(y.to(device), self._dtype))
+            for k, (x, y) in self._blocks.items()
+        }
         self._fresh = FreshBatches(self.world, self.seed, self.batch_size, self.steps, device)
         self._optimizer = _twin_optimizer(optimizer, model, self._twin)
         self._rows, self._pending, self._done = [], [], 0
@@ -190,8 +196,9 @@ class IdealTwin:
             raise InvalidInput("loss_of was called before start(model, optimizer), which copies the network.")
         device = next(self._twin.parameters()).device
         net = copy.deepcopy(self._twin).train()  # batch norm updates its statistics
+        x, y = (as_type(part.to(device), self._dtype) for part in (x, y))
         with torch.no_grad(), self._cast(device):
-            return float(self.training_loss(self.forward(net, self._typed(x.to(device))), self._typed(y.to(device))))
+            return float(self.training_loss(self.forward(net, x), y))
 
     def stop(self) -> None:
         """Let go of your optimizer; the callbacks call it at the end of training."""
@@ -214,7 +221,7 @@ class IdealTwin:
                 f"update {self._done + 1} of your loop used {sum(sizes)} samples, but batch_size is {self.batch_size}; "
                 "give all samples of an update, those of accumulated batches too."
             )
-        x, y = (self._typed(part) for part in self._fresh.batch(self._done))
+        x, y = (as_type(part, self._dtype) for part in self._fresh.batch(self._done))
         parts = zip(x[: sum(sizes)].split(sizes), y[: sum(sizes)].split(sizes), micro_batches, strict=True)
         self._twin.train()
         self._optimizer.zero_grad(set_to_none=True)
@@ -235,10 +242,6 @@ class IdealTwin:
             nn.utils.clip_grad_value_(self._twin.parameters(), self.clip_value)
         self._optimizer.step()
         self._done += 1
-
-    def _typed(self, values: Tensor) -> Tensor:
-        """Floating-point inputs and targets in the type of the network's parameters."""
-        return values.to(self._dtype) if values.is_floating_point() else values
 
     def _cast(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, dtype=self.autocast, enabled=self.autocast is not None)
@@ -264,8 +267,7 @@ def _twin_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, twin: nn
     pair = {id(a): b for a, b in zip(model.parameters(), twin.parameters(), strict=True)}
     if any(id(p) not in pair for g in optimizer.param_groups for p in g["params"]):
         raise InvalidInput("the optimizer holds parameters of another model; give start() the model that it trains.")
-    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
-    if closure is not None and closure.default is closure.empty:
+    if needs_closure(optimizer):
         raise InvalidInput(
             f"{type(optimizer).__name__} calls the loss several times in one step, which no twin can follow; use an "
             "optimizer that takes one gradient for each step, such as SGD or AdamW."

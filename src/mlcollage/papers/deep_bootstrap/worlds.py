@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -89,18 +90,20 @@ class FiniteAsIdeal:
         checks.choice("past_one_pass", past_one_pass, ("raise", "warn"))
         self._gather, size, classes = _source(dataset)
         self._transform = transform
+        test = checks.integer("test", test, least=0) if isinstance(test, int | np.integer) else test
+        train_pool = checks.integer("train_pool", train_pool, least=0)
         kept_for_test = test if isinstance(test, int) else 0
         self.stream_size = size - kept_for_test - train_pool
-        if kept_for_test < 0 or train_pool < 0 or self.stream_size < 1:
+        if self.stream_size < 1:
             raise InvalidInput(
                 f"a dataset of {size} samples cannot give {kept_for_test} for the test block, {train_pool} for the "
                 "train pool and a stream; make test or train_pool smaller."
             )
         if num_classes is None and classes is None:
             raise InvalidInput("this dataset does not show its labels without reading it all; pass num_classes.")
-        self.num_classes = int(num_classes if num_classes is not None else classes or 0)
+        self.num_classes = classes or 0 if num_classes is None else checks.integer("num_classes", num_classes, least=0)
         self.past_one_pass = past_one_pass
-        self.seed = seed
+        self.seed = checks.integer("seed", seed, least=0)
         self._view = 0  # the seed whose order this view hands out; 0 until for_seed
         order = permutation(size, seed, _TEST)  # cut into test block, train pool and stream
         self._test_gather, self._test_index = self._gather, order[:kept_for_test]
@@ -203,7 +206,15 @@ def _source(dataset: Dataset[Any] | tuple[Any, Any]) -> tuple[Gather, int, int |
         return dataset.gather, len(dataset), int(dataset.labels.max()) + 1
     if isinstance(dataset, TensorDataset | tuple):
         parts = dataset.tensors if isinstance(dataset, TensorDataset) else dataset
-        read = read_batch(tuple(torch.as_tensor(a) for a in parts))
+        try:
+            tensors = tuple(torch.as_tensor(a) for a in parts)
+        except (TypeError, ValueError, RuntimeError):
+            kinds = " and ".join(str(getattr(a, "dtype", type(a).__name__)) for a in parts)
+            raise InvalidInput(
+                f"inputs and labels must be arrays of numbers, but are {kinds}; number labels that are words with "
+                "numpy.unique(labels, return_inverse=True)[1]."
+            ) from None
+        read = read_batch(tensors)
         x, y = read.x, read.y
         if len(x) != len(y) or len(x) == 0:
             raise InvalidInput(f"inputs and labels must be as many and at least one, got {len(x)} and {len(y)}.")
