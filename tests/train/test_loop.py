@@ -2,6 +2,7 @@
 
 from itertools import islice
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -256,3 +257,33 @@ def test_an_optimizer_that_calls_the_loss_itself_is_given_it():
         pass
     best = torch.linalg.lstsq(x, y).solution
     assert torch.allclose(model.weight.detach().T, best, atol=1e-6)
+
+
+class Pair(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.net(x), x
+
+
+def test_what_people_pass_works_or_gets_a_sentence():
+    x, y = torch.randn(8, 3, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 2
+    runs = []
+    for inputs in (x, x.double()):
+        model = build(lambda: torch.nn.Linear(3, 2), 0)
+        list(steps(model, [(inputs, y)] * 3, torch.optim.SGD(model.parameters(), lr=0.1)))
+        runs.append(predict(model, inputs))
+    assert torch.equal(*runs)
+    assert len(next(epochs(x, y, np.int64(4), generator=np.int64(0)))[0]) == 4
+    model = Pair()
+    with pytest.raises(InvalidInput, match="Pair returns a tuple; one tensor is needed"):
+        list(steps(model, [(x, y)], torch.optim.SGD(model.parameters(), lr=0.1)))
+    with pytest.raises(InvalidInput, match="Pair returns a tuple"):
+        predict(model, x)
+    with pytest.raises(InvalidInput, match=r"must be a torch\.optim\.Optimizer, not a function"):
+        list(steps(model, [(x, y)], lambda p: torch.optim.SGD(p, lr=0.1)))
+    for call in (lambda: predict(model, x.numpy()), lambda: epochs(x.numpy(), y.numpy(), 4, generator=0)):
+        with pytest.raises(InvalidInput, match="x must be a tensor, not a ndarray"):
+            call()

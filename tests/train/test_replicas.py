@@ -1,5 +1,6 @@
 """Stacked training: every replica is what it would have been alone."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -471,3 +472,24 @@ def test_one_network_for_all_seeds_is_refused():
     with pytest.raises(InvalidInput, match="model_fn hands out the same Linear at every call"):
         Replicas(lambda: net, [0, 1], lr=0.1)
     Replicas(lambda: net, [0], lr=0.1)  # it is copied into the stack
+
+
+def test_what_people_pass_works_or_gets_a_sentence():
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(5, 2)
+
+        def forward(self, x):
+            return self.net(x), x
+
+    x, y = torch.randn(8, 5, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 2
+    one, other = (Replicas(lambda: nn.Linear(5, 2), np.arange(2), lr=np.float64(0.1)) for _ in range(2))
+    assert torch.equal(one.step(x, y), other.step(x.double(), y))
+    assert torch.equal(one.predict(x), other.predict(x.double()))
+    with pytest.raises(InvalidInput, match="x must be a tensor, not a ndarray"):
+        one.step(x.numpy(), y.numpy())
+    with pytest.raises(InvalidInput, match="Pair returns a tuple"):
+        Replicas(Pair, [0, 1], lr=0.1).step(x, y)
+    with pytest.raises(InvalidInput, match="optimizer is a SGD of other parameters"):
+        Replicas(Pair, [0, 1], optimizer=torch.optim.SGD(Pair().parameters(), lr=0.1))

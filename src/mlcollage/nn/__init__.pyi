@@ -9,6 +9,7 @@ from .norm import image_norm as image_norm
 from .resnet import ResNet as ResNet
 from .vgg import VGG as VGG
 from .vit import ViT as ViT
+from .wrapped import inputs_of as inputs_of
 from .wrapped import logits_of as logits_of
 from .wrapped import unwrap as unwrap
 
@@ -23,6 +24,7 @@ __all__ = [
     "ViT",
     "build",
     "image_norm",
+    "inputs_of",
     "logits_of",
     "seeded",
     "unwrap",

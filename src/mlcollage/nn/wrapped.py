@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mlcollage.errors import InvalidInput
@@ -71,3 +72,33 @@ def logits_of(output: Any) -> Tensor:
     if isinstance(found, Tensor):
         return found
     raise InvalidInput(f"the model returned {type(output).__name__}; it must return logits, or hold them as 'logits'.")
+
+
+def inputs_of(model: nn.Module, x: Any, name: str = "x") -> Any:
+    """A tensor that is given to a model; float64, which numpy makes of everything, in the type of its parameters.
+
+    Parameters
+    ----------
+    model
+        Any module.
+    x
+        Inputs or targets.
+    name
+        What the refusal calls them.
+
+    Raises
+    ------
+    InvalidInput
+        If ``x`` is no tensor.
+
+    Examples
+    --------
+    >>> import torch
+    >>> inputs_of(nn.Linear(2, 1), torch.zeros(3, 2, dtype=torch.float64)).dtype
+    torch.float32
+    """
+    if not isinstance(x, Tensor):
+        raise InvalidInput(f"{name} must be a tensor, not a {type(x).__name__}; give torch.as_tensor({name}).")
+    if x.dtype != torch.float64:
+        return x
+    return x.to(next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype))

@@ -13,8 +13,9 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 from mlcollage.nn.init import seeded
+from mlcollage.nn.wrapped import inputs_of
 from mlcollage.train.schedules import Schedule
 
 T = TypeVar("T")
@@ -126,6 +128,8 @@ def steps(
     >>> losses[-1] < 0.5 * losses[0], evaluate(model, x, y, accuracy) > 0.9
     (True, True)
     """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise InvalidInput(f"optimizer must be a torch.optim.Optimizer, not a {type(optimizer).__name__}.")
     device = _device(model)
     _check_settings(autocast, clip_norm, check_every)
     # The base rate stays known when the loop is entered again with an optimizer whose rate a schedule has changed.
@@ -138,11 +142,11 @@ def steps(
     for t, batch in enumerate(batches, start):
         if max_steps is not None and t >= max_steps:
             return
-        x, y = _pair(batch, device, t + 1)
+        x, y = (inputs_of(model, part) for part in _pair(batch, device, t + 1))
         _set_rate(optimizer, schedule, t)
         # A stream of its own for each step: what the loop body draws, or where a run was resumed, changes nothing.
         with seeded(seed, t), _autocast(device, autocast):
-            logits = model(x)
+            logits = tensor_of(model, model(x))
             value = loss(logits, y)
         if value.ndim:
             raise InvalidInput(f"the loss must be one number, but has shape {tuple(value.shape)}; return its mean.")
@@ -223,8 +227,8 @@ def epochs(
             f"{n} samples do not fill one batch of {batch_size}; use a batch_size between 1 and {n}"
             + (", or drop_last=False." if drop_last and n else ".")
         )
-    if isinstance(generator, int):
-        generator = torch.Generator().manual_seed(generator)
+    if isinstance(generator, int | np.integer):
+        generator = torch.Generator().manual_seed(int(generator))
     return _shuffled(x, y, batch_size, generator, n - n % batch_size if drop_last else n, augment)
 
 
@@ -279,11 +283,12 @@ def predict(model: nn.Module, x: Tensor, batch_size: int = 1024) -> Tensor:
     (5, 2)
     """
     batch_size = checks.integer("batch_size", batch_size, least=1)
+    x = inputs_of(model, x)
     if len(x) == 0:
         raise InvalidInput("predict needs at least one sample, but x is empty.")
     device = _device(model)
     with evaluating(model), torch.no_grad():
-        return torch.cat([model(part.to(device, non_blocking=True)) for part in x.split(batch_size)])
+        return torch.cat([tensor_of(model, model(part.to(device, non_blocking=True))) for part in x.split(batch_size)])
 
 
 def evaluate(model: nn.Module, x: Tensor, y: Tensor, fn: Callable[[Tensor, Tensor], T], batch_size: int = 1024) -> T:
@@ -321,7 +326,19 @@ def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
     return closure is not None and closure.default is closure.empty
 
 
+def tensor_of(model: nn.Module, outputs: Any) -> Tensor:
+    """A model's outputs, if they are a tensor."""
+    if isinstance(outputs, Tensor):
+        return outputs
+    raise InvalidInput(
+        f"{type(model).__name__} returns a {type(outputs).__name__}; one tensor is needed: return the logits alone."
+    )
+
+
 def _same_length(x: Tensor, y: Tensor) -> int:
+    for name, value in (("x", x), ("y", y)):
+        if not isinstance(value, Tensor):
+            raise InvalidInput(f"{name} must be a tensor, not a {type(value).__name__}; give torch.as_tensor({name}).")
     if len(x) != len(y):
         raise InvalidInput(f"x holds {len(x)} samples but y holds {len(y)}; they must be of the same length.")
     return len(x)

@@ -22,6 +22,8 @@ from mlcollage import _checks as checks
 from mlcollage.data.fresh_networks import refuse_same
 from mlcollage.errors import InvalidInput
 from mlcollage.nn.init import build, seeded
+from mlcollage.nn.wrapped import inputs_of
+from mlcollage.train.loop import tensor_of
 from mlcollage.train.sam import SAM
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -245,7 +247,9 @@ class Replicas:
             return functional_call(self._model, (parameters, buffers), (x,))
 
         self._model.train()
-        return self._map(one, (in_dim,), x.to(self._device, non_blocking=True), parameters=parameters)
+        return self._map(
+            one, (in_dim,), inputs_of(self._model, x).to(self._device, non_blocking=True), parameters=parameters
+        )
 
     def step(
         self,
@@ -286,11 +290,12 @@ class Replicas:
         InvalidInput
             For shapes that do not fit, a loss that is not a scalar, or a model or loss that ``torch.vmap`` cannot run.
         """
+        x, y = inputs_of(self._model, x), inputs_of(self._model, y, "y")
         x, y = x.to(self._device, non_blocking=True), y.to(self._device, non_blocking=True)
         in_dims = _infer_dims(x, y, self.size) if in_dims is None else _check_dims(x, y, self.size, in_dims)
 
         def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-            return loss(functional_call(self._model, (parameters, buffers), (x,)), y)
+            return loss(tensor_of(self._model, functional_call(self._model, (parameters, buffers), (x,))), y)
 
         def objective() -> Tensor:
             self._model.train()
@@ -358,6 +363,7 @@ class Replicas:
         Tensor
             (R, n, classes); with ``activations=True`` a pair of it and a dict of activations, each (R, n, ...).
         """
+        x = inputs_of(self._model, x)
         samples = 1 if in_dim == 0 else 0  # the dimension of x that holds the samples
         if in_dim == 0 and len(x) != self.size:
             raise InvalidInput(f"x holds inputs for {len(x)} replicas, but there are {self.size}.")
@@ -537,6 +543,11 @@ def _optimizer_factory(
             made.stacked = True  # its norms are then those of each replica
         return made
 
+    if not callable(optimizer):
+        raise InvalidInput(
+            f"optimizer is a {type(optimizer).__name__} of other parameters; give its class, or a function from "
+            "a list of parameters to an optimizer."
+        )
     if isinstance(optimizer, type) and rates is None:
         raise InvalidInput(f"lr is missing: give one learning rate, or one for each of the {size} replicas.")
     # One rate for all needs no copy of the parameters in each step.
