@@ -123,3 +123,17 @@ def test_masks_go_to_grids_that_divide_theirs():
     assert fit_mask(torch.tensor([1, 0]), (2, 2), "a layer").sum() == 4
     with pytest.raises(InvalidInput, match=r"layer 'a' has positions \(3,\), to which the mask's \(4,\) do not fit"):
         fit_mask(mask, (3,), "layer 'a'")
+
+
+def test_double_inputs_are_taken_in_the_models_type():
+    """numpy makes float64 of everything; a model in double keeps it, and whole numbers stay whole."""
+    x, ids = torch.ones(2, 3, dtype=torch.float64), torch.ones(2, dtype=torch.int64)
+
+    class Named(torch.nn.Linear):
+        def forward(self, x, ids):
+            return super().forward(x)
+
+    for dtype in (torch.float32, torch.float64):
+        read = read_batch({"x": x, "ids": ids}, {"x": "x", "ids": "ids"}, targets=False).check(Named(3, 1, dtype=dtype))
+        assert read.args[0].dtype == dtype
+        assert read.kwargs["ids"].dtype == torch.int64

@@ -52,7 +52,7 @@ class DataBatch:
         return DataBatch(*(_moved(part, device) for part in (self.args, self.kwargs, self.y, self.mask)))
 
     def check(self, model: nn.Module) -> DataBatch:
-        """Refuse named inputs that the model's ``forward`` does not take; gives the batch itself."""
+        """The batch for this model, float64 inputs in its type; named ones that it does not take are refused."""
         taken = inspect.signature(model.forward).parameters
         if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in taken.values()):
             for name in self.kwargs:
@@ -61,7 +61,8 @@ class DataBatch:
                         f"the model does not take the batch's part {name!r} (it takes {', '.join(taken) or 'nothing'})"
                         f": say what it is with parts={{{name!r}: 'x'}}, 'y' or 'mask', or leave it out with '_'."
                     )
-        return self
+        args = tuple(in_type_of(model, part) for part in self.args)
+        return dataclasses.replace(self, args=args, kwargs={k: in_type_of(model, v) for k, v in self.kwargs.items()})
 
 
 def read_batch(batch: Any, parts: Parts = None, *, targets: bool = True) -> DataBatch:
@@ -172,6 +173,13 @@ def batches_of(
             f"data is {type(data).__name__}: a tensor, a pair (x, y), a dict of named parts or an iterable of batches "
             "is needed."
         )
+
+
+def in_type_of(model: nn.Module, value: Any) -> Any:
+    """A float64 tensor, which numpy makes of everything, in the type of a model's parameters; else the value itself."""
+    if not isinstance(value, Tensor) or value.dtype != torch.float64:
+        return value
+    return value.to(next((p.dtype for p in model.parameters() if p.is_floating_point()), value.dtype))
 
 
 def count_classes(labels: Iterable[Tensor], ignore_index: int = -100) -> int:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from mlcollage.data.batches import in_type_of
 from mlcollage.errors import InvalidInput
 
 
@@ -99,6 +99,4 @@ def inputs_of(model: nn.Module, x: Any, name: str = "x") -> Any:
     """
     if not isinstance(x, Tensor):
         raise InvalidInput(f"{name} must be a tensor, not a {type(x).__name__}; give torch.as_tensor({name}).")
-    if x.dtype != torch.float64:
-        return x
-    return x.to(next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype))
+    return in_type_of(model, x)

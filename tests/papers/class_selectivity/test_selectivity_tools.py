@@ -23,6 +23,7 @@ from mlcollage.papers.class_selectivity import (
     measure_selectivity,
     off_axis_upper_bound,
     representations,
+    selectivity_index,
 )
 
 # --- alpha over time ------------------------------------------------------------------------------------------------
@@ -312,3 +313,16 @@ def test_bad_ablations(mlp, blobs):
             ablate_units(mlp, blobs, **options)
     with pytest.raises(InvalidInput, match="no output of the model has as many rows as its inputs"):
         ablate_units(nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Flatten(0)), blobs, "1", report=report)
+
+
+def test_labels_in_words_and_arrays_in_the_place_of_tensors_get_a_sentence():
+    words = np.array(["a", "b"] * 10)
+    with pytest.raises(InvalidInput, match="y must hold integer labels from 0; number words"):
+        class_variance_ratios(np.random.default_rng(0).random((20, 3)), words)
+    with pytest.raises(InvalidInput, match="means must be a tensor"):
+        selectivity_index(np.ones((2, 3)))
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    regularizer = SelectivityRegularizer(model, -1.0)
+    model(torch.zeros(20, 3))
+    with pytest.raises(InvalidInput, match="targets must be a tensor of class numbers, not a ndarray"):
+        regularizer(words)

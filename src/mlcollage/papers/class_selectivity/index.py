@@ -139,6 +139,8 @@ def negative_response(layer: str, least: float) -> InvalidInput:
 
 
 def _present(means: Tensor, counts: Tensor | None) -> Tensor:
+    if not isinstance(means, Tensor):
+        raise InvalidInput(f"means must be a tensor (classes, units), not a {type(means).__name__}.")
     if means.ndim != 2 or not means.is_floating_point():
         raise InvalidInput(f"means must be floats of shape (classes, units), not {means.dtype} {tuple(means.shape)}.")
     seen = ~means.isnan().all(dim=1)  # (C,)

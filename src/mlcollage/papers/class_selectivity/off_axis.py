@@ -202,6 +202,8 @@ def _check(acts: Any, y: Any, unit_axis: int | None) -> tuple[Tensor, Tensor]:
     a = acts.detach() if isinstance(acts, Tensor) else torch.from_numpy(np.array(acts, dtype=np.float64))
     centered_matrix(a, "acts")  # checks shape and values
     a = (a.cpu() if a.device.type == "mps" else a).double()
+    if not isinstance(y, Tensor) and np.asarray(y).dtype.kind not in "iuf":
+        raise InvalidInput("y must hold integer labels from 0; number words with np.unique(y, return_inverse=True)[1].")
     labels = torch.as_tensor(y).to(a.device)
     if labels.is_floating_point() or labels.shape != a.shape[:1] or bool((labels < 0).any()):
         raise InvalidInput(

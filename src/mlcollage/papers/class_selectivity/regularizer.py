@@ -279,6 +279,8 @@ class SelectivityRegularizer(nn.Module):
                 "a copy of the model ran after it, whose layers the regularizer does not read: make one for the "
                 "network that is trained, or call it right after that network's own pass."
             )
+        if not isinstance(targets, Tensor):
+            raise InvalidInput(f"targets must be a tensor of class numbers, not a {type(targets).__name__}.")
         with torch.autocast(targets.device.type, enabled=False):
             names, per_layer = self._indices(targets)  # per_layer (L,)
         alphas = self._alphas(names)

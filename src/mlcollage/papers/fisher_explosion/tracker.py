@@ -292,7 +292,7 @@ class FisherTraceTracker:
 
     @torch.no_grad()
     def _loss_and_accuracy(self, model: nn.Module, device: torch.device) -> dict[str, float]:
-        batches = [b.to(device) for b in batches_of(self.data, batch_size=self.batch_size)]
+        batches = [b.to(device).check(model) for b in batches_of(self.data, batch_size=self.batch_size)]
         logits = torch.cat([logits_of(self.forward(model, b.x)) for b in batches]).float()
         y = torch.cat([b.y for b in batches])
         counted = y != -100  # (n,), or (n, T) of tokens, which have logits (n, T, C)
