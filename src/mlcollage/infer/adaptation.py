@@ -324,7 +324,7 @@ def first_step_size(
     # all groups at once, (groups,): each goes on in its direction until it has crossed .8
     step, done = guess, torch.zeros_like(guess, dtype=torch.bool)
     rising = accept(step) > 0.8
-    for _ in range(100):  # a factor of 2^100 either way covers any sensible scale
+    for _ in range(1000):  # a bad start may have a log-density of -1e120: all that float64 can hold is tried
         trial = torch.where(done, step, torch.where(rising, 2 * step, step / 2))
         high = accept(trial) > 0.8
         step = torch.where(done | (rising & ~high), step, trial)

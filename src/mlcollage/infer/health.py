@@ -90,7 +90,7 @@ def split_rhat(draws: Tensor) -> Tensor:
     >>> x = torch.randn(4, 500, 2, generator=torch.Generator().manual_seed(0))
     >>> x[0, :, 1] += 3
     >>> [round(v, 1) for v in split_rhat(x).tolist()]
-    [1.0, 1.8]
+    [1.0, 1.7]
     """
     x = draws.detach().flatten(2).double() if draws.ndim > 2 else draws.detach().double()[:, :, None]
     n = x.shape[1] // 2

@@ -382,8 +382,8 @@ def sample(
     ...                  draws=200, warmup=200, generator=1)
     >>> chains.draws.shape
     torch.Size([32, 200, 2])
-    >>> torch.cov(chains.draws.reshape(-1, 2).T).round().tolist()
-    [[1.0, 9.0], [9.0, 99.0]]
+    >>> (torch.cov(chains.draws.reshape(-1, 2).T) / covariance).round(decimals=1).tolist()
+    [[1.0, 1.0], [1.0, 1.0]]
     """
     if steps is not None and trajectory is not None:
         raise InvalidInput("give either steps or trajectory: the one follows from the other by the step size.")
