@@ -96,8 +96,7 @@ def image_tensor(image: Image.Image, size: int | None, channels: int) -> torch.T
             image = image.convert(step)
     if size is not None:
         image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
-    pixels = np.asarray(image, dtype=np.float32)
-    pixels = pixels if mode.white is not None else pixels / 255
+    pixels = np.asarray(image, dtype=np.float32) / np.float32(1 if mode.white is not None else 255)
     planes = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)  # (1 or 3, h, w)
     return torch.from_numpy(np.repeat(planes, channels // len(planes), axis=0))
 

@@ -61,24 +61,24 @@ def read(
         if len(tensors) != 2:
             raise InvalidInput(f"{where} holds {len(tensors)} tensors; expected a pair (input, label).")
         everything = len(rows) == len(tensors[0]) and bool((rows == np.arange(len(rows))).all())
-        index = slice(None) if everything else torch.from_numpy(rows)
-        yield _checked(*(t[index] for t in tensors), rows, where, num_classes, floats)
+        index: Any = slice(None) if everything else torch.from_numpy(rows)
+        yield _checked(tensors[0][index], tensors[1][index], rows, where, num_classes, floats)
         return
     like: Tensor | None = None  # the first input; all must be like it
     for start in range(0, len(rows), _AT_ONCE):
         block = rows[start : start + _AT_ONCE]
         pairs = []
         for number, sample in zip(block, _samples(dataset, block.tolist(), where), strict=True):
-            x, y = _pair(sample, f"{where}[{number}]", floats)
-            like = x if like is None else like
-            if (x.shape, x.dtype) != (like.shape, like.dtype):
+            pair = _pair(sample, f"{where}[{number}]", floats)
+            like = pair[0] if like is None else like
+            if (pair[0].shape, pair[0].dtype) != (like.shape, like.dtype):
                 raise InvalidInput(
-                    f"{where}[{number}] has shape {tuple(x.shape)} and {x.dtype}, the first one {tuple(like.shape)} "
-                    f"and {like.dtype}; all must be alike."
+                    f"{where}[{number}] has shape {tuple(pair[0].shape)} and {pair[0].dtype}, the first one "
+                    f"{tuple(like.shape)} and {like.dtype}; all must be alike."
                 )
-            pairs.append((x, y))
-        x, y = torch.stack([x for x, _ in pairs]), torch.tensor([y for _, y in pairs])
-        yield _checked(x, y, block, where, num_classes, floats)
+            pairs.append(pair)
+        inputs, labels = torch.stack([x for x, _ in pairs]), torch.tensor([y for _, y in pairs])
+        yield _checked(inputs, labels, block, where, num_classes, floats)
 
 
 def _samples(dataset: Any, block: list[int], where: str) -> list[Any]:

@@ -51,8 +51,9 @@ def _as_workload(given: Any, spec: str) -> Labeled:
             f"{spec} must return train, test, num_classes and perhaps model, as a mlcollage.data.Labeled, a "
             f"dictionary or an object with these names; the {type(given).__name__} it returned {wrong}."
         )
-    if wrong := [k for k in ("name", "fingerprint") if not isinstance(parts.get(k, ""), str)]:
-        raise InvalidInput(f"{wrong[0]} of what {spec} returned must be a string; it is {parts[wrong[0]]!r}.")
+    for key in ("name", "fingerprint"):
+        if not isinstance(parts.get(key, ""), str):
+            raise InvalidInput(f"{key} of what {spec} returned must be a string; it is {parts[key]!r}.")
     return given if isinstance(given, Labeled) else Labeled(**parts)
 
 
