@@ -300,6 +300,15 @@ def test_units_of_maps_and_of_each_call_are_taken_out_everywhere(shared_relu, im
     assert isinstance(whole, pd.DataFrame)
 
 
+@pytest.mark.parametrize("mode", ["zero", "class_mean"])
+def test_samples_without_a_label_count_in_no_accuracy(mode):
+    model, (x, y) = reader()
+    unlabeled = torch.where(torch.arange(90) < 30, 255, y)
+    expected = ablate_units(model, (x[30:], y[30:]), mode=mode, fractions=(0, 0.5))
+    found = ablate_units(model, (x, unlabeled), mode=mode, fractions=(0, 0.5), ignore_index=255)
+    pd.testing.assert_frame_equal(found, expected)
+
+
 def test_bad_ablations(mlp, blobs):
     report = measure_selectivity(mlp, blobs, "1")
     for options, message in [

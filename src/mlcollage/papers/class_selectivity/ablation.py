@@ -37,6 +37,7 @@ def ablate_units(
     unit_axis: int | Mapping[str, int] | None = None,
     batch_dim: int = 0,
     parts: Parts = None,
+    ignore_index: int = -100,
     report: SelectivityReport | None = None,
     rng: np.random.Generator | int = 0,
 ) -> pd.DataFrame:
@@ -63,7 +64,7 @@ def ablate_units(
         Shares of the units to ablate, each in [0, 1].
     scope
         ``"layer"``: each layer by itself; ``"network"``: units of all layers in one order.
-    unit_axis, batch_dim, parts
+    unit_axis, batch_dim, parts, ignore_index
         As for :func:`~mlcollage.papers.class_selectivity.index.measure_selectivity`.
     report
         Where indices and means come from; by default measured on ``data``.
@@ -93,7 +94,8 @@ def ablate_units(
     checks.choice("scope", scope, ("layer", "network"))
     shares = [checks.probability("a share in fractions", f, inside=False) for f in fractions]
     if report is None:
-        report = measure_selectivity(model, data, layers, unit_axis=unit_axis, batch_dim=batch_dim, parts=parts)
+        how: dict[str, Any] = {"unit_axis": unit_axis, "batch_dim": batch_dim, "parts": parts}
+        report = measure_selectivity(model, data, layers, ignore_index=ignore_index, **how)
     axes = LayerUnits(model, layers, unit_axis=unit_axis, batch_dim=batch_dim)
     modules = layers_of(model, layers)
     units = report.per_unit[report.per_unit["layer"].map(lambda name: name.split("#")[0] in modules)]
@@ -110,7 +112,7 @@ def ablate_units(
             chosen = table.iloc[: round(fraction * len(table))]
             out = {str(k): torch.tensor(v["unit"].to_numpy()) for k, v in chosen.groupby("layer")}
             with _ablated(model, modules, axes, out, mode, report) as labels:
-                score = _accuracy(model, read(model, data, axes, parts=parts), labels)
+                score = _accuracy(model, read(model, data, axes, parts=parts), labels, ignore_index)
             rows.append({"layer": name, "fraction": fraction, "units": len(chosen), "accuracy": score})
     return pd.DataFrame(rows)
 
@@ -176,15 +178,18 @@ def _replacement(
     return value.reshape(*value.shape, *(1,) * (h.ndim - 2)).expand(len(h), -1, *h.shape[2:])
 
 
-def _accuracy(model: nn.Module, batches: Iterator[DataBatch], labels: _Labels) -> float:
+def _accuracy(model: nn.Module, batches: Iterator[DataBatch], labels: _Labels, ignore_index: int) -> float:
     right = seen = 0
     with evaluating(model), torch.no_grad():
         for batch in batches:
             # Hooks see no labels, so they look them up here.
-            labels.y = y = batch.y
+            y, counted = batch.y, batch.y != ignore_index
+            labels.y = torch.where(counted, y, 0)
             logits = logits_of(model(*batch.args, **batch.kwargs))
             if logits.ndim != 2 or y.shape != logits.shape[:1]:
                 raise InvalidInput(f"accuracy needs logits (N, C) and labels (N,), not {tuple(logits.shape)}.")
-            right += int((logits.argmax(dim=1) == y).sum())
-            seen += len(y)
+            right += int((logits.argmax(dim=1) == y)[counted].sum())
+            seen += int(counted.sum())
+    if not seen:
+        raise InvalidInput("no sample of the data has a label that counts, so there is no accuracy.")
     return right / seen
