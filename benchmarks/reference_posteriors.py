@@ -418,11 +418,11 @@ def _hares(name: str, d: dict[str, Any]) -> Model:
     y = d["y"].log().numpy()  # (years, 2)
     y0 = d["y_init"].log().numpy()
 
+    @np.errstate(all="ignore")  # far from the bulk populations leave the range of numbers: those steps are rejected
     def log_prob(at: Tensor) -> tuple[Tensor, Tensor]:
         x = at.detach().numpy().T  # log of four rates, two starts, two sigmas
         theta, log_z, log_sigma = np.exp(x[:4]), x[4:6], x[6:]
-        with np.errstate(all="ignore"):
-            log_w, by = lotka_volterra(log_z, theta, len(y))
+        log_w, by = lotka_volterra(log_z, theta, len(y))
         precision = np.exp(-2 * log_sigma)
         off = np.concatenate([(y0[:, None] - log_z)[None], y[:, :, None] - log_w])  # (1 + years, 2, chains)
         squares = (off**2).sum(0) * precision
@@ -432,8 +432,7 @@ def _hares(name: str, d: dict[str, Any]) -> Model:
         value = (-0.5 * away**2 + x[:4]).sum(0) - 0.5 * (start**2).sum(0) - 0.5 * ((log_sigma + 1) ** 2).sum(0)
         value = value - (len(off) * log_sigma + 0.5 * squares).sum(0)
         gradient = np.empty_like(x)
-        with np.errstate(all="ignore"):
-            pull = np.einsum("ysc,yskc->kc", off[1:] * precision, by)
+        pull = np.einsum("ysc,yskc->kc", off[1:] * precision, by)
         gradient[:4] = (pull[:4] - away / sd) * theta + 1
         gradient[4:6] = pull[4:] + off[0] * precision - start
         gradient[6:] = squares - len(off) - (log_sigma + 1)
