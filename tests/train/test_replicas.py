@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from mlcollage.errors import InvalidInput
 from mlcollage.nn.convnet import ConvNet
@@ -493,3 +494,55 @@ def test_what_people_pass_works_or_gets_a_sentence():
         Replicas(Pair, [0, 1], lr=0.1).step(x, y)
     with pytest.raises(InvalidInput, match="optimizer is a SGD of other parameters"):
         Replicas(Pair, [0, 1], optimizer=torch.optim.SGD(Pair().parameters(), lr=0.1))
+
+
+class Checkpointed(nn.Module):
+    """A network whose hidden layers run again in the backward pass."""
+
+    def __init__(self, again):
+        super().__init__()
+        self.again = again
+        self.inner = nn.ModuleDict({"one": nn.Linear(5, 8), "norm": nn.BatchNorm1d(8), "cell": nn.GRU(8, 6)})
+        self.gain, self.out = nn.Parameter(torch.ones(6)), nn.Linear(6, 3)
+
+    def hidden(self, x):
+        h = torch.tanh(self.inner["norm"](self.inner["one"](x)))
+        return self.gain * self.inner["cell"](h)[0]
+
+    def forward(self, x):
+        return self.out(checkpoint(self.hidden, x, use_reentrant=False) if self.again else self.hidden(x))
+
+
+@pytest.mark.parametrize("stacked", [None, False])
+def test_checkpointed_networks_have_the_gradients_of_plain_ones(stacked):
+    x, y = torch.randn(12, 5), torch.randint(3, (12,))
+    trained = {}
+    for again in (False, True):
+        replicas = Replicas(lambda again=again: Checkpointed(again), seeds=[0, 1, 2], lr=0.3, stacked=stacked)
+
+        def objective(replicas=replicas):  # two passes, the second a step further
+            nearby = {k: 1.1 * p for k, p in replicas.parameters.items()}
+            both = torch.stack([replicas(x), replicas(x, parameters=nearby)])
+            return torch.stack([sum(F.cross_entropy(z[r], y) for z in both) for r in range(3)])
+
+        replicas.update(objective)
+        replicas.step(x, y)
+        trained[again] = replicas.parameters
+    for name, value in trained[False].items():
+        assert torch.allclose(trained[True][name], value, atol=1e-6), name
+
+
+def test_checkpointing_in_a_stack_is_refused_and_falls_back():
+    class Small(nn.Linear):
+        def forward(self, x):
+            return checkpoint(super().forward, x, use_reentrant=False)
+
+    x, y = torch.randn(12, 5), torch.randint(3, (12,))
+    with pytest.raises(InvalidInput, match="cannot run gradient checkpointing"):
+        Replicas(lambda: Small(5, 3), SEEDS, lr=0.1).step(x, y)
+    replicas = Replicas(lambda: Small(5, 3), SEEDS, lr=0.1, stacked=None)
+    plain = Replicas(lambda: nn.Linear(5, 3), SEEDS, lr=0.1)
+    replicas.step(x, y)
+    plain.step(x, y)
+    assert not replicas.stacked
+    assert torch.allclose(replicas.parameters["weight"], plain.parameters["weight"], atol=1e-6)
