@@ -133,7 +133,7 @@ def test_per_head_packed_projections_are_read_too():
 
     laws = found(Packed())
     assert laws.of_kind("matrix").n_laws == 2 * HEADS * 10
-    assert laws["translation:qkv.bias"].n_laws == WIDTH
+    assert laws["translation:qkv"].n_laws == WIDTH
 
 
 def test_two_linear_maps_in_a_row_conserve_a_matrix_and_a_relu_its_diagonal_only():

@@ -181,7 +181,7 @@ def test_weight_normalization_forgets_the_direction_s_length():
         (nn.CrossEntropyLoss(), 6),
         (nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 0.5]), label_smoothing=0.1), 6),
         (lambda z, y: F.nll_loss(z.log_softmax(1), y), 6),
-        (lambda z, y: F.multi_margin_loss(z, y), 0),
+        (lambda z, y: F.multi_margin_loss(z, y), 6),
         (lambda z, y: F.mse_loss(z, F.one_hot(y, 3).float()), 0),
         (lambda z, y: F.binary_cross_entropy_with_logits(z, F.one_hot(y, 3).float()), 0),
     ],

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
@@ -31,20 +31,13 @@ PARTS: Mapping[str, tuple[str, str]] = {
 DECAYS = (theme.PALETTE["orange"], theme.PALETTE["sky"], theme.PALETTE["purple"], theme.PALETTE["green"])
 NAMES = {"plain": "no norm", "norm": "batch norm", "user": "your model", "attention": "transformer"}
 DASHED = (0, (3, 2))
-Floats = npt.NDArray[np.float64]
 
 
 def collage(evidence: Evidence, verdicts: Mapping[str, Verdict]) -> Collage:
     """The idea with the laws that were found, and the panels for which the model has laws."""
-    metrics = set(evidence.table["metric"])
-    drawn = {
-        "measured_along": _curves,
-        "closed_form_rc": _errors,
-        "drift": _drift,
-        "first_order_along": _oscillator,
-        "budget": _budget,
-    }
-    panels = [draw(evidence) for metric, draw in drawn.items() if metric in metrics]
+    metrics = ("measured_along", "closed_form_rc", "drift", "first_order_along", "budget")
+    draws = zip(metrics, (_curves, _errors, _drift, _oscillator, _budget), strict=True)
+    panels = [draw(evidence) for metric, draw in draws if metric in set(evidence.table["metric"])]
     found = [panel for panel in panels if panel is not None] or [_counts_panel(evidence)]
     shown = with_headlines(found, verdicts, _MESSAGES)
     return Collage("symmetries conserve; training breaks them predictably", _idea(evidence), shown)
@@ -105,9 +98,8 @@ def _idea(evidence: Evidence) -> Panel:
         d.note(210, 434, "An SGD path leaves the surface by what")
         d.note(210, 454, r"is finite: step size $\eta$, decay $\lambda$, momentum $\beta$.")
 
-    found = "; ".join(
-        f"{kind} {', '.join(f'{v} on {NAMES.get(a, a)}' for a, v in by.items())}" for kind, by in counts.items() if by
-    )
+    on_each = {kind: ", ".join(f"{v} on {NAMES.get(a, a)}" for a, v in by.items()) for kind, by in counts.items()}
+    found = "; ".join(f"{kind} {laws}" for kind, laws in on_each.items() if laws)
     alt = (
         "Three surfaces (plane, sphere, hyperbola) and an orbit of matrices, each with a training path that leaves it. "
         f"Laws found: {found or 'none'}."
@@ -153,10 +145,6 @@ def _surface(ax: Axes, kind: str, x: float, y: float, color: str) -> None:
 # --- panels -----------------------------------------------------------------------------------------------------------
 
 
-def _along(evidence: Evidence, name: str, **where: Any) -> pd.DataFrame:
-    return evidence.across_seeds(f"{name}_along", **where)
-
-
 def _against_theory(ax: Axes, measured: pd.DataFrame, predicted: pd.DataFrame, color: str) -> None:
     """What was measured, with its interval, under the dashed prediction."""
     theme.band(ax, measured.index, measured["lo"], measured["hi"], color, strength=0.25)
@@ -174,14 +162,10 @@ def _curves(evidence: Evidence) -> Panel | None:
     rows = evidence.select("measured_along", momentum=0.0)
     homes = {kind: _home(rows, kind) for kind in _present(rows)[:3]}
     colors = dict(zip(sorted(rows["weight_decay"].unique()), DECAYS, strict=False))
-    curves = {
-        (kind, decay): [
-            _along(evidence, what, arm=home, kind=kind, weight_decay=decay, momentum=0.0)
-            for what in ("measured", "predicted")
-        ]
-        for kind, home in homes.items()
-        for decay in colors
-    }
+    curves = {}
+    for (kind, home), decay in product(homes.items(), colors):
+        where: dict[str, Any] = {"arm": home, "kind": kind, "weight_decay": decay, "momentum": 0.0}
+        curves[kind, decay] = [evidence.across_seeds(f"{what}_along", **where) for what in ("measured", "predicted")]
 
     def draw(part: SubFigure) -> None:
         axes = part.subplots(1, len(homes), squeeze=False, gridspec_kw={"wspace": 0.5})[0]
@@ -262,17 +246,17 @@ def _drift(evidence: Evidence) -> Panel | None:
         ax.set(xscale="log", yscale="log", xlabel="learning rate η")
         theme.tidy(ax, grid="y")
 
-    alt = "Log-log slope of the drift over the learning rate: " + ", ".join(
-        f"{NAMES[a]} {kind} {s:.3f}" for (a, kind), s in slopes.items()
-    )
-    return Panel("Drift by learning rate", draw, alt + ".", "relative, same time ηk, full batch")
+    found = ", ".join(f"{NAMES[a]} {kind} {s:.3f}" for (a, kind), s in slopes.items())
+    alt = f"Log-log slope of the drift over the learning rate: {found}."
+    return Panel("Drift by learning rate", draw, alt, "relative, same time ηk, full batch")
 
 
 def _oscillator(evidence: Evidence) -> Panel | None:
     rows = evidence.select("first_order_along")
     kind, momentum = _present(rows)[0], float(rows["momentum"].max())
     where: dict[str, Any] = {"arm": str(rows["arm"].iloc[0]), "kind": kind, "momentum": momentum}
-    measured, predicted, first = (_along(evidence, n, **where) for n in ("measured", "predicted", "first_order"))
+    names = ("measured_along", "predicted_along", "first_order_along")
+    measured, predicted, first = (evidence.across_seeds(name, **where) for name in names)
 
     def draw(ax: Axes) -> None:
         ax.plot(first.index, first["mean"], color=theme.GRAYS[0], linewidth=2.0)
@@ -293,8 +277,8 @@ def _oscillator(evidence: Evidence) -> Panel | None:
 
 
 def _budget(evidence: Evidence) -> Panel | None:
-    rows = evidence.select("budget")
-    rows = adam if len(adam := rows[rows["optimizer"] == "AdamW"]) else rows
+    every = evidence.select("budget")
+    rows = adam if len(adam := every[every["optimizer"] == "AdamW"]) else every
     kind = _present(rows, ("scale", "rescale", "matrix", "translation"))[0]
     rows = rows[rows["kind"] == kind]
     rows = rows[rows["arm"] == rows["arm"].iloc[0]]
@@ -304,7 +288,7 @@ def _budget(evidence: Evidence) -> Panel | None:
 
     def draw(ax: Axes) -> None:
         reach = float(table[parts].iloc[-1].abs().sum()) or 1.0
-        stacks = {1: np.zeros(len(table)), -1: np.zeros(len(table))}  # what raises Q, and what lowers it
+        stacks = dict.fromkeys((1, -1), np.zeros(len(table)))  # what raises Q, and what lowers it
         for part in parts:
             name, color = PARTS[part]
             value = table[part].to_numpy(float)

@@ -28,8 +28,8 @@ class Term:
     parameter
         Name as in ``model.named_parameters()``.
     sign
-        Integer weight of these entries: the exponent of α for scale and rescale, the coefficient of the shift for
-        translation, +1 (acts by M) or -1 (acts by the inverse transpose) for matrix laws.
+        Weight of these entries: the exponent of α for scale and rescale (a whole number), the coefficient of the shift
+        for translation, +1 (acts by M) or -1 (acts by the inverse transpose) for matrix laws.
     view
         Shape to read the cut parameter in, for example ``(out, C, H * W)`` for a linear layer after a flatten. None:
         as it is.
@@ -51,7 +51,7 @@ class Term:
     """
 
     parameter: str
-    sign: int = 1
+    sign: float = 1
     view: tuple[int, ...] | None = None
     keep: int | tuple[int, ...] | None = None
     rows: tuple[int, int] | None = None

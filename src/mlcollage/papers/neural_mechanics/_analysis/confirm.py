@@ -81,11 +81,12 @@ def confirm(
     """
     tol = max(tol, 100 * probe.precision)  # a model that insists on float32 cannot do better
     measured = _measure(symmetries, probe, batches)
-    small: dict[str, float] = {}  # residuals with every epsilon made a thousand times smaller
+    # residuals with every epsilon made a thousand times smaller, on the same batches
+    small: dict[str, float] = {}
     if any(m.worst > tol for m in measured):
         with probe.small_eps(1e-3) as count:
             if count:
-                again = _measure(symmetries, probe, 1, controls=0)
+                again = _measure(symmetries, probe, batches, controls=0)
                 small = {law.name: m.worst for law, m in zip(symmetries, again, strict=True)}
     exact = [m.worst <= tol and not law.broken_by for law, m in zip(symmetries, measured, strict=True)]
     moved = _actions(symmetries, exact, probe, tol)

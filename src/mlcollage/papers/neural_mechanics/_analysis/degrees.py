@@ -9,9 +9,8 @@ not depend, so that a layer costs (inputs + outputs), not inputs x outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
-from fractions import Fraction
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,20 +21,31 @@ from scipy.sparse.csgraph import connected_components
 Ids = NDArray[np.int64]
 LARGEST_JOINT = 4_000_000  # equations written out for one operation before its degrees are given up (set to zero)
 LARGEST_ELIMINATION = 100_000
-_NONE = np.empty(0, np.int64)
+NONE = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
 class Part:
-    """`coef` times the unknowns `ids`; the array has the tensor's rank, and size 1 where the unknown is the same."""
+    """`coef` times the unknowns `ids`; the array has the tensor's rank, and size 1 where the unknown is the same.
+
+    In a shift (see ``carriers``) the array has one axis more, in front, and `key` and `labels` say which function of
+    data and parameters the unknowns multiply.
+    """
 
     coef: float
     ids: Ids
+    key: int = 0
+    labels: tuple[Ids, ...] = ()
 
     @property
     def axes(self) -> frozenset[int]:
         """Axes along which the unknown differs."""
         return frozenset(axis for axis, size in enumerate(self.ids.shape) if size > 1)
+
+    @property
+    def carrier(self) -> Hashable:
+        """What the unknowns multiply, for comparison."""
+        return self.key, tuple((label.shape, label.tobytes()) for label in self.labels)
 
 
 Degree = tuple[Part, ...]  # their sum
@@ -43,22 +53,17 @@ Degree = tuple[Part, ...]  # their sum
 
 def changed(degree: Iterable[Part], change: Callable[[Ids], Ids]) -> Degree:
     """The degree with `change` applied to each array of unknowns."""
-    return tuple(Part(part.coef, change(part.ids)) for part in degree)
+    return tuple(replace(part, ids=change(part.ids)) for part in degree)
 
 
 def scaled(degree: Iterable[Part], factor: float) -> Degree:
     """The degree times a number."""
-    return tuple(Part(part.coef * factor, part.ids) for part in degree)
+    return tuple(replace(part, coef=part.coef * factor) for part in degree)
 
 
 def aligned(degree: Degree, rank: int) -> Degree:
     """The degree of a tensor that is broadcast to `rank` axes (new axes lead)."""
     return changed(degree, lambda ids: ids.reshape((1,) * (rank - ids.ndim) + ids.shape))
-
-
-def along(degree: Degree, axis: int, rank: int) -> Degree:
-    """The degree of a vector that is laid along one of `rank` axes."""
-    return changed(degree, lambda ids: ids.reshape([ids.size if k == axis % rank else 1 for k in range(rank)]))
 
 
 def compress(ids: Ids) -> Ids:
@@ -77,8 +82,8 @@ def merge(parts: Iterable[Part]) -> Degree:
     out: list[Part] = []
     for part in parts:
         for k, other in enumerate(out):
-            if part.ids is other.ids or np.array_equal(part.ids, other.ids):
-                out[k] = Part(part.coef + other.coef, other.ids)
+            if (part.ids is other.ids or np.array_equal(part.ids, other.ids)) and part.carrier == other.carrier:
+                out[k] = replace(other, coef=part.coef + other.coef)
                 break
         else:
             out.append(part)
@@ -153,6 +158,14 @@ class Solution:
         rows = self.forms[ids.ravel()].tocoo()
         return rows.row.astype(np.int64), rows.col.astype(np.int64), rows.data
 
+    def with_zero(self, ids: Ids) -> Solution:
+        """The solutions in which these unknowns are zero, too."""
+        if not ids.size:
+            return self
+        forms, _ = _reduced(_clean(self.forms[ids]), self.forms.shape[0])
+        forms = _clean(self.forms @ forms, rows=False)
+        return Solution(forms, np.unique(forms.tocoo().col).astype(np.int64))
+
     def touched(self, ids: Iterable[Ids]) -> set[int]:
         """The free unknowns that any of these arrays depends on."""
         flat = [array.ravel() for array in ids]
@@ -204,9 +217,11 @@ class System:
             self.given_up.append(where)
             self._blocks += [(part.ids.reshape(-1, 1), np.ones(1)) for part in parts]  # each unknown is zero
             return
-        # one row per entry, one column per part: (entries, parts)
-        table = np.stack([np.broadcast_to(part.ids, shape).ravel() for part in parts], axis=1)
-        self._blocks.append((table, np.array([part.coef for part in parts])))
+        self.combine([np.broadcast_to(part.ids, shape).ravel() for part in parts], [part.coef for part in parts])
+
+    def combine(self, terms: Sequence[Ids], coefs: Sequence[float]) -> None:
+        """Σ coefs · terms = 0, entry by entry."""
+        self._blocks.append((np.stack(terms, axis=1), np.array(coefs)))  # a row per entry, a column per term
 
     def solve(self) -> Solution:
         """Every unknown in terms of free ones: merging equal, opposite and zero unknowns, then elimination."""
@@ -217,14 +232,19 @@ class System:
         values = np.concatenate([np.tile(coefs, len(table)) for table, coefs in self._blocks])
         starts = np.concatenate([[0], np.cumsum(widths)])
         equations = _clean(sparse.csr_matrix((values, columns, starts), shape=(len(widths), n)))
-        forms = sparse.identity(n, format="csr")
-        # Every merge may make others possible (x + y = z with y = 0), so that it is done until nothing changes.
-        while equations.shape[0] and (step := _merge_step(equations, n)) is not None:
-            forms, equations = forms @ step, _clean(equations @ step)
-        if equations.shape[0]:
-            forms = forms @ _eliminate(equations, n)
-        forms = _clean(forms, rows=False)
-        return Solution(forms, np.unique(forms.tocoo().col).astype(np.int64))
+        return Solution(*_reduced(equations, n))
+
+
+def _reduced(equations: Any, n: int) -> tuple[Any, Ids]:
+    """Every unknown as a form in those that the equations leave free, and these."""
+    forms = sparse.identity(n, format="csr")
+    # Every merge may make others possible (x + y = z with y = 0), so that it is done until nothing changes.
+    while equations.shape[0] and (step := _merge_step(equations, n)) is not None:
+        forms, equations = forms @ step, _clean(equations @ step)
+    if equations.shape[0]:
+        forms = forms @ _eliminate(equations, n)
+    forms = _clean(forms, rows=False)
+    return forms, np.unique(forms.tocoo().col).astype(np.int64)
 
 
 def _clean(matrix: Any, rows: bool = True) -> Any:
@@ -250,7 +270,7 @@ def _merge_step(equations: Any, n: int) -> Any:
     return _substitution(n, zero, x, y, -np.sign(a[equal] * b[equal]))
 
 
-def _substitution(n: int, zero: Ids, x: Ids = _NONE, y: Ids = _NONE, sign: NDArray[Any] = _NONE) -> Any:
+def _substitution(n: int, zero: Ids, x: Ids = NONE, y: Ids = NONE, sign: NDArray[Any] = NONE) -> Any:
     """Each unknown as plus or minus the first of its class, or zero: components of the graph of signed copies.
 
     Node k stands for +x_k and node n + k for -x_k; an unknown that is connected to its own negative is zero.
@@ -270,13 +290,12 @@ def _substitution(n: int, zero: Ids, x: Ids = _NONE, y: Ids = _NONE, sign: NDArr
 
 
 def _eliminate(equations: Any, n: int) -> Any:
-    """Substitution from the remaining equations, in exact arithmetic; of each the rarest unknown is solved for."""
+    """Substitution from the remaining equations; of each the rarest unknown is solved for."""
     if equations.shape[0] > LARGEST_ELIMINATION:  # give up: all of them zero, which only loses symmetries
         return _substitution(n, np.unique(equations.indices))
-    solved: dict[int, dict[int, Fraction]] = {}
+    solved: dict[int, dict[int, float]] = {}
     rows = {
-        tuple(zip(row.indices.tolist(), (Fraction(v).limit_denominator(1000) for v in row.data), strict=True))
-        for row in equations
+        tuple(zip(row.indices.tolist(), (row.data / row.data[0]).round(12).tolist(), strict=True)) for row in equations
     }
     uses = np.bincount(equations.indices, minlength=n)
     for row in sorted(rows, key=lambda items: max(x for x, _ in items)):
@@ -290,18 +309,18 @@ def _eliminate(equations: Any, n: int) -> Any:
     out = sparse.diags(keep, format="lil")
     for pivot in sorted(solved):
         for x, c in _expand(solved[pivot], solved).items():
-            out[pivot, x] = float(c)
+            out[pivot, x] = c
     return out.tocsr()
 
 
-def _expand(form: dict[int, Fraction], solved: dict[int, dict[int, Fraction]]) -> dict[int, Fraction]:
+def _expand(form: dict[int, float], solved: dict[int, dict[int, float]]) -> dict[int, float]:
     """The form with solved unknowns replaced until none is left."""
-    out: dict[int, Fraction] = {}
+    out: dict[int, float] = {}
     work = list(form.items())
     while work:
         x, c = work.pop()
         if x in solved:
             work += [(z, c * d) for z, d in solved[x].items()]
         else:
-            out[x] = out.get(x, Fraction(0)) + c
-    return {x: c for x, c in out.items() if c}
+            out[x] = out.get(x, 0.0) + c
+    return {x: c for x, c in out.items() if abs(c) > 1e-9}

@@ -6,7 +6,6 @@ null space of this table is the laws.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,10 +13,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ..symmetry import Symmetry
-from ..term import Term, as_keep
+from ..term import Kind, Term
 from .families import Slot
 from .laws import law_term
 from .names import diagonal_kind, law_name, unique_names
@@ -69,17 +67,23 @@ def detect(probe: Probe, tol: float = 1e-6) -> tuple[list[Symmetry], list[str]]:
     notes = [
         "found by numbers alone: matrix laws, and laws that pair channels in another order than their own, are not seen"
     ]
+    out: list[Symmetry] = []
     with probe.small_eps(1e-4):  # so that what an epsilon breaks is in the null space too; confirmation tells
         groups = _candidates(probe)
         largest = max((len(terms) for terms in groups.values()), default=0)
         # twice as many equations as candidates, as far as that can be paid for
         grads = [probe.gradients(k) for k in range(min(max(6, 2 * largest), 40))]
-        out = _zero_sums(probe, grads)
-        for size, terms in sorted(groups.items()):
+        for size, terms in sorted(groups.items(), reverse=True):
             if len(terms) > MOST_CANDIDATES or len(grads) * size < 2 * len(terms):
                 notes.append(f"{len(terms)} candidates for families of {size} laws are too many to be told apart")
                 continue
-            out += _null_families(probe, grads, terms, size)
+            shifted = {law.parameters for law in out if law.kind == "translation"}
+            # if every entry of a vector may be shifted, it is not news that all of them may
+            # nor, if all columns may be, that runs of columns may be
+            new = [t for t in terms if t.view is None and (size > 1 or (t.parameter,) not in shifted)]
+            out += _null_families(probe, grads, new, size, True)
+            if size > 1:
+                out += _null_families(probe, grads, terms, size, False)
     return list(unique_names(out)), notes
 
 
@@ -90,25 +94,33 @@ def _candidates(probe: Probe) -> dict[int, list[Term]]:
     for name, value in named.items():
         for axis in range(min(value.dim(), 2)):
             groups[value.shape[axis]].append(Term(name, 1, keep=axis))
+        if value.dim() == 1:
+            groups[1].append(Term(name))
+        elif value.dim() > 2:  # a kernel: its sum over output channels
+            groups[value[0].numel()].append(Term(name, keep=tuple(range(1, value.dim()))))
     for name, value in named.items():
         if value.dim() == 2:  # columns in runs, where another parameter has as many rows: a flatten in between
             rows, columns = value.shape
             for size in sorted(groups):
                 if 1 < size < columns and columns % size == 0 and len(groups[size]) > 1:
                     groups[size].append(Term(name, 1, (rows, size, columns // size), 1))
-    return {size: terms for size, terms in groups.items() if size > 1}
+    return groups
 
 
-def _null_families(probe: Probe, grads: Sequence[Gradients], terms: Sequence[Term], size: int) -> list[Symmetry]:
+def _null_families(
+    probe: Probe, grads: Sequence[Gradients], terms: Sequence[Term], size: int, translation: bool
+) -> list[Symmetry]:
     params = probe.parameters()
-    table = np.zeros((len(grads), size, len(terms)))  # ⟨g, θ⟩ by batch, law and candidate
+    table = np.zeros((len(grads), size, len(terms)))  # ⟨g, θ⟩, or Σ g, by batch, law and candidate
     scale = np.zeros(len(terms))
     for j, term in enumerate(terms):
+        value = torch.ones_like(params[term.parameter]) if translation else params[term.parameter].detach()
         for i, batch in enumerate(grads):
             if (grad := batch[term.parameter]) is not None:
-                table[i, :, j] = term.bilinear(params[term.parameter], grad, size).cpu().numpy()
-                scale[j] += float(grad.norm() * params[term.parameter].detach().norm())
-    used = np.flatnonzero(scale > 1e-9 * scale.max())  # a parameter without a gradient has no law of this kind
+                table[i, :, j] = term.bilinear(value, grad, size).cpu().numpy()
+                scale[j] += float(grad.norm() * value.norm())
+    # a parameter without a gradient has no law of this kind
+    used = np.flatnonzero(scale > 1e-9 * scale.max(initial=0.0))
     if not used.size:
         return []
     flat = table.reshape(-1, len(terms))[:, used]
@@ -118,7 +130,7 @@ def _null_families(probe: Probe, grads: Sequence[Gradients], terms: Sequence[Ter
         if touched[0].sign < 0:  # the first, which produces the activations, grows
             touched = [replace(term, sign=-term.sign) for term in touched]
         touched.sort(key=lambda term: term.sign < 0)
-        kind = diagonal_kind(term.sign for term in touched)
+        kind: Kind = "translation" if translation else diagonal_kind(term.sign for term in touched)
         name = law_name(kind, [(term.parameter, term.sign) for term in touched])
         out.append(Symmetry(kind, name, tuple(touched), size))
     return out
@@ -144,24 +156,3 @@ def _integer_null_vectors(table: NDArray[np.float64], exact: float) -> list[NDAr
     whole = np.round(basis)
     small = (np.abs(basis - whole).max(1) < 1e-4) & (np.abs(whole).max(1) > 0) & (np.abs(whole).max(1) <= 4)
     return list(whole[small].astype(np.int64))
-
-
-def _zero_sums(probe: Probe, grads: Sequence[Gradients]) -> list[Symmetry]:
-    """Translations: parameters whose gradient sums to zero over rows (for each column) or over columns."""
-    out = []
-    for name, value in probe.parameters().items():
-        rest = tuple(range(1, value.dim()))
-        for axes in ((0,), rest) if rest else ((0,),):
-            summed = math.prod(value.shape[axis] for axis in axes) if value.dim() else 1
-            if summed > 1 and _sums_vanish([batch[name] for batch in grads], axes):
-                term = Term(name, 1, keep=as_keep(axis for axis in range(value.dim()) if axis not in axes))
-                count = value.numel() // summed
-                out.append(Symmetry("translation", law_name("translation", [(name, 1)]), (term,), count))
-                break
-    return out
-
-
-def _sums_vanish(grads: Sequence[Tensor | None], axes: tuple[int, ...]) -> bool:
-    present = [grad for grad in grads if grad is not None]
-    small = [float(grad.sum(axes).abs().max()) <= 1e-9 * float(grad.norm()) for grad in present]
-    return len(present) == len(grads) and all(small) and any(float(grad.norm()) > 0 for grad in present)

@@ -11,21 +11,60 @@ from fractions import Fraction
 import numpy as np
 
 from ..term import Kind
-from .degrees import Ids, Solution
+from .degrees import Ids, Solution, compress
 from .names import diagonal_kind, law_name
 from .walk import Walk
 
+LARGEST_DENOMINATOR = 1000
 Key = tuple[int, Fraction]  # number of a slot, and a law's exponent there
 Entries = Mapping[Key, list[int]]  # the (flat) positions of the slot that have the exponent
 
 
 @dataclass(frozen=True)
 class Slot:
-    """The unknowns of one parameter along some of its axes (of size 1 along the others)."""
+    """The unknowns of one parameter along some of its axes (of size 1 along the others).
+
+    Attributes
+    ----------
+    what
+        ``"degree"``, ``"shift"``, or ``"common"``: a shift that is the same along the others.
+    free
+        Of a shift: the axes along which each entry may be shifted differently, a law for each of them.
+    left_out
+        An entry of the free axis that is never shifted, -1 for none.
+    """
 
     parameter: str
     shape: tuple[int, ...]
     ids: Ids
+    what: str = "degree"
+    free: tuple[int, ...] = ()
+    left_out: int = -1
+
+    @property
+    def labels(self) -> tuple[Ids, ...]:
+        """The carrier's labels."""
+        return (self._numbers,) if self.free else ()
+
+    @property
+    def copies(self) -> int:
+        """How many laws there are for each unknown."""
+        return self._numbers.size - (self.left_out >= 0) if self.free else 1
+
+    @property
+    def _numbers(self) -> Ids:
+        sizes = [size if axis in self.free else 1 for axis, size in enumerate(self.shape)]
+        return np.arange(math.prod(sizes)).reshape(sizes)
+
+    def numbered(self, laws: Ids) -> Ids:
+        """The laws' numbers, by entry, with a law for each entry of the free axes."""
+        if not self.free:
+            return laws
+        copy = np.where(
+            self._numbers == self.left_out, -1, self._numbers - ((self.left_out >= 0) & (self._numbers > self.left_out))
+        )
+        laws = compress(laws)
+        return np.where((laws >= 0) & (copy >= 0), laws * self.copies + copy, -1)
 
 
 @dataclass(frozen=True)
@@ -45,13 +84,20 @@ class Family:
     """
 
     size: int
-    entries: list[tuple[Slot, int, Ids]]
+    entries: list[tuple[Slot, float, Ids]]
     blocks: list[int | None]
     broken_by: str | None
 
     @property
+    def mixed(self) -> bool:
+        """Whether the laws scale some entries and shift others, or do not have one number of copies."""
+        return len({(slot.what == "degree", slot.copies) for slot, _, _ in self.entries}) > 1
+
+    @property
     def kind(self) -> Kind:
-        """Scale if all entries grow together, rescale if some shrink."""
+        """Translation if something is shifted, scale if all entries grow together, rescale if some shrink."""
+        if any(slot.what != "degree" for slot, _, _ in self.entries):
+            return "translation"
         return diagonal_kind(sign for _, sign, _ in self.entries)
 
     def name(self, kind: Kind) -> str:
@@ -82,9 +128,10 @@ def families(slots: Sequence[Slot], solution: Solution, walk: Walk) -> list[Fami
         broken_by = ", ".join(sorted(set().union(*(reasons.get(free, ()) for free in members)))) or None
         in_blocks = [None if free in diagonal else blocks.get(free) for free in members]
         placed = [entry for key in keys for entry in _placed(slots[key[0]], key, [laws[f] for f in members])]
+        copies = max(slot.copies for slot, _, _ in placed)
         # what grows comes first; otherwise the order of the parameters
         placed.sort(key=lambda entry: entry[1] < 0)
-        out.append(Family(len(members), placed, in_blocks, broken_by))
+        out.append(Family(len(members) * copies, placed, in_blocks, broken_by))
     return out
 
 
@@ -94,7 +141,7 @@ def _touched(slots: Sequence[Slot], solution: Solution) -> dict[int, dict[Key, l
     for s, slot in enumerate(slots):
         rows, free, coefs = solution.members(slot.ids)
         for row, f, coef in zip(rows.tolist(), free.tolist(), np.round(coefs, 9).tolist(), strict=True):
-            out[f][s, Fraction(coef).limit_denominator(1000)].append(row)
+            out[f][s, _ratio(coef)].append(row)
     return out
 
 
@@ -102,8 +149,9 @@ def _in_whole_numbers(slots: Sequence[Slot], entries: dict[Key, list[int]]) -> E
     """One law's entries in whole numbers; whole-parameter entries of several axes added up, vanished ones dropped."""
     whole: dict[str, list[Key]] = defaultdict(list)
     for key, rows in entries.items():
-        if len(rows) == slots[key[0]].ids.size:  # the law scales the parameter as a whole
-            whole[slots[key[0]].parameter].append(key)
+        slot = slots[key[0]]
+        if slot.what == "degree" and len(rows) == slot.ids.size:  # the law scales the parameter as a whole
+            whole[slot.parameter].append(key)
     left = dict(entries)
     for keys in whole.values():
         if len(keys) > 1:
@@ -113,10 +161,19 @@ def _in_whole_numbers(slots: Sequence[Slot], entries: dict[Key, list[int]]) -> E
     if not left:
         return {}
     # the smallest whole numbers in the same proportion
-    common = math.lcm(*(coef.denominator for _, coef in left))
-    shared = math.gcd(*(int(coef * common) for _, coef in left))
-    factor = Fraction(common, shared) * _orientation(slots, left)
+    if max(coef.denominator for _, coef in left) > LARGEST_DENOMINATOR:
+        factor = 1 / abs(left and next(coef for _, coef in left))
+    else:
+        common = math.lcm(*(coef.denominator for _, coef in left))
+        factor = Fraction(common, math.gcd(*(int(coef * common) for _, coef in left)))
+    factor *= _orientation(slots, left)
     return {(s, coef * factor): rows for (s, coef), rows in left.items()}
+
+
+def _ratio(value: float) -> Fraction:
+    """The simple ratio that a coefficient is, or (embeddings times a square root) the number itself."""
+    simple = Fraction(value).limit_denominator(LARGEST_DENOMINATOR)
+    return simple if abs(simple - value) < 1e-8 else Fraction(value)
 
 
 def _orientation(slots: Sequence[Slot], entries: Entries) -> int:
@@ -130,7 +187,7 @@ def _orientation(slots: Sequence[Slot], entries: Entries) -> int:
     return 1 if min(entries, key=rank)[1] > 0 else -1
 
 
-def _placed(slot: Slot, key: Key, laws: Sequence[Entries]) -> list[tuple[Slot, int, Ids]]:
+def _placed(slot: Slot, key: Key, laws: Sequence[Entries]) -> list[tuple[Slot, float, Ids]]:
     """Which law each position of a slot belongs to; laws that share a position go into several layers."""
     layers: list[Ids] = []
     for law, entries in enumerate(laws):
@@ -140,7 +197,8 @@ def _placed(slot: Slot, key: Key, laws: Sequence[Entries]) -> list[tuple[Slot, i
             layer = np.full(slot.ids.size, -1, dtype=np.int64)
             layers.append(layer)
         layer[rows] = law
-    return [(slot, int(key[1]), layer.reshape(slot.ids.shape)) for layer in layers]
+    sign = int(key[1]) if key[1].denominator == 1 else float(key[1])
+    return [(slot, sign, slot.numbered(layer.reshape(slot.ids.shape))) for layer in layers]
 
 
 def _block_keys(walk: Walk, solution: Solution) -> dict[int, int]:

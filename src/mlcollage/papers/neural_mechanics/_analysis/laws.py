@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -30,19 +31,45 @@ from ..symmetry import Symmetry
 from ..term import Term, as_keep
 from .degrees import Ids
 from .families import Family, Slot
+from .names import module_of
 
 LARGEST_MATRIX = 1024
 
 
-def as_symmetry(family: Family, notes: list[str]) -> Symmetry:
+def as_symmetry(family: Family, notes: list[str]) -> Symmetry | None:
     """The family as matrix laws if its rescale laws join into blocks, else as one number per law.
 
-    `notes` receives a sentence where a matrix law exists but is tracked by its diagonal only.
+    `notes` receives a sentence where a matrix law exists but is tracked by its diagonal only, or a law is of no kind.
     """
+    if family.mixed:
+        names = ", ".join(dict.fromkeys(slot.parameter for slot, _, _ in family.entries))
+        notes.append(
+            f"{names}: a law that scales about a point other than 0, or shifts different copies, is not tracked"
+        )
+        return None
     if (matrices := _matrix_symmetry(family, notes)) is not None:
         return matrices
     terms = tuple(law_term(slot, sign, laws, family.size) for slot, sign, laws in family.entries)
     return Symmetry(family.kind, family.name(family.kind), terms, family.size, broken_by=family.broken_by)
+
+
+def by_layer(symmetries: Sequence[Symmetry]) -> list[Symmetry]:
+    """Translations first; those of weight and bias of one layer, [W | b], as one family."""
+    layers: dict[str, list[Symmetry]] = {}
+    for law in symmetries:
+        alone = law.kind == "translation" and len(law.terms) == 1
+        layers.setdefault(module_of(law.parameters[0]) if alone else law.name + str(id(law)), []).append(law)
+    out = []
+    for members in layers.values():
+        terms, start = [], 0
+        for law in members:
+            for term in law.terms:
+                own = range(law.n_laws) if term.laws is None else term.laws
+                laws = tuple(k if k < 0 else k + start for k in own) if len(members) > 1 else term.laws
+                terms.append(replace(term, laws=laws))
+            start += law.n_laws
+        out.append(replace(members[0], terms=tuple(terms), n_laws=start) if len(members) > 1 else members[0])
+    return sorted(out, key=lambda law: law.kind != "translation")
 
 
 # --- matrices -------------------------------------------------------------------------------------------------------
@@ -52,7 +79,13 @@ def _matrix_symmetry(family: Family, notes: list[str]) -> Symmetry | None:
     blocks = list(dict.fromkeys(family.blocks))
     size = family.size // len(blocks)
     alike = all(family.blocks.count(block) == size for block in blocks)
-    if None in blocks or not alike or size < 2 or {sign for _, sign, _ in family.entries} != {1, -1}:
+    if (
+        family.kind != "rescale"
+        or None in blocks
+        or not alike
+        or size < 2
+        or {sign for _, sign, _ in family.entries} != {1, -1}
+    ):
         return None
     name = family.name("matrix")
     if size > LARGEST_MATRIX:
@@ -76,7 +109,7 @@ def _matrix_symmetry(family: Family, notes: list[str]) -> Symmetry | None:
     return Symmetry("matrix", name, tuple(terms), count, broken_by=family.broken_by, size=size)
 
 
-def _matrix_term(slot: Slot, sign: int, laws: Ids, size: int, blocks: int) -> Term | None:
+def _matrix_term(slot: Slot, sign: float, laws: Ids, size: int, blocks: int) -> Term | None:
     """The term that reads the slot's axis as (block, position in the block); None if it is not laid out so."""
     axes = [axis for axis, n in enumerate(laws.shape) if n > 1]
     if len(axes) != 1 or slot.shape[axes[0]] % size:
@@ -104,7 +137,7 @@ def _names(laws: Sequence[int], count: int) -> tuple[int, ...] | None:
     return None if list(laws) == list(range(count)) else tuple(laws)
 
 
-def law_term(slot: Slot, sign: int, laws: Ids, count: int) -> Term:
+def law_term(slot: Slot, sign: float, laws: Ids, count: int) -> Term:
     """The term of one parameter, in the plainest form that says which law each entry belongs to."""
     shape, name = slot.shape, slot.parameter
     axes = [axis for axis, size in enumerate(laws.shape) if size > 1]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from .carriers import Shift, joined, lifted, moved
 from .degrees import Degree, Ids, Part, aligned, changed, compress, merge, reshape_ids, scaled
-from .walk import RULES, Value, Walk, opaque, rule
+from .walk import RULES, SAME, Value, Walk, letters, opaque, rule, sizes
 
 SMALL_CONSTANT = 1e-2  # a positive constant below this, added to a norm, is an epsilon
 LARGEST_LABELS = 20_000_000
@@ -18,6 +20,16 @@ LARGEST_LABELS = 20_000_000
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _number(value: Any) -> Any:
+    """The number that a tensor is filled with, as a number."""
+    return value.fill if isinstance(value, Value) and value.fill is not None else value
+
+
+def _minus_infinity(value: Any) -> bool:
+    """Whether a softmax does not see an entry that is filled with this number, whatever is added."""
+    return _is_number(value) and value < -1e4
 
 
 def _blind(value: Any) -> bool:
@@ -28,19 +40,39 @@ def _blind(value: Any) -> bool:
 # --- entry by entry -------------------------------------------------------------------------------------------------
 
 
-@rule("neg", "clone", "_to_copy", "to", "type_as", "alias", "detach", "contiguous", "lift_fresh_copy", "positive")
+@rule(*SAME, shifts=True)
 def _same(walk: Walk, x: Value, *args: Any, **kwargs: Any) -> Value:
-    return walk.view(x)
+    return replace(x, shape=walk.shape)
 
 
-@rule("relu", "leaky_relu", "abs", "tril", "triu", "threshold_zero")
+@rule("neg", shifts=True)
+def _neg(walk: Walk, x: Value) -> Value:
+    return Value(walk.shape, x.degree, x.root, scaled(x.shift, -1.0))
+
+
+@rule("full", "scalar_tensor", "full_like", "new_full", "zeros", "ones", "zeros_like", "ones_like", "new_zeros",
+      "new_ones", shifts=True)  # fmt: skip
+def _filled(walk: Walk, *args: Any, **kwargs: Any) -> Value:
+    fill = {"zeros": 0.0, "ones": 1.0}.get(walk.operator.removeprefix("new_").removesuffix("_like"))
+    if fill is None:
+        fill = next((x for x in reversed(args) if _is_number(x)), None)
+    return Value(walk.shape, fill=fill)
+
+
+@rule("relu", "leaky_relu", "abs", "threshold_zero")
 def _homogeneous(walk: Walk, x: Value, *args: Any, **kwargs: Any) -> Degree:
     return walk.diagonal(x.degree)
 
 
-@rule("dropout", "native_dropout", "feature_dropout")
-def _dropout(walk: Walk, x: Value, p: float, train: bool, *args: Any) -> Degree:
-    return walk.diagonal(x.degree) if train and p > 0 else x.degree
+@rule("dropout", "native_dropout", "feature_dropout", shifts=True)
+def _dropout(walk: Walk, x: Value, p: float, train: bool, *args: Any) -> Any:
+    shape = walk.shape[0] if isinstance(walk.shape, list) else walk.shape
+    if not (train and p > 0):
+        return [x] if isinstance(walk.shape, list) else x
+    axes = letters(shape)
+    # the noise is drawn anew at every call
+    out = Value(shape, walk.diagonal(x.degree), shift=walk.through(x, axes, axes, walk.new(), sizes(x, axes)))
+    return [out] if isinstance(walk.shape, list) else out
 
 
 @rule("prelu", "_prelu_kernel")
@@ -51,6 +83,7 @@ def _prelu(walk: Walk, x: Value, weight: Value, *args: Any) -> Degree:
 
 @rule("clamp", "clamp_min", "clamp_max", "hardtanh")
 def _clamp(walk: Walk, x: Value, low: Any = None, high: Any = None, **kwargs: Any) -> Degree:
+    low, high = _number(low), _number(high)
     # Cutting off at 0 is homogeneous, any other limit is not.
     if walk.operator == "clamp_max":
         low, high = None, low
@@ -62,54 +95,88 @@ def _clamp(walk: Walk, x: Value, low: Any = None, high: Any = None, **kwargs: An
     return walk.diagonal(x.degree)
 
 
-@rule("add", "sub", "rsub")
-def _add(walk: Walk, a: Any, b: Any, **kwargs: Any) -> Any:
+@rule("add", "sub", "rsub", shifts=True)
+def _add(walk: Walk, a: Any, b: Any, alpha: Any = 1, **kwargs: Any) -> Any:
+    of_a, of_b = (-alpha, 1) if walk.operator == "rsub" else (1, -alpha if walk.operator == "sub" else alpha)
     if not isinstance(a, Value):  # a number minus a tensor
-        a, b = b, a
+        a, b, of_a, of_b = b, a, of_b, of_a
+    b = _number(b)
     if isinstance(b, Value):
-        return walk.match(a, b)
-    if not _is_number(b) or abs(b) > SMALL_CONSTANT:
+        return Value(walk.shape, walk.match(a, b), shift=walk.sum_of((a, of_a), (b, of_b)))
+    shift = walk.sum_of((a, of_a))
+    if not _is_number(b):
         return opaque(walk, a)
-    if b != 0:
+    if 0 < abs(b) <= SMALL_CONSTANT:
         walk.eps(a.degree)
-    return walk.view(a)
+    elif b:  # x + c grows by d (x + c) - c d
+        shift = merge([*shift, *lifted(aligned(a.degree, len(walk.shape)), -of_b * b)])
+    return Value(walk.shape, aligned(a.degree, len(walk.shape)), a.root, shift)
 
 
-@rule("maximum", "minimum")
-def _extremum(walk: Walk, a: Value, b: Value) -> Degree:
-    return walk.diagonal(walk.match(a, b))
+@rule("maximum", "minimum", shifts=True)
+def _extremum(walk: Walk, a: Value, b: Value) -> Any:
+    for x, bound in ((a, _number(b)), (b, _number(a))):
+        if _is_number(bound):  # as the clamp that it is
+            walk.still(x)
+            return _clamp(walk, x, *((bound, None) if walk.operator == "maximum" else (None, bound)))
+    return _chosen(walk, a, b, walk.number((walk.operator, a.key, b.key)))
 
 
-@rule("where")
-def _where(walk: Walk, condition: Value, a: Any = None, b: Any = None) -> Degree:
-    branches = [value for value in (a, b) if isinstance(value, Value)]
-    if any(_is_number(value) and not _blind(value) for value in (a, b)):
+def _chosen(walk: Walk, a: Value, b: Value, choice: int) -> Value:
+    """Entries of a where a choice is 1, of b where it is 0: b's shift, and the choice times what a's has more."""
+    more = Value(walk.shape, shift=walk.sum_of((a, 1), (b, -1)))
+    shift = merge([*walk.sum_of((b, 1)), *_times(walk, more, Value(walk.shape, key=choice))])
+    return Value(walk.shape, walk.diagonal(walk.match(a, b)), shift=shift)
+
+
+@rule("where", shifts=True)
+def _where(walk: Walk, condition: Value, a: Any = None, b: Any = None) -> Any:
+    branches = [value for value in (a, b) if isinstance(value, Value) and _number(value) is value]
+    numbers = [_number(value) for value in (a, b) if _is_number(_number(value))]
+    walk.fix(condition)
+    if len(branches) == 2:
+        return _chosen(walk, *branches, condition.key)
+    if not all(_blind(number) or _minus_infinity(number) for number in numbers):
         return opaque(walk, *branches)
-    return walk.diagonal(walk.match(*branches))
+    if any(number and not math.isinf(number) for number in numbers):  # a finite number, of degree zero
+        walk.fix_degree(*branches)
+    x = branches[0] if branches else Value(walk.shape)
+    shift = walk.sum_of((x, 1)) if all(map(_minus_infinity, numbers)) else _times(walk, x, condition)
+    return Value(walk.shape, walk.diagonal(aligned(x.degree, len(walk.shape))), shift=shift)
 
 
-@rule("masked_fill")
-def _masked_fill(walk: Walk, x: Value, mask: Value, value: Any) -> Degree:
-    if not _blind(value):
-        walk.fix(x, value)
-    return walk.diagonal(x.degree)
+@rule("masked_fill", shifts=True)
+def _masked_fill(walk: Walk, x: Value, mask: Value, value: Any) -> Any:
+    return _where(walk, mask, value, x)
 
 
-@rule("mul", "div")
+def _times(walk: Walk, x: Value, factor: Value, coef: float = 1.0) -> Shift:
+    """The shift of x times a tensor, entry by entry."""
+    axes, own, other = letters(walk.shape), letters(x.shape), letters(factor.shape)
+    return walk.through(x, own, axes, factor, sizes(factor, other), coef=coef)
+
+
+@rule("mul", "div", shifts=True)
 def _mul(walk: Walk, a: Any, b: Any, **kwargs: Any) -> Any:
     if kwargs.get("rounding_mode") is not None:
         return opaque(walk, a, b)
-    sign = -1.0 if walk.operator == "div" else 1.0
-    if not isinstance(a, Value):
-        return scaled(b.degree, sign)
-    if not isinstance(b, Value):
-        return walk.view(a)
-    rank = len(walk.shape)
+    rank, divided = len(walk.shape), walk.operator == "div"
+    if isinstance(b, Value) and not divided and _is_number(_number(a)):
+        a, b = b, a
+    if isinstance(a, Value) and _is_number(_number(b)):
+        factor = 1 / _number(b) if divided else _number(b)
+        return Value(walk.shape, aligned(a.degree, rank), a.root, walk.sum_of((a, factor)))
+    if divided:
+        walk.still(b)
+        b = Value(b.shape, scaled(b.degree, -1.0), key=walk.number(("inverse", b.key)))
+    if not isinstance(a, Value):  # a number divided by a tensor
+        return Value(walk.shape, aligned(b.degree, rank))
     # A factor with several entries acts as a diagonal matrix on the other factor.
     for x, other in ((a, b), (b, a)):
         if _acts_along(x, other, rank):
             walk.diagonal(x.degree)
-    return merge([*aligned(a.degree, rank), *scaled(aligned(b.degree, rank), sign)])
+    degree = merge([*aligned(a.degree, rank), *aligned(b.degree, rank)])
+    return Value(walk.shape, degree, shift=(*_times(walk, a, b), *_times(walk, b, a)))
 
 
 def _acts_along(x: Value, other: Value, rank: int) -> bool:
@@ -148,15 +215,27 @@ def _compare(walk: Walk, x: Any, y: Any) -> Degree:
 _SEEN = [
     "gelu", "silu", "sigmoid", "tanh", "softplus", "elu", "selu", "celu", "mish", "hardswish", "hardsigmoid",
     "relu6", "exp", "expm1", "log", "log1p", "log2", "sin", "cos", "erf", "log_sigmoid_forward", "logsigmoid",
-    "softmax", "_softmax", "_safe_softmax", "log_softmax", "_log_softmax", "logsumexp", "atan", "sinh", "cosh",
+    "atan", "sinh", "cosh",
     "nll_loss_forward", "nll_loss2d_forward", "mse_loss", "huber_loss", "smooth_l1_loss", "binary_cross_entropy",
     "_native_batch_norm_eval", "floor", "ceil", "round", "logical_not", "logical_and", "logical_or", "bitwise_not",
-    "bitwise_and", "bitwise_or", "arange", "full", "zeros", "ones", "empty", "scalar_tensor", "fill", "bernoulli",
-    "isinf", "isnan", "argmax", "argmin", "sort", "topk", "one_hot", "linspace", "rand", "randn", "remainder", "fmod",
+    "bitwise_and", "bitwise_or", "arange", "empty", "fill", "bernoulli",
+    "isinf", "isnan", "argmax", "argmin", "one_hot", "linspace", "rand", "randn", "remainder", "fmod",
     "floor_divide", "l1_loss", "kl_div", "binary_cross_entropy_with_logits", "hardshrink", "softshrink", "copysign",
     "polar",
 ]  # fmt: skip
 RULES.update(dict.fromkeys(_SEEN, opaque))
+
+
+@rule("softmax", "_softmax", "_safe_softmax", "log_softmax", "_log_softmax", "logsumexp", shifts=True)
+def _softmax(walk: Walk, x: Value, dims: Any, keepdim: Any = False, *args: Any, **kwargs: Any) -> Value:
+    """What is added to all scores alike is forgotten; a logsumexp passes it on."""
+    rank = len(x.shape)
+    axes = {axis % rank for axis in ([dims] if isinstance(dims, int) else dims)} if rank else set()
+    walk.fix_degree(x)
+    shift = walk.forget(x.shift, axes)
+    if walk.operator == "logsumexp":
+        return Value(walk.shape, shift=shift if keepdim else moved(shift, lambda ids: ids.squeeze(tuple(axes))))
+    return Value(walk.shape, total=(min(axes), 1.0) if axes and "log" not in walk.operator else None)
 
 
 # --- entries moved about --------------------------------------------------------------------------------------------
@@ -166,47 +245,52 @@ RULES.update(dict.fromkeys(_SEEN, opaque))
     "squeeze", "unsqueeze", "transpose", "permute", "t", "expand", "select", "slice", "narrow", "split",
     "split_with_sizes", "unbind", "chunk", "flip", "roll", "repeat", "pixel_shuffle", "pixel_unshuffle",
     "channel_shuffle", "swapaxes", "movedim", "diagonal", "unfold", "repeat_interleave", "native_channel_shuffle",
+    "expand_as", shifts=True,
 )  # fmt: skip
 def _by_running(walk: Walk, x: Any, *args: Any, **kwargs: Any) -> Any:
     """Run the operator on the unknowns themselves; broadcast axes stay stride-0 views where it is a view."""
     if not isinstance(x, Value):
         return opaque(walk, x, *args)
     # Operators that are no views write all entries out, which a large tensor cannot afford.
-    if math.prod(x.shape) > LARGEST_LABELS and not all(part.ids.size == 1 for part in x.degree):
+    if math.prod(x.shape) > LARGEST_LABELS and not all(part.ids.size == 1 for part in (*x.degree, *x.shift)):
         return opaque(walk, x)
     several = isinstance(walk.shape, list)
-    shapes = walk.shape if several else [walk.shape]
-    columns: list[list[Part]] = [[] for _ in shapes]  # by result, its parts
-    for part in x.degree:
-        results = walk.target(torch.from_numpy(part.ids.copy()).expand(x.shape), *args, **kwargs)
-        for column, result in zip(columns, results if several else [results], strict=True):
-            column.append(Part(part.coef, compress(result.numpy())))
-    values = [Value(shape, tuple(parts), x.root) for shape, parts in zip(shapes, columns, strict=True)]
-    return values if several else values[0]
+
+    def run(k: int) -> Callable[[Ids], Ids]:
+        def change(ids: Ids) -> Ids:
+            result = walk.target(torch.from_numpy(ids.copy()).expand(x.shape), *args, **kwargs)
+            return compress((result[k] if several else result).numpy())
+
+        return change
+
+    if not several:
+        return x.moved(run(0), walk.shape)
+    return [x.moved(run(k), shape) for k, shape in enumerate(walk.shape)]
 
 
-@rule("view", "reshape", "_unsafe_view", "flatten", "unflatten")
+@rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", shifts=True)
 def _reshape(walk: Walk, x: Value, *args: Any, **kwargs: Any) -> Value:
-    return walk.view(x, changed(x.degree, lambda ids: reshape_ids(ids, x.shape, walk.shape)))
+    out = x.moved(lambda ids: reshape_ids(ids, x.shape, walk.shape), walk.shape)
+    last = x.total is not None and x.total[0] == len(x.shape) - 1 and x.shape[-1:] == walk.shape[-1:]
+    return replace(out, total=(len(walk.shape) - 1, x.total[1])) if last and x.total else out
 
 
-@rule("cat", "stack")
-def _cat(walk: Walk, values: Sequence[Value], dim: int = 0) -> Degree:
+@rule("cat", "stack", shifts=True)
+def _cat(walk: Walk, values: Sequence[Value], dim: int = 0) -> Value:
     values = [value for value in values if math.prod(value.shape)]
     rank = len(walk.shape)
     axis = dim % rank
     if walk.operator == "stack":
-        values = [
-            Value((*v.shape[:axis], 1, *v.shape[axis:]), changed(v.degree, lambda ids: np.expand_dims(ids, axis)))
-            for v in values
-        ]
+        new = (*values[0].shape[:axis], 1, *values[0].shape[axis:])
+        values = [value.moved(lambda ids: np.expand_dims(ids, axis), new) for value in values]
     pieces = [_one_array(walk, value) for value in values]
     shape = [max(ids.shape[k] for ids in pieces) for k in range(rank)]  # the axes that any piece depends on
-    joined = [
+    pieces = [
         np.broadcast_to(ids, [*shape[:axis], value.shape[axis], *shape[axis + 1 :]])
         for ids, value in zip(pieces, values, strict=True)
     ]
-    return merge([Part(1.0, compress(np.concatenate(joined, axis)))])
+    degree = merge([Part(1.0, compress(np.concatenate(pieces, axis)))])
+    return Value(walk.shape, degree, shift=joined([(v.shift, v.shape[axis]) for v in values], axis))
 
 
 def _one_array(walk: Walk, value: Value) -> Ids:
@@ -225,8 +309,8 @@ def _one_array(walk: Walk, value: Value) -> Ids:
     return ids
 
 
-@rule("constant_pad_nd", "pad", "reflection_pad2d", "replication_pad2d")
-def _pad(walk: Walk, x: Value, widths: Sequence[int], value: Any = 0, *args: Any) -> Degree:
+@rule("constant_pad_nd", "pad", "reflection_pad2d", "replication_pad2d", shifts=True)
+def _pad(walk: Walk, x: Value, widths: Sequence[int], value: Any = 0, *args: Any) -> Any:
     if walk.operator in ("constant_pad_nd", "pad") and value not in (0, None, 0.0):
         return opaque(walk, x)
     rank = len(walk.shape)
@@ -240,30 +324,64 @@ def _pad(walk: Walk, x: Value, widths: Sequence[int], value: Any = 0, *args: Any
                 ids = np.concatenate([new[0], ids, new[1]], axis)
         return ids
 
-    return changed(x.degree, pad)
+    axes = letters(walk.shape)
+    varies = {axes[axis]: walk.shape[axis] for axis in padded}
+    shift = walk.through(_flat(walk, x, padded), axes, axes, ("pad", str(widths)), varies)
+    return Value(walk.shape, changed(x.degree, pad), shift=shift)
 
 
-@rule("index_select", "cumsum")
-def _along_one(walk: Walk, x: Value, dim: int, *args: Any, **kwargs: Any) -> Degree:
-    return walk.uniform(x, [dim])
+def _flat(walk: Walk, x: Value, axes: Iterable[int]) -> Value:
+    """The tensor with a shift that is the same along the axes, and of size 1 there."""
+    return replace(x, shift=walk.forget(x.shift, [axis % len(x.shape) for axis in axes]))
 
 
-@rule("gather")
-def _gather(walk: Walk, x: Value, dim: int, index: Value, **kwargs: Any) -> Degree:
-    return walk.uniform(x, range(len(x.shape)))
+@rule("cumsum", "triu", "tril", shifts=True)
+def _along_one(walk: Walk, x: Value, dim: int = 0, *args: Any, **kwargs: Any) -> Value:
+    axes = letters(x.shape)
+    degree = walk.uniform(x, [dim]) if walk.operator == "cumsum" else walk.diagonal(x.degree)
+    return Value(walk.shape, degree, shift=walk.through(x, axes, axes, (walk.operator, dim), sizes(x, axes)))
 
 
-@rule("index")
-def _index(walk: Walk, x: Value, indices: Sequence[Any]) -> Degree:
+def _picked(walk: Walk, x: Value, axis: int, index: Value) -> Value:
+    """Entries of one axis, picked by an index: a product with rows of zeros and a one, which sum to 1."""
+    before = letters(x.shape)
+    new = letters(index.shape, skip=before)
+    after = before[:axis] + new + before[axis + 1 :]
+    shift = walk.through(x, before, after, index, sizes(index, new), total=1.0)
+    degree = changed(
+        walk.uniform(x, [axis]), lambda ids: ids.reshape((*ids.shape[:axis], *(1,) * len(new), *ids.shape[axis + 1 :]))
+    )
+    return Value(walk.shape, degree, shift=shift)
+
+
+@rule("index_select", shifts=True)
+def _index_select(walk: Walk, x: Value, dim: int, index: Value) -> Value:
+    return _picked(walk, x, dim % len(x.shape), index)
+
+
+@rule("gather", shifts=True)
+def _gather(walk: Walk, x: Value, dim: int, index: Value, **kwargs: Any) -> Value:
+    axis = dim % max(len(x.shape), 1)
+    if any(size != x.shape[k] for k, size in enumerate(index.shape) if k != axis):
+        walk.take_for_alike(x)
+        x = _flat(walk, x, range(len(x.shape)))
+    before = letters(x.shape)
+    after = before[:axis] + "A" + before[axis + 1 :]
+    shift = walk.through(x, before, after, index, sizes(index, after), 1.0)
+    return Value(walk.shape, walk.uniform(x, range(len(x.shape))), shift=shift)
+
+
+@rule("index", shifts=True)
+def _index(walk: Walk, x: Value, indices: Sequence[Any]) -> Value:
     places = [axis for axis, index in enumerate(indices) if index is not None]
     # Which entries are taken is not known here, so that the degree must not differ along the indexed axes.
     if len(places) != 1 or not isinstance(indices[places[0]], Value):
-        degree = walk.uniform(Value(x.shape, walk.uniform(x, places)), range(len(x.shape)))
-        return changed(degree, lambda ids: ids.reshape((1,) * len(walk.shape)))
-    axis, new = places[0], len(indices[places[0]].shape)  # the axes of the index take the place of one axis
-    return changed(
-        walk.uniform(x, places), lambda ids: ids.reshape((*ids.shape[:axis], *(1,) * new, *ids.shape[axis + 1 :]))
-    )
+        everything = range(len(x.shape))
+        walk.take_for_alike(x)
+        degree = walk.uniform(Value(x.shape, walk.uniform(x, places)), everything)
+        value = Value(x.shape, degree, shift=_flat(walk, x, everything).shift)
+        return value.moved(lambda ids: ids.reshape((1,) * len(walk.shape)), walk.shape)
+    return _picked(walk, x, places[0], indices[places[0]])
 
 
 @rule("view_as_complex")
@@ -279,30 +397,60 @@ def _to_real(walk: Walk, x: Value) -> Degree:
 # --- sums over axes -------------------------------------------------------------------------------------------------
 
 
-@rule("sum", "mean", "amax", "amin", "nansum")
-def _reduce(walk: Walk, x: Value, dims: Any = None, keepdim: bool = False, **kwargs: Any) -> Degree:
+def _summed(x: Value, dims: Any) -> list[int]:
+    """The axes that a reduction sums over; none given, or none listed: all."""
     rank = len(x.shape)
-    axes = list(range(rank)) if dims is None or dims == [] else [dims] if isinstance(dims, int) else list(dims)
-    axes = [axis % rank for axis in axes] if rank else []
+    axes = range(rank) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
+    return [axis % rank for axis in axes] if rank else []
+
+
+def _reduced(walk: Walk, x: Value, dims: Any, keepdim: bool) -> Degree:
+    axes = _summed(x, dims)
     degree = walk.uniform(x, axes)
     return degree if keepdim or not axes else changed(degree, lambda ids: ids.squeeze(tuple(axes)))
 
 
-@rule("max", "min", "median")
-def _max(walk: Walk, x: Value, dim: Any = None, keepdim: bool = False) -> Degree:
-    return _extremum(walk, x, dim) if isinstance(dim, Value) else _reduce(walk, x, dim, keepdim)
+@rule("sum", "mean", "amax", "amin", "nansum", shifts=True)
+def _reduce(walk: Walk, x: Value, dims: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
+    """A sum passes on the sum of shifts; an extremum, the shift of the entry that it takes."""
+    axes, names = _summed(x, dims), letters(x.shape)
+    after = "".join(names[axis] for axis in range(len(x.shape)) if axis not in axes)
+    shape = walk.shape[0] if isinstance(walk.shape, list) else walk.shape
+    shift = x.shift
+    if axes and walk.operator in ("sum", "mean", "nansum"):
+        count = math.prod(x.shape[axis] for axis in axes)
+        mean = Value(x.shape, shift=walk.averaged(x.shift, axes))
+        shift = walk.through(mean, names, after, "sum", {}, 1.0, 1.0 if walk.operator == "mean" else count)
+    elif axes:
+        taken = {letter: size for letter, size in sizes(x, names).items() if letter in after}
+        shift = walk.through(x, names, after, (walk.operator, x.key), taken, 1.0)
+    if keepdim and axes:
+        shift = moved(shift, lambda ids: np.expand_dims(ids, tuple(sorted(axes))))
+    return Value(shape, _reduced(walk, x, dims, keepdim), shift=shift)
 
 
-@rule("var", "std", "var_mean", "std_mean")
+@rule("max", "min", "median", shifts=True)
+def _max(walk: Walk, x: Value, dim: Any = None, keepdim: bool = False) -> Any:
+    if isinstance(dim, Value):
+        return _extremum(walk, x, dim)
+    out = _reduce(walk, x, dim, keepdim)
+    return [out] if isinstance(walk.shape, list) else out
+
+
+@rule("var", "std", "var_mean", "std_mean", shifts=True)
 def _var(walk: Walk, x: Value, dims: Any = None, *args: Any, keepdim: bool = False, **kwargs: Any) -> Any:
-    mean = _reduce(walk, x, dims, keepdim)
-    spread = scaled(mean, 2.0 if walk.operator.startswith("var") else 1.0)
-    return [spread, mean] if isinstance(walk.shape, list) else spread
+    x = _flat(walk, x, _summed(x, dims))
+    degree = _reduced(walk, x, dims, keepdim)
+    spread = scaled(degree, 2.0 if walk.operator.startswith("var") else 1.0)
+    if not isinstance(walk.shape, list):
+        return spread
+    mean = x.shift if keepdim else moved(x.shift, lambda ids: ids.squeeze(tuple(_summed(x, dims))))
+    return [spread, Value(walk.shape[1], degree, shift=mean)]
 
 
 @rule("linalg_vector_norm", "norm")
 def _norm(walk: Walk, x: Value, order: Any = 2, dims: Any = None, keepdim: bool = False, **kwargs: Any) -> Degree:
-    return _reduce(walk, x, dims, keepdim)
+    return _reduced(walk, x, dims, keepdim)
 
 
 _POOLS = (
@@ -312,8 +460,23 @@ _POOLS = (
 )  # fmt: skip
 
 
-@rule(*(name.format(spatial) for name in _POOLS for spatial in (1, 2, 3)))
-def _pool(walk: Walk, x: Value, *args: Any, **kwargs: Any) -> Degree:
-    spatial = next(k for k in (1, 2, 3) if f"{k}d" in walk.operator)
-    degree = walk.uniform(x, range(len(x.shape) - spatial, len(x.shape)))
-    return walk.diagonal(degree) if "max" in walk.operator else degree
+@rule(*(name.format(spatial) for name in _POOLS for spatial in (1, 2, 3)), shifts=True)
+def _pool(walk: Walk, x: Value, *args: Any, **kwargs: Any) -> Any:
+    several = isinstance(walk.shape, list)
+    shape = walk.shape[0] if several else walk.shape
+    count = next(k for k in (1, 2, 3) if f"{k}d" in walk.operator)
+    space = range(len(x.shape) - count, len(x.shape))
+    degree = walk.uniform(x, space)
+    if "max" in walk.operator or "lp" in walk.operator:
+        degree = walk.diagonal(degree)
+    if "lp" in walk.operator:
+        walk.still(x)
+    # with zeros around the edge, and for what differs over space, every position of the result is its own function
+    edge = walk.operator.startswith("avg") and len(args) > 2 and any(np.ravel(args[2]))
+    before = letters(x.shape)
+    new = letters(shape[-count:], skip=before)
+    how = (walk.operator, x.key if "max" in walk.operator else repr(args))
+    varies = dict(zip(new, shape[-count:], strict=True))
+    shift = walk.through(x, before, before[:-count] + new, how, varies, None if edge else 1.0)
+    out = Value(shape, degree, shift=shift)
+    return [out] if several else out

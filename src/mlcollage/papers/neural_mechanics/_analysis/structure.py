@@ -8,6 +8,8 @@ feature maps need no case of their own: they are equations like the others.
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,35 +17,39 @@ from torch import Tensor, fx
 
 from ..symmetry import SymmetrySet
 from . import pointwise  # noqa: F401  (its rules enter the table)
-from .degrees import Degree, Part
+from .degrees import NONE, Degree, Part
 from .families import Slot, families
-from .laws import as_symmetry
+from .laws import as_symmetry, by_layer
 from .names import unique_names
 from .products import CONVOLUTIONS
-from .shifts import translations
 from .tracing import Graph, operator_of, shape_of
-from .walk import VALUES_UNSEEN, Value, Walk, convolution_groups
+from .walk import VALUES_UNSEEN, Convolution, Value, Walk
 
 LARGEST_ELEMENTWISE = 1 << 18  # a parameter that is only added or multiplied gets one unknown per entry up to here
 
 
 def structural_symmetries(graph: Graph) -> SymmetrySet:
     """Translation, scale, rescale and matrix symmetries of a traced network, not yet confirmed by numbers."""
-    walk = Walk()
+    walk = Walk(weights=graph.weights)
     values, slots = _parameters(graph, walk)
     env: dict[str, Any] = dict(values)
     _interpret(graph.module, env, walk)
     walk.fix(*(env.get(name) for name in graph.outputs))
     for value in values.values():
         _pin(value, walk)
-    shifted, notes = translations(graph)
-    diagonal_only: list[str] = []
-    found = [as_symmetry(family, diagonal_only) for family in families(slots, walk.system.solve(), walk)]
+    solution = walk.system.solve()
+    # The same shift of all rows is there twice, once as the shift of any row.
+    twice = [(a.ids, b.ids) for a, b in pairwise(slots) if b.what == "common"]
+    solution = solution.with_zero(np.concatenate([b[np.isin(a, solution.free)] for a, b in twice] or [NONE]))
+    notes: list[str] = []
+    found = [law for family in families(slots, solution, walk) if (law := as_symmetry(family, notes)) is not None]
     given_up = [
         f"{site or 'the top'}: too many equations, what enters it was held fixed" for site in walk.system.given_up
     ]
-    unhandled = tuple(dict.fromkeys([*walk.notes, *given_up, *notes, *diagonal_only]))
-    return SymmetrySet((*shifted, *unique_names(found)), unhandled)
+    if not graph.has_loss:
+        notes.append("no loss was given: the translation symmetry of the last layer was not looked for")
+    unhandled = tuple(dict.fromkeys([*walk.notes, *given_up, *notes]))
+    return SymmetrySet(unique_names(by_layer(found)), unhandled)
 
 
 # --- the walk -------------------------------------------------------------------------------------------------------
@@ -109,20 +115,62 @@ def _enter(inner: list[fx.GraphModule], args: Any, node: fx.Node, walk: Walk) ->
 
 
 def _parameters(graph: Graph, walk: Walk) -> tuple[dict[str, Value], list[Slot]]:
-    """Unknown degrees of every parameter, by placeholder: a sum over its axes, as its first use reads them."""
+    """Unknowns of every parameter, by placeholder; its degree is a sum over its axes, as its first use reads them."""
+    nodes: dict[str, list[fx.Node]] = {}  # tied: one parameter under several placeholders
+    for node in graph.module.graph.nodes:
+        if node.op == "placeholder" and node.name in graph.parameters and node.users:
+            nodes.setdefault(graph.parameters[node.name], []).append(node)
     values: dict[str, Value] = {}
     slots: list[Slot] = []
-    by_name: dict[str, Value] = {}  # tied: one parameter under two placeholders
-    for node in graph.module.graph.nodes:
-        name = graph.parameters.get(node.name) if node.op == "placeholder" else None
-        if name is None:
-            continue
-        if name not in by_name:
-            shape = shape_of(node.meta["val"])
-            by_name[name] = Value(shape, _unknowns(walk, node, shape), name)
-            slots += [Slot(name, shape, part.ids) for part in by_name[name].degree]
-        values[node.name] = by_name[name]
+    for name, own in nodes.items():
+        shape = shape_of(own[0].meta["val"])
+        degree = _unknowns(walk, own[0], shape)
+        shifts = _shifts(walk, name, shape, own)
+        slots += [*(Slot(name, shape, part.ids) for part in degree), *shifts]
+        shift = tuple(Part(1.0, slot.ids[None], -1 if slot.free else 0, slot.labels) for slot in shifts)
+        values |= {node.name: Value(shape, degree, name, shift, key=walk.number(("parameter", name))) for node in own}
     return values, slots
+
+
+def _shifts(walk: Walk, name: str, shape: tuple[int, ...], nodes: list[fx.Node]) -> list[Slot]:
+    """Unknown shifts of a parameter: one for each entry along the axes that its uses keep.
+
+    Along an axis that is summed over, or picked from, any shift is like any other: there the carrier differs. A second
+    array of unknowns stands for shifts that are the same all along it, which some sums do not change.
+    """
+    wide = {axis for axis, size in enumerate(shape) if size > 1}
+    uses = [use for node in nodes for user in node.users if (use := _use(node, user)) is not None]
+    kept, summed, padding = max(uses, key=lambda use: use[1] == "picked", default=(None, "", -1))
+    if kept is None:
+        kept = wide if math.prod(shape) <= LARGEST_ELEMENTWISE else {len(shape) - 1}
+    free = tuple(sorted(wide - kept))
+    unknowns = [size if axis in kept else 1 for axis, size in enumerate(shape)]
+    if not free:
+        return [Slot(name, shape, walk.system.fresh(unknowns), "shift")]
+    out = [Slot(name, shape, walk.system.fresh(unknowns), "shift", free, padding)]
+    if summed != "convolved" and padding < 0:  # a padding row is never shifted
+        out.append(Slot(name, shape, walk.system.fresh(unknowns), "common"))
+    return out
+
+
+def _use(node: fx.Node, user: fx.Node) -> tuple[set[int], str, int] | None:
+    """Of a product with a parameter: the axes that are left of it, how the others go, and a padding row."""
+    operator, args = operator_of(user), user.args
+    rank, place = len(shape_of(node.meta["val"])), next((k for k, x in enumerate(args) if x is node), -1)
+    everything = set(range(rank))
+    if operator == "embedding" and place == 0:
+        padding = args[2] if len(args) > 2 else -1
+        return {1}, "picked", padding if isinstance(padding, int) else -1
+    if operator in CONVOLUTIONS and place == 1:
+        options = Convolution.of(operator, args, user.kwargs)
+        return ({0} if not options.transposed else {1} if options.groups == 1 else {0, 1}), "convolved", -1
+    if operator in ("matmul", "mm", "bmm", "addmm") and rank > 1 and place >= 0:
+        if place == len(args) - 1:
+            return everything - {rank - 2}, "summed", -1
+        return (everything - {rank - 1}, "summed", -1) if place == len(args) - 2 else None
+    if rank == 2 and (operator in ("lstm", "gru", "rnn_tanh", "rnn_relu") or (operator == "linear" and place == 1)):
+        return {0}, "summed", -1
+    return None
 
 
 def _pin(value: Value, walk: Walk) -> None:
@@ -156,7 +204,7 @@ def _unknowns(walk: Walk, node: fx.Node, shape: tuple[int, ...]) -> Degree:
 
 def _convolution_unknowns(walk: Walk, user: fx.Node, shape: tuple[int, ...]) -> Degree:
     """One unknown per output channel, and one per input channel of each group."""
-    groups = convolution_groups(operator_of(user), user.args, user.kwargs)
+    groups = Convolution.of(operator_of(user), user.args, user.kwargs).groups
     first, second, ones = *shape[:2], (1,) * (len(shape) - 2)
     lead = Part(1.0, walk.system.fresh((first, 1, *ones)))
     if second == 1:  # depthwise: the output channel says it all

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ KEPT = frozenset([
     "softmax", "log_softmax", "dropout", "matmul", "embedding", "max_pool1d", "max_pool2d", "max_pool3d",
     "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
     "adaptive_max_pool1d", "adaptive_max_pool2d", "pixel_shuffle", "lstm", "gru", "rnn_tanh", "rnn_relu", "silu",
-    "gelu", "addmm", "mm", "bmm", "linalg_vector_norm", "prelu",
+    "gelu", "addmm", "mm", "bmm", "linalg_vector_norm", "prelu", "logsumexp",
 ])  # fmt: skip
 
 
@@ -43,6 +43,8 @@ class Graph:
         Names of the placeholders of the user's inputs.
     has_loss
         Whether the graph ends in the loss.
+    weights
+        The parameters' values by name.
     """
 
     module: fx.GraphModule
@@ -50,6 +52,7 @@ class Graph:
     outputs: tuple[str, ...]
     inputs: tuple[str, ...]
     has_loss: bool
+    weights: Mapping[str, Tensor]
 
 
 class _Whole(nn.Module):
@@ -98,7 +101,8 @@ def trace(
     }
     outputs = tuple(name for name in signature.user_outputs if isinstance(name, str))  # others are constants
     inputs = tuple(name for name in signature.user_inputs if isinstance(name, str))
-    return Graph(program.graph_module, parameters, outputs, inputs, loss is not None)
+    weights = dict(model.named_parameters())
+    return Graph(program.graph_module, parameters, outputs, inputs, loss is not None, weights)
 
 
 def operator_of(node: fx.Node) -> str:
