@@ -206,7 +206,7 @@ class Symmetry:
         self,
         a: Tensors,
         b: Tensors | None = None,
-        weight: Callable[[int], int] | None = None,
+        weight: Callable[[float], float] | None = None,
         cache: dict[Any, Tensor] | None = None,
     ) -> Tensor:
         """Sums of a, or of a·b, by law, each term counted with its sign, or with `weight` of it."""

@@ -77,10 +77,10 @@ def detect(probe: Probe, tol: float = 1e-6) -> tuple[list[Symmetry], list[str]]:
             if len(terms) > MOST_CANDIDATES or len(grads) * size < 2 * len(terms):
                 notes.append(f"{len(terms)} candidates for families of {size} laws are too many to be told apart")
                 continue
-            shifted = {law.parameters for law in out if law.kind == "translation"}
+            shifted = {name for law in out if law.kind == "translation" for name in law.parameters}
             # if every entry of a vector may be shifted, it is not news that all of them may
             # nor, if all columns may be, that runs of columns may be
-            new = [t for t in terms if t.view is None and (size > 1 or (t.parameter,) not in shifted)]
+            new = [t for t in terms if t.view is None and (size > 1 or t.parameter not in shifted)]
             out += _null_families(probe, grads, new, size, True)
             if size > 1:
                 out += _null_families(probe, grads, terms, size, False)

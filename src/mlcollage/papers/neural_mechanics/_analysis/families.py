@@ -162,7 +162,7 @@ def _in_whole_numbers(slots: Sequence[Slot], entries: dict[Key, list[int]]) -> E
         return {}
     # the smallest whole numbers in the same proportion
     if max(coef.denominator for _, coef in left) > LARGEST_DENOMINATOR:
-        factor = 1 / abs(left and next(coef for _, coef in left))
+        factor = 1 / abs(next(iter(left))[1])
     else:
         common = math.lcm(*(coef.denominator for _, coef in left))
         factor = Fraction(common, math.gcd(*(int(coef * common) for _, coef in left)))

@@ -135,7 +135,7 @@ def _where(walk: Walk, condition: Value, a: Any = None, b: Any = None) -> Any:
     numbers = [_number(value) for value in (a, b) if _is_number(_number(value))]
     walk.fix(condition)
     if len(branches) == 2:
-        return _chosen(walk, *branches, condition.key)
+        return _chosen(walk, branches[0], branches[1], condition.key)
     if not all(_blind(number) or _minus_infinity(number) for number in numbers):
         return opaque(walk, *branches)
     if any(number and not math.isinf(number) for number in numbers):  # a finite number, of degree zero

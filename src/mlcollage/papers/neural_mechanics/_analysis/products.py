@@ -330,14 +330,13 @@ def _recurrent(
     both: bool, batch_first: bool,
 ) -> list[Value]:  # fmt: skip
     """One step of every layer: the state that goes in has the degree of the state that comes out."""
-    if getattr(walk.target, "_overloadname", "") == "data":  # packed sequences
-        walk.hold_fixed(f"{walk.operator} of packed sequences")
-        return walk.fix(x, start, weights, biases) or []
     states = start if isinstance(start, list) else [start]
     per, directions = (4 if biases else 2), (2 if both else 1)
-    if len(weights) != per * layers * directions:
-        walk.hold_fixed(f"{walk.operator} with projections")
-        return walk.fix(x, states, weights) or []
+    packed = getattr(walk.target, "_overloadname", "") == "data"
+    if packed or len(weights) != per * layers * directions:
+        walk.hold_fixed(f"{walk.operator} with {'packed sequences' if packed else 'projections'}")
+        walk.fix(x, states, weights, biases)
+        return []
     last: list[Value] = []
     for layer in range(layers):
         places = [per * (layer * directions + k) for k in range(directions)]
