@@ -204,8 +204,6 @@ class Replicas:
         self.stacked = reason is None and stacked is not False
         self._may_fall_back = self.stacked and stacked is None  # until the first pass has shown that vmap can run it
         self._model = models[0]  # its own weights are never read: functional_call puts the stacked ones in
-        self._stand_ins: list[nn.Module] = []  # networks of their own for the passes of one update
-        self._taken = 0
         self._device = next(iter(self.parameters.values())).device
         self._make, ratios = _optimizer_factory(optimizer, lr, len(self.seeds), optimizer_kwargs)
         # One optimizer updates all replicas at once, which is right only if it treats every number by itself.
@@ -406,7 +404,6 @@ class Replicas:
         twin = copy.copy(self)
         twin.parameters = {k: p.detach().clone().requires_grad_(p.requires_grad) for k, p in self.parameters.items()}
         twin.buffers = {k: b.clone() for k, b in self.buffers.items()}
-        twin._stand_ins = []
         twin.optimizer = self._make(twin.trainable)
         # State is matched to parameters by position, so that the twin's own tensors take it.
         twin.optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))  # torch's loading shares tensors
@@ -452,32 +449,13 @@ class Replicas:
                 own = [a if dim is None else a[r] for a, dim in zip(args, dims, strict=True)]
                 parameters = {k: p[r] for k, p in state.items()}
                 if torch.is_grad_enabled():
-                    self._model = self._stand_in(shared, {**parameters, **buffers})
+                    self._model = _holding(shared, {**parameters, **buffers})
                 rows.append(one(parameters, buffers, *own))
                 for k, b in buffers.items():
                     self.buffers[k][r] = b.detach()
         finally:
             self._model = shared
         return _stack(rows)
-
-    def _stand_in(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-        """A network that holds one pass's weights until the next update.
-
-        Gradient checkpointing runs layers again in the backward pass, and must find the weights of this pass in them.
-        """
-        if self._taken == len(self._stand_ins):
-            kept = {id(t): t for t in (*model.parameters(), *model.buffers())}  # these are not copied
-            self._stand_ins.append(copy.deepcopy(model, kept))
-        module = self._stand_ins[self._taken].train(model.training)
-        self._taken += 1
-        first = {id(t): name for name, t in (*model.named_parameters(), *model.named_buffers())}
-        for place, owner in module.named_modules():
-            given = model.get_submodule(place)
-            for here, there in ((owner._parameters, given._parameters), (owner._buffers, given._buffers)):
-                here.update({leaf: tensors[first[id(t)]] for leaf, t in there.items() if t is not None})
-            if isinstance(owner, nn.RNNBase):  # has a list of its weights
-                owner._flat_weights = [getattr(owner, name) for name in owner._flat_weights_names]
-        return module
 
     def _refuse_vmap(self, error: RuntimeError) -> None:
         if "vmap" not in str(error):
@@ -490,7 +468,6 @@ class Replicas:
 
     def _backward(self, objective: Callable[[], Tensor]) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
-        self._taken = 0
         values = objective()
         if values.shape != (self.size,):
             raise InvalidInput(
@@ -518,6 +495,21 @@ class Replicas:
             _base(self.optimizer).step()
         else:
             _scaled_step(self.optimizer, self.trainable, self._ratios)
+
+
+def _holding(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """A network that holds one pass's weights for good.
+
+    Gradient checkpointing runs layers again in the backward pass, and must find the weights of their pass in them.
+    """
+    module = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})  # these are not copied
+    first = {id(t): name for name, t in (*model.named_parameters(), *model.named_buffers())}
+    for owner in module.modules():
+        for table in (owner._parameters, owner._buffers):
+            table.update({leaf: tensors[first[id(t)]] for leaf, t in table.items() if t is not None})
+        if isinstance(owner, nn.RNNBase):  # has a list of its weights
+            owner._flat_weights = [getattr(owner, name) for name in owner._flat_weights_names]
+    return module
 
 
 def _stack(rows: Sequence[Any]) -> Any:
