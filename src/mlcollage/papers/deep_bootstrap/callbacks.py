@@ -165,9 +165,9 @@ class LightningBootstrap(_Following, LightningCallback):
         """Let the twin follow."""
         assert self.twin is not None
         share = 1 / (trainer.accumulate_grad_batches * trainer.world_size)  # a scheduler may change it between epochs
-        if self._unchecked:
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        if self._unchecked and loss is not None:  # None: training_step skipped the batch
             self._unchecked = False
-            loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
             # Lightning gives the loss as it is accumulated.
             self._check(self.twin, batch, float(loss) * trainer.accumulate_grad_batches)
         self._seen.append((_samples(batch), share))
