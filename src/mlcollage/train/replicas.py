@@ -505,7 +505,8 @@ def _holding(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     module = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})  # these are not copied
     first = {id(t): name for name, t in (*model.named_parameters(), *model.named_buffers())}
     for owner in module.modules():
-        for table in (owner._parameters, owner._buffers):
+        tables: tuple[dict[str, Any], ...] = (owner._parameters, owner._buffers)
+        for table in tables:
             table.update({leaf: tensors[first[id(t)]] for leaf, t in table.items() if t is not None})
         if isinstance(owner, nn.RNNBase):  # has a list of its weights
             owner._flat_weights = [getattr(owner, name) for name in owner._flat_weights_names]

@@ -132,7 +132,7 @@ def _shifted(symmetries: list[Symmetry]) -> set[str]:
 def _unseen(probe: Probe, known: list[Symmetry], tol: float, batches: int) -> list[Symmetry]:
     """Laws that only numbers find, where the graph holds an operator without a rule."""
 
-    def signature(law: Symmetry) -> frozenset[tuple[str, int]]:
+    def signature(law: Symmetry) -> frozenset[tuple[str, float]]:
         return frozenset((term.parameter, term.sign) for term in law.terms)
 
     covered, moved = {signature(law) for law in known}, _shifted(known)

@@ -10,12 +10,12 @@ from ..symmetry import Symmetry
 from ..term import Kind
 
 
-def diagonal_kind(signs: Iterable[int]) -> Kind:
+def diagonal_kind(signs: Iterable[float]) -> Kind:
     """Scale if all entries grow together, rescale if some shrink."""
     return "scale" if all(sign > 0 for sign in signs) else "rescale"
 
 
-def law_name(kind: Kind, entries: Sequence[tuple[str, int]]) -> str:
+def law_name(kind: Kind, entries: Sequence[tuple[str, float]]) -> str:
     """For example ``rescale:conv1->conv2``: the first module that grows and the first that shrinks."""
     up = [module_of(parameter) for parameter, sign in entries if sign > 0]
     down = [module_of(parameter) for parameter, sign in entries if sign < 0]
