@@ -72,9 +72,9 @@ def _feed(digest: Any, value: Any, inside: tuple[int, ...]) -> None:
         go_on(*value.co_consts)
     elif isinstance(value, FunctionType):
         named = (value.__globals__.get(name) for name in value.__code__.co_names)
-        own = [v for v in named if isinstance(v, (*_PLAIN, Tensor, np.ndarray)) or _same_module(v, value)]
+        used = [v for v in named if isinstance(v, (*_PLAIN, Tensor, np.ndarray)) or _same_module(v, value)]
         cells = [cell.cell_contents for cell in value.__closure__ or () if cell != type(cell)()]
-        go_on(value.__code__, value.__defaults__, value.__kwdefaults__, cells, own)
+        go_on(value.__code__, value.__defaults__, value.__kwdefaults__, cells, used)
     elif isinstance(value, MethodType):
         go_on(value.__func__, value.__self__)
     elif isinstance(value, partial):

@@ -104,7 +104,7 @@ class Sampler(Method):
         return replace(keeper.posterior(self, stats, info), continuation=more)
 
 
-def _extended(method: Sampler, target: Target, keeper: Keeper, state: State, draws: int) -> Posterior:
+def _extended(method: Sampler, target: Target, keeper: Keeper, state: State | None, draws: int) -> Posterior:
     """The posterior of a run with so many draws more."""
     longer = replace(method, draws=method.draws + integer("draws", draws, least=1))
     return longer._go_on(target, keeper.copy(), state)

@@ -107,7 +107,7 @@ class SGLD(Sampler):
             if target.progress:
                 target.progress(step + 1, steps)
             if step + 1 == steps or (step + 1) % (every * self._every()) == 0:
-                now = {"position": q.detach(), "waiting": gradients.waiting, "optimizer": optimizer.state_dict()}
+                now: State = {"position": q.detach(), "waiting": gradients.waiting, "optimizer": optimizer.state_dict()}
                 now |= {"schedule": schedule.state_dict()} if schedule else {}
                 now |= {"generator": target.generator.get_state(), "drawn": keeper.count, "step": step + 1, "lr": h}
                 save(copy.deepcopy(now))
