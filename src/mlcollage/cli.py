@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import enum
 import io
 import json as json_module
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -42,7 +44,17 @@ app.add_typer(data_app, name="data")
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
-_STYLES = {"supported": "green", "contradicted": "red", "inconclusive": "yellow", "untested": "dim"}
+_STYLES = {"supported": "green", "contradicted": "red", "inconclusive": "yellow", "untested": "dim", "pending": "dim"}
+
+
+LOG_EVERY = 30.0  # seconds between two lines of a log without a terminal
+
+
+class DigestFormat(enum.StrEnum):
+    """What ``mlcollage digest`` writes."""
+
+    page = "page"
+    post = "post"
 
 
 Slug = Annotated[str, typer.Argument(help="The paper's short name; see `mlcollage list`.")]
@@ -221,8 +233,15 @@ def _show_settings(slug: str, scale: Scale, json: bool) -> None:
 
 @contextmanager
 def _progress(study: BoundStudy, total: int, done: int) -> Iterator[Callable[[Event], None]]:
-    """A bar with counts and time left; failures are printed as they happen."""
+    """A bar with counts and time left; failures are printed as they happen.
+
+    Without a terminal, a line at most every 30 seconds, so that a log shows that there is progress.
+    """
     from rich import progress as bars
+
+    if not err.is_terminal:
+        yield _LogLines(study.slug, total, done)
+        return
 
     columns = (
         bars.TextColumn("[bold]{task.description}"),
@@ -250,6 +269,27 @@ def _progress(study: BoundStudy, total: int, done: int) -> Iterator[Callable[[Ev
 
         yield on_event
         progress.update(task, now="")
+
+
+@dataclass
+class _LogLines:
+    """Writes how far a study has come: at most every half minute, and at the end."""
+
+    slug: str
+    total: int
+    done: int
+    said: float = field(default_factory=time.monotonic)
+
+    def __call__(self, event: Event) -> None:
+        if event.kind == "failed":
+            err.print(f"failed {escape(str(event.run))}: {escape(event.reason)}", soft_wrap=True)
+        if event.kind not in ("done", "failed"):
+            return
+        self.done += 1
+        now = time.monotonic()
+        if self.done == self.total or now - self.said >= LOG_EVERY:
+            self.said = now
+            err.print(f"{self.slug}: {self.done} of {self.total} runs, last {escape(str(event.run))}", soft_wrap=True)
 
 
 @dataclass
@@ -368,6 +408,8 @@ def run(
             continue
         if scale is Scale.SMOKE:
             out.print(f"{study.slug}: {len(evidence.runs)} runs finished; scale smoke gives no verdicts")
+            metrics = evidence.table.groupby("experiment")["metric"].unique()
+            _print_lines(*(f"  {name}: {', '.join(sorted(found))}" for name, found in metrics.items()))
         else:
             _print_verdicts(study, evidence)
     if json:
@@ -437,7 +479,9 @@ def slide(
     workload: WorkloadOption = None,
     store: StoreOption = Path("results"),
     to: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write to; default <store>/slides.")] = None,
-    formats: Annotated[list[str] | None, typer.Option("--format", "-f", help="svg, png, pdf; may be repeated.")] = None,
+    formats: Annotated[
+        list[str] | None, typer.Option("--format", "-f", help="svg, png, pdf or portrait; repeatable.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Draw the slide from what has been measured."""
@@ -462,10 +506,13 @@ def digest(
     engine: EngineOption = "local",
     workers: WorkersOption = None,
     run_missing: Annotated[bool, typer.Option("--run/--no-run", help="Measure what is missing first.")] = True,
+    formats: Annotated[
+        DigestFormat, typer.Option("--format", "-f", help="page, or post: also Markdown and pictures for a blog.")
+    ] = DigestFormat.page,
     json: Json = False,
 ) -> None:
     """Run what is missing, draw all slides and write the digest pages; each slide appears as soon as it is done."""
-    from mlcollage.lab.publish import publish_study, write_pages
+    from mlcollage.lab.publish import publish_study, with_planned, write_pages
 
     folder, place, runner = to or store / "digest", lab.Store(store), _engine(engine, workers)
     # Pages are written before the first study and after each: what is done can be looked at while others run.
@@ -494,10 +541,18 @@ def digest(
         if not json:
             _print_verdict_table(published.verdicts.values(), f"{study.slug} · {study.scale}")
             _print_lines(f"slide: {published.files['svg']}", "")
+    posts = []
+    if formats is DigestFormat.post:
+        from mlcollage.collage.post import write_post
+
+        found = sorted({e.month for e in entries.values()})
+        posts = [write_post(month, list(with_planned(entries).values()), folder / "posts")[0] for month in found]
     if json:
-        _print_json({"pages": [str(p) for p in pages], "slides": {k: str(e.slide_svg) for k, e in entries.items()}})
+        _print_json(
+            {"pages": [str(p) for p in [*pages, *posts]], "slides": {k: str(e.slide_svg) for k, e in entries.items()}}
+        )
     else:
-        _print_lines(f"open {folder / 'index.html'} in a browser")
+        _print_lines(f"open {folder / 'index.html'} in a browser", *(f"post: {path}" for path in posts))
     _report_failures(evidences)
     if not_drawn:
         raise RunFailed(f"{len(not_drawn)} slides could not be drawn ({'; '.join(not_drawn)}); the others are there.")

@@ -208,10 +208,12 @@ def _the_slide_draws_and_says_what_it_shows(case: _Case) -> None:
     evidence = case.evidence
     verdicts = case.bound.judge(evidence)
     slide = make_slide(case.bound, evidence, verdicts)
-    panels = [slide.collage.idea, *slide.collage.panels]
-    assert len(panels) >= 2
-    for panel in panels:
+    shown = {c.id for c in case.bound.claims}
+    for panel in (slide.collage.idea, slide.collage.main, *slide.collage.panels):
         assert len(panel.alt) > 20, f"panel {panel.title!r} needs a text alternative with its main numbers"
+        assert not panel.claim or panel.claim in shown, (
+            f"panel {panel.title!r} shows claim {panel.claim}: no such claim"
+        )
     with tempfile.TemporaryDirectory() as folder:
         _, files = draw_slide(case.bound, evidence, verdicts, Path(folder), ("svg",))
         assert files["svg"].read_text("utf-8").lstrip().startswith("<")

@@ -12,12 +12,17 @@ from xml.etree import ElementTree
 import demo
 import numpy as np
 import pytest
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from PIL import Image, ImageFilter
 
 from mlcollage.collage import theme
-from mlcollage.collage.content import Chip, Panel
+from mlcollage.collage.cards import draw_interval
+from mlcollage.collage.content import Collage, IntervalPlot, Panel
 from mlcollage.collage.diagram import Diagram
-from mlcollage.collage.slide import build_figure, check_layout, describe, render_slide
+from mlcollage.collage.fitting import Box
+from mlcollage.collage.sheet import Sheet
+from mlcollage.collage.slide import build_figure, build_portrait, check_layout, describe, render_slide, title_of
 from mlcollage.collage.text import fit, wrap
 from mlcollage.errors import InvalidInput
 
@@ -26,7 +31,11 @@ LONG = "How to train your ViT? Data, Augmentation, and Regularization in Vision 
 
 def problems(slide):
     with theme.style():
-        return check_layout(build_figure(slide))
+        return [*check_layout(build_figure(slide)), *check_layout(build_portrait(slide))]
+
+
+def with_panels(slide, *panels, **parts):
+    return replace(slide, collage=replace(slide.collage, panels=panels or slide.collage.panels, **parts))
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +43,9 @@ def rendered(tmp_path_factory):
     return render_slide(demo.slide(), tmp_path_factory.mktemp("slide"), scale=2)
 
 
-@pytest.mark.parametrize(
-    ("panels", "chips", "wide"),
-    [(1, 0, ()), (2, 1, ()), (3, 3, (0,)), (3, 5, ()), (4, 6, ()), (4, 7, ()), (4, 9, ()), (5, 11, ()), (6, 8, ())],
-)
-def test_nothing_overlaps_or_is_cut_for_any_number_of_panels_and_chips(panels, chips, wide):
-    assert problems(demo.slide(panels, chips, wide=wide)) == []
+@pytest.mark.parametrize(("panels", "cards"), [(1, 0), (2, 1), (1, 3), (2, 6), (2, 11)])
+def test_nothing_overlaps_or_is_cut_for_any_number_of_panels_and_claims(panels, cards):
+    assert problems(demo.slide(panels, cards)) == []
 
 
 @pytest.mark.parametrize(
@@ -47,8 +53,7 @@ def test_nothing_overlaps_or_is_cut_for_any_number_of_panels_and_chips(panels, c
     [
         {"title": "X"},
         {"title": LONG},
-        {"title": LONG + " " + LONG, "tagline": LONG},
-        {"byline": "A, B, C, D · " * 20, "tagline": LONG, "foot_left": LONG * 3, "foot_right": LONG},
+        {"title": "Short: " + LONG + LONG, "tagline": LONG[:100]},
         {"tagline": "", "foot_left": "", "foot_right": ""},
     ],
 )
@@ -56,18 +61,51 @@ def test_texts_of_any_length_are_fitted(fields):
     assert problems(demo.slide(**fields)) == []
 
 
-def test_eleven_tested_chips_with_long_values_are_fitted():
-    chips = [
-        Chip(
-            f"C{i}",
-            "W" * 14 + " " + "m" * 13,
-            "a value that is far too long for a chip " * 2,
-            "+1234.56 points [−1234.56, 1234.56]",
-            "contradicted",
-        )
-        for i in range(1, 12)
-    ]
-    assert problems(replace(demo.slide(), chips=chips)) == []
+def test_what_does_not_fit_is_reported():
+    found = " ".join(problems(demo.slide(byline="A, B, C, D · " * 20, foot_left=LONG * 3)))
+    assert found.count("was cut to fit") >= 2
+
+
+@pytest.mark.parametrize("status", ["supported", "contradicted", "inconclusive", "untested", "pending"])
+def test_headlines_are_never_folded(status):
+    cards = [replace(c, status=status, headline=True) for c in demo.cards(6)]
+    others = [replace(c, headline=False) for c in demo.cards(3)]
+    texts = drawn_texts(replace(demo.slide(), cards=[*cards, *others]))
+    word = f"{theme.STATUS_MARKS[status]} {theme.STATUS_WORDS[status]}"
+    assert texts.count(word) == 6
+    assert "3 more claims" in texts
+
+
+def drawn_texts(slide):
+    with theme.style():
+        return [t.get_text() for t in build_figure(slide).texts]
+
+
+def test_a_panel_is_titled_by_the_finding_of_its_claim():
+    slide = demo.slide()
+    assert title_of(slide, slide.collage.main) == "Resists forgetting, as a sentence"
+    with pytest.raises(InvalidInput, match="C99"):
+        title_of(slide, replace(slide.collage.main, claim="C99"))
+
+
+def test_the_interval_plot_places_reference_margin_and_interval():
+    sheet = Sheet(400, 200)
+    draw_interval(sheet, IntervalPlot(1.1, 0.2, 2.0, 0.0, 0.0, 2.0), Box(100, 50, 300, 80), "#000000")
+    reference, interval, dot = (np.asarray(line.get_xdata(), dtype=float) for line in sheet.figure.findobj(Line2D))
+    (shade,) = (p for p in sheet.figure.findobj(Rectangle) if p is not sheet.figure.patch)
+    left, right = shade.get_x(), shade.get_x() + shade.get_width()
+    assert reference[0] == pytest.approx(left)
+    assert interval[1] == pytest.approx(right)  # the interval ends where the margin does
+    assert (dot[0] - left) / (right - left) == pytest.approx(1.1 / 2.0)
+    assert left >= 100
+    assert right <= 300
+
+
+def test_a_log_scale_places_ratios():
+    sheet = Sheet(400, 200)
+    draw_interval(sheet, IntervalPlot(2.0, 1.0, 4.0, 1.0, 1.0, 1.0, log=True), Box(0, 50, 100, 80), "#000000")
+    xs = [float(line.get_xdata()[0]) for line in sheet.figure.findobj(Line2D)]
+    assert xs[2] == pytest.approx(50)
 
 
 def test_check_layout_finds_what_is_wrong():
@@ -77,8 +115,7 @@ def test_check_layout_finds_what_is_wrong():
         ax.text(0.1, 0.2, "tiny", fontsize=5)
 
     slide = demo.slide()
-    bad = replace(slide.collage, panels=[Panel("Bad", clash, "bad"), *slide.collage.panels[1:]])
-    found = " ".join(problems(replace(slide, collage=bad)))
+    found = " ".join(problems(with_panels(slide, Panel("Bad", clash, "bad", "nothing"))))
     assert "'first words' overlaps 'second words'" in found
     assert "'tiny' is set in 5.0 points" in found
     with theme.style():
@@ -92,8 +129,27 @@ def test_check_layout_finds_words_that_were_cut():
         Diagram(ax).box(220, 100, 90, 40, "far too many words for so small a box")
 
     slide = demo.slide()
-    slide = replace(slide, collage=replace(slide.collage, idea=Panel("The idea", crowded, "a box")))
+    slide = with_panels(slide, idea=Panel("The idea", crowded, "a box"))
     assert any("was cut to fit" in p for p in problems(slide))
+
+
+@pytest.mark.parametrize(
+    ("draw", "words"),
+    [
+        (lambda d: d.box(200, 100, 200, 60, "inside"), ""),
+        (lambda d: (d.field(200, 100, 200, 60), d.note(200, 100, "on the field")), ""),
+        (lambda d: (d.box(200, 100, 60, 40), d.note(225, 100, "across")), "across the edge of a shape"),
+        (lambda d: (d.field(200, 300, 300, 60), d.equation(200, 268, "a+b", size=20)), "across the edge of a shape"),
+        (lambda d: (d.arrow((20, 200), (400, 200)), d.note(200, 200, "struck")), "a line runs through 'struck'"),
+        (lambda d: (d.curve(200, 200, 300, 60, [0, 1, 0]), d.note(200, 176, "peak")), "a line runs through 'peak'"),
+        (lambda d: d.note(430, 200, "beyond the right edge"), "runs out of the canvas"),
+    ],
+)
+def test_check_layout_compares_text_with_shapes_lines_and_canvas(draw, words):
+    slide = with_panels(demo.slide(), idea=Panel("The idea", lambda ax: draw(Diagram(ax, 440, 400)), "shapes"))
+    with theme.style():
+        found = " ".join(check_layout(build_figure(slide)))
+    assert (words in found) if words else (found == "")
 
 
 def test_direct_labels_and_ticks_lie_in_their_cards():
@@ -103,8 +159,7 @@ def test_direct_labels_and_ticks_lie_in_their_cards():
         ax.set_yticks([0.5, 1.0], ["a half, in words", "one"])
 
     slide = demo.slide()
-    one = replace(slide.collage, panels=[Panel("Busy", busy, "busy", "with long labels"), *slide.collage.panels[1:]])
-    assert problems(replace(slide, collage=one)) == []
+    assert problems(with_panels(slide, Panel("Busy", busy, "busy", "with long labels"))) == []
 
 
 def test_axes_placed_by_hand_fill_the_panel():
@@ -113,8 +168,7 @@ def test_axes_placed_by_hand_fill_the_panel():
             part.add_axes((x, 0.4, 0.2, 0.2)).plot([1, 2])
 
     slide = demo.slide()
-    panel = Panel("By hand", by_hand, "two axes", own_axes=True)
-    slide = replace(slide, collage=replace(slide.collage, panels=[panel, *slide.collage.panels[1:]]))
+    slide = with_panels(slide, Panel("By hand", by_hand, "two axes", "lines", own_axes=True))
     with theme.style():
         figure = build_figure(slide)
         assert check_layout(figure) == []
@@ -126,8 +180,10 @@ def test_axes_placed_by_hand_fill_the_panel():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: build_figure(demo.slide(0)), "no panels"),
-        (lambda: build_figure(demo.slide(6, wide=(0, 1, 2, 3))), "at most six"),
+        (lambda: demo.slide(0), "one to three small panels"),
+        (lambda: with_panels(demo.slide(), replace(demo.PANELS[1], subtitle="")), "quantity and unit"),
+        (lambda: with_panels(demo.slide(), replace(demo.PANELS[1], alt="w" * 301)), "301 characters"),
+        (lambda: Collage("x", demo.IDEA, demo.PANELS[0], demo.PANELS[1:2], "", "MLP"), "names its data"),
         (lambda: render_slide(demo.slide(), "unused", ["gif"]), "gif"),
         (lambda: render_slide(demo.slide(), "unused", ["png"], scale=0), "scale"),
     ],
@@ -138,19 +194,20 @@ def test_bad_input_is_refused_in_one_sentence(make, words):
 
 
 def test_the_text_alternative_tells_every_panel_and_verdict():
-    slide = demo.slide(4, 6)
+    slide = demo.slide(2, 6)
     words = describe(slide)
     for panel in slide.collage.panels:
         assert panel.alt.rstrip(".") in words
-    for chip in slide.chips:
-        assert chip.title in words
-        assert chip.ours in words
+    for card in slide.cards:
+        assert card.title in words
+        assert card.ours in words
 
 
 def test_sizes_and_formats(rendered):
-    assert set(rendered) == {"svg", "png", "pdf"}
-    with Image.open(rendered["png"]) as picture:
-        assert picture.size == (3200, 1800)
+    assert set(rendered) == {"svg", "png", "pdf", "portrait"}
+    for name, size in (("png", (3840, 2160)), ("portrait", (2160, 2700))):
+        with Image.open(rendered[name]) as picture:
+            assert picture.size == size
     assert rendered["pdf"].read_bytes().startswith(b"%PDF")
     assert rendered["svg"].stat().st_size < 300_000
     assert not list(rendered["svg"].parent.glob(".*"))  # no half-written files
@@ -169,9 +226,20 @@ def test_svg_says_what_it_shows_and_keeps_its_text(rendered):
 def test_svg_brings_every_font_it_names(rendered):
     svg = rendered["svg"].read_text("utf-8")
     faces = re.findall(r'@font-face\{font-family:"([^"]+)"', svg)
-    named = set(re.findall(r"font-family: '([^']+)'", svg))
+    named = set(re.findall(r"font-family=\"&#x27;([^&]+)&#x27;", svg))
+    assert named
     assert named <= set(faces)
     assert not re.findall(r'(?:href|src)\s*[=:]\s*["(]?https?:', svg)
+
+
+def test_svg_survives_the_loss_of_its_style_sheet(rendered):
+    root = ElementTree.parse(rendered["svg"]).getroot()
+    for element in root.iter():
+        assert "style" not in element.attrib
+    texts = [t for t in root.iter("{http://www.w3.org/2000/svg}text") if "font-family" in t.attrib]
+    assert texts
+    assert all(t.get("font-family").split(", ")[-1] in ("sans-serif", "serif") for t in texts)
+    assert all(t.get("font-size") and t.get("fill") for t in texts)
 
 
 def test_the_same_slide_gives_the_same_files(tmp_path):
@@ -222,8 +290,8 @@ def test_wrapping_keeps_formulas_and_all_words():
     "text", ["tab\there", "null\x00byte", "costs $5", "$\\frac{$ broken", "a \u202ereversed", "$x^2$ fine"]
 )
 def test_texts_with_control_characters_or_broken_formulas_are_drawn(text, tmp_path):
-    slide = demo.slide(3, 3, title=text, tagline=text)
-    slide = replace(slide, chips=[replace(slide.chips[0], title=text, ours=text)])
+    slide = demo.slide(2, 3, title=text, tagline=text)
+    slide = replace(slide, cards=[replace(c, title=text, ours=text) for c in slide.cards])
     drawn = render_slide(slide, tmp_path, formats=("svg",))["svg"].read_text("utf-8")
     ElementTree.fromstring(drawn)
     assert "\x00" not in drawn

@@ -19,14 +19,14 @@ from mlcollage.stats.causal import permutation_test_two_sample, t_test
 NOISE = np.array([0.3, -0.5, 0.1, 0.6, -0.2, -0.4, 0.5, -0.4])  # mean 0, sd 0.43
 
 
-def evidence(scale=Scale.QUICK, failures=(), missing=0, **arms) -> Evidence:
+def evidence(scale=Scale.QUICK, failures=(), waiting=(), **arms) -> Evidence:
     rows = [
         {"arm": arm, "seed": seed, "metric": "score", "step": 0, "value": value}
         for arm, values in arms.items()
         for seed, value in enumerate(values)
         if value is not None
     ]
-    return Evidence("demo", scale, "digits", pd.DataFrame(rows), failures=failures, missing=missing)
+    return Evidence("demo", scale, "digits", pd.DataFrame(rows), failures=failures, waiting=waiting)
 
 
 def claim(id="C1", direction="greater", margin=1.0, estimand=None, **kw) -> Claim:
@@ -290,8 +290,21 @@ def test_failed_runs_of_the_claims_arms_are_listed():
     assert "3 runs failed" in one(claim(estimand=everything), evidence(failures=failures, **arms)).warnings[0]
 
 
-def test_unfinished_runs_are_said():
-    assert "2 runs of the study not finished" in one(claim(), evidence(missing=2, **pair(1.5))).warnings
+def test_a_claim_whose_runs_are_not_finished_is_pending_and_the_others_are_judged():
+    waiting = [Run("demo", "train", "c", 8), Run("demo", "train", "c", 9)]
+    other = claim("C2", estimand=Difference("score", "c", "b"))
+    verdicts = judge([claim(), other], evidence(waiting=waiting, **pair(1.5), c=NOISE))
+    assert verdicts["C1"].status is Status.SUPPORTED
+    assert verdicts["C1"].p_holm == pytest.approx(min(1, 2 * verdicts["C1"].p_value))  # the other stays in the family
+    assert (verdicts["C2"].status, verdicts["C2"].estimate) == (Status.PENDING, None)
+    assert verdicts["C2"].reason == "2 runs that it needs not finished yet"
+
+
+def test_while_runs_are_missing_an_absent_arm_is_pending_and_not_inconclusive():
+    waiting = [Run("demo", "train", "c", 0)]
+    absent = claim(estimand=Difference("score", "c", "b"))
+    assert one(absent, evidence(waiting=waiting, **pair(1.5))).status is Status.PENDING
+    assert one(absent, evidence(**pair(1.5))).status is Status.INCONCLUSIVE
 
 
 def test_an_absent_arm_is_inconclusive_and_counts_in_the_family():

@@ -91,14 +91,15 @@ def test_verdicts_of_a_judged_scale_are_json_too(smoke_store):
         assert len(json.loads(text)) == len(verdicts)
 
 
-def test_each_slide_is_drawn_in_three_formats_with_a_text_alternative(digest):
+def test_each_slide_is_drawn_in_all_formats_with_a_text_alternative(digest):
     folder, published, _ = digest
     for slug in BUILT:
-        assert set(published[slug].files) == {"svg", "png", "pdf"}
+        assert set(published[slug].files) == {"svg", "png", "pdf", "portrait"}
         svg = (folder / "slides" / f"{slug}-smoke.svg").read_text("utf-8")
-        assert "scale smoke" in svg
+        assert "smoke scale" in svg
         assert "<title" in svg
-        assert len(published[slug].entry.slide_alt) > 200
+        assert 100 < len(published[slug].entry.slide_alt) <= 300
+        assert len(published[slug].entry.description) > 500
 
 
 def test_the_digest_of_the_probe_joins_the_plug_in_to_the_sixteen(probe, tmp_path):
@@ -120,15 +121,15 @@ def test_failed_and_missing_runs_are_said_on_the_slide(probe, tmp_path, monkeypa
     evidence = study.evidence(Store(tmp_path))
     slide = make_slide(study, evidence, study.judge(evidence))
     assert "3 runs failed" in slide.foot_left
-    assert "missing" not in slide.foot_left
+    assert "not finished" not in slide.foot_left
     monkeypatch.setenv("PROBE_SEEDS", "5")
     wider = BoundStudy("probe")
     evidence = wider.evidence(Store(tmp_path))
     verdicts = wider.judge(evidence)
     slide = make_slide(wider, evidence, verdicts)
     assert "3 runs failed" in slide.foot_left
-    assert "4 runs missing" in slide.foot_left
-    assert any("4 runs of the study not finished" in w for w in verdicts["C1"].warnings)
+    assert "4 of 10 runs not finished" in slide.foot_left
+    assert verdicts["C1"].status.value == "pending"
     svg = draw_slide(wider, evidence, verdicts, tmp_path / "slides", ["svg"])[1]["svg"].read_text("utf-8")
     assert "3 runs failed" in re.sub(r"<[^>]+>", "", svg)
 
@@ -137,7 +138,7 @@ def test_few_seeds_and_untested_claims_are_said_on_the_chip(probe, tmp_path):
     run_study("probe", "quick", store=tmp_path)
     study = BoundStudy("probe")
     evidence = study.evidence(Store(tmp_path))
-    c1, c2 = make_slide(study, evidence, study.judge(evidence)).chips
+    c1, c2 = make_slide(study, evidence, study.judge(evidence)).cards
     assert (c1.status, c1.note) == ("supported", "only 3 seeds")
     assert (c2.status, c2.note) == ("untested", "not at this scale")
 

@@ -1,11 +1,13 @@
 from . import theme as theme
-from .content import Chip as Chip
+from .content import Card as Card
 from .content import ClaimRow as ClaimRow
 from .content import Collage as Collage
 from .content import Entry as Entry
+from .content import IntervalPlot as IntervalPlot
 from .content import Panel as Panel
 from .content import Slide as Slide
 from .diagram import Diagram as Diagram
 from .digest import render_index as render_index
 from .digest import render_month as render_month
+from .post import write_post as write_post
 from .slide import render_slide as render_slide

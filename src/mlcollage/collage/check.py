@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
+import numpy as np
+import numpy.typing as npt
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.lines import Line2D
+from matplotlib.patches import FancyArrowPatch
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox, BboxBase
 
@@ -19,8 +24,9 @@ def check_layout(fig: Figure) -> list[str]:
     """Sentences about what is wrong with the layout of a slide; an empty list when all is well.
 
     Checked for every visible text, tick labels included: it lies in the figure and in its own card, it overlaps no
-    other text, was not cut (in the idea and the panels), and is not set smaller than
-    :data:`mlcollage.collage.theme.MIN_SIZE`. Call it within :func:`mlcollage.collage.theme.style` on the figure from
+    other text, was not cut, and is not set smaller than :data:`mlcollage.collage.theme.MIN_SIZE`. In the idea's
+    drawing, text also lies on the canvas, in the shape that it names, across no edge of another shape, and no line or
+    arrow runs through it. Call it within :func:`mlcollage.collage.theme.style` on the figure from
     ``build_figure``.
     """
     renderer = fig.canvas.get_renderer()  # type: ignore[attr-defined]
@@ -40,14 +46,53 @@ def check_layout(fig: Figure) -> list[str]:
         size = float(text.get_fontsize())
         if size < MIN_SIZE - 0.05:
             found.append(f"{name} is set in {size:.1f} points; the smallest size is {MIN_SIZE}.")
-        if owner.startswith(("idea", "panel")) and text.get_text().endswith("…"):
+        if "…" in text.get_text():
             found.append(f"{name} was cut to fit; make it shorter or its place larger.")
         placed.append((text, owner, box))
     for i, (one, _, a) in enumerate(placed):
         for other, _, b in placed[i + 1 :]:
             if min(a.x1, b.x1) - max(a.x0, b.x0) > SLACK and min(a.y1, b.y1) - max(a.y0, b.y0) > SLACK:
                 found.append(f"{_quote(one)} overlaps {_quote(other)}.")
+    for axes in fig.axes:
+        if axes.get_gid() == "idea":
+            found += _check_drawing(axes, [(text, box) for text, owner, box in placed if owner == "idea"], renderer)
     return found
+
+
+def _check_drawing(axes: Axes, texts: list[tuple[Text, Bbox]], renderer: object) -> list[str]:
+    """What is wrong between the texts of a diagram and its shapes, lines and canvas."""
+    shapes = {str(p.get_gid()): p.get_window_extent(renderer) for p in axes.patches if p.get_gid()}  # type: ignore[arg-type]
+    drawn = [*axes.lines, *(p for p in axes.patches if isinstance(p, FancyArrowPatch))]
+    points = np.concatenate([_points(artist) for artist in drawn]) if drawn else np.empty((0, 2))
+    found = []
+    for text, box in texts:
+        if text.axes is not axes:
+            continue  # the title and subtitle of the card
+        name, holder = _quote(text), str(text.get_gid() or "").removeprefix("in-")
+        if not _inside(box, axes.get_window_extent(renderer)):  # type: ignore[arg-type]
+            found.append(f"{name} runs out of the canvas.")
+        for shape, extent in shapes.items():
+            overlap = Bbox.intersection(box, extent)
+            if overlap is None or min(overlap.width, overlap.height) <= SLACK:
+                if shape == holder:
+                    found.append(f"{name} lies outside its shape.")
+            elif not _inside(box, extent):
+                found.append(f"{name} runs {'out of its shape' if shape == holder else 'across the edge of a shape'}.")
+        x, y = points.T
+        inside = (x > box.x0 + SLACK) & (x < box.x1 - SLACK) & (y > box.y0 + SLACK) & (y < box.y1 - SLACK)
+        if inside.any():
+            found.append(f"a line runs through {name}.")
+    return found
+
+
+def _points(artist: Line2D | FancyArrowPatch) -> npt.NDArray[np.float64]:
+    """Points along a line or an arrow, shape (n, 2), in pixels, at most a few of these apart."""
+    path = artist.get_transform().transform_path(artist.get_path())
+    along = np.linspace(0, 1, 60)[:, None]
+    parts = [np.empty((0, 2))]
+    for corners in path.to_polygons(closed_only=False):
+        parts += [a + along * (b - a) for a, b in itertools.pairwise(corners)]
+    return np.concatenate(parts)
 
 
 def _is_card(artist: Artist) -> bool:

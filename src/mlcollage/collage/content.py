@@ -10,7 +10,12 @@ from typing import Literal
 from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
 
-StatusName = Literal["supported", "contradicted", "inconclusive", "untested"]
+from mlcollage.errors import InvalidInput
+
+MOST_ALT = 300
+SERIES = 52  # one-page pictures in the series, one for each week of its year
+
+StatusName = Literal["supported", "contradicted", "inconclusive", "untested", "pending"]
 
 
 @dataclass(frozen=True)
@@ -19,36 +24,88 @@ class Panel:
 
     Parameters
     ----------
-    title, subtitle
-        What the reader should see, and what is plotted (both printed above the axes by the slide).
+    title
+        What the reader should see. A panel that shows a claim gets the claim's finding in its place.
     draw
         Draws into an ``Axes`` prepared by the theme; with ``own_axes=True`` it gets a ``SubFigure`` and makes its own.
     alt
-        Text alternative: what the picture shows, with its main numbers.
-    wide
-        Takes two columns.
+        Text alternative: what the picture shows, with its main numbers; at most 300 characters.
+    subtitle
+        Quantity and unit, e.g. ``"test accuracy (%) along training"``. A measured panel needs it.
+    claim
+        Id of the claim that the panel shows. Its finding, a full sentence with its number that says what came out, is
+        printed above the picture, whatever the verdict.
     """
 
     title: str
     draw: Callable[[Axes], None] | Callable[[SubFigure], None]
     alt: str
     subtitle: str = ""
+    claim: str = ""
     own_axes: bool = False
-    wide: bool = False
 
 
 @dataclass(frozen=True)
 class Collage:
-    """What a paper's ``slide.py`` returns: the idea and three to five measured panels."""
+    """What a paper's ``slide.py`` returns: one idea, one dominant picture, and two or three small ones.
+
+    Parameters
+    ----------
+    tagline
+        The idea in a few words.
+    idea
+        The paper's picture and its equation; its title and subtitle explain it to a newcomer.
+    main
+        The dominant picture: the one that someone sees who looks for ten seconds.
+    panels
+        One to three small pictures.
+    data, network
+        What was measured, e.g. ``"Fashion-MNIST 14×14, 1,000 images"`` and ``"MLP 128-128"``; printed in the foot.
+    """
 
     tagline: str
     idea: Panel
+    main: Panel
     panels: Sequence[Panel]
+    data: str
+    network: str
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.panels) <= 3:
+            raise InvalidInput(f"a slide has one to three small panels beside the main one, not {len(self.panels)}.")
+        for name in ("data", "network"):
+            if not getattr(self, name).strip():
+                raise InvalidInput(f"a slide names its {name}; {name} is empty.")
+        for panel in (self.main, *self.panels):
+            if not panel.subtitle.strip():
+                raise InvalidInput(f"panel {panel.title!r} needs a subtitle that names its quantity and unit.")
+        for panel in (self.idea, self.main, *self.panels):
+            if not 0 < len(panel.alt) <= MOST_ALT:
+                raise InvalidInput(
+                    f"the text alternative of panel {panel.title!r} has {len(panel.alt)} characters; "
+                    f"give 1 to {MOST_ALT}."
+                )
 
 
 @dataclass(frozen=True)
-class Chip:
-    """One field of the verdict strip."""
+class IntervalPlot:
+    """An effect and its interval beside the reference value, in the units in which they are printed.
+
+    ``margin_from`` to ``margin_to`` is the range of effects too small to matter (for ``within``: small enough).
+    """
+
+    estimate: float
+    lo: float
+    hi: float
+    reference: float
+    margin_from: float
+    margin_to: float
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Card:
+    """One claim on a slide: as registered, and what came out."""
 
     id: str
     title: str
@@ -57,6 +114,8 @@ class Chip:
     status: StatusName
     note: str = ""
     headline: bool = False
+    finding: str = ""
+    plot: IntervalPlot | None = None
 
 
 @dataclass(frozen=True)
@@ -68,9 +127,16 @@ class Slide:
     byline: str
     month: str
     collage: Collage
-    chips: Sequence[Chip]
+    cards: Sequence[Card]
     foot_left: str
     foot_right: str
+    number: int | None = None  # in the series of one-page pictures
+
+    @property
+    def label(self) -> str:
+        """Name, number and month of the series."""
+        place = "" if self.number is None else f" {self.number} of {SERIES}"
+        return f"ML collage{place}  ·  {self.month}"
 
 
 @dataclass(frozen=True)
@@ -90,6 +156,9 @@ class ClaimRow:
     status: StatusName
     reason: str = ""
     warnings: Sequence[str] = ()
+    title: str = ""
+    finding: str = ""
+    headline: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,6 +166,8 @@ class Entry:
     """One paper on a digest page or in the index.
 
     ``state``: ``measured`` (slide and verdicts exist), ``built`` (method and study exist, not run here), ``planned``.
+    ``finding`` is the sentence above the dominant picture; ``slide_alt`` has at most 300 characters, and
+    ``description`` tells the whole slide. ``picture`` is the address of the slide as a PNG, seen from the page.
     """
 
     slug: str
@@ -114,3 +185,9 @@ class Entry:
     claims: Sequence[ClaimRow] = ()
     data_links: Sequence[tuple[str, str]] = field(default_factory=tuple)
     foot: str = ""
+    number: int | None = None
+    tagline: str = ""
+    official_code: str = ""
+    finding: str = ""
+    description: str = ""
+    picture: str = ""

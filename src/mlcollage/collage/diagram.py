@@ -15,7 +15,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
-from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Polygon, Rectangle
+from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Patch, Polygon, Rectangle
 from matplotlib.text import Text
 
 from mlcollage.collage import theme
@@ -104,6 +104,7 @@ class Diagram:
         # Pixels per unit, to know how many letters fit into a shape.
         room = ax.get_window_extent()
         self._scale = min(room.width / self.width, room.height / self.height)
+        self._shapes = 0
 
     # --- shapes -------------------------------------------------------------------------------------------------------
 
@@ -134,7 +135,7 @@ class Diagram:
             linestyle=(0, (3, 2)) if dashed else "-",
             zorder=2,
         )
-        self.ax.add_patch(patch)
+        self._add(patch)
         self._label(x, y, width - 12, text, color, filled, size, lines=max(1, int(height * self._scale // 23)))
         return Node(float(x), y, width, height)
 
@@ -151,7 +152,7 @@ class Diagram:
     ) -> Node:
         """Circle with a short text, filled or pale."""
         face = color if filled else theme.tint(color, 0.1)
-        self.ax.add_patch(Circle((x, y), radius, facecolor=face, edgecolor=color, linewidth=1.8, zorder=2))
+        self._add(Circle((x, y), radius, facecolor=face, edgecolor=color, linewidth=1.8, zorder=2))
         self._label(x, y, 1.8 * radius, text, color, filled, size, lines=1)
         return Node(float(x), y, 2 * radius, 2 * radius, round=True)
 
@@ -161,7 +162,7 @@ class Diagram:
         patch = FancyBboxPatch(
             (x - width / 2, y - height / 2), width, height, boxstyle=style, facecolor=color, zorder=0.5
         )
-        self.ax.add_patch(patch)
+        self._add(patch)
         return Node(float(x), y, width, height)
 
     def tensor(
@@ -385,6 +386,12 @@ class Diagram:
         size = fit(self._figure, formula, wide, size).size
         return self.ax.text(x, y, formula, ha="center", va="center", color=color, fontsize=size, zorder=4)
 
+    def _add(self, patch: Patch) -> None:
+        """Add a shape under a name of its own, so that the layout can be checked: its text must stay in it."""
+        self._shapes += 1
+        patch.set_gid(f"shape-{self._shapes}")
+        self.ax.add_patch(patch)
+
     def _label(
         self, x: float, y: float, room: float, text: str, color: str, filled: bool, size: float, lines: int
     ) -> None:
@@ -397,7 +404,8 @@ class Diagram:
             "va": "center_baseline" if len(fitted.lines) == 1 else "center",
             "linespacing": 1.25,
         }
-        self.ax.text(x, y, fitted.text, color=shade, fontsize=fitted.size, weight="semibold", zorder=4, **looks)
+        words = self.ax.text(x, y, fitted.text, color=shade, fontsize=fitted.size, weight="semibold", zorder=4, **looks)
+        words.set_gid(f"in-shape-{self._shapes}")
 
 
 def _center(end: Node | Point) -> Point:

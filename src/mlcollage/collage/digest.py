@@ -26,7 +26,7 @@ from pygments.lexers.python import PythonLexer
 from pygments.token import Comment, Keyword, Number, Operator, String
 
 from mlcollage.collage import theme
-from mlcollage.collage.content import Entry
+from mlcollage.collage.content import SERIES, Entry
 from mlcollage.collage.svg import font_face
 from mlcollage.errors import InvalidInput, MissingFile
 
@@ -43,7 +43,8 @@ IDEAS: Mapping[str, str] = {
     "explore": "exploratory analysis",
 }
 STATES = {"measured": "measured", "built": "built, not measured here yet", "planned": "not built yet"}
-ORDER = ("supported", "contradicted", "inconclusive", "untested")
+ORDER = ("supported", "contradicted", "inconclusive", "untested", "pending")
+SHOWN = ("measured", "built", "planned")  # what can be looked at comes first
 NUMBERS = {1: "One", 2: "Two", 3: "Three", 4: "Four", 5: "Five", 6: "Six", 8: "Eight", 12: "Twelve", 16: "Sixteen"}
 # Characters that most pages have between them, so that the pages of one digest can share their fonts.
 USUAL = frozenset(map(chr, (*range(0x20, 0x7F), *range(0xA0, 0x100), *range(0x3B1, 0x3CA)))) | frozenset(
@@ -65,6 +66,11 @@ class _View:
     # Templates read the entry's own fields through the view.
     def __getattr__(self, name: str) -> Any:
         return getattr(self.entry, name)
+
+    @property
+    def place(self) -> str:
+        """Place in the series."""
+        return "" if self.entry.number is None else f"Collage {self.entry.number} of {SERIES}"
 
     @property
     def paragraphs(self) -> list[str]:
@@ -107,8 +113,8 @@ def render_month(month: str, entries: Sequence[Entry], *, index_page: str | None
     >>> "A Title" in page, "not built yet" in page, "<script src" in page
     (True, True, False)
     """
-    name = _month_name(month)
-    chosen = [_view(e) for e in entries if e.month == month]
+    name = month_name(month)
+    chosen = [_view(e) for e in _by_state(entries) if e.month == month]
     if not chosen:
         there = ", ".join(sorted({e.month for e in entries})) or "none"
         raise InvalidInput(f"no paper belongs to the month {month}; the months given are: {there}.")
@@ -116,6 +122,7 @@ def render_month(month: str, entries: Sequence[Entry], *, index_page: str | None
         "month.html.j2",
         title=f"ML collage {month}",
         description=f"{name}: " + ", ".join(v.title for v in chosen),
+        preview=_preview(chosen),
         month_name=name,
         count_word=NUMBERS.get(len(chosen), str(len(chosen))),
         entries=chosen,
@@ -141,7 +148,7 @@ def render_index(entries: Sequence[Entry], *, month_page: str | None = "{month}.
     """
     if not entries:
         raise InvalidInput("an index needs at least one paper; the list is empty.")
-    views = [_view(e, slide=False) for e in entries]
+    views = [_view(e, slide=False) for e in _by_state(entries)]
     months = sorted({v.month for v in views})
     totals: Counter[str] = Counter(row.status for v in views for row in v.claims)
     # A filter that nothing passes is not offered.
@@ -153,11 +160,12 @@ def render_index(entries: Sequence[Entry], *, month_page: str | None = "{month}.
         "index.html.j2",
         title="ML collage",
         description=f"{len(views)} deep-learning papers, their methods, claims and measurements",
+        preview=_preview(views),
         count_word=NUMBERS.get(len(views), str(len(views))),
         entries=views,
         measured=sum(v.state == "measured" for v in views),
         totals=[(s, totals[s]) for s in ORDER if totals[s]],
-        months=[(m, _month_name(m), [v for v in views if v.month == m]) for m in months],
+        months=[(m, month_name(m), [v for v in views if v.month == m]) for m in months],
         month_pages={} if month_page is None else {m: month_page.format(month=m) for m in months},
         filters=[
             ("month", "Month", [(m, m) for m in months]),
@@ -167,7 +175,17 @@ def render_index(entries: Sequence[Entry], *, month_page: str | None = "{month}.
     )
 
 
-def _month_name(month: str) -> str:
+def _by_state(entries: Sequence[Entry]) -> list[Entry]:
+    return sorted(entries, key=lambda e: SHOWN.index(e.state))
+
+
+def _preview(views: Sequence[_View]) -> str:
+    """Address of the picture that a link to the page shows."""
+    return next((v.picture for v in views if v.picture), "")
+
+
+def month_name(month: str) -> str:
+    """``"2021-05"`` as ``"May 2021"``."""
     if not re.fullmatch(r"\d{4}-(0[1-9]|1[0-2])", month):
         raise InvalidInput(f"month {month!r} is not written as a year and a month, such as '2021-05'.")
     return f"{calendar.month_name[int(month[5:])]} {month[:4]}"

@@ -23,6 +23,7 @@ from mlcollage.collage.theme import register_fonts
 _TEXT = re.compile(r'<(?:text|tspan)\b[^>]*?style="([^"]*font-family:[^"]*)"[^>]*>([^<]*)<')
 _OPEN = re.compile(r"<svg\b[^>]*>")
 _PROLOGUE = re.compile(r"<!DOCTYPE[^>]*>\s*")
+_STYLED = re.compile(r'\bstyle="([^"]*)"')
 _EMPTY_TURN = re.compile(r' transform="rotate\(-?0 [^)]*\)"')
 
 Face = tuple[str, str, int]  # family, style, weight
@@ -52,8 +53,20 @@ def finish(svg: str, title: str, description: str) -> str:
     opening = _OPEN.search(svg)
     if opening is None:
         raise ValueError("this is not an SVG: it has no <svg> element.")
-    tag = opening.group()[:-1] + ' role="img">'
-    return svg[: opening.start()] + tag + head + svg[opening.end() :]
+    tag = opening.group()[:-1] + ' role="img" xml:space="preserve" stroke-linejoin="round">'
+    return svg[: opening.start()] + tag + head + _STYLED.sub(_as_attributes, svg[opening.end() :])
+
+
+def _as_attributes(match: re.Match[str]) -> str:
+    """``style="fill: #fff"`` as ``fill="#fff"``: sites that clean pictures drop style, and keep attributes."""
+    kept = []
+    for part in unescape(match.group(1)).split(";"):
+        name, _, value = (x.strip() for x in part.partition(":"))
+        if name == "font-family":
+            value += ", serif" if "STIX" in value else ", sans-serif"
+        if value:
+            kept.append(f'{name}="{escape(value)}"')
+    return " ".join(kept)
 
 
 def _faces(svg: str) -> dict[Face, set[str]]:

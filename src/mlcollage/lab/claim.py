@@ -6,8 +6,9 @@ import enum
 import hashlib
 import inspect
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pandas as pd
@@ -31,11 +32,26 @@ class Status(enum.StrEnum):
     CONTRADICTED = "contradicted"
     INCONCLUSIVE = "inconclusive"
     UNTESTED = "untested"
+    PENDING = "pending"
 
     @property
     def mark(self) -> str:
         """A sign that goes before the word, so that color is never the only cue."""
-        return {"supported": "✓", "contradicted": "✗", "inconclusive": "≈", "untested": "○"}[self.value]
+        return _MARKS[self]
+
+    @property
+    def words(self) -> str:
+        """What a reader is told."""
+        return {"untested": "not tested", "pending": "not measured yet"}.get(self.value, self.value)
+
+
+_MARKS = {
+    Status.SUPPORTED: "✓",
+    Status.CONTRADICTED: "✗",
+    Status.INCONCLUSIVE: "≈",
+    Status.UNTESTED: "○",
+    Status.PENDING: "◌",
+}
 
 
 @dataclass(frozen=True)
@@ -79,8 +95,18 @@ class Claim:
         How the effect is printed: ``factor=100, unit="pts"`` for accuracies.
     from_scale
         The smallest scale that can show the claim; below it the verdict is "not tested at this scale".
+    bounds
+        Lowest and highest value that the effect can have, where printed intervals stop; -1 and 1 for correlations.
+    log_ratio
+        The effect is a natural logarithm of a ratio and is printed as the ratio (``3.0×``). By default so for a
+        difference of two arms whose estimand takes logarithms.
     headline
         Whether it is one of the three to six claims that tell the paper's story.
+    says
+        The finding in a full sentence for each outcome: ``"supported"``, ``"contradicted"``, ``"inconclusive"``.
+        ``{effect}`` stands for the size of the effect without its sign, ``{0}`` and ``{1}`` for the means of the
+        estimand's columns, all with units: ``"With wrong labels the penalty ends at {0}, without it at {1}"``.
+        The slide prints it above the picture that shows the claim. Without one, the title and the effect are printed.
     kind
         ``"finding"``, or ``"check"`` for an identity or a self-check of an instrument.
     """
@@ -101,7 +127,10 @@ class Claim:
     unit: str = ""
     digits: int = 2
     from_scale: Scale = Scale.QUICK
+    bounds: tuple[float, float] | None = None
+    log_ratio: bool | None = None
     headline: bool = False
+    says: Mapping[str, str] = field(default_factory=dict, hash=False)
     kind: Literal["finding", "check"] = "finding"
 
     def __post_init__(self) -> None:
@@ -129,9 +158,33 @@ class Claim:
         """Whether a verdict is given at this scale; scale smoke gives none."""
         return scale is not Scale.SMOKE and scale.rank >= Scale(self.from_scale).rank
 
+    @property
+    def _is_correlation(self) -> bool:
+        return self.test == "trend" or self.unit in ("rho", "tau")
+
+    @property
+    def is_ratio(self) -> bool:
+        """Whether the effect is printed as a ratio."""
+        taken = getattr(self.estimand, "log", False) and len(getattr(self.estimand, "arms", ())) == 2
+        return bool(taken) if self.log_ratio is None else self.log_ratio
+
+    def shown(self, value: float) -> float:
+        """A value of the effect as it is printed: within its bounds, in its unit, as a ratio if it is one."""
+        bounds = (-1.0, 1.0) if self.bounds is None and self._is_correlation else self.bounds
+        if bounds is not None:
+            value = min(max(value, bounds[0]), bounds[1])
+        return math.exp(value) if self.is_ratio else value * self.factor
+
+    def _digits(self, v: float) -> str:
+        """A printed value without sign and unit; large ratios need no decimals."""
+        digits = self.digits if not self.is_ratio else 0 if v >= 100 else max(1, self.digits)
+        return f"{v:.{digits}f}".replace("-", "−")
+
     def format(self, value: float, *, signed: bool = True) -> str:
         """Print a value of this claim's effect with its unit."""
-        v = value * self.factor
+        v = self.shown(value)
+        if self.is_ratio:
+            return f"{self._digits(v)}×"
         if self.unit in ("pts", "%") and abs(v) < 1e-9:
             v = 0.0  # the rounding of a mean of shares, not a finding
         magnitude = abs(v)
@@ -141,9 +194,17 @@ class Claim:
             text = f"{v:+.{self.digits}f}" if signed else f"{v:.{self.digits}f}"
         return f"{text} {self.unit}".strip().replace("-", "−")
 
+    def format_level(self, value: float) -> str:
+        """Print the mean of one arm: a difference in points is one of percentages, one of logarithms of values."""
+        v = math.exp(value) if self.is_ratio else value * self.factor
+        unit = {"pts": "%", "points": "%"}.get(self.unit, "" if self.is_ratio else self.unit)
+        text = f"{v:,.{self.digits}f}" if 1e-3 < abs(v) < 1e6 or v == 0 else f"{v:.1e}"
+        return f"{text}{'' if unit in ('%', '') else ' '}{unit}".replace("-", "−")
+
     def to_dict(self) -> dict[str, Any]:
         """Everything but the function; its source text stands in for it."""
         fields = {k: getattr(self, k) for k in self.__dataclass_fields__ if k != "estimand"}
+        fields["says"] = dict(self.says)
         return {**fields, "from_scale": str(self.from_scale), "estimand": _describe(self.estimand)}
 
 
@@ -158,9 +219,16 @@ def _describe(estimand: Estimand) -> str:
         return repr(estimand)
 
 
+_PRINTED = ("title", "unit", "factor", "digits", "bounds", "log_ratio", "headline", "says", "kind")
+
+
 def fingerprint(claims: tuple[Claim, ...]) -> str:
-    """Hash of a study's claims; stored with each run, so that a later change of a claim shows."""
-    text = json.dumps([c.to_dict() for c in claims], sort_keys=True, default=str)
+    """Hash of what a study's claims assert and how they are judged, not of how they are worded and printed.
+
+    Stored with each run, so that a later change of a claim shows.
+    """
+    judged = [{k: v for k, v in c.to_dict().items() if k not in _PRINTED} for c in claims]
+    text = json.dumps(judged, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -178,6 +246,7 @@ class Verdict:
     estimate: float | None = None
     interval: tuple[float, float] | None = None
     level: float = 0.95
+    means: Mapping[str, float] = field(default_factory=dict)
     seeds: int = 0
     p_value: float | None = None
     p_holm: float | None = None
@@ -193,9 +262,27 @@ class Verdict:
             return ""
         text = self.claim.format(self.estimate, signed=self.claim.direction in ("greater", "less", "within"))
         if self.interval is not None:
-            lo, hi = (f"{v * self.claim.factor:.{self.claim.digits}f}".replace("-", "−") for v in self.interval)
+            lo, hi = (self.claim._digits(self.claim.shown(v)) for v in self.interval)
             text += f" [{lo}, {hi}]"
         return text
+
+    @property
+    def finding(self) -> str:
+        """What was found, in a full sentence that fits the verdict; without an end mark, as titles are.
+
+        Examples
+        --------
+        ``With 30% wrong labels the penalty ends at 74%, without it at 65%``
+        """
+        claim = self.claim
+        if self.status in (Status.UNTESTED, Status.PENDING) or self.estimate is None:
+            return f"{claim.title}: {self.status.words}"
+        size = claim.format(self.estimate, signed=False).lstrip("−").removesuffix(" rho").removesuffix(" tau")
+        if template := claim.says.get(self.status.value, ""):
+            means = [claim.format_level(v) for v in self.means.values()]
+            return template.format(*means, effect=size)
+        before = {"contradicted": "Not so here: ", "inconclusive": "Not settled here: "}.get(self.status.value, "")
+        return f"{before}{claim.title} ({self.effect.split(' [')[0]})"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary, ready for JSON."""
@@ -207,6 +294,7 @@ class Verdict:
             "estimate": self.estimate,
             "interval": list(self.interval) if self.interval else None,
             "level": self.level,
+            "means": dict(self.means),
             "seeds": self.seeds,
             "p_value": self.p_value,
             "p_holm": self.p_holm,

@@ -39,8 +39,8 @@ class Evidence:
         Runs that failed, with the reason. They are never dropped silently.
     info
         One dictionary per finished run: package versions, device, seconds, peak memory, date.
-    missing
-        How many runs are neither finished nor failed; damaged ones count as missing.
+    waiting
+        Runs that are neither finished nor failed; damaged ones count as not finished.
     damaged
         Finished runs whose files cannot be read, with the reason.
     registered
@@ -55,10 +55,15 @@ class Evidence:
     runs: Sequence[Run] = ()
     failures: Sequence[Failure] = ()
     info: Sequence[dict[str, Any]] = ()
-    missing: int = 0
+    waiting: Sequence[Run] = ()
     damaged: Sequence[Failure] = ()
     registered: int | None = None
     load_array: Callable[[str, str], npt.NDArray[Any]] | None = field(default=None, repr=False)
+
+    @property
+    def missing(self) -> int:
+        """How many runs are neither finished nor failed."""
+        return len(self.waiting)
 
     def select(
         self, metric: str | None = None, *, arm: str | Sequence[str] | None = None, **where: object

@@ -14,6 +14,9 @@ test ``exact``
     Supported if every seed satisfies the direction (for ``within``: inside ``null ± margin``; otherwise the margin is
     not used), contradicted if any violates it. The estimate is the worst value. No p value.
 
+A claim some of whose runs are neither finished nor failed is ``pending``: no estimate is shown, since a look at half
+of the seeds is not the test that was registered.
+
 Everything else is ``inconclusive``, with the number of seeds that would give 80 % power at the margin. "Significantly"
 means a one-sided test at the claim's ``alpha`` after Holm's correction over all claims of the study that are due at
 this scale; supports are one family, contradictions another. A claim that is due but cannot be tested counts in its
@@ -65,7 +68,7 @@ from mlcollage.lab.procedures import (
     trend_procedure,
 )
 from mlcollage.lab.run import Scale
-from mlcollage.lab.seeds import copied_seeds, listed, lost_seeds, mixed_units, plural, relevant_failures
+from mlcollage.lab.seeds import awaited_runs, copied_seeds, listed, lost_seeds, mixed_units, plural, relevant_failures
 from mlcollage.stats._values import Floats, difference, is_constant
 from mlcollage.stats.adaptive import Design, Goal, holm, required_seeds, tost
 
@@ -85,6 +88,7 @@ class _Finding:
     reason: str = ""
     estimate: float | None = None
     interval: tuple[float, float] | None = None
+    means: dict[str, float] = field(default_factory=dict)
     seeds: int = 0
     p_support: float | None = None
     p_contradict: float | None = None
@@ -153,6 +157,7 @@ def judge(claims: Sequence[Claim], evidence: Evidence) -> dict[str, Verdict]:
             workload=evidence.workload,
             estimate=f.estimate,
             interval=f.interval,
+            means=f.means,
             level=LEVEL,
             seeds=f.seeds,
             p_value=f.p_support,
@@ -195,12 +200,15 @@ def _examine(claim: Claim, evidence: Evidence) -> _Finding:
     found.anytime = evidence.registered is not None and claim.test in ANYTIME
     # Before anything is counted, so that seeds added for other claims are no missing values of this one.
     evidence = _seeds_of_claim(found, evidence)
+    if awaited := awaited_runs(claim, evidence):
+        damaged = len({f.run.id for f in evidence.damaged} & {run.id for run in awaited})
+        note = f", of which {damaged} {'is' if damaged == 1 else 'are'} damaged" if damaged else ""
+        found.status = Status.PENDING
+        found.reason = f"{len(awaited)} run{plural(len(awaited))} that it needs not finished yet{note}"
+        return found
     failures = relevant_failures(claim, evidence)
     if failures:
         found.warnings.append(_failure_text(failures))
-    if evidence.missing:
-        damaged = f", of which {len(evidence.damaged)} are damaged" if evidence.damaged else ""
-        found.warnings.append(f"{evidence.missing} run{plural(evidence.missing)} of the study not finished{damaged}")
     try:
         if evidence.table.empty:
             raise InvalidInput("nothing was measured.")
@@ -210,6 +218,7 @@ def _examine(claim: Claim, evidence: Evidence) -> _Finding:
         table, copies = copied_seeds(claim, evidence, table)
         found.warnings += copies
         found.lost = lost_seeds(claim, evidence, table)
+        found.means = {str(arm): float(v) for arm, v in table[np.isfinite(table).all(axis=1)].mean().items()}
         {"exact": _exact, "trend": _trend}.get(claim.test, _mean)(found, table)
         if found.estimate is not None and claim.test != "trend":
             found.warnings += mixed_units(claim, table, found.estimate)

@@ -37,6 +37,7 @@ class Paper:
     tagline: str = ""
     summary: str = ""
     usage: str = ""
+    number: int | None = None
     package: str | None = None
 
     @property
@@ -77,15 +78,15 @@ def _parse(file: Path, package: str | None) -> Paper:
 
 def _build(raw: dict[str, Any], where: str, package: str | None) -> Paper:
     needed = {"slug", "title", "authors", "month", "venue", "arxiv", "ideas"}
-    known = needed | {"byline", "official_code", "tagline", "summary", "usage"}
+    known = needed | {"byline", "official_code", "tagline", "summary", "usage", "number"}
     if absent := sorted(needed - set(raw)):
         raise InvalidInput(f"{where} lacks {', '.join(absent)}; add it (see an existing paper.toml).")
     if unknown := sorted(set(raw) - known):
         raise InvalidInput(f"{where} has unknown keys {', '.join(unknown)}; known are: {', '.join(sorted(known))}.")
     for key, value in raw.items():
-        kind = list if key in ("authors", "ideas") else str
-        if not isinstance(value, kind) or (kind is list and not all(isinstance(v, str) for v in value)):
-            wanted = "a list of strings" if kind is list else "a string"
+        kind = {"authors": list, "ideas": list, "number": int}.get(key, str)
+        if type(value) is not kind or (kind is list and not all(isinstance(v, str) for v in value)):
+            wanted = {list: "a list of strings", int: "a whole number"}.get(kind, "a string")
             raise InvalidInput(f"{key} in {where} must be {wanted}; it is {value!r}.")
     if not re.fullmatch(r"[a-z][a-z0-9_]*", raw["slug"]):
         raise InvalidInput(f"slug in {where} must be lower-case letters, digits and '_'; it is {raw['slug']!r}.")
@@ -98,7 +99,11 @@ def _build(raw: dict[str, Any], where: str, package: str | None) -> Paper:
         raise InvalidInput(f"month in {where} must be written like 2021-05; it is {raw['month']!r}.")
     if strange := sorted(set(raw["ideas"]) - set(IDEAS)):
         raise InvalidInput(f"{where} names unknown ideas {', '.join(strange)}; the eight are: {', '.join(IDEAS)}.")
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v.strip() for k, v in raw.items()}
+    if raw.get("number", 1) < 1:
+        raise InvalidInput(f"number in {where} is the paper's place in a series, 1 or more; it is {raw['number']}.")
+    fields: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v.strip() if isinstance(v, str) else v for k, v in raw.items()
+    }
     return Paper(**fields, package=package)
 
 

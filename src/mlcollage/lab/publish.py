@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mlcollage._users import users_code
-from mlcollage.collage.content import Chip, ClaimRow, Collage, Entry, Slide
+from mlcollage.collage.content import Card, ClaimRow, Collage, Entry, IntervalPlot, Slide
 from mlcollage.collage.digest import render_index, render_month
-from mlcollage.collage.slide import describe, render_slide
+from mlcollage.collage.slide import FORMATS, describe, render_slide, short_alternative, title_of
 from mlcollage.errors import InvalidInput, UnknownName
 from mlcollage.lab.bound import BoundStudy
 from mlcollage.lab.claim import Claim, Status, Verdict
@@ -21,7 +21,7 @@ from mlcollage.lab.evidence import Evidence
 from mlcollage.lab.paper import Paper, papers
 from mlcollage.lab.store import Store
 
-FORMATS = ("svg", "png", "pdf")
+_FORMAT_NAMES = {"portrait": "upright, for feeds"}
 _DIRECTIONS = {
     "greater": "is greater than",
     "less": "is less than",
@@ -72,31 +72,61 @@ def make_slide(study: BoundStudy, evidence: Evidence, verdicts: Mapping[str, Ver
         byline=f"{paper.short_authors}  ·  {paper.venue}{arxiv}",
         month=paper.month,
         collage=collage,
-        chips=[_chip(v) for v in verdicts.values()],
-        foot_left=_foot_left(study, evidence, verdicts),
+        cards=[_card(v) for v in verdicts.values()],
+        foot_left=_foot_left(study, evidence, verdicts, collage),
         foot_right=_foot_right(evidence),
+        number=paper.number,
     )
 
 
-def _chip(verdict: Verdict) -> Chip:
+def _card(verdict: Verdict) -> Card:
     claim = verdict.claim
     note = f"only {verdict.seeds} seeds" if 0 < verdict.seeds < 5 and claim.test != "exact" else ""
     if verdict.status is Status.UNTESTED:
         note = "not in this workload" if "workload" in verdict.reason else "not at this scale"
+    if verdict.status is Status.PENDING:
+        note = verdict.reason
     ours = verdict.effect or note or verdict.reason
-    return Chip(claim.id, claim.title, claim.paper_value, ours, verdict.status.value, note, claim.headline)
+    return Card(
+        claim.id,
+        claim.title,
+        claim.paper_value,
+        ours,
+        verdict.status.value,
+        note,
+        claim.headline,
+        finding=verdict.finding,
+        plot=_interval_plot(verdict),
+    )
 
 
-def _foot_left(study: BoundStudy, evidence: Evidence, verdicts: Mapping[str, Verdict]) -> str:
+def _interval_plot(verdict: Verdict) -> IntervalPlot | None:
+    """The effect against what it is judged by, in the units in which it is printed."""
+    claim = verdict.claim
+    if verdict.estimate is None:
+        return None
+    ends = verdict.interval or (verdict.estimate, verdict.estimate)
+    reach = {"greater": (0.0, 1.0), "less": (-1.0, 0.0), "within": (-1.0, 1.0)}.get(claim.direction, (0.0, 0.0))
+    at = [claim.null + side * claim.margin for side in reach] if claim.test != "exact" else [claim.null] * 2
+    if claim.test == "exact" and claim.direction == "within":
+        at = [claim.null - claim.margin, claim.null + claim.margin]
+    lo, hi = sorted(map(claim.shown, ends))
+    a, b = sorted(map(claim.shown, at))
+    return IntervalPlot(claim.shown(verdict.estimate), lo, hi, claim.shown(claim.null), a, b, log=claim.is_ratio)
+
+
+def _foot_left(study: BoundStudy, evidence: Evidence, verdicts: Mapping[str, Verdict], collage: Collage) -> str:
     seeds = sorted({v.seeds for v in verdicts.values() if v.seeds})
     spread = f"{seeds[0]}–{seeds[-1]}" if len(seeds) > 1 else str(seeds[0] if seeds else evidence.seeds)
-    parts = [f"scale {evidence.scale}", f"{spread} seeds", "bands and bars: 95% intervals"]
-    if study.workload_spec is not None:
-        parts.insert(1, f"workload {study.workload_name}")
+    data = collage.data if study.workload_spec is None else f"workload {study.workload_name}"
+    parts = [data, collage.network, f"{evidence.scale} scale", f"{spread} seeds"]
     if evidence.failures:
         parts.append(f"{len(evidence.failures)} runs failed")
     if evidence.missing:
-        parts.append(f"{evidence.missing} runs missing")
+        every = len(evidence.runs) + len(evidence.failures) + evidence.missing
+        parts.append(f"{evidence.missing} of {every} runs not finished")
+    else:
+        parts.append("bands and bars: 95% intervals")
     return "  ·  ".join(parts)
 
 
@@ -104,7 +134,7 @@ def _foot_right(evidence: Evidence) -> str:
     ids = sorted(run.id for run in evidence.runs)
     date = max((str(i.get("started", ""))[:10] for i in evidence.info), default="")
     machines = sorted({str(i.get("machine", "")) for i in evidence.info})
-    return "  ·  ".join([f"{len(ids)} runs {ids[0][:6]}…{ids[-1][:6]}", *machines, date])
+    return "  ·  ".join([f"{len(ids)} runs {ids[0][:6]}–{ids[-1][:6]}", *machines, date])
 
 
 def draw_slide(
@@ -118,7 +148,9 @@ def draw_slide(
     slide = make_slide(study, evidence, verdicts)
     rendered = render_slide(slide, folder, formats=tuple(formats))
     name = slide_name(study)
-    return slide, {kind: path.replace(path.with_name(f"{name}.{kind}")) for kind, path in rendered.items()}
+    return slide, {
+        kind: path.replace(path.with_name(path.name.replace(slide.slug, name, 1))) for kind, path in rendered.items()
+    }
 
 
 def publish_study(study: BoundStudy, store: Store, folder: Path) -> Published:
@@ -139,9 +171,20 @@ def publish_study(study: BoundStudy, store: Store, folder: Path) -> Published:
     links = [
         ("every number (Parquet)", f"data/{name}.parquet"),
         ("verdicts (JSON)", f"data/{name}-verdicts.json"),
-        *((f"slide ({kind.upper()})", f"slides/{path.name}") for kind, path in files.items()),
+        *((f"slide ({_FORMAT_NAMES.get(kind, kind.upper())})", f"slides/{path.name}") for kind, path in files.items()),
     ]
-    entry = _entry(study.paper, slide, files["svg"], [_row(v) for v in verdicts.values()], links)
+    entry = Entry(
+        **_identity(study.paper),
+        state="measured",
+        finding=title_of(slide, slide.collage.main),
+        slide_svg=files["svg"],
+        slide_alt=short_alternative(slide),
+        description=describe(slide),
+        picture=f"slides/{files['png'].name}",
+        claims=[_row(v) for v in verdicts.values()],
+        data_links=links,
+        foot=f"{slide.foot_left}  ·  {slide.foot_right}",
+    )
     return Published(files, entry, verdicts)
 
 
@@ -162,6 +205,9 @@ def _row(verdict: Verdict) -> ClaimRow:
         status=verdict.status.value,
         reason=verdict.reason,
         warnings=verdict.warnings,
+        title=claim.title,
+        finding=verdict.finding,
+        headline=claim.headline,
     )
 
 
@@ -172,20 +218,6 @@ def _estimand(claim: Claim) -> str:
     what = re.sub(r" \[source \w+\]", "", what.splitlines()[0]).rstrip(".")
     limit = "0" if claim.null == 0 else claim.format(claim.null, signed=False)
     return f"{what}; {_DIRECTIONS[claim.direction]} {limit}"
-
-
-def _entry(
-    paper: Paper, slide: Slide, svg: Path | None, claims: Sequence[ClaimRow], links: Sequence[tuple[str, str]]
-) -> Entry:
-    return Entry(
-        **_identity(paper),
-        state="measured",
-        slide_svg=svg,
-        slide_alt=describe(slide),
-        claims=claims,
-        data_links=links,
-        foot=f"{slide.foot_left}  ·  {slide.foot_right}",
-    )
 
 
 def _identity(paper: Paper) -> dict[str, Any]:
@@ -199,15 +231,23 @@ def _identity(paper: Paper) -> dict[str, Any]:
         "ideas": paper.ideas,
         "summary": paper.summary,
         "usage": paper.usage,
+        "number": paper.number,
+        "tagline": paper.tagline,
+        "official_code": paper.official_code,
+    }
+
+
+def with_planned(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    """An entry for each paper there is: those given, and the others as built or planned."""
+    return {
+        slug: entries.get(slug) or Entry(**_identity(paper), state="built" if paper.built else "planned")
+        for slug, paper in papers().items()
     }
 
 
 def write_pages(entries: Mapping[str, Entry], folder: Path) -> list[Path]:
-    """Write ``index.html`` and one page a month; papers without an entry are shown as built or planned."""
-    shown = {
-        slug: entries.get(slug) or Entry(**_identity(paper), state="built" if paper.built else "planned")
-        for slug, paper in papers().items()
-    }
+    """Write ``index.html`` and one page per month; papers without an entry are shown as built or planned."""
+    shown = with_planned(entries)
     folder.mkdir(parents=True, exist_ok=True)
     pages = {
         f"{month}.html": render_month(month, [e for e in shown.values() if e.month == month])

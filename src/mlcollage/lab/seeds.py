@@ -16,6 +16,7 @@ import pandas as pd
 
 from mlcollage.lab.claim import Claim
 from mlcollage.lab.evidence import Evidence, Failure
+from mlcollage.lab.run import Run
 
 _IDENTITY = {"study", "experiment", "scale", "workload", "run", "seed", "value"}
 _OFF_GRID = 2  # equal numbers that are no simple fraction: not by chance
@@ -35,13 +36,26 @@ def listed(values: Iterable[object]) -> str:
 
 
 def relevant_failures(claim: Claim, evidence: Evidence) -> list[Failure]:
-    """Failed runs that could have fed the claim: of its arms, or of an arm name that no row carries (replicas)."""
+    """Failed runs that could have fed the claim."""
+    return [f for f in evidence.failures if _could_feed(claim, evidence, f.run)]
+
+
+def awaited_runs(claim: Claim, evidence: Evidence) -> list[Run]:
+    """Runs that are neither finished nor failed and that the claim needs, as far as one can tell."""
+    feeding = _feeding(claim, evidence) or None  # nothing of it is there yet: any experiment may bring it
+    return [
+        run
+        for run in evidence.waiting
+        if _could_feed(claim, evidence, run) and (feeding is None or run.experiment in feeding)
+    ]
+
+
+def _could_feed(claim: Claim, evidence: Evidence, run: Run) -> bool:
+    """Whether a run is of the claim's arms, or of an arm name that no row carries (replicas)."""
     arms = getattr(claim.estimand, "arms", ())
-    if not arms:
-        return list(evidence.failures)
-    # A failed run of an arm that nothing else has measured may be the claim's arm under the name of its experiment.
+    # A run of an arm that nothing else has measured may be the claim's arm under the name of its experiment.
     measured = set(evidence.table["arm"]) if len(evidence.table) else set()
-    return [f for f in evidence.failures if f.run.arm in arms or f.run.arm not in measured]
+    return not arms or run.arm in arms or run.arm not in measured
 
 
 def _feeding(claim: Claim, evidence: Evidence) -> set[str] | None:

@@ -246,6 +246,7 @@ class Store:
         empty = pd.DataFrame(columns=[*_IDENTITY, "metric", "step", "value"])
         table = pd.concat(tables, ignore_index=True) if tables else empty
         failures = [f for run in runs if (f := self.failure(run)) is not None]
+        ended = {run.id for run in done} | {f.run.id for f in failures}
         by_id = {run.id: run for run in done}
         return Evidence(
             study=study,
@@ -255,7 +256,9 @@ class Store:
             runs=done,
             failures=failures,
             info=infos,
-            missing=len(runs) - len(done) - len(failures),  # damaged runs among them: they will be measured again
+            waiting=[
+                run for run in runs if run.id not in ended
+            ],  # damaged ones among them: they will be measured again
             damaged=damaged,
             load_array=lambda run_id, name: self.array(by_id[run_id], name),  # evidence itself knows no folder
         )

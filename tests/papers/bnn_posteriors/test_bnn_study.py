@@ -89,8 +89,8 @@ def test_shifts_move_images_by_at_most_a_pixel_and_keep_rows_that_are_images_row
 def test_the_slide_has_a_panel_for_each_part(evidence, tmp_path):
     own = BoundStudy(SLUG, Scale.SMOKE)
     slide, files = draw_slide(own, evidence, own.judge(evidence), tmp_path)
-    assert len(slide.collage.panels) == 6
-    assert {c.id for c in slide.chips} == {c.id for c in STUDY.claims}
+    assert [p.claim for p in (slide.collage.main, *slide.collage.panels)] == ["C5", "C1", "C4"]
+    assert {c.id for c in slide.cards} == {c.id for c in STUDY.claims}
     assert all(file.stat().st_size > 10_000 for file in files.values())
 
 

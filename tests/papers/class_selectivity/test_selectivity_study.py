@@ -102,7 +102,7 @@ def test_what_only_the_larger_scales_train(evidence):
 def test_the_slide_has_a_message_for_each_part_of_the_finding(evidence, tmp_path):
     bound = BoundStudy(SLUG, Scale.SMOKE)
     slide, files = draw_slide(bound, evidence, bound.judge(evidence), tmp_path)
-    assert len(slide.collage.panels) == 5
+    assert [p.claim for p in (slide.collage.main, *slide.collage.panels)] == ["C5", "C7", "C8"]
     assert all(file.stat().st_size > 10_000 for file in files.values())
 
 

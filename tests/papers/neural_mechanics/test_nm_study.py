@@ -53,8 +53,9 @@ def test_the_study(check, smoke_store):
     check(smoke_store(SLUG))
 
 
-def test_the_slide_has_five_panels(evidence):
-    assert len(slide.collage(evidence, {}).panels) == 5
+def test_the_slide_shows_norms_drift_and_momentum(evidence):
+    drawn = slide.collage(evidence, {})
+    assert [p.claim for p in (drawn.main, *drawn.panels)] == ["C4s", "C3", "C6"]
 
 
 # --- a user's own model -----------------------------------------------------------------------------------------------
@@ -170,7 +171,9 @@ def test_a_model_without_any_law_is_said_to_have_none():
     assert bare.select("laws")["value"].sum() == 0
     assert all(v.status == "inconclusive" for v in verdicts.values())
     assert all("not applicable: no " in v.reason for v in verdicts.values())
-    assert slide.collage(bare, verdicts).panels[0].title == "Laws found"
+    drawn = slide.collage(bare, verdicts)
+    assert "translation 0, scale 0" in drawn.idea.alt
+    assert "not part of this workload" in drawn.main.alt
 
 
 def test_a_model_that_always_diverges_is_refused(monkeypatch):

@@ -1,185 +1,86 @@
-"""How the evidence on the eight statistical ideas is drawn."""
+"""How the evidence on the eight statistical ideas is drawn: a tile for each, and the judge that they make up."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
-from matplotlib.text import Annotation
 
 from mlcollage.collage import Collage, Diagram, Panel, theme
 from mlcollage.lab import Evidence, Verdict
-from mlcollage.stats import forest, sbc_ecdf, sbc_uniformity
+from mlcollage.lab.panels import measured_panel
+from mlcollage.stats import sbc_uniformity
 
 from .study import STUDY
 from .study.schools import MUTANTS, QUANTITIES
 
-BLUE, RED, GREEN, PURPLE = (theme.PALETTE[c] for c in ("blue", "vermillion", "green", "purple"))
-GRAY = theme.GRAYS[0]
+# What the idea recommends, what it warns of, and context.
+GOOD, BAD, GRAY = theme.PALETTE["blue"], theme.PALETTE["vermillion"], theme.GRAYS[0]
 
 
 def collage(evidence: Evidence, verdicts: Mapping[str, Verdict]) -> Collage:
-    """The idea, and a panel for each experiment that was run (on a user's workload: the paired seeds)."""
-    panels = {
-        "causal": _bias,
-        "coverage": _coverage,
-        "descent": _descent,
-        "pooling": _schools,
-        "calibration": _calibration,
-        "adaptive": _regret_and_error,
-    }
-    there = {r.experiment for r in evidence.runs}
-    if "robust" not in there:
-        panels.pop("adaptive")
-    shown = [draw(evidence) for experiment, draw in panels.items() if experiment in there]
-    if len(shown) < len(panels) and "paired" in there:
-        shown.append(_pairs(evidence))
-    return Collage("eight ideas that judge all the others", _IDEA, shown)
-
-
-_EIGHT = (
-    ("causal inference", r"$Y(1) - Y(0)$"),
-    ("bootstrap, simulation", r"$x^* \sim \hat F$"),
-    ("regularized models", r"$\min\, \ell + \lambda\|\beta\|^2$"),
-    ("multilevel models", r"$\theta_j \sim \mathrm{N}(\mu, \tau^2)$"),
-    ("generic computation", r"$\theta \sim e^{-H}$"),
-    ("adaptive decisions", r"$\arg\max_a\, \tilde\theta_a$"),
-    ("robust inference", r"$\mathrm{med},\ \mathrm{IQM}$"),
-    ("exploring by eye", r"$y$ among $y^{\mathrm{rep}}$"),
-)
+    """Eight tiles, the test that is repeated after each seed, and the coverage of intervals from few seeds."""
+    there = {run.experiment for run in evidence.runs}
+    if evidence.workload != "default" and "paired" in there:
+        main = _pairs(evidence)
+    else:
+        main = measured_panel("Eight ideas of fifty years", lambda e: _tiles(e, verdicts), evidence)
+    return Collage(
+        "eight ideas that judge all the others",
+        _IDEA,
+        main,
+        [
+            measured_panel("Looking after each seed", _peeking, evidence),
+            measured_panel("Coverage with few seeds", _coverage, evidence),
+        ],
+        data="simulated data, known truth" if "causal" in there else "the workload",
+        network="linear models, small CNN" if "causal" in there else "the workload's network",
+    )
 
 
 def _draw_idea(ax: Axes) -> None:
-    d = Diagram(ax, 440, 440)
-    colors = (BLUE, RED, GREEN, PURPLE, theme.PALETTE["orange"], theme.PALETTE["sky"], GRAY, theme.PALETTE["black"])
-    places = [(74, 62), (220, 62), (366, 62), (366, 220), (366, 378), (220, 378), (74, 378), (74, 220)]
-    center = d.box(220, 220, 118, 92, "one claim, one verdict", color=theme.INK, filled=True, size=theme.BODY + 1)
-    for (name, formula), (x, y), color in zip(_EIGHT, places, colors, strict=True):
-        d.field(x, y, 140, 110)
-        d.box(x, y - 18, 140, 62, name, color=color)
-        d.equation(x, y + 34, formula, size=15, room=134)
-        start = (x + 70 * np.sign(220 - x), y + 55 * np.sign(220 - y))
-        d.arrow((float(start[0]), float(start[1])), center.edge_towards((float(start[0]), float(start[1]))))
+    """How an interval, a reference and a margin make a verdict."""
+    d = Diagram(ax, 384, 330)
+    d.field(192, 104, 384, 208)
+    zero, margin = 120.0, 190.0
+    ax.fill_between([zero, margin], 34, 196, color=theme.SHADE, linewidth=0, zorder=0.8)
+    d.line((zero, 34), (zero, 196), color=theme.INK, width=1.6)
+    d.note(zero, 20, "no effect", color=theme.INK)
+    d.note(margin + 6, 20, "matters", ha="left", color=theme.INK)
+    rows = {
+        "supported": (146, 226, "✓ supported"),
+        "inconclusive": (84, 206, "≈ inconclusive"),
+        "contradicted": (76, 160, "✗ contradicted"),
+    }
+    for row, (status, (lo, hi, words)) in enumerate(rows.items()):
+        y, color = 62 + 54 * row, theme.STATUS_COLORS[status]
+        d.line((lo, y), (hi, y), color=color, width=3.4)
+        ax.plot([(lo + hi) / 2], [y], "o", color=color, markersize=8, zorder=3)
+        d.note(374, y, words, ha="right", color=color, weight="semibold")
+    d.note(192, 240, "Claim, margin and test are fixed", color=theme.INK)
+    d.note(192, 266, "before the runs. Each seed is one", color=theme.INK)
+    d.note(192, 292, "observation; the interval decides.", color=theme.INK)
 
 
 _IDEA = Panel(
     "The idea",
     _draw_idea,
-    "Eight boxes (causal inference, bootstrap and simulation, regularization, multilevel models, generic computation, "
-    "adaptive decisions, robust inference, exploring by eye) point at the center: one claim, one verdict.",
-    "The eight ideas are the tools with which claims are judged here; this study judges the tools.",
+    "Three intervals beside the value of no effect and the smallest effect that matters: one lies beyond both and is "
+    "supported, one covers both and is inconclusive, one ends short of what matters and is contradicted.",
+    "Statistics as unit tests: the eight ideas judge every claim of these slides, and are judged here.",
 )
 
 
-def _bias(evidence: Evidence) -> Panel:
-    names = {
-        "naive": "naive contrast",
-        "ipw": "IPW",
-        "aipw": "AIPW",
-        "aipw_wrong_propensity": "… wrong e(x)",
-        "aipw_wrong_outcome": "… wrong m(x)",
-    }
-    found = {arm: evidence.across_seeds("bias", arm=arm).iloc[0] for arm in names}
-    # a value per block of repetitions, drawn as small dots behind the mean
-    blocks = {arm: evidence.select("bias", arm=arm)["value"].to_numpy() for arm in names}
-
-    def draw(ax: Axes) -> None:
-        for row, (arm, s) in enumerate(found.items()):
-            color = BLUE if arm.startswith("aipw") else RED if arm == "naive" else GRAY
-            theme.dots_with_interval(
-                ax, [row], [s["mean"]], [s["lo"]], [s["hi"]], color, seeds=[blocks[arm]], horizontal=True
-            )
-        ax.axvline(0, color=theme.LINE, linewidth=1.4, zorder=1)
-        ax.set_yticks(range(len(names)), list(names.values()))
-        ax.set_ylim(len(names) - 0.5, -0.5)
-        theme.tidy(ax, grid="x", ticks=4)
-        ax.tick_params(axis="y", length=0)
-
-    alt = "Bias of the average effect: " + ", ".join(f"{names[a]} {s['mean']:+.3f}" for a, s in found.items())
-    return Panel("Right if either model is right", draw, alt, "estimate − true effect, confounded")
+# --- the eight tiles --------------------------------------------------------------------------------------------------
 
 
-def _coverage(evidence: Evidence) -> Panel:
-    names = {"t": "Student t", "bootstrap_t": "bootstrap-t", "bca": "BCa", "percentile": "percentile"}
-    colors = dict(zip(names, (GREEN, BLUE, PURPLE, RED), strict=True))
-    curves = {a: evidence.across_seeds("coverage", over="n", arm=a, population="normal") for a in names}
-
-    def draw(ax: Axes) -> None:
-        ax.axhline(0.95, color=theme.LINE, linewidth=1.6, linestyle=(0, (4, 3)), zorder=1)
-        for arm, c in curves.items():
-            theme.band(ax, range(len(c)), c["lo"], c["hi"], colors[arm])
-            ax.plot(range(len(c)), c["mean"], "-o", color=colors[arm])
-            theme.label_line_end(ax, len(c) - 1, c["mean"].iloc[-1], names[arm], colors[arm])
-        ax.set_xticks(range(len(curves["t"])), [f"{n:g}" for n in curves["t"].index])
-        ax.set_xlabel("seeds")
-        theme.tidy(ax, grid="y", ticks=4)
-
-    alt = "Coverage of nominal 95% intervals of a mean, by seeds: " + "; ".join(
-        f"{names[a]} " + ", ".join(f"{n}: {v:.3f}" for n, v in c["mean"].items()) for a, c in curves.items()
-    )
-    return Panel("Few seeds fool the percentile", draw, alt, "coverage of nominal 95% intervals")
-
-
-def _descent(evidence: Evidence) -> Panel:
-    names = {"min_norm": "least norm", "ridge": "tuned ridge"}
-    colors = {"min_norm": RED, "ridge": BLUE}
-    curves = {}
-    for arm in names:
-        by_size = evidence.select("test_error", arm=arm).groupby("features")["value"]
-        curves[arm] = pd.DataFrame(
-            {"mid": by_size.median(), "lo": by_size.quantile(0.25), "hi": by_size.quantile(0.75)}
-        )
-
-    def draw(ax: Axes) -> None:
-        for arm, c in curves.items():
-            theme.band(ax, c.index, c["lo"], c["hi"], colors[arm])
-            ax.plot(c.index, c["mid"], "-o", color=colors[arm])
-            theme.label_line_end(ax, c.index[-1], c["mid"].iloc[-1], names[arm], colors[arm])
-        ax.set_xscale("log")
-        ax.set_yscale("log")
-        theme.reference_line(ax, 100, "P = n", vertical=True)
-        ax.set_xlabel("random features P (log)")
-        theme.tidy(ax, grid="y")
-
-    peak, end = (curves["min_norm"]["mid"].loc[p] for p in (100, 3000))
-    ridge = curves["ridge"]["mid"]
-    alt = (
-        f"Median test error of the least-norm fit: {peak:.3g} where features equal units, {end:.3g} at 3,000 features; "
-        f"the tuned ridge goes from {ridge.iloc[0]:.2f} to {ridge.iloc[-1]:.2f} without a peak."
-    )
-    return Panel("Past the peak, more is better", draw, alt, "test error (log), median and quartiles")
-
-
-def _schools(evidence: Evidence) -> Panel:
-    # columns of the table of schools, (8,) each; every block holds the same one
-    estimate, se, shrunken, *_ = _arrays(evidence, "pooling", "schools")[0].T
-    errors = {
-        a: evidence.across_seeds("mean_effect_error", arm=a)["mean"].iloc[0] for a in ("none", "complete", "partial")
-    }
-
-    def draw(ax: Axes) -> None:
-        intervals = np.stack([estimate - 1.96 * se, estimate + 1.96 * se], axis=1)
-        forest(ax, list("ABCDEFGH"), estimate, intervals, shrunken=shrunken, color=GRAY, shrunken_color=BLUE)
-        for note in ax.texts:
-            if isinstance(note, Annotation) and note.arrow_patch is not None:
-                note.arrow_patch.set_linewidth(1.4)  # the slides' style draws patches without an edge
-        ax.set_yticks([])
-        ax.spines["left"].set_visible(False)
-        theme.tidy(ax, ticks=5)
-
-    alt = (
-        "Eight schools: estimates from "
-        f"{estimate.min():.0f} to {estimate.max():.0f} are pulled to {shrunken.min():.1f} to {shrunken.max():.1f}. In "
-        f"simulations the error is {errors['none']:.1f} alone, {errors['complete']:.1f} pooled, "
-        f"{errors['partial']:.1f} partially pooled."
-    )
-    subtitle = f"simulated error {errors['none']:.1f} alone, {errors['partial']:.1f} in part"
-    return Panel("Eight schools, pooled in part", draw, alt, subtitle)
+def _mean(evidence: Evidence, metric: str, arm: str, **where: Any) -> float:
+    return float(evidence.select(metric, arm=arm, **where)["value"].mean())
 
 
 def _arrays(evidence: Evidence, experiment: str, name: str) -> list[npt.NDArray[Any]]:
@@ -189,88 +90,197 @@ def _arrays(evidence: Evidence, experiment: str, name: str) -> list[npt.NDArray[
     ]
 
 
-def _calibration(evidence: Evidence) -> Panel:
-    names = dict(zip(MUTANTS, ("no Jacobian", "prior × 2", "no Metropolis"), strict=True))
-    pooled = {a: np.concatenate(_arrays(evidence, "calibration", f"ranks_{a}")) for a in ("correct", *MUTANTS)}
-    (run, *_), right = evidence.find_runs(experiment="calibration"), pooled["correct"]
-    ranks = STUDY.experiment("calibration").task(run).settings.ranks
-    passed = sbc_uniformity({q: right[:, i] for i, q in enumerate(QUANTITIES)}, ranks)
-    tau = QUANTITIES.index("tau")  # the quantity in which all three bugs show
-    broken = sbc_uniformity({names[a]: pooled[a][:, tau] for a in MUTANTS}, ranks)
-    score = evidence.select("mutation_score")["value"].mean()
-
-    def draw(ax: Axes) -> None:
-        sbc_ecdf(ax, passed, colors=[BLUE] * len(QUANTITIES))
-        tones = (RED, GREEN, PURPLE)
-        for name, difference, color in zip(broken.names, broken.difference, tones, strict=True):
-            ax.plot(broken.band.z, difference, color=color)
-            at = float(difference[np.abs(difference).argmax()])
-            theme.label_line_end(ax, 1.0, at, name, color)
-        theme.label_line_end(ax, 1.0, 0.0, "as it is", BLUE)
-        ax.set_yscale("symlog", linthresh=0.05)
-        ax.set_yticks([-0.5, -0.05, 0, 0.05], ["−.5", "−.05", "0", ".05"])
-        ax.set_yticks([], minor=True)
-        ax.set_xticks([0, 1], ["0", "1"])
-        ax.set_xlabel("rank")
-        ax.set_ylabel("")
-        theme.tidy(ax)
-
-    alt = (
-        f"Ranks of simulation-based calibration: the sampler's {len(passed.names)} quantities, "
-        f"{int(passed.inside.sum())} of them within the 95% band; "
-        f"{int((~broken.inside).sum())} of {len(names)} mutants leave it in tau. Mutants caught: {score:.0%}."
-    )
-    return Panel("The check notices the bug", draw, alt, f"rank ECDF − uniform; {score:.0%} caught")
+def _bars(ax: Axes, values: Mapping[str, float], good: str, text: str = "{:.2f}") -> None:
+    """Named values, the recommended one in its color."""
+    for row, (name, value) in enumerate(values.items()):
+        color = GOOD if name == good else GRAY
+        ax.barh(row, value, color=theme.tint(color, 0.75), height=0.36)
+        words = f"{name} {text.format(value)}"
+        ax.text(0, row - 0.24, words, va="bottom", color=theme.ink(color), fontsize=theme.SMALL)
+    ax.set_ylim(len(values) - 0.7, -0.9)
+    ax.set_xlim(0, 1.05 * max(values.values()))
+    ax.set(xticks=[], yticks=[])
+    ax.spines[["bottom", "left"]].set_visible(False)
 
 
-def _regret_and_error(evidence: Evidence) -> Panel:
-    policies = {"uniform": "uniform", "ucb1": "UCB1", "epsilon_greedy": "ε-greedy", "thompson": "Thompson"}
-    tones = dict(zip(policies, (GRAY, PURPLE, GREEN, BLUE), strict=True))
-    curves = {a: evidence.across_seeds("regret", arm=a) for a in policies}
-    locations = ("mean", "median", "iqm")
-    populations = {"clean": "N", "contaminated": "N+", "t2": "t₂"}
-    errors = {
-        a: [evidence.across_seeds("rmse", arm=a, population=p)["mean"].iloc[0] for p in populations] for a in locations
+def _causal(ax: Axes, e: Evidence) -> str:
+    arms = {"naive": "naive", "IPW": "ipw", "AIPW": "aipw"}
+    bias = {name: abs(_mean(e, "bias", arm)) for name, arm in arms.items()}
+    _bars(ax, bias, "AIPW")
+    return f"bias {bias['naive']:.2f} → {bias['AIPW']:.2f}"
+
+
+def _simulation(ax: Axes, e: Evidence) -> str:
+    pooled = {a: np.concatenate(_arrays(e, "calibration", f"ranks_{a}")) for a in ("correct", *MUTANTS)}
+    ranks = STUDY.experiment("calibration").task(e.find_runs(experiment="calibration")[0]).settings.ranks
+    tau = QUANTITIES.index("tau")  # the quantity in which every bug shows
+    found = sbc_uniformity({a: r[:, tau] for a, r in pooled.items()}, ranks)
+    for name, difference in zip(found.names, found.difference, strict=True):
+        ax.plot(found.band.z, difference, color=GOOD if name == "correct" else BAD, linewidth=1.8)
+    ax.axhline(0, color=theme.LINE, linewidth=1)
+    ax.set(xticks=[], yticks=[])
+    return f"{_mean(e, 'mutation_score', e.select('mutation_score')['arm'].iloc[0]):.0%} of bugs found"
+
+
+def _regularized(ax: Axes, e: Evidence) -> str:
+    for arm, color in (("min_norm", BAD), ("ridge", GOOD)):
+        by_size = e.select("test_error", arm=arm).groupby("features")["value"].median()
+        ax.plot(by_size.index, by_size, color=color)
+    ax.set(xscale="log", yscale="log", xticks=[], yticks=[])
+    ax.minorticks_off()
+    return "ridge has no peak"
+
+
+def _multilevel(ax: Axes, e: Evidence) -> str:
+    arms = {"alone": "none", "pooled": "complete", "partial": "partial"}
+    errors = {name: _mean(e, "mean_effect_error", arm) for name, arm in arms.items()}
+    _bars(ax, errors, "partial", "{:.1f}")
+    return f"error {errors['alone']:.1f} → {errors['partial']:.1f}"
+
+
+def _computation(ax: Axes, e: Evidence) -> str:
+    estimate, se, shrunken, *_ = _arrays(e, "pooling", "schools")[0].T  # (8,) each; every block holds the same
+    rows = np.arange(len(estimate))
+    ax.hlines(rows, estimate - se, estimate + se, color=GRAY, linewidth=1.6)
+    ax.plot(estimate, rows, "o", color=GRAY, markersize=4)
+    ax.plot(shrunken, rows, "o", color=GOOD, markersize=6)
+    ax.set(xticks=[], yticks=[])
+    return "eight schools"
+
+
+def _decisions(ax: Axes, e: Evidence) -> str:
+    ends = {}
+    for arm, color in (("uniform", GRAY), ("thompson", GOOD)):
+        curve = e.across_seeds("regret", arm=arm)["mean"]
+        ax.plot(curve.index, curve, color=color)
+        ends[arm] = curve.iloc[-1]
+    ax.set(xticks=[], yticks=[])
+    return f"regret {ends['uniform']:.0f} → {ends['thompson']:.0f}"
+
+
+def _robust(ax: Axes, e: Evidence) -> str:
+    errors = {n: _mean(e, "rmse", a, population="t2") for n, a in (("mean", "mean"), ("IQM", "iqm"))}
+    _bars(ax, errors, "IQM")
+    return f"error {errors['mean']:.2f} → {errors['IQM']:.2f}"
+
+
+def _exploring(ax: Axes, e: Evidence) -> str:
+    shares = {
+        n: _mean(e, m, a) for n, m, a in (("checks", "right_flags", "checks"), ("lineup", "lineup_detection", "crash"))
     }
+    _bars(ax, shares, "lineup", "{:.0%}")
+    return f"crash seen {shares['lineup']:.0%}"
+
+
+_TILES: Mapping[str, Callable[[Axes, Evidence], str]] = {
+    "causal inference": _causal,
+    "simulation": _simulation,
+    "regularization": _regularized,
+    "multilevel models": _multilevel,
+    "computation": _computation,
+    "adaptive decisions": _decisions,
+    "robust inference": _robust,
+    "exploring by eye": _exploring,
+}
+
+
+def _tiles(evidence: Evidence, verdicts: Mapping[str, Verdict]) -> Panel:
+    if evidence.waiting:
+        raise LookupError("a tile needs all its runs")
+    counts = Counter(v.status.value for v in verdicts.values())
+    tested = sum(counts[s] for s in ("supported", "contradicted", "inconclusive"))
+    found: dict[str, str] = {}
 
     def draw(part: SubFigure) -> None:
-        left, right = part.subplots(1, 2)
-        for arm, c in curves.items():
-            left.plot(c.index, c["mean"], color=tones[arm])
-        top = curves["uniform"]["mean"].iloc[-1]
-        left.text(0, 1.02 * top, "uniform", color=theme.ink(GRAY), va="top")
-        left.text(curves["uniform"].index[-1], -0.03 * top, "Thompson", color=theme.ink(BLUE), ha="right", va="top")
-        left.set_ylim(bottom=-0.3 * top)
-        left.set_xticks([])
-        left.set_xlabel("pulls")
-        theme.tidy(left, grid="y", ticks=2)
-        named = (["mean", "median", "IQM"], list(populations.values()))
-        theme.heatmap(right, list(errors.values()), text="{:.1f}", labels=named)
-        right.set_xlabel("+ outliers")
+        axes = part.subplots(2, 4, gridspec_kw={"hspace": 0.5}).ravel()
+        for ax, (name, tile) in zip(axes, _TILES.items(), strict=True):
+            found[name] = tile(ax, evidence)
+            ax.set_title(name, fontsize=theme.SMALL, color=theme.INK, loc="center")
+            ax.set_xlabel(found[name], fontsize=theme.SMALL, color=theme.INK)
 
-    alt = (
-        "Regret at the end: "
-        + ", ".join(f"{policies[a]} {c['mean'].iloc[-1]:.0f}" for a, c in curves.items())
-        + ". Root mean squared error of 20 values: "
-        + "; ".join(f"{a} " + ", ".join(f"{v:.2f}" for v in values) for a, values in errors.items())
-        + " (clean, outliers, heavy tails)."
+    return Panel(
+        f"Eight ideas put to {tested} tests: {counts['supported']} hold, {counts['contradicted']} fail",
+        draw,
+        "A small picture for each idea: " + ", ".join(_TILES) + f". Of {tested} claims {counts['supported']} hold.",
+        "blue: what the idea recommends; red: what it warns of; gray: for comparison",
+        own_axes=True,
     )
-    return Panel("Adaptive and robust", draw, alt, "regret of bandits; error of 20 values", own_axes=True)
+
+
+# --- small panels -----------------------------------------------------------------------------------------------------
+
+
+def _peeking(evidence: Evidence) -> Panel:
+    arms = {"peeking": ("t test, repeated", BAD), "confidence_sequence": ("confidence sequence", GOOD)}
+    found = {a: 100 * evidence.select("false_positive", arm=a)["value"].to_numpy(dtype=float) for a in arms}
+
+    def draw(ax: Axes) -> None:
+        for row, (arm, values) in enumerate(found.items()):
+            lo, hi = theme.mean_interval(values)
+            theme.dots_with_interval(
+                ax, [row], [values.mean()], [lo], [hi], arms[arm][1], seeds=[values], horizontal=True
+            )
+        ax.axvline(5, color=theme.LINE, linewidth=1.6, linestyle=(0, (4, 3)), zorder=1)
+        ax.set_yticks(range(len(arms)), [name for name, _ in arms.values()])
+        ax.set_ylim(len(arms) - 0.4, -0.6)
+        ax.set_xlim(left=0)
+        ax.tick_params(axis="y", length=0)
+        theme.tidy(ax, grid="x", ticks=4)
+
+    rates = ", ".join(f"{arms[a][0]} {v.mean():.1f}%" for a, v in found.items())
+    return Panel(
+        "Looking after each seed",
+        draw,
+        f"False positives where there is no effect and one looks after each of 5 to 100 seeds: {rates}; promised: 5%.",
+        "false positives (%), looking after each seed; dashed: promised",
+        claim="C6d",
+    )
+
+
+def _coverage(evidence: Evidence) -> Panel:
+    arms = {"bootstrap_t": ("bootstrap-t", GOOD), "percentile": ("percentile", BAD), "t": ("Student t", GRAY)}
+    curves = {a: 100 * evidence.across_seeds("coverage", over="n", arm=a, population="normal") for a in arms}
+
+    def draw(ax: Axes) -> None:
+        ax.axhline(95, color=theme.LINE, linewidth=1.6, linestyle=(0, (4, 3)), zorder=1)
+        for arm, c in curves.items():
+            name, color = arms[arm]
+            theme.band(ax, range(len(c)), c["lo"], c["hi"], color)
+            ax.plot(range(len(c)), c["mean"], "-o", color=color)
+            theme.label_line_end(ax, len(c) - 1, c["mean"].iloc[-1], name, color)
+        ax.set_xticks(range(len(curves["t"])), [f"{n:g}" for n in curves["t"].index])
+        ax.set_xlabel("seeds")
+        theme.tidy(ax, grid="y", ticks=4)
+
+    ends = ", ".join(f"{arms[a][0]} {c['mean'].iloc[0]:.1f}%" for a, c in curves.items())
+    return Panel(
+        "Coverage with few seeds",
+        draw,
+        f"Coverage of 95% intervals of a mean over the number of seeds; with the fewest: {ends}.",
+        "coverage (%) of 95% intervals of a mean",
+        claim="C2",
+    )
 
 
 def _pairs(evidence: Evidence) -> Panel:
+    """On a user's workload: what the seeds of two arms share."""
     with_decay, without = (
-        np.concatenate(_arrays(evidence, "paired", f"accuracy_{a}")) for a in ("weight_decay", "none")
+        100 * np.concatenate(_arrays(evidence, "paired", f"accuracy_{a}")) for a in ("weight_decay", "none")
     )
     rho = evidence.select("pair_correlation")["value"].mean()
 
     def draw(ax: Axes) -> None:
         ends = [min(with_decay.min(), without.min()), max(with_decay.max(), without.max())]
         ax.plot(ends, ends, color=GRAY, linewidth=1.4, zorder=1)
-        ax.plot(without, with_decay, "o", color=BLUE, alpha=0.5, markeredgewidth=0)
-        ax.set_xlabel("accuracy without weight decay")
+        ax.plot(without, with_decay, "o", color=GOOD, alpha=0.5, markeredgewidth=0)
+        ax.set_xlabel("without weight decay")
         ax.set_ylabel("with")
         theme.tidy(ax, ticks=4)
 
-    alt = f"Test accuracies of {len(without)} seeds with and without weight decay; mean correlation {rho:.2f}."
-    return Panel("What a pair of seeds shares", draw, alt, f"one dot per seed; correlation {rho:.2f}")
+    return Panel(
+        f"Paired seeds share what makes them easy: correlation {rho:.2f}",
+        draw,
+        f"Test accuracies of {len(without)} seeds with and without weight decay; mean correlation {rho:.2f}.",
+        "test accuracy (%), one dot per seed",
+        claim="C1b",
+    )

@@ -78,6 +78,11 @@ CLAIMS = (
         direction="greater",
         margin=0.01,
         headline=True,
+        says={
+            "supported": "Averaging over HMC's draws beats one optimum by {effect}",
+            "contradicted": "Averaging over HMC's draws does not beat one optimum ({effect})",
+            "inconclusive": "Whether averaging beats one optimum is open ({effect})",
+        },
     ),
     _points(
         id="C1b",
@@ -120,6 +125,7 @@ CLAIMS = (
         null=0.9,
         factor=100,
         unit="%",
+        bounds=(0, 1),
         digits=1,
     ),
     _small(
@@ -144,6 +150,11 @@ CLAIMS = (
         test="trend",
         unit="rho",
         headline=True,
+        says={
+            "supported": "Longer trajectories give more draws per gradient",
+            "contradicted": "Longer trajectories do not give more draws per gradient",
+            "inconclusive": "Whether longer trajectories give more draws is open",
+        },
     ),
     Claim(
         id="C4b",
@@ -167,6 +178,11 @@ CLAIMS = (
         direction="at_least",
         null=-0.01,
         headline=True,
+        says={
+            "supported": "Without augmentation the posterior needs no cooling: T = 1 is as good as the best",
+            "contradicted": "Cooling helps even without augmentation: T = 1 is {effect} below the best",
+            "inconclusive": "Whether the posterior needs cooling without augmentation is open ({effect})",
+        },
     ),
     _points(
         id="C5b",

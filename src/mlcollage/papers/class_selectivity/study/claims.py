@@ -157,6 +157,11 @@ CLAIMS = (
         estimand=_against_0(3.0),
         direction="less",
         margin=0.01,
+        says={
+            "supported": "Promoting class selectivity costs {effect} of accuracy",
+            "contradicted": "Promoting class selectivity does no harm here ({effect})",
+            "inconclusive": "Whether promoting class selectivity costs accuracy is open ({effect})",
+        },
     ),
     _accuracy(
         id="C5b",
@@ -188,6 +193,11 @@ CLAIMS = (
         null=1.0,
         margin=0.05,
         unit="x",
+        says={
+            "supported": "Less selective networks differ by more than an affine map: {effect}",
+            "contradicted": "Less selective networks differ by no more than an affine map: {effect}",
+            "inconclusive": "Whether more than an affine map changes is open: {effect}",
+        },
     ),
     Claim(
         id="C7b",
@@ -208,6 +218,11 @@ CLAIMS = (
         source="off-axis analysis, upper bound",
         estimand=_over_alpha("si_bound"),
         direction="greater",
+        says={
+            "supported": "No rotation hides it: the best one follows the penalty",
+            "contradicted": "The most selective rotation does not follow the penalty",
+            "inconclusive": "Whether selectivity hides off the axes is open",
+        },
     ),
     _accuracy(
         id="C9",

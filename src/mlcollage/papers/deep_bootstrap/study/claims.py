@@ -126,6 +126,11 @@ CLAIMS = (
         estimand=PerSeed(worst_gap, "largest |bootstrap error| up to T, worst network, largest n", PLAIN),
         direction="at_most",
         null=0.05,
+        says={
+            "supported": "Until they are fitted, reused images teach like fresh ones: within {effect} of soft error",
+            "contradicted": "Reused images part from fresh ones before they are fitted, by {effect} of soft error",
+            "inconclusive": "Until they are fitted, reused images stay {effect} of soft error from fresh: not settled",
+        },
     ),
     _error(
         id="C1b",
@@ -148,6 +153,11 @@ CLAIMS = (
         direction="at_least",
         null=0.8,
         unit="rho",
+        says={
+            "supported": "Networks rank alike on reused and fresh data: correlation {effect}",
+            "contradicted": "Networks rank differently on reused and fresh data: correlation {effect}",
+            "inconclusive": "Whether networks rank alike is open: correlation {effect}",
+        },
     ),
     Claim(
         id="C3",
@@ -170,6 +180,11 @@ CLAIMS = (
         margin=0.5,
         test="trend",
         unit="rho",
+        says={
+            "supported": "The cost of reuse falls with more samples: correlation {effect}",
+            "contradicted": "The cost of reuse does not fall with more samples ({effect})",
+            "inconclusive": "Whether the cost of reuse falls with more samples is open ({effect})",
+        },
     ),
     Claim(
         id="C4",
@@ -206,6 +221,11 @@ CLAIMS = (
         estimand=PerSeed(shift_trade, "added train − added ideal soft-error", ("cnn", "cnn_shift")),
         direction="greater",
         margin=0.01,
+        says={
+            "supported": "Image shifts slow fitting more than learning, by {effect}",
+            "contradicted": "Image shifts do not slow fitting more than learning ({effect})",
+            "inconclusive": "Whether image shifts slow fitting more than learning is open ({effect})",
+        },
     ),
     _error(
         id="C6b",

@@ -80,6 +80,11 @@ CLAIMS = (
         margin=0.22,  # a quarter more
         unit="log",
         headline=True,
+        says={
+            "supported": "Small steps let the Fisher trace grow {effect} as large",
+            "contradicted": "Small steps do not let the Fisher trace grow larger here ({effect})",
+            "inconclusive": "Whether small steps let the Fisher trace grow larger is open ({effect})",
+        },
     ),
     _accuracy(
         id="C1b",
@@ -151,6 +156,11 @@ CLAIMS = (
         estimand=Difference("final_accuracy", "noise_early_fp", "noise_late_fp"),
         direction="greater",
         margin=0.01,
+        says={
+            "supported": "An early penalty beats a late one by {effect}",
+            "contradicted": "Early is not what matters here: a late penalty ends {effect} higher",
+            "inconclusive": "Early against late is not settled here: they differ by {effect}",
+        },
     ),
     _accuracy(
         id="C6",
@@ -160,6 +170,12 @@ CLAIMS = (
         estimand=Difference("final_accuracy", "noise_fp", "noise_none"),
         direction="greater",
         margin=0.02,
+        headline=True,
+        says={
+            "supported": "With 30% wrong labels the penalty ends at {0}; without it, memorizing costs {effect}",
+            "contradicted": "With 30% wrong labels the penalty does not help: {0} with it, {1} without",
+            "inconclusive": "With 30% wrong labels the penalty ends at {0}, without it at {1}: not settled",
+        },
     ),
     _accuracy(
         id="C6b",

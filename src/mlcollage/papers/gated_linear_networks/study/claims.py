@@ -42,6 +42,11 @@ CLAIMS = (
         direction="greater",
         margin=0.02,
         headline=True,
+        says={
+            "supported": "In one pass it learns sooner than an MLP",
+            "contradicted": "In one pass it does not learn sooner than an MLP",
+            "inconclusive": "Whether it learns sooner than an MLP is open",
+        },
     ),
     _points(
         id="C3",
@@ -66,6 +71,11 @@ CLAIMS = (
             direction="at_least",
             null=-0.02,
             headline=arm == "replay",
+            says={
+                "supported": f"After four tasks it still knows {{0}}, as much as an MLP with {rival}: {{1}}",
+                "contradicted": f"An MLP with {rival} forgets less: after four tasks it knows {{1}}, the GLN {{0}}",
+                "inconclusive": f"After four tasks it knows {{0}}, an MLP with {rival} {{1}}: not settled",
+            },
         )
         for id, arm, rival, told in (
             ("C3c", "replay", "replay", "500 stored samples that it learns from again"),
@@ -108,6 +118,11 @@ CLAIMS = (
         test="exact",
         headline=True,
         kind="check",
+        says={
+            "supported": "Each prediction splits exactly into feature effects",
+            "contradicted": "Predictions do not split into feature effects (off by {effect})",
+            "inconclusive": "Whether predictions split into feature effects is open",
+        },
     ),
     Claim(
         id="C6",

@@ -234,6 +234,11 @@ CLAIMS = (
         direction="within",
         null=1.0,
         margin=0.1,
+        says={
+            "supported": "Halve the learning rate and laws drift half as much: slope {effect}",
+            "contradicted": "Laws do not drift in proportion to the learning rate: slope {effect}",
+            "inconclusive": "How laws drift with the learning rate is open: slope {effect}",
+        },
     ),
     _AtMost(
         id="C3b",
@@ -265,6 +270,11 @@ CLAIMS = (
         estimand=PerSeed(
             lambda rows: closed_form_error(rows, "scale"), "rc of scale laws, worst weight decay and network"
         ),
+        says={
+            "supported": "A closed form predicts how weight norms move, to {effect} of the change",
+            "contradicted": "A closed form misses how weight norms move, by {effect} of the change",
+            "inconclusive": "Whether a closed form predicts how weight norms move is open ({effect})",
+        },
     ),
     _WithinOnePercent(
         id="C4r",
@@ -298,6 +308,7 @@ CLAIMS = (
         null=0.99,
         factor=100,
         unit="%",
+        bounds=(0, 1),
         digits=1,
     ),
     Claim(
@@ -320,6 +331,11 @@ CLAIMS = (
         "kind of law.",
         source="Sec. 5",
         estimand=PerSeed(momentum_error, "rc with momentum at the end, worst momentum and kind"),
+        says={
+            "supported": "With momentum, laws follow a damped oscillator to {effect}",
+            "contradicted": "With momentum, a damped oscillator is off by {effect}",
+            "inconclusive": "Whether laws follow a damped oscillator is open ({effect})",
+        },
     ),
     Claim(
         id="C6b",

@@ -25,7 +25,7 @@ def _beyond_and_classical(rows: pd.DataFrame) -> Mapping[str, float]:
 
 
 # what several claims share: how an effect is printed, for some also its direction and the smallest that matters
-_share = partial(Claim, factor=100, unit="%", digits=0)
+_share = partial(Claim, factor=100, unit="%", digits=0, bounds=(0, 1))
 _smaller = partial(Claim, direction="less", unit="log ratio")
 _unbiased = partial(Claim, direction="within", margin=0.1, digits=3)
 _trend = partial(Claim, margin=0.5, test="trend", unit="rho")
@@ -101,6 +101,11 @@ CLAIMS = (
         null=0.90,
         digits=1,
         headline=True,
+        says={
+            "supported": "With five seeds a percentile interval covers {effect}, not 95%",
+            "contradicted": "With five seeds a percentile interval covers as it should: {effect}",
+            "inconclusive": "How well a percentile interval covers with five seeds is open ({effect})",
+        },
     ),
     _share(
         id="C2b",
@@ -276,6 +281,11 @@ CLAIMS = (
         null=0.10,
         digits=1,
         headline=True,
+        says={
+            "supported": "Test after each seed, and {effect} of studies find an effect that is not there",
+            "contradicted": "Testing after each seed finds false effects in only {effect} of studies",
+            "inconclusive": "How often testing after each seed finds false effects is open ({effect})",
+        },
     ),
     _share(
         id="C6e",

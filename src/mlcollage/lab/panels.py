@@ -1,0 +1,41 @@
+"""Panels whose runs are not there say so; the others are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from matplotlib.axes import Axes
+
+from mlcollage.collage import theme
+from mlcollage.collage.content import Panel
+from mlcollage.errors import UnknownName
+from mlcollage.lab.evidence import Evidence
+
+
+def measured_panel(title: str, draw: Callable[[Evidence], Panel], evidence: Evidence) -> Panel:
+    """What ``draw`` makes of the evidence, or a panel that says why there is nothing to see.
+
+    Parameters
+    ----------
+    title
+        What the panel is about; printed if it cannot be drawn.
+    draw
+        Raises ``LookupError`` (which :class:`~mlcollage.errors.UnknownName` is) if what it needs was not measured.
+    evidence
+        What was measured.
+    """
+    try:
+        return draw(evidence)
+    except (UnknownName, LookupError):
+        if not (evidence.waiting or evidence.failures or evidence.workload != "default"):
+            raise  # everything was run, so the panel asks for something that no experiment records
+    if evidence.waiting:
+        why = f"not measured yet: {evidence.missing} runs are missing"
+    else:
+        why = "its runs failed" if evidence.failures else "not part of this workload"
+
+    def say(ax: Axes) -> None:
+        ax.set_axis_off()
+        ax.text(0.5, 0.5, why, ha="center", va="center", color=theme.MUTED, transform=ax.transAxes)
+
+    return Panel(title, say, f"{title}: {why}", subtitle="nothing to show")
