@@ -11,8 +11,6 @@ from mlcollage.collage import Collage, Diagram, Panel, theme
 from mlcollage.lab import Evidence, Verdict
 from mlcollage.lab.panels import measured_panel
 
-from .study.claims import METHODS
-
 NAMES = {
     "hmc": "HMC",
     "ensemble": "deep ensemble",
@@ -22,6 +20,7 @@ NAMES = {
     "mfvi": "mean-field VI",
     "sgd": "one optimum",
 }
+SHOWN = ("ensemble", "sgld", "mfvi", "sgd")  # one of each kind; the others stand in the table of numbers
 # One meaning per color: HMC, stochastic-gradient samplers without and with augmentation, and all that is compared.
 HMC, SAMPLED, AUGMENTED, OTHER = (*(theme.PALETTE[c] for c in ("blue", "green", "vermillion")), theme.GRAYS[0])
 
@@ -41,8 +40,8 @@ def collage(evidence: Evidence, verdicts: Mapping[str, Verdict]) -> Collage:
         _IDEA,
         main,
         small,
-        data="scikit-learn digits and two moons" if own else "the workload",
-        network="small MLPs and CNNs without batch norm" if own else "the workload's network",
+        data="digits, two moons" if own else "the workload",
+        network="small MLPs and CNNs" if own else "the workload's network",
     )
 
 
@@ -100,7 +99,7 @@ def _temperature(evidence: Evidence) -> Panel:
             name, color = arms[arm]
             theme.band(ax, c.index, c["lo"], c["hi"], color)
             ax.plot(c.index, c["mean"], "-o", color=color)
-            theme.label_line_end(ax, ticks[-1], c["mean"].iloc[-1], name, color)
+            theme.label_line_end(ax, c.index[-1], c["mean"].iloc[-1], name, color)
         ax.axvline(1.0, color=theme.LINE, linewidth=1.4, linestyle=(0, (4, 3)), zorder=1)
         ax.set_xscale("log")
         ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
@@ -120,7 +119,7 @@ def _temperature(evidence: Evidence) -> Panel:
 
 def _paired(evidence: Evidence, metric: str, factor: float = 1.0) -> dict[str, np.ndarray]:
     """Each method minus HMC, seed by seed."""
-    there = [arm for arm in METHODS if arm != "hmc" and (evidence.table["arm"] == arm).any()]
+    there = [arm for arm in SHOWN if (evidence.table["arm"] == arm).any()]
     values = {a: evidence.select(metric, arm=a).set_index("seed")["value"] for a in ("hmc", *there)}
     return {a: factor * (values[a] - values["hmc"]).dropna().to_numpy(dtype=float) for a in there}
 
@@ -143,7 +142,7 @@ def _methods(evidence: Evidence) -> Panel:
         "Accuracy beside HMC",
         lambda ax: _rows(ax, found),
         f"Test accuracy minus that of HMC, in points, on the same splits: {means}.",
-        "accuracy minus HMC's (points), same splits",
+        "accuracy minus HMC's (points)",
         claim="C1",
     )
 

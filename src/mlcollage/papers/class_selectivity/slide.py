@@ -99,18 +99,18 @@ def _accuracy(evidence: Evidence) -> Panel:
     def draw(ax: Axes) -> None:
         middle = [(float(si.mean()), float(accuracy.mean())) for si, accuracy in pairs.values()]
         ax.plot(*zip(*middle, strict=True), color=theme.GRAYS[1], linewidth=2.0, zorder=1)
-        for (a, (si, accuracy)), (x, y) in zip(pairs.items(), middle, strict=True):
+        for k, ((a, (si, accuracy)), (x, y)) in enumerate(zip(pairs.items(), middle, strict=True)):
             color = _color(a)
             ax.plot(si, accuracy[si.index], "o", color=color, alpha=0.3, markersize=6, markeredgewidth=0)
             lo, hi = theme.mean_interval(accuracy)
             theme.dots_with_interval(ax, [x], [y], [lo], [hi], color)
             ax.annotate(
                 f"α = {_shown(a)}",
-                (x, hi),
-                (0, 7),
+                (x, lo if k % 2 else hi),  # above and below in turn, since neighbors may lie close
+                (0, -7 if k % 2 else 7),
                 textcoords="offset points",
                 ha="center",
-                va="bottom",
+                va="top" if k % 2 else "bottom",
                 color=theme.ink(color),
                 weight="semibold",
             )
