@@ -102,7 +102,7 @@ def collage(evidence, verdicts):
         ax.plot(range(len(values)), values)
 
     panel = Panel("Values", draw, "A line of values.", "one a seed")
-    return Collage("a tagline", Panel("The idea", draw, "A line."), [panel, panel, panel])
+    return Collage("a tagline", Panel("The idea", draw, "A line."), panel, [panel, panel], "the probe", "no network")
 """
 
 IDENTITY = """
