@@ -485,7 +485,8 @@ def slide(
     json: Json = False,
 ) -> None:
     """Draw the slide from what has been measured."""
-    from mlcollage.lab.publish import FORMATS, draw_slide
+    from mlcollage.collage.slide import FORMATS
+    from mlcollage.lab.publish import draw_slide
 
     (study,) = _studies([slug], scale, workload)
     evidence = study.evidence(lab.Store(store))

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from mlcollage.collage import theme
-from mlcollage.collage.content import Card, IntervalPlot
+from mlcollage.collage.content import Card, IntervalPlot, StatusName
 from mlcollage.collage.fitting import Box
 from mlcollage.collage.sheet import Sheet
 from mlcollage.collage.text import Fitted, fit, width
@@ -16,7 +16,7 @@ REST = 206.0  # width of the card that counts the others
 GAP = 12.0
 SIDES = 31.0  # of a card: what its width has no room for text
 MOST = 6
-ORDER = ("supported", "contradicted", "inconclusive", "untested", "pending")
+ORDER: tuple[StatusName, ...] = ("supported", "contradicted", "inconclusive", "untested", "pending")
 
 
 def headlines(cards: Sequence[Card]) -> list[Card]:

@@ -62,7 +62,7 @@ def check_layout(fig: Figure) -> list[str]:
 def _check_drawing(axes: Axes, texts: list[tuple[Text, Bbox]], renderer: object) -> list[str]:
     """What is wrong between the texts of a diagram and its shapes, lines and canvas."""
     shapes = {str(p.get_gid()): p.get_window_extent(renderer) for p in axes.patches if p.get_gid()}  # type: ignore[arg-type]
-    drawn = [*axes.lines, *(p for p in axes.patches if isinstance(p, FancyArrowPatch))]
+    drawn: list[Line2D | FancyArrowPatch] = [*axes.lines, *(p for p in axes.patches if isinstance(p, FancyArrowPatch))]
     points = np.concatenate([_points(artist) for artist in drawn]) if drawn else np.empty((0, 2))
     found = []
     for text, box in texts:
@@ -90,7 +90,8 @@ def _points(artist: Line2D | FancyArrowPatch) -> npt.NDArray[np.float64]:
     path = artist.get_transform().transform_path(artist.get_path())
     along = np.linspace(0, 1, 60)[:, None]
     parts = [np.empty((0, 2))]
-    for corners in path.to_polygons(closed_only=False):
+    for polygon in path.to_polygons(closed_only=False):
+        corners = np.asarray(polygon, dtype=np.float64)
         parts += [a + along * (b - a) for a, b in itertools.pairwise(corners)]
     return np.concatenate(parts)
 

@@ -108,7 +108,7 @@ class Sheet:
         inner = Box(box.left + PAD, y + 10.0, box.right - PAD, box.bottom - 14.0)
         if inner.height < 60:
             raise InvalidInput(f"panel {title!r}: no room is left under its title and subtitle; shorten them.")
-        with mpl.rc_context(theme.LARGE_PICTURE if large else {}):
+        with mpl.rc_context(dict(theme.LARGE_PICTURE) if large else {}):
             self._picture(panel, inner, name)
 
     def _picture(self, panel: Panel, inner: Box, name: str) -> None:

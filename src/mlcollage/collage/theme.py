@@ -51,7 +51,7 @@ SLIDE_TITLE = 29.0
 FINDING = 21.5  # the sentence above the dominant picture: 9 pixels where a slide is shown 480 wide
 VERDICT = 18.0
 # What is drawn in the dominant picture is read from afar.
-LARGE_PICTURE: Mapping[str, Any] = {
+LARGE_PICTURE: dict[Any, Any] = {
     "font.size": 16.0,
     "axes.labelsize": 15.0,
     "axes.titlesize": 16.0,

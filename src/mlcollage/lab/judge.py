@@ -218,7 +218,8 @@ def _examine(claim: Claim, evidence: Evidence) -> _Finding:
         table, copies = copied_seeds(claim, evidence, table)
         found.warnings += copies
         found.lost = lost_seeds(claim, evidence, table)
-        found.means = {str(arm): float(v) for arm, v in table[np.isfinite(table).all(axis=1)].mean().items()}
+        whole = table[np.isfinite(table.to_numpy()).all(axis=1)]
+        found.means = {str(arm): float(whole[arm].mean()) for arm in whole}
         {"exact": _exact, "trend": _trend}.get(claim.test, _mean)(found, table)
         if found.estimate is not None and claim.test != "trend":
             found.warnings += mixed_units(claim, table, found.estimate)

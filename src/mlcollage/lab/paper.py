@@ -84,7 +84,7 @@ def _build(raw: dict[str, Any], where: str, package: str | None) -> Paper:
     if unknown := sorted(set(raw) - known):
         raise InvalidInput(f"{where} has unknown keys {', '.join(unknown)}; known are: {', '.join(sorted(known))}.")
     for key, value in raw.items():
-        kind = {"authors": list, "ideas": list, "number": int}.get(key, str)
+        kind: type[Any] = {"authors": list, "ideas": list, "number": int}.get(key, str)
         if type(value) is not kind or (kind is list and not all(isinstance(v, str) for v in value)):
             wanted = {list: "a list of strings", int: "a whole number"}.get(kind, "a string")
             raise InvalidInput(f"{key} in {where} must be {wanted}; it is {value!r}.")

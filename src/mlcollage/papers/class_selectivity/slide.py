@@ -133,8 +133,8 @@ def _by_alpha(ax: Axes, evidence: Evidence, metric: str, table: pd.DataFrame) ->
     for row, a in enumerate(table.index):
         values: npt.NDArray[np.float64] = evidence.select(metric, arm="penalty", alpha=a)["value"].to_numpy(dtype=float)
         s = table.iloc[row]
-        theme.dots_with_interval(ax, [row], [s["mean"]], [s["lo"]], [s["hi"]], _color(float(a)), seeds=[values])
-    ax.set_xticks(range(len(table)), [_shown(float(a)) for a in table.index])
+        theme.dots_with_interval(ax, [row], [s["mean"]], [s["lo"]], [s["hi"]], _color(float(str(a))), seeds=[values])
+    ax.set_xticks(range(len(table)), [_shown(float(str(a))) for a in table.index])
     ax.set_xlim(-0.6, len(table) - 0.4)
     ax.set_xlabel("α")
     theme.tidy(ax, grid="y", ticks=4)
@@ -147,7 +147,7 @@ def _distance(evidence: Evidence) -> Panel:
         _by_alpha(ax, evidence, "cca_ratio", table)
         theme.reference_line(ax, 1.0, "another seed", GRAY)
 
-    values = ", ".join(f"{m:.2f} at alpha {_shown(float(a))}" for a, m in table["mean"].items())
+    values = ", ".join(f"{m:.2f} at alpha {_shown(float(str(a)))}" for a, m in table["mean"].items())
     return Panel(
         "More than an affine map",
         draw,
@@ -166,7 +166,7 @@ def _off_axis(evidence: Evidence) -> Panel:
             theme.band(ax, places, table["lo"], table["hi"], GRAY)
             ax.plot(places, table["mean"], marker="o", color=PLAIN, markersize=5, linestyle=style)
             theme.label_line_end(ax, places[-1], float(table["mean"].iloc[-1]), name, PLAIN)
-        ax.set_xticks(places, [_shown(float(a)) for a in bound.index])
+        ax.set_xticks(places, [_shown(float(str(a))) for a in bound.index])
         ax.set_xlabel("α")
         ax.set_ylim(bottom=0)
         theme.tidy(ax, grid="y", ticks=4)

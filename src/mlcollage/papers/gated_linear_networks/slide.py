@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ DIVERGING = LinearSegmentedColormap.from_list("for_against", [theme.PALETTE["pur
 def collage(evidence: Evidence, verdicts: Mapping[str, Verdict]) -> Collage:
     """What is kept of earlier tasks, how fast one pass learns, and what spoke for a prediction."""
     found = evidence.find_runs(experiment="stream", arm="gln")
-    hidden = found[0].settings.get("hidden", ()) if found else ()
+    hidden: Any = found[0].settings.get("hidden", ()) if found else ()
     return Collage(
         "learns online, without backpropagation, and forgets little",
         _IDEA,
