@@ -53,6 +53,7 @@ CASES = {
     "Conv2d": (lambda: convolution(2), (12, 2, 6, 6), "1", 0, 1, 0),
     "Conv3d": (lambda: convolution(3), (12, 2, 4, 4, 4), "1", 0, 1, 0),
     "tokens": (Tokens, (12, 5, 4), "relu", 0, 2, 0),
+    "sequence first": (lambda: Tokens(batch_first=False), (5, 12, 4), "relu", 1, 2, 1),
     "as many tokens as examples": (lambda: Tokens(batch_first=False), (12, 12, 4), "relu", 1, 2, 1),
     "recurrent": (Recurrent, (12, 7, 4), "relu", 0, 2, 0),
 }
@@ -71,8 +72,8 @@ def test_every_instrument_counts_the_layers_own_units(case):
     rows = h.flatten(2).mean(2)
     expected = selectivity_index(torch.stack([rows[c == Y].double().mean(0) for c in range(3)]))
     options = {"batch_dim": batch_dim}
-    data = (x, Y) if batch_dim == 0 else [(x, Y)]
-    report = measure_selectivity(model, data, layer, num_classes=3, **options)
+    data = x, Y
+    report = measure_selectivity(model, data, layer, **options)
     np.testing.assert_allclose(report.per_unit["si"], expected, atol=1e-6)
     torch.testing.assert_close(representations(model, data, layer, **options)[layer], rows)
     with SelectivityRegularizer(model, -1.0, layer, exclude_output=False, **options) as penalty:

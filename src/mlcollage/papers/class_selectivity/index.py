@@ -28,6 +28,10 @@ __all__ = ["SelectivityReport", "measure_selectivity", "selectivity_index"]
 
 Negative = Literal["error", "shift", "abs", "relu"]
 NEGATIVE = ("error", "shift", "abs", "relu")
+_UNTOLD = (
+    "such samples hardly tell which class a unit prefers, so that true preferences are debiased to too little: take "
+    "more samples, or ci=True to see how little is known."
+)
 _FOLDS = 5  # the preferred class is chosen on four and judged on the fifth
 
 
@@ -254,8 +258,9 @@ def measure_selectivity(
 
     where the class :math:`c_k` and the denominator come from the other four, so that neither knows the noise of the
     numerator: a unit without preference has mean 0, whatever C and the number of samples (single values scatter
-    around it). :math:`v_k`, the squared relative error of the denominator, takes off the bias of its inverse. Where the
-    samples do not tell which class is preferred the estimate is too low rather than too high.
+    around it, of few samples beyond 1 and far below 0). :math:`v_k`, the squared relative error of the denominator,
+    also from the other four, takes off the bias of its inverse. Where the samples do not tell which class is preferred
+    the estimate is too low rather than too high, and a warning says so.
 
     Parameters
     ----------
@@ -328,10 +333,11 @@ def measure_selectivity(
         checks.choice("debias", debias, ("cross_fit",))
     checks.choice("reduce", reduce, ("spatial_mean", "positions"))
     batches = list(data) if num_classes is None and isinstance(data, Iterator) else data  # it is read twice
-    classes = _count_classes(batches, batch_size, parts, ignore_index) if num_classes is None else num_classes
     units = LayerUnits(model, layers, unit_axis=unit_axis, batch_dim=batch_dim)
+    if num_classes is None:
+        num_classes = _count_classes(batches, batch_size, parts, ignore_index, units.batch_dim)
     states = _Collector(
-        units, classes, reduce == "positions", negative, ignore_index, 1 if debias is None else _FOLDS, generator
+        units, num_classes, reduce == "positions", negative, ignore_index, 1 if debias is None else _FOLDS, generator
     )
     with LayerTap(model, layers, consume=states.keep) as tap, evaluating(tap.model), torch.no_grad():
         for batch in read(model, batches, units, parts=parts, batch_size=batch_size, device=device):
@@ -339,21 +345,22 @@ def measure_selectivity(
             model(*batch.args, **batch.kwargs)
     report = states.report(eps, debias, ci)
     floor = float(report.per_unit.groupby("layer", sort=False)["floor"].mean().mean())
-    if debias is None and floor > 0.25 * report.mean:
+    if floor > (0.25 * report.mean if debias is None else 0.25):
         typical = float(report.counts[report.counts > 0].median())
+        plain = f"the mean measured is {report.mean:.2g}: take more samples, or debias='cross_fit'."
         warnings.warn(
-            f"with {typical:g} samples per class the index of a unit without any preference is expected to be "
-            f"{floor:.2g}, and the mean measured is {report.mean:.2g}: take more samples, or debias='cross_fit'.",
+            f"with {typical:g} samples per class the plain index of a unit without any preference is expected to be "
+            f"{floor:.2g}, and {plain if debias is None else _UNTOLD}",
             UserWarning,
             stacklevel=2,
         )
     return report
 
 
-def _count_classes(data: Any, batch_size: int, parts: Parts, ignore_index: int) -> int:
+def _count_classes(data: Any, batch_size: int, parts: Parts, ignore_index: int, dim: int) -> int:
     soft = 0
     hard = []
-    for batch in batches_of(data, parts, batch_size=batch_size):
+    for batch in batches_of(data, parts, batch_size=batch_size, dim=dim):
         if batch.y.is_floating_point() and batch.y.ndim > 1:
             soft = max(soft, batch.y.shape[1])
         elif batch.y.numel():
@@ -380,7 +387,7 @@ class _Collector:
         self.units, self.classes, self.positions, self.negative = units, classes, positions, negative
         self.ignore_index, self.folds = ignore_index, folds
         self.means: dict[str, list[ClassMeans]] = {}
-        self.squares: dict[str, ClassMeans] = {}
+        self.squares: dict[str, list[ClassMeans]] = {}
         if not isinstance(generator, torch.Generator):
             generator = torch.Generator().manual_seed(generator)
         self.next = torch.randint(folds, (classes,), generator=generator)  # the fold of each class's next sample
@@ -420,11 +427,13 @@ class _Collector:
             )  # (M, U), and (M,) or (M, C), of M samples or positions
             fold = self.fold.repeat_interleave(len(flat) // len(rows))  # (M,)
             states = self.means.setdefault(name, [self._state() for _ in range(self.folds)])
-            for k, state in enumerate(states):
+            squares = self.squares.setdefault(name, [self._state() for _ in range(self.folds)])
+            for k, (state, square) in enumerate(zip(states, squares, strict=True)):
                 mine = fold == k
                 if bool(mine.any()):
-                    state.update(flat[mine], weights[mine]) if self.folds > 1 else state.update(flat, weights)
-            self.squares.setdefault(name, self._state()).update(flat.double() ** 2, weights)
+                    own, labels = (flat[mine], weights[mine]) if self.folds > 1 else (flat, weights)
+                    state.update(own, labels)
+                    square.update(own.double() ** 2, labels)
         except InvalidInput as error:
             raise InvalidInput(f"layer {name!r}: {error}") from error
         if self.negative == "error" and bool((counted < 0).any()):
@@ -438,22 +447,23 @@ class _Collector:
             raise InvalidInput("the data hold no batch, so there is nothing to measure.")
         rows, means = [], {}
         for name, states in self.means.items():
-            total = self._state()
-            for state in states:
+            total, square = self._state(), self._state()
+            for state, own in zip(states, self.squares[name], strict=True):
                 total.merge(state)
+                square.merge(own)
             present = total.counts > 0  # (C,)
             if int(present.sum()) < 2:
                 raise InvalidInput("selectivity needs at least 2 classes with samples in the data.")
             mean, n = total.compute()[present], total.counts[present, None]  # (C, U) and (C, 1)
             # Variances (C, U) of single responses in each class; of a class with one sample there is none.
-            variance = (self.squares[name].compute()[present] - mean**2).clamp(min=0) * n / (n - 1).clamp(min=0)
+            variance = (square.compute()[present] - mean**2).clamp(min=0) * n / (n - 1).clamp(min=0)
             if (debias or ci) and self.negative == "shift" and bool((mean < 0).any()):
                 raise InvalidInput(
                     f"layer {name!r}: a unit without preference whose means are negative has no index once it is "
                     "shifted (0 / 0), so that there is nothing to correct or to bound: use negative='relu' or 'abs'."
                 )
             si, best, top, rest = index_parts(_shift(mean, self.negative), eps)  # each (U,)
-            value = si if debias is None else cross_fitted(states, present, variance, eps)
+            value = si if debias is None else cross_fitted(states, self.squares[name], present, eps)
             lo, hi = fieller(mean, variance, n) if ci else (torch.full_like(si, torch.nan),) * 2
             columns = {
                 "si": value,
@@ -506,9 +516,10 @@ def _shift(means: Tensor, negative: Negative) -> Tensor:
     return means - means.amin(dim=0).clamp(max=0) if negative == "shift" else means
 
 
-def cross_fitted(folds: Sequence[ClassMeans], present: Tensor, variance: Tensor, eps: float) -> Tensor:
+def cross_fitted(folds: Sequence[ClassMeans], squares: Sequence[ClassMeans], present: Tensor, eps: float) -> Tensor:
     """Indices (U,) whose class and denominator are those of the other folds; classes ``present`` (C,)."""
     sums = torch.stack([s.sums[present] for s in folds if s.sums is not None])  # (K, C, U)
+    squared = torch.stack([s.sums[present] for s in squares if s.sums is not None])  # of squared responses
     counts = torch.stack([s.counts[present] for s in folds if s.sums is not None])  # (K, C)
     values = []
     for k in range(len(sums)):
@@ -520,13 +531,15 @@ def cross_fitted(folds: Sequence[ClassMeans], present: Tensor, variance: Tensor,
         held = sums[k][both] / counts[k][both, None]
         _, best, top, rest = index_parts(others, eps)
         _, _, own, own_rest = index_parts(held, eps, best)
-        error = (variance[both] / n[both, None]).nan_to_num(posinf=0.0).gather(0, best[None])[0]  # (U,)
+        # Of the other folds too: the variance of all samples is large where the held-out response is.
+        spread = ((squared.sum(0) - squared[k])[both] / n[both, None] - others**2).clamp(min=0)  # (C, U)
+        error = (spread / (n[both, None] - 1).clamp(min=0)).nan_to_num(posinf=0.0).gather(0, best[None])[0]  # (U,)
         size = top + rest + eps
         value = (own - own_rest) / size / (1 + error / size**2)
         values.append(torch.where(top > 0, value, 0.0))  # nothing is known of a unit that was silent
     if not values:
         raise InvalidInput("debias='cross_fit' needs 2 classes with samples in several folds; take more data.")
-    return torch.stack(values).mean(dim=0).clamp(max=1)
+    return torch.stack(values).mean(dim=0)  # cut off at 1 it would be too low on average
 
 
 def noise_floor(means: Tensor, variance: Tensor, n: Tensor) -> Tensor:
