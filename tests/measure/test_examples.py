@@ -225,11 +225,39 @@ class Centered(nn.Module):
 
 def test_examples_that_influence_each_other_are_noticed():
     model, (x, y) = build(Centered), data(6, 4)
-    with pytest.warns(UserWarning, match="in a batch than of one alone"):
+    for call in (lambda: per_example_grad_sqnorm(model, own, x, y), lambda: fisher_trace(model, x)):
+        with pytest.raises(InvalidInput, match=r"depends on other examples .*: take out .*, or give batch_dim"):
+            call()
+    # Attention over the examples, as of a sequence-first layer that is given them in front.
+    attends = build(lambda: nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0))
+    z = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def size(h, y):
+        return h.square().sum((1, 2))
+
+    with pytest.raises(InvalidInput, match="batch_dim"):
+        per_example_grad_sqnorm(attends, size, z, y[:5])
+
+
+class Squeezes(Centered):
+    def forward(self, x):
+        h = self.first(x)
+        return self.head(torch.stack([h.squeeze(), h.squeeze().cumsum(-1)]).sum(0).tanh())
+
+
+def test_a_model_that_cannot_take_one_example_is_no_coupled_one():
+    model, (x, y) = build(Squeezes), data(6, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         found = per_example_grad_sqnorm(model, own, x, y)
     torch.testing.assert_close(found, brute(model, lambda: own(model(x), y), 6))
-    with pytest.warns(UserWarning, match="alone"), pytest.raises(InvalidInput, match="depends on other examples"):
-        per_example_grad_sqnorm(model, own, x, y, verify=True)
+
+
+@pytest.mark.parametrize(("of_model", "of_inputs"), [(torch.float32, torch.float64), (torch.float64, torch.float32)])
+def test_inputs_of_the_other_float_type_are_taken(of_model, of_inputs):
+    model, (x, y) = build(lambda: nn.Linear(4, CLASSES)).to(of_model), data(6, 4)
+    found = per_example_grad_sqnorm(model, own, x.to(of_inputs), y)
+    torch.testing.assert_close(found, brute(model, lambda: own(model(x.to(of_inputs).to(of_model)), y), 6))
 
 
 def test_verify_notices_a_wrong_layout(monkeypatch):

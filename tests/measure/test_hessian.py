@@ -1,5 +1,6 @@
 """Hessian products, traces and eigenvalues against the explicit matrix in double precision."""
 
+import functools
 import math
 import warnings
 
@@ -57,6 +58,27 @@ def test_sums_and_separate_losses_are_read_as_means():
     truth = hessian_vector_product(model, F.cross_entropy, (x, y), v)
     for loss_fn in (nn.CrossEntropyLoss(reduction="sum"), nn.CrossEntropyLoss(reduction="none")):
         torch.testing.assert_close(hessian_vector_product(model, loss_fn, [(x[:5], y[:5]), (x[5:], y[5:])], v), truth)
+
+
+def test_batches_have_the_shares_that_their_losses_have():
+    """A product over uneven batches is that of the loss of all data at once."""
+    model, (x, y) = model_of(), data()
+    v = torch.randn(43, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    by_class = torch.tensor([1.0, 5.0, 0.5], dtype=torch.float64)
+    plain = F.cross_entropy
+    for loss_fn, of_all in (
+        (nn.CrossEntropyLoss(weight=by_class), None),
+        (functools.partial(F.cross_entropy, weight=by_class, ignore_index=1), None),
+        (nn.CrossEntropyLoss(ignore_index=1), None),
+        (functools.partial(F.cross_entropy, reduction="sum"), plain),
+        (lambda z, y: F.cross_entropy(z, y, reduction="sum"), plain),  # does not say that it is one
+        (lambda z, y: F.cross_entropy(z, y), plain),
+    ):
+        expected = explicit(model, of_all or loss_fn, x, y) @ v
+        found = hessian_vector_product(model, loss_fn, [(x[:5], y[:5]), (x[5:], y[5:])], v)
+        torch.testing.assert_close(found, expected)
+    single = hessian_vector_product(model, plain, (x.float(), y), v)
+    torch.testing.assert_close(single, explicit(model, plain, x.float().double(), y) @ v)
 
 
 def test_hutchinson_with_honest_errors_and_layers():

@@ -52,7 +52,7 @@ class DataBatch:
         return DataBatch(*(_moved(part, device) for part in (self.args, self.kwargs, self.y, self.mask)))
 
     def check(self, model: nn.Module) -> DataBatch:
-        """The batch for this model, float64 inputs in its type; named ones that it does not take are refused."""
+        """The batch for this model, floating-point inputs in its type; named ones that it does not take are refused."""
         taken = inspect.signature(model.forward).parameters
         if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in taken.values()):
             for name in self.kwargs:
@@ -176,10 +176,11 @@ def batches_of(
 
 
 def in_type_of(model: nn.Module, value: Any) -> Any:
-    """A float64 tensor, which numpy makes of everything, in the type of a model's parameters; else the value itself."""
-    if not isinstance(value, Tensor) or value.dtype != torch.float64:
+    """A float64 tensor, which numpy makes of everything, in the type of a model's parameters; any for a float64 one."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
         return value
-    return value.to(next((p.dtype for p in model.parameters() if p.is_floating_point()), value.dtype))
+    kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), value.dtype)
+    return value.to(kind) if torch.float64 in (value.dtype, kind) else value
 
 
 def count_classes(labels: Iterable[Tensor], ignore_index: int = -100) -> int:

@@ -25,6 +25,7 @@ from torch.autograd.graph import GradientEdge
 
 from mlcollage import _checks as checks
 from mlcollage import _random
+from mlcollage.data.batches import in_type_of
 from mlcollage.errors import InvalidInput
 from mlcollage.measure import _fallback
 from mlcollage.measure._examples import Layout, belongs, moves_rows, remembered, weights
@@ -132,7 +133,8 @@ def per_example_grad_sqnorm(
         For batch normalization in training mode, compiled or scripted models, nothing to count, a loss that is neither
         one number nor one for each example, one number of unknown reduction, weighted or masked means, losses that
         read the outputs of other examples, outputs without examples, inputs overwritten in place, reentrant
-        checkpointing, and examples that influence each other (with ``verify``).
+        checkpointing, and examples that influence each other (where parameters need a pass for single examples; in any
+        case with ``verify``).
 
     Notes
     -----
@@ -222,7 +224,7 @@ class GhostNorms:
         self.batch = count_examples(x, self.batch_dim)
         self._tape = Tape(self.model, self._params, self.batch)
         with torch.inference_mode(False):
-            self._inputs = tuple(_ordinary(a) for a in args), {key: _ordinary(v) for key, v in kwargs.items()}
+            self._inputs = tuple(map(self._ordinary, args)), {key: self._ordinary(v) for key, v in kwargs.items()}
             output = self._tape.run(*self._inputs, differentiable)
         self.output, self.outputs = output, _differentiable(output)
         if not self.outputs:
@@ -234,6 +236,11 @@ class GhostNorms:
             for edge, _ in node.next_functions:
                 self._tape.give_up(getattr(edge, "variable", None))
         return output
+
+    def _ordinary(self, value: Any) -> Any:
+        """In the model's type; a copy of what inference mode made, which autograd does not accept."""
+        value = in_type_of(self.model, value)
+        return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
     @property
     def activations(self) -> int:
@@ -401,6 +408,7 @@ class GhostNorms:
         except RuntimeError as error:
             norms, same, why = {}, False, str(error).strip().splitlines()[0]
         if not same:
+            self._check_coupled(places)
             names = ", ".join(list(chosen)[:4]) + (", ..." if len(chosen) > 4 else "")
             warnings.warn(
                 f"the parameters {names} are used in a way that needs torch.vmap, which this model does not allow "
@@ -550,7 +558,7 @@ class GhostNorms:
 
     def _verify(self, by_param: dict[int, Tensor], cotangents: list[Tensor]) -> None:
         """Do three examples have the norms of their own backward passes, and the outputs that they have alone?"""
-        some = sorted({0, self.batch // 2, self.batch - 1})
+        some = self._some()
         places = self._by_example(cotangents)
         outputs = [self.outputs[i].movedim(self.batch_dim, 0) for i in places]
         given = [cotangents[i].detach().movedim(self.batch_dim + 1, 1) for i in places]
@@ -566,15 +574,11 @@ class GhostNorms:
                     "which happens when the loss of one example depends on other examples of the batch: no example has "
                     "a gradient of its own."
                 )
-        if self._coupled(places, some):
-            raise InvalidInput(
-                "the model's output for one example depends on other examples of the batch: no example has a gradient "
-                "of its own."
-            )
+        self._check_coupled(places)
 
     @torch.no_grad()
-    def _coupled(self, places: list[int], some: list[int]) -> bool:
-        """Does the model, given an example alone, return something else than in the batch?"""
+    def _check_coupled(self, places: list[int]) -> None:
+        """Refuse a model that, given an example alone, returns other numbers than in the batch."""
         pick = self._picker(places)
 
         def rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
@@ -588,12 +592,23 @@ class GhostNorms:
         whole = [self.outputs[i].movedim(self.batch_dim, 0) for i in places]
         args, kwargs = self._inputs
         if not all(_alike(a, b) for a, b in zip(rows(args, kwargs), whole, strict=True)):
-            return False  # noise, such as dropout: two passes cannot be compared
-        for i in some if self.batch > 1 else ():
-            alone = rows(tuple(one(a, i) for a in args), {name: one(v, i) for name, v in kwargs.items()})
-            if not all(_alike(a, b[i : i + 1]) for a, b in zip(alone, whole, strict=True)):
-                return True
-        return False
+            return  # noise, such as dropout: two passes cannot be compared
+        for i in self._some() if self.batch > 1 else ():
+            try:
+                alone = rows(tuple(one(a, i) for a in args), {name: one(v, i) for name, v in kwargs.items()})
+            except Exception:  # whatever a model does on a batch of one, such as squeeze it
+                return
+            pairs = [(a, b[i : i + 1]) for a, b in zip(alone, whole, strict=True)]
+            if any(a.shape == b.shape and not _alike(a, b) for a, b in pairs):
+                raise InvalidInput(
+                    "the model's output for one example depends on other examples of the batch, so that no example has "
+                    "a gradient of its own: take out what mixes them, or give batch_dim if the examples are along "
+                    f"another dimension than {self.batch_dim}."
+                )
+
+    def _some(self) -> list[int]:
+        """The examples that are looked at."""
+        return sorted({0, self.batch // 2, self.batch - 1})
 
     def _customs(self) -> Iterable[Any]:
         """Custom autograd functions in the graph: the tape does not see what they use."""
@@ -651,11 +666,6 @@ def call(model: nn.Module, x: Any) -> Any:
     """The model's output for a tensor, a tuple of arguments or a dict of named ones."""
     args, kwargs = arguments(x)
     return model(*args, **kwargs)
-
-
-def _ordinary(value: Any) -> Any:
-    """A copy of what inference mode made, which autograd does not accept."""
-    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
 def _total(norms: Mapping[str, Tensor]) -> Tensor:
@@ -744,9 +754,9 @@ def _own_losses(loss: Tensor, loss_fn: Callable[..., Tensor], y: Any, batch: int
     if reduction == "sum":
         return loss
     # Such a mean divides by a sum of weights or a number of targets that all examples have a share in.
-    ignored = getattr(loss_fn, "ignore_index", -100)
+    ignored = setting_of(loss_fn, "ignore_index", -100)
     masked = isinstance(y, Tensor) and not y.is_floating_point() and bool((y == ignored).any())
-    if masked or getattr(loss_fn, "weight", None) is not None:
+    if masked or setting_of(loss_fn, "weight") is not None:
         raise InvalidInput(_WEIGHTED)
     return loss * batch  # the mean of the examples' own losses, as a sum
 
@@ -764,14 +774,19 @@ def loss_of(loss_fn: Callable[..., Tensor], output: Any, y: Any, batch: int) -> 
     return loss
 
 
+def setting_of(loss_fn: Callable[..., Tensor], name: str, default: Any = None) -> Any:
+    """A setting of a loss: an attribute, or the default of an argument, which may be bound by a functools.partial."""
+    if hasattr(loss_fn, name):
+        return getattr(loss_fn, name)
+    try:
+        parameter = inspect.signature(loss_fn).parameters.get(name)
+    except (TypeError, ValueError):
+        return default
+    return default if parameter is None or parameter.default is parameter.empty else parameter.default
+
+
 def _reduction_of(loss_fn: Callable[..., Tensor]) -> str:
-    found = getattr(loss_fn, "reduction", None)
-    if found is None:
-        try:  # also that of a functools.partial has the value that was bound
-            parameter = inspect.signature(loss_fn).parameters.get("reduction")
-        except (TypeError, ValueError):
-            parameter = None
-        found = None if parameter is None else parameter.default
+    found = setting_of(loss_fn, "reduction")
     if found not in ("mean", "sum"):
         raise InvalidInput(
             "loss_fn returned one number, and nothing says whether it is a mean or a sum over the examples: pass "

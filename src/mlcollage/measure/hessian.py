@@ -32,6 +32,7 @@ from mlcollage.measure.grad_norms import (
     layer_name,
     loss_of,
     refuse_once_differentiable,
+    setting_of,
 )
 from mlcollage.measure.trace import TraceResult
 from mlcollage.nn.init import seeded
@@ -53,7 +54,7 @@ def hessian_trace(
     params: Iterable[nn.Parameter] | None = None,
     generator: torch.Generator | int | None = None,
     parts: Parts = None,
-    ignore_index: int = -100,
+    ignore_index: int | None = None,
 ) -> TraceResult:
     r"""Estimate of the trace of the Hessian of the mean loss over the data.
 
@@ -62,11 +63,13 @@ def hessian_trace(
     model
         Any module, in evaluation mode if it has batch normalization or dropout.
     loss_fn
-        ``loss_fn(output, y)``: the mean over examples, or one loss for each; a sum if ``loss_fn.reduction`` says so.
+        ``loss_fn(output, y)``: the mean over examples, or one loss for each; a sum if its ``reduction`` says so, or if
+        it is twice as large when all examples come twice.
     data
         A pair (x, y) or a dict of named parts, or an iterable of such, as for
         :func:`~mlcollage.data.batches.read_batch`. Losses of batches are weighted by their numbers of examples; where
-        some targets are ``ignore_index``, by their numbers of others, over which torch's losses average.
+        some targets are ``ignore_index``, by their numbers of others, over which torch's losses average, and where
+        classes have a ``weight``, by the sums of these.
     n_vectors
         Random vectors, at most; each costs about two backward passes over the data.
     tol
@@ -88,7 +91,7 @@ def hessian_trace(
     parts
         What the parts of a batch are, where there are more than inputs and targets.
     ignore_index
-        A target that ``loss_fn`` leaves out.
+        A target that ``loss_fn`` leaves out; default its own ``ignore_index``, else -100.
 
     Returns
     -------
@@ -148,7 +151,7 @@ def hessian_eigenvalues(
     params: Iterable[nn.Parameter] | None = None,
     generator: torch.Generator | int | None = 0,
     parts: Parts = None,
-    ignore_index: int = -100,
+    ignore_index: int | None = None,
 ) -> np.ndarray:
     """Extreme eigenvalues of the Hessian of the mean loss, by Lanczos iteration (``scipy.sparse.linalg.eigsh``).
 
@@ -225,7 +228,7 @@ def hessian_vector_product(
     *,
     params: Iterable[nn.Parameter] | None = None,
     parts: Parts = None,
-    ignore_index: int = -100,
+    ignore_index: int | None = None,
 ) -> Tensor:
     """The Hessian of the mean loss times a vector.
 
@@ -265,7 +268,7 @@ class _Hessian:
         data: Any,
         params: Iterable[nn.Parameter] | None,
         parts: Parts,
-        ignore_index: int,
+        ignore_index: int | None,
     ) -> None:
         ghost = GhostNorms(model, params)  # for its checks of the model and the parameters
         self.model, self.loss_fn = ghost.model, loss_fn
@@ -280,16 +283,18 @@ class _Hessian:
         self.sizes = [p.numel() for p in self.params]
         self.size = sum(self.sizes)
         self.device, self.dtype = self.params[0].device, self.params[0].dtype
-        self.batches = list(_pairs(data, parts, self.device))
+        self.batches = list(_pairs(data, parts, self.device, self.model))
         if not self.batches:
             raise InvalidInput("there are no data: at least one batch is needed.")
-        counted = [_counted(y, ignore_index) for _, y, _ in self.batches]
+        ignored = setting_of(loss_fn, "ignore_index", -100) if ignore_index is None else ignore_index
+        by_class = setting_of(loss_fn, "weight") if setting_of(loss_fn, "reduction") == "mean" else None
+        counted = [_counted(y, ignored, by_class) for _, y, _ in self.batches]
         whole = all(c is None or c == y.numel() for c, (_, y, _) in zip(counted, self.batches, strict=True))
-        # Examples of each batch, or targets that count if some do not.
+        # Examples of each batch, or targets that count if some do not, or the sums of their weights.
         self.weights = [n if whole or c is None else c for c, (_, _, n) in zip(counted, self.batches, strict=True)]
 
     @contextmanager
-    def gradient(self, x: Any, y: Any, n: int, weight: int) -> Iterator[list[Tensor]]:
+    def gradient(self, x: Any, y: Any, n: int, weight: float) -> Iterator[list[Tensor]]:
         """The gradient of one batch's share of the mean loss, with its graph."""
         # Products too: checkpointing runs layers again in them, and must find the kernels of the first time.
         with torch.inference_mode(False), torch.enable_grad(), second_derivatives(self.model):
@@ -395,10 +400,10 @@ def _check(method: str, n_vectors: int, tol: float | None, repeats: int, per_lay
         )
 
 
-def _pairs(data: Any, parts: Parts, device: torch.device) -> Iterator[tuple[Any, Any, int]]:
+def _pairs(data: Any, parts: Parts, device: torch.device, model: nn.Module) -> Iterator[tuple[Any, Any, int]]:
     """Inputs, targets and numbers of examples of the batches, on the model's device."""
     for batch in batches_of(data, parts, batch_size=None):
-        x, y = (_moved(v, device) for v in (batch.x, batch.y))
+        x, y = (_moved(v, device) for v in (batch.check(model).x, batch.y))
         yield x, y, count_examples(x)
 
 
@@ -411,14 +416,29 @@ def _moved(value: Any, device: torch.device) -> Any:
     return value.clone().to(device) if value.is_inference() else value.to(device)
 
 
-def _counted(y: Any, ignore_index: int) -> int | None:
-    """How many targets count; None of targets that are no labels."""
-    labels = isinstance(y, Tensor) and not y.is_floating_point() and not y.is_complex()
-    return int((y != ignore_index).sum()) if labels else None
+def _counted(y: Any, ignore_index: int, by_class: Tensor | None) -> float | None:
+    """How many targets count, or the sum of their weights; None of targets that are no labels."""
+    if not isinstance(y, Tensor) or y.is_floating_point() or y.is_complex():
+        return None
+    counted = y[y != ignore_index]
+    return len(counted) if by_class is None else float(by_class.to(y.device)[counted].sum(dtype=torch.float64))
 
 
-def _mean_loss(loss_fn: Callable[..., Tensor], output: Any, y: Any, n: int, weight: int) -> Tensor:
+def _mean_loss(loss_fn: Callable[..., Tensor], output: Any, y: Any, n: int, weight: float) -> Tensor:
     loss = loss_of(loss_fn, output, y, n)
     if loss.ndim:  # (n,), one loss for each example
         return loss.sum() / weight
-    return loss / weight if getattr(loss_fn, "reduction", "mean") == "sum" else loss
+    return loss / weight if _is_sum(loss_fn, output, y, loss) else loss
+
+
+@torch.no_grad()
+def _is_sum(loss_fn: Callable[..., Tensor], output: Any, y: Any, loss: Tensor) -> bool:
+    """Does the loss say so, or is it twice as large of all examples twice?"""
+    reduction = setting_of(loss_fn, "reduction")
+    if reduction is not None or not isinstance(output, Tensor) or not isinstance(y, Tensor):
+        return bool(reduction == "sum")
+    try:
+        twice = loss_fn(torch.cat([output, output]), torch.cat([y, y]))
+    except Exception:  # whatever a loss of one's own does with a batch of another size
+        return False
+    return bool(loss) and torch.isclose(twice, 2 * loss, rtol=1e-3)

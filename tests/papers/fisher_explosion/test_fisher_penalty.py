@@ -564,6 +564,7 @@ def test_frozen_models_are_refused(small):
         ({"labels": "true", "wrt": "input"}, lambda p, m, x, y: p(m(x), y=y), "pass it as x"),
         ({"labels": "true", "wrt": "input"}, lambda p, m, x, y: p(m(x), x, y), "requires_grad_"),
         ({"estimator": "per_example"}, lambda p, m, x, y: p(m(x)), "pass it as x"),
+        ({"estimator": "per_example"}, lambda p, m, x, y: p(m(x), x[1:]), r"x holds \d+ examples for \d+ rows"),
     ],
 )
 def test_bad_calls_are_refused(small, settings, call, message):

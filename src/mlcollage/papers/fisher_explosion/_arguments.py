@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 from mlcollage.measure._tape import REENTRANT
-from mlcollage.measure.grad_norms import graph_nodes
+from mlcollage.measure.grad_norms import count_examples, graph_nodes
 from mlcollage.nn import unwrap
 from mlcollage.train import Replicas
 
@@ -174,6 +174,8 @@ def check_call(
             f"x must hold a batch for each replica, {tuple(logits.shape[:2])} in front; if they share one, pass "
             "x.expand(len(replicas), *x.shape), before the forward pass for wrt='input'."
         )
+    if wrt == "params" and not isinstance(model, Replicas) and (given := count_examples(x)) != len(logits):
+        raise InvalidInput(f"x holds {given} examples for {len(logits)} rows of logits; pass the x that made these.")
     if wrt == "input" and not (isinstance(x, Tensor) and x.requires_grad):
         raise InvalidInput(
             "wrt='input' needs x.requires_grad_() before logits = model(x), and that same x passed here; whole numbers "
