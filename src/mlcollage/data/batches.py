@@ -31,12 +31,15 @@ class DataBatch:
         Targets, or None.
     mask
         (N, T), (N, H, W) or (N,), true for positions (samples) that count; None: all do.
+    implied
+        Whether the mask is one only by the name of an input of the model.
     """
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     y: Any = None
     mask: Tensor | None = None
+    implied: bool = False
 
     @property
     def x(self) -> Any:
@@ -49,7 +52,8 @@ class DataBatch:
         """The batch on a device; None leaves it where it is."""
         if device is None:
             return self
-        return DataBatch(*(_moved(part, device) for part in (self.args, self.kwargs, self.y, self.mask)))
+        moved = {name: _moved(getattr(self, name), device) for name in ("args", "kwargs", "y", "mask")}
+        return dataclasses.replace(self, **moved)
 
     def check(self, model: nn.Module) -> DataBatch:
         """The batch for this model, floating-point inputs in its type; named ones that it does not take are refused."""
@@ -61,8 +65,30 @@ class DataBatch:
                         f"the model does not take the batch's part {name!r} (it takes {', '.join(taken) or 'nothing'})"
                         f": say what it is with parts={{{name!r}: 'x'}}, 'y' or 'mask', or leave it out with '_'."
                     )
+        self.check_mask(model)
         args = tuple(in_type_of(model, part) for part in self.args)
         return dataclasses.replace(self, args=args, kwargs={k: in_type_of(model, v) for k, v in self.kwargs.items()})
+
+    def check_mask(self, model: nn.Module) -> DataBatch:
+        """Refuse a mask of one of several sequences, where the batch does not say that it is the one that counts."""
+        names = mask_inputs(model)
+        if self.implied and len(names) > 1 and self.mask is not None and not bool((self.mask != 0).all()):
+            raise InvalidInput(
+                f"the model takes masks of several sequences ({', '.join(names)}), and whose positions are to be "
+                f"counted cannot be told: say it with parts={{{names[0]!r}: '{names[0]}+mask'}}, or count all "
+                f"positions with '{names[0]}+_'."
+            )
+        return self
+
+
+def mask_inputs(model: nn.Module) -> list[str]:
+    """Names of the model's inputs that are masks, each of a sequence of its own."""
+    return [name for name in inspect.signature(model.forward).parameters if _is_mask(name)]
+
+
+def _is_mask(name: str) -> bool:
+    padding = name.endswith("key_padding_mask") and not name.startswith("memory")  # which is that of the source
+    return padding or name in ("attention_mask", "decoder_attention_mask")
 
 
 def read_batch(batch: Any, parts: Parts = None, *, targets: bool = True) -> DataBatch:
@@ -71,8 +97,9 @@ def read_batch(batch: Any, parts: Parts = None, *, targets: bool = True) -> Data
     A pair is (inputs, targets), where inputs may be a dict of named ones or a tuple of arguments. The parts of a dict
     (or of any mapping, such as a ``BatchEncoding``, of a dataclass or named tuple) go by their names: ``labels``,
     ``label``, ``targets``, ``target`` or ``y`` are targets; ``x`` is the input; ``mask`` says which positions count;
-    ``attention_mask`` does so and is given to the model too, as are ``..._key_padding_mask`` (true where padding is);
-    all others are named arguments of the model. More than two parts without names are refused.
+    ``attention_mask`` does so and is given to the model too, as are ``decoder_attention_mask`` and
+    ``..._key_padding_mask`` (true where padding is); all others are named arguments of the model. More than two parts
+    without names are refused, and so are masks of two sequences.
 
     Parameters
     ----------
@@ -81,7 +108,8 @@ def read_batch(batch: Any, parts: Parts = None, *, targets: bool = True) -> Data
     parts
         Names of the parts of a tuple, in order, such as ``("x", "mask", "y")``; or, of parts with names, what some of
         them are, such as ``{"pixels": "x", "idx": "_"}``. ``"_"`` leaves a part out; ``"labels+y"`` uses one twice, as
-        the model's argument ``labels`` and as targets. Or a function that makes of a batch what is read as above.
+        the model's argument ``labels`` and as targets; ``"attention_mask+_"`` is given to the model and no more. Or a
+        function that makes of a batch what is read as above.
     targets
         Whether targets are needed.
 
@@ -251,29 +279,32 @@ def _by_use(parts: Mapping[Any, Any], uses: Mapping[Any, str], targets: bool) ->
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     found: dict[str, list[Any]] = {"y": [], "mask": []}
+    implied = False
     for key, value in parts.items():
-        use = "attention_mask+mask" if uses[key] == "attention_mask" else "y" if uses[key] in TARGETS else uses[key]
+        use = "y" if uses[key] in TARGETS else uses[key]
+        if _is_mask(use) and value is not None:
+            use, implied = f"{use}+mask", True
         for one in use.split("+") if value is not None else ():
             if one == "x":
                 args.append(value)
             elif one in found:
-                found[one].append(value)
+                padding = one == "mask" and use.endswith("key_padding_mask+mask")  # true where padding is
+                found[one].append(value == 0 if padding else value)
             elif one != "_":
                 kwargs[one] = value
-                if one.endswith("key_padding_mask"):
-                    found["mask"].append(value == 0)  # true where padding is
     names = ", ".join(map(str, parts))
     for use, values in found.items():
         if len(values) > 1:
             raise InvalidInput(
-                f"{len(values)} of the batch's parts ({names}) are its {use}: leave out others with '_'."
+                f"{len(values)} of the batch's parts ({names}) are its {use}: leave out others with '_'"
+                + (", or give them to the model only with parts={name: 'name+_'}." if use == "mask" else ".")
             )
     if targets and not found["y"]:
         raise InvalidInput(
             f"none of the batch's parts ({names}) is called labels, targets or y: say which it is with "
             "parts={name: 'y'}."
         )
-    return DataBatch(tuple(args), kwargs, *(values[0] if values else None for values in found.values()))
+    return DataBatch(tuple(args), kwargs, *(values[0] if values else None for values in found.values()), implied)
 
 
 def _cut(batch: DataBatch, size: int | None, dim: int) -> Iterator[DataBatch]:
@@ -300,6 +331,7 @@ def _cut(batch: DataBatch, size: int | None, dim: int) -> Iterator[DataBatch]:
             {name: part(v, start, where) for name, v in kwargs.items()},
             part(batch.y, start, 0),
             part(batch.mask, start, 0),
+            batch.implied,
         )
 
 

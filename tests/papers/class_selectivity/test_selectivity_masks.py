@@ -219,3 +219,47 @@ def test_a_loss_of_another_copy_is_refused(mlp, blobs):
         with pytest.raises(InvalidInput, match="the loss does not depend on the network that the regularizer reads"):
             penalty(y, loss)
         assert float(penalty(y, F.cross_entropy(mlp(x), y)).detach()) > 0
+
+
+class Translates(nn.Module):
+    """Two sequences, each with padding of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.first, self.down, self.second, self.head = (
+            *(layer for _ in range(2) for layer in (nn.Linear(4, 6), nn.ReLU())),
+            nn.Linear(12, 3),
+        )
+
+    def forward(self, src, tgt, src_key_padding_mask=None, tgt_key_padding_mask=None):
+        both = self.first(self.up(src)).mean(1), self.second(self.down(tgt)).mean(1)
+        return self.head(torch.cat(both, 1))
+
+
+def test_the_mask_of_one_sequence_is_not_laid_on_another():
+    with seeded(0):
+        model, src, tgt = Translates(), torch.randn(24, 5, 4), torch.randn(24, 5, 4)
+    batch = {"src": src, "tgt": tgt, "src_key_padding_mask": ~MASK, "labels": Y}
+    with pytest.raises(InvalidInput, match=r"masks of several sequences .* parts=\{'src_key_padding_mask'"):
+        measure_selectivity(model, batch)
+    whole = {**batch, "tgt_key_padding_mask": MASK}
+    with pytest.raises(InvalidInput, match=r"2 of the batch's parts .* are its mask: .* 'name\+_'"):
+        measure_selectivity(model, whole)
+    with SelectivityRegularizer(model, -1.0), pytest.raises(InvalidInput, match=r"several sequences .* give mask="):
+        model(src, tgt, src_key_padding_mask=~MASK)
+
+    def own(h, mask):
+        return (h * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+
+    expected = index_of(own(model.first(model.up(src)), MASK))
+    parts = {
+        "src_key_padding_mask": "src_key_padding_mask+mask",
+        "tgt_key_padding_mask": "tgt_key_padding_mask+_",
+    }
+    found = measure_selectivity(model, whole, "first", parts=parts).per_unit["si"]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    with SelectivityRegularizer(model, -1.0, "first", mask=lambda *_, **k: MASK) as penalty:
+        model(src, tgt, src_key_padding_mask=~MASK)
+        assert float(penalty(Y).detach()) == pytest.approx(float(expected.mean()), abs=1e-6)
+    # Without padding there is nothing that could be mistaken.
+    measure_selectivity(model, {**batch, "src_key_padding_mask": torch.zeros_like(MASK)})

@@ -66,7 +66,9 @@ class LightningSelectivity(LightningCallback):
         batch_now: list[DataBatch] = []
         if "mask" not in self.options:  # the batch knows it, whatever the network is given of it
             given = regularizer.mask
-            regularizer.mask = lambda *a, **k: batch_now[0].mask if batch_now else given(*a, **k)
+            regularizer.mask = lambda *a, **k: (
+                batch_now[0].check_mask(regularizer.model).mask if batch_now else given(*a, **k)
+            )
         step = pl_module.training_step
 
         # Put on the object, not on its class: other modules of the class train as they did.

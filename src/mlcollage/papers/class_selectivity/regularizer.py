@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from mlcollage import _checks as checks
-from mlcollage.data.batches import fit_mask
+from mlcollage.data.batches import fit_mask, mask_inputs
 from mlcollage.errors import InvalidInput, UnknownName
 from mlcollage.measure import LayerUnits
 from mlcollage.measure.class_means import rows_and_weights
@@ -77,7 +77,8 @@ class SelectivityRegularizer(nn.Module):
         passes before the first one.
     mask
         Takes the model's inputs, as they are passed to it, and gives which positions (N, T), (N, H, W) or samples (N,)
-        count. Default: its ``attention_mask``, or what is not in its ``..._key_padding_mask``, if it is given one.
+        count. Default: its ``attention_mask``, or what is not in its ``..._key_padding_mask``, if it is given one;
+        padding of a model that takes masks of several sequences is refused.
     ignore_index
         Label of samples or positions to leave out, such as 255 for void.
     exclude_output
@@ -429,12 +430,15 @@ def _given_mask(model: nn.Module, *args: Any, **kwargs: Any) -> Tensor | None:
     """What a model is told of padding, by the names of its inputs: true for positions that count."""
     given = inspect.signature(unwrap(model).forward).bind(*args, **kwargs).arguments
     given = {**given, **given.get("kwargs", {})}
-    for name, value in given.items():
-        if isinstance(value, Tensor) and name == "attention_mask" and value.ndim == 2:
-            return value
-        if isinstance(value, Tensor) and name.endswith("key_padding_mask"):
-            return value == 0
-    return None
+    names = mask_inputs(unwrap(model))
+    masks = {name: given[name] for name in names if isinstance(given.get(name), Tensor) and given[name].ndim == 2}
+    masks = {name: m == 0 if name.endswith("key_padding_mask") else m != 0 for name, m in masks.items()}
+    if len(names) > 1 and not all(bool(m.all()) for m in masks.values()):
+        raise InvalidInput(
+            f"the model takes masks of several sequences ({', '.join(names)}), and which one a layer has cannot be "
+            "told: choose layers of one sequence and give mask=, a function of the model's inputs."
+        )
+    return next(iter(masks.values()), None)
 
 
 def _sum_type(h: Tensor) -> torch.dtype:
