@@ -133,6 +133,82 @@ def test_lightning_loss_is_checked_on_the_first_batch():
     fit(build(lambda: Module(smoothing=0.1), 0), options={"batch": None})
 
 
+class Unfreezes(Module):
+    """The first layer joins training, and the optimizer, in the second epoch."""
+
+    def __init__(self):
+        super().__init__()
+        self.net[1].requires_grad_(False)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.3, momentum=0.9)
+
+    def on_train_epoch_start(self):
+        if self.current_epoch == 1:
+            self.net[1].requires_grad_(True)
+            self.trainer.optimizers[0].add_param_group({"params": list(self.net[1].parameters()), "lr": 0.1})
+
+
+class Freezes(Module):
+    def on_train_epoch_start(self):
+        if self.current_epoch == 1:
+            self.net[1].requires_grad_(False)
+
+
+class KeepsStatistics(Module):
+    """Batch norm stays in evaluation mode, as Lightning leaves it; its statistics are not the batch's."""
+
+    def __init__(self):
+        super().__init__()
+        self.net[2].eval()
+
+
+@pytest.mark.parametrize("cls", [Unfreezes, Freezes, KeepsStatistics])
+def test_lightning_follows_what_is_frozen(cls):
+    assert close(fit(build(cls, 0)))
+
+
+def test_lightning_skipped_batches_are_skipped():
+    class Skips(Module):
+        def training_step(self, batch, index):
+            return None if index in (1, 4) else super().training_step(batch, index)
+
+    twin = fit(build(Skips, 0), 48)
+    assert close(twin)
+
+
+def test_lightning_gradients_are_checked_in_the_first_update():
+    class Scales(Module):
+        def on_after_backward(self):
+            for p in self.parameters():
+                p.grad.mul_(0.1)
+
+    class Clips(Module):
+        def on_before_optimizer_step(self, optimizer):
+            nn.utils.clip_grad_norm_(self.parameters(), 0.05)
+
+    class Backward(Module):
+        def backward(self, loss):
+            (0.1 * loss).backward()
+
+    class Hooked(Module):
+        def __init__(self):
+            super().__init__()
+            for p in self.parameters():
+                p.register_hook(lambda g: g.clamp(-0.003, 0.003))
+
+    for cls in (Scales, Clips, Backward, Hooked):
+        for settings in ({}, {"accumulate_grad_batches": 2}, {"precision": "bf16-mixed"}):
+            with pytest.raises(InvalidInput, match=f"a hook of {cls.__name__} or of its parameters changes them"):
+                fit(build(cls, 0), 48, **settings)
+
+    class Logs(Module):  # a hook that only looks
+        def on_before_optimizer_step(self, optimizer):
+            self.norm = sum(p.grad.norm() for p in self.parameters())
+
+    assert close(fit(build(Logs, 0), 48, accumulate_grad_batches=3, gradient_clip_val=0.1))
+
+
 def test_lightning_refuses_what_it_cannot_read():
     class Manual(Module):
         automatic_optimization = False

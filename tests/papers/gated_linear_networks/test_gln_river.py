@@ -116,6 +116,19 @@ def test_a_bad_batch_is_refused_before_anything_is_learned():
     assert model.predict_proba_one({"a": 1.0}) == {}
 
 
+@pytest.mark.parametrize("missing", [None, float("nan"), np.nan, pd.NA, pd.NaT])
+def test_a_missing_label_is_no_class(missing):
+    """Each NaN differs from every other, so that each would have got networks of its own."""
+    model, table = RiverGLN(hidden_layer_sizes=(2,)), pd.DataFrame({"a": [1.0, 2.0, 3.0]})
+    model.learn_many(table, pd.Series(["p", "q", ("r", None)]))  # a tuple is a label
+    before = model.predict_proba_one({"a": 1.5})
+    with pytest.raises(InvalidInput, match="A label is missing"):
+        model.learn_many(table, pd.Series(["p", "s", missing], dtype=object))
+    with pytest.raises(InvalidInput, match="A label is missing"):
+        model.learn_one({"a": 1.0}, missing)
+    assert model.predict_proba_one({"a": 1.5}) == before
+
+
 def test_bad_features_are_named():
     with pytest.raises(InvalidInput, match="'a'"):
         RiverGLN().learn_one({"a": float("nan")}, 1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -102,7 +103,7 @@ class LightningBootstrap(_Following, LightningCallback):
 
     The size of the training set, batch size, number of updates, accumulation, clipping and precision are read from the
     trainer; what contradicts it is refused. The Lightning module's ``forward`` must give logits (or pass ``forward``),
-    and it must have one optimizer. The first batch shows whether the twin's loss is that of ``training_step``.
+    and it must have one optimizer. The first update shows whether loss and gradients are those of ``training_step``.
 
     Parameters
     ----------
@@ -115,8 +116,8 @@ class LightningBootstrap(_Following, LightningCallback):
     clip_norm, clip_value
         Read from the trainer; given here, they must be the same.
     batch
-        From a batch of the loader to inputs and labels, for the check of the loss. Default: the first two of it. None
-        leaves the check out, for a ``training_step`` that draws random numbers of its own.
+        From a batch of the loader to inputs and labels, for the check of loss and gradients. Default: the first two
+        of it. None leaves the check out, for a ``training_step`` that draws random numbers of its own.
 
     Attributes
     ----------
@@ -129,7 +130,8 @@ class LightningBootstrap(_Following, LightningCallback):
         If Lightning is not installed.
     InvalidInput
         When training starts: for a module with several optimizers, or that optimizes or clips by code of its own; for
-        sharded parameters, float16, and what contradicts the trainer. After the first batch: for another loss.
+        sharded parameters, float16, and what contradicts the trainer. After the first update: for another loss, or
+        gradients that a hook has changed.
     """
 
     def __init__(
@@ -149,6 +151,8 @@ class LightningBootstrap(_Following, LightningCallback):
         settings = lightning_settings(trainer, pl_module)
         self._last, self._seen = trainer.global_step, list[tuple[int, float]]()
         self._unchecked = self._batch is not None
+        # micro-batches of the first update; gradients of several processes are averages that no single one can redo
+        self._first: list[Any] | None = [] if self._unchecked and settings.world_size == 1 else None
         # The twin must not drag a copy of trainer and data loaders along.
         attached, pl_module._trainer = pl_module._trainer, None
         try:
@@ -157,8 +161,8 @@ class LightningBootstrap(_Following, LightningCallback):
             pl_module._trainer = attached
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Remember the random numbers that the first batch is trained with."""
-        if self._unchecked:
+        """Remember the random numbers that the batches of the first update are trained with."""
+        if self._unchecked or self._first is not None:
             self._noise = torch.get_rng_state(), torch.cuda.get_rng_state_all() if _uses_cuda() else []
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -166,13 +170,20 @@ class LightningBootstrap(_Following, LightningCallback):
         assert self.twin is not None
         share = 1 / (trainer.accumulate_grad_batches * trainer.world_size)  # a scheduler may change it between epochs
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        if self._unchecked and loss is not None:  # None: training_step skipped the batch
-            self._unchecked = False
-            # Lightning gives the loss as it is accumulated.
-            self._check(self.twin, batch, float(loss) * trainer.accumulate_grad_batches)
-        self._seen.append((_samples(batch), share))
+        if loss is not None:  # None: training_step skipped the batch, which then adds no gradient
+            if self._unchecked:
+                self._unchecked = False
+                # Lightning gives the loss as it is accumulated.
+                self._check(self.twin, batch, float(loss) * trainer.accumulate_grad_batches)
+            if self._first is not None:
+                assert self._batch is not None
+                self._first.append((*self._batch(batch), share, _drawn(self._noise)))
+            self._seen.append((_samples(batch), share))
         if trainer.global_step > self._last:  # not while gradients are accumulated
             self._last = trainer.global_step
+            if self._first:
+                self._check_gradients(self.twin, self._first, pl_module)
+                self._first = None
             self.twin.on_step(trainer.global_step, pl_module, self._seen * trainer.world_size)
             self._seen = []
 
@@ -194,17 +205,31 @@ class LightningBootstrap(_Following, LightningCallback):
                 f"the inputs and labels of a batch (a {type(batch).__name__}) are not its first two parts; pass "
                 "batch=lambda b: (inputs, labels)."
             ) from None
-        cpu, cuda = self._noise
-        with torch.random.fork_rng(devices=range(len(cuda))):  # the same dropout
-            torch.set_rng_state(cpu)
-            if cuda:
-                torch.cuda.set_rng_state_all(cuda)
+        with _drawn(self._noise):
             ours = twin.loss_of(x, y)
         tolerance = 1e-4 if twin.autocast is None else 0.02
         if abs(ours - theirs) > tolerance * max(abs(theirs), 1.0):
             raise InvalidInput(
                 f"training_step had a loss of {theirs:.6g} on the first batch, but the twin's on it is {ours:.6g}; "
                 "pass the loss that training_step minimizes, and forward if it does more than call the module."
+            )
+
+    def _check_gradients(self, twin: IdealTwin, parts: list[Any], module: nn.Module) -> None:
+        """Nothing but what the twin does may have been done to the gradients of the first update."""
+        pairs = list(zip(module.parameters(), twin.gradients_of(parts), strict=True))
+        blank = [torch.zeros_like(p) for p, _ in pairs]
+        theirs, ours = (
+            torch.cat(
+                [(zero if g is None else g.to_dense()).flatten().float() for g, zero in zip(grads, blank, strict=True)]
+            )
+            for grads in ([p.grad for p, _ in pairs], [g for _, g in pairs])
+        )
+        tolerance = 0.01 if twin.autocast is None else 0.1
+        if float((theirs - ours).norm()) > tolerance * max(float(theirs.norm()), float(ours.norm())):
+            raise InvalidInput(
+                f"the gradients of the first update (norm {float(theirs.norm()):.4g}) are not those of the loss as the "
+                f"Trainer clips them (norm {float(ours.norm()):.4g}): a hook of {type(module).__name__} or of its "
+                "parameters changes them, which no twin can follow; leave clipping to the Trainer."
             )
 
 
@@ -337,6 +362,17 @@ def _whole(twin: IdealTwin, part: _Seen, share: float) -> float:
 
 def _uses_cuda() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_initialized()
+
+
+@contextmanager
+def _drawn(noise: tuple[Tensor, list[Tensor]]) -> Iterator[None]:
+    """The random numbers (the dropout) of then, inside."""
+    cpu, cuda = noise
+    with torch.random.fork_rng(devices=range(len(cuda))):
+        torch.set_rng_state(cpu)
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda)
+        yield
 
 
 def _snapped(value: float) -> float:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -28,6 +30,22 @@ MicroBatches = Sequence[tuple[int, float]]
 """Samples and weight of each micro-batch of an update, whose gradient is that of the weighted sum of mean losses."""
 
 
+@dataclass
+class _Settings:
+    """How an update of the user's loop was made."""
+
+    groups: list[dict[str, Any]]  # of the optimizer; parameters by their places in the model
+    requires_grad: list[bool]  # of the parameters
+    training: list[bool]  # modes of the modules
+
+    def apply_to(self, net: nn.Module) -> None:
+        """Freeze what was frozen, and put every module into its mode."""
+        for parameter, trains in zip(net.parameters(), self.requires_grad, strict=True):
+            parameter.requires_grad_(trains)
+        for module, training in zip(net.modules(), self.training, strict=True):
+            module.training = training
+
+
 def call(model: nn.Module, x: Tensor) -> Tensor:
     """The logits of a network that is called with the inputs alone."""
     return logits_of(model(x))
@@ -38,7 +56,8 @@ class IdealTwin:
 
     The twin starts as a copy of your network. Whenever your optimizer has made an update, the twin makes one with an
     optimizer of the same kind and the settings (learning rate, momentum, ...) that yours just used, on a fresh batch of
-    the world. So the schedule is the same by construction. Your run is not changed: its random numbers, weights and
+    the world. So the schedule is the same by construction, and so is what you freeze, unfreeze, or keep in evaluation
+    mode. Hooks on single parameters are not copied. Your run is not changed: its random numbers, weights and
     modes are left as they are. It costs about one more training step per step.
 
     Parameters
@@ -130,7 +149,7 @@ class IdealTwin:
         for _, labels in self._blocks.values():
             check_labels(labels, world.num_classes)
         self._rows: list[dict[str, Any]] = []
-        self._pending: list[list[dict[str, Any]]] = []  # settings of the updates that the twin has still to make
+        self._pending: list[_Settings] = []  # of the updates that the twin has still to make
         self._done = 0  # updates of the twin
         self._twin: nn.Module | None = None
         self._handle: Any = None
@@ -153,7 +172,7 @@ class IdealTwin:
         self._fresh = FreshBatches(self.world, self.seed, self.batch_size, self.steps, device)
         self._optimizer = _twin_optimizer(optimizer, model, self._twin)
         self._rows, self._pending, self._done = [], [], 0
-        self._handle = optimizer.register_step_pre_hook(self._note)
+        self._handle = optimizer.register_step_pre_hook(partial(self._note, model))
         # Two samples show whether the outputs fit the world, before anything is trained.
         x = self._blocks["test"][0][:2]
         with evaluating(model), torch.no_grad():
@@ -172,14 +191,14 @@ class IdealTwin:
         micro_batches
             Where your loop accumulates gradients, or the last batch of an epoch is smaller: the number of samples of
             each micro-batch and the weight of its mean loss, such as ``[(16, 0.5), (16, 0.5)]``. None (default) is
-            ``[(batch_size, 1.0)]``.
+            ``[(batch_size, 1.0)]``; none at all is a step without gradients, which changes nothing.
         """
         if self._twin is None:
             raise InvalidInput("on_step was called before start(model, optimizer), which copies the network.")
         if not self._pending and not self._done:
             raise InvalidInput("the optimizer given to start() made no update; give it the one that trains the model.")
         for settings in self._pending:  # several, where on_step is not called after every update
-            self._update(settings, micro_batches or [(self.batch_size, 1.0)])
+            self._update(settings, [(self.batch_size, 1.0)] if micro_batches is None else micro_batches)
         self._pending.clear()
         if step in self._grid:
             self._evaluate(step, model)
@@ -192,13 +211,45 @@ class IdealTwin:
 
     def loss_of(self, x: Tensor, y: Tensor) -> float:
         """The loss that the twin has on a batch as it is now, in training mode; nothing of it is changed."""
+        with torch.no_grad():
+            return float(self._loss(self._rehearsal(), x, y))
+
+    def gradients_of(self, parts: Sequence[tuple[Tensor, Tensor, float, Any]]) -> list[Tensor | None]:
+        """The gradients that are left of the next update, were it made on these micro-batches; nothing is changed.
+
+        Each of ``parts`` has inputs, labels, weight, and a context in which the network is called. Clipping has been
+        done, and what the optimizer itself does to gradients (Nesterov's momentum may be added in place).
+        """
+        net = self._rehearsal()
+        net.zero_grad(set_to_none=True)
+        optimizer = _twin_optimizer(self._optimizer, self._twin, net)  # type: ignore[arg-type]
+        for x, y, weight, drawn in parts:
+            with drawn, torch.enable_grad():
+                (weight * self._loss(net, x, y)).backward()
+        self._clip(net)
+        optimizer.step()
+        return [p.grad for p in net.parameters()]
+
+    def _rehearsal(self) -> nn.Module:
+        """A copy of the twin, in the modes of the update that comes next."""
         if self._twin is None:
             raise InvalidInput("loss_of was called before start(model, optimizer), which copies the network.")
-        device = next(self._twin.parameters()).device
         net = copy.deepcopy(self._twin).train()  # batch norm updates its statistics
+        if self._pending:
+            self._pending[0].apply_to(net)
+        return net
+
+    def _loss(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        device = next(net.parameters()).device
         x, y = (as_type(part.to(device), self._dtype) for part in (x, y))
-        with torch.no_grad(), self._cast(device):
-            return float(self.training_loss(self.forward(net, x), y))
+        with self._cast(device):
+            return self.training_loss(self.forward(net, x), y)
+
+    def _clip(self, net: nn.Module) -> None:
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(net.parameters(), self.clip_norm)
+        if self.clip_value is not None:
+            nn.utils.clip_grad_value_(net.parameters(), self.clip_value)
 
     def stop(self) -> None:
         """Let go of your optimizer; the callbacks call it at the end of training."""
@@ -206,40 +257,49 @@ class IdealTwin:
             self._handle.remove()
             self._handle = None
 
-    def _note(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def _note(self, model: nn.Module, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         # Read when the update happens: whether a scheduler steps before or after on_step does not matter.
-        keep = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
-        self._pending.append([{k: v.clone() if isinstance(v, Tensor) else v for k, v in g.items()} for g in keep])
+        place = {id(p): i for i, p in enumerate(model.parameters())}
+        groups = [
+            {k: v.clone() if isinstance(v, Tensor) else v for k, v in g.items()}
+            | {"params": [place[id(p)] for p in g["params"] if id(p) in place]}
+            for g in optimizer.param_groups
+        ]
+        self._pending.append(
+            _Settings(groups, [p.requires_grad for p in model.parameters()], [m.training for m in model.modules()])
+        )
 
-    def _update(self, settings: list[dict[str, Any]], micro_batches: MicroBatches) -> None:
+    def _update(self, settings: _Settings, micro_batches: MicroBatches) -> None:
         assert self._twin is not None
-        for group, new in zip(self._optimizer.param_groups, settings, strict=True):
-            group.update(new)
+        parameters, groups = list(self._twin.parameters()), self._optimizer.param_groups
+        for new in settings.groups[len(groups) :]:  # of layers that were just unfrozen
+            self._optimizer.add_param_group({**new, "params": [parameters[i] for i in new["params"]]})
+        for group, new in zip(groups, settings.groups, strict=True):
+            group.update({k: v for k, v in new.items() if k != "params"})
+        settings.apply_to(self._twin)
+        if not micro_batches:
+            self._done += 1
+            return
         sizes = [size for size, _ in micro_batches]
         if sum(sizes) > self.batch_size:
             raise InvalidInput(
                 f"update {self._done + 1} of your loop used {sum(sizes)} samples, but batch_size is {self.batch_size}; "
                 "give all samples of an update, those of accumulated batches too."
             )
-        x, y = (as_type(part, self._dtype) for part in self._fresh.batch(self._done))
+        x, y = self._fresh.batch(self._done)
         parts = zip(x[: sum(sizes)].split(sizes), y[: sum(sizes)].split(sizes), micro_batches, strict=True)
-        self._twin.train()
         self._optimizer.zero_grad(set_to_none=True)
         # Frameworks call back without gradients; dropout draws from seeds of the step, not from the loop's generator.
         with torch.enable_grad(), seeded(self.seed, self._done):
             for inputs, labels, (_, weight) in parts:
-                with self._cast(x.device):
-                    loss = self.training_loss(self.forward(self._twin, inputs), labels)
+                loss = self._loss(self._twin, inputs, labels)
                 if not bool(loss.isfinite()):
                     raise InvalidInput(
                         f"the Ideal World's loss became {float(loss.detach())} at step {self._done + 1}; "
                         "lower the learning rate."
                     )
                 (weight * loss).backward()
-        if self.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self._twin.parameters(), self.clip_norm)
-        if self.clip_value is not None:
-            nn.utils.clip_grad_value_(self._twin.parameters(), self.clip_value)
+        self._clip(self._twin)
         self._optimizer.step()
         self._done += 1
 

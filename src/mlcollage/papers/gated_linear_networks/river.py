@@ -114,7 +114,7 @@ class RiverGLN(base.MiniBatchClassifier):
         Raises
         ------
         InvalidInput
-            A feature that is neither a finite number nor a string.
+            A feature that is neither a finite number nor a string, or a missing label.
         """
         self._learn([x], [y])
 
@@ -130,8 +130,8 @@ class RiverGLN(base.MiniBatchClassifier):
         Raises
         ------
         InvalidInput
-            A value that is neither a finite number nor a string nor missing, or another number of labels than of rows;
-            then nothing is learned.
+            A value that is neither a finite number nor a string nor missing, a missing label, or another number of
+            labels than of rows; then nothing is learned.
         """
         if len(X) != len(y):
             raise InvalidInput(f"X and y must have as many rows; got {len(X)} and {len(y)}.")
@@ -146,7 +146,12 @@ class RiverGLN(base.MiniBatchClassifier):
     # ------------------------------------------------------------------ both
 
     def _learn(self, samples: Sequence[Sample], labels: Sequence[Any]) -> None:
+        import pandas as pd
+
         encoded = [_numbers(x) for x in samples]  # all are checked before anything is learned
+        for label in labels:
+            if pd.isna(label) is True:  # of a tuple it gives an array
+                raise InvalidInput(f"A label is missing ({label!r}); leave out the samples that have none.")
         if self._network is None:
             self._network = self._untrained()
         start = 0
