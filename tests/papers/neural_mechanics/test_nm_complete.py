@@ -353,3 +353,30 @@ def test_what_is_not_covered_is_said():
     assert any("about a point other than 0" in note for note in find_symmetries(Offset(), x, F.cross_entropy).unhandled)
     distances = find_symmetries(Head(torch.cdist), torch.randn(8, 3))
     assert any("_cdist_forward" in note for note in distances.unhandled)
+
+
+class Exponential(nn.Module):
+    """The bias before an exp takes a shift that the next layer's weights undo: a law that is neither kind alone."""
+
+    def __init__(self, log=False):
+        super().__init__()
+        self.first, self.last, self.log = nn.Linear(3, 2, bias=not log), nn.Linear(2, 2), log
+
+    def forward(self, x):
+        h = self.first(x)
+        h = h.abs().log() if self.log else (0.1 * h).exp()
+        return self.last(h - h.mean(0) if self.log else h)
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_laws_around_an_exp_or_log_are_named_as_left_out(log):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, x, y = Exponential(log).double(), torch.randn(8, 3).double(), torch.randint(0, 2, (8,))
+    found = find_symmetries(model, x, F.cross_entropy)
+    params = {name: p.detach() for name, p in model.named_parameters()}
+    truth = all_laws(Exponential(log).double(), lambda k: ((x,), y), F.cross_entropy, params)
+    assert truth.shape[1] == found_laws(found, params).shape[1] + 2
+    assert [note for note in found.unhandled if note.endswith("were left out")]
+    model.first.requires_grad_(False)
+    assert find_symmetries(model, x, F.cross_entropy).unhandled == ()

@@ -214,7 +214,7 @@ def _compare(walk: Walk, x: Any, y: Any) -> Degree:
 # Known operators whose inputs must not change; those that are not listed are also reported.
 _SEEN = [
     "gelu", "silu", "sigmoid", "tanh", "softplus", "elu", "selu", "celu", "mish", "hardswish", "hardsigmoid",
-    "relu6", "exp", "expm1", "log", "log1p", "log2", "sin", "cos", "erf", "log_sigmoid_forward", "logsigmoid",
+    "relu6", "expm1", "log1p", "sin", "cos", "erf", "log_sigmoid_forward", "logsigmoid",
     "atan", "sinh", "cosh",
     "nll_loss_forward", "nll_loss2d_forward", "mse_loss", "huber_loss", "smooth_l1_loss", "binary_cross_entropy",
     "_native_batch_norm_eval", "floor", "ceil", "round", "logical_not", "logical_and", "logical_or", "bitwise_not",
@@ -224,6 +224,19 @@ _SEEN = [
     "polar",
 ]  # fmt: skip
 RULES.update(dict.fromkeys(_SEEN, opaque))
+
+
+@rule("exp", "log", "log2")
+def _exponential(walk: Walk, x: Any) -> Degree:
+    """An exp turns shifts into factors, a log factors into shifts; no such law is followed, which is said."""
+    entering, coming = ("shift", "scale") if walk.operator == "exp" else ("scale", "shift")
+    if isinstance(x, Value) and (x.shift if walk.operator == "exp" else x.degree):
+        site = walk.site or "the top"
+        note = (
+            f"{walk.operator} at {site}: laws that {entering} what enters it and {coming} what comes out were left out"
+        )
+        walk.notes += [] if note in walk.notes else [note]
+    return opaque(walk, x)
 
 
 @rule("softmax", "_softmax", "_safe_softmax", "log_softmax", "_log_softmax", "logsumexp", shifts=True)
