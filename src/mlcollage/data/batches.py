@@ -304,7 +304,8 @@ def _by_use(parts: Mapping[Any, Any], uses: Mapping[Any, str], targets: bool) ->
             f"none of the batch's parts ({names}) is called labels, targets or y: say which it is with "
             "parts={name: 'y'}."
         )
-    return DataBatch(tuple(args), kwargs, *(values[0] if values else None for values in found.values()), implied)
+    y, mask = (values[0] if values else None for values in found.values())
+    return DataBatch(tuple(args), kwargs, y, mask, implied)
 
 
 def _cut(batch: DataBatch, size: int | None, dim: int) -> Iterator[DataBatch]:
