@@ -94,6 +94,7 @@ def test_errors_that_cannot_be_printed_and_others_that_are_no_exception():
     with pytest.raises(UnknownName, match="ours"), users_code("f"):
         raise UnknownName("ours")
     assert described(ValueError()) == "ValueError"
+    assert described(SyntaxError("no null bytes")) == "SyntaxError: no null bytes"  # of no file and no line
 
 
 WHEN = {

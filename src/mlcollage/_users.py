@@ -50,20 +50,19 @@ def users_code(what: str) -> Iterator[None]:
                 os.chdir(folder)
 
 
-def described(error: BaseException) -> str:
-    r"""Type and message of an error in one line, and the place in the user's code.
+def described(error: BaseException, where: bool = True) -> str:
+    r"""Type and message of an error in one line, and the place in the user's code, if there is one to look for.
 
     Examples
     --------
     >>> described(ValueError("two\nlines"))
     'ValueError: two'
     """
-    if isinstance(error, MemoryError):
-        return "out of memory" + (f" ({place})" if (place := _place(error)) else "")
-    if isinstance(error, SyntaxError):
-        return f"{type(error).__name__}: {error.msg} ({_short(error.filename or '?')}, line {error.lineno})"
-    place = _place(error)
-    return type(error).__name__ + _message(error) + (f" ({place})" if place else "")
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{type(error).__name__}: {error.msg} ({_short(error.filename)}, line {error.lineno})"
+    place = _place(error) if where else ""
+    what = "out of memory" if isinstance(error, MemoryError) else type(error).__name__ + _message(error)
+    return what + (f" ({place})" if place else "")
 
 
 def _message(error: BaseException) -> str:

@@ -139,6 +139,15 @@ def one(column, **more):
         (one([f"2024-01-{i % 9 + 1:02d}" for i in range(40)]), "", "dates or times such as '2024-01-01'"),
         (one([f"{i % 9 + 1}/12/24 10:00" for i in range(40)]), "", "dates or times such as"),
         (one([f"1{i % 9}:30" for i in range(40)]), "", "dates or times such as '10:30'"),
+        (lines().replace("cat", "c\0t").encode(), "", "holds zero bytes, so it is no text"),
+        (one([f"{i} kg" for i in range(40)]), "", "holds numbers written like '0 kg'; write plain numbers"),
+        (one([2**70 + i for i in range(40)]), "", "not read as numbers; .* keep whole numbers within 64 bits"),
+        (
+            one([i + 0.25 for i in range(40)]),
+            "?decimal=,",
+            r"such as '0.25' that were not read .* leave out \?decimal=",
+        ),
+        (lines(), "?target=a&target=b", "option target is given twice"),
         (lines().encode("utf-16"), "", r"is not UTF-8 text \(byte 0\); save it as UTF-8"),
         (one(["é"] * 40).encode("latin-1"), "", r"is not UTF-8 text \(byte 4\); save it as UTF-8"),
         (lines().encode() + b"\n\xe9,1,cat", "", "is not UTF-8 text"),
@@ -189,3 +198,11 @@ def test_an_archive_that_claims_to_be_huge_is_refused(tmp_path):
     (tmp_path / "a.npz").write_bytes(content.getvalue())
     with pytest.raises(InvalidInput, match="is damaged"):
         load_workload(str(tmp_path / "a.npz"))
+
+
+def test_a_member_of_an_archive_that_is_no_array_is_damage(tmp_path):
+    with zipfile.ZipFile(tmp_path / "odd.npz", "w") as archive:
+        archive.writestr("X.npy", b"no array")
+        archive.writestr("y.npy", b"")
+    with pytest.raises(InvalidInput, match=r"odd.npz is damaged \(ValueError: x is no array\); save it again"):
+        load_workload(str(tmp_path / "odd.npz"))

@@ -9,6 +9,8 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_iris
+from torch import nn
+from torch.utils.data import TensorDataset
 
 from mlcollage.data._reading import standardize
 from mlcollage.data.catalog import catalog
@@ -662,3 +664,27 @@ def test_the_docstring_of_workload_shows_the_fields_a_user_fills():
     facts = Labeled(data, data, 2).describe()
     assert facts["classes"] == ["0", "1"]
     assert textwrap.shorten(facts["model"], 40) == "the study's own"
+
+
+def test_images_larger_than_pillow_decodes_are_refused_before_they_are_made(pets):
+    with pytest.raises(InvalidInput, match="option size must be at most 9,459; got 1000000"):
+        load_workload(f"{pets}?size=1000000")
+
+
+def test_where_a_library_found_the_damage_is_not_said(pets):
+    (pets / "train/cat/bad.png").write_bytes(b"no image")
+    with pytest.raises(
+        InvalidInput, match=r"bad.png is damaged \(UnidentifiedImageError: [^(]*\); delete or replace it"
+    ):
+        load_workload(str(pets))
+
+
+def test_a_fresh_model_that_gives_nan_is_refused():
+    class Broken(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) / 0
+
+    x, y = torch.rand(20, 2), torch.arange(20) % 2
+    data = TensorDataset(x, y)
+    with pytest.raises(InvalidInput, match="fresh model gives NaN or infinity"):
+        Labeled(data, data, num_classes=2, model=lambda: Broken(2, 2)).describe()

@@ -148,7 +148,20 @@ def test_one_data_set_is_a_comparison_too():
         (lambda t: pd.concat([t, t]), {}, InvalidInput, "has 2 rows for seed 0 of digits"),
         (lambda t: t.assign(value="high"), {}, InvalidInput, "column 'value' must hold numbers"),
         (lambda t: t[(t["method"] == "old") | (t["dataset"] != "wine")], {}, InvalidInput, "wine has one of the two"),
-        (lambda t: t.assign(seed=None), {}, InvalidInput, "every row needs one"),
+        (lambda t: t.assign(seed=None), {}, InvalidInput, "row 0 has no 'seed'; every row needs one"),
+        (lambda t: t.assign(dataset=t["dataset"].replace("wine", np.nan)), {}, InvalidInput, "row 12 has no 'dataset'"),
+        (lambda t: t.assign(dataset=t["dataset"].replace("wine", "")), {}, InvalidInput, "row 12 has no 'dataset'"),
+        (lambda t: t.assign(seed=["0", *t["seed"][1:]]), {}, InvalidInput, "numbers and the text '0'"),
+        (lambda t: t.assign(value=t["value"] + 1j), {}, InvalidInput, "column 'value' must hold numbers"),
+        (lambda t: t.assign(value=pd.Timestamp("2026-01-01")), {}, InvalidInput, "column 'value' must hold numbers"),
+        (lambda t: pd.concat([t, t[["value"]]], axis=1), {}, InvalidInput, "2 columns called 'value'"),
+        (lambda t: t.set_index(["dataset", "seed"]), {}, UnknownName, r"Call df.reset_index\(\) first"),
+        (lambda t: t.to_dict("list"), {}, InvalidInput, "the table is a dict; expected a pandas DataFrame"),
+        (lambda t: t, {"by": ["dataset"]}, UnknownName, "no column"),
+        (lambda t: t, {"factor": 0}, InvalidInput, "factor of claim digits must be a finite number above 0"),
+        (lambda t: t, {"digits": -1}, InvalidInput, "digits of claim digits must be a whole number"),
+        (lambda t: t, {"unit": None}, InvalidInput, "unit of claim 'digits' must be a str"),
+        (lambda t: t, {"paired": "no"}, InvalidInput, "paired of claim 'digits' must be a bool"),
     ],
 )
 def test_tables_that_do_not_fit_are_refused(change, kw, error, sentence):
@@ -174,5 +187,24 @@ def test_judge_table_gives_the_judges_verdicts():
         judge_table(df.drop(columns="metric"), claims)
     with pytest.raises(InvalidInput, match="must hold numbers; row 0 has 'x'"):
         judge_table(df.assign(value="x"), claims)
-    with pytest.raises(InvalidInput, match="no arm, seed or metric"):
+    with pytest.raises(InvalidInput, match="row 0 has no 'arm'"):
         judge_table(df.assign(arm=None), claims)
+    # A generator of claims was used up by their check, and nothing was judged.
+    assert judge_table(df, (c for c in claims)) == verdicts
+    assert judge_table(df, claims[0])["C1"].estimate == verdicts["C1"].estimate
+    with pytest.raises(InvalidInput, match="'C1' is no claim"):
+        judge_table(df, ["C1"])
+
+
+def test_steps_are_numbers():
+    df = rows(sets=("digits",), effects=(0.03,)).rename(columns={"method": "arm"}).assign(metric="accuracy", step=9)
+    last = df.assign(step=10, value=df["value"] + np.where(df["arm"] == "new", -0.1, 0.0))
+    claim = Claim("C1", "new beats old", "", "", Difference("accuracy", "new", "old"), "greater", margin=0.01)
+    steps = pd.concat([df, last], ignore_index=True)
+    verdict = judge_table(steps, [claim])["C1"]
+    # As words, step 10 came before step 9, and 9 was taken for the last.
+    assert judge_table(steps.astype({"step": str}), [claim])["C1"] == verdict
+    assert verdict.estimate == pytest.approx(differences(df.rename(columns={"arm": "method"}), "digits").mean() - 0.1)
+    for step, sentence in ((None, "row 0 has no 'step'"), ("end", "column 'step' must hold numbers; row 0 has 'end'")):
+        with pytest.raises(InvalidInput, match=sentence):
+            judge_table(steps.assign(step=step), [claim])

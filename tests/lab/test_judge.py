@@ -1,5 +1,7 @@
 """The judge's rules, one by one, on evidence small enough to check by hand."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -165,6 +167,39 @@ def test_exact_claims_need_every_seed(direction, values, status, worst):
     c = claim(direction=direction, margin=0.2, null=0.5, test="exact", estimand=Level("score", "a"))
     verdict = one(c, evidence(a=values))
     assert (verdict.status, verdict.estimate, verdict.p_value) == (status, worst, None)
+
+
+@pytest.mark.parametrize(
+    ("direction", "values", "status"),
+    [
+        ("at_most", [0.1 + 0.2] * 3, Status.SUPPORTED),  # 0.30000000000000004
+        ("greater", [0.1 + 0.2] * 3, Status.CONTRADICTED),
+        ("at_least", [0.3 - 4e-17, 0.4, 0.5], Status.SUPPORTED),
+        ("at_most", [0.3 + 1e-9] * 3, Status.CONTRADICTED),
+        ("within", [0.3 + 0.1] * 3, Status.SUPPORTED),  # 0.3 + 0.1 - 0.3 > 0.1 in floating point
+        ("within", [0.3, np.inf, 0.3], Status.CONTRADICTED),
+    ],
+)
+def test_rounding_violates_no_exact_claim(direction, values, status):
+    exact = claim(direction=direction, test="exact", null=0.3, margin=0.1, estimand=Level("score", "a"))
+    assert one(exact, evidence(a=np.array(values))).status is status
+
+
+def test_a_run_that_diverged_violates_an_exact_comparison():
+    verdict = one(
+        claim(direction="at_most", test="exact"), evidence(a=np.array([1.0, np.inf, 1.0]), b=np.array([1.0, 1.0, 1.0]))
+    )
+    assert (verdict.status, verdict.estimate) == (Status.CONTRADICTED, np.inf)
+
+
+@pytest.mark.parametrize("size", [1e200, 1e-300, 1e-310])
+def test_values_whose_variance_is_no_double_have_no_verdict(size):
+    values = pair(3.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        verdict = one(claim(margin=size / 10), evidence(**{arm: v * size for arm, v in values.items()}))
+    assert verdict.status is Status.INCONCLUSIVE
+    assert "use another unit, or log=True" in verdict.reason
 
 
 def test_exact_claims_are_no_part_of_the_family():
@@ -393,6 +428,13 @@ def test_defects_of_the_code_are_raised():
         judge([claim(estimand=lambda e: 1 / 0)], evidence(**pair(1.0)))
     with pytest.raises(UserCodeError, match="gave float, not a DataFrame"):
         judge([claim(estimand=lambda e: 0.5)], evidence(**pair(1.0)))
+    for odd in (
+        pd.DataFrame([[1.0, 2.0]] * 3, columns=["a", "a"]),
+        pd.DataFrame({"a": [1.0, 2.0]}, index=[0, np.nan]),
+        pd.DataFrame({"a": [1.0 + 1j, 2.0]}),
+    ):
+        with pytest.raises(UserCodeError, match="expected one row per seed"):
+            judge([claim(estimand=lambda e, odd=odd: odd)], evidence(**pair(1.0)))
 
     def unknown(e):
         raise UnknownName("no such thing.")

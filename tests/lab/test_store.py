@@ -11,6 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from mlcollage.errors import InvalidInput, StoreError, UnknownName
+from mlcollage.lab.doctor import examine
 from mlcollage.lab.measurements import Measurements
 from mlcollage.lab.run import Run, Scale
 from mlcollage.lab.store import DamagedRun, Store
@@ -234,6 +235,52 @@ def test_killed_between_any_two_steps_a_run_is_there_whole_or_not_at_all(tmp_pat
     assert step > 5  # it died at several places
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t.iloc[:1], "it holds 1 of 2 rows"),
+        (lambda t: pd.concat([t, t]), "it holds 4 of 2 rows"),
+        (lambda t: t.drop(columns="value"), "it lacks the columns value"),
+        (lambda t: t.assign(run="0123456789ab"), "the rows of another run"),
+        (lambda t: t.assign(value="high"), "not all numbers"),
+        (lambda t: t.assign(seed="three"), "not all numbers"),
+    ],
+)
+def test_a_table_that_is_whole_but_not_the_runs_is_damage(tmp_path, change, said):
+    store = Store(tmp_path)
+    store.commit(RUN, measured(), {})
+    change(store.table(RUN)).to_parquet(store.folder(RUN) / "measurements.parquet")
+    assert said in store.damage(RUN)
+    assert store.evidence([RUN], study="demo", scale=Scale.QUICK, workload="default").missing == 1
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", None, "of another"])
+def test_a_description_that_is_not_the_runs_is_damage(tmp_path, text):
+    store, other = Store(tmp_path), Run("demo", "stream", "gln", 4, {"lr": 0.1}, Scale.QUICK)
+    store.commit(RUN, measured(), {})
+    store.commit(other, measured(), {})
+    file = store.folder(RUN) / "run.json"
+    if text is None:
+        file.unlink()
+        file.mkdir()
+    else:
+        file.write_text(text if text != "of another" else (store.folder(other) / "run.json").read_text())
+    assert store.damage(RUN)
+    assert sorted(run is None for _, run in store.all_finished()) == [False, True]
+    assert store.finished("demo") == [other]
+
+
+def test_what_is_left_of_a_run_without_its_description_is_named_and_set_aside(tmp_path):
+    store = Store(tmp_path)
+    store.commit(RUN, measured(), {})
+    (store.folder(RUN) / "run.json").unlink()
+    (found,) = [check for check in examine(tmp_path) if check.name == "damaged runs"]
+    assert (found.state, RUN.id in found.detail) == ("problem", True)
+    store.commit(RUN, measured(), {})
+    assert store.damage(RUN, thorough=True) == ""
+    assert (tmp_path / "damaged" / "demo" / RUN.id / "measurements.parquet").exists()
+
+
 @pytest.mark.parametrize("name", ["measurements.parquet", "arrays.npz", "run.json"])
 @pytest.mark.parametrize("how", ["empty", "truncated", "noise", "gone"])
 def test_a_damaged_run_is_named_counts_as_missing_and_is_set_aside(tmp_path, name, how):
@@ -246,17 +293,12 @@ def test_a_damaged_run_is_named_counts_as_missing_and_is_set_aside(tmp_path, nam
     if name == "run.json" and how == "gone":
         assert not store.has(RUN)
         return
-    if name == "arrays.npz" and how == "gone":
-        with pytest.raises(UnknownName, match="stored no arrays"):
-            store.array(RUN, "image")
-        return
     assert f"{name} of run {RUN} in {tmp_path} is damaged" in store.damage(RUN, thorough=True)
     evidence = store.evidence([RUN], study="demo", scale=Scale.QUICK, workload="default")
+    assert (evidence.missing, [f.run for f in evidence.damaged]) == (1, [RUN])
     if name == "arrays.npz":
         with pytest.raises(DamagedRun, match="`mlcollage run demo` measures it again"):
-            evidence.array(RUN, "image")
-    else:
-        assert (evidence.missing, [f.run for f in evidence.damaged]) == (1, [RUN])
+            store.array(RUN, "image")
     aside = store.set_aside(RUN)
     assert aside.exists()
     assert not store.has(RUN)

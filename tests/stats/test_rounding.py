@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from mlcollage.stats._values import difference, levels
+from mlcollage.errors import InvalidInput
+from mlcollage.stats._resample import codes
+from mlcollage.stats._values import difference, finite, levels, sample, table
 from mlcollage.stats.causal import page_trend, paired_difference, sign_flip_test
 from mlcollage.stats.explore import critical_difference
 from mlcollage.stats.robust import prob_improvement
@@ -68,3 +70,21 @@ def test_signed_ranks_with_ties_by_hand():
     ranks, signs = np.array([2.5, 2.5, 1.0, 4.0]), np.array(np.meshgrid(*[[0, 1]] * 4)).reshape(4, -1)
     assert rosenbaum_p(split) == pytest.approx(np.mean(ranks @ signs >= 7.5))
     assert rosenbaum_p([1.0, 1e-17]) == rosenbaum_p([1.0, 0.0]) == 0.5
+
+
+@pytest.mark.parametrize("values", ["abc", [[1.0, 2.0], [3.0]], [1.0 + 1j, 2.0], [object(), 1.0]])
+def test_what_is_no_real_number_is_refused_in_a_sentence(values):
+    for use in (sample, finite, lambda x: table(x, "x", "rows, columns")):
+        with pytest.raises(InvalidInput, match="x must hold real numbers"):
+            use(values)
+
+
+def test_an_infinite_difference_is_no_tie():
+    assert difference([np.inf, 1.0, -np.inf], [1.0, np.inf, 0.0]).tolist() == [np.inf, -np.inf, -np.inf]
+
+
+@pytest.mark.parametrize("labels", [["a", None, "b", "a"], [0.0, np.nan, 1.0, 0.0]])
+def test_a_value_without_a_label_is_in_no_unit(labels):
+    with pytest.raises(InvalidInput, match="unit lacks a label at position 1"):
+        codes(labels, 4, "unit")
+    assert codes(["b", 1, "b", 1], 4, "unit").tolist() == [0, 1, 0, 1]

@@ -17,7 +17,7 @@ from mlcollage import _checks as checks
 from mlcollage._users import users_code
 from mlcollage.data._images import Images
 from mlcollage.data._pixels import mode_of
-from mlcollage.data._reading import SPLIT_NOTE, channels_of, check_options, encode, encode_as, split_rows, whole_number
+from mlcollage.data._reading import SPLIT_NOTE, channels_of, check_options, encode, encode_as, image_size, split_rows
 from mlcollage.data._tabular import from_table
 from mlcollage.data.workload import Labeled
 from mlcollage.errors import InvalidInput, MissingDependency, MissingFile, MLCollageError
@@ -79,7 +79,7 @@ def _images(train: Any, test: Any, label: str, image: str, options: Mapping[str,
         train, test, y, y_test, note = train.select(rows), train.select(test_rows), y[rows], y[test_rows], SPLIT_NOTE
     else:
         y_test = encode_as(_names(test, label), classes, name)
-    size = whole_number(options, "size")
+    size = image_size(options)
     with users_code(f"the first image of {name}"):
         found = train[0][image]
         if not isinstance(found, Image.Image):

@@ -19,8 +19,8 @@ from mlcollage.data._reading import (
     channels_of,
     check_options,
     file_hash,
+    image_size,
     split_rows,
-    whole_number,
 )
 from mlcollage.data.workload import Labeled
 from mlcollage.errors import InvalidInput
@@ -88,7 +88,7 @@ def load(name: str | Path, options: Mapping[str, str]) -> Labeled:
     """Load ``folder/train/<class>/*.png`` and ``folder/test/...``, or ``folder/<class>/*.png``."""
     folder = Path(name).expanduser()
     check_options(options, ("size", "channels"), f"the image folder {folder}")
-    size = whole_number(options, "size")
+    size = image_size(options)
     root = folder / "train" if (folder / "train").is_dir() else folder
     paths, labels, classes = _scan(root)
     channels = _look(paths, size)

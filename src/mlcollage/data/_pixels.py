@@ -120,4 +120,6 @@ def opened(path: Path) -> Iterator[Image.Image]:
     except MLCollageError as error:
         raise InvalidInput(f"the image {path} cannot be used: {str(error).rstrip('.')}.") from error
     except Exception as error:
-        raise InvalidInput(f"the image {path} is damaged ({described(error)}); delete or replace it.") from error
+        raise InvalidInput(
+            f"the image {path} is damaged ({described(error, where=False)}); delete or replace it."
+        ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from mlcollage._users import described
 from mlcollage.errors import InvalidInput, MissingFile
@@ -50,6 +52,14 @@ def with_options(name: str, options: Mapping[str, str]) -> str:
     return name + ("?" if options else "") + "&".join(f"{key}={value}" for key, value in sorted(options.items()))
 
 
+def image_size(options: Mapping[str, str]) -> int | None:
+    """The option ``size``, whose square Pillow must be willing to decode too."""
+    size = whole_number(options, "size")
+    if size is not None and size**2 > (most := Image.MAX_IMAGE_PIXELS or size**2):
+        raise InvalidInput(f"option size must be at most {math.isqrt(most):,}; got {size}.")
+    return size
+
+
 def whole_number(options: Mapping[str, str], key: str, default: int | None = None) -> int | None:
     """An option that is a whole number from 1."""
     if key not in options:
@@ -85,13 +95,17 @@ def read_npz(path: Path, instead: str = "save numbers and strings only") -> dict
         raise InvalidInput(f"{path} is not an .npz archive.")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return {key.lower(): archive[key] for key in archive.files}
+            arrays = {key.lower(): archive[key] for key in archive.files}
+            # What is no array is given as its bytes.
+            if odd := [key for key, value in arrays.items() if not isinstance(value, np.ndarray)]:
+                raise ValueError(f"{odd[0]} is no array")
+            return arrays
     except Exception as error:  # damaged archives raise anything, also MemoryError
         if isinstance(error, ValueError) and "allow_pickle" in str(error):
             raise InvalidInput(
                 f"{path} holds arrays of Python objects, which are pickled and never loaded; {instead}."
             ) from error
-        raise InvalidInput(f"{path} is damaged ({described(error)}).") from error
+        raise InvalidInput(f"{path} is damaged ({described(error, where=False)}); save it again.") from error
 
 
 def standardize(train: NDArray, test: NDArray) -> tuple[NDArray, NDArray]:

@@ -22,6 +22,7 @@ _SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|", "space":
 _LOOKED_AT = 100  # records that a separator is told by
 _WORDS = 50  # different words of a column that are still one-hot encoded
 _DATE = r"\s*(\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([T\s].*)?|\d{1,2}:\d{2}(:\d{2}.*)?)\s*"
+_UNIT = r"^\s*[-+]?\d[\d.,]*\s*([^\W\d_]{1,4})\s*$"
 _MARKS = r"[\s%$€£,'_]"  # what numbers are written with
 
 
@@ -81,6 +82,9 @@ def _csv(path: Path, options: Mapping[str, str]) -> tuple[pd.DataFrame, str]:
         raise InvalidInput(f"the fields of {path} may be separated by {found}; add ?sep={names[next(iter(fits))]}.")
     sep = next(iter(fits), next(iter(separators)))
     _check_names(path, heads[sep])
+    with path.open("rb") as binary:
+        if any(b"\0" in part for part in iter(lambda: binary.read(1 << 20), b"")):  # pandas ends a field there
+            raise InvalidInput(f"{path} holds zero bytes, so it is no text; write it as UTF-8 text.")
     table = pd.read_csv(
         path,
         sep=sep,
@@ -131,7 +135,7 @@ def from_table(table: pd.DataFrame, test: pd.DataFrame | None, options: Mapping[
     if options.get("scale", "standard") not in ("standard", "none"):
         raise InvalidInput(f"option scale must be standard or none; got {options['scale']!r}.")
     if not len(table):
-        raise InvalidInput(f"{where} has no rows.")
+        raise InvalidInput(f"{where} has no rows; expected a row per sample.")
     if test is None and (column := _split_column(table, options, where)) is not None:
         words = table[column].astype(str).str.strip().str.lower()
         table, test = (table[words == part].drop(columns=column) for part in ("train", "test"))
@@ -139,7 +143,10 @@ def from_table(table: pd.DataFrame, test: pd.DataFrame | None, options: Mapping[
     _check_columns(table, test, target, where)
     whole = table if test is None else pd.concat([table, test], ignore_index=True)
     if whole[target].isna().any():
-        raise InvalidInput(f"{int(whole[target].isna().sum())} labels in the column {target!r} of {where} are missing.")
+        raise InvalidInput(
+            f"{int(whole[target].isna().sum())} labels in the column {target!r} of {where} are missing; give them, or "
+            "drop the rows."
+        )
     # One-hot columns are those of both tables together.
     # X is (rows of both, columns); labels are encoded by the training rows alone.
     X, labels = _features(whole.drop(columns=target), options, where), whole[target].to_numpy()
@@ -200,7 +207,7 @@ def _features(table: pd.DataFrame, options: Mapping[str, str], where: str) -> ND
     words = [name for name in table if name in named or not pd.api.types.is_numeric_dtype(table[name])]
     for name in words:
         if name not in named:
-            _check_words(table[name], f"the column {name!r} of {where}", f"?words={name}")
+            _check_words(table[name], f"the column {name!r} of {where}", f"?words={name}", "decimal" in options)
         if (count := table[name].astype(str).nunique()) > _WORDS:
             raise InvalidInput(
                 f"the column {name!r} of {where} holds {count} different words (at most {_WORDS} are one-hot encoded); "
@@ -214,13 +221,21 @@ def _features(table: pd.DataFrame, options: Mapping[str, str], where: str) -> ND
     return X
 
 
-def _check_words(column: pd.Series[Any], where: str, option: str) -> None:
+def _check_words(column: pd.Series[Any], where: str, option: str, decimal: bool) -> None:
     """Refuse words that mean numbers or dates; as words they would be one-hot encoded without their order."""
     text = column.astype(str)
     if pd.api.types.is_datetime64_any_dtype(column) or text.str.fullmatch(_DATE).all():
         raise InvalidInput(f"{where} holds dates or times such as {text.iloc[0]!r}; make them numbers, or drop it.")
     number = pd.to_numeric(text, errors="coerce").notna()
-    plain = pd.to_numeric(text.str.replace(_MARKS, "", regex=True), errors="coerce").notna()
+    if number.all() and (decimal or not isinstance(column.iloc[0], str)):
+        raise InvalidInput(
+            f"{where} holds numbers such as {text.iloc[0]!r} that were not read as numbers; leave out ?decimal= where "
+            f"a point is written, keep whole numbers within 64 bits, or add {option}."
+        )
+    units = text.str.extract(_UNIT, expand=False)
+    one = units.notna().all() and units.nunique() == 1  # 3 kg, 5 kg
+    bare = text.str.strip().str.removesuffix(units.iloc[0]) if one else text
+    plain = pd.to_numeric(bare.str.replace(_MARKS, "", regex=True), errors="coerce").notna()
     odd = text[~number]
     if len(odd) and plain.all():
         comma = "add ?decimal=, or, if it separates thousands, ?thousands=,"

@@ -120,4 +120,7 @@ def _options(spec: str) -> tuple[str, dict[str, str]]:
         pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True)
     except ValueError:
         raise InvalidInput(f"options are written ?key=value&key=value; got ?{query} in {spec!r}.") from None
-    return name, dict(pairs)
+    options = dict(pairs)
+    if twice := [key for key in options if [k for k, _ in pairs].count(key) > 1]:
+        raise InvalidInput(f"option {twice[0]} is given twice in {spec!r}; give it once.")
+    return name, options

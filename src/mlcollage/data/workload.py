@@ -171,6 +171,11 @@ class Labeled(Workload):
                 f"the workload's model maps {tuple(x.shape)} to {tuple(getattr(logits, 'shape', ()))}; expected "
                 f"(2, {self.num_classes}), one logit per class."
             )
+        if not torch.isfinite(logits).all():
+            raise InvalidInput(
+                "the workload's fresh model gives NaN or infinity for the first or the last training sample; expected "
+                "finite logits: look at its initialization, and at the range of the inputs."
+            )
         return f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} parameters"
 
 

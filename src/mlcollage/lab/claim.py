@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from mlcollage._checks import choice, probability, real
+from mlcollage._checks import choice, integer, positive, probability, real
 from mlcollage._users import users_code
 from mlcollage.errors import InvalidInput
 from mlcollage.lab.evidence import Evidence
@@ -136,8 +136,13 @@ class Claim:
     def __post_init__(self) -> None:
         probability(f"alpha of claim {self.id}", self.alpha)
         choice(f"kind of claim {self.id}", self.kind, ("finding", "check"))
-        for name in ("margin", "null", "factor"):
+        choice(f"from_scale of claim {self.id}", self.from_scale, [str(scale) for scale in Scale])
+        for name in ("margin", "null"):
             real(f"{name} of claim {self.id}", getattr(self, name))
+        positive(f"factor of claim {self.id}", self.factor), integer(f"digits of claim {self.id}", self.digits, least=0)
+        for name, kind in (("id", str), ("title", str), ("unit", str), ("paired", bool)):
+            if not isinstance(value := getattr(self, name), kind):
+                raise InvalidInput(f"{name} of claim {self.id!r} must be a {kind.__name__}, not {value!r}.")
         if self.margin < 0:
             raise InvalidInput(
                 f"claim {self.id}: margin={self.margin} must not be negative; it is a size, not a direction."
@@ -147,7 +152,7 @@ class Claim:
                 f"claim {self.id}: direction {self.direction!r} needs margin > 0, the smallest effect that matters."
             )
         for name in ("id", "title"):
-            if not str(getattr(self, name)).strip():
+            if not getattr(self, name).strip():
                 raise InvalidInput(f"claim {self.id!r}: its {name} is empty; verdicts, slides and digests print it.")
         if len(self.title) > TITLE:
             raise InvalidInput(

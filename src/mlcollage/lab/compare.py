@@ -358,9 +358,7 @@ def _tidy(
             "value": numbers,
         }
     )
-    # pandas drops such rows from groups without a word.
-    if table[["set", "seed"]].isna().any().any():
-        raise InvalidInput(f"a row has no {seed!r}; every row needs one.")
+    _every_row_has(rows, [seed, *([] if by is None else [by])])
     # Episodes or folds as rows would pass for more seeds than there are, and make every p value too small.
     repeated = table[table.duplicated(["set", "arm", "seed"])]
     if len(repeated):
@@ -381,10 +379,28 @@ def _tidy(
     return table.reset_index(drop=True)
 
 
-def _need(df: pd.DataFrame, columns: Sequence[Hashable]) -> None:
-    lacking = [c for c in columns if c not in df.columns]
-    if lacking:
-        raise UnknownName(f"the table has no column {_some(lacking)}; there are: {_some(df.columns)}.")
+def _need(df: Any, columns: Sequence[Hashable]) -> None:
+    if not isinstance(df, pd.DataFrame):
+        raise InvalidInput(f"the table is a {type(df).__name__}; expected a pandas DataFrame: pd.DataFrame(...).")
+    there = list(df.columns)  # a list, since an index takes no names that have no hash
+    if lacking := [c for c in columns if c not in there]:
+        hint = " Call df.reset_index() first." if set(map(str, lacking)) & set(map(str, df.index.names)) else ""
+        raise UnknownName(f"the table has no column {_some(lacking)}; there are: {_some(there)}.{hint}")
+    if twice := [c for c in there if there.count(c) > 1]:
+        raise InvalidInput(f"the table has {there.count(twice[0])} columns called {twice[0]!r}; rename or drop one.")
+
+
+def _every_row_has(rows: pd.DataFrame, columns: Sequence[str]) -> None:
+    """Refuse rows without a name or a seed, which pandas drops from groups without a word, and seeds without order."""
+    for column in columns:
+        lacks = rows[column].isna() | (rows[column].astype(str).str.strip() == "")
+        if lacks.any():
+            raise InvalidInput(f"row {rows.index[lacks][0]} has no {column!r}; every row needs one.")
+    seeds = rows[columns[0]]
+    kinds = {isinstance(s, str) for s in seeds}
+    if len(kinds) > 1:  # seed 1 and seed "1" would be two
+        text = next(s for s in seeds if isinstance(s, str))
+        raise InvalidInput(f"column {columns[0]!r} holds numbers and the text {text!r}; write all seeds in one way.")
 
 
 def _arm_column(df: pd.DataFrame, treatment: str, control: str, others: Sequence[object]) -> str:
@@ -398,9 +414,12 @@ def _arm_column(df: pd.DataFrame, treatment: str, control: str, others: Sequence
 
 def _numbers(column: pd.Series, name: str) -> pd.Series:
     try:
+        if pd.api.types.is_complex_dtype(column):
+            raise TypeError("numpy would drop the imaginary part")
         return column.astype(np.float64)
     except (TypeError, ValueError):
         bad = column[pd.to_numeric(column, errors="coerce").isna() & column.notna()]
+        bad = bad if len(bad) else column  # dates and complex numbers are none that one can compare
         raise InvalidInput(f"column {name!r} must hold numbers; row {bad.index[0]} has {bad.iloc[0]!r}.") from None
 
 
@@ -441,10 +460,12 @@ def judge_table(df: pd.DataFrame, claims: Sequence[Claim]) -> dict[str, Verdict]
     ('supported', '+5.2 pts [3.9, 6.4]')
     """
     _need(df, ["arm", "seed", "metric", "value"])
-    table = df.reset_index(drop=True).assign(value=_numbers(df["value"].reset_index(drop=True), "value"))
-    if table[["arm", "seed", "metric"]].isna().any().any():
-        raise InvalidInput("a row has no arm, seed or metric; every row needs all three.")
+    table = df.reset_index(drop=True)
+    table = table.assign(value=_numbers(table["value"], "value"))
     if "step" not in table.columns:
         table["step"] = 0  # a table of final values
+    if not pd.api.types.is_integer_dtype(table["step"]):
+        table["step"] = _numbers(table["step"], "step")  # as words, step 10 would come before step 9
+    _every_row_has(table, ["seed", "arm", "metric", "step"])
     # Scale paper, at which every claim is due.
     return judge(claims, Evidence("table", Scale.PAPER, "table", table))

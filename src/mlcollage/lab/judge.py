@@ -48,6 +48,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -136,7 +137,7 @@ def judge(claims: Sequence[Claim], evidence: Evidence) -> dict[str, Verdict]:
     >>> verdict.status.value, verdict.effect, verdict.test
     ('supported', '+5.2 pts [3.9, 6.4]', 'paired t')
     """
-    _check_claims(claims)
+    claims = _checked_claims(claims)
     findings = [_examine(claim, evidence) for claim in claims]
     family = [f for f in findings if f.in_family]
     # A claim without a p value stays in its family with 1: failed runs must not make the other tests easier.
@@ -170,9 +171,13 @@ def judge(claims: Sequence[Claim], evidence: Evidence) -> dict[str, Verdict]:
     return verdicts
 
 
-def _check_claims(claims: Sequence[Claim]) -> None:
+def _checked_claims(given: Any) -> list[Claim]:
     seen: set[str] = set()
+    # A list, since a generator would be used up by this check, and then nothing be judged.
+    claims = [given] if isinstance(given, Claim) else list(given)
     for c in claims:
+        if not isinstance(c, Claim):
+            raise InvalidInput(f"{c!r} is no claim; expected mlcollage.lab.Claim(...).")
         if c.id in seen:
             raise InvalidInput(f"two claims have the id {c.id!r}; ids must differ.")
         seen.add(c.id)
@@ -189,6 +194,7 @@ def _check_claims(claims: Sequence[Claim]) -> None:
                 f"claim {c.id}: a trend has direction 'greater' or 'less', null=0 and a margin below 1 "
                 "(its effect is a rank correlation)."
             )
+    return claims
 
 
 def _examine(claim: Claim, evidence: Evidence) -> _Finding:
@@ -278,6 +284,11 @@ def claim_table(claim: Claim, evidence: Evidence) -> pd.DataFrame:
         )
     if table.empty:
         raise InvalidInput("the estimand gave no values.")
+    if table.columns.has_duplicates or table.index.hasnans or any(map(pd.api.types.is_complex_dtype, table.dtypes)):
+        raise UserCodeError(
+            f"the estimand of claim {claim.id} gave two columns of one name, a row without a seed or complex numbers; "
+            "expected one row per seed (the index), one column per arm, and real numbers."
+        )
     attrs = table.attrs  # astype drops them
     with users_code(f"making numbers of what the estimand of claim {claim.id} gave"):
         # Booleans and integers too: shares and counts are compared as numbers.
@@ -343,6 +354,7 @@ def _exact(found: _Finding, table: pd.DataFrame) -> None:
     claim = found.claim
     values = _seed_effects(claim, table).to_numpy()
     known = values[~np.isnan(values)]
+    beyond = difference(known, claim.null)  # 0.1 + 0.2 is not above 0.3
     found.seeds, found.test = len(known), "every seed"
     without = sorted({*table.index[np.isnan(values)], *(s for s in found.lost[0] if s not in table.index)})
     if without:
@@ -352,11 +364,11 @@ def _exact(found: _Finding, table: pd.DataFrame) -> None:
     # The worst value, since one violation contradicts.
     found.estimate = float(known[np.argmax(_badness(claim, known))])
     satisfied = {
-        "greater": known > claim.null,
-        "less": known < claim.null,
-        "within": np.abs(known - claim.null) <= claim.margin,
-        "at_most": known <= claim.null,
-        "at_least": known >= claim.null,
+        "greater": beyond > 0,
+        "less": beyond < 0,
+        "within": difference(np.abs(beyond), claim.margin) <= 0,
+        "at_most": beyond <= 0,
+        "at_least": beyond >= 0,
     }[claim.direction]
     bad = int((~satisfied).sum())
     if bad:
@@ -375,6 +387,17 @@ def _badness(claim: Claim, values: Floats) -> Floats:
     if claim.direction == "within":
         return np.abs(values - claim.null)
     return values if claim.direction in ("less", "at_most") else -values
+
+
+def largest(table: pd.DataFrame) -> float:
+    """Largest finite magnitude; refused where its square, and so a variance, is not a number of double precision."""
+    values = table.to_numpy()
+    size = float(np.abs(values[np.isfinite(values)]).max())
+    if size and not 1e-150 < size < 1e150:
+        raise InvalidInput(
+            f"values of the size {size:.0e} have no variance in double precision; use another unit, or log=True."
+        )
+    return size
 
 
 def _seed_effects(claim: Claim, table: pd.DataFrame) -> pd.Series:
@@ -411,8 +434,7 @@ def _mean(found: _Finding, table: pd.DataFrame) -> None:
     _enough(found, min(len(s) for s in samples))
     found.estimate = float(samples[0].mean() - samples[1].mean() if unpaired else samples[0].mean())
     procedure = mean_procedure(claim.test, columns, unpaired, found.anytime)
-    raw = table.to_numpy()
-    magnitude = float(np.abs(raw[np.isfinite(raw)]).max())
+    magnitude = largest(table)
     # Deterministic metrics, or one that is 0 everywhere: a t of infinity would call them proven by two seeds.
     degenerate = all(is_constant(s, magnitude) for s in samples)
     if degenerate:

@@ -25,7 +25,7 @@ from mlcollage.errors import InvalidInput, MLCollageError
 from mlcollage.lab.bound import BoundStudy
 from mlcollage.lab.claim import Claim
 from mlcollage.lab.evidence import Evidence
-from mlcollage.lab.judge import claim_table, complete_values
+from mlcollage.lab.judge import claim_table, complete_values, largest
 from mlcollage.lab.run import Scale
 from mlcollage.lab.seeds import copied_seeds, listed, plural, relevant_failures
 from mlcollage.lab.store import Store
@@ -266,9 +266,8 @@ def _effect(claim: Claim, evidence: Evidence) -> tuple[tuple[int, float, float, 
     seeds = min(len(s) for s in samples)  # of the smaller arm, where arms are not paired
     if seeds < 2:
         raise InvalidInput(f"{seeds or 'no'} seed{'' if seeds == 1 else 's'} with all values, so no standard error")
-    values = table.to_numpy()
     # Whether seeds agree is a question of rounding, which is relative to the measured values, not to their differences.
-    magnitude = max(float(np.abs(values[np.isfinite(values)]).max()), np.finfo(float).tiny)
+    magnitude = largest(table)
     if all(is_constant(s, magnitude) for s in samples):
         raise InvalidInput("its seeds all agree, so there is no standard error")
     # A t interval of few seeds is wider than a normal one of its standard error. The model takes normal errors, so it

@@ -19,7 +19,7 @@ import shutil
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ from mlcollage.lab.evidence import Evidence, Failure
 from mlcollage.lab.measurements import Measurements
 from mlcollage.lab.run import Run, Scale
 
+# A file that is missing, unreadable, or a folder, on a disk that works; None: what Arrow raises.
+_DAMAGE = (None, errno.ENOENT, errno.EIO, errno.EISDIR, errno.ENOTDIR)
 _IDENTITY = ["study", "experiment", "arm", "seed", "scale", "workload", "run"]  # columns of every stored table, first
 
 
@@ -109,14 +111,16 @@ class Store:
                 if measurements.arrays:
                     # Without pickle, objects are refused here: what is pickled is never loaded.
                     np.savez_compressed(draft / "arrays.npz", allow_pickle=False, **measurements.arrays)
-                text = json.dumps({"id": run.id, **run.to_dict(), **info}, indent=1)
+                # What else there must be, so that what is lost later is missed.
+                there = {"rows": len(measurements), "arrays": sorted(measurements.arrays)}
+                text = json.dumps({"id": run.id, **run.to_dict(), **there, **info}, indent=1)
                 (draft / "run.json").write_text(text, "utf-8")
                 for file in draft.iterdir():
                     # Renamed before its content is on the disk, a run could be empty after a power cut.
                     _flush_to_disk(file)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 if target.exists() and not self.has(run):
-                    shutil.rmtree(target)  # someone deleted run.json: the rest would be in the way forever
+                    self.set_aside(target)  # someone deleted run.json: the rest would be in the way forever
                 try:
                     draft.rename(target)
                 except OSError as error:
@@ -159,18 +163,33 @@ class Store:
         """The run's rows."""
         file = self.folder(run) / "measurements.parquet"
         with self._reading(run, file):
-            return pd.read_parquet(file)
+            table = pd.read_parquet(file)
+            # The file may be whole and yet be another's, or have been edited.
+            lacking = {*_IDENTITY, "metric", "step", "value"} - set(table.columns)
+            if lacking:
+                raise ValueError(f"it lacks the columns {', '.join(sorted(lacking))}")
+            if not (table["run"] == run.id).all():
+                raise ValueError("it holds the rows of another run")
+            if (rows := self.info(run).get("rows", len(table))) != len(table):
+                raise ValueError(f"it holds {len(table)} of {rows} rows")
+            numbers = (table["seed"], table["step"], table["value"])
+            if len(table) and not all(map(pd.api.types.is_numeric_dtype, numbers)):
+                raise ValueError("its seeds, steps and values are not all numbers")
+            return table
 
     def info(self, run: Run) -> dict[str, Any]:
         """What is known of how the run was made: versions, device, seconds, memory, date."""
         file = self.folder(run) / "run.json"
         with self._reading(run, file):
-            return dict(json.loads(file.read_text("utf-8")))
+            info = dict(json.loads(file.read_text("utf-8")))
+            if info.get("id") != run.id:
+                raise ValueError("it does not describe this run")
+            return info
 
     def array(self, run: Run, name: str) -> npt.NDArray[Any]:
         """A named array of the run."""
         file = self.folder(run) / "arrays.npz"
-        if not file.exists():
+        if not file.exists() and not self.info(run).get("arrays"):
             raise UnknownName(f"run {run} stored no arrays, so no {name!r} either.")
         with self._reading(run, file), np.load(file, allow_pickle=False) as arrays:
             if name not in arrays:
@@ -185,9 +204,8 @@ class Store:
         except MLCollageError:
             raise
         except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-            # A file that is missing or unreadable on a disk that works is damage; the rest may be cured without
-            # measuring.
-            if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT, errno.EIO):
+            # The rest may be cured without measuring.
+            if isinstance(error, OSError) and error.errno not in _DAMAGE:
                 raise _as_store_error(error, self.root, file) from error  # permissions, a share that is gone
             raise DamagedRun(
                 f"{file.name} of run {run} in {self.root} is damaged ({type(error).__name__}: {_first_line(error)}); "
@@ -199,17 +217,20 @@ class Store:
 
         ``thorough`` also reads every array; else only whether the file of arrays is whole is looked at.
         """
-        arrays = self.folder(run) / "arrays.npz"
         try:
-            self.info(run)
-            self.table(run)
-            if arrays.exists():
-                with self._reading(run, arrays), zipfile.ZipFile(arrays) as archive:
-                    if thorough and (bad := archive.testzip()) is not None:
-                        raise ValueError(f"{bad} fails its checksum")
+            self._whole(run, thorough)
         except DamagedRun as error:
             return str(error)
         return ""
+
+    def _whole(self, run: Run, thorough: bool = False) -> tuple[dict[str, Any], pd.DataFrame]:
+        """What is known of the run, and its rows, if all of its files are there."""
+        info, table, arrays = self.info(run), self.table(run), self.folder(run) / "arrays.npz"
+        if arrays.exists() or info.get("arrays"):
+            with self._reading(run, arrays), zipfile.ZipFile(arrays) as archive:
+                if thorough and (bad := archive.testzip()) is not None:
+                    raise ValueError(f"{bad} fails its checksum")
+        return info, table
 
     def set_aside(self, damaged: Run | Path) -> Path:
         """Move a damaged run, or the folder of one that cannot be read, out of the way; it is then measured again."""
@@ -223,11 +244,12 @@ class Store:
 
     def all_finished(self) -> Iterator[tuple[Path, Run | None]]:
         """The folder of every finished run of every study, and the run; None where that cannot be read."""
-        for file in sorted((self.root / "runs").glob("*/*/run.json")):
-            try:
-                yield file.parent, _run_of(file)
-            except (ValueError, KeyError, TypeError, OSError):
-                yield file.parent, None
+        # Also folders without a run.json: a run is renamed into its place whole, so somebody deleted it.
+        for folder in sorted(f for f in (self.root / "runs").glob("*/*") if f.is_dir()):
+            run: Run | None = None
+            with suppress(ValueError, KeyError, TypeError, OSError, MLCollageError):
+                run = _run_of(folder / "run.json")
+            yield folder, run if run is not None and self.folder(run) == folder else None
 
     def evidence(self, runs: Sequence[Run], *, study: str, scale: Scale, workload: str) -> Evidence:
         """What is there of these runs, as one table; failed and missing runs are said."""
@@ -236,7 +258,7 @@ class Store:
             if not self.has(run):
                 continue
             try:
-                info, rows = self.info(run), self.table(run)
+                info, rows = self._whole(run)
             except DamagedRun as error:
                 damaged.append(Failure(run, str(error)))
                 continue

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from mlcollage.errors import InvalidInput
 from mlcollage.stats._values import Floats
@@ -30,7 +31,9 @@ def codes(labels: npt.ArrayLike, n: int, name: str) -> npt.NDArray[np.int64]:
     given = np.asarray(labels)
     if given.shape != (n,):
         raise InvalidInput(f"{name} has shape {given.shape}; one label for each of the {n} values was expected.")
-    return np.unique(given, return_inverse=True)[1].astype(np.int64)
+    if pd.isna(given).any():
+        raise InvalidInput(f"{name} lacks a label at position {int(pd.isna(given).argmax())}; every value needs one.")
+    return pd.factorize(given)[0].astype(np.int64)
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,18 @@ Rng = np.random.Generator | int  # a generator, or a seed of one
 Alternative = Literal["greater", "less", "two-sided"]
 
 
+def _floats(values: npt.ArrayLike, name: str) -> Floats:
+    try:
+        if np.iscomplexobj(values):
+            raise TypeError("numpy would drop the imaginary part")
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"{name} must hold real numbers, in rows of one length; numpy says: {error}.") from error
+
+
 def finite(values: npt.ArrayLike, name: str = "x") -> Floats:
     """Finite values of any shape, at least one of them, as float64."""
-    x = np.asarray(values, dtype=np.float64)
+    x = _floats(values, name)
     if not x.size:
         raise InvalidInput(f"{name} is empty; at least one value is needed.")
     if not np.isfinite(x).all():
@@ -34,7 +43,7 @@ def finite(values: npt.ArrayLike, name: str = "x") -> Floats:
 
 def sample(values: npt.ArrayLike, name: str = "x", least: int = 2) -> Floats:
     """One finite value per replication unit (a seed), as a float64 vector of at least ``least`` entries."""
-    x = np.asarray(values, dtype=np.float64)
+    x = _floats(values, name)
     if x.ndim != 1:  # episodes or tasks as a second axis would pass for more seeds than there are
         raise InvalidInput(
             f"{name} has shape {x.shape}; one value per seed was expected. Average what was repeated inside a seed "
@@ -57,7 +66,7 @@ def pair(
 
 def table(values: npt.ArrayLike, name: str, shape: str, rows: int = 1, columns: int = 1) -> Floats:
     """A finite matrix of at least so many rows and columns; ``shape`` says in words what they are."""
-    x = np.asarray(values, dtype=np.float64)
+    x = _floats(values, name)
     if x.ndim != 2 or len(x) < rows or x.shape[1] < columns:
         raise InvalidInput(f"{name} has shape {x.shape}; ({shape}) with at least ({rows}, {columns}) was expected.")
     return finite(x, name)
@@ -73,7 +82,8 @@ def difference(x: npt.ArrayLike, y: npt.ArrayLike) -> Floats:
     """``x - y``, broadcast; 0 where the two are equal up to rounding, so that ranks and signs see a tie."""
     a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     d = np.asarray(a - b, dtype=np.float64)
-    return np.where(np.abs(d) <= ROUNDING * np.maximum(np.abs(a), np.abs(b)), 0.0, d)
+    # An infinite difference would lie within a share of infinity.
+    return np.where(np.isfinite(d) & (np.abs(d) <= ROUNDING * np.maximum(np.abs(a), np.abs(b))), 0.0, d)
 
 
 def levels(x: Floats) -> npt.NDArray[np.int64]:
