@@ -40,7 +40,7 @@ _SHORT, _EARLY, _LONG = (3, 9), 60, 1000  # steps by default; at most before a m
 _MOST_STEPS = 1_000_000  # of one trajectory: beyond it a step size or a length is wrong
 
 
-class Sampler(NamedTuple):
+class Stepper(NamedTuple):
     """One iteration of a sampler over explicit state.
 
     Attributes
@@ -238,7 +238,7 @@ def build(
     mass: Tensor | Metric | None = None,
     temperature: float = 1.0,
     metropolis: bool = True,
-) -> Sampler:
+) -> Stepper:
     """HMC with fixed settings, as a pair of functions over explicit state.
 
     Parameters
@@ -274,7 +274,7 @@ def build(
             state, density, step_size=step_size, steps=low, mass=mass, metropolis=metropolis, generator=generator
         )
 
-    return Sampler(start_at, advance)
+    return Stepper(start_at, advance)
 
 
 def sample(
