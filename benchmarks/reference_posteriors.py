@@ -254,6 +254,9 @@ def _garch(name: str, d: dict[str, Any]) -> Model:
     return 4, log_prob, constrain
 
 
+_LEAST = 1e-300  # of a probability beside 1, so that logarithms have a gradient
+
+
 def _forward(emission: Tensor, log_theta: Tensor) -> Tensor:
     """Log-likelihood of a hidden Markov chain, (chains,), by a tree of products of its matrices.
 
@@ -266,10 +269,10 @@ def _forward(emission: Tensor, log_theta: Tensor) -> Tensor:
         last = m[:, m.shape[1] // 2 * 2 :]
         a, b = m[:, 0 : m.shape[1] // 2 * 2 : 2], m[:, 1::2]
         product = (a[..., :, :, None] * b[..., None, :, :]).sum(-2)
-        total, product = _scaled(product.log(), total)
+        total, product = _scaled(product.clamp(min=_LEAST).log(), total)
         m = torch.cat([product, last], 1)
     begin = emission[:, 0]
-    return total + torch.logsumexp(begin[:, :, None] + m[:, 0].log(), dim=(1, 2))
+    return total + torch.logsumexp(begin[:, :, None] + m[:, 0].clamp(min=_LEAST).log(), dim=(1, 2))
 
 
 def _scaled(log_m: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
@@ -431,6 +434,7 @@ def _hares(name: str, d: dict[str, Any]) -> Model:
         start = log_z - math.log(10)
         value = (-0.5 * away**2 + x[:4]).sum(0) - 0.5 * (start**2).sum(0) - 0.5 * ((log_sigma + 1) ** 2).sum(0)
         value = value - (len(off) * log_sigma + 0.5 * squares).sum(0)
+        value[np.abs(log_w).max((0, 1)) > 100] = -math.inf  # the steps were too long there: Stan's solver gives up too
         gradient = np.empty_like(x)
         pull = np.einsum("ysc,yskc->kc", off[1:] * precision, by)
         gradient[:4] = (pull[:4] - away / sd) * theta + 1

@@ -8,7 +8,7 @@ import torch
 from scipy import stats as sps
 
 from mlcollage.errors import InvalidInput
-from mlcollage.infer import hmc, nuts
+from mlcollage.infer import adaptation, hmc, nuts
 from mlcollage.infer.density import LogDensity
 from mlcollage.infer.diagnostics import Streaming, ess, rhat
 from mlcollage.infer.health import split_rhat
@@ -591,3 +591,24 @@ def test_a_mass_that_cannot_be_gets_one_sentence():
         hmc.sample(normal, spread(2, 2), draws=2, warmup=0, step_size=0.1, mass=torch.eye(2))
     with pytest.raises(InvalidInput, match="symmetric positive definite"):
         hmc.sample(normal, spread(3, 2), draws=2, warmup=0, step_size=0.1, mass=-torch.eye(2))
+
+
+def test_chains_fall_from_any_height_before_they_warm_up():
+    """A log-density of -1e100 at some starts, where no step conserves the energy."""
+
+    def log_prob(q):
+        return -q.pow(20).sum(1) - 0.5 * q.square().sum(1)
+
+    starts = torch.linspace(-1e5, 1e5, 12, dtype=torch.float64)[:, None].expand(-1, 2)
+    chains = hmc.sample(log_prob, starts, draws=150, warmup=150)
+    grid = np.linspace(-1.6, 1.6, 20_001)
+    density = np.exp(-(grid**20) - 0.5 * grid**2)
+    variance = (grid**2 * density).sum() / density.sum()
+    assert chains.draws.square().mean((0, 1)).numpy() == pytest.approx(variance, rel=0.1)
+
+
+def test_chains_near_the_bulk_stay_where_they_start():
+    state, calls = hmc.init(3 * spread(8, 5), normal), []
+    density = LogDensity(lambda q: calls.append(1) or normal(q))
+    assert adaptation.approach(density, state).position.equal(state.position)
+    assert len(calls) < 20

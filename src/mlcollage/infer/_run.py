@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mlcollage._checks import integer
 from mlcollage.errors import InvalidInput
+from mlcollage.infer.adaptation import approach
 from mlcollage.infer.chains import Chains, Info
 from mlcollage.infer.density import Generator, LogDensity, State, start, torch_generator
 from mlcollage.infer.health import warn_of
@@ -73,6 +74,8 @@ class Run:
         if resume is not None:
             self.load_state_dict(resume)
         else:
+            if settings.learns_mass and settings.step_size is None:  # what is given fits where the chains start
+                self.state = approach(density, state)
             self.warmup = WarmUp(settings, density, self.state, generator)
 
     def advance(self, progress: Progress | None, save: Save | None, save_every: int) -> Run:

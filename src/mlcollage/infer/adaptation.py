@@ -300,6 +300,59 @@ def check_step_size(step_size: float | Tensor, position: Tensor) -> Tensor:
     return step
 
 
+_LEAPS, _LEAP = 200, 100  # of a start, and leapfrog steps of one
+
+
+def approach(density: LogDensity, state: State) -> State:
+    """The chains' starts, without those from which warm-up would not find the bulk.
+
+    At a log-density of -1e100 no step size conserves the energy to within 1: a Metropolis test sees rounding, dual
+    averaging follows it, and the chain freezes. So each chain first falls from rest, by leapfrog steps that are right
+    where it is, stays where the log-density was highest, and falls again while that gains 100 + 10 dim and a tenth of
+    the log-density. In the bulk it varies by about sqrt(dim / 2): chains that start there, or near it, stay put.
+    """
+    step = state.log_prob.new_ones(len(state.position), dtype=torch.float64)
+    enough = 100 + 10 * state.position.shape[1]
+    for _ in range(_LEAPS):
+        step = _falling_step(density, state, step)
+        eps, here, best = step[:, None].to(state.position), state, state
+        p = 0.5 * eps * here.gradient  # (chains, dim), from rest
+        for _ in range(_LEAP):
+            before = here.log_prob
+            here = density.state(here.position + eps * p)
+            p = p + eps * here.gradient
+            best = here.where((here.log_prob > best.log_prob) & here.gradient.isfinite().all(dim=1), best)
+            if not bool((here.log_prob > before + enough).any()):  # all are over the hill, or on the plain
+                break
+        far = best.log_prob > state.log_prob + enough + 0.1 * state.log_prob.abs()
+        if not bool(far.any()):
+            return state
+        state = best.where(far, state)
+    return state
+
+
+def _falling_step(density: LogDensity, state: State, guess: Tensor) -> Tensor:
+    """A step size of each chain, (chains,), after which a step from rest gains half of what the gradient says.
+
+    Or more: doubled while that holds, halved until it does; unlike energies it can be told at any height.
+    """
+
+    def holds(step: Tensor) -> Tensor:
+        there = state.position + 0.5 * step[:, None].square().to(state.position) * state.gradient
+        said = (state.gradient * (there - state.position)).sum(dim=1)  # zero for a step that rounding undoes
+        return density(there)[0] - state.log_prob >= 0.5 * said
+
+    step, done, rising = guess, torch.zeros_like(guess, dtype=torch.bool), holds(guess)
+    for _ in range(1000):
+        trial = torch.where(done, step, torch.where(rising, 2 * step, step / 2))
+        right = holds(trial)
+        step = torch.where(done | (rising & ~right), step, trial)
+        done |= rising != right
+        if bool(done.all()):
+            break
+    return step
+
+
 def first_step_size(
     density: LogDensity, state: State, metric: Metric, guess: Tensor, generator: torch.Generator
 ) -> Tensor:

@@ -3,8 +3,10 @@ r"""Warm-up: a step size by dual averaging, and a mass from the covariance of th
 The scheme is Stan's. A fast interval leaves the starts while the step size adapts; slow windows, each twice as long as
 the one before, end with a new mass, shrunk as in Stan, and a new search for the step size; a last fast interval settles
 the step size (Stan Reference Manual, "HMC algorithm parameters"). Of 1,000 iterations: 75, then 25, 50, 100, 200 and
-500, then 50. One thing is added: the fast interval does not keep the unit mass, but takes one from gradients every 15
-iterations (:func:`~mlcollage.infer.adaptation.first_inverse_mass`), so that windows begin at about the right scales.
+500, then 50. Two things are added where a mass is learned. Before all, chains whose log-density is so low that no step
+conserves their energy fall towards the bulk (:func:`~mlcollage.infer.adaptation.approach`). And the fast interval does
+not keep the unit mass, but takes one from gradients every 15 iterations
+(:func:`~mlcollage.infer.adaptation.first_inverse_mass`), so that windows begin at about the right scales.
 
 All through warm-up each chain has a step size of its own, so that one that starts badly comes in at its own pace and
 does not slow or freeze the others. When all sample the same density (``pooled``), the mass is learned from the draws
