@@ -105,15 +105,15 @@ class Chains:
         >>> import torch
         >>> from mlcollage.infer import hmc
         >>> chains = hmc.sample(lambda x: -0.5 * x.square().sum(1), torch.zeros(4, 2), draws=500, warmup=100)
-        >>> chains.health().sentences(), chains.health().rhat.shape
+        >>> chains.health().sentences(), chains.health().rhat["dimension"].shape
         ([], torch.Size([2]))
         """
-        kept = self.draws if self.draws.shape[1] else self.log_prob
+        kept, what = (self.draws, "dimension") if self.draws.shape[1] else (self.log_prob, "log-density")
         agree = self.pooled and kept.is_floating_point()
         return Health(
             accept=self.accept_rate,
             divergences=self.diverging.sum(dim=1),
-            rhat=split_rhat(kept) if agree else self.accept.new_empty(0),
+            rhat={what: split_rhat(kept)} if agree else {},
             draws=self.accept.shape[1],
             step_size=float(self.step_size.mean()),
         )

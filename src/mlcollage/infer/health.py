@@ -11,7 +11,7 @@ so that every run can afford it. :func:`mlcollage.infer.rhat` also normalizes by
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,22 +35,23 @@ class Health:
         (chains,), mean acceptance probability; None for methods without a Metropolis test.
     divergences : Tensor or None
         (chains,), draws with a divergence.
-    rhat : Tensor
-        (quantities,); empty where chains sample densities of their own or there are less than 4 draws.
+    rhat : mapping of str to Tensor
+        Of dimensions, log-density or predictions, by what they are (in the singular), (quantities,) each; nothing where
+        chains sample densities of their own, empty tensors where there are less than 4 draws.
     draws : int
         Draws of each chain.
     step_size : float
         Mean step size; not a number where there is none.
-    what : str
-        What the quantities are.
+    remedy : str
+        What to do where chains hardly move.
     """
 
     accept: Tensor | None
     divergences: Tensor | None
-    rhat: Tensor
+    rhat: Mapping[str, Tensor]
     draws: int
     step_size: float = float("nan")
-    what: str = "dimension"
+    remedy: str = "warm up longer, or give a smaller step_size, or None to adapt it"
 
     def sentences(self) -> list[str]:
         """What is wrong, a sentence each; none where nothing was found."""
@@ -61,7 +62,7 @@ class Health:
             at = "" if self.step_size != self.step_size else f", at step size {self.step_size:.3g}"
             said.append(
                 f"only {rate:.1%} of the proposals were accepted{at}, in {_chains(stuck)}, which hardly moved; "
-                "warm up longer, or give a smaller step_size, or None to adapt it."
+                f"{self.remedy}."
             )
         if self.divergences is not None and bool((self.divergences > 0).any()):
             said.append(
@@ -69,13 +70,10 @@ class Health:
                 f"{_chains(self.divergences > 0)}: parts of the posterior are too steep for the step size and may be "
                 "missing; raise target_accept, or write the model in other parameters."
             )
-        high = self.rhat > CONVERGED
-        if bool(high.any()):
-            worst = int(self.rhat.argmax())
+        apart = [_apart(what, rhat) for what, rhat in self.rhat.items() if bool((rhat > CONVERGED).any())]
+        if apart:
             said.append(
-                f"R-hat is above {CONVERGED} in {int(high.sum())} of {len(self.rhat)} {self.what}s, and "
-                f"{float(self.rhat[worst]):.3g} in {self.what} {worst}: the chains do not agree yet; draw more, or "
-                "look for several modes."
+                f"R-hat is {', and '.join(apart)}: the chains do not agree yet; draw more, or look for several modes."
             )
         return said
 
@@ -118,6 +116,14 @@ def warn_of(health: Health, stacklevel: int = 4) -> None:
     if said:
         text = " ".join(s[0].upper() + s[1:] if i else s for i, s in enumerate(said))
         warnings.warn(text, Unhealthy, stacklevel=stacklevel)
+
+
+def _apart(what: str, rhat: Tensor) -> str:
+    worst = int(rhat.argmax())
+    if len(rhat) == 1:
+        return f"{float(rhat[0]):.3g} for the {what}"
+    count = int((rhat > CONVERGED).sum())
+    return f"above {CONVERGED} in {count} of {len(rhat)} {what}s, and {float(rhat[worst]):.3g} in {what} {worst}"
 
 
 def _chains(bad: Tensor) -> str:

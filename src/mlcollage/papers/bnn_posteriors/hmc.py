@@ -12,7 +12,6 @@ step repeats the old weights. The sampler itself is :mod:`mlcollage.infer.hmc`.
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,13 +21,13 @@ from mlcollage.errors import InvalidInput
 from mlcollage.infer import LogDensity
 from mlcollage.infer import hmc as sampler
 from mlcollage.infer._run import Mass
+from mlcollage.infer.health import STUCK
 
 from .density import largest_curvature
 from .keeping import Keeper, sample_stats
 from .method import CountFrom0, Positive, Probability, Share, Target
 from .sampler import Sampler, Save, State
 
-_STUCK = 0.05  # mean acceptance below which a run deserves a word
 _MOST_STEPS = 1_000_000  # of one trajectory
 
 
@@ -70,8 +69,8 @@ class HMC(Sampler):
 
     Warns
     -----
-    UserWarning
-        When hardly any proposal was accepted, with a step size that the measured curvature allows.
+    Unhealthy
+        As in the other samplers; where a chain hardly moved, with a step size that the measured curvature allows.
 
     Examples
     --------
@@ -108,8 +107,7 @@ class HMC(Sampler):
             resume=None if state is None or "burnt_in" in state else state, save=save, save_every=every,
         )  # fmt: skip
         stats = sample_stats(drawn)
-        self._say_if_stuck(target, drawn.state.position, stats)
-        return stats, {"trajectory_length": length}
+        return stats, {"trajectory_length": length, **self._remedy(target, drawn.state.position, stats)}
 
     def _length(self, target: Target) -> float:
         if self.trajectory_length != "prior":
@@ -143,16 +141,12 @@ class HMC(Sampler):
                 save({"position": here.position, "burnt_in": i + 1, "drawn": 0, "generator": numbers})
         return here.position
 
-    def _say_if_stuck(self, target: Target, position: Tensor, stats: dict[str, Tensor]) -> None:
-        rate = float(stats["accept_prob"].mean())
-        if rate >= _STUCK:
-            return
+    def _remedy(self, target: Target, position: Tensor, stats: dict[str, Tensor]) -> dict[str, str]:
+        """What to do where a chain hardly moved, from the curvature where it stands."""
+        if bool((stats["accept_prob"].mean(dim=1) >= STUCK).all()):
+            return {}
         # a temperature divides the curvature; the leapfrog is stable up to 2 over its root
         top = float(largest_curvature(target.density, position).max()) / self.temperature
         limit = 2 / math.sqrt(top) if top > 0 else math.inf
-        what = "every proposal was rejected" if rate < 1e-6 else f"only {rate:.1%} of the proposals were accepted"
-        warnings.warn(
-            f"{what}, at step size {float(stats['step_size'].max()):.3g}; the curvature here, {top:.3g}, makes steps "
-            f"beyond {limit:.2g} unstable: give step_size={0.25 * limit:.1g} or less, or None to adapt it.",
-            stacklevel=6,
-        )
+        unstable = f"the curvature here, {top:.3g}, makes steps beyond {limit:.2g} unstable"
+        return {"remedy": f"{unstable}: give step_size={0.25 * limit:.1g} or less, or None to adapt it"}

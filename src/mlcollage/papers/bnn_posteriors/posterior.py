@@ -23,8 +23,9 @@ from torch.utils import _pytree as pytree
 
 from mlcollage._checks import integer, probability
 from mlcollage.errors import InvalidInput
-from mlcollage.infer import RunningMixture, Streaming, diagnostics, tensor_file, to_arviz
+from mlcollage.infer import Health, RunningMixture, Streaming, diagnostics, tensor_file, to_arviz
 from mlcollage.infer.density import Generator, torch_generator
+from mlcollage.infer.health import split_rhat
 
 from .function import NetworkFunction, linearized
 from .layout import Layout
@@ -32,6 +33,7 @@ from .likelihoods import Likelihood
 from .validation import as_tensor
 
 _WRITTEN = ("method", "params", "sample_stats", "kept", "info", "target_shape")
+_TOLD = 32  # fitted inputs at most whose predictions tell whether chains agree
 _KIND = "posterior of a network (mlcollage, 2)"
 
 
@@ -184,6 +186,42 @@ class Posterior:
         """Mean acceptance probability; not a number for methods without a Metropolis test."""
         value = self.sample_stats.get("accept_prob")
         return float("nan") if value is None else float(value.mean())
+
+    def health(self, X: Any = None) -> Health:
+        """Acceptance and divergences of each chain, and split-R-hat of the log-density and of predicted numbers.
+
+        Samplers warn of what it finds when they are done; ``health().sentences()`` says it again. R-hat of weights
+        would say little, since networks with permuted units predict the same.
+
+        Parameters
+        ----------
+        X
+            Inputs of the predictions. By default those given as ``at=``, otherwise some of those that were fitted.
+        """
+        stats, rhat = self.sample_stats, dict[str, Tensor]()
+        if "lp" in stats:
+            rhat["log-density"] = split_rhat(stats["lp"])
+        x = self.data[0] if X is None and self.data is not None else X
+        stream = self.stream if X is None else None
+        if stream is None and x is not None and self.params is not None and self.network is not None:
+            if X is None:  # evenly spaced
+                x = x[:: -(-len(x) // _TOLD)]
+            stream = PredictionStream(self.network.likelihood, self.network.inputs(x), self.target_shape)
+            for outputs in self._outputs(stream.x, None):
+                stream.update(outputs)
+        if stream is not None and stream.count >= 4:
+            # what never varies agrees, or is infinitely far apart
+            rhat["prediction"] = stream.diagnostics.rhat().flatten().nan_to_num(nan=1.0, posinf=math.inf)
+        accept, diverging = stats.get("accept_prob"), stats.get("diverging")
+        told = {} if "remedy" not in self.info else {"remedy": self.info["remedy"]}
+        return Health(
+            accept=None if accept is None else accept.mean(dim=1),
+            divergences=None if diverging is None else diverging.sum(dim=1),
+            rhat=rhat,
+            draws=0 if diverging is None else diverging.shape[1],
+            step_size=float(stats["step_size"].mean()) if "step_size" in stats else math.nan,
+            **told,
+        )
 
     # --- draws --------------------------------------------------------------------------------------------------------
 

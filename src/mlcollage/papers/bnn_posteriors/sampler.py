@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -23,7 +24,8 @@ from torch.utils import _pytree as pytree
 
 from mlcollage._checks import integer
 from mlcollage.errors import InvalidInput
-from mlcollage.infer import tensor_file
+from mlcollage.infer import Unhealthy, tensor_file
+from mlcollage.infer.health import warn_of
 
 from .fingerprint import fingerprint
 from .keeping import Keeper, Store
@@ -57,6 +59,12 @@ class Sampler(Method):
         another seed is refused.
     checkpoint_every
         Draws between writes, and iterations of HMC's and NUTS's warm-up.
+
+    Warns
+    -----
+    Unhealthy
+        Of chains that hardly moved, of divergences and of R-hat above 1.01 of log-density or predictions; see
+        :meth:`Posterior.health <mlcollage.papers.bnn_posteriors.posterior.Posterior.health>`.
     """
 
     chains: CountFrom1 = 4
@@ -99,9 +107,13 @@ class Sampler(Method):
                 folder.write(now)
 
         # without a folder only the end is needed, to go on from
-        stats, info = self._sample(target, keeper, state, save, self.checkpoint_every if folder else sys.maxsize)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Unhealthy)  # of what is kept here, the posterior tells more
+            stats, info = self._sample(target, keeper, state, save, self.checkpoint_every if folder else sys.maxsize)
         more = partial(_extended, self, target, keeper, last[0])
-        return replace(keeper.posterior(self, stats, info), continuation=more)
+        posterior = replace(keeper.posterior(self, stats, info), continuation=more)
+        warn_of(posterior.health(), stacklevel=5)
+        return posterior
 
 
 def _extended(method: Sampler, target: Target, keeper: Keeper, state: State | None, draws: int) -> Posterior:
