@@ -339,7 +339,7 @@ def test_slide_writes_the_formats_asked_for(mlcollage, probe, tmp_path):
     assert done.out.splitlines() == [f"[drawn]/probe-smoke.{kind}" for kind in ("svg", "png")]
     assert (tmp_path / "[drawn]" / "probe-smoke.png").stat().st_size > 10_000
     files = mlcollage("slide", "probe", "--scale", "smoke", "--json").json
-    assert set(files) == {"svg", "png", "pdf"}
+    assert set(files) == {"svg", "png", "pdf", "portrait"}
     wrong = mlcollage("slide", "probe", "--scale", "smoke", "-f", "bmp")
     assert wrong.code == 2
     assert wrong.says("'bmp'", "svg, png, pdf")

@@ -162,7 +162,7 @@ def test_where_there_is_no_fork_processes_are_spawned(probe, tmp_path, monkeypat
     evidence = run_study("probe", "smoke", store=tmp_path / "results", workers=2)
     assert [r.arm for r in evidence.runs] == ["ok"]
     reasons = {f.run.arm: f.reason for f in evidence.failures}
-    assert reasons["raise"] == "RuntimeError: the loss is not a number"
+    assert reasons["raise"].startswith("experiment probe failed with RuntimeError: the loss is not a number (")
     assert "exit code 7" in reasons["leave"]
 
 

@@ -207,7 +207,10 @@ def in_type_of(model: nn.Module, value: Any) -> Any:
     """A float64 tensor, which numpy makes of everything, in the type of a model's parameters; any for a float64 one."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return value
-    kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), value.dtype)
+    kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    if len(kinds) != 1:  # a model of several types knows itself what its layers take
+        return value
+    (kind,) = kinds
     return value.to(kind) if torch.float64 in (value.dtype, kind) else value
 
 

@@ -42,11 +42,14 @@ def relevant_failures(claim: Claim, evidence: Evidence) -> list[Failure]:
 
 def awaited_runs(claim: Claim, evidence: Evidence) -> list[Run]:
     """Runs that are neither finished nor failed and that the claim needs, as far as one can tell."""
-    feeding = _feeding(claim, evidence) or None  # nothing of it is there yet: any experiment may bring it
+    arms = set(getattr(claim.estimand, "arms", ()))
+    there = set(evidence.table["arm"]) if len(evidence.table) else set()
+    # Where one of its arms is not there yet, or it does not name them, any experiment may bring what it needs.
+    feeding = _feeding(claim, evidence) if arms and arms <= there else None
     return [
         run
         for run in evidence.waiting
-        if _could_feed(claim, evidence, run) and (feeding is None or run.experiment in feeding)
+        if _could_feed(claim, evidence, run) and (not feeding or run.experiment in feeding)
     ]
 
 

@@ -229,7 +229,7 @@ def test_pickled_and_misshapen_arrays_are_refused(tmp_path):
     with pytest.raises(InvalidInput, match="must be uint8"):
         NpzParts([tmp_path / "f.npz"])
     np.savez(tmp_path / "l.npz", X=np.zeros((3, 4, 4, 3), np.uint8), Y=np.zeros(2, int))
-    with pytest.raises(InvalidInput, match="3 images but 2 labels"):
+    with pytest.raises(InvalidInput, match="3 images but 2 int64 labels"):
         NpzParts([tmp_path / "l.npz"])
     with pytest.raises(InvalidInput, match="no npz file"):
         NpzParts([])

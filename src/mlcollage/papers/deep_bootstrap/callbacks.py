@@ -109,11 +109,11 @@ class LightningBootstrap(_Following, LightningCallback):
     ----------
     world
         As for :class:`~mlcollage.papers.deep_bootstrap.twin.IdealTwin`.
-    n, batch_size, steps
+    n, batch_size, steps : int, optional
         Only where the trainer cannot tell: streams without a length, batch samplers without a size, endless training.
-    loss, train, evaluations, test_size, seed, forward
+    loss, train, evaluations, test_size, seed, forward : optional
         As for :class:`~mlcollage.papers.deep_bootstrap.twin.IdealTwin`.
-    clip_norm, clip_value
+    clip_norm, clip_value : float, optional
         Read from the trainer; given here, they must be the same.
     batch
         From a batch of the loader to inputs and labels, for the check of loss and gradients. Default: the first two
@@ -258,11 +258,11 @@ class HuggingFaceBootstrap(_Following, HuggingFaceCallback):
     ----------
     world
         As for :class:`~mlcollage.papers.deep_bootstrap.twin.IdealTwin`.
-    n, batch_size, steps
+    n, batch_size, steps : int, optional
         Only where the trainer cannot tell: data sets without a length.
-    loss, train, evaluations, test_size, seed, forward
+    loss, train, evaluations, test_size, seed, forward : optional
         As for :class:`~mlcollage.papers.deep_bootstrap.twin.IdealTwin`.
-    clip_norm, clip_value
+    clip_norm, clip_value : float, optional
         Read from the trainer; given here, they must be the same.
 
     Attributes
