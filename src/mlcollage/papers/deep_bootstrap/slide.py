@@ -133,7 +133,7 @@ def _scatter(evidence: Evidence) -> Panel:
         ends = ranked.sort_values("real")
         for arm, row in (next(ends.iterrows()), list(ends.iterrows())[-1]):
             label = (row["ideal"], row["real"])
-            ax.annotate(_label(str(arm)), label, (8, -10), textcoords="offset points", color=theme.MUTED)
+            ax.annotate(_label(str(arm)), label, (9, 5), textcoords="offset points", color=theme.MUTED)
         ax.set_xlim(0, top)
         ax.set_ylim(0, top)
         ax.set_xlabel("fresh data")
