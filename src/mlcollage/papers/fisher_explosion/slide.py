@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 
 from mlcollage.collage import Collage, Diagram, Panel, theme
@@ -67,8 +68,15 @@ _IDEA = Panel(
 )
 
 
+def _common(curve: pd.DataFrame) -> pd.DataFrame:
+    """The steps that all seeds have: a branch of a training adds one of its own."""
+    return curve[curve["seeds"] == curve["seeds"].max()]
+
+
 def _wrong_labels(evidence: Evidence) -> Panel:
-    curves = {a: 100 * evidence.across_seeds("test_accuracy", arm=a)[["mean", "lo", "hi"]] for a in NOISY}
+    curves = {a: _common(evidence.across_seeds("test_accuracy", arm=a)) for a in NOISY}
+    curves = {a: 100 * c[["mean", "lo", "hi"]] for a, c in curves.items()}
+    final = {a: 100 * float(evidence.select("final_accuracy", arm=a)["value"].mean()) for a in NOISY}
 
     def draw(ax: Axes) -> None:
         for arm, c in curves.items():
@@ -76,12 +84,12 @@ def _wrong_labels(evidence: Evidence) -> Panel:
             if arm != "noise_mixup":
                 theme.band(ax, c.index, c["lo"], c["hi"], color)
             ax.plot(c.index, c["mean"], color=color, linestyle=(0, (3, 2)) if arm == "noise_mixup" else "-")
-            theme.label_line_end(ax, c.index[-1], c["mean"].iloc[-1], f"{name} {c['mean'].iloc[-1]:.1f}", color)
+            theme.label_line_end(ax, c.index[-1], c["mean"].iloc[-1], f"{name} {final[arm]:.1f}", color)
         ax.set_ylim(bottom=np.floor(max(c["lo"].iloc[len(c) // 8] for c in curves.values()) / 5) * 5 - 5)
         ax.set_xlabel("steps")
         theme.tidy(ax, grid="y", ticks=5)
 
-    ends = ", ".join(f"{NOISY[a][0]} {c['mean'].iloc[-1]:.1f}%" for a, c in curves.items())
+    ends = ", ".join(f"{NOISY[a][0]} {v:.1f}%" for a, v in final.items())
     share = evidence.find_runs(arm="noise_fp")[0].settings["wrong"]
     return Panel(
         "Accuracy with wrong labels",
@@ -93,9 +101,7 @@ def _wrong_labels(evidence: Evidence) -> Panel:
 
 
 def _explosion(evidence: Evidence) -> Panel:
-    curves = {arm: evidence.across_seeds("trace", arm=arm) for arm in CLEAN}
-    # Seeds share their steps, but a branch adds one of its own: keep those that all seeds have.
-    curves = {arm: c[c["seeds"] == c["seeds"].max()] for arm, c in curves.items()}
+    curves = {arm: _common(evidence.across_seeds("trace", arm=arm)) for arm in CLEAN}
 
     def draw(ax: Axes) -> None:
         for arm, c in curves.items():
