@@ -27,6 +27,7 @@ from mlcollage.lab.worker import main as worker_main
 # Studies are not among them: the server outlives an edit of a study in a notebook, and would go on with the old one.
 _PRELOADED = ("mlcollage.lab.worker", "torch", "torch._dynamo", "numba", "scipy.optimize", "scipy.stats", "sklearn.svm")
 _NO_EXIT_CODE = 255  # what multiprocessing reports when the server that forked a process is gone
+_PAUSES = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)  # seconds between attempts to start a process after the server was killed
 
 
 @dataclass(frozen=True)
@@ -203,10 +204,14 @@ def _started(context: Any, arguments: tuple[Any, ...]) -> Any:
             process.start()
         return process
 
-    try:
-        return start()
-    except (OSError, EOFError):
-        return start()
+    # A server that was killed closes its socket a moment before the system reports its end, and until then
+    # multiprocessing takes it for alive: so we ask again, a little later each time, for about three seconds.
+    for pause in _PAUSES:
+        try:
+            return start()
+        except (OSError, EOFError):
+            time.sleep(pause)
+    return start()
 
 
 def _server_is_gone(job: _Job, store: Store) -> bool:
