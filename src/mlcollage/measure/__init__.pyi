@@ -31,6 +31,9 @@ from .hessian import hessian_trace as hessian_trace
 from .hessian import hessian_vector_product as hessian_vector_product
 from .layer_tap import LayerTap as LayerTap
 from .layer_tap import layers_of as layers_of
+from .probes import layer_probes as layer_probes
+from .rdm import rdm as rdm
+from .rdm import rdm_similarity as rdm_similarity
 from .representation import as_samples as as_samples
 from .representation import centered_matrix as centered_matrix
 from .trace import TraceResult as TraceResult
@@ -66,6 +69,7 @@ __all__ = [
     "hessian_trace",
     "hessian_vector_product",
     "jackknife",
+    "layer_probes",
     "layers_of",
     "mutual_information",
     "nll",
@@ -73,6 +77,8 @@ __all__ = [
     "per_example_grad_sqnorm",
     "predictive_entropy",
     "pwcca",
+    "rdm",
+    "rdm_similarity",
     "sample_labels",
     "spectrum",
     "svcca",
