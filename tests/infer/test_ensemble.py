@@ -163,3 +163,11 @@ def test_the_same_module_twice_is_refused():
     with pytest.raises(InvalidInput, match="hold the same module more than once"):
         Ensemble(net, [net, torch.nn.Linear(4, 3), net])
     assert len(Ensemble(net, [net.state_dict()] * 2)) == 2
+
+
+def test_a_member_with_another_activation_is_refused():
+    def made(act):
+        return nn.Sequential(nn.Linear(2, 2), act())
+
+    with pytest.raises(InvalidInput, match=r"layer 1 is ReLU\(\) there and Tanh\(\) here"):
+        Ensemble(made(nn.Tanh), [made(nn.ReLU)])

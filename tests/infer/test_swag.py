@@ -230,3 +230,17 @@ def test_files_of_something_else_are_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(InvalidInput, match="damaged"):
         SWAG.load(path, model)
+
+
+def test_another_activation_is_refused(tmp_path):
+    def made(act):
+        return nn.Sequential(nn.Linear(2, 2), act())
+
+    swag = SWAG(made(nn.Tanh), rank=0)
+    swag.update(made(nn.Tanh))
+    file = swag.save(tmp_path / "swag")
+    assert SWAG.load(file, made(nn.Tanh)).count == 1
+    with pytest.raises(InvalidInput, match=r"layer 1 is Tanh\(\) there and ReLU\(\) here"):
+        SWAG.load(file, made(nn.ReLU))
+    with pytest.raises(InvalidInput, match="the model is another one than SWAG was made for"):
+        swag.update(made(nn.ReLU))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mlcollage._checks import integer
 from mlcollage.errors import InvalidInput
+from mlcollage.nn.signature import other_layer, signature
 
 
 def mix_logits(logits: Tensor) -> Tensor:
@@ -213,6 +214,10 @@ class Ensemble:
         if {name: value.shape for name, value in state.items()} != own:
             odd = sorted(set(own) ^ set(state)) or [name for name in own if own[name] != state[name].shape]
             raise InvalidInput(f"a member is of another architecture: it differs in {odd[0]} ({len(odd)} in all).")
+        if isinstance(member, nn.Module) and (layer := other_layer(signature(member), signature(self._module))):
+            raise InvalidInput(
+                f"a member (there) is of another architecture than the ensemble (here): {layer}; give modules of one."
+            )
         self._states.append({name: value.detach().clone() for name, value in state.items()})
 
     @torch.no_grad()

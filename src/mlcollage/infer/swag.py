@@ -29,6 +29,7 @@ from mlcollage._checks import integer, real
 from mlcollage.errors import InvalidInput
 from mlcollage.infer import tensor_file
 from mlcollage.infer.density import Generator, normal, torch_generator
+from mlcollage.nn.signature import other_layer, signature
 
 _KIND = "SWAG (mlcollage, 2)"
 
@@ -101,6 +102,7 @@ class SWAG:
         self._squares = torch.zeros_like(self.mean)  # sum of squared deviations from the mean
         self._last: deque[Tensor] = deque(maxlen=rank)  # deviations (P,), the oldest falls out
         self._state: dict[str, Tensor] = {}  # parameters and buffers of the model seen last
+        self._layers = signature(model)
         self._tied: dict[str, str] = {}  # name in the state dict to the parameter behind it; tied names share one
 
     @property
@@ -120,11 +122,15 @@ class SWAG:
         Raises
         ------
         InvalidInput
-            If names or shapes are not those of the first model, or a parameter is not finite.
+            If names, shapes or layers are not those of the first model, or a parameter is not finite.
         """
         parameters = dict(model.named_parameters())
         if {name: p.shape for name, p in parameters.items()} != self._shapes:
             raise InvalidInput("the model's parameters have other names or shapes than those SWAG was made for.")
+        if (difference := other_layer(self._layers, signature(model))) is not None:
+            raise InvalidInput(
+                f"the model is another one than SWAG was made for: {difference}; give the one that is trained."
+            )
         w = torch.cat([p.detach().reshape(-1).to(self.mean) for p in parameters.values()])
         if not bool(w.isfinite().all()):
             bad = next(name for name, p in parameters.items() if not bool(p.isfinite().all()))
@@ -197,7 +203,7 @@ class SWAG:
             {
                 "rank": self.rank, "count": self.count, "mean": self.mean, "squares": self._squares,
                 "deviations": self.deviations, "shapes": {n: list(shape) for n, shape in self._shapes.items()},
-                "tied": self._tied, "state": self._state,
+                "tied": self._tied, "state": self._state, "layers": self._layers,
             },
         )  # fmt: skip
 
@@ -217,7 +223,7 @@ class SWAG:
         MissingFile
             If there is no such file.
         InvalidInput
-            If it is damaged, of something else, or of another architecture.
+            If it is damaged, of something else, or of another architecture, also of another activation.
 
         Examples
         --------
@@ -236,6 +242,11 @@ class SWAG:
         if own != saved:
             odd = sorted(set(own) ^ set(saved)) or [name for name in own if own[name] != saved[name]]
             raise InvalidInput(f"{path} is of another architecture: it differs in {odd[0]} ({len(odd)} in all).")
+        # files of earlier versions do not say
+        if (difference := other_layer(content.get("layers", swag._layers), swag._layers)) is not None:
+            raise InvalidInput(
+                f"{path} is of another network than this: {difference}; give one like that it was saved from."
+            )
         where = swag.mean.device
         swag.mean, swag._squares = content["mean"].to(where), content["squares"].to(where)
         swag._last.extend(content["deviations"].to(where))

@@ -553,3 +553,31 @@ def test_the_global_generator_is_left_alone(mlp, blobs):
         mlp(x)
         penalty(y)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_loss_of_a_copy_that_shares_a_layer_is_refused(mlp, blobs):
+    x, y = blobs
+    other = copy.deepcopy(mlp)
+    first = next(name for name, _ in mlp.named_parameters())
+    place, _, last = first.rpartition(".")
+    setattr(other.get_submodule(place), last, mlp.get_parameter(first))
+    with SelectivityRegularizer(mlp, -1.0) as penalty:
+        mlp(x)
+        with pytest.raises(InvalidInput, match="not for a copy of it"):
+            penalty(y, nn.functional.cross_entropy(other(x), y))
+        mlp(x)
+        penalty(y, nn.functional.cross_entropy(mlp(x), y))
+
+
+def test_a_memory_of_other_layers_or_of_another_kind_is_refused(mlp, blobs):
+    x, y = blobs
+    names = [name for name, part in mlp.named_modules() if isinstance(part, nn.ReLU)]
+    settings = {"num_classes": 3, "memory": "ema"}
+    with SelectivityRegularizer(mlp, -1.0, layers=names, **settings) as first:
+        mlp(x)
+        first(y)
+        state = first.state_dict()
+    with pytest.raises(InvalidInput, match="remembers units of the layers"):
+        SelectivityRegularizer(mlp, -1.0, layers=names[:1], **settings).load_state_dict(state)
+    with pytest.raises(InvalidInput, match="a memory of sums and counts; this one is of rows and targets"):
+        SelectivityRegularizer(mlp, -1.0, layers=names, **{**settings, "memory": "queue"}).load_state_dict(state)

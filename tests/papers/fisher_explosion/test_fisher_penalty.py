@@ -710,3 +710,29 @@ def test_parameters_that_the_logits_lack_are_named_unless_params_does(small):
     with pytest.raises(InvalidInput, match=r"do not depend on the parameters unused\.weight, unused\.bias"):
         run()
     assert run(params=list(model.parameters())) > 0
+
+
+@pytest.mark.parametrize("shared", ["0.weight", "all but the last", "parameters"])
+@pytest.mark.parametrize("settings", [{}, {"estimator": "per_example"}, {"mode": "jvp"}])
+def test_a_copy_that_shares_a_part_is_refused_and_networks_around_are_not(shared, settings):
+    model = (
+        nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 4), nn.Linear(4, 2)).double().eval()
+    )
+    other, x = copy.deepcopy(model), torch.randn(6, 3, dtype=torch.float64)
+    names = {"0.weight": ["0.weight"], "all but the last": [n for n, _ in model.named_parameters() if n[0] != "4"]}
+    for name in names.get(shared, [n for n, _ in model.named_parameters()]):
+        place, _, last = name.rpartition(".")
+        setattr(other.get_submodule(place), last, model.get_parameter(name))
+
+    def run(network, **more):
+        penalty = FisherPenalty(model, alpha=1.0, interval=1, **settings, **more)
+        return penalty.add_gradient_(lambda: network(x)) if "mode" in settings else penalty(network(x), x)
+
+    with pytest.raises(InvalidInput, match="not of a copy of it"):
+        run(other)
+    with pytest.raises(InvalidInput, match="not of a copy of it"):
+        run(other, params=["0.weight"])
+    assert run(model) > 0
+    if "estimator" not in settings:  # which calls the network by itself
+        encoder = nn.Linear(3, 3).double()
+        assert run(nn.Sequential(encoder, model, nn.Linear(2, 2).double())) > 0

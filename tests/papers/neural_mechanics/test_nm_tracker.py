@@ -359,6 +359,20 @@ def test_a_run_may_be_stopped_saved_and_gone_on_with(tmp_path):
         np.testing.assert_allclose(found[column], whole[column], atol=1e-14)
 
 
+def test_a_state_of_other_weights_or_another_mode_is_refused():
+    model = network()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    state = tracked(model, optimizer, steps=3).state_dict()
+    with torch.no_grad():
+        next(model.parameters()).mul_(1.5)
+    second = ConservationTracker(model, optimizer, HOMOGENEOUS)
+    second.load_state_dict(state)
+    with pytest.raises(InvalidInput, match="not those with which the tracker's state was saved"):
+        second.start()
+    with pytest.raises(InvalidInput, match=r"the state is of mode='ledger'"):
+        ConservationTracker(model, optimizer, HOMOGENEOUS, mode="both").load_state_dict(state)
+
+
 def test_a_tracker_may_start_in_the_middle_of_training():
     model = network()
     optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)

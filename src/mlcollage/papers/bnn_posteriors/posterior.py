@@ -28,6 +28,7 @@ from mlcollage.infer.density import Generator, torch_generator
 from mlcollage.infer.health import split_rhat
 
 from .function import NetworkFunction, linearized
+from .identity import identity, other_network
 from .layout import Layout
 from .likelihoods import Likelihood
 from .validation import as_tensor
@@ -150,6 +151,9 @@ class Posterior:
         Inputs and targets that it was fitted to; not written to files.
     continuation : callable or None
         Of a sampler: number of further draws to the posterior with them, see :meth:`extend`; not written to files.
+    identity : dict or None
+        Of a posterior from a file: what its network, likelihood and prior were, see
+        :mod:`~mlcollage.papers.bnn_posteriors.identity`.
     """
 
     layout: Layout
@@ -163,6 +167,7 @@ class Posterior:
     target_shape: tuple[int, ...] | None = None
     data: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
     continuation: Callable[[int], Posterior] | None = field(default=None, repr=False)
+    identity: dict[str, Any] | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the run itself, which has a random generator."""
@@ -292,12 +297,19 @@ class Posterior:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one safetensors file, whose header says what it is in JSON; nothing is pickled.
 
-        The file is complete or not there. Returns its path.
+        The file also tells its network, likelihood and prior from others, by what they give at made-up data. It is
+        complete or not there. Returns its path.
         """
         content = {name: getattr(self, name) for name in _WRITTEN}
         content["stream"] = None if self.stream is None else self.stream.state_dict()
-        content |= {"names": self.layout.names, "shapes": self.layout.shapes}
+        content |= {"names": self.layout.names, "shapes": self.layout.shapes, "identity": self._identity()}
         return tensor_file.save(path, _KIND, content)
+
+    def _identity(self) -> dict[str, Any] | None:
+        if self.identity is not None or self.network is None:
+            return self.identity
+        seen = self.stream.x if self.stream is not None else None
+        return identity(self.network, *((seen, None) if self.data is None else self.data))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], network: NetworkFunction | None = None) -> Posterior:
@@ -308,26 +320,38 @@ class Posterior:
         path
             The file.
         network
-            The network it is meant for, a ``BayesianNetwork``; another architecture is refused. Without it the draws
-            are there, but no predictions.
+            The network it is meant for, a ``BayesianNetwork``. Another architecture is refused, and so are another
+            activation, other frozen values, another likelihood or prior. Without it the draws are there, but no
+            predictions.
 
         Raises
         ------
         MissingFile
             If it is not there.
         InvalidInput
-            If it is another kind of file, or of another architecture.
+            If it is another kind of file, or of another network, likelihood or prior; the sentence says in what.
         """
         content = tensor_file.load(path, _KIND)
         layout = Layout(tuple(content["names"]), tuple(tuple(shape) for shape in content["shapes"]))
         if network is not None and (difference := network.layout.difference(layout)) is not None:
             raise InvalidInput(f"{path} is of another architecture: {difference} (this network, and the file).")
+        written = content.get("identity")
+        if network is not None and written is None:
+            warnings.warn(
+                f"{path} does not say of which network it is, so only names and shapes of parameters were compared.",
+                stacklevel=2,
+            )
+        if network is not None and written and (difference := other_network(written, network)) is not None:
+            raise InvalidInput(
+                f"{path} is of another network than this: {difference}; load it with the network, likelihood and prior "
+                "it was fitted with."
+            )
         known = {name: content[name] for name in _WRITTEN}
         known["target_shape"] = shape = None if known["target_shape"] is None else tuple(known["target_shape"])
         stream = None
         if network is not None and (state := content["stream"]) is not None:
             stream = PredictionStream(network.likelihood, state["x"], shape).load_state_dict(state)
-        return cls(layout, **known, stream=stream, network=network)
+        return cls(layout, **known, stream=stream, network=network, identity=written)
 
     # --- predictions --------------------------------------------------------------------------------------------------
 

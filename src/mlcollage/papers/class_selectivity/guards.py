@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mlcollage.data.batches import count_classes
 from mlcollage.errors import InvalidInput
 from mlcollage.measure.class_means import check_labels
-from mlcollage.measure.grad_norms import graph_nodes
+from mlcollage.measure.other_copies import of_another_copy, running_means_of
 
 from .index import is_dense, negative_response
 
@@ -49,9 +49,8 @@ def check_captured(
 
 
 def check_belongs(loss: Tensor, model: nn.Module) -> None:
-    """Refuse a loss that depends on none of the model's parameters, as that of another copy of it does not."""
-    ids = set(map(id, model.parameters()))
-    if ids and not any(id(getattr(node, "variable", None)) in ids for node in graph_nodes([loss])):
+    """Refuse a loss of another copy of the model, also of one that shares some of its parameters."""
+    if of_another_copy([loss], [p for p in model.parameters() if p.requires_grad], running_means_of(model)):
         raise InvalidInput(
             "the loss does not depend on the network that the regularizer reads: make the regularizer for the network "
             "that is trained, not for a copy of it."

@@ -40,6 +40,11 @@ class ClassMemory:
     def load(self, state: dict[str, Tensor]) -> None:
         """Counterpart of :meth:`state`."""
         first, second = self.names
+        if state and set(state) != set(self.names):
+            raise InvalidInput(
+                f"the state has a memory of {' and '.join(state)}; this one is of {first} and {second}: make the "
+                "regularizer with the memory= it was saved with."
+            )
         self.held = (state[first], state[second]) if state else None
 
     def _check_units(self, now: int) -> None:

@@ -318,10 +318,17 @@ class SelectivityRegularizer(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Steps made and the memory, for ``state_dict``."""
-        return {"steps": torch.tensor(self.steps), "memory": self._memory.state() if self._memory is not None else {}}
+        memory = self._memory.state() if self._memory is not None else {}
+        return {"steps": torch.tensor(self.steps), "memory": memory, "layers": list(self._tap.layers)}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Counterpart of :meth:`get_extra_state`."""
+        """Counterpart of :meth:`get_extra_state`; a memory of other layers or of another kind is refused."""
+        here, there = list(self._tap.layers), state.get("layers")
+        if self._memory is not None and state["memory"] and there is not None and list(there) != here:
+            raise InvalidInput(
+                f"the state remembers units of the layers {', '.join(there)}, not of {', '.join(here)}: give the same "
+                "layers, or begin without the state."
+            )
         self.steps = int(state["steps"])
         if self._memory is not None:
             self._memory.load(state["memory"])

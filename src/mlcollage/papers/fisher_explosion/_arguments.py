@@ -12,6 +12,7 @@ from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 from mlcollage.measure._tape import REENTRANT
 from mlcollage.measure.grad_norms import count_examples, graph_nodes
+from mlcollage.measure.other_copies import of_another_copy, running_means_of
 from mlcollage.nn import unwrap
 from mlcollage.train import Replicas
 
@@ -200,7 +201,9 @@ def _batch_coupled(model: nn.Module) -> list[str]:
     ]
 
 
-def check_graph(logits: Tensor, parameters: Mapping[str, Tensor], *, twice: bool, complete: bool) -> None:
+def check_graph(
+    logits: Tensor, model: nn.Module | Replicas, parameters: Mapping[str, Tensor], *, twice: bool, complete: bool
+) -> None:  # fmt: skip
     """Walk the graph of the logits; refuse one that lacks parameters, or that cannot be differentiated ``twice``.
 
     Without this the penalty would silently be zero or lack a block, or the error would come out of the user's
@@ -218,9 +221,8 @@ def check_graph(logits: Tensor, parameters: Mapping[str, Tensor], *, twice: bool
                     f"the logits come out of {what} ({name}), whose backward pass cannot be differentiated again; use "
                     f"mode='finite_difference' or 'jvp' with add_gradient_, or use {remedy}."
                 )
+    check_belongs(logits, model, parameters)
     missing = [name for name, p in parameters.items() if id(p) not in leaves]
-    if len(missing) == len(parameters):
-        _refuse_other()
     if missing and complete:
         names = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise InvalidInput(
@@ -229,18 +231,16 @@ def check_graph(logits: Tensor, parameters: Mapping[str, Tensor], *, twice: bool
         )
 
 
-def check_belongs(logits: Tensor, parameters: Mapping[str, Tensor]) -> None:
-    """Refuse logits that do not depend on any of the parameters, as those of another copy of the network do not."""
-    ids = set(map(id, parameters.values()))
-    if not any(id(getattr(node, "variable", None)) in ids for node in graph_nodes([logits])):
-        _refuse_other()
-
-
-def _refuse_other() -> None:
-    raise InvalidInput(
-        "the logits do not depend on any of the penalized parameters; hand over those of the network (or Replicas) "
-        "that the penalty was made for, not of a copy of it."
-    )
+def check_belongs(logits: Tensor, model: nn.Module | Replicas, parameters: Mapping[str, Tensor]) -> None:
+    """Refuse logits of another copy of the network, also of one that shares some of its parameters."""
+    # stacked networks have no modules of their own to look into
+    means = [] if isinstance(model, Replicas) else running_means_of(model)
+    whole = [p for p in _named(model).values() if p.requires_grad]
+    if of_another_copy([logits], parameters.values()) or of_another_copy([logits], whole, means):
+        raise InvalidInput(
+            "the logits do not depend on the penalized parameters, or on others in their place; hand over those of the "
+            "network (or Replicas) that the penalty was made for, not of a copy of it."
+        )
 
 
 def check_precision(logits: Tensor, parameters: Iterable[Tensor]) -> None:

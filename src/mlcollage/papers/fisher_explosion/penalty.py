@@ -383,11 +383,11 @@ class FisherPenalty(nn.Module):
         check_call(self._model[0], logits, x, y, labels=self.labels, wrt=self.wrt, estimator=self.estimator)
         parameters = trainable(self._model[0], self._chosen)
         if self._checked:
-            check_belongs(logits, parameters)
+            check_belongs(logits, self._model[0], parameters)
             return
         # The estimators of single samples differentiate a pass of their own.
         twice = self.mode == "double_backprop" and (self.wrt == "input" or self.estimator == "minibatch")
-        check_graph(logits, parameters, twice=twice, complete=self._chosen is None)
+        check_graph(logits, self._model[0], parameters, twice=twice, complete=self._chosen is None)
         self._checked = True
 
     def _weight(self, like: Tensor) -> Tensor:

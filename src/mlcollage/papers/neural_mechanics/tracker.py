@@ -160,6 +160,7 @@ class ConservationTracker:
         self._flow: Tensor | None = None  # (2, laws): Q and dQ/dk of the closed form
         self._seen: tuple[list[_Look], bool, bool] | None = None  # looks, whether all is there for SGD, whether idle
         self._started = False
+        self._resumed: Tensor | None = None  # quantities of a state that was loaded, to be compared at the start
 
     def _lay_out(self) -> None:
         """Of each law: whether it is quadratic, the groups that it spans, and its home, the first of them."""
@@ -178,6 +179,7 @@ class ConservationTracker:
         self.stop()
         if not self._started:
             self._begin()
+        self._check_resumed()
         step = self.optimizer.register_step_pre_hook(self._before)
         self._handles = [step, self.optimizer.register_step_post_hook(self._after)]
         if self.clipping:
@@ -249,15 +251,28 @@ class ConservationTracker:
             "sums": dict(self._sums),
             "notes": list(self._notes),
             "records": self._records.state(),
+            "mode": self.mode,
+            "quantities": self._vector(self.symmetries.quantities(self._values())),  # tells the weights from others
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state of a tracker of the same laws; call it before training goes on."""
+        """Go on from a state of a tracker of the same laws; call it before training goes on.
+
+        Raises
+        ------
+        InvalidInput
+            For other laws or another mode; and from :meth:`start`, if the weights are not those of the state then.
+        """
         names = [law.name for law in self.symmetries]
         if list(state["laws"]) != names or len(state["groups"]) != len(self._groups):
             raise InvalidInput(
                 f"the state is of the laws {', '.join(state['laws'])}; this tracker has {', '.join(names)}."
             )
+        if state.get("mode", self.mode) != self.mode:
+            raise InvalidInput(
+                f"the state is of mode={state['mode']!r}; make the tracker with that, not {self.mode!r}."
+            )
+        self._resumed = state.get("quantities")
         for group, (kept, time, last) in zip(self._groups, state["groups"], strict=True):
             group.state, group.time, group.last = LedgerState(*kept), time, last and SGDSettings(*last)
         self.steps, self._ideal, self._flow = int(state["steps"]), LedgerState(*state["ideal"]), state["flow"]
@@ -281,6 +296,19 @@ class ConservationTracker:
             self._flow = torch.stack([Q, -(1 + self._quadratic) * rates * P])
         self._started = True
         self._record()
+
+    @torch.no_grad()
+    def _check_resumed(self) -> None:
+        """The weights must be those of the state, or what other weights did would be laid to training."""
+        there, self._resumed = self._resumed, None
+        if there is None:
+            return
+        here = self._vector(self.symmetries.quantities(self._values()))  # (laws,)
+        if float((there.to(here) - here).norm()) > 1e-3 * max(float(there.norm()), float(here.norm())):
+            raise InvalidInput(
+                "the weights are not those with which the tracker's state was saved, as conserved quantities show: "
+                "load the checkpoint of the network first, or begin without the state."
+            )
 
     def _keep(self, name: str, parameter: Tensor) -> None:
         assert parameter.grad is not None
