@@ -220,7 +220,7 @@ def _items(model: Any, named: Mapping[str, Any]) -> Tensor:
     from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 
     labels: Tensor = named["labels"] if named.get("shift_labels") is None else named["shift_labels"]
-    causal = LOSS_MAPPING.get(getattr(model, "loss_type", None)) is ForCausalLMLoss
+    causal = LOSS_MAPPING.get(str(getattr(model, "loss_type", ""))) is ForCausalLMLoss
     paired = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     if causal and not paired and named.get("shift_labels") is None:
         labels = labels[..., 1:]
