@@ -13,7 +13,7 @@ from mlcollage.lab.paper import papers
 
 SOURCE = Path(mlcollage.__file__).parent
 FLOORS = ("__main__", "cli", "testing", "papers", "lab", "collage", "train", "measure", "infer", "stats", "nn", "data")
-SHARED = {"errors", "_checks", "_random", "_users"}  # and mlcollage itself, for its version
+SHARED = {"errors", "_checks", "_npz", "_random", "_users"}  # and mlcollage itself, for its version
 MODULES = sorted(SOURCE.rglob("*.py"))
 LAYOUT = ("__init__.py", "__init__.pyi", "paper.toml", "study/__init__.py", "study/claims.py", "slide.py")
 PAPERS = sorted(p.parent for p in (SOURCE / "papers").glob("*/paper.toml"))

@@ -17,6 +17,11 @@ from .cca import CCAResult as CCAResult
 from .cca import cca as cca
 from .cca import pwcca as pwcca
 from .cca import svcca as svcca
+from .cka import RBF as RBF
+from .cka import CKADifference as CKADifference
+from .cka import CKAResult as CKAResult
+from .cka import MinibatchCKA as MinibatchCKA
+from .cka import cka as cka
 from .class_means import ClassMeans as ClassMeans
 from .dimensionality import dimensionality as dimensionality
 from .dimensionality import participation_ratio as participation_ratio
@@ -42,13 +47,17 @@ from .units import UnitAxes as UnitAxes
 from .units import unit_axes as unit_axes
 
 __all__ = [
+    "RBF",
     "CCAFactor",
     "CCAResult",
+    "CKADifference",
+    "CKAResult",
     "CalibrationCurve",
     "ClassMeans",
     "GhostNorms",
     "LayerTap",
     "LayerUnits",
+    "MinibatchCKA",
     "MonteCarlo",
     "TraceResult",
     "UnitAxes",
@@ -60,6 +69,7 @@ __all__ = [
     "calibration_curve",
     "cca",
     "centered_matrix",
+    "cka",
     "confidence_gap",
     "dimensionality",
     "ece",

@@ -16,9 +16,9 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
+from mlcollage._npz import load_arrays, save_arrays
 from mlcollage.errors import InvalidInput
 
-from ._files import load_arrays, save_arrays
 from ._inputs import Inputs
 from ._settings import check_rate, step_sizes
 from .gaussian import GaussianNetwork

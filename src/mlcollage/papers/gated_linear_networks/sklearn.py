@@ -16,11 +16,11 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
 from mlcollage import _checks as checks
+from mlcollage._npz import pack_labels, unpack_labels
 from mlcollage.errors import InvalidInput
 
 from . import _kernels
 from ._estimator import OnlineEstimator, StepOptions, blocks, only_weight, step_factors
-from ._files import pack_labels, unpack_labels
 from ._inputs import BasePredictor, Inputs, bounds
 from ._settings import LearningRate, hidden_sizes
 from .gaussian import GaussianNetwork

@@ -1,4 +1,4 @@
-"""Estimators on disk: one ``.npz`` of arrays and a line of JSON, nothing pickled."""
+"""Estimators and results on disk: one ``.npz`` of arrays and a line of JSON, nothing pickled."""
 
 from __future__ import annotations
 
