@@ -9,12 +9,40 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Subset, TensorDataset
+from torch.utils.data import Subset, TensorDataset, default_collate
 
-from mlcollage._users import users_code
+from mlcollage._users import described, users_code
+from mlcollage.data.batches import read_batch
 from mlcollage.errors import InvalidInput, UserCodeError
 
 _AT_ONCE = 1024  # samples that are decoded together
+
+
+def gathered(dataset: Any, rows: NDArray, where: str) -> tuple[Tensor, Tensor]:
+    """Inputs ``(m, ...)`` and targets ``(m, ...)`` of some samples, in the types they have; values are not looked at.
+
+    Samples are pairs, or have parts with names, as :func:`~mlcollage.data.batches.read_batch` reads them.
+    """
+    found: list[tuple[Tensor, Tensor]] = []
+    for number, sample in zip(rows, _samples(dataset, rows.tolist(), where), strict=True):
+        try:
+            one = read_batch(default_collate([sample]))  # tensors of what numpy and Python have
+        except (TypeError, RuntimeError) as error:
+            raise InvalidInput(
+                f"{where}[{number}] does not become tensors: {described(error, where=False)}."
+            ) from error
+        if not isinstance(one.x, Tensor) or not isinstance(one.y, Tensor):
+            kinds = f"{type(one.x).__name__} and {type(one.y).__name__}"
+            raise InvalidInput(f"{where}[{number}] is a pair of {kinds}; expected numbers, an input and its target.")
+        for part, first in zip((one.x, one.y), found[0] if found else (one.x, one.y), strict=True):
+            if (part.shape, part.dtype) != (first.shape, first.dtype):
+                raise InvalidInput(
+                    f"{where}[{number}] has shape {tuple(part.shape[1:])} and {part.dtype}, another one "
+                    f"{tuple(first.shape[1:])} and {first.dtype}; all must be alike."
+                )
+        found.append((one.x, one.y))
+    inputs, targets = zip(*found, strict=True)
+    return torch.cat(inputs), torch.cat(targets)
 
 
 def length(dataset: Any, where: str, *, least: int = 1) -> int:
@@ -133,14 +161,23 @@ def _checked(
             f"{where}[{rows[0]}]: the input is a tensor of {x.dtype}; expected a float tensor, images scaled to [0, 1]."
         )
     x = x.detach().to(torch.float32)
+    check_finite(x, rows, where)
+    return x, check_labels(y.detach(), rows, where, num_classes)
+
+
+def check_finite(x: Tensor, rows: NDArray, where: str, what: str = "the input") -> None:
+    """Refuse numbers ``(m, ...)`` of which some are NaN or infinite; the sentence names the first sample's row."""
     finite = torch.isfinite(x)
     if not bool(finite.all()):
-        bad = (~finite.flatten(1).all(dim=1)).nonzero().flatten()
+        bad = (~finite.reshape(len(x), -1).all(dim=1)).nonzero().flatten()
         raise InvalidInput(
-            f"{where}[{rows[int(bad[0])]}]: the input holds NaN or infinity (in float32), as {len(bad)} of {len(rows)} "
-            "samples do; clean the data first."
+            f"{where}[{rows[int(bad[0])]}]: {what} holds NaN or infinity (in {str(x.dtype)[6:]}), as {len(bad)} of "
+            f"{len(rows)} samples do; clean the data first."
         )
-    y = y.detach()
+
+
+def check_labels(y: Tensor, rows: NDArray, where: str, num_classes: int | None) -> Tensor:
+    """Labels ``(m,)`` or ``(m, 1)`` as int64 ``(m,)``; refused if one is no class from 0, or not below the number."""
     if y.is_floating_point() or y.is_complex() or y.numel() != len(y):
         raise InvalidInput(
             f"{where}[{rows[0]}]: the label is {_shown(y[0])}; expected an integer from 0, one per sample."
@@ -151,4 +188,4 @@ def _checked(
         first = int(wrong.nonzero()[0])
         upto = "" if num_classes is None else f" to {num_classes - 1}"
         raise InvalidInput(f"{where}[{rows[first]}]: the label is {int(y[first])}; expected an integer from 0{upto}.")
-    return x, y
+    return y

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.utils.data import Dataset, TensorDataset
 
 from mlcollage.data.world import DataWorld
-from mlcollage.errors import InvalidInput, MissingFile
+from mlcollage.errors import InvalidInput, MissingFile, MLCollageError
 from mlcollage.papers.deep_bootstrap import FiniteAsIdeal, NpzParts, cifar5m
 from mlcollage.papers.deep_bootstrap.npz_parts import memory_map_npz
 
@@ -125,7 +125,7 @@ def test_a_test_set_of_its_own():
         (lambda: FiniteAsIdeal(numbered(10), test=4, train_pool=6), "cannot give"),
         (lambda: FiniteAsIdeal(Slow(), test=5), "pass num_classes"),
         (lambda: FiniteAsIdeal((torch.zeros(3, 1), torch.zeros(2)), test=1), "as many"),
-        (lambda: FiniteAsIdeal(iter([]), test=1), "no length"),
+        (lambda: FiniteAsIdeal(iter([]), test=1), "must be a map-style dataset"),
         (
             lambda: FiniteAsIdeal(numbered(10), test=1, past_one_pass="ignore"),
             "past_one_pass must be one of .*, not 'ignore'",
@@ -242,3 +242,73 @@ def test_samples_of_three_parts_are_refused(lazy):
     given = torch.utils.data.Subset(data, range(10)) if lazy else data
     with pytest.raises(InvalidInput, match="3 parts, of which only inputs and targets would be used"):
         FiniteAsIdeal(given, num_classes=2, test=2).batch(0, 4)
+
+
+class Rows(Dataset):
+    """Decodes its samples; one in the middle may be wrong."""
+
+    def __init__(self, bad=None, kind=tuple):
+        self.bad, self.kind = bad, kind
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, i):
+        x, y = np.full(3, i, np.float32), i % 2
+        if i == 17 and self.bad is not None:
+            x, y = self.bad(x, y)
+        return {"x": x, "label": y} if self.kind is dict else (x, y)
+
+
+def raising(x, y):
+    raise KeyError("lost")
+
+
+WRONG = [
+    (lambda x, y: (x, 2), r"\[17\]: the label is 2; expected an integer from 0 to 1"),
+    (lambda x, y: (x, -1), r"\[17\]: the label is -1"),
+    (lambda x, y: (x * np.nan, y), r"\[17\]: the input holds NaN or infinity"),
+]
+
+
+@pytest.mark.parametrize("kind", [tuple, dict])
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        *WRONG,
+        (lambda x, y: (x[:2], y), r"\[17\] has shape \(2,\)|another one \(2,\)"),
+        (lambda x, y: (object(), y), r"\[17\] does not become tensors"),
+        (raising, r"\[17\] failed with KeyError"),
+    ],
+)
+def test_a_wrong_sample_inside_of_a_lazy_dataset_is_named(bad, says, kind):
+    right = FiniteAsIdeal(Rows(kind=kind), num_classes=2, test=4).batch(0, 36)
+    assert right[0].shape == (36, 3)
+    assert (right[1] == right[0][:, 0].long() % 2).all()
+    with pytest.raises(MLCollageError, match=says):
+        world = FiniteAsIdeal(Rows(bad, kind), num_classes=2, test=4)
+        world.batch(0, 36)
+        world.fixed(4, split="test")
+    with pytest.raises(MLCollageError, match=says.replace(r"\[", r"the test set\[", 1)):
+        FiniteAsIdeal(Rows(), num_classes=2, test=Rows(bad, kind)).fixed(40, split="test")
+
+
+@pytest.mark.parametrize(("bad", "says"), WRONG)
+def test_a_wrong_sample_in_memory_is_named_at_once(bad, says):
+    x, y = (np.stack(part) for part in zip(*(Rows(bad)[i] for i in range(40)), strict=True))
+    with pytest.raises(InvalidInput, match=says):
+        FiniteAsIdeal((x, y), num_classes=2, test=4)
+    with pytest.raises(InvalidInput, match=says):
+        FiniteAsIdeal(Rows(), num_classes=2, test=(x, y))
+
+
+def test_a_transform_may_fill_what_is_missing():
+    x = torch.ones(40, 3)
+    x[5] = torch.nan
+    world = FiniteAsIdeal((x, torch.arange(40) % 2), test=4, transform=lambda x: x.nan_to_num())
+    assert bool(world.batch(0, 36)[0].isfinite().all())
+
+
+def test_targets_of_a_regression_must_be_finite():
+    with pytest.raises(InvalidInput, match=r"\[3\]: the target holds NaN"):
+        FiniteAsIdeal((torch.ones(9, 2), torch.tensor([0.0, 1, 2, torch.nan, 4, 5, 6, 7, 8])), test=2)

@@ -13,10 +13,11 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, TensorDataset, default_collate
+from torch.utils.data import Dataset, TensorDataset
 
 from mlcollage import _checks as checks
 from mlcollage._random import permutation
+from mlcollage.data._samples import check_finite, check_labels, gathered, length
 from mlcollage.data.batches import read_batch
 from mlcollage.errors import InvalidInput, MissingFile
 
@@ -62,7 +63,9 @@ class FiniteAsIdeal:
     Raises
     ------
     InvalidInput
-        If the parts do not fit into the dataset, a set larger than its part is asked for, or the stream is exhausted.
+        If the parts do not fit into the dataset, a set larger than its part is asked for, the stream is exhausted, or
+        samples are not finite or have labels that are no class: at once if they are in memory, else when they are
+        read. The sentence names the sample.
 
     Examples
     --------
@@ -88,7 +91,8 @@ class FiniteAsIdeal:
         transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         checks.choice("past_one_pass", past_one_pass, ("raise", "warn"))
-        self._gather, size, classes = _source(dataset)
+        self._gather, size, classes = _source(dataset, "the dataset")
+        self._own_test: Gather | None = None
         self._transform = transform
         test = checks.integer("test", test, least=0) if isinstance(test, int | np.integer) else test
         train_pool = checks.integer("train_pool", train_pool, least=0)
@@ -102,13 +106,17 @@ class FiniteAsIdeal:
         if num_classes is None and classes is None:
             raise InvalidInput("this dataset does not show its labels without reading it all; pass num_classes.")
         self.num_classes = classes or 0 if num_classes is None else checks.integer("num_classes", num_classes, least=0)
+        for name, given in (("the dataset", dataset), ("the test set", test)):
+            if isinstance(given, TensorDataset | tuple | NpzParts):
+                self._check_all(given, name)
         self.past_one_pass = past_one_pass
         self.seed = checks.integer("seed", seed, least=0)
         self._view = 0  # the seed whose order this view hands out; 0 until for_seed
         order = permutation(size, seed, _TEST)  # cut into test block, train pool and stream
         self._test_gather, self._test_index = self._gather, order[:kept_for_test]
         if not isinstance(test, int):  # a test set of its own, in its own order
-            self._test_gather, test_size, _ = _source(test)
+            self._test_gather, test_size, _ = _source(test, "the test set")
+            self._own_test = self._test_gather
             self._test_index = torch.arange(test_size)
         self._pool = order[kept_for_test : kept_for_test + train_pool]
         self._stream = order[kept_for_test + train_pool :]
@@ -191,16 +199,36 @@ class FiniteAsIdeal:
             raise InvalidInput(f"the {split} part holds {len(index)} samples, {n} were asked for; make {keep} larger.")
         return gather, index
 
+    def _check_all(self, dataset: TensorDataset | tuple[Any, ...] | NpzParts, name: str) -> None:
+        """Look at all samples that are in memory, so that nothing is trained in vain."""
+        gather, size, _ = _source(dataset, name)
+        everything = torch.arange(size)
+        if isinstance(dataset, NpzParts):  # images are bytes, and stay on the disk
+            check_labels(torch.from_numpy(dataset.labels), everything.numpy(), name, self.num_classes or None)
+            return
+        x, y = gather(everything)
+        # a transform may be what makes the inputs finite, so they are looked at behind it
+        self._checked(x if self._transform is None else torch.zeros(size), y, everything, name)
+
+    def _checked(self, x: Tensor, y: Tensor, index: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        rows = index.numpy()
+        if x.is_floating_point():
+            check_finite(x, rows, name)
+        if self.num_classes:
+            return x, check_labels(y, rows, name, self.num_classes)
+        check_finite(y, rows, name, "the target")  # of a regression
+        return x, y
+
     def _read(self, gather: Gather, index: Tensor) -> tuple[Tensor, Tensor]:
         x, y = gather(index)
         if self._transform is not None:
             x = self._transform(x)
         elif x.dtype == torch.uint8:  # images are stored as bytes and used in [0, 1]
             x = x.to(torch.float32) / 255
-        return x, y if y.is_floating_point() else y.long()
+        return self._checked(x, y, index, "the test set" if gather is self._own_test else "the dataset")
 
 
-def _source(dataset: Dataset[Any] | tuple[Any, Any]) -> tuple[Gather, int, int | None]:
+def _source(dataset: Dataset[Any] | tuple[Any, ...], name: str) -> tuple[Gather, int, int | None]:
     """How to read many samples at once, how many there are, and the number of classes if that is cheap to know."""
     if isinstance(dataset, NpzParts):
         return dataset.gather, len(dataset), int(dataset.labels.max()) + 1
@@ -220,18 +248,12 @@ def _source(dataset: Dataset[Any] | tuple[Any, Any]) -> tuple[Gather, int, int |
             raise InvalidInput(f"inputs and labels must be as many and at least one, got {len(x)} and {len(y)}.")
         classes = 0 if y.is_floating_point() else int(y.max()) + 1  # 0 is a regression
         return lambda index: (x[index], y[index]), len(x), classes
-    if not hasattr(dataset, "__len__"):
-        raise InvalidInput(
-            f"{type(dataset).__name__} has no length; FiniteAsIdeal needs a map-style dataset of (input, label) pairs."
-        )
+    size = length(dataset, name)
 
     def gather(index: Tensor) -> tuple[Tensor, Tensor]:
-        # Decoded one by one, where the dataset can do no better.
-        read = read_batch(default_collate([dataset[i] for i in index.tolist()]))
-        x, y = read.x, read.y
-        return torch.as_tensor(x), torch.as_tensor(y)
+        return gathered(dataset, index.numpy(), name)  # decoded one by one, where the dataset can do no better
 
-    return gather, len(dataset), None
+    return gather, size, None
 
 
 def _to_plus_minus_one(x: Tensor) -> Tensor:
