@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from mlcollage import cli
+from mlcollage import cli, lab
 from mlcollage.lab import engine
 from mlcollage.lab.bound import BoundStudy
 from mlcollage.lab.running import run_study
@@ -521,6 +521,59 @@ def test_a_broken_plug_in_does_not_take_the_digest_with_it(mlcollage, probe, mon
     assert done.code == 1
     assert f"(probe: importing the {room} of probe failed with EOFError: broken (" in done.err.splitlines()[-1]
     assert (tmp_path / "results/digest/index.html").exists()
+
+
+def test_a_broken_plug_in_is_one_line_and_all_commands_go_on(mlcollage, probe, tmp_path):
+    identity = probe / "probe_paper" / "paper.toml"
+    identity.write_text(identity.read_text().replace("slug =", "slag ="))
+    for command in (
+        ["list"],
+        ["show", "barlow_twins"],
+        ["data", "list"],
+        ["judge", "statistical_ideas"],
+        ["digest", "--no-run"],
+    ):
+        done = mlcollage(*command)
+        assert "Traceback" not in done.err
+        assert sum("the plug-in probe is left out: " in line for line in done.err.splitlines()) == 1, command
+        assert "paper.toml lacks slug" in done.err
+    assert len(mlcollage("list", "--json").json) == 16
+    done = mlcollage("run", "probe")
+    assert done.code == 2
+    assert "lacks slug" in done.err.splitlines()[-1]
+    done = mlcollage("doctor", "--json")
+    found = {check["name"]: check for check in done.json}
+    assert found["plug-in probe"]["state"] == "problem"
+    assert "lacks slug" in found["plug-in probe"]["detail"]
+    assert done.code == 1
+
+
+@pytest.mark.parametrize("room", ["study", "slide"])
+def test_a_plug_in_that_cannot_be_imported_is_left_out_of_all(mlcollage, probe, monkeypatch, room):
+    only = {"probe": lab.find_paper("probe"), "barlow_twins": lab.find_paper("barlow_twins")}
+    monkeypatch.setattr(lab, "papers", lambda: only, raising=False)
+    (probe / "probe_paper" / f"{room}.py").write_text("raise EOFError('broken')")
+    done = mlcollage("run", "all", "--scale", "smoke")
+    left_out = "note: the plug-in probe is left out: importing the study of probe failed" in done.err
+    assert left_out == (room == "study")
+    assert done.code == 0
+
+
+@pytest.mark.parametrize("command", ["judge", "show", "slide"])
+def test_all_is_no_paper_where_one_is_asked_for(mlcollage, command):
+    done = mlcollage(command, "all")
+    assert done.code == 2
+    assert "there is no paper 'all'" in done.err
+
+
+def test_the_doctor_imports_plug_ins(mlcollage, probe):
+    def state():
+        return next(c["state"] for c in mlcollage("doctor", "--json").json if c["name"] == "plug-in probe")
+
+    assert state() == "ok"
+    (probe / "probe_paper" / "slide.py").write_text("raise EOFError('broken')")
+    sys.modules.pop("probe_paper.slide", None)
+    assert state() == "problem"
 
 
 def test_a_run_that_leaves_the_process_is_a_failed_run(mlcollage, probe, monkeypatch):

@@ -12,7 +12,7 @@ from mlcollage._users import described, users_code
 from mlcollage.data import Labeled, arrays, load_workload, problem
 from mlcollage.errors import InvalidInput, StoreError, UnknownName, UserCodeError
 from mlcollage.lab.bound import BoundStudy
-from mlcollage.lab.paper import papers
+from mlcollage.lab.paper import find_paper
 from mlcollage.lab.publish import make_slide
 from mlcollage.lab.store import Store
 
@@ -276,12 +276,12 @@ def test_a_broken_entry_point_is_one_sentence(probe, monkeypatch):
     }.items():
         points.write_text(f"[mlcollage.papers]\nprobe = {value}\n")
         with pytest.raises(InvalidInput) as error:
-            papers()
+            find_paper("probe")
         one_sentence(error, said)
     points.write_text("[mlcollage.papers]\nprobe = probe_paper\n")
     (probe / "probe_paper" / "paper.toml").write_bytes(b"\xff")
     with pytest.raises(InvalidInput, match="is not valid TOML"):
-        papers()
+        find_paper("probe")
 
 
 def test_errors_of_ours_pass():

@@ -136,6 +136,7 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
@@ -144,6 +145,9 @@ def _root(
     ] = False,
 ) -> None:
     """Commands share one folder of results; what is finished is never run twice."""
+    if context.invoked_subcommand not in (None, "doctor"):  # which finds them itself
+        for name, sentence in lab.broken_plugins().items():
+            _note(f"the plug-in {name} is left out: {sentence}")
 
 
 def _print_json(value: Any) -> None:
@@ -189,7 +193,7 @@ def show(
     if settings:
         _show_settings(slug, scale, json)
         return
-    claims = _studies([slug], scale, None)[0].claims if paper.built else ()
+    claims = lab.BoundStudy(slug, scale).claims if paper.built else ()
     if json:
         _answer_json({**_identity(paper), "usage": paper.usage, "claims": [c.to_dict() for c in claims]})
     out.print(f"[bold]{escape(paper.title)}[/]\n{escape(', '.join(paper.authors))}")
@@ -211,7 +215,7 @@ def _show_settings(slug: str, scale: Scale, json: bool) -> None:
     """What each experiment is run with: arms, seeds, and every setting with its meaning."""
     from mlcollage.lab.experiment import settings_lines
 
-    (bound,) = _studies([slug], scale, None)
+    bound = lab.BoundStudy(slug, scale)
     shown: list[dict[str, Any]] = []  # built first, so that JSON and tables say the same
     for e in bound.study.experiments:
         chosen = e.settings.get(bound.scale)
@@ -324,8 +328,20 @@ def _say_round(claims: list[Claim], seeds: range, runs: list[Run]) -> None:
 
 
 def _studies(slugs: Sequence[str], scale: Scale, workload: str | None) -> list[BoundStudy]:
-    names = [p.slug for p in lab.papers().values() if p.built] if list(slugs) == ["all"] else dict.fromkeys(slugs)
-    return [lab.BoundStudy(name, scale, workload) for name in names]
+    if list(slugs) != ["all"]:
+        return [lab.BoundStudy(name, scale, workload) for name in dict.fromkeys(slugs)]
+    studies = []
+    for paper in lab.papers().values():
+        try:
+            if paper.built:
+                study = lab.BoundStudy(paper.slug, scale, workload)
+                _ = study.study
+                studies.append(study)
+        except MLCollageError as error:
+            if paper.built_in:
+                raise
+            _note(f"the plug-in {paper.slug} is left out: {error}")
+    return studies
 
 
 def _note(text: str, claims: str = "") -> None:
@@ -436,7 +452,7 @@ def judge(
     json: Json = False,
 ) -> None:
     """Judge the claims by what has been measured so far."""
-    (study,) = _studies([slug], scale, workload)
+    study = lab.BoundStudy(slug, scale, workload)
     evidence = study.evidence(lab.Store(store))
     _say_damaged(evidence)
     if not evidence.runs:
@@ -488,7 +504,7 @@ def slide(
     from mlcollage.collage.slide import FORMATS
     from mlcollage.lab.publish import draw_slide
 
-    (study,) = _studies([slug], scale, workload)
+    study = lab.BoundStudy(slug, scale, workload)
     evidence = study.evidence(lab.Store(store))
     _say_damaged(evidence)
     with err.status(f"drawing {slug}"):
@@ -522,7 +538,7 @@ def digest(
     evidences, not_drawn = [], []
     for slug in _slugs_of(months):
         try:
-            (study,) = _studies([slug], scale, None)
+            study = lab.BoundStudy(slug, scale)
             evidence = lab.run_missing(study, place, runner) if run_missing else study.evidence(place)
         except UserCodeError as error:
             not_drawn.append(f"{slug}: {error}")

@@ -688,3 +688,19 @@ def test_a_fresh_model_that_gives_nan_is_refused():
     data = TensorDataset(x, y)
     with pytest.raises(InvalidInput, match="fresh model gives NaN or infinity"):
         Labeled(data, data, num_classes=2, model=lambda: Broken(2, 2)).describe()
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("X", "y", "x_train"), "holds x_train and x, and either may be X"),
+        (("X", "y", "y_train"), "holds y_train and y, and either may be y"),
+        (("X", "y", "x_test", "test_images", "y_test"), "holds x_test and test_images, and either may be X_test"),
+        (("X", "x", "y"), "holds X and x, which differ in case only"),
+    ],
+)
+def test_arrays_that_could_be_either_are_refused(tmp_path, names, said):
+    held = {n: np.arange(40) % 2 if "y" in n else np.random.default_rng(0).random((40, 3)) for n in names}
+    np.savez(tmp_path / "d.npz", **held)
+    with pytest.raises(InvalidInput, match=said):
+        load_workload(str(tmp_path / "d.npz"))

@@ -1,9 +1,11 @@
 """Papers are found by their ``paper.toml``; a plug-in that is damaged is said in a sentence."""
 
+import re
+
 import pytest
 
 from mlcollage.errors import InvalidInput, UnknownName
-from mlcollage.lab.paper import IDEAS, find_paper, papers
+from mlcollage.lab.paper import IDEAS, broken_plugins, find_paper, papers
 
 
 def edit(probe, old, new):
@@ -45,16 +47,19 @@ def test_a_plug_in_is_found_beside_the_built_in_ones(probe):
     ],
 )
 def test_a_damaged_identity(probe, old, new, sentence):
+    others = {slug: paper for slug, paper in papers().items() if slug != "probe"}
     edit(probe, old, new)
+    assert papers() == others
+    assert re.search(sentence, broken_plugins()["probe"])
     with pytest.raises(InvalidInput, match=sentence):
-        papers()
+        find_paper("probe")
 
 
 @pytest.mark.parametrize("package", ["gone_away", "gone_away.inner"])
 def test_a_plug_in_whose_package_is_gone(probe, package):
     (probe / "probe_paper-0.1.dist-info" / "entry_points.txt").write_text(f"[mlcollage.papers]\nprobe = {package}\n")
-    with pytest.raises(InvalidInput, match=f"'{package}', which cannot be found; reinstall it"):
-        papers()
+    assert "probe" not in papers()
+    assert f"'{package}', which cannot be found; reinstall it" in broken_plugins()["probe"]
 
 
 def test_a_plug_in_takes_the_place_of_a_planned_paper(probe):

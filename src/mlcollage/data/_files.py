@@ -23,7 +23,7 @@ from mlcollage.data.workload import Labeled
 from mlcollage.errors import InvalidInput, MissingFile
 
 SUFFIXES = (".npz", ".csv", ".parquet")
-_KEYS = {  # the first name that is there wins
+_KEYS = {  # one of these names each
     "X": ("x_train", "x", "train_images", "images", "data"),
     "y": ("y_train", "y", "train_labels", "labels", "target"),
     "X_test": ("x_test", "test_images"),
@@ -57,7 +57,14 @@ def load(name: str | Path, options: Mapping[str, str]) -> Labeled:
 
 def _npz(path: Path) -> Labeled:
     found = read_npz(path)
-    held = {name: next((found[key] for key in keys if key in found), None) for name, keys in _KEYS.items()}
+    held: dict[str, NDArray | None] = {}
+    for name, keys in _KEYS.items():
+        there = [key for key in keys if key in found]
+        if len(there) > 1:
+            raise InvalidInput(
+                f"{path} holds {' and '.join(there)}, and either may be {name}; save it with one of them only."
+            )
+        held[name] = found[there[0]] if there else None
     names = ", ".join(found) or "nothing"
     if held["X"] is None or held["y"] is None:
         raise InvalidInput(f"{path} must hold the arrays X and y (and X_test, y_test); it holds {names}.")

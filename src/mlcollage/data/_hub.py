@@ -139,14 +139,21 @@ def _label_column(rows: Any, options: Mapping[str, str], name: str) -> str:
     found = [key for key in _LABELS if key in columns] or _columns(rows, "ClassLabel")
     if not found:
         raise InvalidInput(f"which column of {name} is the label? Add ?label=column; it has {', '.join(columns)}.")
-    return str(found[0])
+    return _only(found, "label", name)
 
 
 def _image_column(rows: Any, options: Mapping[str, str], name: str) -> str | None:
     images = _columns(rows, "Image")
     if "image" in options:
         return checks.choice(f"the image column of {name}", options["image"], images)
-    return images[0] if images else None
+    return _only(images, "image", name) if images else None
+
+
+def _only(columns: list[str], what: str, name: str) -> str:
+    """The one column that it can be."""
+    if len(columns) > 1:
+        raise InvalidInput(f"{name} has the columns {', '.join(columns)}; say which is the {what}: ?{what}=column.")
+    return columns[0]
 
 
 def _columns(rows: Any, kind: str) -> list[str]:

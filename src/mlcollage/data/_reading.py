@@ -99,13 +99,16 @@ def read_npz(path: Path, instead: str = "save numbers and strings only") -> dict
             # What is no array is given as its bytes.
             if odd := [key for key, value in arrays.items() if not isinstance(value, np.ndarray)]:
                 raise ValueError(f"{odd[0]} is no array")
-            return arrays
+            twice = [key for key in archive.files if sum(key.lower() == other.lower() for other in archive.files) > 1]
     except Exception as error:  # damaged archives raise anything, also MemoryError
         if isinstance(error, ValueError) and "allow_pickle" in str(error):
             raise InvalidInput(
                 f"{path} holds arrays of Python objects, which are pickled and never loaded; {instead}."
             ) from error
         raise InvalidInput(f"{path} is damaged ({described(error, where=False)}); save it again.") from error
+    if twice:
+        raise InvalidInput(f"{path} holds {' and '.join(twice)}, which differ in case only; save it with one of them.")
+    return arrays
 
 
 def standardize(train: NDArray, test: NDArray) -> tuple[NDArray, NDArray]:

@@ -20,6 +20,7 @@ from .experiment import each_seed as each_seed
 from .judge import judge as judge
 from .measurements import Measurements as Measurements
 from .paper import Paper as Paper
+from .paper import broken_plugins as broken_plugins
 from .paper import find_paper as find_paper
 from .paper import papers as papers
 from .pool import pool as pool

@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
+from mlcollage.errors import MLCollageError
+from mlcollage.lab.paper import broken_plugins, papers
 from mlcollage.lab.store import Store
 
 _EXTRAS = {
@@ -44,6 +46,7 @@ def examine(store: Path, *, repair: bool = False) -> Iterator[Check]:
     yield Check("machine", "ok" if memory.available > 2e9 else "problem", detail)
     yield _results(store)
     yield from _damaged(store, repair)
+    yield from _plugins()
     yield _fashion_mnist()
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     yield Check("browser", "ok" if browser else "note", browser or "none found; only tests of the pages need it")
@@ -93,6 +96,22 @@ def _damaged(folder: Path, repair: bool) -> Iterator[Check]:
         shown = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
         done = f"set aside in {folder / 'damaged'}; run the study again" if repair else "repair with --repair"
         yield Check("damaged runs", "note" if repair else "problem", f"{shown}: {done}")
+
+
+def _plugins() -> Iterator[Check]:
+    """Papers of installed packages: whether they are found, and whether their study and slide can be imported."""
+    for name, sentence in broken_plugins().items():
+        yield Check(f"plug-in {name}", "problem", sentence.rstrip("."))
+    for slug, paper in papers().items():
+        if not paper.built or paper.built_in:
+            continue
+        try:
+            for room in ("study", "slide"):
+                paper.module(room)
+        except MLCollageError as error:
+            yield Check(f"plug-in {slug}", "problem", str(error).rstrip("."))
+        else:
+            yield Check(f"plug-in {slug}", "ok", f"{paper.title} ({paper.package})")
 
 
 def _fashion_mnist() -> Check:

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from mlcollage._users import users_code
-from mlcollage.errors import InvalidInput, UnknownName
+from mlcollage.errors import InvalidInput, MLCollageError, UnknownName
 
 ENTRY_POINTS = "mlcollage.papers"
 IDEAS = ("causal", "bootstrap", "regularize", "multilevel", "compute", "adaptive", "robust", "explore")
@@ -46,6 +46,11 @@ class Paper:
         return self.package is not None
 
     @property
+    def built_in(self) -> bool:
+        """Whether it comes with this package, and not with a plug-in."""
+        return self.package is not None and self.package.startswith(f"{_PACKAGE}.")
+
+    @property
     def short_authors(self) -> str:
         """The byline of the slide."""
         if self.byline:
@@ -73,6 +78,8 @@ def _parse(file: Path, package: str | None) -> Paper:
         raw: dict[str, Any] = tomllib.loads(file.read_text("utf-8"))
     except ValueError as error:  # also bytes that are no UTF-8
         raise InvalidInput(f"{file} is not valid TOML ({error}); correct it.") from error
+    except OSError as error:
+        raise InvalidInput(f"{file} cannot be read ({error.strerror or error}); make it readable.") from error
     return _build(raw, str(file), package)
 
 
@@ -111,13 +118,24 @@ def papers() -> dict[str, Paper]:
     """All papers by slug, in the order of months: built in, planned, then plug-ins.
 
     Reads only ``paper.toml`` files, so it is fast and imports no study. A plug-in is an installed package
-    with an entry point in the group ``mlcollage.papers`` that names its package.
+    with an entry point in the group ``mlcollage.papers`` that names its package. Broken ones are left out, see
+    :func:`broken_plugins`.
 
     Raises
     ------
     InvalidInput
-        If a ``paper.toml`` is damaged or two papers share a slug.
+        If the ``paper.toml`` of a paper that is built in is damaged.
     """
+    return _look()[0]
+
+
+def broken_plugins() -> dict[str, str]:
+    """What is wrong with plug-ins that cannot be found or read, or whose slug another paper has: a sentence by name."""
+    return _look()[1]
+
+
+def _look() -> tuple[dict[str, Paper], dict[str, str]]:
+    """Papers by slug, and sentences on plug-ins that are broken by their names."""
     found: dict[str, Paper] = {}
     home = Path(__file__).parent.parent / "papers"
     # Read, not imported: listing papers takes no time, and a broken paper does not hide the others.
@@ -128,23 +146,32 @@ def papers() -> dict[str, Paper]:
     for raw in tomllib.loads(planned.read_text("utf-8")).get("paper", []) if planned.exists() else []:
         paper = _build(raw, str(planned), None)
         found.setdefault(paper.slug, paper)
+    broken: dict[str, str] = {}
     for entry in sorted(importlib.metadata.entry_points(group=ENTRY_POINTS), key=lambda e: e.name):
-        with users_code(f"finding the plug-in {entry.name}"):
-            try:
-                spec = find_spec(entry.module)
-            except ModuleNotFoundError:  # the package that it lies in is gone
-                spec = None
-        if spec is None or spec.origin is None:
-            raise InvalidInput(f"plug-in {entry.name} names {entry.value!r}, which cannot be found; reinstall it.")
-        file = Path(spec.origin).parent / "paper.toml"
-        if not file.exists():
-            raise InvalidInput(f"plug-in {entry.name} has no paper.toml beside {spec.origin}; add one.")
-        paper = _parse(file, entry.module)
-        # A plug-in may build a paper that is only planned here; it may not replace a built one.
-        if paper.slug in found and found[paper.slug].built:
-            raise InvalidInput(f"two papers are called {paper.slug!r}; rename the one in {entry.value}.")
-        found[paper.slug] = paper
-    return dict(sorted(found.items(), key=lambda item: (item[1].month, item[0])))
+        try:
+            paper = _plugin(entry)
+            # A plug-in may build a paper that is only planned here; it may not replace a built one.
+            if paper.slug in found and found[paper.slug].built:
+                raise InvalidInput(f"two papers are called {paper.slug!r}; rename the one in {entry.value}.")
+        except MLCollageError as error:
+            broken[entry.name] = str(error)
+        else:
+            found[paper.slug] = paper
+    return dict(sorted(found.items(), key=lambda item: (item[1].month, item[0]))), broken
+
+
+def _plugin(entry: importlib.metadata.EntryPoint) -> Paper:
+    with users_code(f"finding the plug-in {entry.name}"):
+        try:
+            spec = find_spec(entry.module)
+        except ModuleNotFoundError:  # the package that it lies in is gone
+            spec = None
+    if spec is None or spec.origin is None:
+        raise InvalidInput(f"plug-in {entry.name} names {entry.value!r}, which cannot be found; reinstall it.")
+    file = Path(spec.origin).parent / "paper.toml"
+    if not file.exists():
+        raise InvalidInput(f"plug-in {entry.name} has no paper.toml beside {spec.origin}; add one.")
+    return _parse(file, entry.module)
 
 
 def find_paper(slug: str) -> Paper:
@@ -154,8 +181,12 @@ def find_paper(slug: str) -> Paper:
     ------
     UnknownName
         With the closest names.
+    InvalidInput
+        If it is of a plug-in that is broken.
     """
-    known = papers()
+    known, broken = _look()
+    if slug not in known and slug in broken:
+        raise InvalidInput(broken[slug])
     if slug not in known:
         from difflib import get_close_matches
 
