@@ -2,6 +2,7 @@ from .augmentation import shift_images as shift_images
 from .callbacks import HuggingFaceCallback as HuggingFaceCallback
 from .callbacks import HuggingFaceTrainer as HuggingFaceTrainer
 from .callbacks import LightningCallback as LightningCallback
+from .lars import LARS as LARS
 from .loop import Step as Step
 from .loop import accuracy as accuracy
 from .loop import epochs as epochs
@@ -12,6 +13,7 @@ from .loop import steps as steps
 from .mixup import Mixed as Mixed
 from .mixup import mixup_batch as mixup_batch
 from .mixup import soft_cross_entropy as soft_cross_entropy
+from .param_groups import split_bias_and_norm as split_bias_and_norm
 from .replicas import Replicas as Replicas
 from .replicas import stackable as stackable
 from .sam import SAM as SAM
@@ -22,6 +24,7 @@ from .schedules import linear as linear
 from .schedules import step_decay as step_decay
 
 __all__ = [
+    "LARS",
     "SAM",
     "HuggingFaceCallback",
     "HuggingFaceTrainer",
@@ -41,6 +44,7 @@ __all__ = [
     "predict",
     "shift_images",
     "soft_cross_entropy",
+    "split_bias_and_norm",
     "stackable",
     "step_decay",
     "steps",
