@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, SequentialSampler, TensorDataset
-from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
+from transformers import Trainer, TrainerCallback, TrainingArguments, ViTConfig, ViTForImageClassification
 
 from mlcollage.errors import InvalidInput
 from mlcollage.nn.init import build
@@ -199,7 +199,8 @@ def test_lightning_gradients_are_checked_in_the_first_update():
 
     for cls in (Scales, Clips, Backward, Hooked):
         for settings in ({}, {"accumulate_grad_batches": 2}, {"precision": "bf16-mixed"}):
-            with pytest.raises(InvalidInput, match=f"a hook of {cls.__name__} or of its parameters changes them"):
+            says = f"a hook of {cls.__name__} or of its parameters changes them|a hook on the parameter .* changes its"
+            with pytest.raises(InvalidInput, match=says):
                 fit(build(cls, 0), 48, **settings)
 
     class Logs(Module):  # a hook that only looks
@@ -207,6 +208,22 @@ def test_lightning_gradients_are_checked_in_the_first_update():
             self.norm = sum(p.grad.norm() for p in self.parameters())
 
     assert close(fit(build(Logs, 0), 48, accumulate_grad_batches=3, gradient_clip_val=0.1))
+
+
+def test_lightning_gradients_that_are_not_cleared_are_refused():
+    class Hidden(Module):
+        def optimizer_zero_grad(self, *args):
+            pass
+
+    for settings in ({}, {"accumulate_grad_batches": 2}):
+        with pytest.raises(InvalidInput, match="not cleared before the backward pass of update 2"):
+            fit(build(Hidden, 0), 48, **settings)
+
+    class Zeros(Module):
+        def optimizer_zero_grad(self, epoch, batch_idx, optimizer):
+            optimizer.zero_grad(set_to_none=False)
+
+    assert close(fit(build(Zeros, 0), 48))
 
 
 def test_lightning_refuses_what_it_cannot_read():
@@ -288,7 +305,7 @@ def vit():
     return ViTForImageClassification(config)
 
 
-def train(model_fn, tmp_path, n=44, options=None, **settings):
+def train(model_fn, tmp_path, n=44, options=None, callbacks=(), **settings):
     x, y = data(n)
     twin = HuggingFaceBootstrap(
         Replay(x, y, B * settings.get("gradient_accumulation_steps", 1)),
@@ -301,7 +318,7 @@ def train(model_fn, tmp_path, n=44, options=None, **settings):
         str(tmp_path),
         **{"per_device_train_batch_size": B, "num_train_epochs": 3, "learning_rate": 0.02, **usual, **settings},
     )
-    InOrder(model=build(model_fn, 0), args=arguments, train_dataset=Named(x, y), callbacks=[twin]).train()
+    InOrder(model=build(model_fn, 0), args=arguments, train_dataset=Named(x, y), callbacks=[twin, *callbacks]).train()
     return twin
 
 
@@ -356,6 +373,36 @@ def test_transformers_loss_is_checked_in_the_first_update(tmp_path, bf16):
         return F.cross_entropy(outputs, y, weight=weight)
 
     assert close(train(lambda: Own(weight), tmp_path, options={"loss": weighed}, bf16=bf16))
+
+
+def halves(p):
+    p.grad.mul_(0.5)
+
+
+@pytest.mark.parametrize("how", ["hook", "post hook", "in the step", "looks"])
+def test_transformers_gradients_that_something_changes_are_refused(how, tmp_path):
+    def model_fn():
+        model = vit()
+        for p in model.parameters():
+            if how == "hook":
+                p.register_hook(lambda g: g.clamp(-1e-4, 1e-4))
+            elif how == "post hook":
+                p.register_post_accumulate_grad_hook(halves)
+            elif how == "looks":
+                p.register_hook(lambda g: print(end=""))
+        return model
+
+    class Scales(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+            for p in model.parameters():
+                p.grad.mul_(0.5)
+
+    options = {"callbacks": [Scales()]} if how == "in the step" else {}
+    if how == "looks":
+        train(model_fn, tmp_path)
+        return
+    with pytest.raises(InvalidInput, match=r"are not those that backward gave|changes its gradient"):
+        train(model_fn, tmp_path, **options)
 
 
 def test_transformers_contradictions(tmp_path):

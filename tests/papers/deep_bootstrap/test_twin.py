@@ -194,3 +194,112 @@ def test_test_samples_that_are_trained_on_are_found(tiny_world):
     world = tiny_world()
     with pytest.raises(InvalidInput, match="64 of 100 test samples of TinyWorld are also training samples"):
         make_twin(world, train=world.fixed(64, split="test").tensors)
+
+
+class Careful:
+    """A plain loop of four updates, whose author does something to gradients."""
+
+    def __init__(self, world, **options):
+        self.world, self.model = world, model_fn()
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+        self.twin = make_twin(world, **options)
+
+    def run(self, *, clear=True, change=None, between=None):
+        self.twin.start(self.model, self.optimizer)
+        for step in range(1, 5):
+            if clear:
+                self.optimizer.zero_grad(set_to_none=step % 2 == 0)
+            x, y = self.world.batch(step, BATCH)
+            F.cross_entropy(self.model(x), y).backward()
+            if change is not None:
+                change(self.model)
+            self.optimizer.step()
+            if between is not None:
+                between(self.model, x, y)
+            self.twin.on_step(step, self.model)
+        self.twin.stop()
+
+
+def halve(model):
+    for p in model.parameters():
+        p.grad.mul_(0.5)
+
+
+def in_place(gradient):
+    gradient.mul_(0.5)
+
+
+def halve_one(p):
+    p.grad.mul_(0.5)
+
+
+def first_hook(model, hook, name="register_hook"):
+    getattr(next(model.parameters()), name)(hook)
+
+
+def test_gradients_that_add_up_over_updates_are_refused(tiny_world):
+    with pytest.raises(InvalidInput, match="not cleared before the backward pass of update 2"):
+        Careful(tiny_world()).run(clear=False)
+
+
+def test_gradients_that_the_loop_changes_are_refused_unless_told(tiny_world):
+    def clips(model):
+        nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+
+    def cuts(model):
+        nn.utils.clip_grad_value_(model.parameters(), 1e-3)
+
+    def unscales(model):
+        for p in model.parameters():
+            p.grad.mul_(2.0**-16)
+
+    world = tiny_world()
+    for change in (halve, clips, cuts):
+        with pytest.raises(InvalidInput, match=r"the gradients of update 1 .* are not those that backward gave"):
+            Careful(world).run(change=change)
+    with pytest.raises(InvalidInput, match=r"clipped by clip_norm=0\.01"):
+        Careful(world, clip_norm=0.01).run()
+    Careful(world, clip_norm=0.01).run(change=clips)
+    Careful(world, clip_value=1e-3).run(change=cuts)
+    Careful(world, clip_norm=100.0).run(change=unscales)
+    Careful(world).run(change=unscales)  # as a scaler of gradients
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_hooks_on_parameters_are_refused_if_they_change_gradients(tiny_world, late):
+    changing = [
+        (lambda g: g.clamp(-1e-6, 1e-6), "register_hook"),
+        (in_place, "register_hook"),
+        (halve_one, "register_post_accumulate_grad_hook"),
+    ]
+    looking = [(lambda g: None, "register_hook"), (lambda g: g, "register_hook")]
+    for hook, name in changing:
+        mine = Careful(tiny_world())
+        begun = iter([late, False, False, False])
+        if not late:
+            first_hook(mine.model, hook, name)
+
+        def between(model, x, y, hook=hook, name=name, begun=begun):
+            if next(begun):  # while training
+                first_hook(model, hook, name)
+
+        with pytest.raises(
+            InvalidInput, match=r"0\.weight changes its gradient" if not late else r"changes its|not those"
+        ):
+            mine.run(between=between)
+    for hook, name in looking:
+        mine = Careful(tiny_world())
+        first_hook(mine.model, hook, name)
+        mine.run()
+        assert len(next(mine.model.parameters())._backward_hooks) == 1, "hooks of the twin stayed"
+
+
+def test_gradients_taken_between_updates_are_no_fault(tiny_world):
+    def between(model, x, y):
+        torch.autograd.grad(F.cross_entropy(model(x), y), list(model.parameters()))
+
+    mine = Careful(tiny_world())
+    mine.run(between=between)
+    p = next(mine.model.parameters())
+    assert not p._backward_hooks
+    assert not p._post_accumulate_grad_hooks

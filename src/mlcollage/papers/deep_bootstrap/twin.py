@@ -21,6 +21,7 @@ from mlcollage.errors import InvalidInput
 from mlcollage.nn import logits_of, seeded
 from mlcollage.train.loop import Loss, evaluating, needs_closure
 
+from .gradients import GradientWatch, gives_closure
 from .result import COLUMNS, BootstrapResult
 from .settings import check_labels, check_outputs, check_world, log_steps, loss_function, loss_name
 from .training import FreshBatches, as_type, measure
@@ -57,8 +58,9 @@ class IdealTwin:
     The twin starts as a copy of your network. Whenever your optimizer has made an update, the twin makes one with an
     optimizer of the same kind and the settings (learning rate, momentum, ...) that yours just used, on a fresh batch of
     the world. So the schedule is the same by construction, and so is what you freeze, unfreeze, or keep in evaluation
-    mode. Hooks on single parameters are not copied. Your run is not changed: its random numbers, weights and
-    modes are left as they are. It costs about one more training step per step.
+    mode. Hooks on parameters are not copied, so those that change gradients are refused; and so are gradients that are
+    not cleared between updates, or changed otherwise than by the clipping told here. Your run is not changed: its
+    random numbers, weights and modes are left as they are. It costs about one more training step per step.
 
     Parameters
     ----------
@@ -151,8 +153,10 @@ class IdealTwin:
         self._rows: list[dict[str, Any]] = []
         self._pending: list[_Settings] = []  # of the updates that the twin has still to make
         self._done = 0  # updates of the twin
+        self._noted = 0  # updates of the user's optimizer
         self._twin: nn.Module | None = None
-        self._handle: Any = None
+        self._handles: list[Any] = []
+        self._watch: GradientWatch | None = None
 
     def start(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Copy the network and its optimizer; call it before the first update."""
@@ -171,8 +175,12 @@ class IdealTwin:
         }
         self._fresh = FreshBatches(self.world, self.seed, self.batch_size, self.steps, device)
         self._optimizer = _twin_optimizer(optimizer, model, self._twin)
-        self._rows, self._pending, self._done = [], [], 0
-        self._handle = optimizer.register_step_pre_hook(partial(self._note, model))
+        self._rows, self._pending, self._done, self._noted = [], [], 0, 0
+        self._handles = [
+            optimizer.register_step_pre_hook(partial(self._note, model)),
+            optimizer.register_step_post_hook(self._stepped),
+        ]
+        self._watch = GradientWatch(model, optimizer, self.clip_norm, self.clip_value)
         # Two samples show whether the outputs fit the world, before anything is trained.
         x = self._blocks["test"][0][:2]
         with evaluating(model), torch.no_grad():
@@ -197,6 +205,7 @@ class IdealTwin:
             raise InvalidInput("on_step was called before start(model, optimizer), which copies the network.")
         if not self._pending and not self._done:
             raise InvalidInput("the optimizer given to start() made no update; give it the one that trains the model.")
+        self._refuse_gradients()
         for settings in self._pending:  # several, where on_step is not called after every update
             self._update(settings, [(self.batch_size, 1.0)] if micro_batches is None else micro_batches)
         self._pending.clear()
@@ -253,11 +262,28 @@ class IdealTwin:
 
     def stop(self) -> None:
         """Let go of your optimizer; the callbacks call it at the end of training."""
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        if self._watch is not None:
+            self._watch.stop()
+            self._watch = None
+
+    def _refuse_gradients(self) -> None:
+        if self._watch is not None and self._watch.problem is not None:
+            problem = self._watch.problem
+            self.stop()
+            raise InvalidInput(problem)
+
+    def _stepped(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        assert self._watch is not None
+        self._watch.after_step(look=self._noted in self._grid)
 
     def _note(self, model: nn.Module, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        assert self._watch is not None
+        self._noted += 1
+        self._watch.before_step(closure=gives_closure(args, kwargs))
+        self._refuse_gradients()
         # Read when the update happens: whether a scheduler steps before or after on_step does not matter.
         place = {id(p): i for i, p in enumerate(model.parameters())}
         groups = [
