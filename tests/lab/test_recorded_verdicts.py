@@ -1,8 +1,8 @@
-"""The verdicts of the first two papers, recorded before the statistical layer was finished, are those it gives now.
+"""The verdicts of two papers that were recorded are those that the statistical layer gives now.
 
-``recorded/`` holds what the claims of both studies read at scale quick (one row per number) and the verdicts that the
-digest printed; only the name of a metric was respelled since. Whoever changes a claim or a rule so that a verdict
-changes records them anew, and says why.
+``recorded/`` holds what the claims of both studies read at scale quick (one row per number) and their verdicts.
+Whoever changes a claim or a rule so that a verdict changes records them anew, by ``tools/record_verdicts.py``, and says
+why.
 """
 
 import ast
@@ -23,10 +23,10 @@ RECORDED = Path(__file__).parent / "recorded"
 
 @pytest.mark.parametrize("slug", ["gated_linear_networks", "deep_bootstrap"])
 def test_recorded_verdicts_are_what_the_judge_gives(slug):
-    table = pd.read_parquet(RECORDED / f"{slug}.parquet").replace({"metric": {"memorised": "memorized"}})
+    table = pd.read_parquet(RECORDED / f"{slug}.parquet")
     recorded = json.loads((RECORDED / f"{slug}.json").read_text("utf-8"))
-    # Newer claims have no record; p-values are corrected for the number of claims.
-    claims = [claim for claim in find_paper(slug).module("study").STUDY.claims if claim.id in recorded]
+    claims = find_paper(slug).module("study").STUDY.claims
+    assert {claim.id for claim in claims} == set(recorded), "claims came or went: record them anew"
     verdicts = judge(claims, Evidence(slug, Scale.QUICK, "default", table))
     assert {k: v.status.value for k, v in verdicts.items()} == {k: r["status"] for k, r in recorded.items()}
     for name, verdict in verdicts.items():
