@@ -159,7 +159,7 @@ def test_parts_that_nobody_would_use_are_refused(words):
 
 
 def test_lightning_passes_the_mask_on(words):
-    lightning = pytest.importorskip("lightning.pytorch")
+    import lightning.pytorch as lightning
     from torch.utils.data import DataLoader, TensorDataset
 
     model, ids = words
