@@ -43,6 +43,7 @@ def test_what_loaders_give():
 
 def test_transformers_own_batches():
     import transformers
+
     batch = transformers.BatchEncoding({"input_ids": IDS, "attention_mask": MASK, "labels": Y})
     same(read_batch(batch), kwargs=("input_ids", "attention_mask"), mask=MASK)
 

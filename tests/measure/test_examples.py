@@ -364,6 +364,7 @@ def test_a_model_that_returns_nothing_of_single_examples_is_refused():
 
 def hugging_face(kind):
     import transformers
+
     small = {"vocab_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 16}
     if kind == "bert":
         config = transformers.BertConfig(**small, intermediate_size=32, num_labels=CLASSES, output_hidden_states=True)

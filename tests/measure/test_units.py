@@ -86,6 +86,7 @@ def test_networks_of_this_package_have_no_open_axes():
 
 def test_transformers_convnext_has_as_many_units_as_its_layers():
     import transformers
+
     config = transformers.ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], num_labels=3)
     with seeded(0):
         model = transformers.ConvNextForImageClassification(config).eval()
@@ -210,6 +211,7 @@ def test_what_is_open_is_refused_or_given():
 @pytest.mark.parametrize("kind", ["BertModel", "DistilBertModel", "ViTModel"])
 def test_transformers_have_features_last(kind):
     import transformers
+
     small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12}
     if kind == "ViTModel":
         config, x = transformers.ViTConfig(**small, image_size=16, patch_size=4), torch.randn(2, 3, 16, 16)

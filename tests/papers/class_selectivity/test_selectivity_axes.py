@@ -88,6 +88,7 @@ def test_every_instrument_counts_the_layers_own_units(case):
 
 def test_transformers_convnext_has_as_many_units_as_its_layers():
     import transformers
+
     config = transformers.ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], num_labels=3)
     with seeded(0):
         model, x = transformers.ConvNextForImageClassification(config).eval(), torch.randn(6, 3, 32, 32)

@@ -158,6 +158,7 @@ class Gained(nn.Module):
 
 def gpt2():
     import transformers
+
     config = transformers.GPT2Config(
         n_embd=4, n_head=2, n_layer=1, vocab_size=6, n_positions=4, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
     )
@@ -167,6 +168,7 @@ def gpt2():
 
 def bert():
     import transformers
+
     config = transformers.BertConfig(
         hidden_size=4, num_attention_heads=2, num_hidden_layers=1, vocab_size=6, intermediate_size=4,
         max_position_embeddings=4, type_vocab_size=1, hidden_dropout_prob=0, attention_probs_dropout_prob=0,

@@ -245,6 +245,7 @@ def test_an_unknown_method_is_named():
 
 def test_hugging_face_models_need_no_adapter():
     import transformers
+
     torch.manual_seed(10)
     config = transformers.LlamaConfig(
         vocab_size=30, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=4,
