@@ -1,7 +1,9 @@
-"""A plug-in paper whose runs succeed, raise, are killed or eat memory; and the studies at smoke scale."""
+"""A plug-in paper whose runs succeed, raise, are killed or eat memory; the studies at smoke scale; a browser."""
 
 import importlib
 import os
+import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -115,6 +117,17 @@ arxiv = ""
 ideas = ["explore"]
 """
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+BROWSER_FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-sync",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--no-first-run",
+)
+
 
 @pytest.fixture
 def probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -200,3 +213,67 @@ def user_workloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str,
         "npz": str(folder / "images.npz"),
         "csv": str(folder / "table.csv"),
     }
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium for the tests that load pages."""
+    if os.environ.get("MLCOLLAGE_NO_BROWSER") == "1":
+        pytest.skip("MLCOLLAGE_NO_BROWSER=1: the pages were not loaded in a browser.")
+    from playwright.sync_api import sync_playwright
+
+    program = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if program is None:
+        pytest.fail(
+            "no Chromium was found, so the pages cannot be tested; install Chromium or Chrome, "
+            "or set MLCOLLAGE_NO_BROWSER=1 to leave these tests out.",
+            pytrace=False,
+        )
+    with sync_playwright() as play:
+        started = play.chromium.launch(executable_path=program, args=list(BROWSER_FLAGS))
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def browser_page(browser):
+    """Opens pages: ``open(address, width=1280, ...)``; fails the test on console errors, exceptions and requests.
+
+    Requests may go to the disk, and to the server of this machine that the page itself came from.
+    """
+    contexts, complaints = [], []
+
+    def open_page(address, *, width=1280, height=900, **options):
+        local = re.match(r"http://127\.0\.0\.1:\d+/", address)
+        allowed = ("file:", "data:", "blob:", *([local[0]] if local else []))
+        context = browser.new_context(viewport={"width": width, "height": height}, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda e: complaints.append(str(e)))
+        page.on("request", lambda r: complaints.append(r.url) if not r.url.startswith(allowed) else None)
+        page.goto(address)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+@pytest.fixture(scope="session")
+def violations() -> Callable[..., list[str]]:
+    """``violations(page)``: what axe finds wrong with a page, a line each; ``only`` names the rules to apply."""
+
+    def find(page, only: tuple[str, ...] = (), without: tuple[str, ...] = ()) -> list[str]:
+        from axe_playwright_python.sync_playwright import Axe
+
+        options: dict[str, object] = {"resultTypes": ["violations"]}
+        if only:
+            options["runOnly"] = list(only)
+        if without:
+            options["rules"] = {rule: {"enabled": False} for rule in without}
+        found = Axe().run(page, options=options).response["violations"]
+        return [f"{rule['id']}: {node['target']} {node['html'][:200]}" for rule in found for node in rule["nodes"]]
+
+    return find

@@ -1,19 +1,38 @@
-"""Fills the tables of papers and of claims in the pages, from each paper's ``paper.toml`` and claims.
+"""Fills the tables of papers and of claims in the pages, from ``paper.toml``, the claims and what was measured.
 
 ``python docs/_site/tables.py`` rewrites what stands between ``<!-- table: ... -->`` and ``<!-- end of table -->`` in
-the README and the pages; with ``--check`` it only says which pages are out of date.
+the README and the pages; with ``--check`` it only says which pages are out of date. With ``--record STORE`` it first
+takes the verdicts and slides of a store with runs at scale quick: verdicts go to ``measured.json`` beside this file,
+slides to ``docs/img/``. A claim that was changed since is shown as not measured.
 """
 
 import argparse
+import io
+import json
 import re
 import sys
+import tempfile
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+from PIL import Image
+
+from mlcollage.collage.slide import short_alternative, title_of
+from mlcollage.lab.bound import BoundStudy
+from mlcollage.lab.claim import Claim, Status, fingerprint
 from mlcollage.lab.paper import Paper, papers
+from mlcollage.lab.publish import draw_slide
+from mlcollage.lab.run import Scale
+from mlcollage.lab.store import Store
 
 ROOT = Path(__file__).parents[2]
-_REGION = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+PICTURES = ROOT / "docs" / "img"
+RECORD = Path(__file__).with_name("measured.json")
+MOST_BYTES = 200_000  # of a picture
+SIZES = {"png": (1440, 810), "portrait": (720, 900)}
+_REGION = re.compile(r"(<!-- table: (\w+)(?: (\w+))? -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
 def ours() -> list[Paper]:
@@ -36,20 +55,117 @@ def table_of_papers(page: Path, *, long: bool) -> str:
 
 
 def table_of_claims(slug: str) -> str:
-    """A row per claim: its title (headlines in bold) and the sentence that is tested."""
-    rows = []
+    """A row per claim: its title (headlines in bold), the sentence that is tested, what came out and the verdict."""
+    record = measured().get(slug, {})
+    rows, verdicts = [], []
     for claim in papers()[slug].module("study").STUDY.claims:
         notes = ["a check of the instrument"] if claim.kind == "check" else []
         if claim.from_scale != "quick":
             notes.append(f"from scale `{claim.from_scale}`")
         sentence = claim.sentence + (f" ({'; '.join(notes)})" if notes else "")
-        rows.append([claim.id, f"**{claim.title}**" if claim.headline else claim.title, sentence])
-    return _table(["claim", "in short", "as tested here"], rows)
+        title = f"**{claim.title}.**" if claim.headline else f"{claim.title}."
+        effect, status = _outcome(claim, record.get("claims", {}))
+        verdicts.append(status)
+        ours = effect + (f" (paper: {claim.paper_value})" if claim.paper_value else "")
+        rows.append([claim.id, f"{title} {sentence}", ours or "–", f"{status.mark} {status.words}"])
+    table = _table(["claim", "as tested here", "measured [95% interval]", "verdict"], rows)
+    return f'{_summary(slug, record, verdicts)}\n\n<div class="claims" markdown>\n\n{table}\n</div>\n\n'
+
+
+def _outcome(claim: Claim, record: dict[str, Any]) -> tuple[str, Status]:
+    """What was recorded for a claim that asserts what it did then."""
+    found = record.get(claim.id, {})
+    if found.get("fingerprint") != fingerprint((claim,)):
+        return "", Status.PENDING
+    return found["effect"], Status(found["status"])
+
+
+def _summary(slug: str, record: dict[str, Any], verdicts: list[Status]) -> str:
+    if not record:
+        return f"Not measured yet; `mlcollage run {slug}` does it."
+    counts = Counter(verdicts)
+    tally = ", ".join(f"{counts[status]} {status.words}" for status in Status if counts[status])
+    missing = f" {record['missing']} runs were missing." if record["missing"] else ""
+    return (
+        f"Measured at scale `{record['scale']}` with {record['seeds']} seeds on {record['date']}: {tally}.{missing} "
+        f"Data: {record['data']}. Network: {record['network']}. Headlines are bold."
+    )
+
+
+def slide_of(slug: str, page: Path) -> str:
+    """The slide, drawn from the runs that were recorded."""
+    record = measured().get(slug)
+    if record is None:
+        return ""
+    up = "docs/" if page.parent == ROOT else "../" * (len(page.relative_to(ROOT / "docs").parts) - 1)
+    alt = record["alt"].replace("[", "(").replace("]", ")").replace('"', "'")
+    return f"![{alt}]({up}img/{slug}.png)\n"
+
+
+def measured() -> dict[str, Any]:
+    """What was recorded of each paper."""
+    found: dict[str, Any] = json.loads(RECORD.read_text("utf-8")) if RECORD.is_file() else {}
+    return found
+
+
+def record(place: Path) -> None:
+    """Keep verdicts and slides of every built paper that the store has runs of, at scale quick."""
+    store = Store(place)
+    kept = measured()
+    for paper in ours():
+        if not paper.built:
+            continue
+        study = BoundStudy(paper.slug, Scale.QUICK)
+        evidence = study.evidence(store)
+        if not evidence.runs:
+            print(f"{paper.slug}: the store has no runs at scale quick; what was recorded before stays")
+            continue
+        verdicts = study.judge(evidence)
+        with tempfile.TemporaryDirectory() as folder:
+            slide, files = draw_slide(study, evidence, verdicts, Path(folder), tuple(SIZES))
+            for kind, size in SIZES.items():
+                name = paper.slug + ("" if kind == "png" else f"-{kind}")
+                (PICTURES / f"{name}.png").write_bytes(_small(files[kind], size))
+        seeds = sorted({v.seeds for v in verdicts.values() if v.seeds})
+        kept[paper.slug] = {
+            "scale": str(study.scale),
+            "date": max((str(i.get("started", ""))[:10] for i in evidence.info), default=""),
+            "seeds": f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else str(*seeds),
+            "missing": evidence.missing + len(evidence.failures),
+            "data": slide.collage.data,
+            "network": slide.collage.network,
+            "finding": title_of(slide, slide.collage.main),
+            "alt": short_alternative(slide),
+            "claims": {
+                v.claim.id: {"fingerprint": fingerprint((v.claim,)), "status": str(v.status), "effect": v.effect}
+                for v in verdicts.values()
+            },
+        }
+        print(f"{paper.slug}: recorded")
+    RECORD.write_text(json.dumps(kept, indent=1, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _small(png: Path, size: tuple[int, int]) -> bytes:
+    """A picture of at most 200 kB, with as many colors as that allows."""
+    with Image.open(png) as picture:
+        resized = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    for colors in (256, 192, 128, 96, 64):
+        file = io.BytesIO()
+        resized.quantize(colors, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+        if file.tell() <= MOST_BYTES:
+            break
+    else:
+        raise SystemExit(f"{png.name} has more than {MOST_BYTES} bytes even with 64 colors; draw it with less detail")
+    return file.getvalue()
 
 
 def _table(headers: list[str], rows: Iterable[list[str]]) -> str:
     lines = [headers, ["---"] * len(headers), *rows]
-    return "".join(f"| {' | '.join(cell.replace('|', '∣') for cell in row)} |\n" for row in lines)
+    return "".join(f"| {' | '.join(_cell(cell) for cell in row)} |\n" for row in lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "∣").replace("<", "&lt;")
 
 
 def filled(page: Path) -> str:
@@ -59,9 +175,10 @@ def filled(page: Path) -> str:
         tables = {
             "papers": lambda: table_of_papers(page, long=False),
             "papers_at_length": lambda: table_of_papers(page, long=True),
-            "claims": lambda: table_of_claims(page.stem),
+            "claims": lambda: table_of_claims(match[3] or page.stem),
+            "slide": lambda: slide_of(match[3] or page.stem, page),
         }
-        return match[1] + tables[match[2]]() + match[3]
+        return match[1] + tables[match[2]]() + match[4]
 
     return _REGION.sub(fill, page.read_text("utf-8"))
 
@@ -76,7 +193,11 @@ def main() -> int:
     """Rewrite the pages, or check them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a page is out of date")
-    check = parser.parse_args().check
+    parser.add_argument("--record", type=Path, metavar="STORE", help="first take verdicts and slides from this store")
+    options = parser.parse_args()
+    check = options.check
+    if options.record:
+        record(options.record)
     pages = outdated()
     for page, text in pages.items():
         print(f"{page.relative_to(ROOT)} {'is out of date' if check else 'rewritten'}")

@@ -220,8 +220,8 @@ def first_inverse_mass(positions: Tensor, gradients: Tensor, before: Tensor) -> 
 
     Of a Gaussian with covariance :math:`\Sigma`, gradients change by :math:`-\Sigma^{-1}` times the change of
     position, so that the scatters X of positions and G of gradients over the same draws satisfy
-    :math:`\Sigma G \Sigma = X` however little of the posterior was seen; the solution is their geometric mean
-    :math:`X \mathbin{\#} G^{-1}`, for a diagonal :math:`\sqrt{X / G}`. A. Seyboldt et al., "If only my posterior
+    :math:`\Sigma G \Sigma = X` however little of the posterior was seen; the solution is the geometric mean
+    of X and :math:`G^{-1}`, for a diagonal :math:`\sqrt{X / G}`. A. Seyboldt et al., "If only my posterior
     were normal: introducing Fisher HMC", 2026, and the sampler nutpie.
 
     Parameters

@@ -45,6 +45,8 @@ _ONE = np.ones(1)  # the factor of tau^2 where effects are normal
 class EffectPosterior:
     """Posterior of an effect table.
 
+    Of ``mu``, ``tau``, ``theta`` and ``new`` there are ``mean``, ``sd``, ``quantile(p)`` and ``cdf(x)``.
+
     Attributes
     ----------
     mu, tau
@@ -57,8 +59,6 @@ class EffectPosterior:
         Of the data sets.
     draws
         What was sampled, by name, shapes ``(chains, draws, ...)``: ready for ``arviz.from_dict``. Empty if exact.
-
-    ``mu``, ``tau``, ``theta`` and ``new`` have ``mean``, ``sd``, ``quantile(p)`` and ``cdf(x)``.
     """
 
     mu: Marginal

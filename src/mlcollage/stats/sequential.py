@@ -263,9 +263,11 @@ def sequential_t_test(
     The Bayes factor of :class:`ConfidenceSequence` ``"t"``, its prior on the standardized effect cut to the side of
     the alternative (half-normal),
 
-    .. math:: E_n^+ = 2 E_n \Pr[\mu > \theta_0 \mid x_1, \dots, x_n], \qquad
-        \mu \mid x \sim t_n\Bigl(\tfrac{n g \bar x}{1 + n g},\; \tfrac{g}{1 + n g} \cdot \tfrac{S_n}{n}\Bigr),
-        \quad S_n = \textstyle\sum_i (x_i - \bar x)^2 + \frac{n \bar x^2}{1 + n g}
+    .. math::
+        E_n^+ = 2 E_n \Pr[\mu > \theta_0 \mid x_1, \dots, x_n]
+
+        \mu \mid x \sim t_n\Bigl(\frac{n g \bar x}{1 + n g},\; \frac{g}{1 + n g} \cdot \frac{S_n}{n}\Bigr), \qquad
+        S_n = \sum_i (x_i - \bar x)^2 + \frac{n \bar x^2}{1 + n g}
 
     (values counted from :math:`\theta_0`). It is a martingale at :math:`\mu = \theta_0` for every :math:`\sigma`; for
     :math:`\mu < \theta_0` each :math:`E_n^+` is smaller on the same noise, since it rises with t.

@@ -180,7 +180,7 @@ def largest_curvature(density: Callable[[Tensor], tuple[Tensor, Tensor]], q: Ten
     r"""Largest curvature of minus the log-density at positions (chains, P), (chains,), by power iteration.
 
     Hessian-vector products are differences of two gradients, along a deterministic first direction. The leapfrog is
-    unstable beyond a step of :math:`2 / \sqrt\lambda`.
+    unstable beyond a step of :math:`2 / \sqrt{\lambda}`.
 
     Parameters
     ----------

@@ -106,8 +106,9 @@ def bootstrap_error(real: npt.ArrayLike, ideal: npt.ArrayLike) -> Any:
     r"""Bootstrap error: how much worse the Real World tests than the Ideal World after the same number of steps.
 
     .. math::
-        \mathrm{TestError}(f_t) = \mathrm{TestError}(f_t^{\mathrm{iid}})
-        + \underbrace{[\mathrm{TestError}(f_t) - \mathrm{TestError}(f_t^{\mathrm{iid}})]}_{\varepsilon(n, D, F, t)}
+        \mathrm{TestError}(f_t) = \mathrm{TestError}(f_t^{\mathrm{iid}}) + \varepsilon(n, D, F, t)
+
+        \varepsilon(n, D, F, t) = \mathrm{TestError}(f_t) - \mathrm{TestError}(f_t^{\mathrm{iid}})
 
     Parameters
     ----------

@@ -65,15 +65,12 @@ class FisherPenalty(nn.Module):
     expected penalty is exactly :math:`\alpha\, \mathrm{Tr}(F) / B` for the batch: a coefficient belongs to a batch
     size. ``normalize="batch"`` multiplies by B, so that it need not be tuned again when B changes.
 
-    ========  =========================  ==========================================
-    paper's   here                       labels of the gradient
-    ========  =========================  ==========================================
-    FP        the default                drawn from the model
-    GP        ``labels="true"``          of the data set (the *empirical* Fisher)
-    GPr       ``labels="uniform"``       drawn uniformly
-    GPx       ``labels="true",``         of the data set; the gradient is that of
-              ``wrt="input"``            the loss with respect to the input
-    ========  =========================  ==========================================
+    | paper's | here                           | labels of the gradient                                     |
+    | ------- | ------------------------------ | ---------------------------------------------------------- |
+    | FP      | the default                    | drawn from the model                                       |
+    | GP      | ``labels="true"``              | of the data set (the *empirical* Fisher)                   |
+    | GPr     | ``labels="uniform"``           | drawn uniformly                                            |
+    | GPx     | ``labels="true", wrt="input"`` | of the data set; the gradient is with respect to the input |
 
     Parameters
     ----------

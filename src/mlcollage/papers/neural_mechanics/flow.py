@@ -1,13 +1,14 @@
 r"""The continuous-time flows that stand behind SGD, solved for a model's own full-batch loss.
 
-====================  ==============================================================================================
-``kind``              flow, with L including the weight decay λ‖θ‖²/2 and c = 1 - β, m = η(1-d)(1+β)/2
-====================  ==============================================================================================
-``"gradient"``        :math:`c\dot θ = -∇L`: infinitely small steps; conserves every symmetry's law if λ = 0
-``"modified"``        :math:`c\dot θ = -∇L - \frac{m}{c^2} ∇^2L ∇L`: the first-order modified flow. Without momentum
-                      this is the flow of :math:`L + \frac{η}{4}‖∇L‖^2`
-``"second"``          :math:`m\ddot θ + c\dot θ = -∇L`: the modified flow with inertia
-====================  ==============================================================================================
+With L including the weight decay λ‖θ‖²/2, c = 1 - β and m = η(1-d)(1+β)/2:
+
+| ``kind``       | flow                                          | what it is                                          |
+| -------------- | --------------------------------------------- | --------------------------------------------------- |
+| ``"gradient"`` | :math:`c\dot θ = -∇L`                         | infinitely small steps; conserves all laws if λ = 0 |
+| ``"modified"`` | :math:`c\dot θ = -∇L - \frac{m}{c^2} ∇^2L ∇L` | the first-order modified flow                       |
+| ``"second"``   | :math:`m\ddot θ + c\dot θ = -∇L`              | the modified flow with inertia                      |
+
+Without momentum, ``"modified"`` is the flow of :math:`L + \frac{η}{4}‖∇L‖^2`.
 
 Time is t = η(1-d)k after k steps (Kunin et al. 2021, section 5). The last two agree with gradient descent to one order
 in η more than the first.

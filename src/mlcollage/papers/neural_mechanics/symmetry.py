@@ -3,15 +3,14 @@
 A symmetry is a family of laws of one kind over named parameters. With A the index set of one law
 (Kunin et al. 2021, section 3; matrix laws go beyond the paper):
 
-===========  =============================================  ==================================  =======================
-kind         finite action                                  gradient constraint                 conserved under flow
-===========  =============================================  ==================================  =======================
-translation  :math:`θ_A → θ_A + α w_A`                      :math:`⟨g, w_A⟩ = 0`                :math:`⟨θ, w_A⟩`
-scale        :math:`θ_A → α θ_A`                            :math:`⟨g_A, θ_A⟩ = 0`              :math:`‖θ_A‖²`
-rescale      :math:`θ_{A_1} → αθ_{A_1}`,                    :math:`⟨g_{A_1}, θ_{A_1}⟩ =         :math:`‖θ_{A_1}‖² -
-             :math:`θ_{A_2} → θ_{A_2}/α`                    ⟨g_{A_2}, θ_{A_2}⟩`                 ‖θ_{A_2}‖²`
-matrix       :math:`U → MU, V → M^{-⊤}V`                    :math:`G_U U^⊤ = V G_V^⊤`           :math:`UU^⊤ - VV^⊤`
-===========  =============================================  ==================================  =======================
+| kind        | finite action                   | gradient constraint             | conserved under flow    |
+| ----------- | ------------------------------- | ------------------------------- | ----------------------- |
+| translation | :math:`θ_A → θ_A + α w_A`       | :math:`⟨g, w_A⟩ = 0`            | :math:`⟨θ, w_A⟩`        |
+| scale       | :math:`θ_A → α θ_A`             | :math:`⟨g_A, θ_A⟩ = 0`          | :math:`‖θ_A‖²`          |
+| rescale     | :math:`θ_1 → αθ_1, θ_2 → θ_2/α` | :math:`⟨g_1, θ_1⟩ = ⟨g_2, θ_2⟩` | :math:`‖θ_1‖² - ‖θ_2‖²` |
+| matrix      | :math:`U → MU, V → M^{-⊤}V`     | :math:`G_U U^⊤ = V G_V^⊤`       | :math:`UU^⊤ - VV^⊤`     |
+
+where 1 and 2 stand for two index sets, such as the weights into and out of a ReLU.
 
 All sums are accumulated in float64: after one step of SGD a conserved quantity has moved by about 1e-4 of itself, which
 leaves three digits in float32.

@@ -4,15 +4,13 @@ Where two linear maps meet in a product with nothing but linear operations betwe
 slipped in, ``U → MU, V → M^{-⊤}V``, and the whole symmetric matrix :math:`UU^⊤ - VV^⊤` is conserved (biases are columns
 of U and V). For one head of an attention layer:
 
-==========================  ========================================================================================
-queries and keys            :math:`\hat Q\hat Q^⊤ - \hat K\hat K^⊤`, d(d+1)/2 laws; grouped heads add up over the
-                            queries that share a key
-values and output           :math:`\hat V\hat V^⊤ - O^⊤O`, with or without rotary embedding
-with a rotary embedding     queries and keys keep one law per rotary pair: the rotation commutes only with rotations and
-                            multiples of the identity in each plane
-key bias                    its gradient is zero (every score of a query shifts alike); not with a rotary embedding
-two linear maps in a row    :math:`W_1W_1^⊤ - W_2^⊤W_2`
-==========================  ========================================================================================
+* queries and keys: :math:`\hat Q\hat Q^⊤ - \hat K\hat K^⊤`, d(d+1)/2 laws; grouped heads add up over the queries that
+  share a key;
+* values and output: :math:`\hat V\hat V^⊤ - O^⊤O`, with or without rotary embedding;
+* with a rotary embedding, queries and keys keep one law per rotary pair: the rotation commutes only with rotations and
+  multiples of the identity in each plane;
+* key bias: its gradient is zero (every score of a query shifts alike); not with a rotary embedding;
+* two linear maps in a row, without a head: :math:`W_1W_1^⊤ - W_2^⊤W_2`.
 
 Nothing here looks for attention by name. The walk over the graph marks the unknowns that passed an operation with which
 only diagonal matrices commute (a ReLU, a gain, a slice that is rotated against another), and remembers which of them
