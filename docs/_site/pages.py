@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 FONTS = ROOT / "src" / "mlcollage" / "collage" / "fonts"
 _LOG = logging.getLogger("mkdocs.hooks.pages")
 _DIALOG = 'data-md-component="search" role="dialog"'
+_UNNAMED = re.compile(r'aria-labelledby="__nav_(\d+)_label"')  # the label of a section with a page of its own is empty
 _CONTENTS = re.compile(r'(<nav class="md-nav" aria-label=")([^"]*)(">)')
 _SLIDE = re.compile(r'<img alt="([^"]*)" src="([^"]*/)?img/(\w+)\.png"\s*/?>')
 WIDE, UPRIGHT = (1440, 810), (720, 900)  # pixels of the pictures that docs/_site/tables.py --record writes
@@ -47,4 +48,8 @@ def on_post_page(output: str, *, page: Any, **_: Any) -> str:
     if _DIALOG not in output:
         _LOG.warning("%s: the theme no longer writes %s", page.file.src_uri, _DIALOG)
     output = output.replace(_DIALOG, f'{_DIALOG} aria-label="Search"')
+    titles = dict(
+        re.findall(r'<label class="md-nav__title" for="__nav_(\d+)">\s*<span[^>]*></span>\s*(.*?)\s*</label>', output)
+    )
+    output = _UNNAMED.sub(lambda m: f'aria-label="{titles[m[1]]}"' if m[1] in titles else m[0], output)
     return _CONTENTS.sub(r"\1Sections of \2\3", output)

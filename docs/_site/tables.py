@@ -85,9 +85,9 @@ def _summary(slug: str, record: dict[str, Any], verdicts: list[Status]) -> str:
         return f"Not measured yet; `mlcollage run {slug}` does it."
     counts = Counter(verdicts)
     tally = ", ".join(f"{counts[status]} {status.words}" for status in Status if counts[status])
-    missing = f" {record['missing']} runs were missing." if record["missing"] else ""
+    failed = f" {record['failed']} runs failed." if record["failed"] else ""
     return (
-        f"Measured at scale `{record['scale']}` with {record['seeds']} seeds on {record['date']}: {tally}.{missing} "
+        f"Measured at scale `{record['scale']}` with {record['seeds']} seeds on {record['date']}: {tally}.{failed} "
         f"Data: {record['data']}. Network: {record['network']}. Headlines are bold."
     )
 
@@ -109,7 +109,7 @@ def measured() -> dict[str, Any]:
 
 
 def record(place: Path) -> None:
-    """Keep verdicts and slides of every built paper that the store has runs of, at scale quick."""
+    """Keep verdicts and slides of every built paper whose runs at scale quick the store has, all of them."""
     store = Store(place)
     kept = measured()
     for paper in ours():
@@ -117,8 +117,10 @@ def record(place: Path) -> None:
             continue
         study = BoundStudy(paper.slug, Scale.QUICK)
         evidence = study.evidence(store)
-        if not evidence.runs:
-            print(f"{paper.slug}: the store has no runs at scale quick; what was recorded before stays")
+        if not evidence.runs or evidence.missing:
+            print(
+                f"{paper.slug}: not recorded, {evidence.missing} runs at scale quick are missing; the old record stays"
+            )
             continue
         verdicts = study.judge(evidence)
         with tempfile.TemporaryDirectory() as folder:
@@ -131,7 +133,7 @@ def record(place: Path) -> None:
             "scale": str(study.scale),
             "date": max((str(i.get("started", ""))[:10] for i in evidence.info), default=""),
             "seeds": f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else str(*seeds),
-            "missing": evidence.missing + len(evidence.failures),
+            "failed": len(evidence.failures),
             "data": slide.collage.data,
             "network": slide.collage.network,
             "finding": title_of(slide, slide.collage.main),
