@@ -74,6 +74,14 @@ def test_text_is_readable_in_both_themes(folder, browser_page, name, scheme):
     assert (sum(map(int, re.findall(r"\d+", ground)[:3])) < 200) == (scheme == "dark")
 
 
+@pytest.mark.parametrize("name", ["index.html", "2021-05.html"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_axe_finds_nothing_wrong_with_a_digest(folder, browser_page, violations, name, scheme, width):
+    page = browser_page((folder / name).as_uri(), width=width, color_scheme=scheme)
+    assert violations(page) == []
+
+
 def test_theme_button_goes_through_auto_light_dark(folder, browser_page):
     page = browser_page((folder / "index.html").as_uri(), color_scheme="light")
     seen = []
