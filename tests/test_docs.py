@@ -142,6 +142,8 @@ def test_a_papers_page_has_its_claims_and_public_names(slug):
     text = page.read_text("utf-8")
     assert f"https://arxiv.org/abs/{paper.arxiv}" in text
     assert "<!-- table: claims -->" in text
+    assert "<!-- table: slide -->" in text
+    assert text.startswith("---\ntags:\n"), "name the words by which it should be found"
     public = importlib.import_module(str(paper.package)).__all__
     assert not [n for n in public if not re.search(rf"\b{n}\b", text)]
 
