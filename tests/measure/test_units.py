@@ -201,7 +201,7 @@ def test_what_is_open_is_refused_or_given():
     assert laid(Strange(), x, "made", unit_axis=-1)["made"].shape == (4, 3, 5)
     assert laid(Strange(), x, ["made", "last"], unit_axis={"mad*": 1})["made"].shape == (4, 5, 3)
     with pytest.raises(InvalidInput, match=r"layer 'rows' gives \(20, 3\), of which no axis belongs to the examples"):
-        laid(Strange(), x, "rows")
+        laid(Strange(), x[:1].expand(4, -1, -1), "rows")  # examples that are alike prove nothing
     with pytest.raises(InvalidInput, match=r"unit_axis=0 is no axis of units of layer 'made'"):
         laid(Strange(), x, "made", unit_axis=0)
     with pytest.raises(UnknownName, match="unit_axis names 'other'; the layers are made"):
@@ -226,3 +226,91 @@ def test_transformers_have_features_last(kind):
     widths = {name: m.out_features for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     assert {name: h.shape[1] for name, h in found.items()} == {name: widths[name] for name in found}
     assert all(len(h) == 2 for h in found.values())
+
+
+class Windowed(nn.Module):
+    """Attention within shifted windows of a grid: (B, H, W, C) as rows (B * windows, w * w, C), or windows first."""
+
+    def __init__(self, ahead=True, shift=1, size=2):
+        super().__init__()
+        self.embed, self.qkv, self.act, self.head = nn.Linear(1, 6), nn.Linear(6, 18), nn.ReLU(), nn.Linear(6, 2)
+        self.ahead, self.shift, self.size = ahead, shift, size
+
+    def forward(self, x):
+        h = self.embed(x.movedim(1, -1)).roll((-self.shift, -self.shift), (1, 2))
+        n, s = h.shape[1] // self.size, self.size
+        rows = h.unflatten(2, (n, s)).unflatten(1, (n, s)).transpose(2, 3)  # (B, n, n, s, s, C)
+        rows = (rows if self.ahead else rows.movedim(0, 2)).flatten(0, 2).flatten(1, 2)
+        q, k, v = self.qkv(rows).chunk(3, -1)
+        rows = self.act((q @ k.mT).softmax(-1) @ v)
+        h = rows.unflatten(0, (-1, n * n) if self.ahead else (n * n, -1))
+        h = h if self.ahead else h.transpose(0, 1)
+        return self.head(h.mean((1, 2)))
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_windows_are_laid_to_their_examples(ahead, shift, frozen):
+    with seeded(0):
+        model, x = Windowed(ahead, shift).requires_grad_(not frozen), torch.randn(5, 1, 6, 6)
+    units, found = LayerUnits(model, ["qkv", "act"], unit_axis={"act": -1}), {}
+    units.look(x)
+    with LayerTap(model, ["qkv", "act"], consume=lambda name, h: found.update({name: units(name, h)})):
+        model(x)
+        whole = dict(found)
+        assert whole["act"].shape == (5, 6, 9, 4)
+        assert whole["qkv"].shape == (5, 18, 9, 4)
+        for i in range(5):  # each alone is the truth
+            model(x[i : i + 1])
+            for name, h in found.items():
+                torch.testing.assert_close(h[0], whole[name][i])
+    with pytest.raises(InvalidInput, match="whose places in the example are not known"):
+        units("act", torch.zeros(45, 4, 6), places=True)
+    with pytest.raises(InvalidInput, match="give inputs of one size"):
+        units("act", torch.zeros(46, 4, 6))
+    assert all(m.training for m in model.modules())
+
+
+def test_rows_that_the_data_choose_are_no_windows():
+    class Chosen(nn.Module):
+        """Two positions of each example here, perhaps not in the next batch."""
+
+        def __init__(self):
+            super().__init__()
+            self.fc, self.head = nn.Linear(2, 3), nn.Linear(3, 1)
+
+        def forward(self, x):
+            h = self.fc(x[x[..., 0] > 0])
+            return self.head(h.sum(0)).expand(len(x), 1)
+
+    x = torch.randn(4, 5, 2)
+    x[..., 0] = torch.tensor([1.0, 1, -1, -1, -1])
+    with pytest.raises(InvalidInput, match="of which no axis belongs to the examples"):
+        laid(Chosen(), x, "fc")
+
+
+def test_swin_of_theirs_is_measured_as_example_by_example():
+    import transformers
+
+    from mlcollage.papers.class_selectivity import measure_selectivity
+
+    config = transformers.SwinConfig(
+        image_size=16, patch_size=2, num_channels=1, embed_dim=8, depths=[2, 2], num_heads=[1, 2], window_size=4
+    )
+    with seeded(0):
+        model, x, y = transformers.SwinModel(config).eval(), torch.randn(12, 1, 16, 16), torch.arange(12) % 3
+    layers = "*attention.self.value"
+    names = [n for n, _ in model.named_modules() if n.endswith("attention.self.value")] or ["*.value", "*.v_proj"]
+    layers = names if len(names) == 4 else [n for n, m in model.named_modules() if n.endswith((".value", ".v_proj"))]
+    assert len(layers) == 4
+    means = {name: [] for name in layers}
+    with LayerTap(model, layers, consume=lambda name, h: means[name].append(h.mean((0, 1)))), torch.no_grad():
+        for i in range(12):
+            model(x[i : i + 1])
+    report = measure_selectivity(model, (x, y), layers, negative="shift", batch_size=5)
+    for name, rows in means.items():
+        per_class = torch.stack([torch.stack(rows)[y == c].mean(0) for c in range(3)])
+        torch.testing.assert_close(
+            torch.as_tensor(report.class_means[name]), per_class.double(), atol=1e-5, rtol=1e-4, check_dtype=False
+        )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
@@ -19,11 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput, UnknownName
-from mlcollage.measure.grad_norms import arguments
+from mlcollage.measure._examples import moves_rows
+from mlcollage.measure.grad_norms import arguments, graph_nodes
 from mlcollage.measure.layer_tap import Layers, LayerTap, hookable, layers_of
 
 
@@ -105,7 +107,9 @@ class LayerUnits:
     """Outputs of a model's layers as (N, U, *positions), whatever the order of their axes.
 
     The axes are found at the first batch, by two passes over two and three examples that nothing else sees: hooks of
-    others do not run, and buffers and random numbers are put back.
+    others do not run, and buffers and random numbers are put back. Of layers that see windows of an example as rows of
+    their own, as a Swin transformer's do, three more passes prove whose rows are whose: two examples change places,
+    and a third comes in.
 
     Parameters
     ----------
@@ -151,6 +155,8 @@ class LayerUnits:
                 raise UnknownName(f"unit_axis names {pattern!r}; the layers are {', '.join(names)}.")
         self._given = given
         self._found: dict[str, tuple[int | None, int | None]] | None = None  # axes of examples and of units
+        # axis of rows that belong to windows, the windows of an example, and whether examples come first
+        self._windows: dict[str, tuple[int, int, bool]] = {}
         self._why = ""
 
     @torch.compiler.disable
@@ -177,18 +183,44 @@ class LayerUnits:
                 f"no output of the model has as many rows as its inputs along dimension {self.batch_dim}, so the "
                 "examples lie elsewhere: give batch_dim (1 for sequence-first models)."
             )
+        cut = {n: _cut(shape, three[0][n][0]) for n, (shape, _) in two[0].items() if n in three[0]}
+        if any(cut.values()) and size > 1:
+            self._windows = _proved(self.model, self.layers, (args, kwargs), size, self.batch_dim, cut)
         for name, (shape, units) in two[0].items():
             examples = _grown(shape, three[0][name][0]) if name in three[0] else None
             if len(shape) == 2 and examples is not None:
                 units = 1 - examples
             self._found[name] = (examples, None if units == examples else units)
 
-    def __call__(self, name: str, h: Tensor) -> Tensor | None:
-        """The output of a layer as (N, U, *positions), a view; None of a second output of a layer without units."""
+    def __call__(self, name: str, h: Tensor, *, places: bool = False) -> Tensor | None:
+        """The output of a layer as (N, U, *positions), a view; None of a second output of a layer without units.
+
+        Of a layer that sees windows of its input as examples of their own, windows are the first positions. Their
+        places are lost, so that it is refused if ``places`` matter, as they do to masks.
+        """
         examples, units = (self._found or {}).get(name, (self.batch_dim if h.ndim == 2 and self._why else None, None))
         given = [axis for pattern, axis in self._given.items() if named(pattern, name)]
         if given:
             units = given[0] + h.ndim if given[0] < 0 else given[0]
+        if name in self._windows:
+            axis, count, ahead = self._windows[name]
+            units = 1 - axis if units is None and h.ndim == 2 else units
+            if units is not None and not (0 <= units < h.ndim and units != axis):
+                raise InvalidInput(f"unit_axis={units} is no axis of units of layer {name!r}, {tuple(h.shape)}.")
+            if places:
+                raise InvalidInput(
+                    f"layer {name!r} gives {tuple(h.shape)}, {count} windows of each example, whose places in the "
+                    "example are not known, so no mask and no targets of positions fit it: leave the layer out."
+                )
+            if h.shape[axis] % count:
+                raise InvalidInput(
+                    f"layer {name!r} gave {count} windows of each example at first and now {tuple(h.shape)}: give "
+                    "inputs of one size."
+                )
+            examples = axis if ahead else axis + 1
+            units = units + 1 if units is not None and units > axis else units
+            h = h.unflatten(axis, (-1, count) if ahead else (count, -1))
+        elif given and units is not None:
             examples = self.batch_dim if examples is None and self._why else examples
             if not 0 <= units < h.ndim or units == examples:
                 raise InvalidInput(
@@ -225,14 +257,87 @@ def _grown(two: tuple[int, ...], three: tuple[int, ...]) -> int | None:
     return axes[0] if len(axes) == 1 and (two[axes[0]], three[axes[0]]) == (2, 3) else None
 
 
-def _first(x: Any, count: int, size: int, dim: int) -> Any:
-    """The first ``count`` of ``size`` examples, repeated if there are fewer."""
+def _cut(two: tuple[int, ...], three: tuple[int, ...]) -> tuple[int, int] | None:
+    """The one axis that has 2n rows of two examples and 3n of three, n > 1, and n."""
+    axes = [k for k, pair in enumerate(zip(two, three, strict=False)) if pair[0] != pair[1]]
+    if len(two) != len(three) or len(axes) != 1:
+        return None
+    count, rest = divmod(two[axes[0]], 2)
+    return (axes[0], count) if rest == 0 and count > 1 and three[axes[0]] == 3 * count else None
+
+
+def _proved(
+    network: nn.Module, layers: Layers, x: Any, size: int, dim: int, cut: Mapping[str, tuple[int, int] | None]
+) -> dict[str, tuple[int, int, bool]]:
+    """Axis of rows, rows of each example, and whether examples come first, where passes prove it.
+
+    Two examples that change places must change all of their rows and nothing else, and a third must change none of
+    them. In evaluation mode, since noise and statistics of the batch would hide it.
+    """
+    passes: list[dict[str, Tensor]] = []
+    with _evaluation(network):
+        for order in ((0, 1), (1, 0), (0, 1, -1)):
+            kept: dict[str, Tensor] = {}
+            with (
+                _apart(network),
+                torch.enable_grad(),
+                LayerTap(network, layers, consume=kept.__setitem__, detach=False),
+            ):
+                args, kwargs = pytree.tree_map(_followed, _first(x, len(order), size, dim, order))
+                network(*args, **kwargs)
+            passes.append({name: kept[name] for name, found in cut.items() if found is not None and name in kept})
+    # rows that the data choose, as h[mask] does, may belong otherwise in the next batch
+    still = {name for name, h in passes[0].items() if h.requires_grad and not moves_rows(graph_nodes([h]))}
+    passes = [{name: h.detach() for name, h in kept.items() if name in still} for kept in passes]
+    proved: dict[str, tuple[int, int, bool]] = {}
+    for name, plain in passes[0].items():
+        axis, count = cut[name] or (0, 0)
+        fits = []
+        for ahead in (True, False):
+            # the examples in front: (2, n, ...), (2, n, ...) and (3, n, ...)
+            first, swapped, more = (
+                h.unflatten(axis, (-1, count) if ahead else (count, -1)).movedim(axis if ahead else axis + 1, 0)
+                for h in (plain, passes[1][name], passes[2][name])
+            )
+            same = _near(first.flip(0), swapped) and _near(first, more[:2]) and not _near(first, swapped)
+            fits += [ahead] * same
+        if len(fits) == 1:
+            proved[name] = (axis, count, fits[0])
+    return proved
+
+
+def _followed(value: Any) -> Any:
+    """Floating-point inputs with a gradient, so that a graph is recorded for a frozen model too."""
+    grows = isinstance(value, Tensor) and value.is_floating_point()
+    # no leaf, since what is looked up in leaves are tables of parameters
+    return value.detach().requires_grad_().clone() if grows else value
+
+
+def _near(a: Tensor, b: Tensor) -> bool:
+    """Whether tensors agree but for rounding, which depends on the size of a batch."""
+    return torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(a.abs().max()) if a.is_floating_point() else 0)
+
+
+@contextmanager
+def _evaluation(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; every module's own mode is put back."""
+    modes = [(m, m.training) for m in network.modules()]
+    try:
+        network.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _first(x: Any, count: int, size: int, dim: int, order: Sequence[int] | None = None) -> Any:
+    """The first ``count`` of ``size`` examples, repeated if there are fewer; or those in this order."""
     if isinstance(x, Mapping):
-        return {name: _first(v, count, size, dim) for name, v in x.items()}
+        return {name: _first(v, count, size, dim, order) for name, v in x.items()}
     if isinstance(x, tuple | list):
-        return tuple(_first(v, count, size, dim) for v in x)
+        return tuple(_first(v, count, size, dim, order) for v in x)
     if isinstance(x, Tensor) and x.ndim > dim and x.shape[dim] == size:
-        return x.index_select(dim, torch.arange(count, device=x.device) % size)
+        return x.index_select(dim, torch.as_tensor(order or range(count), device=x.device) % size)
     return x
 
 

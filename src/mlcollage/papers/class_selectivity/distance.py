@@ -54,7 +54,7 @@ def representations(
     units = LayerUnits(model, layers, unit_axis=unit_axis, batch_dim=batch_dim)
 
     def keep(name: str, h: Tensor) -> None:
-        rows = units(name, h)  # (N, U, *positions)
+        rows = units(name, h, places=masks[-1] is not None)  # (N, U, *positions)
         if rows is not None:
             found.setdefault(name, []).append(as_samples(rows, space, unit_axis=1, mask=masks[-1]))
 

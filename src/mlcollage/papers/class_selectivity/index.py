@@ -406,7 +406,7 @@ class _Collector:
         self.next = (self.next + counts) % self.folds
 
     def keep(self, name: str, h: Tensor) -> None:
-        rows = self.units(name, h)  # (N, U, *positions)
+        rows = self.units(name, h, places=self.mask is not None or is_dense(self.targets))  # (N, U, *positions)
         if rows is None:
             return
         if len(rows) != len(self.targets):

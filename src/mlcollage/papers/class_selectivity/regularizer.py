@@ -231,7 +231,8 @@ class SelectivityRegularizer(nn.Module):
             raise InvalidInput(f"layer {name!r} gives {h.dtype}; selectivity needs floating-point responses.")
         if self.exclude_output:
             self._made[name] = weakref.ref(h)
-        rows = self._units(name, h) if h.ndim > 1 else h  # (N, U, *positions)
+        places = self._mask is not None or self.dense
+        rows = self._units(name, h, places=places) if h.ndim > 1 else h  # (N, U, *positions)
         if rows is None:
             return
         if self.negative == "error" and not isinstance(self._tap.layers.get(name.split("#")[0]), _NON_NEGATIVE):
