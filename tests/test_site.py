@@ -262,6 +262,13 @@ def test_axe_finds_nothing_wrong_on_a_phone(address, browser_page, violations, n
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
+def test_pages_are_printed_dark_on_white(address, browser_page, violations):
+    page = browser_page(address + "papers/deep_bootstrap/", color_scheme="dark")
+    page.emulate_media(media="print", color_scheme="dark")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert violations(page, only=("color-contrast",)) == []
+
+
 def test_no_page_of_the_site_is_wider_than_a_phone(address, site, browser_page):
     page = browser_page(address, width=390, height=844, java_script_enabled=False)
     for name in pages(site):

@@ -77,7 +77,8 @@ def _outcome(claim: Claim, record: dict[str, Any]) -> tuple[str, Status]:
     found = record.get(claim.id, {})
     if found.get("fingerprint") != fingerprint((claim,)):
         return "", Status.PENDING
-    return found["effect"], Status(found["status"])
+    effect = re.sub(r"\[.*\]", lambda interval: interval[0].replace(" ", "&nbsp;"), found["effect"])
+    return effect, Status(found["status"])
 
 
 def _summary(slug: str, record: dict[str, Any], verdicts: list[Status]) -> str:

@@ -1,7 +1,7 @@
 r"""Squared gradient norms of single examples, without the gradients of single examples ("ghost norms").
 
 One forward pass and one backward pass to the outputs of the layers, never to their weights, give
-:math:`\|\nabla_\theta \ell_i\|^2` for all examples i of a batch: see :mod:`mlcollage.measure._uses` for the algebra.
+:math:`\|\nabla_\theta \ell_i\|^2` for all examples i of a batch.
 With ``differentiable=True`` the norms are part of the graph, so that they can be penalized.
 
 I. Goodfellow, "Efficient Per-Example Gradient Computations", arXiv:1510.01799 (linear layers); Z. Bu, J. Mao and S. Xu,
