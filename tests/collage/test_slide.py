@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import io
 import itertools
+import math
 import re
 import shutil
 import subprocess
@@ -99,6 +100,57 @@ def test_the_interval_plot_places_reference_margin_and_interval():
     assert (dot[0] - left) / (right - left) == pytest.approx(1.1 / 2.0)
     assert left >= 100
     assert right <= 300
+
+
+@pytest.mark.parametrize(
+    ("claimed", "left", "right"),
+    [((2.0, math.inf), 2.0, None), ((-math.inf, 0.0), None, 0.0), ((0.5, 1.5), 0.5, 1.5)],
+)
+def test_the_interval_plot_shades_what_is_claimed(claimed, left, right):
+    sheet, box = Sheet(400, 200), Box(100, 50, 300, 80)
+    draw_interval(sheet, IntervalPlot(1.1, 0.2, 1.9, 0.0, 0.0, 0.0, claimed=claimed), box, "#000000")
+    reference, interval, _ = (np.asarray(line.get_xdata(), dtype=float) for line in sheet.figure.findobj(Line2D))
+    (shade,) = (p for p in sheet.figure.findobj(Rectangle) if p is not sheet.figure.patch)
+    scale = (interval[1] - reference[0]) / 1.9  # pixels for one unit of the effect
+    ends = (shade.get_x(), shade.get_x() + shade.get_width())
+    for end, value, edge in zip(ends, (left, right), (box.left, box.right), strict=True):
+        assert end == pytest.approx(edge if value is None else reference[0] + scale * value)
+
+
+def test_headlines_of_the_portrait_have_equal_gaps_whatever_their_length():
+    slide = demo.slide(2, 11)
+    titles = ("Short", "A title that is so long that it needs two lines on the list of a portrait", "Short", "Short")
+    long = iter(titles)
+    cards = [replace(c, title=next(long)) if c.headline else c for c in slide.cards]
+    with theme.style():
+        figure = build_portrait(replace(slide, cards=cards))
+        bars = [p.get_window_extent() for p in figure.findobj(Rectangle) if p.get_width() == 7]
+    bars.sort(key=lambda b: -b.y1)
+    gaps = [above.y0 - below.y1 for above, below in itertools.pairwise(bars)]
+    assert len(bars) == 4
+    assert gaps == pytest.approx([gaps[0]] * 3)
+    assert bars[1].height > bars[0].height
+
+
+def test_the_name_of_the_x_axis_stands_beside_its_ticks_where_there_is_room():
+    def with_labels(name):
+        def draw(ax):
+            demo.lines(ax)
+            ax.set_xlabel(name)
+
+        with theme.style():
+            figure = build_figure(with_panels(demo.slide(1), Panel("Lines", draw, "lines", "a quantity")))
+            assert check_layout(figure) == []
+            ax = next(a for a in figure.axes if a.get_gid() == "panel-1")
+            ticks = [t.get_window_extent() for t in ax.get_xticklabels()]
+            return ax.xaxis.label.get_window_extent(), ticks[-1], ax.get_window_extent()
+
+    beside, tick, tall = with_labels("tasks")
+    assert beside.x0 > tick.x1
+    assert beside.y0 < tick.y1
+    below, tick, short = with_labels("tasks that were learned so far, one after the other")
+    assert below.y1 < tick.y0
+    assert short.height < tall.height
 
 
 def test_a_log_scale_places_ratios():

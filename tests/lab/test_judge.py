@@ -332,7 +332,7 @@ def test_a_claim_whose_runs_are_not_finished_is_pending_and_the_others_are_judge
     assert verdicts["C1"].status is Status.SUPPORTED
     assert verdicts["C1"].p_holm == pytest.approx(min(1, 2 * verdicts["C1"].p_value))  # the other stays in the family
     assert (verdicts["C2"].status, verdicts["C2"].estimate) == (Status.PENDING, None)
-    assert verdicts["C2"].reason == "2 runs that it needs not finished yet"
+    assert verdicts["C2"].reason == "2 runs missing"
 
 
 def test_while_runs_are_missing_an_absent_arm_is_pending_and_not_inconclusive():

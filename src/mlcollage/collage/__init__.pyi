@@ -1,3 +1,4 @@
+from . import marks as marks
 from . import theme as theme
 from .content import Card as Card
 from .content import ClaimRow as ClaimRow

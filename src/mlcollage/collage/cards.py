@@ -10,12 +10,14 @@ from mlcollage.collage import theme
 from mlcollage.collage.content import Card, IntervalPlot, StatusName
 from mlcollage.collage.fitting import Box
 from mlcollage.collage.sheet import Sheet
-from mlcollage.collage.text import Fitted, fit, width
+from mlcollage.collage.text import Fitted, balance, fit, width
 
 REST = 206.0  # width of the card that counts the others
 GAP = 12.0
 SIDES = 31.0  # of a card: what its width has no room for text
 MOST = 6
+ROW = 21.0  # from line to line in the card that counts the others
+_KEY = {"reference": "", "too little to matter": theme.SHADE, "as claimed": theme.CLAIMED}  # of the interval plots
 ORDER: tuple[StatusName, ...] = ("supported", "contradicted", "inconclusive", "untested", "pending")
 
 
@@ -34,38 +36,51 @@ def draw_cards(sheet: Sheet, cards: Sequence[Card], left: float, right: float, b
     room = right - left - (REST + GAP if rest else 0.0)
     wide = (room - GAP * (len(chosen) - 1)) / max(len(chosen), 1)
     titles = [fit(sheet.figure, c.title, wide - SIDES, theme.BODY, lines=4, weight="semibold") for c in chosen]
+    titles = [balance(sheet.figure, t, wide - SIDES, weight="semibold") for t in titles]
     facts = max(len(_facts(sheet, c, wide - SIDES)) for c in chosen)
-    top = bottom - (20.0 * max(len(t.lines) for t in titles) + 22.0 * facts + 104.0)
+    height = 20.0 * max(len(t.lines) for t in titles) + 22.0 * facts + 100.0
+    if rest:  # its counts and the key of the plots lie one below the other
+        height = max(height, 36.0 + ROW * len({c.status for c in rest}) + ROW * len(_KEY) + 14.0)
+    top = bottom - height
+    # One size for all verdicts: that of the longest word.
+    words = [fit(sheet.figure, _verdict(c), wide - SIDES, theme.VERDICT, smallest=15.0, weight="bold") for c in chosen]
+    size = min(w.size for w in words)
     for i, (card, title) in enumerate(zip(chosen, titles, strict=True)):
         x = left + i * (wide + GAP)
-        _draw_card(sheet, card, title, Box(x, top, x + wide, bottom))
+        _draw_card(sheet, card, title, size, Box(x, top, x + wide, bottom))
     if rest:
         _draw_rest(sheet, rest, Box(right - REST, top, right, bottom))
     return top
 
 
+def _verdict(card: Card) -> str:
+    return f"{theme.STATUS_MARKS[card.status]} {theme.STATUS_WORDS[card.status]}"
+
+
 def _facts(sheet: Sheet, card: Card, room: float) -> list[tuple[str, str]]:
-    """Lines of our value and the paper's, each with what stands at its right end; together where they fit."""
-    paper = f"paper: {card.paper}" if card.paper else ""
+    """Lines of our value, what it must be, and the paper's, each with what stands at its right end."""
     ours = card.ours.replace(", ", ",\u00a0") if card.plot is not None else card.note  # intervals are not broken
     lines = [(line, "") for line in fit(sheet.figure, ours, room, theme.SMALL, lines=3).lines]
-    if not paper:
-        return lines
-    if len(lines) == 1 and width(sheet.figure, f"{ours} {paper}", theme.SMALL) + 10 <= room:
-        return [(ours, paper)]
-    return [*lines, *(("", line) for line in fit(sheet.figure, paper, room, theme.SMALL, lines=2).lines)]
+    for words in (card.needs, f"paper: {card.paper}" if card.paper else ""):
+        if not words:
+            continue
+        last, beside = lines[-1] if lines else ("", "")
+        # Beside the line before where both fit, else below it.
+        if last and not beside and width(sheet.figure, f"{last} {words}", theme.SMALL) + 10 <= room:
+            lines[-1] = (last, words)
+        else:
+            lines += [("", line) for line in fit(sheet.figure, words, room, theme.SMALL, lines=2).lines]
+    return lines
 
 
-def _draw_card(sheet: Sheet, card: Card, title: Fitted, box: Box) -> None:
+def _draw_card(sheet: Sheet, card: Card, title: Fitted, size: float, box: Box) -> None:
     name = f"claim-{card.id}"
     color = theme.STATUS_COLORS[card.status]
     _frame(sheet, box, name, color)
     left, room = box.left + 19, box.width - SIDES
     sheet.block(left, box.top + 8, title, 20.0, f"{name}-text", weight="semibold")
     y = box.bottom - 26
-    word = f"{theme.STATUS_MARKS[card.status]} {theme.STATUS_WORDS[card.status]}"
-    verdict = fit(sheet.figure, word, room, theme.VERDICT, weight="bold")
-    sheet.write(left, y, verdict.text, verdict.size, f"{name}-text", weight="bold", color=color)
+    sheet.write(left, y, _verdict(card), size, f"{name}-text", weight="bold", color=color)
     facts = _facts(sheet, card, room)
     y -= 28 + 22 * (len(facts) - 1)
     for i, (ours, paper) in enumerate(facts):
@@ -77,18 +92,26 @@ def _draw_card(sheet: Sheet, card: Card, title: Fitted, box: Box) -> None:
 
 
 def draw_interval(sheet: Sheet, plot: IntervalPlot, box: Box, color: str) -> None:
-    """The interval with its estimate, the reference value as a line, and effects too small to matter as a shade."""
+    """The interval with its estimate, the reference value as a line, and what is claimed or too small as shades."""
     place = math.log if plot.log else float
     values = (plot.estimate, plot.lo, plot.hi, plot.reference, plot.margin_from, plot.margin_to)
     e, lo, hi, reference, start, stop = (place(v) for v in values)
     least, most = min(e, lo, reference, start), max(e, hi, reference, stop)
+    if plot.claimed is not None:  # beyond the edge of what is claimed there is something to see, too
+        beyond = 0.14 * (most - least)
+        edges = [place(v) for v in plot.claimed if math.isfinite(v)]
+        least, most = min([least, *(v - beyond for v in edges)]), max([most, *(v + beyond for v in edges)])
     span = (most - least) or 1.0
 
     def x(value: float) -> float:
         return box.left + box.width * (0.04 + 0.92 * (value - least) / span if most > least else 0.5)
 
     middle = (box.top + box.bottom) / 2
-    if stop > start:
+    if plot.claimed is not None:
+        a, b = (x(place(v)) if math.isfinite(v) else math.nan for v in plot.claimed)
+        claimed = Box(box.left if math.isnan(a) else a, box.top + 3, box.right if math.isnan(b) else b, box.bottom - 3)
+        sheet.rectangle(claimed, theme.CLAIMED, zorder=-1.1)
+    if stop > start and (plot.claimed is None or (plot.margin_from, plot.margin_to) != tuple(plot.claimed)):
         shade = Box(x(start), box.top + 3, x(stop), box.bottom - 3)
         sheet.rectangle(shade, theme.SHADE, zorder=-1.0)
     sheet.line((x(reference), x(reference)), (box.top, box.bottom), theme.INK, 1.4, solid_capstyle="butt", zorder=0)
@@ -104,17 +127,19 @@ def _draw_rest(sheet: Sheet, rest: Sequence[Card], box: Box) -> None:
     head = f"{len(rest)} more claim{'s' if len(rest) > 1 else ''}"
     sheet.write(left, y + 11, head, theme.BODY, f"{name}-text", weight="semibold")
     counts = Counter(c.status for c in rest)
-    y += 27
+    y += 29
     for status in ORDER:
         if counts[status]:
             words = f"{theme.STATUS_MARKS[status]} {counts[status]} {theme.STATUS_WORDS[status]}"
             sheet.write(left, y + 11, words, theme.SMALL, f"{name}-text", color=theme.STATUS_COLORS[status])
-            y += 21
-    y = box.bottom - 30
-    sheet.line((left + 3, left + 3), (y - 19, y - 3), theme.INK, 1.4, solid_capstyle="butt", zorder=0)
-    sheet.write(left + 18, y - 11, "reference", theme.SMALL, f"{name}-text", color=theme.MUTED)
-    sheet.rectangle(Box(left - 3, y + 3, left + 9, y + 17), theme.SHADE)
-    sheet.write(left + 18, y + 10, "margin", theme.SMALL, f"{name}-text", color=theme.MUTED)
+            y += ROW
+    y = box.bottom - 19 - ROW * (len(_KEY) - 1)
+    sheet.line((left + 3, left + 3), (y - 8, y + 8), theme.INK, 1.4, solid_capstyle="butt", zorder=0)
+    for words, color in _KEY.items():
+        if color:
+            sheet.rectangle(Box(left - 3, y - 7, left + 9, y + 7), color)
+        sheet.write(left + 18, y, words, theme.SMALL, f"{name}-text", color=theme.MUTED)
+        y += ROW
 
 
 def _frame(sheet: Sheet, box: Box, name: str, color: str) -> None:

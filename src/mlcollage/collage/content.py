@@ -91,7 +91,8 @@ class Collage:
 class IntervalPlot:
     """An effect and its interval beside the reference value, in the units in which they are printed.
 
-    ``margin_from`` to ``margin_to`` is the range of effects too small to matter (for ``within``: small enough).
+    ``margin_from`` to ``margin_to`` is the range of effects too small to matter; ``claimed`` is the range of those
+    that the claim asserts, with infinity where it has no end.
     """
 
     estimate: float
@@ -101,11 +102,16 @@ class IntervalPlot:
     margin_from: float
     margin_to: float
     log: bool = False
+    claimed: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
 class Card:
-    """One claim on a slide: as registered, and what came out."""
+    """One claim on a slide: as registered, and what came out.
+
+    ``needs`` says what the interval does not show: what the effect must be, where that is a limit or a range
+    (``"needs ≤ 0.1"``), or the p value that leaves a verdict open.
+    """
 
     id: str
     title: str
@@ -116,6 +122,7 @@ class Card:
     headline: bool = False
     finding: str = ""
     plot: IntervalPlot | None = None
+    needs: str = ""
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,12 @@ def fit_axes(axes: Sequence[Axes], box: Box) -> None:
     across, down = max((g.ncols for g in grids), default=1), max((g.nrows for g in grids), default=1)
     for ax in axes:
         _break_labels(root, ax, box.width / across, box.height / down)
+    if len(axes) == 1 and _beside_ticks(axes[0], room):
+        return
+    _settle(axes, room, one_grid)
+
+
+def _settle(axes: Sequence[Axes], room: Bbox, one_grid: bool) -> None:
     for _ in range(ROUNDS):
         for ax in axes:
             spread_labels(ax)
@@ -79,6 +85,31 @@ def fit_axes(axes: Sequence[Axes], box: Box) -> None:
             _thin_ticks(ax)
     for ax in axes:
         spread_labels(ax)
+
+
+def _beside_ticks(ax: Axes, room: Bbox) -> bool:
+    """Put the name of the x axis at the right end of the tick labels, where there is room, to make the axes taller."""
+    label = ax.xaxis.label
+    if not (label.get_text() and ax.axison and ax.xaxis.get_visible()):
+        return False
+    renderer, below = ax.get_figure(root=True).canvas.get_renderer(), label.get_transform()  # type: ignore[union-attr]
+    label.set_visible(False)
+    _settle([ax], room, one_grid=True)
+    label.set_visible(True)
+    ticks = [t.get_window_extent(renderer) for t in ax.get_xticklabels() if t.get_visible() and t.get_text()]
+    shown = [b for b in ticks if b.width > 0 and ax.bbox.x0 - 2 <= (b.x0 + b.x1) / 2 <= ax.bbox.x1 + 2]
+    if shown and "\n" not in label.get_text():
+        row = Bbox.union(shown)
+        x, y = ax.transAxes.inverted().transform((room.x1, (row.y0 + row.y1) / 2))
+        label.set(ha="right", va="center")
+        ax.xaxis.set_label_coords(float(x), float(y))  # shares of the axes, valid at any resolution
+        place = label.get_window_extent(renderer).padded(2.0)
+        others = [t.get_window_extent(renderer) for t in ax.texts]
+        if place.x0 > row.x1 + BETWEEN and not any(place.overlaps(o) for o in others):
+            return True
+    label.set(ha="center", va="top", x=0.5, transform=below)
+    ax.xaxis._autolabelpos = True  # type: ignore[attr-defined]  # centered below the ticks again
+    return False
 
 
 def _break_labels(root: Figure, ax: Axes, across: float, down: float) -> None:

@@ -18,7 +18,7 @@ from mlcollage._users import users_code
 from mlcollage.collage import theme
 from mlcollage.collage.content import Panel
 from mlcollage.collage.fitting import Box, fit_axes
-from mlcollage.collage.text import Fitted, fit
+from mlcollage.collage.text import Fitted, balance, fit
 from mlcollage.errors import InvalidInput
 
 PAD = 18.0  # between the edge of a card and what is in it
@@ -101,9 +101,11 @@ class Sheet:
         head = fit(self.figure, title, room, size, lines=2, weight="bold", smallest=smallest)
         if head.cut:
             head = fit(self.figure, title, room, size, lines=3, weight="bold", smallest=smallest)
+        head = balance(self.figure, head, room, weight="bold")
         y = self.block(box.left + PAD, y, head, head.size * 1.68, f"{name}-head", weight="bold")
         if panel.subtitle:
             below = fit(self.figure, panel.subtitle, room, theme.BODY if large else theme.SMALL, lines=4)
+            below = balance(self.figure, below, room)
             y = self.block(box.left + PAD, y + 3, below, 22.0, f"{name}-head", color=theme.MUTED)
         inner = Box(box.left + PAD, y + 10.0, box.right - PAD, box.bottom - 14.0)
         if inner.height < 60:

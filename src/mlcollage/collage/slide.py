@@ -22,7 +22,7 @@ from mlcollage.collage.content import MOST_ALT, Card, Panel, Slide
 from mlcollage.collage.fitting import Box
 from mlcollage.collage.sheet import Sheet
 from mlcollage.collage.svg import finish
-from mlcollage.collage.text import drawable, fit, width
+from mlcollage.collage.text import balance, drawable, fit, width
 from mlcollage.errors import InvalidInput
 
 __all__ = ["build_figure", "build_portrait", "check_layout", "describe", "render_slide"]
@@ -178,19 +178,23 @@ def build_portrait(slide: Slide) -> Figure:
 def _draw_list(sheet: Sheet, cards: Sequence[Card], box: Box) -> None:
     """Each headline with its verdict, large enough to be read on a phone."""
     sheet.card(box, "list")
-    each = (box.height - 20) / max(len(cards), 1)
-    for i, card in enumerate(cards):
-        y = box.top + 10 + each * i
+    left, room = box.left + 38, box.width - 56
+    titles = [fit(sheet.figure, c.title, room, 15.5, lines=2, weight="semibold") for c in cards]
+    titles = [balance(sheet.figure, t, room, weight="semibold") for t in titles]
+    # The same room between all of them, whether their titles take one line or two.
+    heights = [27.0 * len(t.lines) + 32.0 for t in titles]
+    gap = (box.height - sum(heights)) / (len(cards) + 1) if cards else 0.0
+    y = box.top + gap
+    for card, title, height in zip(cards, titles, heights, strict=True):
         color = theme.STATUS_COLORS[card.status]
-        left, room = box.left + 34, box.width - 52
-        sheet.rectangle(Box(box.left + 16, y + 6, box.left + 22, y + each - 8), color)
-        title = fit(sheet.figure, card.title, room, 15.5, lines=2, weight="semibold")
-        y = sheet.block(left, y + 4, title, 27.0, "list-text", weight="semibold")
+        sheet.rectangle(Box(box.left + 18, y + 2, box.left + 25, y + height - 2), color)
+        below = sheet.block(left, y, title, 27.0, "list-text", weight="semibold")
         word = f"{theme.STATUS_MARKS[card.status]} {theme.STATUS_WORDS[card.status]}"
-        sheet.write(left, y + 15, word, 15.5, "list-text", weight="bold", color=color)
-        beside = width(sheet.figure, word, 15.5, "bold") + 16
+        sheet.write(left, below + 16, word, 17.0, "list-text", weight="bold", color=color)
+        beside = width(sheet.figure, word, 17.0, "bold") + 16
         ours = fit(sheet.figure, card.ours, room - beside, 14.0)
-        sheet.write(left + beside, y + 15, ours.text, ours.size, "list-text", color=theme.MUTED)
+        sheet.write(left + beside, below + 16, ours.text, ours.size, "list-text", color=theme.MUTED)
+        y += height + gap
 
 
 # --- band and foot ----------------------------------------------------------------------------------------------------

@@ -118,6 +118,20 @@ def wrap(
     return [line for line in lines if line]
 
 
+def balance(figure: Figure, fitted: Fitted, room: float, *, weight: str = "normal") -> Fitted:
+    """The same text on as many lines of nearly equal length, so that no single word is left for the last."""
+    if fitted.cut or len(fitted.lines) < 2:
+        return fitted
+    best = fitted.lines
+    # The narrowest room that needs no further line; words may not be wider than the room.
+    for share in (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55):
+        lines = wrap(figure, " ".join(fitted.lines), share * room, fitted.size, weight)
+        if len(lines) > len(fitted.lines) or any(width(figure, x, fitted.size, weight) > room for x in lines):
+            break
+        best = tuple(lines)
+    return dataclasses.replace(fitted, lines=best)
+
+
 def fit(
     figure: Figure,
     text: str,

@@ -36,6 +36,7 @@ CARD = "#FFFFFF"
 WASH = "#F4F2EB"  # a quiet field inside a card, e.g. behind an equation
 RULE = "#E1DED4"  # card borders
 SHADE = "#E6E1D3"  # effects too small to matter
+CLAIMED = "#CFE9DA"  # effects that a claim asserts
 LINE = "#98A1AA"  # axes
 GRID = "#ECEAE3"
 INK = "#17212B"
@@ -49,7 +50,7 @@ BODY = 13.3
 PANEL_TITLE = 15.2
 SLIDE_TITLE = 29.0
 FINDING = 21.5  # the sentence above the dominant picture: 9 pixels where a slide is shown 480 wide
-VERDICT = 18.0
+VERDICT = 20.0  # 8 pixels where a slide is shown 480 wide
 # What is drawn in the dominant picture is read from afar.
 LARGE_PICTURE: dict[Any, Any] = {
     "font.size": 16.0,

@@ -105,7 +105,7 @@ class Claim:
     says
         The finding in a full sentence for each outcome: ``"supported"``, ``"contradicted"``, ``"inconclusive"``.
         ``{effect}`` stands for the size of the effect without its sign, ``{0}`` and ``{1}`` for the means of the
-        estimand's columns, all with units: ``"With wrong labels the penalty ends at {0}, without it at {1}"``.
+        estimand's columns (``{last}`` for the last of them), all with units: ``"With wrong labels the penalty ends at {0}, without it at {1}"``.
         The slide prints it above the picture that shows the claim. Without one, the title and the effect are printed.
     kind
         ``"finding"``, or ``"check"`` for an identity or a self-check of an instrument.
@@ -197,12 +197,13 @@ class Claim:
             text = f"{v:+.1e}" if signed else f"{v:.1e}"
         else:
             text = f"{v:+.{self.digits}f}" if signed else f"{v:.{self.digits}f}"
-        return f"{text} {self.unit}".strip().replace("-", "−")
+        return f"{text}{'' if self.unit in ('%', '×') else ' '}{self.unit}".strip().replace("-", "−")
 
     def format_level(self, value: float) -> str:
         """Print the mean of one arm: a difference in points is one of percentages, one of logarithms of values."""
         v = math.exp(value) if self.is_ratio else value * self.factor
-        unit = {"pts": "%", "points": "%"}.get(self.unit, "" if self.is_ratio else self.unit)
+        bare = self.is_ratio or self._is_correlation  # what is ranked has not the unit of the correlation
+        unit = {"pts": "%", "points": "%"}.get(self.unit, "" if bare else self.unit)
         text = f"{v:,.{self.digits}f}" if 1e-3 < abs(v) < 1e6 or v == 0 else f"{v:.1e}"
         return f"{text}{'' if unit in ('%', '') else ' '}{unit}".replace("-", "−")
 
@@ -265,7 +266,8 @@ class Verdict:
         """Estimate and interval as text, e.g. ``+6.1 pts [4.8, 7.4]``."""
         if self.estimate is None:
             return ""
-        text = self.claim.format(self.estimate, signed=self.claim.direction in ("greater", "less", "within"))
+        around_zero = self.claim.direction == "within" and self.claim.null == 0
+        text = self.claim.format(self.estimate, signed=around_zero or self.claim.direction in ("greater", "less"))
         if self.interval is not None:
             lo, hi = (self.claim._digits(self.claim.shown(v)) for v in self.interval)
             text += f" [{lo}, {hi}]"
@@ -285,7 +287,7 @@ class Verdict:
         size = claim.format(self.estimate, signed=False).lstrip("−").removesuffix(" rho").removesuffix(" tau")
         if template := claim.says.get(self.status.value, ""):
             means = [claim.format_level(v) for v in self.means.values()]
-            return template.format(*means, effect=size)
+            return template.format(*means, effect=size, last=means[-1] if means else "")
         before = {"contradicted": "Not so here: ", "inconclusive": "Not settled here: "}.get(self.status.value, "")
         return f"{before}{claim.title} ({self.effect.split(' [')[0]})"
 

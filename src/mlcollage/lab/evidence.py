@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from mlcollage.errors import UnknownName
+from mlcollage.errors import InvalidInput, UnknownName
 from mlcollage.lab.run import Run, Scale
 
 
@@ -96,6 +96,34 @@ class Evidence:
         if t.empty:
             raise UnknownName(f"no row of {metric!r} ({arm!r}) has {where}.")
         return t
+
+    def by_seed(self, metric: str, *, arm: str | None = None, **where: object) -> pd.Series[float]:
+        """One value for each seed, in the order of the seeds, so that the difference of two arms is paired.
+
+        Raises
+        ------
+        UnknownName
+            If nothing like it was measured.
+        InvalidInput
+            If a seed has several values: name the step or the level that is meant.
+
+        Examples
+        --------
+        >>> from mlcollage.lab import Evidence, Scale
+        >>> rows = [{"arm": a, "seed": s, "metric": "error", "step": 0, "value": v}
+        ...         for a, values in {"new": (0.2, 0.3), "old": (0.4, 0.6)}.items() for s, v in enumerate(values)]
+        >>> evidence = Evidence("demo", Scale.QUICK, "digits", pd.DataFrame(rows))
+        >>> (evidence.by_seed("error", arm="new") - evidence.by_seed("error", arm="old")).round(3).tolist()
+        [-0.2, -0.3]
+        """
+        rows = self.select(metric, arm=arm, **where)
+        found = rows.set_index("seed")["value"].astype(float).sort_index()
+        if found.index.has_duplicates:
+            twice = found.index[found.index.duplicated()][0]
+            raise InvalidInput(
+                f"seed {twice} has several values of {metric!r}; name a step, an arm or a level so that one is left."
+            )
+        return found
 
     def across_seeds(
         self, metric: str, *, over: str = "step", arm: str | None = None, level: float = 0.95, **where: object

@@ -210,7 +210,7 @@ def _examine(claim: Claim, evidence: Evidence) -> _Finding:
         damaged = len({f.run.id for f in evidence.damaged} & {run.id for run in awaited})
         note = f", of which {damaged} {'is' if damaged == 1 else 'are'} damaged" if damaged else ""
         found.status = Status.PENDING
-        found.reason = f"{len(awaited)} run{plural(len(awaited))} that it needs not finished yet{note}"
+        found.reason = f"{len(awaited)} run{plural(len(awaited))} missing{note}"
         return found
     failures = relevant_failures(claim, evidence)
     if failures:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -97,7 +98,45 @@ def _card(verdict: Verdict) -> Card:
         claim.headline,
         finding=verdict.finding,
         plot=_interval_plot(verdict),
+        needs=(_beside_the_picture(verdict) or _needs(claim)) if verdict.effect else "",
     )
+
+
+def _needs(claim: Claim) -> str:
+    """What the effect must be, where its sign does not say so: a limit, or the range of an equivalence."""
+    null, margin = claim.null, claim.margin
+    if claim.direction == "within":
+        ends = (claim.format(v, signed=False) for v in (null - margin, null + margin))
+        return "needs {} to {}".format(*ends)
+    sign = {"at_most": "≤", "at_least": "≥"}.get(claim.direction, "")
+    return f"needs {sign} {claim.format(null, signed=False)}" if sign else ""
+
+
+def _beside_the_picture(verdict: Verdict) -> str:
+    """Why the verdict is not the one that its interval suggests, since tests are one-sided and share their errors."""
+    plot = _interval_plot(verdict)
+    if plot is None or plot.claimed is None or _suggested(plot, verdict.claim.direction) is verdict.status:
+        return ""
+    if "shape of few seeds" in verdict.reason:
+        return "too few seeds for their spread"
+    p = re.search(r"\(p = (\S+) ", verdict.reason)
+    if p is None:
+        return ""
+    return f"p = {p[1]} over all claims" if verdict.status is Status.INCONCLUSIVE else f"one-sided p = {p[1]}"
+
+
+def _suggested(plot: IntervalPlot, direction: str) -> Status:
+    """What someone concludes who sees the interval, the reference and what is claimed."""
+    start, stop = plot.claimed or (plot.reference, plot.reference)
+    if direction in ("greater", "less"):
+        beyond = plot.lo > plot.reference if direction == "greater" else plot.hi < plot.reference
+        reaches = plot.hi >= start and plot.lo <= stop
+        if reaches:
+            return Status.SUPPORTED if beyond else Status.INCONCLUSIVE
+        return Status.CONTRADICTED
+    if start <= plot.lo and plot.hi <= stop:
+        return Status.SUPPORTED
+    return Status.CONTRADICTED if plot.hi < start or plot.lo > stop else Status.INCONCLUSIVE
 
 
 def _interval_plot(verdict: Verdict) -> IntervalPlot | None:
@@ -112,7 +151,18 @@ def _interval_plot(verdict: Verdict) -> IntervalPlot | None:
         at = [claim.null - claim.margin, claim.null + claim.margin]
     lo, hi = sorted(map(claim.shown, ends))
     a, b = sorted(map(claim.shown, at))
-    return IntervalPlot(claim.shown(verdict.estimate), lo, hi, claim.shown(claim.null), a, b, log=claim.is_ratio)
+    # What the claim asserts: effects that matter, or what lies on the allowed side of a limit.
+    claimed = {"greater": (b, math.inf), "less": (-math.inf, a), "at_least": (b, math.inf), "at_most": (-math.inf, a)}
+    return IntervalPlot(
+        claim.shown(verdict.estimate),
+        lo,
+        hi,
+        claim.shown(claim.null),
+        a,
+        b,
+        log=claim.is_ratio,
+        claimed=claimed.get(claim.direction, (a, b)),
+    )
 
 
 def _foot_left(study: BoundStudy, evidence: Evidence, verdicts: Mapping[str, Verdict], collage: Collage) -> str:

@@ -96,7 +96,7 @@ def test_while_runs_are_missing_or_failed_the_judge_says_what_it_lacks(evidence)
     partly = dataclasses.replace(as_if(evidence, Scale.QUICK), table=rows[rows["arm"] == "vit"], waiting=waiting)
     verdicts = BoundStudy(SLUG, Scale.QUICK).judge(partly)
     assert verdicts["C2"].status == "pending"
-    assert "not finished yet" in verdicts["C2"].reason
+    assert "missing" in verdicts["C2"].reason
 
 
 def test_the_slide_has_a_panel_for_all_that_was_measured(evidence, tmp_path):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 
-from mlcollage.collage import Collage, Diagram, Panel, theme
+from mlcollage.collage import Collage, Diagram, Panel, marks, theme
 from mlcollage.lab import Evidence, Verdict
 from mlcollage.lab.panels import measured_panel
 
@@ -67,7 +68,7 @@ def _draw_idea(ax: Axes) -> None:
     ax.plot(*steps, "-o", color=SAMPLED, linewidth=1.8, markersize=3.5, zorder=5)
     d.note(187, 20, "one trajectory of HMC", color=HMC, weight="semibold")
     d.note(187, 184, "the same cost in small steps", color=SAMPLED, weight="semibold")
-    d.field(187, 274, 374, 140)
+    d.field(187, 276, 374, 148)
     d.equation(
         187,
         228,
@@ -96,18 +97,13 @@ def _temperature(evidence: Evidence) -> Panel:
 
     def draw(ax: Axes) -> None:
         for arm, c in curves.items():
-            name, color = arms[arm]
-            theme.band(ax, c.index, c["lo"], c["hi"], color)
-            ax.plot(c.index, c["mean"], "-o", color=color)
-            theme.label_line_end(ax, c.index[-1], c["mean"].iloc[-1], name, color)
-        ax.axvline(1.0, color=theme.LINE, linewidth=1.4, linestyle=(0, (4, 3)), zorder=1)
-        ax.set_xscale("log")
-        ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
-        ax.minorticks_off()
+            marks.course(ax, c, arms[arm][1], arms[arm][0], dots=True, bounds=(0, 100))
+        ax.axvline(1.0, color=theme.LINE, linewidth=1.4, linestyle=marks.DASHED, zorder=1)
+        marks.log_steps(ax, ticks)
         ax.set_xlabel("temperature T (1 is the posterior, less is colder)")
         theme.tidy(ax, grid="y", ticks=5)
 
-    ends = "; ".join(f"{arms[a][0]} {c['mean'].iloc[0]:.1f} to {c['mean'].iloc[-1]:.1f}" for a, c in curves.items())
+    ends = marks.from_to({arms[a][0]: c for a, c in curves.items()}, "{:.1f}")
     return Panel(
         "Temperature",
         draw,
@@ -117,31 +113,24 @@ def _temperature(evidence: Evidence) -> Panel:
     )
 
 
-def _paired(evidence: Evidence, metric: str, factor: float = 1.0) -> dict[str, np.ndarray]:
+def _paired(evidence: Evidence, metric: str, factor: float = 1.0) -> dict[str, pd.Series]:
     """Each method minus HMC, seed by seed."""
     there = [arm for arm in SHOWN if (evidence.table["arm"] == arm).any()]
-    values = {a: evidence.select(metric, arm=a).set_index("seed")["value"] for a in ("hmc", *there)}
-    return {a: factor * (values[a] - values["hmc"]).dropna().to_numpy(dtype=float) for a in there}
+    hmc = evidence.by_seed(metric, arm="hmc")
+    return {NAMES[a]: factor * (evidence.by_seed(metric, arm=a) - hmc).dropna() for a in there}
 
 
-def _rows(ax: Axes, found: Mapping[str, np.ndarray]) -> None:
-    for row, values in enumerate(found.values()):
-        lo, hi = theme.mean_interval(values)
-        theme.dots_with_interval(ax, [row], [values.mean()], [lo], [hi], OTHER, seeds=[values], horizontal=True)
+def _rows(ax: Axes, found: Mapping[str, pd.Series]) -> None:
+    marks.rows(ax, found, OTHER)
     ax.axvline(0, color=HMC, linewidth=2.0, zorder=1)
-    ax.set_yticks(range(len(found)), [NAMES[arm] for arm in found])
-    ax.set_ylim(len(found) - 0.5, -0.5)
-    ax.tick_params(axis="y", length=0)
-    theme.tidy(ax, grid="x", ticks=4)
 
 
 def _methods(evidence: Evidence) -> Panel:
     found = _paired(evidence, "accuracy", 100)
-    means = ", ".join(f"{NAMES[a]} {v.mean():+.1f}" for a, v in found.items())
     return Panel(
         "Accuracy beside HMC",
         lambda ax: _rows(ax, found),
-        f"Test accuracy minus that of HMC, in points, on the same splits: {means}.",
+        f"Test accuracy minus that of HMC, in points, on the same splits: {marks.listed(found, '{:+.1f}')}.",
         "accuracy minus HMC's (points)",
         claim="C1",
     )
@@ -149,11 +138,10 @@ def _methods(evidence: Evidence) -> Panel:
 
 def _distance(evidence: Evidence) -> Panel:
     found = _paired(evidence, "tv")
-    means = ", ".join(f"{NAMES[a]} {v.mean():+.3f}" for a, v in found.items())
     return Panel(
         "Distance to HMC",
         lambda ax: _rows(ax, found),
-        f"Total variation to HMC's predictions, minus that of other chains of HMC: {means}.",
+        f"Total variation to HMC's predictions, minus that of other chains of HMC: {marks.listed(found, '{:+.3f}')}.",
         "total variation to HMC, minus other chains'",
         claim="C8",
     )
@@ -163,13 +151,10 @@ def _trajectory(evidence: Evidence) -> Panel:
     curve = 1000 * evidence.across_seeds("ess_per_gradient", over="fraction", arm="trajectory")
 
     def draw(ax: Axes) -> None:
-        theme.band(ax, curve.index, curve["lo"], curve["hi"], HMC)
-        ax.plot(curve.index, curve["mean"], "-o", color=HMC)
-        ax.set_xscale("log")
-        ax.set_xticks(list(curve.index), [f"{f:.2g}" for f in curve.index])
-        ax.minorticks_off()
+        marks.course(ax, curve, HMC, dots=True, bounds=(0, np.inf))
+        marks.log_steps(ax, list(curve.index), "{:.2g}")
         ax.set_ylim(bottom=0)
-        ax.set_xlabel("length, in quarter periods of the prior")
+        ax.set_xlabel("quarter periods")
         theme.tidy(ax, grid="y", ticks=4)
 
     values = ", ".join(f"{v:.2g} at {f:.2g}" for f, v in curve["mean"].items())
@@ -177,6 +162,6 @@ def _trajectory(evidence: Evidence) -> Panel:
         "Longer trajectories",
         draw,
         f"Effective draws of the predictions per 1,000 gradients by trajectory length in quarter periods: {values}.",
-        "effective draws per 1,000 gradients",
+        "effective draws per 1,000 gradients, by length",
         claim="C4",
     )

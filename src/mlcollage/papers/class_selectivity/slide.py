@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import numpy.typing as npt
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from mlcollage.collage import Collage, Diagram, Panel, theme
+from mlcollage.collage import Collage, Diagram, Panel, marks, theme
 from mlcollage.lab import Evidence, Verdict
 from mlcollage.lab.panels import measured_panel
 
@@ -88,13 +86,8 @@ def _idea(evidence: Evidence) -> Panel:
 
 def _accuracy(evidence: Evidence) -> Panel:
     alphas = sorted(evidence.select("si", arm="penalty")["alpha"].unique().tolist())
-    pairs = {
-        a: (
-            evidence.select("si", arm="penalty", alpha=a).set_index("seed")["value"],
-            100 * evidence.select("test_accuracy", arm="penalty", alpha=a).set_index("seed")["value"],
-        )
-        for a in alphas
-    }
+    where = {a: {"arm": "penalty", "alpha": a} for a in alphas}
+    pairs = {a: (evidence.by_seed("si", **w), 100 * evidence.by_seed("test_accuracy", **w)) for a, w in where.items()}
 
     def draw(ax: Axes) -> None:
         middle = [(float(si.mean()), float(accuracy.mean())) for si, accuracy in pairs.values()]
@@ -128,55 +121,42 @@ def _accuracy(evidence: Evidence) -> Panel:
     )
 
 
-def _by_alpha(ax: Axes, evidence: Evidence, metric: str, table: pd.DataFrame) -> None:
-    """A row for each alpha, with its seeds."""
-    for row, a in enumerate(table.index):
-        values: npt.NDArray[np.float64] = evidence.select(metric, arm="penalty", alpha=a)["value"].to_numpy(dtype=float)
-        s = table.iloc[row]
-        theme.dots_with_interval(ax, [row], [s["mean"]], [s["lo"]], [s["hi"]], _color(float(str(a))), seeds=[values])
-    ax.set_xticks(range(len(table)), [_shown(float(str(a))) for a in table.index])
-    ax.set_xlim(-0.6, len(table) - 0.4)
-    ax.set_xlabel("α")
-    theme.tidy(ax, grid="y", ticks=4)
-
-
 def _distance(evidence: Evidence) -> Panel:
-    table = evidence.across_seeds("cca_ratio", over="alpha", arm="penalty")
+    alphas = sorted(evidence.select("cca_ratio", arm="penalty")["alpha"].unique().tolist())
+    found = {_shown(a): evidence.by_seed("cca_ratio", arm="penalty", alpha=a) for a in alphas}
 
     def draw(ax: Axes) -> None:
-        _by_alpha(ax, evidence, "cca_ratio", table)
+        marks.columns(ax, found, {_shown(a): _color(a) for a in alphas})
         theme.reference_line(ax, 1.0, "another seed", GRAY)
+        ax.set_xlabel("α")
 
-    values = ", ".join(f"{m:.2f} at alpha {_shown(float(str(a)))}" for a, m in table["mean"].items())
     return Panel(
         "More than an affine map",
         draw,
-        f"CCA distance to a plain network over that between two plain ones, by alpha: {values}.",
-        "CCA distance to a plain network, over that of two seeds",
+        "CCA distance to a plain network over that between two plain ones, by alpha: "
+        f"{marks.listed({f'at {name}': v for name, v in found.items()})}.",
+        "CCA distance to plain ÷ that of two seeds",
         claim="C7",
     )
 
 
 def _off_axis(evidence: Evidence) -> Panel:
     bound, axis = (evidence.across_seeds(m, over="alpha", arm="penalty") for m in ("si_bound", "si_axis"))
-    places = range(len(bound))
 
     def draw(ax: Axes) -> None:
-        for table, style, name in ((bound, "-", "best rotation"), (axis, (0, (3, 2)), "single units")):
-            theme.band(ax, places, table["lo"], table["hi"], GRAY)
-            ax.plot(places, table["mean"], marker="o", color=PLAIN, markersize=5, linestyle=style)
-            theme.label_line_end(ax, places[-1], float(table["mean"].iloc[-1]), name, PLAIN)
-        ax.set_xticks(places, [_shown(float(str(a))) for a in bound.index])
+        for table, name in ((bound, "best rotation"), (axis, "single units")):
+            steps = table.reset_index(drop=True)  # one step from alpha to alpha: they are not evenly spaced
+            marks.course(ax, steps, PLAIN, name, dots=True, dashed=table is axis, bounds=(0, 1))
+        ax.set_xticks(range(len(bound)), [_shown(float(str(a))) for a in bound.index])
         ax.set_xlabel("α")
         ax.set_ylim(bottom=0)
         theme.tidy(ax, grid="y", ticks=4)
 
-    ends = [f"{t['mean'].iloc[0]:.2f} to {t['mean'].iloc[-1]:.2f}" for t in (bound, axis)]
     return Panel(
         "Hidden off the axes?",
         draw,
-        f"Selectivity of a middle layer from the lowest to the highest alpha: best rotation {ends[0]}, "
-        f"single units {ends[1]}.",
-        "selectivity index, middle layer, new samples",
+        "Selectivity of a middle layer from the lowest to the highest alpha: "
+        f"{marks.from_to({'best rotation': bound, 'single units': axis})}.",
+        "selectivity of a middle layer, new samples",
         claim="C8",
     )

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from mlcollage.collage import Collage, Diagram, Panel, theme
+from mlcollage.collage import Collage, Diagram, Panel, marks, theme
 from mlcollage.errors import UnknownName
 from mlcollage.lab import Evidence, Verdict
 from mlcollage.lab.panels import measured_panel
@@ -19,7 +19,6 @@ from .study.claims import FITTED, PLAIN, SWEEP
 IDEAL, REAL = theme.PALETTE["green"], theme.PALETTE["blue"]
 FIT = theme.GRAYS[0]  # the train set
 FAMILIES = {"mlp": "MLP", "cnn": "CNN", "resnet": "ResNet", "vit": "ViT", "user": "your model"}
-DASHED = (0, (3, 2))
 
 
 def collage(evidence: Evidence, verdicts: Mapping[str, Verdict]) -> Collage:
@@ -85,35 +84,37 @@ _IDEA = Panel(
 
 
 def _curves(evidence: Evidence, main: str) -> Panel:
-    ideal = evidence.across_seeds("soft_error", arm=main, world="ideal", split="test").drop(0, errors="ignore")
-    n = max(int(v) for v in evidence.select("final_gap", arm=main)["n"].unique())
-    test, train = (
-        evidence.across_seeds("soft_error", arm=main, world="real", split=split, n=n).drop(0, errors="ignore")
-        for split in ("test", "train")
-    )
-    stop = evidence.select("stop_train_error", arm=main, n=n)["value"]
+    where = {"arm": main, "split": "test"}
+    ideal = evidence.across_seeds("soft_error", world="ideal", **where).drop(0, errors="ignore")
+    sizes = sorted(int(n) for n in evidence.select("final_gap", arm=main)["n"].unique())
+    reused = {n: evidence.across_seeds("soft_error", world="real", n=n, **where).drop(0, errors="ignore") for n in sizes}
+    fitted = {n: evidence.by_seed("stop_train_error", arm=main, n=n) for n in sizes}  # NaN where it never was
+    shades = dict(zip(sizes, np.linspace(0.45, 1.0, len(sizes)) if len(sizes) > 1 else [1.0], strict=True))
 
     def draw(ax: Axes) -> None:
-        for curve, name, color in ((test, f"{n:,} reused", REAL), (ideal, "always fresh", IDEAL)):
-            theme.band(ax, curve.index, curve["lo"], curve["hi"], color)
-            ax.plot(curve.index, curve["mean"], color=color)
-            theme.label_line_end(ax, curve.index[-1], curve["mean"].iloc[-1], name, color)
-        ax.plot(train.index, train["mean"], color=FIT, linestyle=DASHED, linewidth=2.4)
-        theme.label_line_end(ax, train.index[-1], train["mean"].iloc[-1], "train set", FIT)
-        if stop.notna().all():  # T is marked only where every seed was fitted
-            t = float(stop.median())
-            theme.reference_line(ax, t, "train set fitted (T)", vertical=True)
-        ax.set_xscale("log")
-        ax.set_xlabel("steps (log)")
+        for n, curve in reused.items():
+            color = theme.tint(REAL, float(shades[n]))
+            marks.course(ax, curve, color, f"n = {n:,}", bounds=(0, 1))
+            if fitted[n].notna().all():  # marked only where every seed was fitted
+                t = float(fitted[n].median())
+                ax.plot(t, np.interp(t, curve.index, curve["mean"]), "o", color=color, markersize=13, zorder=4)
+        marks.course(ax, ideal, IDEAL, "always fresh", bounds=(0, 1))
+        marks.log_steps(ax)
+        # Where nothing is learned yet there is nothing to see: begin when the first twentieth of it has been.
+        start, end = ideal["mean"].iloc[0], ideal["mean"].min()
+        learned = ideal.index[ideal["mean"] < start - 0.05 * (start - end)]
+        ax.set_xlim(left=0.8 * max(learned[0] / 2, ideal.index[0]) if len(learned) else None)
+        ax.set_xlabel("steps")
         theme.tidy(ax, grid="y", ticks=5)
 
+    ends = marks.listed({f"{n:,} reused": curve["mean"].iloc[-1] for n, curve in reused.items()}, "{:.3f}")
     return Panel(
         "Reused and fresh data, step by step",
         draw,
-        f"Error of {_label(main)} over steps: fresh data end at {ideal['mean'].iloc[-1]:.3f}, {n:,} reused samples at "
-        f"{test['mean'].iloc[-1]:.3f}, on their train set at {train['mean'].iloc[-1]:.3f}.",
-        f"soft error (1 − probability of the right class), {_label(main)}; mean and 95% interval",
-        claim="C1",
+        f"Soft error of {_label(main)} at the end: always fresh {ideal['mean'].iloc[-1]:.3f}, {ends}. Each course "
+        "follows that of fresh data until about where its train set is fitted.",
+        f"soft error (1 − probability of the right class) of {_label(main)} on n reused images; dot: these are fitted",
+        claim="C3b",
     )
 
 
@@ -131,9 +132,9 @@ def _scatter(evidence: Evidence) -> Panel:
         ax.plot([0, top], [0, top], color=theme.GRAYS[0], linewidth=1.4, zorder=1)
         ax.plot(ranked["ideal"], ranked["real"], "o", color=REAL, markersize=7)
         ends = ranked.sort_values("real")
-        for arm, row in (next(ends.iterrows()), list(ends.iterrows())[-1]):
-            label = (row["ideal"], row["real"])
-            ax.annotate(_label(str(arm)), label, (9, 5), textcoords="offset points", color=theme.MUTED)
+        for arm, place, side in ((ends.index[0], (8, -4), "left"), (ends.index[-1], (-8, 4), "right")):
+            looks = {"color": theme.MUTED, "ha": side, "va": "top" if side == "left" else "bottom"}
+            ax.annotate(_label(str(arm)), tuple(ends.loc[arm]), place, textcoords="offset points", **looks)
         ax.set_xlim(0, top)
         ax.set_ylim(0, top)
         ax.set_xlabel("fresh data")
@@ -144,60 +145,39 @@ def _scatter(evidence: Evidence) -> Panel:
         "Networks in both worlds",
         draw,
         f"Final soft error of {len(ranked)} networks on fresh and on reused data; rank correlation {rho:.2f}.",
-        f"final soft error, n = {largest:,.0f}, one dot per network",
+        f"final soft error, n = {largest:,.0f}; a dot per network",
         claim="C2",
     )
 
 
 def _by_n(evidence: Evidence, main: str) -> Panel:
-    gap = evidence.across_seeds("final_gap", over="n", arm=main)
+    sizes = sorted(evidence.select("final_gap", arm=main)["n"].unique())
+    found = {f"{n:,.0f}": evidence.by_seed("final_gap", arm=main, n=n) for n in sizes}
 
     def draw(ax: Axes) -> None:
-        x = np.arange(len(gap))
-        rows = [evidence.select("final_gap", arm=main, n=n)["value"].to_numpy() for n in gap.index]
-        theme.dots_with_interval(ax, x, gap["mean"], gap["lo"], gap["hi"], REAL, seeds=rows)
-        ax.axhline(0, color=theme.GRAYS[1], linewidth=1)
-        ax.set_xticks(x, [f"{n:,.0f}" for n in gap.index])
+        marks.columns(ax, found, REAL, reference=0)
         ax.set_xlabel("samples n")
-        theme.tidy(ax, grid="y", ticks=4)
 
-    values = ", ".join(f"n={n:.0f}: {m:.3f}" for n, m in gap["mean"].items())
+    first, last = (float(np.mean(found[name])) for name in (next(iter(found)), list(found)[-1]))
     return Panel(
-        "The cost of reuse by sample size",
+        f"From the fewest to the most samples, the cost of reuse goes from {first:.2f} to {last:.2f}",
         draw,
-        f"Final soft error on reused minus on fresh data by n: {values}.",
+        f"Final soft error on reused minus on fresh data by the number of samples: {marks.listed(found, '{:.3f}')}.",
         "final soft error, reused minus fresh data",
-        claim="C3b",
     )
 
 
 def _shifts(evidence: Evidence) -> Panel:
     n = min(int(v) for v in evidence.select("final_real", arm="cnn_shift")["n"].unique())
-    measures = {"final_train": ("on the train set", FIT), "final_ideal": ("on fresh data", IDEAL)}
-    measures["final_real"] = ("on reused data", REAL)
-    effects = {}
-    for metric in measures:
-        with_it, without = (
-            evidence.select(metric, arm=a, n=n).set_index("seed")["value"] for a in ("cnn_shift", "cnn")
-        )
-        effects[metric] = (with_it - without).dropna().to_numpy(dtype=float)
-
-    def draw(ax: Axes) -> None:
-        for row, (metric, values) in enumerate(effects.items()):
-            lo, hi = theme.mean_interval(values)
-            color = measures[metric][1]
-            theme.dots_with_interval(ax, [row], [values.mean()], [lo], [hi], color, seeds=[values], horizontal=True)
-        ax.axvline(0, color=theme.LINE, linewidth=1.4, zorder=1)
-        ax.set_yticks(range(len(measures)), [name for name, _ in measures.values()])
-        ax.set_ylim(len(measures) - 0.4, -0.6)
-        ax.tick_params(axis="y", length=0)
-        theme.tidy(ax, grid="x", ticks=4)
-
-    parts = ", ".join(f"{measures[m][0]} {v.mean():+.3f}" for m, v in effects.items())
+    metrics = {"on the train set": "final_train", "on fresh data": "final_ideal", "on reused data": "final_real"}
+    effects = {
+        name: evidence.by_seed(m, arm="cnn_shift", n=n).sub(evidence.by_seed(m, arm="cnn", n=n)).dropna()
+        for name, m in metrics.items()
+    }
     return Panel(
         "What image shifts change",
-        draw,
-        f"What random image shifts add to the soft error of a CNN with n = {n:,}: {parts}.",
-        f"added soft error, CNN, n = {n:,}, random shifts of 2 pixels",
+        lambda ax: marks.rows(ax, effects, dict(zip(effects, (FIT, IDEAL, REAL), strict=True)), reference=0),
+        f"What random image shifts add to the soft error of a CNN with n = {n:,}: {marks.listed(effects, '{:+.3f}')}.",
+        f"soft error added by shifts; CNN, n = {n:,}",
         claim="C6",
     )

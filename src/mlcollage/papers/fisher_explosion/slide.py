@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from mlcollage.collage import Collage, Diagram, Panel, theme
+from mlcollage.collage import Collage, Diagram, Panel, marks, theme
 from mlcollage.lab import Evidence, Verdict
 from mlcollage.lab.panels import measured_panel
 
@@ -76,26 +76,23 @@ def _common(curve: pd.DataFrame) -> pd.DataFrame:
 def _wrong_labels(evidence: Evidence) -> Panel:
     curves = {a: _common(evidence.across_seeds("test_accuracy", arm=a)) for a in NOISY}
     curves = {a: 100 * c[["mean", "lo", "hi"]] for a, c in curves.items()}
-    final = {a: 100 * float(evidence.select("final_accuracy", arm=a)["value"].mean()) for a in NOISY}
+    final = {a: 100 * float(evidence.by_seed("final_accuracy", arm=a).mean()) for a in NOISY}
 
     def draw(ax: Axes) -> None:
         for arm, c in curves.items():
-            name, color = NOISY[arm]
-            if arm != "noise_mixup":
-                theme.band(ax, c.index, c["lo"], c["hi"], color)
-            ax.plot(c.index, c["mean"], color=color, linestyle=(0, (3, 2)) if arm == "noise_mixup" else "-")
-            theme.label_line_end(ax, c.index[-1], c["mean"].iloc[-1], f"{name} {final[arm]:.1f}", color)
+            (name, color), peer = NOISY[arm], arm == "noise_mixup"
+            marks.course(ax, c, color, f"{name} {final[arm]:.1f}", dashed=peer, interval=not peer)
         ax.set_ylim(bottom=np.floor(max(c["lo"].iloc[len(c) // 8] for c in curves.values()) / 5) * 5 - 5)
         ax.set_xlabel("steps")
         theme.tidy(ax, grid="y", ticks=5)
 
-    ends = ", ".join(f"{NOISY[a][0]} {v:.1f}%" for a, v in final.items())
+    ends = marks.listed({NOISY[a][0]: v for a, v in final.items()}, "{:.1f}%")
     share = evidence.find_runs(arm="noise_fp")[0].settings["wrong"]
     return Panel(
         "Accuracy with wrong labels",
         draw,
         f"Test accuracy over steps with {share:.0%} of the training labels wrong; at the end: {ends}.",
-        f"test accuracy (%) along training with {share:.0%} wrong labels; mean and 95% interval",
+        f"test accuracy (%) with {share:.0%} wrong labels; mean and 95% interval",
         claim="C6",
     )
 
@@ -106,21 +103,19 @@ def _explosion(evidence: Evidence) -> Panel:
     def draw(ax: Axes) -> None:
         for arm, c in curves.items():
             name, color = CLEAN[arm]
-            theme.band(ax, c.index, c["lo"], c["hi"], color)
-            ax.plot(c.index, c["mean"], color=color)
-            ended = ", fits here" if arm == "large" else ""
-            theme.label_line_end(ax, c.index[-1], c["mean"].iloc[-1], name + ended, color)
-        ax.set_xscale("log")
+            marks.course(ax, c, color, name)
+            ax.plot(c.index[-1], c["mean"].iloc[-1], "o", color=color, markersize=7)
+        marks.log_steps(ax)
         ax.set_ylim(bottom=0)
-        ax.set_xlabel("steps (log)")
+        ax.set_xlabel("steps")
         theme.tidy(ax, grid="y", ticks=4)
 
-    peaks = ", ".join(f"{CLEAN[a][0]} {c['mean'].max():.0f}" for a, c in curves.items())
+    peaks = marks.listed({CLEAN[a][0]: c["mean"].max() for a, c in curves.items()}, "{:.0f}")
     return Panel(
         "The trace while training",
         draw,
         f"Tr(F) over steps until each training fits; peaks of the mean: {peaks}.",
-        "Tr(F), right labels",
+        "Tr(F), right labels; dots: they are fitted",
         claim="C1",
     )
 
@@ -132,24 +127,12 @@ def _early(evidence: Evidence) -> Panel:
         "noise_fp": ("always", FP),
         "noise_none": ("never", SMALL),
     }
-    found = {a: 100 * evidence.select("final_accuracy", arm=a)["value"].to_numpy(dtype=float) for a in arms}
-
-    def draw(ax: Axes) -> None:
-        for place, (arm, values) in enumerate(reversed(found.items())):
-            lo, hi = theme.mean_interval(values)
-            theme.dots_with_interval(
-                ax, [place], [values.mean()], [lo], [hi], arms[arm][1], seeds=[values], horizontal=True
-            )
-        ax.set_yticks(range(len(found)), [arms[a][0] for a in reversed(found)])
-        ax.set_ylim(-0.6, len(found) - 0.4)
-        theme.tidy(ax, grid="x", ticks=4)
-        ax.tick_params(axis="y", length=0)
-
-    means = ", ".join(f"{arms[a][0]} {v.mean():.1f}%" for a, v in found.items())
+    found = {name: 100 * evidence.by_seed("final_accuracy", arm=a) for a, (name, _) in arms.items()}
     return Panel(
         "When the penalty acts",
-        draw,
-        f"Final test accuracy with wrong labels, by the part of training in which the penalty acts: {means}.",
-        "final test accuracy (%), wrong labels, by when the penalty acts",
+        lambda ax: marks.rows(ax, found, dict(arms.values())),
+        "Final test accuracy with wrong labels, by the part of training in which the penalty acts: "
+        f"{marks.listed(found, '{:.1f}%')}.",
+        "final test accuracy (%) by when it acts",
         claim="C5b",
     )

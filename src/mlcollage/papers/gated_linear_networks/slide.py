@@ -10,9 +10,8 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import SubFigure
-from matplotlib.ticker import NullLocator
 
-from mlcollage.collage import Collage, Diagram, Panel, theme
+from mlcollage.collage import Collage, Diagram, Panel, marks, theme
 from mlcollage.lab import Evidence, Verdict
 from mlcollage.lab.panels import measured_panel
 
@@ -77,15 +76,13 @@ def _keeps(evidence: Evidence) -> Panel:
 
     def draw(ax: Axes) -> None:
         for arm, c in curves.items():
-            color = COLORS[arm.removesuffix("_m8")]
-            theme.band(ax, c.index, c["lo"].clip(0, 100), c["hi"].clip(0, 100), color)
-            ax.plot(c.index, c["mean"], "-o" if arm in ("gln_m8", "mlp") else "--o", color=color)
-            theme.label_line_end(ax, c.index[-1], c["mean"].iloc[-1], f"{names[arm]}: {c['mean'].iloc[-1]:.0f}", color)
+            color, name = COLORS[arm.removesuffix("_m8")], f"{names[arm]} {c['mean'].iloc[-1]:.0f}"
+            marks.course(ax, c, color, name, dots=True, dashed=arm in ("replay", "ewc"), bounds=(0, 100))
         ax.set_xticks(curves["mlp"].index)
         ax.set_xlabel("permuted tasks learned so far")
         theme.tidy(ax, grid="y", ticks=5)
 
-    ends = ", ".join(f"{names[a]} {c['mean'].iloc[0]:.0f} to {c['mean'].iloc[-1]:.0f}" for a, c in curves.items())
+    ends = marks.from_to({names[a]: c for a, c in curves.items()}, "{:.0f}")
     times = kept["gln_m8"] / kept["replay"]
     return Panel(
         "Tasks one after the other",
@@ -102,23 +99,17 @@ def _progress(evidence: Evidence) -> Panel:
 
     def draw(ax: Axes) -> None:
         for arm, c in curves.items():
-            theme.band(ax, c.index, c["lo"].clip(0, 100), c["hi"].clip(0, 100), COLORS[arm])
-            ax.plot(c.index, c["mean"], color=COLORS[arm])
-            theme.label_line_end(ax, c.index[-1], c["mean"].iloc[-1], names[arm], COLORS[arm])
-        seen = curves["gln"].index
-        ticks = [t for t in (10, 100, 1000, 10_000, 100_000) if seen[0] <= t <= seen[-1]] or [seen[0], seen[-1]]
-        ax.set_xscale("log")
-        ax.xaxis.set_minor_locator(NullLocator())
-        ax.set_xticks(ticks, [f"{t:,}" for t in ticks])
-        ax.set_xlabel("samples seen, each once (log)")
+            marks.course(ax, c, COLORS[arm], names[arm], bounds=(0, 100))
+        marks.log_steps(ax)
+        ax.set_xlabel("samples seen")
         theme.tidy(ax, grid="y", ticks=4)
 
-    ends = ", ".join(f"{names[a]} {c['mean'].iloc[0]:.0f} to {c['mean'].iloc[-1]:.0f}" for a, c in curves.items())
+    ends = marks.from_to({names[a]: c for a, c in curves.items()}, "{:.0f}")
     return Panel(
         "A single pass",
         draw,
         f"Accuracy in percent on the samples to come, from the first to the last look: {ends}.",
-        "accuracy (%) on the samples to come",
+        "accuracy (%) on samples to come; one pass",
         claim="C2",
     )
 
@@ -139,25 +130,26 @@ def _saliency(evidence: Evidence) -> Panel:
     count = min(len(labels), 4)
     worst = evidence.select("linearity_residual", arm="gln")["value"].max()
 
+    pictures = [_picture(s) for s in spoke[:count]]
+    limit = float(np.abs(pictures).max()) or 1.0  # one scale for all, so that colors can be compared
+
     def draw(part: SubFigure) -> None:
-        axes = part.subplots(2, count, squeeze=False, gridspec_kw={"hspace": 0.1})
-        for j in range(count):
+        axes = part.subplots(2, count + 1, squeeze=False, width_ratios=[*[1.0] * count, 0.12])
+        for j, picture in enumerate(pictures):
             axes[0, j].imshow(_picture(inputs[j]), cmap="gray_r", aspect="auto" if inputs[j].size < 9 else "equal")
-            picture = _picture(spoke[j])
-            limit = float(np.abs(picture).max()) or 1.0
             axes[1, j].imshow(picture, cmap=DIVERGING, vmin=-limit, vmax=limit)
-            axes[0, j].set_title(f"class {labels[j]}", loc="center")
+            axes[0, j].set_ylabel(str(labels[j]), rotation=0, ha="right", va="center")
         for ax in axes.ravel():
-            ax.set_xticks([])
-            ax.set_yticks([])
+            ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
+        marks.color_scale(axes[1, count], DIVERGING, (-limit, limit))
 
     return Panel(
         "What spoke for the class",
         draw,
         f"For {count} test samples: the input, and what each feature added to the logit of the right class. The "
         f"products of matrices reproduce the outputs to {worst:.0e}.",
-        "share of the logit by feature: blue for the class, purple against",
+        "what each pixel adds to the class's logit",
         claim="C5",
         own_axes=True,
     )

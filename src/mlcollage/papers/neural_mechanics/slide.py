@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from mlcollage.collage import Collage, Diagram, Panel, theme
+from mlcollage.collage import Collage, Diagram, Panel, marks, theme
 from mlcollage.lab import Evidence, Verdict
 from mlcollage.lab.panels import measured_panel
 
@@ -29,7 +29,6 @@ LAWS: Mapping[str, tuple[str, str]] = {
 }
 QUANTITY = {"translation": "sum of weights", "scale": "squared norm of weights", "rescale": "difference of norms"}
 NETWORKS = {"plain": "plain CNN", "norm": "CNN with batch norm", "user": "your model", "attention": "transformer"}
-DASHED = (0, (3, 2))
 
 
 def collage(evidence: Evidence, verdicts: Mapping[str, Verdict]) -> Collage:
@@ -55,7 +54,7 @@ def _idea(evidence: Evidence) -> Panel:
 
     def draw(ax: Axes) -> None:
         d = Diagram(ax, 384, 330)
-        _sphere(d, 92, 84, 66)
+        _sphere(d, 92, 96, 58)
         d.note(186, 44, "Gradient flow stays", ha="left", color=KINDS["scale"], weight="semibold")
         d.note(186, 68, "on the surface.", ha="left", color=KINDS["scale"], weight="semibold")
         d.note(186, 104, "Finite steps, decay and", ha="left", color=theme.INK)
@@ -82,7 +81,7 @@ def _sphere(d: Diagram, x: float, y: float, radius: float) -> None:
     color = KINDS["scale"]
     d.circle(x, y, radius, color=color, filled=False)
     t = np.linspace(0, np.pi, 60)
-    for height, dash in ((0.3, "-"), (-0.3, DASHED)):
+    for height, dash in ((0.3, "-"), (-0.3, marks.DASHED)):
         d.ax.plot(x + radius * np.cos(t), y + height * radius * np.sin(t), color=color, linewidth=1.2, linestyle=dash)
     along = np.linspace(0, 1, 14)
     angle, reach = np.pi * (0.92 + 0.72 * along), radius * (1 + 0.42 * along**2)
@@ -99,7 +98,9 @@ def _against_theory(ax: Axes, measured: pd.DataFrame, predicted: pd.DataFrame, c
     """What was measured, with its interval, under the dashed prediction."""
     theme.band(ax, measured.index, measured["lo"], measured["hi"], color, strength=0.25)
     ax.plot(measured.index, measured["mean"], color=color, linewidth=2 * theme.line_width())
-    ax.plot(predicted.index, predicted["mean"], color=theme.INK, linewidth=0.7 * theme.line_width(), linestyle=DASHED)
+    ax.plot(
+        predicted.index, predicted["mean"], color=theme.INK, linewidth=0.7 * theme.line_width(), linestyle=marks.DASHED
+    )
 
 
 def _curves(evidence: Evidence) -> Panel:
@@ -163,7 +164,7 @@ def _drift(evidence: Evidence) -> Panel:
         y = 0.4 * first.iloc[0] * x / x[0]
         ax.plot(x, y, color=theme.GRAYS[0], linewidth=1.6, linestyle=(0, (4, 3)))
         theme.label_line_end(ax, x[-1], y[-1], "slope 1", theme.GRAYS[2])
-        ax.set(xscale="log", yscale="log", xlabel="learning rate η")
+        ax.set(xscale="log", yscale="log", xlabel="rate η")
         theme.tidy(ax, grid="y")
 
     alt = ", ".join(f"{NETWORKS[arm]} {kind} {slope:.3f}" for (arm, kind), slope in slopes.items())
@@ -198,6 +199,6 @@ def _oscillator(evidence: Evidence) -> Panel:
         draw,
         f"{QUANTITY[kind].capitalize()} over its start with momentum {momentum:g}: at the end {last[0]:.4f} measured, "
         f"{last[1]:.4f} predicted, {last[2]:.4f} without inertia.",
-        f"{QUANTITY[kind]} over start; β={momentum:g}, dashed: theory",
+        f"{QUANTITY[kind]} over its start; β = {momentum:g}",
         claim="C6",
     )

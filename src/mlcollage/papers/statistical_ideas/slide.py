@@ -11,7 +11,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
 
-from mlcollage.collage import Collage, Diagram, Panel, theme
+from mlcollage.collage import Collage, Diagram, Panel, marks, theme
 from mlcollage.lab import Evidence, Verdict
 from mlcollage.lab.panels import measured_panel
 from mlcollage.stats import sbc_uniformity
@@ -49,6 +49,7 @@ def _draw_idea(ax: Axes) -> None:
     d.field(192, 104, 384, 208)
     zero, margin = 120.0, 190.0
     ax.fill_between([zero, margin], 34, 196, color=theme.SHADE, linewidth=0, zorder=0.8)
+    ax.fill_between([margin, 240], 34, 196, color=theme.CLAIMED, linewidth=0, zorder=0.8)
     d.line((zero, 34), (zero, 196), color=theme.INK, width=1.6)
     d.note(zero, 20, "no effect", color=theme.INK)
     d.note(margin + 6, 20, "matters", ha="left", color=theme.INK)
@@ -212,27 +213,18 @@ def _tiles(evidence: Evidence, verdicts: Mapping[str, Verdict]) -> Panel:
 
 def _peeking(evidence: Evidence) -> Panel:
     arms = {"peeking": ("t test, repeated", BAD), "confidence_sequence": ("confidence sequence", GOOD)}
-    found = {a: 100 * evidence.select("false_positive", arm=a)["value"].to_numpy(dtype=float) for a in arms}
+    found = {name: 100 * evidence.by_seed("false_positive", arm=a) for a, (name, _) in arms.items()}
 
     def draw(ax: Axes) -> None:
-        for row, (arm, values) in enumerate(found.items()):
-            lo, hi = theme.mean_interval(values)
-            theme.dots_with_interval(
-                ax, [row], [values.mean()], [lo], [hi], arms[arm][1], seeds=[values], horizontal=True
-            )
-        ax.axvline(5, color=theme.LINE, linewidth=1.6, linestyle=(0, (4, 3)), zorder=1)
-        ax.set_yticks(range(len(arms)), [name for name, _ in arms.values()])
-        ax.set_ylim(len(arms) - 0.4, -0.6)
+        marks.rows(ax, found, dict(arms.values()), reference=5)
         ax.set_xlim(left=0)
-        ax.tick_params(axis="y", length=0)
-        theme.tidy(ax, grid="x", ticks=4)
 
-    rates = ", ".join(f"{arms[a][0]} {v.mean():.1f}%" for a, v in found.items())
     return Panel(
         "Looking after each seed",
         draw,
-        f"False positives where there is no effect and one looks after each of 5 to 100 seeds: {rates}; promised: 5%.",
-        "false positives (%), looking after each seed; dashed: promised",
+        "False positives where there is no effect and one looks after each of 5 to 100 seeds: "
+        f"{marks.listed(found, '{:.1f}%')}; promised: 5%.",
+        "false positives (%); 5 are promised (line)",
         claim="C6d",
     )
 
@@ -242,12 +234,9 @@ def _coverage(evidence: Evidence) -> Panel:
     curves = {a: 100 * evidence.across_seeds("coverage", over="n", arm=a, population="normal") for a in arms}
 
     def draw(ax: Axes) -> None:
-        ax.axhline(95, color=theme.LINE, linewidth=1.6, linestyle=(0, (4, 3)), zorder=1)
+        ax.axhline(95, color=theme.LINE, linewidth=1.6, zorder=1)
         for arm, c in curves.items():
-            name, color = arms[arm]
-            theme.band(ax, range(len(c)), c["lo"], c["hi"], color)
-            ax.plot(range(len(c)), c["mean"], "-o", color=color)
-            theme.label_line_end(ax, len(c) - 1, c["mean"].iloc[-1], name, color)
+            marks.course(ax, c.reset_index(drop=True), arms[arm][1], arms[arm][0], dots=True, bounds=(0, 100))
         ax.set_xticks(range(len(curves["t"])), [f"{n:g}" for n in curves["t"].index])
         ax.set_xlabel("seeds")
         theme.tidy(ax, grid="y", ticks=4)

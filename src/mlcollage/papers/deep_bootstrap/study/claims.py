@@ -127,9 +127,9 @@ CLAIMS = (
         direction="at_most",
         null=0.05,
         says={
-            "supported": "Until they are fitted, reused images teach like fresh ones: within {effect} of soft error",
-            "contradicted": "Reused images part from fresh ones before they are fitted, by {effect} of soft error",
-            "inconclusive": "Until they are fitted, reused images stay {effect} of soft error from fresh: not settled",
+            "supported": "Until they are fitted, reused images teach like fresh ones: {effect} of soft error apart at most",
+            "contradicted": "Some network parts from its fresh twin by {effect} of soft error before its images are fitted",
+            "inconclusive": "Until images are fitted, the worst network strays {effect} of soft error from its twin: not settled",
         },
     ),
     _error(
@@ -181,7 +181,7 @@ CLAIMS = (
         test="trend",
         unit="rho",
         says={
-            "supported": "The cost of reuse falls with more samples: correlation {effect}",
+            "supported": "With few samples reuse costs {0} of soft error, with many {last}",
             "contradicted": "The cost of reuse does not fall with more samples ({effect})",
             "inconclusive": "Whether the cost of reuse falls with more samples is open ({effect})",
         },
