@@ -42,12 +42,12 @@ def draw_cards(sheet: Sheet, cards: Sequence[Card], left: float, right: float, b
     if rest:  # its counts and the key of the plots lie one below the other
         height = max(height, 36.0 + ROW * len({c.status for c in rest}) + ROW * len(_KEY) + 14.0)
     top = bottom - height
-    # One size for all verdicts: that of the longest word.
-    words = [fit(sheet.figure, _verdict(c), wide - SIDES, theme.VERDICT, smallest=15.0, weight="bold") for c in chosen]
-    size = min(w.size for w in words)
-    for i, (card, title) in enumerate(zip(chosen, titles, strict=True)):
+    words = [fit(sheet.figure, _verdict(c), wide - SIDES, theme.VERDICT, weight="bold") for c in chosen]
+    # One size for all verdicts, that of the longest word; what is not measured yet may be set smaller.
+    size = min((w.size for w, c in zip(words, chosen, strict=True) if c.status != "pending"), default=theme.VERDICT)
+    for i, (card, title, word) in enumerate(zip(chosen, titles, words, strict=True)):
         x = left + i * (wide + GAP)
-        _draw_card(sheet, card, title, size, Box(x, top, x + wide, bottom))
+        _draw_card(sheet, card, title, min(size, word.size), Box(x, top, x + wide, bottom))
     if rest:
         _draw_rest(sheet, rest, Box(right - REST, top, right, bottom))
     return top

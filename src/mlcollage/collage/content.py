@@ -166,6 +166,7 @@ class ClaimRow:
     title: str = ""
     finding: str = ""
     headline: bool = False
+    needs: str = ""
 
 
 @dataclass(frozen=True)

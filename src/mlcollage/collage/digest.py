@@ -51,6 +51,7 @@ USUAL = frozenset(map(chr, (*range(0x20, 0x7F), *range(0xA0, 0x100), *range(0x3B
     "–—‘’“”…←→−≈≠≤≥∑∞△○✓✗ΔΣΩĆćČčĞğŁłŃńŐőŘřŚśŞşŠšŽž"
 )
 THUMBNAIL = (720, 405)
+PORTRAIT = (864, 1080)  # of the upright slide, which phones show: sharp at 432 points
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class _View:
 
     entry: Entry
     slide: str
+    portrait: str
     thumbnail: str
     tally: Sequence[tuple[str, int]]
     code: Markup
@@ -204,14 +206,17 @@ def _view(entry: Entry, *, slide: bool = True) -> _View:
             )
     counts: Counter[str] = Counter(row.status for row in entry.claims)
     tally = [(status, counts[status]) for status in ORDER if counts[status]]
-    picture = thumbnail = ""
+    picture = portrait = thumbnail = ""
     if entry.slide_svg is not None:
         if not entry.slide_svg.is_file():
             raise MissingFile(f"the slide of {entry.slug} is not at {entry.slide_svg}; render it before the page.")
         thumbnail = _thumbnail(entry.slide_svg)
         # Pages hold everything, so that a single file can be mailed; the index has the small pictures only.
-        picture = _data_uri(entry.slide_svg.read_bytes(), "image/svg+xml") if slide else ""
-    return _View(entry, picture, thumbnail, tally, _highlight(entry.usage))
+        if slide:
+            picture = _data_uri(entry.slide_svg.read_bytes(), "image/svg+xml")
+            upright = entry.slide_svg.with_name(f"{entry.slide_svg.stem}-portrait.png")
+            portrait = _webp(upright, PORTRAIT) if upright.is_file() else ""
+    return _View(entry, picture, portrait, thumbnail, tally, _highlight(entry.usage))
 
 
 def _data_uri(content: bytes, kind: str) -> str:
@@ -223,9 +228,13 @@ def _thumbnail(svg: Path) -> str:
     png = svg.with_suffix(".png")
     if not png.is_file():
         return _data_uri(svg.read_bytes(), "image/svg+xml")
+    return _webp(png, THUMBNAIL)
+
+
+def _webp(png: Path, size: tuple[int, int]) -> str:
     file = io.BytesIO()
     with Image.open(png) as picture:
-        picture.convert("RGB").resize(THUMBNAIL, Image.Resampling.LANCZOS).save(file, "WEBP", quality=82, method=6)
+        picture.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(file, "WEBP", quality=82, method=6)
     return _data_uri(file.getvalue(), "image/webp")
 
 

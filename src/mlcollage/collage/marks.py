@@ -143,7 +143,8 @@ def listed(values: Mapping[str, npt.ArrayLike], text: str = "{:.2f}") -> str:
     >>> listed({"early": [60.0, 62.0], "late": [70.0]}, "{:.1f}%")
     'early 61.0%, late 70.0%'
     """
-    return ", ".join(f"{name} {text.format(float(np.mean(v)))}" for name, v in values.items())
+    means = {name: float(np.mean(np.asarray(v, dtype=float))) for name, v in values.items()}
+    return ", ".join(f"{name} {text.format(mean)}" for name, mean in means.items())
 
 
 def from_to(tables: Mapping[str, pd.DataFrame], text: str = "{:.2f}") -> str:

@@ -111,7 +111,12 @@ def title_of(slide: Slide, panel: Panel) -> str:
 def short_alternative(slide: Slide) -> str:
     """Text alternative of at most 300 characters: the paper, the finding, the picture; :func:`describe` has all."""
     words = f"{slide.title.split(': ')[0]}: {title_of(slide, slide.collage.main).rstrip('.')}. {slide.collage.main.alt}"
-    return words if len(words) <= MOST_ALT else words[: MOST_ALT - 1].rsplit(" ", 1)[0] + "…"
+    if len(words) <= MOST_ALT:
+        return words
+    short = words[: MOST_ALT - 1]
+    # Whole sentences where one ends in the second half, else whole words.
+    ends = [i + 1 for i in range(MOST_ALT // 2, len(short) - 1) if short[i : i + 2] == ". "]
+    return short[: ends[-1]] if ends else short.rsplit(" ", 1)[0] + "…"
 
 
 def describe(slide: Slide) -> str:

@@ -30,12 +30,16 @@ def measured_panel(title: str, draw: Callable[[Evidence], Panel], evidence: Evid
         if not (evidence.waiting or evidence.failures or evidence.workload != "default"):
             raise  # everything was run, so the panel asks for something that no experiment records
     if evidence.waiting:
-        why = f"not measured yet: {evidence.missing} runs are missing"
+        every = len(evidence.runs) + len(evidence.failures) + evidence.missing
+        why, more = "not measured yet", f"{evidence.missing} of {every} runs are missing"
+    elif evidence.failures:
+        why, more = "not measured", f"{len(evidence.failures)} runs failed"
     else:
-        why = "its runs failed" if evidence.failures else "not part of this workload"
+        why, more = "not measured", "not part of this workload"
 
     def say(ax: Axes) -> None:
         ax.set_axis_off()
-        ax.text(0.5, 0.5, why, ha="center", va="center", color=theme.MUTED, transform=ax.transAxes)
+        words = f"{theme.STATUS_MARKS['pending']} {why}"
+        ax.text(0.5, 0.5, words, ha="center", va="center", color=theme.MUTED, transform=ax.transAxes)
 
-    return Panel(title, say, f"{title}: {why}", subtitle="nothing to show")
+    return Panel(f"{title}: {why}", say, f"{title}: {why}; {more}", subtitle=more)

@@ -98,8 +98,12 @@ def _card(verdict: Verdict) -> Card:
         claim.headline,
         finding=verdict.finding,
         plot=_interval_plot(verdict),
-        needs=(_beside_the_picture(verdict) or _needs(claim)) if verdict.effect else "",
+        needs=_needed(verdict),
     )
+
+
+def _needed(verdict: Verdict) -> str:
+    return (_beside_the_picture(verdict) or _needs(verdict.claim)) if verdict.effect else ""
 
 
 def _needs(claim: Claim) -> str:
@@ -258,6 +262,7 @@ def _row(verdict: Verdict) -> ClaimRow:
         title=claim.title,
         finding=verdict.finding,
         headline=claim.headline,
+        needs=_needed(verdict),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -84,10 +85,12 @@ _IDEA = Panel(
 
 
 def _curves(evidence: Evidence, main: str) -> Panel:
-    where = {"arm": main, "split": "test"}
+    where: dict[str, Any] = {"arm": main, "split": "test"}
     ideal = evidence.across_seeds("soft_error", world="ideal", **where).drop(0, errors="ignore")
     sizes = sorted(int(n) for n in evidence.select("final_gap", arm=main)["n"].unique())
-    reused = {n: evidence.across_seeds("soft_error", world="real", n=n, **where).drop(0, errors="ignore") for n in sizes}
+    reused = {
+        n: evidence.across_seeds("soft_error", world="real", n=n, **where).drop(0, errors="ignore") for n in sizes
+    }
     fitted = {n: evidence.by_seed("stop_train_error", arm=main, n=n) for n in sizes}  # NaN where it never was
     shades = dict(zip(sizes, np.linspace(0.45, 1.0, len(sizes)) if len(sizes) > 1 else [1.0], strict=True))
 
@@ -133,7 +136,7 @@ def _scatter(evidence: Evidence) -> Panel:
         ax.plot(ranked["ideal"], ranked["real"], "o", color=REAL, markersize=7)
         ends = ranked.sort_values("real")
         for arm, place, side in ((ends.index[0], (8, -4), "left"), (ends.index[-1], (-8, 4), "right")):
-            looks = {"color": theme.MUTED, "ha": side, "va": "top" if side == "left" else "bottom"}
+            looks: dict[str, Any] = {"color": theme.MUTED, "ha": side, "va": "top" if side == "left" else "bottom"}
             ax.annotate(_label(str(arm)), tuple(ends.loc[arm]), place, textcoords="offset points", **looks)
         ax.set_xlim(0, top)
         ax.set_ylim(0, top)

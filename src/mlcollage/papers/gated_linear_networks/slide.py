@@ -88,7 +88,7 @@ def _keeps(evidence: Evidence) -> Panel:
         "Tasks one after the other",
         draw,
         f"Accuracy in percent over the tasks learned so far, after the first to after the last: {ends}.",
-        f"accuracy (%) over the tasks so far; the GLN keeps {times:,.0f} times the numbers of replay",
+        f"accuracy (%) over the tasks so far; the GLN stores {times:,.0f} times as many numbers as replay",
         claim="C3c",
     )
 

@@ -72,9 +72,9 @@ CLAIMS = (
             null=-0.02,
             headline=arm == "replay",
             says={
-                "supported": f"After four tasks it still knows {{0}}, an MLP with {rival} {{1}}",
+                "supported": f"After four tasks a gated network still knows {{0}}, an MLP with {rival} {{1}}",
                 "contradicted": f"An MLP with {rival} forgets less: after four tasks it knows {{1}}, the GLN {{0}}",
-                "inconclusive": f"After four tasks it knows {{0}}, an MLP with {rival} {{1}}: not settled",
+                "inconclusive": f"After four tasks a gated network knows {{0}}, an MLP with {rival} {{1}}: not settled",
             },
         )
         for id, arm, rival, told in (
