@@ -105,7 +105,8 @@ class Claim:
     says
         The finding in a full sentence for each outcome: ``"supported"``, ``"contradicted"``, ``"inconclusive"``.
         ``{effect}`` stands for the size of the effect without its sign, ``{0}`` and ``{1}`` for the means of the
-        estimand's columns (``{last}`` for the last of them), all with units: ``"With wrong labels the penalty ends at {0}, without it at {1}"``.
+        estimand's columns, ``{last}`` for the last of them, all with units:
+        ``"With wrong labels the penalty ends at {0}, without it at {1}"``.
         The slide prints it above the picture that shows the claim. Without one, the title and the effect are printed.
     kind
         ``"finding"``, or ``"check"`` for an identity or a self-check of an instrument.

@@ -127,9 +127,9 @@ CLAIMS = (
         direction="at_most",
         null=0.05,
         says={
-            "supported": "Until they are fitted, reused images teach like fresh ones: {effect} of soft error apart at most",
-            "contradicted": "Some network parts from its fresh twin by {effect} of soft error before its images are fitted",
-            "inconclusive": "Until images are fitted, the worst network strays {effect} of soft error from its twin: not settled",
+            "supported": "Until they are fitted, reused images teach like fresh ones, to {effect} of soft error",
+            "contradicted": "A network parts from its fresh twin by {effect} before its images are fitted",
+            "inconclusive": "Until images are fitted, the worst network strays {effect} from its twin: not settled",
         },
     ),
     _error(
