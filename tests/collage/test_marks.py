@@ -63,8 +63,10 @@ def test_the_first_row_is_on_top(ax):
         marks.rows(ax, {}, BLUE)
 
 
-@pytest.mark.parametrize(("xs", "ticks"), [([3, 2000], ["10", "100", "1,000"]), ([12, 90], ["12", "90"])])
-def test_logarithmic_axes_name_powers_of_ten_or_their_ends(ax, xs, ticks):
+@pytest.mark.parametrize(
+    ("xs", "ticks"), [([3, 2000], ["10", "100", "1,000"]), ([12, 90], ["20", "50"]), ([12, 18], ["12", "18"])]
+)
+def test_logarithmic_axes_name_round_values_or_their_ends(ax, xs, ticks):
     ax.plot(xs, [0, 1])
     marks.log_steps(ax)
     assert ax.get_xscale() == "log"

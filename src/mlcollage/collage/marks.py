@@ -116,9 +116,11 @@ def log_steps(ax: Axes, ticks: Sequence[float] | None = None, text: str = "{:,g}
     if ticks is None:
         lo, hi = sorted(float(v) for v in (ax.dataLim.x0, ax.dataLim.x1))
         powers = 10.0 ** np.arange(-12, 13)
-        ticks = [float(v) for v in powers if lo * 0.999 <= v <= hi * 1.001]
-        if len(ticks) < 2:  # less than two decades: the ends say more
-            ticks = [lo, hi]
+        # In less than two decades 2 and 5 are needed too, and in less than that the ends.
+        for candidates in (powers, np.multiply.outer(powers, (1, 2, 5)).ravel(), np.array([lo, hi])):
+            ticks = [float(v) for v in candidates if lo * 0.999 <= v <= hi * 1.001]
+            if len(ticks) > 1:
+                break
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xticks(list(ticks), [text.format(v) for v in ticks])
 

@@ -119,10 +119,12 @@ def _needs(claim: Claim) -> str:
 def _beside_the_picture(verdict: Verdict) -> str:
     """Why the verdict is not the one that its interval suggests, since tests are one-sided and share their errors."""
     plot = _interval_plot(verdict)
-    if plot is None or plot.claimed is None or _suggested(plot, verdict.claim.direction) is verdict.status:
+    if plot is None or (suggested := _suggested(plot, verdict.claim.direction)) is verdict.status:
         return ""
     if "shape of few seeds" in verdict.reason:
         return "too few seeds for their spread"
+    if verdict.status is Status.INCONCLUSIVE and suggested is Status.CONTRADICTED:
+        return "not ruled out over all claims"
     p = re.search(r"\(p = (\S+) ", verdict.reason)
     if p is None:
         return ""

@@ -154,7 +154,7 @@ def _trajectory(evidence: Evidence) -> Panel:
         marks.course(ax, curve, HMC, dots=True, bounds=(0, np.inf))
         marks.log_steps(ax, list(curve.index), "{:.2g}")
         ax.set_ylim(bottom=0)
-        ax.set_xlabel("quarter periods")
+        ax.set_xlabel("length in quarter periods of the prior")
         theme.tidy(ax, grid="y", ticks=4)
 
     values = ", ".join(f"{v:.2g} at {f:.2g}" for f, v in curve["mean"].items())
@@ -162,6 +162,6 @@ def _trajectory(evidence: Evidence) -> Panel:
         "Longer trajectories",
         draw,
         f"Effective draws of the predictions per 1,000 gradients by trajectory length in quarter periods: {values}.",
-        "effective draws per 1,000 gradients, by length",
+        "effective draws per 1,000 gradients",
         claim="C4",
     )

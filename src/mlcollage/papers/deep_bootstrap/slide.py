@@ -148,7 +148,7 @@ def _scatter(evidence: Evidence) -> Panel:
         "Networks in both worlds",
         draw,
         f"Final soft error of {len(ranked)} networks on fresh and on reused data; rank correlation {rho:.2f}.",
-        f"final soft error, n = {largest:,.0f}; a dot per network",
+        f"final soft error, n = {largest:,.0f}, by network",
         claim="C2",
     )
 

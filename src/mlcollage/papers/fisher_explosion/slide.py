@@ -82,7 +82,7 @@ def _wrong_labels(evidence: Evidence) -> Panel:
         for arm, c in curves.items():
             (name, color), peer = NOISY[arm], arm == "noise_mixup"
             marks.course(ax, c, color, f"{name} {final[arm]:.1f}", dashed=peer, interval=not peer)
-        ax.set_ylim(bottom=np.floor(max(c["lo"].iloc[len(c) // 8] for c in curves.values()) / 5) * 5 - 5)
+        ax.set_ylim(bottom=np.floor(min(c["lo"].iloc[len(c) // 2 :].min() for c in curves.values()) / 5) * 5 - 5)
         ax.set_xlabel("steps")
         theme.tidy(ax, grid="y", ticks=5)
 

@@ -101,7 +101,7 @@ def _progress(evidence: Evidence) -> Panel:
         for arm, c in curves.items():
             marks.course(ax, c, COLORS[arm], names[arm], bounds=(0, 100))
         marks.log_steps(ax)
-        ax.set_xlabel("samples seen")
+        ax.set_xlabel("seen")
         theme.tidy(ax, grid="y", ticks=4)
 
     ends = marks.from_to({names[a]: c for a, c in curves.items()}, "{:.0f}")
@@ -109,7 +109,7 @@ def _progress(evidence: Evidence) -> Panel:
         "A single pass",
         draw,
         f"Accuracy in percent on the samples to come, from the first to the last look: {ends}.",
-        "accuracy (%) on samples to come; one pass",
+        "accuracy (%) on the samples to come",
         claim="C2",
     )
 

@@ -151,9 +151,9 @@ CLAIMS = (
         unit="rho",
         headline=True,
         says={
-            "supported": "Longer trajectories give more draws per gradient",
-            "contradicted": "Longer trajectories do not give more draws per gradient",
-            "inconclusive": "Whether longer trajectories give more draws is open",
+            "supported": "Longer trajectories give more draws: correlation {effect}",
+            "contradicted": "Longer trajectories do not give more draws: correlation {effect}",
+            "inconclusive": "Whether longer trajectories give more draws is open ({effect})",
         },
     ),
     Claim(

@@ -123,7 +123,7 @@ CLAIMS = (
         estimand=PerSeed(selectivity_factor, "SI at alpha = 0 over SI at alpha = -5", ("penalty",)),
         direction="at_least",
         null=2.5,
-        unit="x",
+        unit="×",
     ),
     _accuracy(
         id="C3b",
@@ -192,7 +192,7 @@ CLAIMS = (
         direction="greater",
         null=1.0,
         margin=0.05,
-        unit="x",
+        unit="×",
         says={
             "supported": "Less selective networks differ by more than an affine map: {effect}",
             "contradicted": "Less selective networks differ by no more than an affine map: {effect}",
@@ -208,7 +208,7 @@ CLAIMS = (
         direction="greater",
         null=1.0,
         margin=0.05,
-        unit="x",
+        unit="×",
     ),
     _trend(
         id="C8",
@@ -219,9 +219,9 @@ CLAIMS = (
         estimand=_over_alpha("si_bound"),
         direction="greater",
         says={
-            "supported": "No rotation hides it: the best one follows the penalty",
-            "contradicted": "The most selective rotation does not follow the penalty",
-            "inconclusive": "Whether selectivity hides off the axes is open",
+            "supported": "No rotation hides it: the best one follows α, correlation {effect}",
+            "contradicted": "The most selective rotation does not follow α: correlation {effect}",
+            "inconclusive": "Whether selectivity hides off the axes is open: correlation {effect}",
         },
     ),
     _accuracy(

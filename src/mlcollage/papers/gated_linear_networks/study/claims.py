@@ -43,9 +43,9 @@ CLAIMS = (
         margin=0.02,
         headline=True,
         says={
-            "supported": "In one pass it learns sooner than an MLP",
-            "contradicted": "In one pass it does not learn sooner than an MLP",
-            "inconclusive": "Whether it learns sooner than an MLP is open",
+            "supported": "In one pass it learns sooner than an MLP: {effect} ahead",
+            "contradicted": "In one pass it does not learn sooner than an MLP ({effect})",
+            "inconclusive": "Whether it learns sooner than an MLP is open ({effect})",
         },
     ),
     _points(
@@ -119,9 +119,9 @@ CLAIMS = (
         headline=True,
         kind="check",
         says={
-            "supported": "Each prediction splits exactly into feature effects",
+            "supported": "Each prediction splits into feature effects, to {effect}",
             "contradicted": "Predictions do not split into feature effects (off by {effect})",
-            "inconclusive": "Whether predictions split into feature effects is open",
+            "inconclusive": "Whether predictions split into feature effects is open ({effect})",
         },
     ),
     Claim(
