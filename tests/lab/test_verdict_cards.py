@@ -40,7 +40,7 @@ def test_the_verdict_follows_from_the_picture_or_the_card_says_why_not(direction
         verdict, made = card(direction, mean)
         words.add(verdict.status)
         if seen(made.plot, direction) != verdict.status.value:
-            assert made.needs.startswith(("one-sided p = ", "p = ", "not ruled out")), (mean, made)
+            assert made.needs.startswith(("one-sided p = ", "p = ", "but not ruled out")), (mean, made)
     assert words >= {Status.SUPPORTED, Status.INCONCLUSIVE, Status.CONTRADICTED}
 
 
@@ -55,6 +55,12 @@ def test_what_is_claimed_is_in_the_units_that_are_printed():
     assert card("greater", 2.0, factor=100)[1].plot.claimed == (100.0, math.inf)
     assert card("less", -2.0, log_ratio=True)[1].plot.claimed == (-math.inf, pytest.approx(math.exp(-1)))
     assert card("within", 0.0, test="exact")[1].plot.claimed == (-1.0, 1.0)
+
+
+def test_the_papers_value_is_in_the_unit_of_the_effect():
+    assert card("greater", 2.0, unit="pts", paper_value="98%")[1].paper == ""
+    assert card("greater", 2.0, unit="%", paper_value="98%")[1].paper == "98%"
+    assert card("greater", 2.0, unit="pts", paper_value="1–2 pts")[1].paper == "1–2 pts"
 
 
 def test_equal_seeds_that_settle_nothing_say_so():

@@ -91,7 +91,7 @@ def _card(verdict: Verdict) -> Card:
     return Card(
         claim.id,
         claim.title,
-        claim.paper_value,
+        "" if claim.paper_value.endswith("%") and claim.unit != "%" else claim.paper_value,  # the same unit, or none
         ours,
         verdict.status.value,
         note,
@@ -124,7 +124,7 @@ def _beside_the_picture(verdict: Verdict) -> str:
     if "shape of few seeds" in verdict.reason:
         return "too few seeds for their spread"
     if verdict.status is Status.INCONCLUSIVE and suggested is Status.CONTRADICTED:
-        return "not ruled out over all claims"
+        return "but not ruled out"
     p = re.search(r"\(p = (\S+) ", verdict.reason)
     if p is None:
         return ""

@@ -57,7 +57,7 @@ def _draw_idea(ax: Axes) -> None:
     d.field(187, 306, 374, 122)
     d.equation(187, 272, r"q = \sigma(w_{c(z)} \cdot \mathrm{logit}(p))", size=19)
     d.equation(187, 308, r"w_{c(z)} \leftarrow w_{c(z)} - \eta\,(q - x)\,\mathrm{logit}(p)", size=17, room=350)
-    d.note(187, 344, "convex in every neuron; no backpropagation", color=theme.INK)
+    d.note(187, 344, "a convex problem in every neuron", color=theme.INK)
 
 
 _IDEA = Panel(
