@@ -113,16 +113,17 @@ def log_steps(ax: Axes, ticks: Sequence[float] | None = None, text: str = "{:,g}
     Call it after the lines are drawn.
     """
     ax.set_xscale("log")
-    if ticks is None:
+    shown = list(ticks or ())
+    if not shown:
         lo, hi = sorted(float(v) for v in (ax.dataLim.x0, ax.dataLim.x1))
         powers = 10.0 ** np.arange(-12, 13)
         # In less than two decades 2 and 5 are needed too, and in less than that the ends.
         for candidates in (powers, np.multiply.outer(powers, (1, 2, 5)).ravel(), np.array([lo, hi])):
-            ticks = [float(v) for v in candidates if lo * 0.999 <= v <= hi * 1.001]
-            if len(ticks) > 1:
+            shown = [float(v) for v in candidates if lo * 0.999 <= v <= hi * 1.001]
+            if len(shown) > 1:
                 break
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_xticks(list(ticks), [text.format(v) for v in ticks])
+    ax.set_xticks(shown, [text.format(v) for v in shown])
 
 
 def color_scale(ax: Axes, colors: Colormap, limits: tuple[float, float], text: str = "{:+.2g}") -> None:
