@@ -51,7 +51,7 @@ def table_of_papers(page: Path, *, long: bool) -> str:
         more = [p.short_authors, p.tagline] if long else []
         arxiv = f"[{p.arxiv}](https://arxiv.org/abs/{p.arxiv})"
         rows.append([p.month, title, *more, arxiv, "**built**" if p.built else "planned"])
-    return _table(headers, rows)
+    return _cards(_table(headers, rows)) if long else _table(headers, rows)
 
 
 def table_of_claims(slug: str) -> str:
@@ -69,7 +69,7 @@ def table_of_claims(slug: str) -> str:
         ours = effect + (f" (paper: {claim.paper_value})" if claim.paper_value else "")
         rows.append([claim.id, f"{title} {sentence}", ours or "–", f"{status.mark} {status.words}"])
     table = _table(["claim", "as tested here", "measured [95% interval]", "verdict"], rows)
-    return f'{_summary(slug, record, verdicts)}\n\n<div class="claims" markdown>\n\n{table}\n</div>\n\n'
+    return f"{_summary(slug, record, verdicts)}\n\n{_cards(table)}\n"
 
 
 def _outcome(claim: Claim, record: dict[str, Any]) -> tuple[str, Status]:
@@ -165,6 +165,11 @@ def _small(png: Path, size: tuple[int, int]) -> bytes:
 def _table(headers: list[str], rows: Iterable[list[str]]) -> str:
     lines = [headers, ["---"] * len(headers), *rows]
     return "".join(f"| {' | '.join(_cell(cell) for cell in row)} |\n" for row in lines)
+
+
+def _cards(table: str) -> str:
+    """The table with the mark that makes each row a card on a phone."""
+    return f'<div class="claims" markdown>\n\n{table}\n</div>\n'
 
 
 def _cell(text: str) -> str:
