@@ -138,3 +138,25 @@ def test_double_inputs_are_taken_in_the_models_type():
         read = read_batch({"x": x, "ids": ids}, {"x": "x", "ids": "ids"}, targets=False).check(Named(3, 1, dtype=dtype))
         assert read.args[0].dtype == dtype
         assert read.kwargs["ids"].dtype == torch.int64
+
+
+@pytest.mark.parametrize("kind", ["torch", "hub", "hub with tensors"])
+def test_data_sets_are_read_in_batches_without_touching_the_random_state(kind):
+    import datasets
+
+    x, y = torch.arange(10.0).reshape(5, 2), torch.arange(5)
+    data = TensorDataset(x, y)
+    if kind != "torch":
+        data = datasets.Dataset.from_dict({"x": x.tolist(), "label": y.tolist()})
+        data = data.with_format("torch") if kind == "hub with tensors" else data
+    before = torch.get_rng_state()
+    read = list(batches_of(data, batch_size=2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [len(batch.y) for batch in read] == [2, 2, 1]
+    assert torch.equal(torch.cat([batch.x for batch in read]), x)
+
+
+def test_single_examples_are_no_batches():
+    data = TensorDataset(torch.ones(5, 2), torch.arange(5))
+    with pytest.raises(InvalidInput, match="come as single examples and not as batches"):
+        list(batches_of(DataLoader(data, batch_size=None)))

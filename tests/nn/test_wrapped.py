@@ -64,3 +64,8 @@ def test_logits_are_found_where_models_put_them():
 def test_an_output_without_logits_is_refused(output):
     with pytest.raises(InvalidInput, match=rf"the model returned {type(output).__name__}; it must return logits"):
         logits_of(output)
+
+
+def test_a_model_without_numbers_is_refused():
+    with pytest.raises(InvalidInput, match="the model is on the meta device"):
+        unwrap(nn.DataParallel(nn.Linear(2, 2)).module.to("meta"))

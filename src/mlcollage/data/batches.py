@@ -171,7 +171,7 @@ def batches_of(
     ----------
     data
         An iterable of batches; or inputs, a tuple of parts or a dict of named ones, which are cut into batches; or a
-        ``torch.utils.data.Dataset``.
+        ``torch.utils.data.Dataset``, or a ``datasets.Dataset`` of Hugging Face.
     parts, targets
         As for :func:`read_batch`.
     batch_size
@@ -185,7 +185,13 @@ def batches_of(
     [2, 2, 1]
     """
     if isinstance(data, Dataset) and not isinstance(data, Iterable):
-        data = DataLoader(data, batch_size=batch_size)
+        # a generator of its own, since a loader draws a seed for its workers even if it has none
+        data = DataLoader(data, batch_size=batch_size, generator=torch.Generator())
+    elif type(data).__module__.partition(".")[0] == "datasets" and hasattr(data, "with_format"):
+        # of Hugging Face; left to itself it gives lists, and one example after the other
+        tensors = data if data.format["type"] == "torch" else data.with_format("torch")
+        size = len(tensors) if batch_size is None else batch_size
+        data = DataLoader(tensors, batch_size=size, generator=torch.Generator())
     first, last = (data[0], data[-1]) if isinstance(data, tuple | list) and data else (None, None)
     # A list of tensors may be batches of inputs, and one of dicts is batches; a tuple is the parts of whole data.
     pair = isinstance(data, tuple) or (targets and len(data) == 2) if first is not None else False
@@ -195,7 +201,13 @@ def batches_of(
         yield from _cut(read_batch(data, parts, targets=targets), batch_size, dim)
     elif isinstance(data, Iterable):
         for batch in data:
-            yield read_batch(batch, parts, targets=targets)
+            found = read_batch(batch, parts, targets=targets)
+            if isinstance(found.y, Tensor) and found.y.ndim == 0:
+                raise InvalidInput(
+                    "the data come as single examples and not as batches, since the targets are a single number: give "
+                    "the DataLoader a batch_size, or pass its data set."
+                )
+            yield found
     else:
         raise InvalidInput(
             f"data is {type(data).__name__}: a tensor, a pair (x, y), a dict of named parts or an iterable of batches "

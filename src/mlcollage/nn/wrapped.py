@@ -26,7 +26,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     Raises
     ------
     InvalidInput
-        If ``model`` is not a module.
+        If ``model`` is not a module, or has no numbers since it is on the meta device.
 
     Examples
     --------
@@ -36,6 +36,11 @@ def unwrap(model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise InvalidInput(f"a model must be an nn.Module, not {type(model).__name__}.")
+    if (first := next(model.parameters(), None)) is not None and first.is_meta:
+        raise InvalidInput(
+            "the model is on the meta device, where parameters have no numbers; make it on another one, or load its "
+            "weights (model.to_empty(device='cpu') and load_state_dict)."
+        )
     while True:
         # Only these: a module of the user's may have a part that it calls "module".
         if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from sklearn.base import clone
 from sklearn.datasets import load_digits, load_wine, make_classification
 from sklearn.frozen import FrozenEstimator
@@ -428,3 +429,17 @@ def test_works_in_cross_validation(digits):
     X, y = digits
     scores = cross_val_score(GLNClassifier(learning_rate=0.03, **SMALL), X[:600], y[:600], cv=3)
     assert scores.min() > 0.75
+
+
+def test_torch_tensors_are_taken_and_those_without_numbers_refused():
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(40, 3)).round(1), np.arange(40) % 2
+    expected = GLNClassifier(random_state=0).fit(X, y).predict_proba(X)
+    for tensor in (torch.tensor(X), torch.tensor(X, requires_grad=True)):
+        np.testing.assert_array_equal(GLNClassifier(random_state=0).fit(tensor, y).predict_proba(tensor), expected)
+    half = torch.tensor(X).bfloat16()
+    found = GLNClassifier(random_state=0).fit(half, y).predict_proba(half)
+    exact = half.double().numpy()
+    np.testing.assert_array_equal(found, GLNClassifier(random_state=0).fit(exact, y).predict_proba(exact))
+    with pytest.raises(InvalidInput, match="meta device"):
+        GLNClassifier().fit(half.to("meta"), y)

@@ -263,3 +263,8 @@ def test_hugging_face_models_need_no_adapter():
     assert laws[f"rescale:{layer}.q_proj->{layer}.k_proj"].n_laws == 4
     assert laws[f"matrix:{layer}.v_proj->{layer}.o_proj"].n_laws == 20
     assert max(law.residual for law in exact(laws)) <= 1e-12
+
+
+def test_empty_inputs_are_refused():
+    with pytest.raises(InvalidInput, match=r"example_inputs are empty, \(0, 4\)"):
+        find_symmetries(nn.Linear(4, 2), torch.ones(0, 4))

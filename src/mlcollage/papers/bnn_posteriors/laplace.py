@@ -149,7 +149,9 @@ class Laplace(Method):
             sigma_noise=noise,
             prior_precision=precision if len(precision) > 1 else float(precision),
         )
-        approximation.fit(torch.utils.data.DataLoader(data, batch_size=self.batch_size or len(X)))
+        approximation.fit(
+            torch.utils.data.DataLoader(data, batch_size=self.batch_size or len(X), generator=torch.Generator())
+        )
         mean = layout.flatten(dict(network.named_parameters()))
         chosen = layout.vector(picked).bool().to(mean.device)  # (P,)
         return LaplacePosterior(mean, chosen, self.temperature, approximation)

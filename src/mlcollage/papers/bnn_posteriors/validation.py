@@ -13,7 +13,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.data import Dataset, IterableDataset
 
 from mlcollage.errors import InvalidInput
-from mlcollage.nn import logits_of, seeded
+from mlcollage.nn import logits_of, seeded, unwrap
 
 _REASON = "the likelihood must be deterministic and decompose over data"
 _INSTEAD = "replace BatchNorm by FilterResponseNorm or GroupNorm"
@@ -23,6 +23,7 @@ def check_module(module: Any) -> None:
     """Refuse what cannot be sampled, with the reason."""
     if not isinstance(module, nn.Module):
         raise InvalidInput(f"module is {type(module).__name__}; a torch.nn.Module is needed, made and not its class.")
+    unwrap(module)  # refuses the meta device
     for name, part in module.named_modules():
         where = f"{name or 'the module'} ({type(part).__name__})"
         if isinstance(part, _BatchNorm) and (part.training or part.running_mean is None):

@@ -242,6 +242,8 @@ def _source(dataset: Dataset[Any] | tuple[Any, ...], name: str) -> tuple[Gather,
                 f"inputs and labels must be arrays of numbers, but are {kinds}; number labels that are words with "
                 "numpy.unique(labels, return_inverse=True)[1]."
             ) from None
+        if any(t.is_meta for t in tensors):
+            raise InvalidInput(f"{name} is on the meta device, which has no numbers; give tensors with data.")
         read = read_batch(tensors)
         x, y = read.x, read.y
         if len(x) != len(y) or len(x) == 0:

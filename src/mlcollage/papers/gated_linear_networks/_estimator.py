@@ -222,7 +222,7 @@ class OnlineEstimator(BaseEstimator):
         return self._inputs_(X, learn=learn)
 
     def _validated(self, X: Any) -> Array:
-        return np.asarray(validate_data(self, X, reset=False, dtype=(np.float64, np.float32)))
+        return np.asarray(validate_data(self, as_array(X), reset=False, dtype=(np.float64, np.float32)))
 
     def _map(self, X: Any, compute: Callable[[Array, Array], Array]) -> Array:
         """What ``compute`` makes of base predictions and side information, block by block."""
@@ -272,3 +272,13 @@ class OnlineEstimator(BaseEstimator):
         """Set it to a saved :meth:`_state`."""
         if self._inputs_ is not None:
             self._inputs_.restore(arrays)
+
+
+def as_array(X: Any) -> Any:
+    """A torch tensor of any device and floating type, with or without a graph, as an array; others as they are."""
+    if not (hasattr(X, "detach") and hasattr(X, "is_meta")):
+        return X
+    if X.is_meta:
+        raise InvalidInput("X is a tensor on the meta device, which has no numbers; give one with data.")
+    plain = X.detach().cpu()
+    return (plain.double() if plain.is_floating_point() else plain).numpy()

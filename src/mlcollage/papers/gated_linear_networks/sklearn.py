@@ -20,7 +20,7 @@ from mlcollage._npz import pack_labels, unpack_labels
 from mlcollage.errors import InvalidInput
 
 from . import _kernels
-from ._estimator import OnlineEstimator, StepOptions, blocks, only_weight, step_factors
+from ._estimator import OnlineEstimator, StepOptions, as_array, blocks, only_weight, step_factors
 from ._inputs import BasePredictor, Inputs, bounds
 from ._settings import LearningRate, hidden_sizes
 from .gaussian import GaussianNetwork
@@ -167,7 +167,7 @@ class GLNClassifier(ClassifierMixin, OnlineEstimator):
             A setting or an array that cannot be used.
         """
         weight, passes = only_weight(options), checks.integer("n_passes", self.n_passes, least=1)
-        X, y = validate_data(self, X, y, dtype=(np.float64, np.float32))
+        X, y = validate_data(self, as_array(X), y, dtype=(np.float64, np.float32))
         check_classification_targets(y)
         factors, order = step_factors(weight, X)
         classes, codes = np.unique(y[order], return_inverse=True)
@@ -237,7 +237,7 @@ class GLNClassifier(ClassifierMixin, OnlineEstimator):
                 "The first call of partial_fit needs classes= (all labels that can occur), or grow=True to add each "
                 "label when it is first seen."
             )
-        X, y = validate_data(self, X, y, reset=first, dtype=(np.float64, np.float32))
+        X, y = validate_data(self, as_array(X), y, reset=first, dtype=(np.float64, np.float32))
         check_classification_targets(y)
         factors, order = step_factors(weight, X)
         if first:
@@ -471,7 +471,7 @@ class GLNRegressor(RegressorMixin, OnlineEstimator):
     def fit(self, X: Any, y: Any, **options: Unpack[StepOptions]) -> Self:
         """Forget everything and learn from the samples in their order; see :meth:`GLNClassifier.fit`."""
         weight, passes = only_weight(options), checks.integer("n_passes", self.n_passes, least=1)
-        X, y = validate_data(self, X, y, dtype=(np.float64, np.float32), y_numeric=True)
+        X, y = validate_data(self, as_array(X), y, dtype=(np.float64, np.float32), y_numeric=True)
         factors, order = step_factors(weight, X)
         self._passes(X, y, factors, order, self._begin(X), passes)
         return self
@@ -488,7 +488,7 @@ class GLNRegressor(RegressorMixin, OnlineEstimator):
 
     def _partial(self, X: Any, y: Any, weight: ArrayLike | None) -> tuple[Array, Array]:
         first = not hasattr(self, "network_")
-        X, y = validate_data(self, X, y, reset=first, dtype=(np.float64, np.float32), y_numeric=True)
+        X, y = validate_data(self, as_array(X), y, reset=first, dtype=(np.float64, np.float32), y_numeric=True)
         factors, order = step_factors(weight, X)
         if first:
             self._begin(X)
@@ -676,7 +676,7 @@ class GLNDensity(DensityMixin, OnlineEstimator):
         return 3.2 / self.n_features_in_ if rate is None else rate
 
     def _validated(self, X: Any, *, reset: bool = False) -> Array:
-        X = np.asarray(validate_data(self, X, reset=reset, dtype=np.float64))
+        X = np.asarray(validate_data(self, as_array(X), reset=reset, dtype=np.float64))
         if not np.isin(X, (0, 1)).all():
             raise InvalidInput("GLNDensity models binary vectors: X must hold 0 and 1 only; binarize it, e.g. X > 0.5.")
         return X

@@ -145,14 +145,17 @@ def _unseen(probe: Probe, known: list[Symmetry], tol: float, batches: int) -> li
 
 
 def _inputs(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(example, Mapping):
-        return (), dict(example)
-    if isinstance(example, Tensor | tuple | list):
-        return (example,) if isinstance(example, Tensor) else tuple(example), {}
-    raise InvalidInput(
-        f"example_inputs must be a tensor, a tuple of inputs or a mapping of keyword inputs, not a "
-        f"{type(example).__name__}."
-    )
+    if not isinstance(example, Mapping | Tensor | tuple | list):
+        raise InvalidInput(
+            f"example_inputs must be a tensor, a tuple of inputs or a mapping of keyword inputs, not a "
+            f"{type(example).__name__}."
+        )
+    named = dict(example) if isinstance(example, Mapping) else {}
+    args = () if named else (example,) if isinstance(example, Tensor) else tuple(example)
+    for value in (*args, *named.values()):
+        if isinstance(value, Tensor) and value.numel() == 0:
+            raise InvalidInput(f"example_inputs are empty, {tuple(value.shape)}; give at least one example.")
+    return args, named
 
 
 def _check(model: Any, args: Any, kwargs: Any, loss_fn: Any) -> None:
