@@ -245,7 +245,8 @@ def test_unpooled_chains_learn_each_for_their_own_density():
     assert relative.max() / relative.min() < 2.5
     assert torch.allclose(plain.draws.std((1, 2)) / scale[:, 0], torch.ones(60).double(), atol=0.2)
     learned = hmc.sample(lambda x: normal(x / scale[30:]), spread(30, 4) * scale[30:], **settings)
-    assert (learned.mass * scale[30:].square()).log().abs().max() < 0.9
+    # variances of one chain's 150 correlated draws each: their logarithms have a standard deviation of 0.25
+    assert (learned.mass * scale[30:].square()).log().abs().max() < 1.25
     assert torch.allclose(learned.draws.std((1, 2)) / scale[30:, 0], torch.ones(30).double(), atol=0.2)
 
 
@@ -612,3 +613,46 @@ def test_chains_near_the_bulk_stay_where_they_start():
     density = LogDensity(lambda q: calls.append(1) or normal(q))
     assert adaptation.approach(density, state).position.equal(state.position)
     assert len(calls) < 20
+
+
+def modes(x, weights, at, widths):
+    """A mixture of isotropic Gaussians (modes,) on the diagonal."""
+    off = ((x[:, None] - torch.tensor(at)[:, None]) / torch.tensor(widths)[:, None]).square().sum(2)
+    return torch.logsumexp(torch.tensor(weights).double() - x.shape[1] * torch.tensor(widths).log() - 0.5 * off, 1)
+
+
+@pytest.mark.filterwarnings("ignore::mlcollage.infer.Unhealthy")
+@pytest.mark.parametrize("sampler", [hmc, nuts])
+def test_a_chain_lost_in_a_mode_without_mass_goes_on_elsewhere(sampler):
+    start = spread(8, 3)
+    start[2] += 100
+    kept = []
+    chains = sampler.sample(
+        lambda x: modes(x, [0.0, -60.0], [0.0, 100.0], [1.0, 1.0]), start, draws=50, warmup=100, save=kept.append
+    )
+    assert bool((chains.draws.mean((1, 2)).abs() < 2).all())
+    assert chains.moved.tolist() == [False, False, True, False, False, False, False, False]
+    assert len({tuple(row) for row in chains.draws[:, 0].tolist()}) == 8
+    # a run that goes on from the middle of warm-up gives the same
+    first = next(s for s in kept if s["drawn"] == 0)
+    again = sampler.sample(
+        lambda x: modes(x, [0.0, -60.0], [0.0, 100.0], [1.0, 1.0]), start, draws=50, warmup=100, resume=first
+    )
+    assert torch.equal(again.draws, chains.draws)
+    assert torch.equal(again.moved, chains.moved)
+
+
+@pytest.mark.filterwarnings("ignore::mlcollage.infer.Unhealthy")
+def test_modes_with_mass_keep_their_chains_however_low_they_are():
+    start = spread(8, 3)
+    start[2] += 500
+    # as much mass as the other has, thirty times as wide, so that its density is lower by a factor of 3e4
+    chains = hmc.sample(lambda x: modes(x, [0.0, 0.0], [0.0, 500.0], [1.0, 30.0]), start, draws=50, warmup=100)
+    assert not bool(chains.moved.any())
+    assert float(chains.draws[2].mean()) > 300
+
+
+def test_warnings_point_at_the_users_line():
+    with pytest.warns(UserWarning, match="hardly moved") as said:
+        hmc.sample(lambda x: -1e4 * x.square().sum(1), spread(5, 1), draws=10, warmup=0, step_size=1.0, mass=None)
+    assert said[0].filename == __file__

@@ -118,7 +118,7 @@ def test_hares_and_lynxes_follow_scipy():
 @pytest.mark.parametrize("name", ["earnings-earn_height", "kidiq-kidscore_interaction"])
 def test_quick_posteriors_pass_from_stans_starts(name):
     """Scales of a hundred thousand, and coefficients with correlations near one; from log-densities of -1e12."""
-    z, high, least, _ = posteriors.run(name, draws=1000)
+    z, high, least, _ = posteriors.run(name)
     assert z < 4
     assert high < 1.01
     assert least > 2000

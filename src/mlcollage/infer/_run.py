@@ -89,7 +89,7 @@ class Run:
 
         while self.warmup.at < s.warmup:
             self.state, info = self.kernel(self.state, self.warmup.step, self.warmup.metric, self.warmup.stage)
-            self.warmup.update(self.density, self.state, info.accept, self.generator)
+            self.state = self.warmup.update(self.density, self.state, info.accept, self.generator)
             tell(self.warmup.at)
             if save and self.warmup.at % save_every == 0:
                 save(self.state_dict())
@@ -106,7 +106,9 @@ class Run:
 
     def _keep(self, infos: list[Info]) -> None:
         self.drawn += 1
-        value = self.state.position if self.store is None else self.store(self.state.position)
+        # compiled iterations have chains as the last dimension in memory, which a store need not be ready for
+        position = self.state.position
+        value = position if self.store is None else self.store(position.contiguous())
         if value is not None:
             self.kept.append(value)
         one = len(infos) == 1
@@ -127,9 +129,10 @@ class Run:
         # (chains, draws, ...); without any draw kept, still as many rows as chains
         empty = self.state.position.new_empty((len(self.state.position), 0))
         draws = torch.stack(self.kept, dim=1) if self.kept else empty
+        state = State(self.state.position.contiguous(), self.state.log_prob, self.state.gradient.contiguous())
         made = Chains(
-            draws, **columns, step_size=self.warmup.step, mass=self.warmup.metric.mass, state=self.state,
-            pooled=self.settings.pooled,
+            draws, **columns, step_size=self.warmup.step, mass=self.warmup.metric.mass, state=state,
+            pooled=self.settings.pooled, moved=self.warmup.moved,
         )  # fmt: skip
         warn_of(made.health())
         return made
@@ -141,7 +144,7 @@ class Run:
         returns None.
         """
         state: dict[str, Any] = {
-            "position": self.state.position,
+            "position": self.state.position.contiguous(),
             "generator": self.generator.get_state(),
             "warmup": self.settings.warmup,
             "drawn": self.drawn,

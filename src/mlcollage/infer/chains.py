@@ -72,6 +72,8 @@ class Chains:
         Where the chains stand at the end; ``state.position`` continues them as ``init``.
     pooled : bool
         Whether all chains sample the same density, and are to agree.
+    moved : Tensor or None
+        (chains,) bool, which chains warm-up found in a region without mass, and set to where another one was.
     """
 
     draws: Tensor
@@ -84,6 +86,7 @@ class Chains:
     mass: Tensor | None
     state: State
     pooled: bool = True
+    moved: Tensor | None = None
 
     @property
     def divergences(self) -> int:

@@ -10,6 +10,8 @@ so that every run can afford it. :func:`mlcollage.infer.rhat` also normalizes by
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -110,12 +112,24 @@ def _rhat(halves: Tensor) -> Tensor:
     return torch.where(still, torch.where(between > within, torch.inf, 1.0), ratio.sqrt())
 
 
-def warn_of(health: Health, stacklevel: int = 4) -> None:
-    """One warning with all that is wrong; nothing otherwise."""
+def outside() -> int:
+    """The ``stacklevel`` for a warning of whoever calls this, so that it points at the first line outside mlcollage.
+
+    Lines of a study or a command are all inside: then the line is the outermost one.
+    """
+    house = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
+    frame, level = sys._getframe(1), 1
+    while frame.f_code.co_filename.startswith(house) and frame.f_back is not None:
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def warn_of(health: Health) -> None:
+    """One warning with all that is wrong, at the user's line; nothing otherwise."""
     said = health.sentences()
     if said:
         text = " ".join(s[0].upper() + s[1:] if i else s for i, s in enumerate(said))
-        warnings.warn(text, Unhealthy, stacklevel=stacklevel)
+        warnings.warn(text, Unhealthy, stacklevel=outside())
 
 
 def _apart(what: str, rhat: Tensor) -> str:

@@ -31,6 +31,7 @@ from mlcollage.infer import _run
 from mlcollage.infer._run import DIVERGENCE, Progress, Save, Store
 from mlcollage.infer.adaptation import check_step_size
 from mlcollage.infer.chains import Chains, Info
+from mlcollage.infer.compiled import CompiledIteration
 from mlcollage.infer.density import Generator, LogDensity, LogProb, State, start
 from mlcollage.infer.metric import Metric
 from mlcollage.infer.warmup import Mass, RunSettings, Stage
@@ -293,6 +294,7 @@ def sample(
     metropolis_burn_in: bool = True,
     pooled: bool = True,
     thin: int = 1,
+    compile: bool = False,
     store: Store | None = None,
     generator: Generator = 0,
     progress: Progress | None = None,
@@ -340,6 +342,11 @@ def sample(
         chain has a density of its own (e.g. its own simulated data set) and learns for itself.
     thin
         Iterations per kept draw.
+    compile
+        True: trace ``log_prob`` once and compile whole iterations (:mod:`mlcollage.infer.compiled`), which takes ten
+        seconds to a minute and gives the same draws, up to rounding. ``log_prob`` must be a function of the position
+        alone, in torch operations without branches on values; where it cannot be compiled, a warning says why and the
+        run goes on without.
     store
         What to keep of a position, e.g. predictions: (chains, dim) to (chains, ...). By default the position. A
         function that returns None keeps nothing: ``store=stream.update`` feeds a
@@ -369,8 +376,8 @@ def sample(
     Warns
     -----
     UserWarning
-        One sentence for each thing found by :meth:`Chains.health <mlcollage.infer.Chains.health>`: chains that hardly
-        move, divergences, R-hat above 1.01.
+        Where ``compile=True`` has no effect, and why. And one sentence for each thing found by
+        :meth:`Chains.health <mlcollage.infer.Chains.health>`: chains that hardly move, divergences, R-hat above 1.01.
 
     Examples
     --------
@@ -392,8 +399,13 @@ def sample(
     settings = RunSettings(draws, warmup, thin, step_size, target_accept, mass, pooled, trajectory is not None)
     real("jitter", jitter, least=0, below=1)
     length = _Jittered(steps) if trajectory is None else _Length(positive("trajectory", trajectory))
+
+    def kernel(density: LogDensity, g: torch.Generator) -> _Kernel:
+        compiled = CompiledIteration(density, settings.learns_dense) if compile else None
+        return _Kernel(density, g, length, jitter, metropolis_burn_in, compiled)
+
     return _run.sample(
-        log_prob, init, settings, lambda density, g: _Kernel(density, g, length, jitter, metropolis_burn_in),
+        log_prob, init, settings, kernel,
         temperature=temperature, store=store, generator=generator, progress=progress, resume=resume, save=save,
         save_every=save_every,
     )  # fmt: skip
@@ -409,9 +421,11 @@ class _Kernel:
         length: _Jittered | _Length,
         jitter: float,
         metropolis_burn_in: bool,
+        compiled: CompiledIteration | None = None,
     ):
         self.density, self.generator, self.length = density, generator, length
         self.jitter, self.metropolis_burn_in = jitter, metropolis_burn_in
+        self.compiled = compiled
 
     def __call__(self, state: State, step: Tensor, metric: Metric, stage: Stage) -> tuple[State, Info]:
         n, warming = self.length.steps(step, stage, self.generator), stage != "draw"
@@ -419,6 +433,13 @@ class _Kernel:
             g = self.generator
             noise = torch.rand(len(state.position), dtype=step.dtype, device=step.device, generator=g)
             step = step * (1 + self.jitter * (2 * noise - 1))
+        metropolis = self.metropolis_burn_in or not warming
+        if self.compiled is not None:
+            made = self.compiled(state, step, n, metric, metropolis, self.generator)
+            if made is not None:
+                if warming and self.length.learns:
+                    self.length.learn(float(made[2].double().mean()))
+                return made[:2]
         p0 = metric.draw(state.position, self.generator)
         turned = None
         if warming and self.length.learns:
@@ -426,7 +447,6 @@ class _Kernel:
         end, p1 = _integrate(state, p0, self.density, step, n, metric, turned)
         if turned is not None:
             self.length.learn(float(turned.double().mean()))
-        metropolis = self.metropolis_burn_in or not warming
         return _accept(state, p0, end, p1, metric, n, metropolis, self.generator)
 
     def state_dict(self) -> dict[str, Any]:

@@ -8,6 +8,11 @@ conserves their energy fall towards the bulk (:func:`~mlcollage.infer.adaptation
 not keep the unit mass, but takes one from gradients every 15 iterations
 (:func:`~mlcollage.infer.adaptation.first_inverse_mass`), so that windows begin at about the right scales.
 
+Chains of one density (``pooled``) that are lost when the fast interval or a window ends go on from where another chain
+is. Lost is a chain in a region that, as a Gaussian mode, has less than exp(-20 - dim) of the mass that the median chain
+sees around it: a plateau that takes a million steps to cross, or a minor mode that chains fall into from far away.
+Modes that matter keep their chains.
+
 All through warm-up each chain has a step size of its own, so that one that starts badly comes in at its own pace and
 does not slow or freeze the others. When all sample the same density (``pooled``), the mass is learned from the draws
 of all, without those of stragglers, and in the end they share a step size, except a chain that needs less than half of
@@ -75,9 +80,14 @@ class RunSettings:
         """Whether warm-up learns the mass."""
         return isinstance(self.mass, str)
 
+    @property
+    def learns_dense(self) -> bool:
+        """Whether the mass that it learns may be dense."""
+        return isinstance(self.mass, str) and self.mass != "diagonal"
+
 
 _STRETCH = 15  # iterations of the fast interval after which it takes a new mass
-_MOST_DENSE = 100  # dimensions up to which "auto" may learn a dense mass
+MOST_DENSE = 100  # dimensions up to which "auto" may learn a dense mass
 _DRAWS_PER_DIMENSION = 50  # draws behind a covariance, correlated as they are, before "auto" trusts it
 
 
@@ -97,6 +107,8 @@ class WarmUp:
         (groups,), the step size to take next.
     metric : Metric
         The mass to take next.
+    moved : Tensor
+        (chains,) bool, which chains were lost and set to where others are.
     """
 
     def __init__(self, settings: RunSettings, density: LogDensity, state: State, generator: torch.Generator):
@@ -104,9 +116,10 @@ class WarmUp:
         self.at = 0
         given = None if isinstance(settings.mass, str) else settings.mass
         self.metric = Metric.of(given, state.position)
-        self._dense = settings.mass == "dense" or (settings.mass == "auto" and state.position.shape[1] <= _MOST_DENSE)
+        self._dense = settings.mass == "dense" or (settings.mass == "auto" and state.position.shape[1] <= MOST_DENSE)
         self._forget()
         self.rule: DualAveraging | None = None
+        self.moved = torch.zeros_like(state.log_prob, dtype=torch.bool)  # (chains,), which were lost, and set elsewhere
         self.slow: Tensor | None = None  # (chains,) bool, in the last interval: which keep a step size of their own
         if settings.step_size is not None:
             self.step = check_step_size(settings.step_size, state.position)
@@ -134,8 +147,8 @@ class WarmUp:
             return "draw"
         return "fast" if self.windows and self.at < self.windows[0].start else "warm"
 
-    def update(self, density: LogDensity, state: State, accept: Tensor, generator: torch.Generator) -> None:
-        """Learn from an iteration that led to ``state`` with acceptances (chains,)."""
+    def update(self, density: LogDensity, state: State, accept: Tensor, generator: torch.Generator) -> State:
+        """Learn from an iteration that led to ``state`` with acceptances (chains,); where the chains go on from."""
         if self.rule is not None:
             if self.settings.one_step:
                 accept = accept.mean(dim=0, keepdim=True)
@@ -153,15 +166,21 @@ class WarmUp:
                 self.at == window[-1] for window in self.windows
             ):  # a new mass makes the step size learned so far wrong: search anew
                 self.metric = Metric((self._first() if early else self._inverse_mass()).to(state.position))
+                lost = None if early and left else self._lost()
+                if lost is not None:
+                    state = self._moved(state, lost, generator)
                 self._forget()
                 if self.rule is not None:
                     if self.at == self.windows[-1][-1] and self.settings.pooled and not self.settings.one_step:
                         averaged = self.rule.averaged
                         self.slow = averaged < averaged.median() / 2
+                        if lost is not None:
+                            self.slow &= ~lost
                     self._search(density, state, generator)
         self.at += 1
         if self.at == self.settings.warmup and self.rule is not None:
             self.step = self._settled(self.rule.averaged)
+        return state
 
     def _inverse_mass(self) -> Tensor:
         pooled = self.settings.pooled
@@ -185,14 +204,44 @@ class WarmUp:
             x, g = x.diagonal(), g.diagonal()
         return first_inverse_mass(x.within(pooled, arrived), g.within(pooled, arrived), self._scales())
 
-    def _arrived(self) -> Tensor | None:
-        """Chains that are where most are, (chains,): not stragglers, whose log-density is far below; None for all."""
-        if self._height.count < 2:
-            return None
+    def _below(self) -> Tensor:
+        """Chains whose log-density was below the median chain's by 5 standard deviations, (chains,)."""
         # within a chain at rest the log-density has a standard deviation of sqrt(dim / 2)
         sd = self._height.variance(pooled=False).sqrt().median()
         height = self._height.mean[:, 0]
-        return height >= height.median() - 5 * sd
+        return height < height.median() - 5 * sd
+
+    def _arrived(self) -> Tensor | None:
+        """Chains that are where most are, (chains,): not stragglers, whose log-density is far below; None for all."""
+        return None if self._height.count < 2 else ~self._below()
+
+    def _lost(self) -> Tensor | None:
+        """Chains, (chains,), in a region that holds no part of the posterior's mass; None where there are none.
+
+        A Gaussian mode holds the mass exp(mean of the log-density + entropy), the entropy being half of the log
+        determinant of the covariance, but for a constant.
+        """
+        if not self.settings.pooled or self._height.count < 2:
+            return None
+        x, dim = self._position, self._position.mean.shape[1]
+        if x.dense and x.count > 4 * dim:
+            entropy = 0.5 * torch.linalg.slogdet(x.variance(pooled=False))[1]
+        else:
+            entropy = 0.5 * x.diagonal().variance(pooled=False).log().sum(dim=1)
+        mass = self._height.mean[:, 0] + entropy
+        # a scale may be seen short by a factor of e in each dimension, and a mode of e^-20 is none
+        lost = self._below() & (mass < mass.median() - (20 + dim))
+        return lost if bool(lost.any()) else None
+
+    def _moved(self, state: State, lost: Tensor, generator: torch.Generator) -> State:
+        """The state with each lost chain where another one is, drawn from those that are not lost."""
+        others = (~lost).nonzero()[:, 0]
+        pick = torch.randint(len(others), lost.shape, device=lost.device, generator=generator)
+        here = torch.where(lost, others[pick], torch.arange(len(lost), device=lost.device))
+        self.moved = self.moved | lost
+        if len(self.step) > 1:  # its step size is right for where it was
+            self.step = torch.where(lost, self.step[~lost].median(), self.step)
+        return State(state.position[here], state.log_prob[here], state.gradient[here])
 
     def _settled(self, step: Tensor) -> Tensor:
         """The step size to draw with: shared, but for chains that need less than half of it."""
@@ -205,7 +254,7 @@ class WarmUp:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, as a flat dictionary of tensors and numbers."""
-        state: dict[str, Any] = {"at": self.at, "step": self.step}
+        state: dict[str, Any] = {"at": self.at, "step": self.step, "moved": self.moved}
         if self.settings.learns_mass and self.metric.inverse is not None:
             state["inverse_mass"] = self.metric.inverse
         if self.slow is not None:
@@ -223,6 +272,6 @@ class WarmUp:
         self.at, self.step = int(state["at"]), state["step"]
         if "inverse_mass" in state:
             self.metric = Metric(state["inverse_mass"])
-        self.slow = state.get("slow")
+        self.slow, self.moved = state.get("slow"), state.get("moved", self.moved)
         for name, part in self._parts().items():
             part.load_state_dict({k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")})

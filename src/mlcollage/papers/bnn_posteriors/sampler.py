@@ -112,7 +112,7 @@ class Sampler(Method):
             stats, info = self._sample(target, keeper, state, save, self.checkpoint_every if folder else sys.maxsize)
         more = partial(_extended, self, target, keeper, last[0])
         posterior = replace(keeper.posterior(self, stats, info), continuation=more)
-        warn_of(posterior.health(), stacklevel=5)
+        warn_of(posterior.health())
         return posterior
 
 

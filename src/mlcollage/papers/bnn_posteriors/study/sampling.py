@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mlcollage.data import Problem
+from mlcollage.infer import Unhealthy
 from mlcollage.infer.hmc import prior_period
 from mlcollage.lab import Task
 from mlcollage.measure import calibration
@@ -59,6 +60,12 @@ class Case:
 
     def fit(self, method: Method, prior: Prior | float | None, seed: int) -> Posterior:
         """Sample or approximate on the training samples."""
+        with warnings.catch_warnings():
+            # chains are short on purpose: acceptance and R-hat are among what is measured
+            warnings.simplefilter("ignore", Unhealthy)
+            return self._fit(method, prior, seed)
+
+    def _fit(self, method: Method, prior: Prior | float | None, seed: int) -> Posterior:
         return self.bayesian(prior).fit(*self.data.train, method, generator=seed)
 
     def hmc(

@@ -18,7 +18,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from mlcollage.data import Labeled, arrays
-from mlcollage.infer import ess, hmc, rhat, sbc
+from mlcollage.infer import Unhealthy, ess, hmc, rhat, sbc
 from mlcollage.lab import Claim, Difference, Measurements, Task
 from mlcollage.nn import MLP
 from mlcollage.stats import (
@@ -249,7 +249,7 @@ def sampler(task: Task[Sampler]) -> Measurements:
     generator = torch.Generator().manual_seed(task.seed)
     y, errors = (torch.tensor(v, dtype=torch.float64) for v in (schools.EFFECTS, schools.ERRORS))
     m = Measurements()
-    draws = sampled(s, schools.non_centered(y, errors), generator)  # (chains, draws, 10)
+    draws, _ = sampled(s, schools.non_centered(y, errors), generator)  # (chains, draws, 10)
     mu, tau = draws[..., :1], draws[..., 1:2].exp()
     flat = torch.cat([mu, tau, mu + tau * draws[..., 2:]], 2)  # z made into the schools' effects
     exact = PartialPooling(schools.SCALE, schools.SCALE, "half-normal").fit(schools.EFFECTS, schools.ERRORS).exact()
@@ -260,15 +260,19 @@ def sampler(task: Task[Sampler]) -> Measurements:
     theta = schools.SCALE * torch.randn(1, generator=generator) + torch.randn(8, generator=generator)
     small = theta.double() + errors * torch.randn(8, dtype=torch.float64, generator=generator)
     for arm, form in (("non_centered", schools.non_centered), ("centered", schools.centered)):
-        draws = sampled(s, form(small, errors), generator)
+        draws, divergent = sampled(s, form(small, errors), generator)
         m.add("ess_share", float(ess(draws[..., 1])) / draws[..., 1].numel(), arm=arm)
+        m.add("divergent_share", divergent, arm=arm)
     return m
 
 
-def sampled(s: Sampler, density: schools.Density, generator: torch.Generator) -> torch.Tensor:
-    """Draws of the schools' posterior, (chains, draws, 10)."""
+def sampled(s: Sampler, density: schools.Density, generator: torch.Generator) -> tuple[torch.Tensor, float]:
+    """Draws of the schools' posterior, (chains, draws, 10), and the share of them that diverged."""
     start = 0.5 * torch.randn(s.chains, 10, dtype=torch.float64, generator=generator)
-    return hmc.sample(density, start, draws=s.draws, warmup=s.warmup, steps=(3, 7), generator=generator).draws
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Unhealthy)  # short chains, and a funnel: R-hat, ESS, divergences are measured
+        chains = hmc.sample(density, start, draws=s.draws, warmup=s.warmup, steps=(3, 7), generator=generator)
+    return chains.draws, float(chains.diverging.double().mean())
 
 
 @dataclass(frozen=True)
