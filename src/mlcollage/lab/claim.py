@@ -267,8 +267,9 @@ class Verdict:
         """Estimate and interval as text, e.g. ``+6.1 pts [4.8, 7.4]``."""
         if self.estimate is None:
             return ""
-        around_zero = self.claim.direction == "within" and self.claim.null == 0
-        text = self.claim.format(self.estimate, signed=around_zero or self.claim.direction in ("greater", "less"))
+        # A sign tells the direction of a difference; what is compared with another value than 0 is none.
+        signed = self.claim.null == 0 and self.claim.direction in ("greater", "less", "within")
+        text = self.claim.format(self.estimate, signed=signed)
         if self.interval is not None:
             lo, hi = (self.claim._digits(self.claim.shown(v)) for v in self.interval)
             text += f" [{lo}, {hi}]"
