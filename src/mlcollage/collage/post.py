@@ -107,9 +107,9 @@ def _markdown(month: str, entries: Sequence[Entry], drawn: set[str]) -> str:
         papers += f", {_number(len(shown))} of which {'is' if len(shown) == 1 else 'are'} measured here so far"
     parts = [
         f"# ML collage, {month_name(month)}: {'; '.join(_plain(i) for i in ideas)}",
-        f"{papers}. {'Each of these has' if others else 'Each has'} one picture. Every number was measured again, by code "
-        "that you can run; the claims, their tests and the smallest effects that matter were written down before the runs. A verdict speaks of the "
-        "data, the network and the scale that the picture names.",
+        f"{papers}. {'Each of these has' if others else 'Each has'} one picture. Every number was measured again, by "
+        "code that you can run; the claims, their tests and the smallest effects that matter were written down before "
+        "the runs. A verdict speaks of the data, the network and the scale that the picture names.",
         f"![Contact sheet of the slides of {month_name(month)}]({month}-sheet.png)",
         *map(_paper, shown),
         *(["## Not measured here yet", "\n".join(map(_waiting, others))] if others else []),
