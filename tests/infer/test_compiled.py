@@ -1,6 +1,7 @@
 """Compiled iterations give the draws of uncompiled ones, and a density that cannot be compiled is sampled without."""
 
 import warnings
+from weakref import WeakKeyDictionary
 
 import pytest
 import torch
@@ -56,6 +57,7 @@ def test_compiled_draws_are_the_uncompiled_ones():
 @pytest.mark.filterwarnings("ignore::mlcollage.infer.Unhealthy")
 def test_every_setting_gives_the_uncompiled_draws(settings, monkeypatch):
     monkeypatch.setattr(compiled, "_kernel", traced_only)
+    monkeypatch.setattr(compiled, "_made", WeakKeyDictionary())
     given = {**SETTINGS, **settings}
     same(hmc.sample(by_autograd, START, compile=True, **given), hmc.sample(by_autograd, START, **given))
 
@@ -110,3 +112,23 @@ def test_a_density_with_a_state_of_its_own_is_found_out(monkeypatch):
     monkeypatch.setattr(compiled, "_kernel", traced_only)
     with pytest.warns(UserWarning, match="it gives other values"):
         hmc.sample(Stateful(), START, compile=True, **SETTINGS)
+
+
+@pytest.mark.filterwarnings("ignore::mlcollage.infer.Unhealthy")
+def test_a_second_run_takes_the_kernels_of_the_first_unless_the_data_changed(monkeypatch):
+    calls, scale = [], [1.0]
+
+    def counted(function, *example):
+        calls.append(function)
+        return traced_only(function, *example)
+
+    def log_prob(x):
+        return by_autograd(x) * scale[0]
+
+    monkeypatch.setattr(compiled, "_kernel", counted)
+    runs = [hmc.sample(log_prob, START, compile=True, **SETTINGS) for _ in range(2)]
+    assert torch.equal(runs[0].draws, runs[1].draws)
+    assert len(calls) == 4
+    scale[0] = 2.0
+    same(hmc.sample(log_prob, START, compile=True, **SETTINGS), hmc.sample(log_prob, START, **SETTINGS))
+    assert len(calls) == 8

@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -48,6 +50,11 @@ class _Kernels:
     more: dict[int, Graph]  # by the number of steps, largest first
     end: Graph
     turned: Tensor  # (chains,), none
+
+
+# kernels of functions that are still there, so that a second run with one of them does not wait for the compiler; each
+# run verifies what it takes from here
+_made: WeakKeyDictionary[Callable[..., Any], dict[tuple[Any, ...], _Kernels]] = WeakKeyDictionary()
 
 
 class CompiledIteration:
@@ -86,11 +93,12 @@ class CompiledIteration:
             dense = self.dense and state.position.shape[1] <= MOST_DENSE
             self._metric = (metric, *_chains_last(metric, state.position, dense))
         _, kind, inverse, root = self._metric
-        key = (kind, len(state.position), state.position.dtype)
+        x = state.position
+        key = (kind, *x.shape, x.dtype, x.device, self.density.temperature, torch.get_num_threads())
         before = None if key in self._kernels else generator.get_state()
         try:
             if before is not None:
-                self._kernels[key] = _compiled(self.density, state, kind, inverse)
+                self._kernels[key] = self._find(key, state, kind, inverse)
             return self._run(state, step, steps, (inverse, root), metropolis, generator, self._kernels[key], before)
         except NotCompiled as why:
             if before is not None:
@@ -103,6 +111,24 @@ class CompiledIteration:
                 stacklevel=outside(),
             )
         return None
+
+    def _find(self, key: tuple[Any, ...], state: State, kind: str, inverse: Tensor) -> _Kernels:
+        """Kernels from an earlier run, if they still give the density's values, or new ones."""
+        try:
+            made = _made.setdefault(self.density.log_prob, {})
+        except TypeError:  # not hashable, or no weak references to it
+            made = {}
+        if key in made:
+            q, zero = state.position.T.contiguous(), torch.zeros_like(state.position)
+            eps = zero.new_full((1, len(zero)), 1e-3)
+            with suppress(NotCompiled):
+                _, q, _, value, gradient = made[key].begin(
+                    q, state.gradient.T.contiguous(), zero, eps, inverse, inverse
+                )
+                self._verify(q, value, gradient)
+                return made[key]
+        made[key] = _compiled(self.density, state, kind, inverse)
+        return made[key]
 
     def _run(
         self,
