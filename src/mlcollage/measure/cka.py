@@ -559,9 +559,9 @@ class CKAResult:
         ticks
             Layers named on each axis at most.
         """
-        import matplotlib.pyplot as plt
+        from matplotlib.figure import Figure  # not pyplot, which would keep the figure
 
-        ax = plt.subplots(layout="constrained")[1] if ax is None else ax
+        ax = Figure(layout="constrained").subplots() if ax is None else ax
         image = ax.imshow(self.matrix, origin="lower", vmin=0.0, vmax=1.0, cmap=cmap, aspect="equal")
         for axis, names in ((ax.yaxis, self.names_a), (ax.xaxis, self.names_b)):
             places = np.unique(np.linspace(0, len(names) - 1, min(checks.integer("ticks", ticks, least=1), len(names))))
