@@ -1,0 +1,191 @@
+"""Instruments: is a genome backprop, and is its update the gradient of anything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mlcollage import _checks as checks
+from mlcollage._random import generator
+from mlcollage.errors import InvalidInput
+
+from .genome import Genome
+from .network import BlurNetwork, Weights, functional_step
+
+_MOST = 5000  # synapses whose Jacobian is computed whole: 200 MB in double precision
+
+
+@dataclass(frozen=True)
+class BackpropIdentity:
+    """How far the backprop genome and gradient descent by autograd are apart.
+
+    Attributes
+    ----------
+    difference
+        Largest absolute difference of any weight after all steps.
+    moved
+        Largest absolute change of any weight in these steps, beside which the difference is to be read.
+    steps
+        How many.
+    """
+
+    difference: float
+    moved: float
+    steps: int
+
+
+def check_backprop_identity(
+    layers: Sequence[int] | nn.Sequential = (5, 7, 6, 3),
+    *,
+    activation: str = "sigmoid",
+    loss: Literal["cross_entropy", "squared"] = "cross_entropy",
+    steps: int = 50,
+    batch_size: int = 16,
+    learning_rate: float = 0.1,
+    input_shape: Sequence[int] | None = None,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+) -> BackpropIdentity:
+    """Train one network twice, by the backprop genome and by autograd with plain SGD, on random data.
+
+    Parameters
+    ----------
+    layers
+        Numbers of neurons, or a user's ``nn.Sequential``, which is not changed.
+    activation
+        Of hidden layers, where numbers are given.
+    loss
+        Cross-entropy, or half of the squared error to one-hot targets; the mean over the batch.
+    steps, batch_size, learning_rate
+        Of both trainings.
+    input_shape
+        For models that begin with a convolution.
+    seed
+        Of data and weights.
+    dtype
+        Double precision: in single precision rounding alone makes differences of 1e-7.
+
+    Examples
+    --------
+    >>> check_backprop_identity((4, 6, 3), activation="tanh", steps=20).difference < 1e-12
+    True
+    """
+    if dtype != torch.float64:
+        raise InvalidInput(f"the identity is checked in float64, not {dtype}: rounding would hide what is to be seen.")
+    checks.integer("steps", steps, least=1)
+    genome = Genome.backprop(learning_rate=learning_rate, activation=activation, dtype=dtype)
+    network = BlurNetwork(layers, genome, input_shape=input_shape, seed=seed, dtype=dtype)
+    path, g = network.path, generator(seed, 0x1D)
+    # The same layers for autograd, sharing no memory.
+    twin = network.to_module()
+    parameters = [p for p in twin.parameters() if p.requires_grad]
+    start = [w.clone() for w in network.weights.forward]
+    for _ in range(steps):
+        x = torch.randn(batch_size, *path.input_shape, generator=g, dtype=dtype)
+        y = torch.randint(path.classes, (batch_size,), generator=g)
+        one_hot = F.one_hot(y, path.classes).to(dtype)
+        if loss == "squared":
+            network.learn(x, one_hot, feedback=lambda out, target: out - target)
+        else:
+            network.learn(x, y)
+        out = twin(x)
+        value = (
+            F.cross_entropy(out, y) if loss == "cross_entropy" else 0.5 * (out - one_hot).square().sum() / batch_size
+        )
+        gradients = torch.autograd.grad(value, parameters)
+        with torch.no_grad():
+            for p, d in zip(parameters, gradients, strict=True):
+                p.sub_(learning_rate * d)
+    ours = list(network.to_module().parameters())
+    theirs = list(twin.parameters())
+    gap = max(float((a - b).detach().abs().max()) for a, b in zip(ours, theirs, strict=True))
+    moved = max(float((a - b).abs().max()) for a, b in zip(network.weights.forward, start, strict=True))
+    return BackpropIdentity(gap, moved, steps)
+
+
+@dataclass(frozen=True)
+class Asymmetry:
+    """How far an update is from being a gradient: that of any loss has a symmetric Jacobian.
+
+    Attributes
+    ----------
+    value
+        ‖J - Jᵀ‖ / (2 ‖J‖) in Frobenius norms: 0 for a gradient, 1 for a field that only turns.
+    standard_error
+        Of an estimate by random probes; 0 where the Jacobian was computed whole.
+    synapses
+        Its size.
+    jacobian
+        (n, n), where it was computed whole.
+    """
+
+    value: float
+    standard_error: float
+    synapses: int
+    jacobian: Tensor | None
+
+
+def update_asymmetry(
+    network: BlurNetwork, x: Tensor, y: Tensor, *, most: int = _MOST, probes: int = 16, seed: int = 0
+) -> Asymmetry:
+    r"""The asymmetry of :math:`J_{km} = \partial \Delta w_k / \partial w_m` at a network's weights (paper, Fig. 2).
+
+    Computed in double precision, whatever the network's type is.
+
+    Parameters
+    ----------
+    network
+        At any weights; it is not changed.
+    x, y
+        One batch.
+    most
+        Up to so many synapses the Jacobian is computed whole; above, ‖J - Jᵀ‖ and ‖J‖ are estimated from ``probes``
+        random vectors v, by (J - Jᵀ)v and Jv, and no matrix is ever stored.
+    probes, seed
+        Of the estimate.
+
+    Examples
+    --------
+    >>> network = BlurNetwork((4, 5, 3), Genome.backprop(), seed=1)
+    >>> x, y = torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 3
+    >>> update_asymmetry(network, x, y).value < 1e-10
+    True
+    """
+    checks.integer("probes", probes, least=2)
+    x, y = network._inputs(x).double()[None], network._labels(y, len(x))[None]
+    genome = network.genome.to(torch.float64)
+    weights = Weights(*(tuple(w.detach().double() for w in part) for part in network.weights))
+    parts = [w for w in (*weights.forward, *weights.backward) if w.numel()]
+    shapes, sizes = [w.shape for w in parts], [w.numel() for w in parts]
+    forwards, has_back = len(weights.forward), bool(weights.backward)
+
+    def update(flat: Tensor) -> Tensor:
+        pieces = [v.reshape(s) for v, s in zip(flat.split(sizes), shapes, strict=True)]
+        back = (weights.backward[0], *pieces[forwards:]) if has_back else ()
+        new = functional_step(network.path, Weights(tuple(pieces[:forwards]), back), genome, x, y).weights
+        return torch.cat([v.flatten() for v in (*new.forward, *new.backward) if v.numel()]) - flat
+
+    flat, n = torch.cat([w.flatten() for w in parts]), sum(sizes)
+    if n <= most:
+        j = torch.func.jacrev(update, chunk_size=512)(flat).detach()
+        size = float(j.norm())
+        return Asymmetry(float((j - j.T).norm()) / (2 * size) if size else 0.0, 0.0, n, j)
+    g = generator(seed, 0xA5)
+    turned, whole = [], []
+    for _ in range(probes):
+        v = torch.randn(n, generator=g, dtype=torch.float64)
+        _, jv = torch.func.jvp(update, (flat,), (v,))
+        _, pull = torch.func.vjp(update, flat)
+        (vj,) = pull(v)
+        turned.append(float((jv - vj).square().sum()))
+        whole.append(float(jv.square().sum()))
+    ratios = [math.sqrt(t / w) / 2 if w else 0.0 for t, w in zip(turned, whole, strict=True)]
+    value = math.sqrt(sum(turned) / sum(whole)) / 2 if sum(whole) else 0.0
+    spread = torch.tensor(ratios, dtype=torch.float64).std() / math.sqrt(probes)
+    return Asymmetry(value, float(spread), n, None)
