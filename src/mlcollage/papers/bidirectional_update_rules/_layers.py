@@ -133,7 +133,7 @@ class Synapses:
             columns = message.reshape(-1, self.positions, self.inputs).transpose(1, 2)
             t = F.fold(columns, shape[1:], self.kernel, self.dilation, self.padding, self.stride)
             t = t.reshape(p, k, -1, *shape)
-        shapes = [self.below]
+        shapes = [self.below][: len(self.pools)]
         for pool in self.pools[:-1]:
             shapes.append(pool.shape(shapes[-1]))
         for pool, chosen, before in reversed(list(zip(self.pools, saved, shapes, strict=True))):

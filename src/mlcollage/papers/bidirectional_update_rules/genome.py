@@ -83,8 +83,8 @@ class GenomeSettings:
         Initial synapses have deviation ``initial_std`` / √inputs (``fan_in``), or ``initial_std`` (``plain``, as in the
         official code).
     step_scale
-        Hebbian products are divided by the number of a neuron's senders (``fan_in``), so that one genome fits narrow
-        and wide layers; or not (``plain``, official, and as gradients are).
+        Hebbian products are divided by the number of a neuron's senders, and of its positions in a convolution
+        (``fan_in``), so that one genome fits narrow and wide layers; or not (``plain``, official, as gradients are).
     hebb_pre_states
         Pre-synaptic states in the Hebbian product: as the ``backward`` pass left them, or as the ``forward`` pass did.
     forward_update
@@ -399,7 +399,7 @@ class Genome:
         parts = vector.split(sizes, dim=-1)
         return Genome(
             self.settings,
-            {n: p.reshape(*vector.shape[:-1], *s) for (n, s), p in zip(shapes.items(), parts, strict=True)},
+            {n: p.reshape((*vector.shape[:-1], *s)) for (n, s), p in zip(shapes.items(), parts, strict=True)},
             self.card,
         )
 

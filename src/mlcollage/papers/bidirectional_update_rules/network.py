@@ -196,7 +196,8 @@ def _changed(
         # A convolution's positions are all rows of one sample: their products are added, as in a gradient.
         samples = max(1, above[i].shape[2] // layer.positions)
         scale = 1 / samples if s.reduction == "mean" else 1.0
-        up, down = (scale / n if s.step_scale == "fan_in" else scale for n in (layer.inputs, layer.outputs))
+        fans = (layer.inputs * layer.positions, layer.outputs * layer.positions)
+        up, down = (scale / n if s.step_scale == "fan_in" else scale for n in fans)
         product = rule.hebbian(read[i], above[i], pre, post, channels=s.channels, bias=layer.bias) * up
         product_of_the_way_up = product
         if s.oja != "none":
@@ -295,7 +296,7 @@ def functional_step(
     x
         Inputs (P, B, features) or (P, B, channels, height, width).
     y
-        Labels (P, B) from 0; or anything that ``feedback`` takes. None: no feedback and no change, only the passes.
+        Labels (P, B) from 0; or anything that ``feedback`` takes. None: the forward pass only.
     feedback
         Takes logits (P, B, classes) and ``y``, and gives what is written into state 1 of the top layer; default is the
         genome's own, :func:`labels_feedback` or :func:`softmax_feedback`. Where the second state is a derivative, it is
@@ -316,15 +317,14 @@ def functional_step(
     if s.forward_update and y is not None:
         new = _changed(path, new, genome, done.inputs, done.states, "forward_")
         used = _normalized(new, genome, "in_use")
-    at_first = list(done.inputs)
     if y is not None:
-        signal = (feedback or _FEEDBACK[s.feedback])(logits, y).unsqueeze(1)  # (P, 1, B, classes)
+        at_first = list(done.inputs)
+        signal = (feedback or _FEEDBACK[s.feedback])(logits, y).expand_as(logits).unsqueeze(1)  # (P, 1, B, classes)
         if s.second_state == "derivative":
             signal = signal * done.states[-1][:, 1:2]
         rest = torch.zeros_like(done.states[-1][:, 2:])
         done.states[-1] = torch.cat([done.states[-1][:, :1], signal, rest], dim=1)
-    _backward(path, used, genome, done)
-    if y is not None:
+        _backward(path, used, genome, done)
         read = at_first if s.hebb_pre_states == "forward" else _read_again(path, done)
         new = _changed(path, new, genome, read, done.states)
     return InnerStep(new, logits, done.statistics, tuple(done.states))
@@ -556,8 +556,8 @@ class BlurNetwork(nn.Module):
         with torch.inference_mode():
             step = functional_step(self.path, old, self.genome, x[None], y[None], feedback=feedback)
             pairs = list(zip(step.weights.forward + step.weights.backward, old.forward + old.backward, strict=True))
-            size = sum(float(b.square().sum()) for _, b in pairs) ** 0.5
-            moved = sum(float((a - b).square().sum()) for a, b in pairs) ** 0.5
+            size = sum(float(b.double().square().sum()) for _, b in pairs) ** 0.5
+            moved = sum(float((a - b).double().square().sum()) for a, b in pairs) ** 0.5
             accuracy = float("nan")
             if feedback is None:
                 accuracy = float((step.logits[0].argmax(-1) == y).float().mean())

@@ -136,7 +136,7 @@ class BlurClassifier(ClassifierMixin, BaseEstimator):
             self._begin(X, unique_labels(classes), check_random_state(self.random_state))
         elif classes is not None and not np.array_equal(unique_labels(classes), self.classes_):
             raise InvalidInput(
-                f"classes={list(unique_labels(classes))} differ from the first call's {list(self.classes_)}."
+                f"classes={unique_labels(classes).tolist()} differ from the first call's {self.classes_.tolist()}."
             )
         labels = self._encoded(y)
         x = self._tensors(X)
@@ -167,13 +167,13 @@ class BlurClassifier(ClassifierMixin, BaseEstimator):
         return X, y
 
     def _begin(self, X: Array, classes: Array, rng: np.random.RandomState) -> None:
-        if len(classes) < 2:
-            raise InvalidInput(f"a classifier needs at least two classes; y has one class: {classes[0]!r}.")
         genome = as_genome(self.genome)
         if genome.settings.norm != "none" and len(X) < 2:
             raise InvalidInput(
                 "one sample (n_samples = 1) has no statistics; give at least 2, or a genome with norm='none'."
             )
+        if len(classes) < 2:
+            raise InvalidInput(f"a classifier needs at least two classes; y has one class: {classes[0]}.")
         self.classes_ = classes
         self.center_, spread = X.mean(axis=0), X.std(axis=0)
         # a feature that does not vary here would be blown up by rounding
@@ -191,7 +191,7 @@ class BlurClassifier(ClassifierMixin, BaseEstimator):
     def _encoded(self, y: Array) -> torch.Tensor:
         unknown = np.setdiff1d(y, self.classes_)
         if len(unknown):
-            raise InvalidInput(f"y has the label {unknown[0]!r}, which is not among classes {list(self.classes_)}.")
+            raise InvalidInput(f"y has the label {unknown[0]}, which is not among classes {self.classes_.tolist()}.")
         return torch.from_numpy(np.searchsorted(self.classes_, y).astype(np.int64))
 
     def _logits(self, X: Any) -> Array:
