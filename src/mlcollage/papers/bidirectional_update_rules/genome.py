@@ -164,11 +164,11 @@ class Genome:
     normalized where the settings say so, one step of learning is (paper, eqs. 5 to 7; rows of the matrices are *from*
     states, as in the official code)
 
-    .. math::
-        a_j^c &\leftarrow \sigma(f a_j^c + \eta \textstyle\sum_{i,d} w_{ij}^c\, \nu^{dc} a_i^d) \\
-        a_i^c &\leftarrow \sigma(f a_i^c + \eta \textstyle\sum_{j,d} w_{ji}^c\, \mu^{dc} a_j^d) \\
-        w_{ij}^c &\leftarrow \tilde f w_{ij}^c
-            + \tilde\eta \textstyle\sum_{e,d} a_i^e\, \tilde\nu^{ec} \tilde\mu^{cd} a_j^d
+    .. math:: a_j^c \leftarrow \sigma(f a_j^c + \eta \sum_{i,d} w_{ij}^c \nu^{dc} a_i^d)
+
+    .. math:: a_i^c \leftarrow \sigma(f a_i^c + \eta \sum_{j,d} w_{ji}^c \mu^{dc} a_j^d)
+
+    .. math:: w_{ij}^c \leftarrow \tilde f w_{ij}^c + \tilde\eta \sum_{e,d} a_i^e \tilde\nu^{ec} \tilde\mu^{cd} a_j^d
 
     Parameters
     ----------

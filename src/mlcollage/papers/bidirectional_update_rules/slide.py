@@ -73,8 +73,8 @@ def _draw_idea(ax: Axes) -> None:
 _IDEA = Panel(
     "The idea",
     _draw_idea,
-    "Neurons hold two states. They are mixed by one small matrix on the way up and by another on the way down; a synapse "
-    "changes by a product of the states on its sides. The matrices are the genome.",
+    "Neurons hold two states. They are mixed by one small matrix on the way up and by another on the way down; a "
+    "synapse changes by a product of the states on its sides. The matrices are the genome.",
     "One small genome says how states go up, how they come back, and how synapses change.",
 )
 
@@ -160,8 +160,8 @@ def _turning(evidence: Evidence) -> Panel:
     return Panel(
         "Is it a gradient?",
         draw,
-        f"The antisymmetric part of the update's Jacobian by the weights: a share of {share['backprop']:.0e} of its norm "
-        f"for backprop (blank), {share['learned']:.2f} for the learned rule (speckled).",
+        f"The antisymmetric part of the update's Jacobian by the weights: a share of {share['backprop']:.0e} of its "
+        f"norm for backprop (blank), {share['learned']:.2f} for the learned rule (speckled).",
         "antisymmetric part of ∂Δw / ∂w: blank for a gradient",
         claim="C8",
         own_axes=True,
