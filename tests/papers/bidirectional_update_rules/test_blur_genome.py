@@ -97,7 +97,8 @@ def test_a_shipped_genome_has_a_card_and_a_recipe_and_teaches(name):
 def test_the_recipes_command_writes_a_genome(tmp_path, monkeypatch, capsys):
     from mlcollage.papers.bidirectional_update_rules import recipes
 
-    short = recipes.Recipe(settings={"k": 2}, networks=((5,),), members=2, updates=2, horizons=(1, 2), curriculum=())
+    kinds = (recipes.Kind(hidden=(5,)), recipes.Kind(2, 4))
+    short = recipes.Recipe(settings={"k": 2}, kinds=kinds, members=2, updates=2, horizons=(1, 2), curriculum=())
     monkeypatch.setitem(recipes.RECIPES, "short", short)
     threads = torch.get_num_threads()
     try:

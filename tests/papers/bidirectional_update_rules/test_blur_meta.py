@@ -43,6 +43,17 @@ def test_tasks_fit_the_protocol(tasks):
     assert len(x[0, 0].unique(dim=0)) == 100, "no row twice in a batch"
 
 
+def test_tasks_of_a_few_classes_and_projections(tasks):
+    few = ArrayTasks(tasks.X, tasks.y, ways=2, features=7)
+    assert (few.classes, few.input_shape) == (2, (7,))
+    x, y = few.sample(5, 3, 40, torch.Generator().manual_seed(0))
+    assert x.shape == (5, 3, 40, 7)
+    assert y.unique().tolist() == [0, 1]
+    assert torch.allclose(x.flatten(1, 2).std(1), torch.ones(5, 7), atol=1e-3)
+    with pytest.raises(InvalidInput, match="ways"):
+        ArrayTasks(tasks.X, tasks.y, ways=4)
+
+
 @pytest.mark.parametrize("name", TOYS)
 def test_toy_functions_have_all_their_classes(name):
     _, y = ToyTasks((name,)).sample(1, 1, 4000, torch.Generator().manual_seed(0))
@@ -182,7 +193,7 @@ def test_too_few_batches_and_bad_tasks(tasks):
         ArrayTasks(torch.zeros(3, 2), torch.tensor([0, 1, 5]), classes=3)
     with pytest.raises(InvalidInput, match="finite"):
         ArrayTasks(torch.full((3, 2), torch.inf), torch.tensor([0, 1, 2]))
-    with pytest.raises(InvalidInput, match="first network was trained"):
+    with pytest.raises(InvalidInput, match="network 0 was trained"):
         trainer(tasks).best(ToyTasks())
 
 

@@ -245,6 +245,14 @@ def test_half_precision_inputs_learn_in_the_networks_own_type(rows):
     assert network.learn(x.bfloat16(), y).rows == 64
 
 
+def test_autocast_changes_nothing(rows):
+    a, b = BlurNetwork((6, 5, 3), "digits-2s"), BlurNetwork((6, 5, 3), "digits-2s")
+    a.learn(*rows)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        b.learn(*rows)
+        assert torch.equal(a(rows[0]), b(rows[0]))
+
+
 def test_a_convolution_learns_by_a_shipped_genome():
     g = torch.Generator().manual_seed(0)
     x = torch.randn(96, 1, 8, 8, generator=g)

@@ -88,7 +88,7 @@ def test_too_little_is_refused(iris):
         BlurClassifier().fit(X[y == 0], y[y == 0])
     with pytest.raises(TypeError):
         BlurClassifier().fit(X, y, sample_weight=np.ones(150))
-    with pytest.raises(ValueError, match="2d"):
+    with pytest.raises(ValueError, match="dim 3"):
         BlurClassifier().fit(X, np.eye(3)[y][:, :, None])
     with pytest.raises(ValueError, match="max_steps"):
         BlurClassifier(max_steps=0).fit(X, y)

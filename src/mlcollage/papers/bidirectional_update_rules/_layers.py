@@ -198,7 +198,7 @@ def from_module(model: nn.Module, input_shape: Sequence[int] | None) -> Path:
     if first is None:
         raise InvalidInput("the model has no Linear or Conv2d, so that there is nothing to learn.")
     shape = _input_shape(first, input_shape)
-    start, layers, pools, seen = shape, [], [], dict[int, int]()
+    layers, pools, seen = list[Synapses](), list[Pool](), dict[int, int]()
     fresh = True  # whether an activation may still follow the last synapses
     for name, module in modules:
         if isinstance(module, nn.Linear | nn.Conv2d):
@@ -229,7 +229,7 @@ def from_module(model: nn.Module, input_shape: Sequence[int] | None) -> Path:
         raise InvalidInput("the model ends in a pooling; the last layer must be a Linear, whose outputs are logits.")
     if layers[-1].kernel is not None:
         raise InvalidInput("the last layer is a Conv2d; it must be a Linear, whose outputs are the logits.")
-    return Path(start, tuple(layers))
+    return Path(shape, tuple(layers))
 
 
 def _replace(layer: Synapses, activation: Activation) -> Synapses:
@@ -254,7 +254,7 @@ def _input_shape(first: nn.Module, given: Sequence[int] | None) -> tuple[int, ..
 
 
 def _synapses(name: str, module: nn.Module, below: tuple[int, ...], pools: tuple[Pool, ...], shared: int) -> Synapses:
-    if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
+    if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
         raise InvalidInput(f"layer {name!r} is lazy and has no weights yet; run the model once on a batch.")
     if hasattr(module, "parametrizations") or hasattr(module, "weight_g"):
         raise InvalidInput(f"layer {name!r} has a parametrized weight; remove the parametrization first.")

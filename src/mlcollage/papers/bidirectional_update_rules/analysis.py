@@ -180,9 +180,8 @@ def update_asymmetry(
     turned, whole = [], []
     for _ in range(probes):
         v = torch.randn(n, generator=g, dtype=torch.float64)
-        _, jv = torch.func.jvp(update, (flat,), (v,))
-        _, pull = torch.func.vjp(update, flat)
-        (vj,) = pull(v)
+        jv = torch.func.jvp(update, (flat,), (v,))[1]
+        (vj,) = torch.func.vjp(update, flat)[1](v)
         turned.append(float((jv - vj).square().sum()))
         whole.append(float(jv.square().sum()))
     ratios = [math.sqrt(t / w) / 2 if w else 0.0 for t, w in zip(turned, whole, strict=True)]

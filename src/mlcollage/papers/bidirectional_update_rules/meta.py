@@ -484,14 +484,19 @@ class MetaTrainer:
         accuracy = self.evaluate(tasks, episodes=episodes, seed=seed).mean((0, 1))  # (P,)
         return self.population[int(accuracy.argmax())]
 
-    def evaluate(self, tasks: TaskDistribution | None = None, *, episodes: int = 8, seed: int | None = None) -> Tensor:
-        """Accuracies (episodes, horizons, P) of the present genomes on fresh tasks, the same for all of them."""
-        source = self.tasks[0] if tasks is None else tasks
-        path = self.paths[0]
+    def evaluate(
+        self, tasks: TaskDistribution | None = None, *, episodes: int = 8, seed: int | None = None, number: int = 0
+    ) -> Tensor:
+        """Accuracies (episodes, horizons, P) of the present genomes on fresh tasks, the same for all of them.
+
+        ``number`` says which of the trainer's distributions ``tasks`` stand for, and so which network learns them.
+        """
+        source = self.tasks[number] if tasks is None else tasks
+        path = self.paths[number]
         if (math.prod(source.input_shape), source.classes) != (math.prod(path.input_shape), path.classes):
             raise InvalidInput(
-                f"tasks for validation have inputs {source.input_shape} and {source.classes} classes; the first "
-                f"network was trained for {path.input_shape} and {path.classes}."
+                f"tasks for validation have inputs {source.input_shape} and {source.classes} classes; "
+                f"network {number} was trained for {path.input_shape} and {path.classes}."
             )
         genome, found = self.population, []
         base = derive(self.seed, 0x7E57) if seed is None else seed

@@ -392,6 +392,10 @@ class BlurNetwork(nn.Module):
     (10, True)
     """
 
+    steps: Tensor
+    genome_nu: Tensor
+    genome_update: Tensor
+
     def __init__(
         self,
         layers: Sequence[int] | nn.Sequential,
@@ -511,7 +515,8 @@ class BlurNetwork(nn.Module):
             raise InvalidInput(
                 "the network has learned nothing yet, so that no statistics are known; call learn first."
             )
-        return functional_forward(self.path, self.weights, self.genome, self._inputs(x)[None], statistics)[0][0]
+        with torch.autocast(self.genome_nu.device.type, enabled=False):
+            return functional_forward(self.path, self.weights, self.genome, self._inputs(x)[None], statistics)[0][0]
 
     def calibrate(self, x: Tensor) -> None:
         """Take the statistics that normalize predictions from these rows, best all of the training set."""
@@ -553,7 +558,8 @@ class BlurNetwork(nn.Module):
             )
         self._look_at(x)
         old = self.weights
-        with torch.inference_mode():
+        # Autocast would take the sums over a batch in half precision.
+        with torch.inference_mode(), torch.autocast(x.device.type, enabled=False):
             step = functional_step(self.path, old, self.genome, x[None], y[None], feedback=feedback)
             pairs = list(zip(step.weights.forward + step.weights.backward, old.forward + old.backward, strict=True))
             size = sum(float(b.double().square().sum()) for _, b in pairs) ** 0.5

@@ -47,6 +47,10 @@ class ArrayTasks:
         Labels from 0.
     classes
         How many there are; default: as many as ``y`` shows.
+    ways
+        Each learner gets so many classes, drawn at random and numbered anew; default: all.
+    features
+        Each learner gets so many random projections of the inputs, with unit deviation; default: the inputs.
 
     Raises
     ------
@@ -61,7 +65,15 @@ class ArrayTasks:
     (torch.Size([2, 5, 8, 4]), torch.Size([2, 5, 8]))
     """
 
-    def __init__(self, X: ArrayLike | Tensor, y: ArrayLike | Tensor, *, classes: int | None = None) -> None:
+    def __init__(
+        self,
+        X: ArrayLike | Tensor,
+        y: ArrayLike | Tensor,
+        *,
+        classes: int | None = None,
+        ways: int | None = None,
+        features: int | None = None,
+    ) -> None:
         self.X = torch.as_tensor(X, dtype=torch.float32)
         self.y = torch.as_tensor(y).long()
         if self.X.ndim < 2 or self.y.shape != self.X.shape[:1] or not len(self.y):
@@ -74,18 +86,47 @@ class ArrayTasks:
         self.classes = int(self.y.max()) + 1 if classes is None else checks.integer("classes", classes, least=2)
         if int(self.y.min()) < 0 or int(self.y.max()) >= self.classes:
             raise InvalidInput(f"y must hold classes from 0 to {self.classes - 1}; it has {self.y.unique().tolist()}.")
-        self.input_shape = tuple(self.X.shape[1:])
+        self._all, self.ways, self.features = self.classes, ways, features
+        if ways is not None:
+            self.classes = checks.integer("ways", ways, least=2, most=self._all)
+        if features is not None:
+            self.X = self.X.flatten(1)
+        self.input_shape = (
+            tuple(self.X.shape[1:]) if features is None else (checks.integer("features", features, least=1),)
+        )
 
     def sample(self, n_tasks: int, n_steps: int, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """As :meth:`TaskDistribution.sample`; rows of one batch differ, unless the set is large or too small."""
         n, draws = len(self.y), n_tasks * n_steps
+        shape = n_tasks, n_steps, batch
+        if self.ways is not None:
+            return self._few_classes(shape, generator)
         if batch <= n and draws * n <= _KEYS:
             # the largest of random keys: distinct rows, for all batches at once
             index = torch.rand(draws, n, generator=generator).topk(batch, dim=1).indices
         else:
             index = torch.randint(n, (draws, batch), generator=generator)
-        x = self.X[index].reshape(n_tasks, n_steps, batch, *self.input_shape)
-        return x, self.y[index].reshape(n_tasks, n_steps, batch)
+        return self._rows(index.reshape(shape), generator), self.y[index].reshape(shape)
+
+    def _few_classes(self, shape: tuple[int, int, int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Rows, with replacement, of a few classes for each learner."""
+        assert self.ways is not None
+        order = torch.rand(shape[0], self._all, generator=generator).argsort(1)[:, : self.ways]  # (tasks, ways)
+        numbers = torch.full((shape[0], self._all), -1).scatter(1, order, torch.arange(self.ways).expand_as(order))
+        there = numbers[:, self.y]  # (tasks, n), -1 where a row is of another class
+        index = torch.multinomial((there >= 0).float(), shape[1] * shape[2], replacement=True, generator=generator)
+        return self._rows(index.reshape(shape), generator), there.gather(1, index).reshape(shape)
+
+    def _rows(self, index: Tensor, generator: torch.Generator) -> Tensor:
+        x = self.X[index]
+        if self.features is None:
+            return x
+        d = self.X.shape[1]
+        seen = x.flatten(1, 2) @ torch.randn(
+            len(index), d, self.features, generator=generator
+        )  # (tasks, rows, features)
+        seen = (seen - seen.mean(1, keepdim=True)) / (seen.std(1, keepdim=True) + 1e-6)
+        return seen.reshape(*index.shape, self.features)
 
 
 def _xor(x: Tensor) -> Tensor:

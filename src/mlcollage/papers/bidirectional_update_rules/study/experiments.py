@@ -250,9 +250,10 @@ def race(task: Task[Race]) -> Measurements:
         tuning_seeds=s.tuning_seeds,
         seeds=task.seeds,
     )
-    for row in table.itertuples():
-        m.add("accuracy", row.accuracy, step=row.step, seed=row.seed, after=row.step)
-        m.add("setting", row.setting, step=row.step, seed=row.seed)
+    for _, row in table.iterrows():
+        step, seed = int(row["step"]), int(row["seed"])
+        m.add("accuracy", float(row["accuracy"]), step=step, seed=seed, after=step)
+        m.add("setting", float(row["setting"]), step=step, seed=seed)
     return m
 
 

@@ -61,7 +61,7 @@ def _halved(images: Any) -> Any:
 
 def start(arm: str, members: int, seed: int) -> Genome:
     """The population that an arm begins with."""
-    options: dict[str, Any] = {
+    known: dict[str, dict[str, Any]] = {
         "k4": {"k": 4},
         "k8": {"k": 8},
         "no_norm": {"norm": "none"},
@@ -69,7 +69,8 @@ def start(arm: str, members: int, seed: int) -> Genome:
         "backward_norm": {"norm": "backward"},
         "oja": {"oja": "weights"},
         "synapse_norm": {"synapse_norm": "in_use"},
-    }.get(arm, {})
+    }
+    options = known.get(arm, {})
     if arm.count("_") == 2:  # one of the eight variants
         symmetry, channels, init = arm.split("_")
         options = {"symmetric": symmetry == "sym", "multistate": channels == "multi"}
@@ -89,8 +90,8 @@ def other_tasks(seed: int) -> dict[str, tuple[ArrayTasks, ArrayTasks]]:
         found[name] = tuple(ArrayTasks(np.float32(a), b, classes=classes) for a, b in parts)
     for name in ("xor", "circle"):
         g = torch.Generator().manual_seed(seed)
-        x, y = ToyTasks((name,), turn=False).sample(1, 1, 1000, g)
-        found[name] = ArrayTasks(x[0, 0, :500], y[0, 0, :500]), ArrayTasks(x[0, 0, 500:], y[0, 0, 500:])
+        drawn, labels = (part[0, 0] for part in ToyTasks((name,), turn=False).sample(1, 1, 1000, g))
+        found[name] = ArrayTasks(drawn[:500], labels[:500]), ArrayTasks(drawn[500:], labels[500:])
     return found  # type: ignore[return-value]
 
 
@@ -116,7 +117,7 @@ def train_users_model(
                 gradients = torch.autograd.grad(F.cross_entropy(model(x[0, t]), y[0, t]), list(model.parameters()))
                 with torch.no_grad():
                     for p, g in zip(model.parameters(), gradients, strict=True):
-                        p -= rate * g
+                        p.sub_(rate * g)
             if t + 1 in horizons:
                 scores = [_accuracy(network or model.eval(), part) for part in (data.validation, data.test)]
                 best[t + 1] = max(best.get(t + 1, (-1.0, 0.0)), (scores[0], scores[1]), key=lambda pair: pair[0])
