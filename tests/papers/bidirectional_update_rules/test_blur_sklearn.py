@@ -80,6 +80,15 @@ def test_the_last_row_of_all_is_not_a_batch_of_its_own(iris):
     assert len(model.history_) == 4
 
 
+def test_the_best_step_is_kept(iris):
+    X, y = iris
+    scores = [BlurClassifier(max_steps=t, keep_best=False, random_state=0).fit(X, y).score(X, y) for t in range(1, 9)]
+    best = BlurClassifier(max_steps=8, random_state=0).fit(X, y)
+    assert best.score(X, y) == max(scores)
+    assert best.best_step_ == int(np.argmax(scores)) + 1
+    assert BlurClassifier(max_steps=8, keep_best=False, random_state=0).fit(X, y).best_step_ == 8
+
+
 def test_too_little_is_refused(iris):
     X, y = iris
     with pytest.raises(ValueError, match="sample"):
