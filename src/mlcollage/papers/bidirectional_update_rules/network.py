@@ -667,7 +667,8 @@ class BlurNetwork(nn.Module):
             copied = dict(zip([id(m) for m in self._users.modules()], model.modules(), strict=True))
             targets = [copied[id(layer.module)] for layer in self.path.layers]
         else:
-            targets = [nn.Linear(layer.inputs, layer.outputs) for layer in self.path.layers]
+            # without a draw from the global generator: the weights are copied below
+            targets = [nn.utils.skip_init(nn.Linear, layer.inputs, layer.outputs) for layer in self.path.layers]
             names = [s.activation] * (len(targets) - 1) + [s.top_activation]
             pairs = zip(targets, names, strict=True)
             model = nn.Sequential(*(m for linear, name in pairs for m in (linear, _Function(name)))).to(nu)

@@ -24,11 +24,12 @@ DATA = {"breast_cancer": "breast cancer", "wine": "wine", "iris": "iris", "xor":
 def collage(evidence: Evidence, verdicts: Mapping[str, Verdict]) -> Collage:
     """Accuracy over the first steps, other data, and how far the update is from a gradient."""
     own = evidence.workload == "default"
-    small = [
-        measured_panel("Data it never saw", _transfer, evidence),
-        measured_panel("Is it a gradient?", _turning, evidence),
-    ]
-    if not own:  # what is drawn there is about data of the study's own
+    if own:
+        small = [
+            measured_panel("Data it never saw", _transfer, evidence),
+            measured_panel("Is it a gradient?", _turning, evidence),
+        ]
+    else:  # those are about data of the study's own
         small = [measured_panel("Searching for a rule", _search, evidence)]
     return Collage(
         "a genome of 29 numbers replaces the gradient",

@@ -349,13 +349,14 @@ def _first_channel(network: BlurNetwork, size: int) -> torch.Tensor:
 
 def on_workload(settings: Any, workload: Any, scale: Any) -> Any:
     """The same settings on a user's data; a user's model takes part in an experiment of its own instead."""
+    if workload.model is not None:
+        x = workload.train[0][0]
+        try:
+            from_module(workload.model(), tuple(np.shape(x)))
+        except InvalidInput as error:
+            raise InvalidInput(f"the model of {workload.name} cannot be trained by a genome: {error}") from error
     if isinstance(settings, UsersModel):
         return settings if workload.model is not None else None
-    if workload.model is None:
-        return replace(settings, data="workload")
-    x = workload.train[0][0]
-    try:
-        from_module(workload.model(), tuple(np.shape(x)))
-    except InvalidInput as error:
-        raise InvalidInput(f"the model of {workload.name} cannot be trained by a genome: {error}") from error
-    return None if isinstance(settings, Race) else replace(settings, data="workload")
+    if isinstance(settings, Race) and workload.model is not None:
+        return None
+    return replace(settings, data="workload")
