@@ -18,7 +18,7 @@ COLORS = theme.arm_colors(["blur", "sgd", "sgd_bn"], muted=["adam"])
 RULE, UNTRAINED = COLORS["blur"], theme.GRAYS[1]
 NAMES = {"blur": "genome", "sgd_bn": "SGD + batch norm", "adam": "Adam", "sgd": "SGD"}
 SIGNED = LinearSegmentedColormap.from_list("signed", [theme.PALETTE["purple"], "#FFFFFF", RULE])
-DATA = {"breast_cancer": "breast cancer", "wine": "wine", "iris": "iris", "xor": "xor", "circle": "circle"}
+DATA = {"breast_cancer": "cancer", "wine": "wine", "iris": "iris", "xor": "xor", "circle": "circle"}
 
 
 def collage(evidence: Evidence, verdicts: Mapping[str, Verdict]) -> Collage:
@@ -125,7 +125,6 @@ def _transfer(evidence: Evidence) -> Panel:
         ax.set_yticks(rows, [DATA[name] for name in names])
         ax.tick_params(axis="y", length=0)
         ax.set_ylim(-0.6, len(names) - 0.4)
-        ax.set_xlabel("test accuracy after 10 steps (%)")
         theme.tidy(ax, grid="x", ticks=4)
 
     told = ", ".join(
@@ -135,7 +134,7 @@ def _transfer(evidence: Evidence) -> Panel:
         "Data it never saw",
         draw,
         f"Accuracy in percent after 10 steps, genome trained on digits against the best of 64 untrained ones: {told}.",
-        "filled: trained on digits; hollow: untrained",
+        "accuracy after 10 steps (%); hollow: untrained",
         claim="C5",
     )
 
@@ -149,11 +148,11 @@ def _turning(evidence: Evidence) -> Panel:
     share = {arm: evidence.select("asymmetry", arm=arm)["value"].mean() for arm in pictures}
 
     def draw(part: SubFigure) -> None:
-        axes = part.subplots(1, 2)
-        limit = float(np.abs(pictures["learned"]).max()) / 3 or 1.0
+        axes = part.subplots(1, 2, gridspec_kw={"wspace": 0.08})
+        limit = float(np.quantile(np.abs(pictures["learned"]), 0.97)) or 1.0
         for ax, (arm, picture) in zip(axes, pictures.items(), strict=True):
             ax.imshow(picture, cmap=SIGNED, vmin=-limit, vmax=limit)
-            ax.set_title("learned rule" if arm == "learned" else "backprop", loc="center")
+            ax.set_xlabel("learned" if arm == "learned" else "backprop")
             ax.set_xticks([])
             ax.set_yticks([])
             ax.spines[:].set_color(theme.RULE)
@@ -163,7 +162,7 @@ def _turning(evidence: Evidence) -> Panel:
         draw,
         f"The antisymmetric part of the update's Jacobian by the weights: a share of {share['backprop']:.0e} of its "
         f"norm for backprop (blank), {share['learned']:.2f} for the learned rule (speckled).",
-        "antisymmetric part of ∂Δw / ∂w: blank for a gradient",
+        "antisymmetric part of ∂Δw/∂w; blank: a gradient",
         claim="C8",
         own_axes=True,
     )

@@ -120,9 +120,9 @@ CLAIMS = (
         margin=0.10,
         headline=True,
         says={
-            "supported": "On data it never saw, the rule knows {0} after ten steps, the best untrained one {1}",
-            "contradicted": "On data it never saw, the rule is no better than an untrained one: {0}, {1}",
-            "inconclusive": "On data it never saw: the rule {0}, an untrained one {1}; not settled",
+            "supported": "On new data it knows {0}, an untrained rule {1}",
+            "contradicted": "On new data it gains little: {0}, untrained {1}",
+            "inconclusive": "On new data: {0}, untrained {1}; not settled",
         },
     ),
     _points(
@@ -167,8 +167,8 @@ CLAIMS = (
         test="exact",
         headline=True,
         says={
-            "supported": "A share of {0} of its update's Jacobian turns: no loss has such a gradient",
-            "contradicted": "Its update could be a gradient: the turning share is {0}",
+            "supported": "No loss has this update as its gradient",
+            "contradicted": "Its update could be a gradient",
             "inconclusive": "Whether its update could be a gradient is open",
         },
     ),
