@@ -1,0 +1,218 @@
+"""What a synthesizer knows of a sample besides its activation, and the number that a mean loss divides by."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mlcollage import _checks as checks
+from mlcollage.errors import InvalidInput
+
+Kind = Literal["labels", "values", "none"]
+LossFn = Callable[[Any, Any], Tensor]
+Divisor = float | Literal["samples", "sum"] | Callable[[Any], float] | None
+
+_COUNTED = 10  # batches whose values standardize a context of floats
+
+
+class Given(NamedTuple):
+    """The context (B, C) or (B, T, C) of a batch, and which rows count, (B,) or (B, T); None: no context, all rows."""
+
+    context: Tensor | None
+    rows: Tensor | None
+
+
+class Context(nn.Module):
+    """Targets as a synthesizer reads them.
+
+    Parameters
+    ----------
+    kind
+        ``"labels"``: class indices (B,), (B, 1) or (B, T) of any integer type, ``ignore_index`` allowed, become
+        one-hot; soft and multi-hot labels (B, C) stay. ``"values"``: numbers (B,) or (B, d), standardized by the mean
+        and deviation of the first ten batches, then held. ``"none"``: no context.
+    dim
+        C, or d.
+    ignore_index
+        The label of rows without one: their context is zero, and no synthesizer is trained on them or used for them.
+
+    Examples
+    --------
+    >>> given = Context("labels", 3)(torch.tensor([2, -100]))
+    >>> given.context.tolist(), given.rows.tolist()
+    ([[0.0, 0.0, 1.0], [0.0, 0.0, 0.0]], [True, False])
+    """
+
+    center: Tensor
+    spread: Tensor
+    batches: Tensor
+
+    def __init__(self, kind: Kind = "labels", dim: int = 0, ignore_index: int = -100) -> None:
+        super().__init__()
+        self.kind: Kind = checks.choice("context", kind, ("labels", "values", "none"))
+        self.dim = 0 if kind == "none" else checks.integer("the context's number of classes or values", dim, least=1)
+        self.ignore_index = ignore_index
+        if kind == "values":  # buffers, so that a resumed training goes on with the same units
+            for name in ("center", "spread"):
+                self.register_buffer(name, torch.zeros(dim, dtype=torch.float64))
+            self.register_buffer("batches", torch.zeros((), dtype=torch.long))
+
+    def forward(self, y: Any) -> Given:
+        """Read one batch's targets."""
+        if self.kind == "none" or y is None:
+            if self.dim:
+                raise InvalidInput(
+                    "the synthesizers take the targets as context; give y, or make them with context='none'."
+                )
+            return Given(None, self._rows(y))
+        if not isinstance(y, Tensor):
+            raise InvalidInput(f"targets must be a tensor, not {type(y).__name__}; give context='none' for others.")
+        return self._labels(y) if self.kind == "labels" else self._values(y)
+
+    def _rows(self, y: Any) -> Tensor | None:
+        if isinstance(y, Tensor) and not y.is_floating_point() and y.ndim in (1, 2):
+            rows = y != self.ignore_index
+            return rows if not bool(rows.all()) else None
+        return None
+
+    def _labels(self, y: Tensor) -> Given:
+        if y.is_floating_point():  # soft labels, mixup, multi-hot
+            if y.shape[-1] != self.dim or y.ndim < 2:
+                raise InvalidInput(
+                    f"soft labels of shape {tuple(y.shape)} do not have {self.dim} classes; say context='values' if "
+                    "these targets are numbers."
+                )
+            rows = ~y.isnan().any(-1)
+            return Given(torch.where(rows[..., None], y, 0.0), None if bool(rows.all()) else rows)
+        if y.ndim == 2 and y.shape[1] == self.dim and self.dim > 1 and int(y.max()) <= 1 and int(y.min()) >= 0:
+            return Given(y.float(), None)  # multi-hot integers
+        y = y.long()
+        y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
+        rows = y != self.ignore_index
+        if _beyond(y[rows], self.dim):
+            raise InvalidInput(
+                f"labels reach from {int(y[rows].min())} to {int(y[rows].max())}, but the synthesizers were made for "
+                f"{self.dim} classes (0 to {self.dim - 1}; ignore_index is {self.ignore_index})."
+            )
+        one_hot = F.one_hot(torch.where(rows, y, 0), self.dim).float() * rows[..., None]
+        return Given(one_hot, None if bool(rows.all()) else rows)
+
+    def _values(self, y: Tensor) -> Given:
+        values = (y if y.ndim > 1 else y[:, None]).double()
+        if values.shape[-1] != self.dim:
+            raise InvalidInput(f"targets of shape {tuple(y.shape)} do not hold {self.dim} values each.")
+        rows = values.isfinite().all(-1)
+        seen = values[rows]
+        if self.training and int(self.batches) < _COUNTED and len(seen):
+            k = int(self.batches)
+            mean, deviation = seen.mean(0), seen.std(0, unbiased=False)
+            self.center.mul_(k / (k + 1)).add_(mean / (k + 1))
+            self.spread.mul_(k / (k + 1)).add_(deviation / (k + 1))
+            self.batches += 1
+        spread = torch.where(self.spread > 0, self.spread, 1.0)
+        context = torch.where(rows[..., None], (values - self.center) / spread, 0.0).float()
+        return Given(context, None if bool(rows.all()) else rows)
+
+
+def _beyond(y: Tensor, classes: int) -> bool:
+    return bool(y.numel()) and (int(y.max()) >= classes or int(y.min()) < 0)
+
+
+_MODULES: tuple[type[nn.Module], ...] = (
+    nn.CrossEntropyLoss, nn.NLLLoss, nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss,
+    nn.BCEWithLogitsLoss, nn.PoissonNLLLoss,
+)  # fmt: skip
+_FUNCTIONS: dict[Any, type[nn.Module]] = {
+    F.cross_entropy: nn.CrossEntropyLoss, F.nll_loss: nn.NLLLoss, F.mse_loss: nn.MSELoss, F.l1_loss: nn.L1Loss,
+    F.smooth_l1_loss: nn.SmoothL1Loss, F.huber_loss: nn.HuberLoss, F.binary_cross_entropy: nn.BCELoss,
+    F.binary_cross_entropy_with_logits: nn.BCEWithLogitsLoss,
+}  # fmt: skip
+
+
+def divisor_of(loss_fn: LossFn | None, y: Any, divisor: Divisor = None) -> float:
+    """The number that a loss divides the sum over samples by, so that times it a gradient is that of one sample.
+
+    Parameters
+    ----------
+    loss_fn
+        ``torch.nn.CrossEntropyLoss(...)``, ``torch.nn.functional.mse_loss`` and so on, also in ``functools.partial``:
+        the divisor is read from them. Of cross-entropy it is the number of labels that are not ignored, or the sum of
+        their class weights; of elementwise losses the number of targets; of ``reduction="sum"`` 1.
+    y
+        The batch's targets.
+    divisor
+        For losses that cannot be read: a number, ``"samples"`` (the batch size), ``"sum"`` (1), or a function of y.
+
+    Raises
+    ------
+    InvalidInput
+        For a loss that is neither known nor described.
+
+    Examples
+    --------
+    >>> divisor_of(F.cross_entropy, torch.tensor([0, 1, -100]))
+    2.0
+    >>> divisor_of(nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0])), torch.tensor([0, 0, 0, 1]))
+    6.0
+    """
+    if divisor is not None:
+        if callable(divisor):
+            return checks.positive("the divisor", divisor(y))
+        if divisor == "sum":
+            return 1.0
+        return float(len(y)) if divisor == "samples" else checks.positive("divisor", divisor)
+    kind, settings = _read(loss_fn)
+    if kind is None:
+        name = getattr(loss_fn, "__name__", type(loss_fn).__name__)
+        raise InvalidInput(
+            f"how the loss {name!r} averages cannot be read, and a synthesizer must learn gradients of single samples: "
+            "say divisor='samples' for a mean over the batch, 'sum' for a sum, or give a number or a function of y."
+        )
+    reduction = settings.get("reduction", "mean")
+    if reduction == "none":
+        raise InvalidInput("the loss has reduction='none'; it must give one number: use 'mean' or 'sum'.")
+    if reduction == "sum":
+        return 1.0
+    if kind not in (nn.CrossEntropyLoss, nn.NLLLoss) or y.is_floating_point():
+        per = 1 if kind not in (nn.CrossEntropyLoss, nn.NLLLoss) else y.shape[1]  # class probabilities (N, C, ...)
+        return float(y.numel()) / per
+    counted = y[y != settings.get("ignore_index", -100)]
+    weight = settings.get("weight")
+    total = float(len(counted)) if weight is None else float(weight[counted].sum())
+    return total if total > 0 else 1.0  # no label at all: every gradient is zero or NaN, whatever it is divided by
+
+
+def losses_of_samples(loss_fn: LossFn | None, output: Any, y: Any) -> Tensor:
+    """Losses (B,) of single samples; of more than one target each, their mean.
+
+    Raises
+    ------
+    InvalidInput
+        For a loss of the user's own, which gives one number only.
+    """
+    kind, settings = _read(loss_fn)
+    if kind is None:
+        raise InvalidInput(
+            "credit='critic' predicts the losses of single samples, which only torch's own losses "
+            "(nn.CrossEntropyLoss, F.mse_loss, ...) give."
+        )
+    with torch.no_grad():
+        losses: Tensor = kind(**{**settings, "reduction": "none"})(output, y)
+        return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
+
+
+def _read(loss_fn: Any) -> tuple[type[nn.Module] | None, dict[str, Any]]:
+    if type(loss_fn) in _MODULES:
+        names = inspect.signature(type(loss_fn).__init__).parameters
+        return type(loss_fn), {n: getattr(loss_fn, n) for n in names if hasattr(loss_fn, n) and n not in ("self",)}
+    given: dict[str, Any] = {}
+    while isinstance(loss_fn, partial):
+        given = {**loss_fn.keywords, **given}
+        loss_fn = loss_fn.func
+    return (_FUNCTIONS[loss_fn], given) if loss_fn in _FUNCTIONS else (None, {})

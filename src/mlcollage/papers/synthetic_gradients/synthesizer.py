@@ -1,0 +1,359 @@
+"""Models of the gradient: from an activation, and what is known of the sample, to the gradient that will arrive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mlcollage import _checks as checks
+from mlcollage.errors import InvalidInput
+
+NORMS = ("batch", "layer")
+
+
+class SyntheticGradient(nn.Module):
+    r"""A perceptron :math:`M(h, c) = \hat g` over the last axis of an activation; without hidden layers affine.
+
+    Parameters
+    ----------
+    dim
+        Units D of the activation: its last axis.
+    context_dim
+        Units C of the context, such as the number of classes of a one-hot label; 0 for none.
+    hidden
+        Widths of hidden layers (ReLU); ``()`` is the linear synthesizer of the theory.
+    norm
+        None, ``"batch"`` or ``"layer"``, before each ReLU. Batch norm takes (B, D) only.
+    zero_init
+        Start with the last layer's weights **and bias** at zero, so that the first update moves nothing.
+    out_dim
+        Units of the output; default ``dim``. Input synthesizers and critics have others.
+
+    Notes
+    -----
+    The output is the gradient of one sample's loss: :class:`~mlcollage.papers.synthetic_gradients.Decoupled` divides it
+    by the loss's own divisor where it is injected. Jaderberg et al., section 2.1 and appendix A.
+
+    Examples
+    --------
+    >>> synthesizer = SyntheticGradient(5, context_dim=3, hidden=(16,))
+    >>> h, context = torch.randn(4, 5), torch.eye(3)[[0, 1, 2, 0]]
+    >>> bool((synthesizer(h, context) == 0).all())
+    True
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        context_dim: int = 0,
+        hidden: Sequence[int] = (),
+        norm: str | None = None,
+        zero_init: bool = True,
+        *,
+        out_dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.dim, self.context_dim = (
+            checks.integer("dim", dim, least=1),
+            checks.integer("context_dim", context_dim, least=0),
+        )
+        if norm is not None:
+            checks.choice("norm, if not None,", norm, NORMS)
+        widths = [checks.integer("each width of hidden", w, least=1) for w in hidden]
+        self.out_dim = self.dim if out_dim is None else checks.integer("out_dim", out_dim, least=1)
+        sizes = [self.dim + self.context_dim, *widths]
+        layers: list[nn.Module] = []
+        for a, b in pairwise(sizes):
+            layers += [nn.Linear(a, b)]
+            layers += [] if norm is None else [nn.BatchNorm1d(b) if norm == "batch" else nn.LayerNorm(b)]
+            layers += [nn.ReLU()]
+        last = nn.Linear(sizes[-1], self.out_dim)
+        self.layers = nn.Sequential(*layers, last)
+        if zero_init:
+            zero_(last)
+
+    def forward(self, h: Tensor, context: Tensor | None = None) -> Tensor:
+        """Gradients like ``h`` (B, ..., D), of a context (B, C) or (B, ..., C)."""
+        check_activation(h, self.dim, self.context_dim, context, h.shape[-1], "last axis")
+        if context is not None and self.context_dim:
+            context = context.to(h.dtype)
+            while context.ndim < h.ndim:  # one context a sample, for all its tokens or positions
+                context = context.unsqueeze(1)
+            h = torch.cat([h, context.expand(*h.shape[:-1], -1)], -1)  # (B, ..., D + C)
+        return self.layers(h)
+
+
+class ConvSyntheticGradient(nn.Module):
+    """Convolutions from feature maps (B, channels, ...) to gradients of that shape; the label fills maps of its own.
+
+    Parameters
+    ----------
+    channels, context_dim, zero_init
+        As for :class:`SyntheticGradient`; channels are axis 1.
+    hidden
+        Channels of hidden layers.
+    kernel
+        Odd size of all kernels.
+    axes
+        Number of spatial axes: 1, 2 or 3.
+    norm
+        None or ``"batch"``.
+
+    Examples
+    --------
+    >>> synthesizer = ConvSyntheticGradient(8, context_dim=10, hidden=(16,))
+    >>> synthesizer(torch.randn(4, 8, 6, 6), torch.eye(10)[:4]).shape
+    torch.Size([4, 8, 6, 6])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        context_dim: int = 0,
+        hidden: Sequence[int] = (),
+        *,
+        kernel: int = 5,
+        axes: int = 2,
+        norm: str | None = None,
+        zero_init: bool = True,
+    ) -> None:
+        super().__init__()
+        self.dim = checks.integer("channels", channels, least=1)
+        self.context_dim = checks.integer("context_dim", context_dim, least=0)
+        checks.integer("axes", axes, least=1, most=3)
+        if checks.integer("kernel", kernel, least=1) % 2 == 0:
+            raise InvalidInput(f"kernel must be odd, so that maps keep their size, not {kernel}.")
+        if norm is not None:
+            checks.choice("norm, if not None,", norm, ("batch",))
+        conv: Any = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1]
+        batch_norm: Any = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[axes - 1]
+        sizes = [self.dim + self.context_dim, *(checks.integer("each of hidden", w, least=1) for w in hidden)]
+        layers: list[nn.Module] = []
+        for a, b in pairwise(sizes):
+            layers += [conv(a, b, kernel, padding=kernel // 2)]
+            layers += [] if norm is None else [batch_norm(b)]
+            layers += [nn.ReLU()]
+        last = conv(sizes[-1], self.dim, kernel, padding=kernel // 2)
+        self.layers = nn.Sequential(*layers, last)
+        if zero_init:
+            zero_(last)
+
+    def forward(self, h: Tensor, context: Tensor | None = None) -> Tensor:
+        """Gradients like ``h`` (B, channels, ...), of a context (B, C)."""
+        channels = h.shape[1] if h.ndim > 1 else -1
+        check_activation(h, self.dim, self.context_dim, context, channels, "axis 1, the channels")
+        if context is not None and self.context_dim:
+            maps = context.to(h.dtype).reshape(*context.shape, *(1,) * (h.ndim - context.ndim))
+            h = torch.cat([h, maps.expand(-1, -1, *h.shape[2:])], 1)  # (B, channels + C, ...)
+        return self.layers(h)
+
+
+class RecurrentSyntheticGradient(nn.Module):
+    """A GRU over the tokens of an activation (B, T, D), whose outputs become gradients by a linear map.
+
+    Parameters
+    ----------
+    dim, context_dim, zero_init
+        As for :class:`SyntheticGradient`.
+    hidden
+        Units of the GRU.
+    bidirectional
+        Let a token's gradient depend on the tokens behind it too.
+
+    Examples
+    --------
+    >>> RecurrentSyntheticGradient(6, hidden=8)(torch.randn(2, 7, 6)).shape
+    torch.Size([2, 7, 6])
+    """
+
+    def __init__(
+        self, dim: int, context_dim: int = 0, hidden: int = 64, *, bidirectional: bool = True, zero_init: bool = True
+    ) -> None:
+        super().__init__()
+        self.dim, self.context_dim = (
+            checks.integer("dim", dim, least=1),
+            checks.integer("context_dim", context_dim, least=0),
+        )
+        width = checks.integer("hidden", hidden, least=1)
+        self.core = nn.GRU(self.dim + self.context_dim, width, batch_first=True, bidirectional=bidirectional)
+        self.last = nn.Linear(width * (2 if bidirectional else 1), self.dim)
+        if zero_init:
+            zero_(self.last)
+
+    def forward(self, h: Tensor, context: Tensor | None = None) -> Tensor:
+        """Gradients like ``h`` (B, T, D), of a context (B, C) or (B, T, C)."""
+        if h.ndim != 3:
+            raise InvalidInput(f"a recurrent synthesizer needs tokens (batch, time, units), not {tuple(h.shape)}.")
+        check_activation(h, self.dim, self.context_dim, context, h.shape[-1], "last axis")
+        if context is not None and self.context_dim:
+            context = context.to(h.dtype)
+            context = context[:, None] if context.ndim == 2 else context
+            h = torch.cat([h, context.expand(-1, h.shape[1], -1)], -1)
+        return self.last(self.core(h)[0])
+
+
+class Critic(nn.Module):
+    """A prediction of each sample's loss from an activation; its slope is the gradient that a critic gives.
+
+    Parameters
+    ----------
+    dim, context_dim, hidden
+        As for :class:`SyntheticGradient`; feature maps and tokens are averaged over positions first, unless ``flat``.
+    channels
+        Axis of the units: -1, or 1 for feature maps.
+
+    Examples
+    --------
+    >>> Critic(5, context_dim=2)(torch.randn(3, 5), torch.eye(2)[[0, 1, 0]]).shape
+    torch.Size([3])
+    """
+
+    def __init__(self, dim: int, context_dim: int = 0, hidden: Sequence[int] = (64,), *, channels: int = -1) -> None:
+        super().__init__()
+        # Squares of the activation let even a critic without hidden layers have a slope that depends on it.
+        self.net = SyntheticGradient(dim, context_dim, hidden, out_dim=1)
+        self.dim, self.context_dim, self.channels = dim, context_dim, channels
+
+    def forward(self, h: Tensor, context: Tensor | None = None) -> Tensor:
+        """Losses (B,)."""
+        units = h.movedim(self.channels, -1)
+        pooled = units.flatten(1, -2).mean(1) if units.ndim > 2 else units  # (B, D)
+        return self.net(pooled, context)[:, 0]
+
+
+def zero_(layer: nn.Module) -> None:
+    """Set weights and bias of a layer to zero."""
+    for p in layer.parameters(recurse=False):
+        nn.init.zeros_(p)
+
+
+def check_activation(h: Tensor, dim: int, context_dim: int, context: Tensor | None, units: int, axis: str) -> None:
+    """Refuse integers, other widths, and a context that is missing or of another width."""
+    if not h.is_floating_point():
+        raise InvalidInput(f"a synthesizer needs floating-point activations, not {h.dtype}; cut behind the embedding.")
+    if units != dim:
+        raise InvalidInput(
+            f"the synthesizer was made for {dim} units in the {axis}, but the activation is {tuple(h.shape)}."
+        )
+    if context_dim and context is None:
+        raise InvalidInput(f"the synthesizer takes a context of {context_dim} units (labels); none was given.")
+    if context is not None and context_dim and context.shape[-1] != context_dim:
+        raise InvalidInput(f"the context has {context.shape[-1]} units, but the synthesizer takes {context_dim}.")
+
+
+def synthesizer_for(
+    h: Tensor, context_dim: int = 0, hidden: Sequence[int] = (), norm: str | None = None, *, channels: int | None = None
+) -> nn.Module:
+    """The usual synthesizer for an activation: convolutions for maps (B, C, H, W), else one over the last axis.
+
+    Parameters
+    ----------
+    h
+        An example, (B, D), (B, T, D) or (B, C, H, W).
+    context_dim, hidden, norm
+        As for :class:`SyntheticGradient`.
+    channels
+        Axis of the units, where it is not axis 1 of four or five and not the last of fewer axes.
+
+    Examples
+    --------
+    >>> type(synthesizer_for(torch.zeros(2, 3, 8, 8))).__name__, type(synthesizer_for(torch.zeros(2, 7, 3))).__name__
+    ('ConvSyntheticGradient', 'SyntheticGradient')
+    """
+    axis = (1 if h.ndim >= 4 else -1) if channels is None else channels
+    if axis % h.ndim == 1 and h.ndim > 2:
+        kernel = 5 if min(h.shape[2:]) >= 5 else 3
+        return ConvSyntheticGradient(h.shape[1], context_dim, hidden, kernel=kernel, axes=h.ndim - 2, norm=norm)
+    if axis not in (-1, h.ndim - 1):
+        raise InvalidInput(f"units in axis {axis} of {tuple(h.shape)}: give a synthesizer of your own for this cut.")
+    return SyntheticGradient(h.shape[-1], context_dim, hidden, norm)
+
+
+class _Inject(torch.autograd.Function):
+    """Identity whose backward pass sends something else down."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, callback: Callable[[Tensor], Tensor | None]) -> Tensor:
+        ctx.callback = callback
+        return h.clone()  # the part above may write in place into its own copy
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        with torch.no_grad():
+            return ctx.callback(grads[0]), None
+
+
+def intercept_gradient(h: Tensor, callback: Callable[[Tensor], Tensor | None]) -> Tensor:
+    """``h`` itself, but what goes down to it in the backward pass is ``callback(gradient that arrived)``.
+
+    Parameters
+    ----------
+    h
+        An activation.
+    callback
+        Gets the gradient that arrives; gives what is sent on, of the same shape, or None for nothing.
+
+    Examples
+    --------
+    >>> h = torch.ones(2, requires_grad=True)
+    >>> intercept_gradient(3 * h, lambda g: 10 * g).sum().backward()
+    >>> h.grad
+    tensor([30., 30.])
+    """
+    out: Tensor = _Inject.apply(h, callback)
+    return out
+
+
+def inject_gradient(h: Tensor, gradient: Tensor) -> Tensor:
+    """``h`` itself, but ``gradient`` goes down to it whatever arrives.
+
+    Parameters
+    ----------
+    h
+        An activation.
+    gradient
+        Of the same shape.
+
+    Raises
+    ------
+    InvalidInput
+        For another shape.
+
+    Examples
+    --------
+    >>> h = torch.ones(2, requires_grad=True)
+    >>> inject_gradient(h, torch.tensor([1.0, -1.0])).sum().backward()
+    >>> h.grad
+    tensor([ 1., -1.])
+    """
+    if gradient.shape != h.shape:
+        raise InvalidInput(f"a gradient of shape {tuple(gradient.shape)} does not fit an activation {tuple(h.shape)}.")
+    return intercept_gradient(h, lambda g: gradient.to(g.dtype))
+
+
+def squared_error(predicted: Tensor, target: Tensor, rows: Tensor | None, *, samples: bool = True) -> Tensor:
+    r"""A synthesizer's loss :math:`\frac{1}{n} \sum_n \lVert \hat g_n - g_n \rVert^2`: sum over units, mean over rows.
+
+    Parameters
+    ----------
+    predicted, target
+        (B, ...) or (B, T, ...).
+    rows
+        (B,) or (B, T), true where a row counts; None: all do.
+    samples
+        Divide by the number of samples; False takes the mean over units too, as for input synthesizers.
+    """
+    difference = (predicted.float() if predicted.dtype in (torch.float16, torch.bfloat16) else predicted) - target
+    if not samples:
+        return F.mse_loss(difference, torch.zeros_like(difference))
+    squares = difference.square()
+    if rows is None:
+        return squares.sum() / len(squares)
+    squares = squares.flatten(rows.ndim).sum(-1) if squares.ndim > rows.ndim else squares
+    # What does not count may be NaN, so that it is replaced and not multiplied by 0.
+    return squares.masked_fill(~rows, 0.0).sum() / rows.sum().clamp(min=1)
