@@ -74,22 +74,26 @@ class _Synthesizing:
 
 
 class LightningSyntheticGradients(_Synthesizing, LightningCallback):
-    """Decouples the network of a Lightning module: ``Trainer(callbacks=[LightningSyntheticGradients(["net.1"], 10, ...)])``.
+    """Decouples a Lightning module: ``Trainer(callbacks=[LightningSyntheticGradients(["layer1"], 10, ...)])``.
 
     ``training_step``, optimizers, clipping and logging stay as they are; the trainer's own backward pass is cut. The
-    synthesizers have an optimizer of their own (Adam), so the trainer's clipping does not touch them. Their loss is logged
-    as ``synthesizer_loss``. The module is left as it was when training ends, and checkpoints hold the synthesizers.
+    synthesizers have an optimizer of their own (Adam), which the trainer's clipping does not touch. Their loss is
+    logged as ``synthesizer_loss``. The module is left as it was when training ends, and checkpoints hold
+    the synthesizers.
 
     Parameters
     ----------
     cuts
-        Paths of modules in the Lightning module.
+        Paths of modules in the network.
     context
         Number of classes, a :class:`Context`, or None.
     lr
         Of the synthesizers.
     parts
         What the parts of a batch are, as for :func:`~mlcollage.data.batches.read_batch`.
+    model
+        Takes the Lightning module and gives the network that the cuts are in and that takes the batch's inputs, e.g.
+        ``lambda m: m.net``; default the module itself.
     **options
         Of :func:`decouple`; ``divisor`` is needed: how the module's loss averages.
 
@@ -109,10 +113,11 @@ class LightningSyntheticGradients(_Synthesizing, LightningCallback):
         *,
         lr: float = 1e-3,
         parts: Parts = None,
+        model: Callable[[Any], nn.Module] | None = None,
         **options: Any,
     ) -> None:
         self._set_up(cuts, context, lr, options)
-        self.parts = parts
+        self.parts, self.model = parts, model
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Put the cuts around the module's training step."""
@@ -127,7 +132,7 @@ class LightningSyntheticGradients(_Synthesizing, LightningCallback):
         def training_step(batch: Any, *args: Any, **kwargs: Any) -> Any:
             read = read_batch(batch, self.parts)
             if self.net is None:
-                self._make(pl_module, read.x)
+                self._make(pl_module if self.model is None else self.model(pl_module), read.x)
             assert self.net is not None
             with self.net.cut(read.y, mask=read.mask):
                 return step(batch, *args, **kwargs)
@@ -148,7 +153,7 @@ class LightningSyntheticGradients(_Synthesizing, LightningCallback):
 
 
 class HuggingFaceSyntheticGradients(_Synthesizing, HuggingFaceCallback):
-    """Decouples a Hugging Face model: ``Trainer(callbacks=[HuggingFaceSyntheticGradients(["bert.encoder.layer.1"], ...)])``.
+    """Decouples a Hugging Face model: ``Trainer(callbacks=[HuggingFaceSyntheticGradients(["encoder.1"], ...)])``.
 
     Parameters
     ----------

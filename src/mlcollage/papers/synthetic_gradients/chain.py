@@ -35,6 +35,7 @@ class DecoupledSequential(Decoupled):
 
     Examples
     --------
+    >>> import torch
     >>> blocks = [nn.Sequential(nn.Linear(4, 8), nn.ReLU()), nn.Sequential(nn.Linear(8, 8), nn.ReLU())]
     >>> net = DecoupledSequential(blocks, None, nn.Linear(8, 3), example=torch.randn(6, 4), context=3)
     >>> optimizer = torch.optim.Adam(net.parameters())
@@ -148,6 +149,7 @@ def local_update(
 
     Examples
     --------
+    >>> import torch
     >>> from mlcollage.papers.synthetic_gradients import SyntheticGradient
     >>> block, synthesizer = nn.Linear(4, 8), SyntheticGradient(8, 3)
     >>> done = local_update(block, synthesizer, torch.randn(6, 4), torch.eye(3)[[0, 1, 2, 0, 1, 2]], divisor=6.0)
@@ -208,6 +210,7 @@ def split_blocks(model: nn.Module, cuts: Sequence[str] | Mapping[str, Any], *, e
 
     Examples
     --------
+    >>> import torch
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     >>> blocks = split_blocks(model, ["1"], example=torch.ones(2, 4))
     >>> x = torch.ones(2, 4)

@@ -66,6 +66,7 @@ def decouple(
 
     Examples
     --------
+    >>> import torch
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
     >>> x, y = torch.randn(6, 4), torch.arange(6) % 3
     >>> net = decouple(model, ["1", "3"], example=x, context=3)

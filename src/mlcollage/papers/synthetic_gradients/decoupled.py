@@ -247,33 +247,12 @@ class Decoupled(nn.Module):
             cut, a part that got no gradient.
         """
         step = self._begin(x, y, loss_fn, mask, scale)
-        names: dict[Any, str] = {}
-        handles = [] if self._checked or self.allow_paths else name_outputs(self.model, names)
-        try:
-            with ExitStack() as stack:
-                stack.enter_context(self._hooks(step))
-                if self.credit == "fa":
-                    stack.enter_context(feedback_alignment(self.model, self._fixed()))
-                output = call(self.model, x)
-                loss = self._loss(output, y, loss_fn)
-        finally:
-            for handle in handles:
-                handle.remove()
-        if not self._checked:
-            belows = [(self.cuts[c.index], c.below) for c in step.live if c is not None and c.below is not None]
-            if not self.allow_paths:
-                refuse_paths_around(loss, belows, names)
-        if not bool(loss.isfinite()):
-            raise InvalidInput(f"the loss is {float(loss)} at step {self.steps}, so nothing was updated.")
-        if self.credit == "dfa":
-            logits = logits_of(output)
-            logits.register_hook(partial(setattr, step, "error")) if logits.requires_grad else None
-        if step.drawn[-1] and loss.requires_grad:
-            (loss * scale).backward(retain_graph=self.allow_paths)
-        for cut in reversed(step.live):
-            if cut is not None:
-                cut.arrived = cut.above.grad if cut.above is not None else cut.arrived
-                self._send_down(cut, step)
+        with ExitStack() as stack:  # through the backward pass too, in which checkpointing runs parts again
+            stack.enter_context(self._hooks(step))
+            if self.credit == "fa":
+                stack.enter_context(feedback_alignment(self.model, self._fixed()))
+            output, loss = self._forward_pass(x, y, loss_fn, step)
+            self._backward_pass(output, loss, step)
         self._train(step, partial(losses_of_samples, loss_fn, output, y))
         if not self._checked and self.credit != "none" and all(step.drawn):
             self._refuse_untrained()
@@ -281,10 +260,37 @@ class Decoupled(nn.Module):
         self.steps += 1
         return loss.detach().as_subclass(_Finished)
 
+    def _forward_pass(self, x: Any, y: Any, loss_fn: LossFn | None, step: _Step) -> tuple[Any, Tensor]:
+        """The network's output and the loss; the first time, look for paths around the cuts."""
+        names: dict[Any, str] = {}
+        looks = not self._checked and not self.allow_paths
+        handles = name_outputs(self.model, names) if looks else []
+        try:
+            output = call(self.model, x)
+            loss = self._loss(output, y, loss_fn)
+        finally:
+            for handle in handles:
+                handle.remove()
+        if looks:
+            below = [(self.cuts[c.index], c.below) for c in step.live if c is not None and c.below is not None]
+            refuse_paths_around(loss, below, names)
+        if not bool(loss.isfinite()):
+            raise InvalidInput(f"the loss is {loss.item()} at step {self.steps}, so nothing was updated.")
+        return output, loss
+
+    def _backward_pass(self, output: Any, loss: Tensor, step: _Step) -> None:
+        """The part behind the last cut, then those below that have not had their turn, from the top down."""
+        if self.credit == "dfa" and (logits := logits_of(output)).requires_grad:
+            logits.register_hook(partial(setattr, step, "error"))
+        if step.drawn[-1] and loss.requires_grad:
+            (loss * step.scale).backward(retain_graph=self.allow_paths)
+        for cut in reversed(step.live):
+            if cut is not None:
+                cut.arrived = cut.above.grad if cut.above is not None else cut.arrived
+                self._send_down(cut, step)
+
     @contextmanager
-    def cut(
-        self, y: Any = None, loss_fn: LossFn | None = None, *, x: Any = None, mask: Tensor | None = None
-    ) -> Iterator[None]:
+    def cut(self, y: Any = None, loss_fn: LossFn | None = None, *, mask: Tensor | None = None) -> Iterator[None]:
         """Cuts for a loop that calls ``backward`` itself, such as a trainer's.
 
         Call the network inside, ``loss.backward()`` inside or after, and then :meth:`fill_synthesizers`.
@@ -295,8 +301,6 @@ class Decoupled(nn.Module):
             As for :meth:`training_step`.
         loss_fn
             Only its divisor is read; needed unless ``divisor`` was said.
-        x
-            Not used; for symmetry.
 
         Examples
         --------
@@ -314,7 +318,7 @@ class Decoupled(nn.Module):
             raise InvalidInput(f"{what} needs training_step; a loop that calls backward itself cannot do it.")
         if self.credit == "critic":
             raise InvalidInput("credit='critic' needs the losses of single samples; use training_step.")
-        step = self._begin(x, y, loss_fn, mask, 1.0)
+        step = self._begin(None, y, loss_fn, mask, 1.0)
         step.now, step.function = False, True
         self._step = step
         with self._hooks(step):
@@ -342,7 +346,8 @@ class Decoupled(nn.Module):
                 given.context, rows if given.rows is None or given.rows.shape != rows.shape else rows & given.rows
             )
         plain = self.credit == "sg" and self.target_scale == "batch"
-        divisor = divisor_of(loss_fn, y, self.divisor) if self._guesses and not plain else 1.0
+        rows = _first_of(x) if y is None else y
+        divisor = divisor_of(loss_fn, rows, self.divisor) if self._guesses and not plain else 1.0
         self._refuse_one_row(x)
         drawn = [True] * (len(self.cuts) + 1)
         if self.probability < 1:
@@ -586,7 +591,7 @@ class Decoupled(nn.Module):
         return loss
 
     def _refuse_one_row(self, x: Any) -> None:
-        first = next((v for v in (x.values() if isinstance(x, Mapping) else x if isinstance(x, tuple) else [x])), None)
+        first = _first_of(x)
         norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
         one = isinstance(first, Tensor) and first.ndim == 2 and len(first) == 1
         if one and any(isinstance(m, norms) and m.training for m in self.modules()):
@@ -606,7 +611,7 @@ class Decoupled(nn.Module):
 
     def _watch(self, i: int, error: Tensor, target: Tensor) -> None:
         """Warn of a synthesizer whose error outgrows what it is to predict: activations too large for its rate."""
-        if self.steps % 20:
+        if self.steps not in (5, 10) and (not self.steps or self.steps % 20):
             return
         size = float(target.square().sum()) / max(len(target), 1)
         largest = self._largest[i] = max(self._largest.get(i, 0.0), size)
@@ -660,3 +665,10 @@ class _Finished(Tensor):
 
 def _dtype(module: nn.Module) -> torch.dtype:
     return next((p.dtype for p in module.parameters()), torch.float32)
+
+
+def _first_of(x: Any) -> Any:
+    """The first of the network's inputs."""
+    if isinstance(x, Mapping):
+        return next(iter(x.values()), None)
+    return x[0] if isinstance(x, tuple) and x else x

@@ -286,7 +286,8 @@ class DNIRecurrent(nn.Module):
         if errors:
             error = torch.stack(errors).sum()
             self.last_loss["synthesizer"] = float(error.detach())
-            error.backward()
+            if error.requires_grad:  # a synthesizer of the user's may be fixed
+                error.backward()
 
     def _carry(self, h_end: Tensor, alive: Tensor, context: Tensor | None) -> None:
         self._carried = h_end.detach().masked_fill(~alive[:, None], 0.0)

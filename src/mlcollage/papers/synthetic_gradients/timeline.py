@@ -122,7 +122,7 @@ class Timeline:
         with np.load(path, allow_pickle=False) as file:
             if "schedule" not in file:
                 raise InvalidInput(f"{path} holds no timeline.")
-            stages = []
+            stages: list[StageLog] = []
             while f"spans{len(stages)}" in file:
                 i = len(stages)
                 dropped, steps = file[f"counts{i}"].tolist()
