@@ -75,8 +75,8 @@ def run_pipeline(
     threads
         Of each process.
     start_method
-        Of ``multiprocessing``; a script needs ``if __name__ == "__main__":``. Processes of a ``"forkserver"`` start faster,
-        ``"spawn"`` is there on every system.
+        Of ``multiprocessing``; a script needs ``if __name__ == "__main__":``. Processes of a ``"forkserver"`` start
+        faster, ``"spawn"`` is there on every system.
 
     Returns
     -------
