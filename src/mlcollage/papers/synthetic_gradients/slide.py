@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -56,9 +57,9 @@ def _draw_idea(ax: Axes) -> None:
         boxes = [d.box(x - 22, y, 74, 40, text, color=theme.INK) for y, text in ((250, "$f_1$"), (160, "$f_2$"))]
         loss = d.box(x - 22, 66, 74, 40, "loss", color=theme.INK)
         chain = [*boxes, loss]
-        for a, b in zip(chain[:-1], chain[1:], strict=True):
+        for a, b in pairwise(chain):
             d.arrow((a.x - 18, a.top[1]), (b.x - 18, b.bottom[1]), color=theme.INK)
-        for a, b in zip(chain[:-1], chain[1:], strict=True):
+        for a, b in pairwise(chain):
             if column == 0:
                 d.arrow((b.x + 18, b.bottom[1]), (a.x + 18, a.top[1]), color=TRUE, dashed=True)
                 continue
