@@ -32,11 +32,10 @@ COLORS = {"bp": TRUE, "cdni": SYNTHETIC, "dni": SYNTHETIC, "none": GRAY, "noise"
 
 
 def collage(evidence: Evidence, verdicts: Mapping[str, Verdict]) -> Collage:
-    """Accuracy of all rules; the timeline of two processes; recall beyond the chunk; representations by layer."""
+    """Accuracy of all rules; the timeline of two processes; representations by layer."""
     own = evidence.workload == "default"
     panels = [
         measured_panel("Two processes", _processes, evidence),
-        measured_panel("Recall beyond the chunk", _recall, evidence),
         measured_panel("Representations by layer", _layers, evidence),
     ]
     return Collage(
@@ -45,7 +44,7 @@ def collage(evidence: Evidence, verdicts: Mapping[str, Verdict]) -> Collage:
         measured_panel("Rules of credit assignment", _rules, evidence),
         panels,
         data="Fashion-MNIST" if own else "the workload",
-        network="MLPs, a tanh RNN" if own else "the workload's network",
+        network="MLPs of 4 and 8 layers" if own else "the workload's network",
     )
 
 
@@ -148,34 +147,6 @@ def _processes(evidence: Evidence) -> Panel:
         f"at a time, {speed['sequential']:.0f} steps per second, each waiting half of the time.",
         "computing (full) and blocked (pale)",
         claim="C11",
-    )
-
-
-def _recall(evidence: Evidence) -> Panel:
-    shown = (
-        ("whole", "whole sequence", TRUE, "-"),
-        ("dni_tenth", "synthetic × 0.1", SYNTHETIC, "-"),
-        ("dni", "synthetic", SYNTHETIC, (0, (3, 2))),
-        ("bptt", "chunks of 2", GRAY, "-"),
-    )
-    curves = {arm: 100 * evidence.across_seeds("recall_on_the_way", arm=arm)[["mean", "lo", "hi"]] for arm, *_ in shown}
-
-    def draw(ax: Axes) -> None:
-        for arm, name, color, style in shown:
-            curve = curves[arm]
-            theme.band(ax, curve.index, curve["lo"], curve["hi"].clip(upper=100), color)
-            ax.plot(curve.index, curve["mean"], color=color, linestyle=style)
-            theme.label_line_end(ax, curve.index[-1], float(curve["mean"].iloc[-1]), name, color)
-        ax.set_xlabel("updates")
-        theme.tidy(ax, grid="y", ticks=4)
-
-    ends = ", ".join(f"{name} {curves[arm]['mean'].iloc[-1]:.0f}" for arm, name, *_ in shown)
-    return Panel(
-        "Recall beyond the chunk",
-        draw,
-        f"Accuracy in % of recalling a bit after 13 noisy steps, at the end of training: {ends}.",
-        "recall of a bit after 13 steps (%)",
-        claim="C9",
     )
 
 
