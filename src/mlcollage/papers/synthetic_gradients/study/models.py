@@ -39,18 +39,18 @@ def network(shape: tuple[int, ...], classes: int, widths: tuple[int, ...]) -> nn
 
 
 def cuts_of(model: nn.Module, example: Tensor) -> list[str]:
-    """Where a network is cut: behind every hidden layer of the study's own, else behind the parts at the top.
+    """Where a network is cut: behind each of its parts at the top that has weights, but the last.
 
     Raises
     ------
     InvalidInput
         If nothing can be cut; the sentence says which part is the obstacle.
     """
-    names = [n for n, m in model.named_children() if n != "head" and any(True for _ in m.parameters())]
-    if len(names) == 1 and not isinstance(model, MLP):  # everything in one part: look inside
+    names = [n for n, m in model.named_children() if any(True for _ in m.parameters())]
+    if len(names) == 1:  # everything in one part: look inside
         inside = model.get_submodule(names[0])
         names = [f"{names[0]}.{n}" for n, m in inside.named_children() if any(True for _ in m.parameters())]
-    candidates = names if isinstance(model, MLP) else names[:-1]
+    candidates = names[:-1]
     found, obstacle = [], "it has no part below its last one"
     for name in candidates:
         try:

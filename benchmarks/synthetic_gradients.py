@@ -1,0 +1,170 @@
+"""Speed of two decoupled processes against locked schedules, and the cost of synthetic gradients in one process.
+
+``mlcollage bench synthetic_gradients`` prints the table. Speeds of processes are steps per second of the wall clock,
+after a warm-up, with the same batches; costs of a step are CPU seconds of one thread, taken in turns.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mlcollage.nn.init import build, seeded
+from mlcollage.nn.mlp import MLP
+from mlcollage.papers.synthetic_gradients import Context, StageParts, SyntheticGradient, decouple, run_pipeline
+
+Row = dict[str, Any]
+CLASSES, BATCH, WIDTH, LAYERS = 10, 64, 512, 3
+LOSS = nn.CrossEntropyLoss()
+NAP = 0.03 / BATCH  # seconds a row sleeps, a third of it forward
+
+
+def bench(quick: bool = True) -> list[Row]:
+    """Rows of name, what, value, unit and ratio."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return [*_costs(quick), *_processes(quick)]
+    finally:
+        torch.set_num_threads(before)
+
+
+def _row(name: str, what: str, value: float, unit: str, ratio: float | None = None) -> Row:
+    return {"name": name, "what": what, "value": value, "unit": unit, "ratio": ratio}
+
+
+def _in_turns(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """CPU seconds of each: the first's least, the others' by the median ratio to the first of their turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(repeats + 1):
+        for name in list(runs) if turn % 2 else list(runs)[::-1]:
+            start = time.process_time()
+            for _ in range(10):
+                runs[name]()
+            if turn:  # the first warms up
+                seconds[name].append((time.process_time() - start) / 10)
+    first = np.array(next(iter(seconds.values())))
+    return {name: float(first.min() * np.median(np.array(values) / first)) for name, values in seconds.items()}
+
+
+def _costs(quick: bool) -> list[Row]:
+    """A training step of a 4 x 256 MLP, gradients only."""
+    rows = []
+    for batch in (256,) if quick else (64, 256, 1024):
+        g = torch.Generator().manual_seed(0)
+        x, y = torch.randn(batch, 784, generator=g), torch.randint(CLASSES, (batch,), generator=g)
+        plain = build(lambda: MLP((784,), CLASSES, (256,) * 4, norm="batch"), 0)
+
+        def step(model: nn.Module = plain, x: Tensor = x, y: Tensor = y) -> None:
+            model.zero_grad(set_to_none=True)
+            LOSS(model(x), y).backward()
+
+        def cut(names: list[str], x: Tensor = x, y: Tensor = y, **options: Any) -> Callable[[], None]:
+            model = build(lambda: MLP((784,), CLASSES, (256,) * 4, norm="batch"), 0)
+            net = decouple(model, names, example=x[:8], context=CLASSES, **options)
+
+            def run() -> None:
+                net.zero_grad(set_to_none=True)
+                net.training_step(x, y, LOSS)
+
+            return run
+
+        every = [f"hidden{i}" for i in range(1, 5)]
+        best = _in_turns(
+            {
+                "backpropagation (baseline)": step,
+                "synthetic gradient, one cut": cut(["hidden2"]),
+                "synthetic gradients, four cuts": cut(every),
+                "feedback alignment": cut(every, credit="fa"),
+                "direct feedback alignment, four cuts": cut(every, credit="dfa"),
+            },
+            8 if quick else 20,
+        )
+        base = best["backpropagation (baseline)"]
+        what = f"forward and backward pass, 4 x 256 MLP with batch norm, batch {batch}, one process"
+        rows += [_row(name, what, 1e3 * seconds, "ms", seconds / base) for name, seconds in best.items()]
+    return rows
+
+
+class _Nap(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        time.sleep(NAP * len(x) / 3)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        time.sleep(NAP * len(grads[0]) * 2 / 3)
+        return grads[0]
+
+
+class Napping(nn.Module):
+    """Sleeps for each row, then computes something small."""
+
+    def __init__(self, inside: nn.Module) -> None:
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = _Nap.apply(x if x.requires_grad else x.requires_grad_())
+        return self.inside(out)
+
+
+def stage(rank: int, *, sleeping: bool) -> StageParts:
+    """Two equal stages: asleep, or with products of ``LAYERS`` layers of ``WIDTH`` units each."""
+    last = rank == 1
+    with seeded(rank):
+        if sleeping:
+            block: nn.Module = Napping(nn.Linear(WIDTH, CLASSES if last else WIDTH))
+        else:
+            layers = [part for _ in range(LAYERS) for part in (nn.Linear(WIDTH, WIDTH), nn.ReLU())]
+            block = nn.Sequential(*layers, *([nn.Linear(WIDTH, CLASSES)] if last else []))
+        made = None if last else SyntheticGradient(WIDTH, CLASSES)
+    own = None if made is None else torch.optim.SGD(made.parameters(), lr=1e-3)
+    return StageParts(block, torch.optim.SGD(block.parameters(), lr=0.01), made, own)
+
+
+def _processes(quick: bool) -> list[Row]:
+    g = torch.Generator().manual_seed(0)
+    count = 40 if quick else 200
+    given = [
+        (torch.randn(BATCH, WIDTH, generator=g), torch.randint(CLASSES, (BATCH,), generator=g)) for _ in range(count)
+    ]
+    rows = []
+    for sleeping in (True, False):
+        kind = "10 ms forward, 20 ms backward asleep" if sleeping else f"{LAYERS} layers of {WIDTH} units"
+        what = f"two processes, equal stages, {kind}, batch {BATCH}"
+        base = None
+        for schedule, name in (
+            ("sequential", "one batch at a time (baseline)"),
+            ("gpipe", "GPipe of torch, 4 microbatches"),
+            ("1f1b", "1F1B of torch, 4 microbatches"),
+            ("dni", "decoupled by synthetic gradients"),
+        ):
+            found = run_pipeline(
+                partial(stage, sleeping=sleeping),
+                given,
+                stages=2,
+                loss_fn=LOSS,
+                schedule=schedule,  # type: ignore[arg-type]
+                context=Context("labels", CLASSES),
+                timeout=120,
+            )
+            base = base or found.steps_per_second
+            rows.append(_row(name, what, found.steps_per_second, "steps/s", found.steps_per_second / base))
+            if schedule == "dni":
+                share = [row["blocked"] / (row["blocked"] + row["compute"]) for row in found.summary()]
+                rows.append(_row("decoupled: share of time blocked, worst stage", what, max(share), "fraction"))
+    return rows
+
+
+if __name__ == "__main__":
+    from mlcollage.lab.bench import to_markdown
+
+    print(to_markdown(bench()))
