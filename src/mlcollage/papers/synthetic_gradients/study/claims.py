@@ -153,6 +153,11 @@ CLAIMS = (
         sentence="The dissimilarity matrices of a network's layers differ more between synthetic gradients and "
         "backprop of one initialization than between two networks trained by backprop from different seeds.",
         source="representations",
+        says={
+            "supported": "Layers represent otherwise than another seed's do",
+            "contradicted": "Layers represent as another seed's do",
+            "inconclusive": "Whether layers represent otherwise is open",
+        },
         estimand=PerSeed(representations_apart, "1 - correlation with backprop's matrices: SG minus another seed"),
         direction="greater",
         margin=0.02,
@@ -269,9 +274,9 @@ CLAIMS = (
         null=1.6,
         unit="x",
         says={
-            "supported": "Nobody waits: two processes do {0} times the steps",
-            "contradicted": "Two processes do {0} times the steps only",
-            "inconclusive": "Two processes do {0} times the steps: not settled",
+            "supported": "Nobody waits: two processes do {0} the steps",
+            "contradicted": "Two processes do only {0} the steps",
+            "inconclusive": "Two processes do {0} the steps: not settled",
         },
     ),
     _points(
