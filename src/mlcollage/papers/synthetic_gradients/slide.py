@@ -128,7 +128,7 @@ def _processes(evidence: Evidence) -> Panel:
                     ax.add_patch(Rectangle((left, y - 0.45), right - left, 0.9, facecolor=face, linewidth=0))
             name = "decoupled" if arm == "dni" else "one batch at a time"
             text = f"{name}: {speed[arm]:.0f} steps/s"
-            ax.text(0, 3.6 * group + 2.2, text, color=theme.ink(color), weight="semibold", va="center")
+            ax.text(0, 3.6 * group + 2.35, text, color=theme.ink(color), weight="semibold", va="center")
         ax.set_yticks([])
         ax.set_ylim(-0.6, 6.5)
         ax.set_xlim(0, 300)
@@ -140,7 +140,7 @@ def _processes(evidence: Evidence) -> Panel:
         draw,
         f"Timeline of two processes: decoupled, {speed['dni']:.0f} steps per second and hardly a gap; with one batch "
         f"at a time, {speed['sequential']:.0f} steps per second, each waiting half of the time.",
-        "a row a process: computing (full), blocked (pale); ms",
+        "computing (full), blocked (pale); ms",
         claim="C11",
     )
 

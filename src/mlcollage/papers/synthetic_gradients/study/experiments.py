@@ -271,10 +271,8 @@ def remember(task: Task[Remember]) -> Measurements:
 
 def _recall(s: Remember, seed: int, scale: float, truncate: int) -> list[float]:
     with seeded(seed):
-        rnn, head = nn.RNN(2, s.units), nn.Linear(s.units, 2)
-    net = DNIRecurrent(
-        rnn, head, SyntheticGradient(s.units, 2), truncate=truncate, scale=scale, clip=s.clip, divisor=1.0 * s.rows
-    )
+        rnn, head, made = nn.RNN(2, s.units), nn.Linear(s.units, 2), SyntheticGradient(s.units, 2)
+    net = DNIRecurrent(rnn, head, made, truncate=truncate, scale=scale, clip=s.clip, divisor=1.0 * s.rows)
     adam = torch.optim.Adam([*rnn.parameters(), *head.parameters()], lr=s.lr)
     own = torch.optim.Adam(net.synthesizer.parameters(), lr=s.sg_lr)
     data = Recall(s.blanks, s.rows, seed)
