@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mlcollage.nn.init import build, seeded
+from mlcollage.nn.init import build
 from mlcollage.nn.mlp import MLP
-from mlcollage.papers.synthetic_gradients import Context, StageParts, SyntheticGradient, decouple, run_pipeline
+from mlcollage.papers.synthetic_gradients import Context, decouple, run_pipeline
+from mlcollage.papers.synthetic_gradients.study.stages import CLASSES, batches, sleeping_stage, working_stage
 
 Row = dict[str, Any]
-CLASSES, BATCH, WIDTH, LAYERS = 10, 64, 512, 3
+IMAGE_CLASSES = 10
 LOSS = nn.CrossEntropyLoss()
-NAP = 0.03 / BATCH  # seconds a row sleeps, a third of it forward
 
 
 def bench(quick: bool = True) -> list[Row]:
@@ -58,16 +57,16 @@ def _costs(quick: bool) -> list[Row]:
     rows = []
     for batch in (256,) if quick else (64, 256, 1024):
         g = torch.Generator().manual_seed(0)
-        x, y = torch.randn(batch, 784, generator=g), torch.randint(CLASSES, (batch,), generator=g)
-        plain = build(lambda: MLP((784,), CLASSES, (256,) * 4, norm="batch"), 0)
+        x, y = torch.randn(batch, 784, generator=g), torch.randint(IMAGE_CLASSES, (batch,), generator=g)
+        plain = build(lambda: MLP((784,), IMAGE_CLASSES, (256,) * 4, norm="batch"), 0)
 
         def step(model: nn.Module = plain, x: Tensor = x, y: Tensor = y) -> None:
             model.zero_grad(set_to_none=True)
             LOSS(model(x), y).backward()
 
         def cut(names: list[str], x: Tensor = x, y: Tensor = y, **options: Any) -> Callable[[], None]:
-            model = build(lambda: MLP((784,), CLASSES, (256,) * 4, norm="batch"), 0)
-            net = decouple(model, names, example=x[:8], context=CLASSES, **options)
+            model = build(lambda: MLP((784,), IMAGE_CLASSES, (256,) * 4, norm="batch"), 0)
+            net = decouple(model, names, example=x[:8], context=IMAGE_CLASSES, **options)
 
             def run() -> None:
                 net.zero_grad(set_to_none=True)
@@ -92,54 +91,14 @@ def _costs(quick: bool) -> list[Row]:
     return rows
 
 
-class _Nap(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        time.sleep(NAP * len(x) / 3)
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        time.sleep(NAP * len(grads[0]) * 2 / 3)
-        return grads[0]
-
-
-class Napping(nn.Module):
-    """Sleeps for each row, then computes something small."""
-
-    def __init__(self, inside: nn.Module) -> None:
-        super().__init__()
-        self.inside = inside
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = _Nap.apply(x if x.requires_grad else x.requires_grad_())
-        return self.inside(out)
-
-
-def stage(rank: int, *, sleeping: bool) -> StageParts:
-    """Two equal stages: asleep, or with products of ``LAYERS`` layers of ``WIDTH`` units each."""
-    last = rank == 1
-    with seeded(rank):
-        if sleeping:
-            block: nn.Module = Napping(nn.Linear(WIDTH, CLASSES if last else WIDTH))
-        else:
-            layers = [part for _ in range(LAYERS) for part in (nn.Linear(WIDTH, WIDTH), nn.ReLU())]
-            block = nn.Sequential(*layers, *([nn.Linear(WIDTH, CLASSES)] if last else []))
-        made = None if last else SyntheticGradient(WIDTH, CLASSES)
-    own = None if made is None else torch.optim.SGD(made.parameters(), lr=1e-3)
-    return StageParts(block, torch.optim.SGD(block.parameters(), lr=0.01), made, own)
-
-
 def _processes(quick: bool) -> list[Row]:
-    g = torch.Generator().manual_seed(0)
     count = 40 if quick else 200
-    given = [
-        (torch.randn(BATCH, WIDTH, generator=g), torch.randint(CLASSES, (BATCH,), generator=g)) for _ in range(count)
-    ]
     rows = []
-    for sleeping in (True, False):
-        kind = "10 ms forward, 20 ms backward asleep" if sleeping else f"{LAYERS} layers of {WIDTH} units"
-        what = f"two processes, equal stages, {kind}, batch {BATCH}"
+    for kind, build_stage, given in (
+        ("10 ms forward, 20 ms backward asleep, batch 32", sleeping_stage, batches(count, 0)),
+        ("3 layers of 512 units, batch 256", working_stage, batches(count, 0, 256, 512)),
+    ):
+        what = f"two processes, equal stages: {kind}"
         base = None
         for schedule, name in (
             ("sequential", "one batch at a time (baseline)"),
@@ -148,7 +107,7 @@ def _processes(quick: bool) -> list[Row]:
             ("dni", "decoupled by synthetic gradients"),
         ):
             found = run_pipeline(
-                partial(stage, sleeping=sleeping),
+                build_stage,
                 given,
                 stages=2,
                 loss_fn=LOSS,
