@@ -71,18 +71,16 @@ class Decoupled(nn.Module):
 
     With :math:`h_i` the activation at cut i and :math:`g_i` what is sent into the part below,
 
-    ============  =========================================================================================
-    ``sg``        :math:`g_i = \hat g_i = M_i(h_i, y)`, trained on
-                  :math:`\lVert \hat g_i - g_{i+1}^\top \partial h_{i+1} / \partial h_i \rVert^2` (bootstrapped)
-    ``bp``        the true gradient
-    ``fa``        feedback alignment: as ``bp``, with fixed random matrices for the transposed weights
-    ``dfa``       direct feedback alignment: a fixed random matrix times the error at the output
-    ``kickback``  the error, one number a sample (the mean over the last cut's units of its true gradient), times each
-                  unit's influence on the next part, :math:`(\partial h_{i+1} / \partial h_i)^\top 1`
-    ``critic``    the slope of a prediction of the sample's loss, which learns from the true loss
-    ``noise``     a random vector of length about 1, divided as the loss is
-    ``none``      nothing: only the part behind the last cut learns
-    ============  =========================================================================================
+    * ``sg``: :math:`g_i = \hat g_i = M_i(h_i, y)`, trained on
+      :math:`\lVert \hat g_i - g_{i+1}^\top \partial h_{i+1} / \partial h_i \rVert^2` (bootstrapped);
+    * ``bp``: the true gradient;
+    * ``fa``: feedback alignment, which is ``bp`` with fixed random matrices for the transposed weights;
+    * ``dfa``: direct feedback alignment, a fixed random matrix times the error at the output;
+    * ``kickback``: the error, one number a sample (the mean over the last cut's units of its true gradient), times each
+      unit's influence on the next part, :math:`(\partial h_{i+1} / \partial h_i)^\top 1`;
+    * ``critic``: the slope of a prediction of the sample's loss, which learns from the true loss;
+    * ``noise``: a random vector of length about 1, divided as the loss is;
+    * ``none``: nothing, so that only the part behind the last cut learns;
 
     and with ``lam`` :math:`\lambda`, :math:`g_i = (1 - \lambda) \hat g_i + \lambda g_{i+1}^\top \partial h_{i+1} /
     \partial h_i`, from synthetic gradients (0) to backpropagation (1).
