@@ -102,7 +102,7 @@ def test_while_runs_are_missing_or_failed_the_judge_says_what_it_lacks(evidence)
 def test_the_slide_has_a_panel_for_all_that_was_measured(evidence, tmp_path):
     bound = BoundStudy(SLUG, Scale.SMOKE)
     slide, files = draw_slide(bound, evidence, bound.judge(evidence), tmp_path)
-    assert [p.claim for p in (slide.collage.main, *slide.collage.panels)] == ["C1", "C2", "C6"]
+    assert [p.claim for p in (slide.collage.main, *slide.collage.panels)] == ["C3b", "C2", "C6"]
     assert all(file.stat().st_size > 10_000 for file in files.values())
 
 
