@@ -28,6 +28,13 @@ def test_small_numbers_are_kept_where_they_are_the_finding():
     assert error.format(2.5e6) == "+2.5e+06"
 
 
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.05, "5.0 pts"), (0.0004, "0.04 pts"), (0.0, "0.0 pts"), (-0.04, "−4.0 pts")]
+)
+def test_a_limit_keeps_the_digits_that_it_has(value, text):
+    assert SHARE.format_limit(value) == text
+
+
 @pytest.mark.parametrize("name", ["id", "title"])
 def test_a_claim_without_words_is_refused(name):
     with pytest.raises(InvalidInput, match=f"its {name} is empty"):

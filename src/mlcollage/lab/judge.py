@@ -604,11 +604,11 @@ def _short_of_margin(f: _Finding) -> bool:
 
 
 def _size(claim: Claim) -> str:
-    return claim.format(claim.margin, signed=False)
+    return claim.format_limit(claim.margin)
 
 
 def _support(claim: Claim) -> str:
-    limit = claim.format(claim.null, signed=False)
+    limit = claim.format_limit(claim.null)
     if claim.test == "trend":
         return "rises along the levels" if claim.direction == "greater" else "falls along the levels"
     return {
@@ -626,7 +626,7 @@ def _contradiction(f: _Finding, shown: bool) -> str:
         if shown:
             return f"there is an effect, but smaller than what matters, {_size(claim)}"
         return f"an effect of {_size(claim)} or more is ruled out"
-    limit = claim.format(claim.null, signed=False)
+    limit = claim.format_limit(claim.null)
     return {
         "within": f"more than {_size(claim)} from {limit}",
         "at_most": f"above {limit}",

@@ -110,10 +110,10 @@ def _needs(claim: Claim) -> str:
     """What the effect must be, where its sign does not say so: a limit, or the range of an equivalence."""
     null, margin = claim.null, claim.margin
     if claim.direction == "within":
-        ends = (claim.format(v, signed=False) for v in (null - margin, null + margin))
+        ends = (claim.format_limit(v) for v in (null - margin, null + margin))
         return "needs {} to {}".format(*ends)
     sign = {"at_most": "≤", "at_least": "≥"}.get(claim.direction, "")
-    return f"needs {sign} {claim.format(null, signed=False)}" if sign else ""
+    return f"needs {sign} {claim.format_limit(null)}" if sign else ""
 
 
 def _beside_the_picture(verdict: Verdict) -> str:
@@ -254,7 +254,7 @@ def _row(verdict: Verdict) -> ClaimRow:
         paper=claim.paper_value,
         estimand=_estimand(claim),
         test=verdict.test or claim.test.replace("_", "-"),
-        smallest_effect=claim.format(claim.margin, signed=False) if claim.margin else "–",
+        smallest_effect=claim.format_limit(claim.margin) if claim.margin else "–",
         ours=verdict.effect or "–",
         seeds=verdict.seeds,
         p_value="–" if p is None else ("< 0.001" if p < 0.001 else f"{p:.3f}"),
@@ -273,7 +273,7 @@ def _estimand(claim: Claim) -> str:
     describe = getattr(claim.estimand, "describe", None)
     what = (claim.to_dict()["estimand"] if describe else claim.estimand.__doc__ or claim.estimand.__name__).strip()
     what = re.sub(r" \[source \w+\]", "", what.splitlines()[0]).rstrip(".")
-    limit = "0" if claim.null == 0 else claim.format(claim.null, signed=False)
+    limit = "0" if claim.null == 0 else claim.format_limit(claim.null)
     return f"{what}; {_DIRECTIONS[claim.direction]} {limit}"
 
 

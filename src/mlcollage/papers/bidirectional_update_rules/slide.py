@@ -8,9 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import SubFigure
-from matplotlib.ticker import NullLocator
 
-from mlcollage.collage import Collage, Diagram, Panel, theme
+from mlcollage.collage import Collage, Diagram, Panel, marks, theme
 from mlcollage.lab import Evidence, Verdict
 from mlcollage.lab.panels import measured_panel
 
@@ -58,17 +57,16 @@ def _draw_idea(ax: Axes) -> None:
     d.note(187, 134, r"down: mixed by $\mu$", color=theme.ink(theme.PALETTE["purple"]))
     d.note(187, 92, "$w_{ij}^c$", color=theme.INK, fontsize=17)
     d.note(46, 22, "below", color=theme.INK)
-    d.note(328, 22, "above", color=theme.INK)
-    d.note(328, 154, "at the top: truth", color=theme.INK, ha="center")
-    d.field(187, 268, 374, 200)
-    d.equation(187, 196, r"a_j^c \leftarrow \sigma(\eta \sum_{i,d} w_{ij}^c \nu^{dc} a_i^d)", size=16, room=350)
+    d.note(298, 22, "above (top: truth)", color=theme.INK)
+    d.field(187, 268, 374, 208)
+    d.equation(187, 188, r"a_j^c \leftarrow \sigma(\eta \sum_{i,d} w_{ij}^c \nu^{dc} a_i^d)", size=16, room=350)
     d.equation(
-        187, 242, r"a_i^c \leftarrow \sigma(f a_i^c + \eta \sum_{j,d} w_{ji}^c \mu^{dc} a_j^d)", size=16, room=350
+        187, 239, r"a_i^c \leftarrow \sigma(f a_i^c + \eta \sum_{j,d} w_{ji}^c \mu^{dc} a_j^d)", size=16, room=350
     )
-    d.equation(187, 288, r"w_{ij}^c \leftarrow \tilde f w_{ij}^c + \tilde\eta \sum_{e,d} a_i^e \tilde\nu^{ec}"
+    d.equation(187, 290, r"w_{ij}^c \leftarrow \tilde f w_{ij}^c + \tilde\eta \sum_{e,d} a_i^e \tilde\nu^{ec}"
                r"\tilde\mu^{cd} a_j^d", size=16, room=350)  # fmt: skip
-    d.note(187, 326, "the small matrices are the genome,", color=theme.INK)
-    d.note(187, 350, "shared by all neurons, layers and tasks", color=theme.INK)
+    d.note(187, 332, "the small matrices are the genome,", color=theme.INK)
+    d.note(187, 354, "shared by all neurons, layers and tasks", color=theme.INK)
 
 
 _IDEA = Panel(
@@ -86,15 +84,8 @@ def _race(evidence: Evidence) -> Panel:
 
     def draw(ax: Axes) -> None:
         for arm, c in curves.items():
-            theme.band(ax, c.index, c["lo"].clip(0, 100), c["hi"].clip(0, 100), COLORS[arm])
-            ax.plot(
-                c.index, c["mean"], "--" if arm == "adam" else "-o", color=COLORS[arm], zorder=3 if arm == "blur" else 2
-            )
-            theme.label_line_end(ax, c.index[-1], c["mean"].iloc[-1], NAMES[arm], COLORS[arm])
-        ax.set_xscale("log")
-        ax.xaxis.set_minor_locator(NullLocator())
-        steps = [int(i) for i in next(iter(curves.values())).index]
-        ax.set_xticks(steps, [str(s) for s in steps])
+            marks.course(ax, c, COLORS[arm], NAMES[arm], dots=arm != "adam", dashed=arm == "adam", bounds=(0, 100))
+        marks.log_steps(ax, [int(i) for i in next(iter(curves.values())).index])
         ax.set_xlabel("steps of learning (log)")
         theme.tidy(ax, grid="y", ticks=5)
 
@@ -174,16 +165,12 @@ def _search(evidence: Evidence) -> Panel:
 
     def draw(ax: Axes) -> None:
         for arm, color in zip(arms, (RULE, theme.PALETTE["purple"]), strict=True):
-            c = 100 * rows[arm]
-            ax.plot([0, 1], c["mean"], "-o", color=color)
-            theme.label_line_end(ax, 1, float(c["mean"].iloc[-1]), arms[arm], color)
+            marks.course(ax, 100 * rows[arm].set_axis([0, 1]), color, arms[arm], dots=True, interval=False)
         ax.set_xticks([0, 1], ["before", "after the search"])
         ax.set_xlim(-0.2, 1.2)
         theme.tidy(ax, grid="y", ticks=4)
 
-    told = ", ".join(
-        f"{arms[a]} {100 * c['mean'].iloc[0]:.0f} to {100 * c['mean'].iloc[-1]:.0f}" for a, c in rows.items()
-    )
+    told = marks.from_to({arms[a]: 100 * c for a, c in rows.items()}, "{:.0f}")
     return Panel(
         "Searching for a rule",
         draw,

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from torch import Tensor, fx, nn
 
+from mlcollage._users import described
 from mlcollage.errors import InvalidInput
 
 from .context import Context, Kind
@@ -223,7 +224,7 @@ def split_blocks(model: nn.Module, cuts: Sequence[str] | Mapping[str, Any], *, e
         graph = _Leaves(names).trace(model)
     except Exception as error:
         raise InvalidInput(
-            f"{type(model).__name__} cannot be traced by torch.fx ({type(error).__name__}: {error}); give the blocks "
+            f"{type(model).__name__} cannot be traced by torch.fx ({described(error)}); give the blocks "
             "yourself, as DecoupledSequential takes them."
         ) from error
     nodes = list(graph.nodes)

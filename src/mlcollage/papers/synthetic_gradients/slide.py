@@ -10,7 +10,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from mlcollage.collage import Collage, Diagram, Panel, theme
+from mlcollage.collage import Collage, Diagram, Panel, marks, theme
 from mlcollage.lab import Evidence, Verdict
 from mlcollage.lab.panels import measured_panel
 
@@ -20,7 +20,7 @@ OTHER, GRAY = theme.PALETTE["orange"], theme.GRAYS[0]
 NAMES = {
     "bp": "backpropagation",
     "cdni": "synthetic gradient",
-    "dni": "the same, no label",
+    "dni": "synthetic, no label",
     "dfa": "direct feedback",
     "fa": "feedback alignment",
     "kickback": "kickback",
@@ -53,8 +53,8 @@ def _draw_idea(ax: Axes) -> None:
     d = Diagram(ax, 374, 372)
     for column, (x, color) in enumerate(((84, TRUE), (282, SYNTHETIC))):
         d.note(x, 14, ("backpropagation", "synthetic gradient")[column], color=color, weight="semibold")
-        boxes = [d.box(x - 22, y, 74, 40, text, color=theme.INK) for y, text in ((250, "$f_1$"), (160, "$f_2$"))]
-        loss = d.box(x - 22, 66, 74, 40, "loss", color=theme.INK)
+        boxes = [d.box(x - 22, y, 74, 40, text, color=theme.INK) for y, text in ((228, "$f_1$"), (142, "$f_2$"))]
+        loss = d.box(x - 22, 56, 74, 40, "loss", color=theme.INK)
         chain = [*boxes, loss]
         for a, b in pairwise(chain):
             d.arrow((a.x - 18, a.top[1]), (b.x - 18, b.bottom[1]), color=theme.INK)
@@ -151,15 +151,11 @@ def _layers(evidence: Evidence) -> Panel:
 
     def draw(ax: Axes) -> None:
         for arm, name, color in shown:
-            curve = curves[arm]
-            theme.band(ax, curve.index, curve["lo"], curve["hi"], color)
-            ax.plot(curve.index, curve["mean"], color=color, marker="o", markersize=4)
-            theme.label_line_end(ax, curve.index[-1], float(curve["mean"].iloc[-1]), name, color)
+            marks.course(ax, curves[arm], color, name, dots=True)
         ax.set_xlabel("layer")
         theme.tidy(ax, grid="y", ticks=4)
 
-    text = "; ".join(f"{name} {c['mean'].iloc[0]:.2f} to {c['mean'].iloc[-1]:.2f}" for (_, name, _), c in
-                     zip(shown, curves.values(), strict=True))  # fmt: skip
+    text = marks.from_to({name: curves[arm] for arm, name, _ in shown})
     return Panel(
         "Representations by layer",
         draw,

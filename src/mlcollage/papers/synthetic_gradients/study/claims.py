@@ -272,7 +272,7 @@ CLAIMS = (
         estimand=Level("speedup", "dni"),
         direction="at_least",
         null=1.6,
-        unit="x",
+        unit="×",
         says={
             "supported": "Nobody waits: two processes do {0} the steps",
             "contradicted": "Two processes do only {0} the steps",

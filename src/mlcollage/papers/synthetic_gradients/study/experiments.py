@@ -68,7 +68,7 @@ class Linear:
 
     n: int = 200  # samples
     dims: tuple[int, ...] = (2, 100)  # inputs
-    steps: int = 4000  # updates
+    steps: int = 2000  # updates
     lr: float = 0.05  # of the network
     deep: int = 10  # layers of the deep network, in 2 dimensions
     deep_lr: float = 0.01  # its rate
