@@ -1,0 +1,92 @@
+"""One of several processes that hold parts of one batch; writes what it got. Started by test_barlow_distributed.py."""
+
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.nn.functional import all_reduce
+
+from mlcollage.errors import InvalidInput
+from mlcollage.papers.barlow_twins import barlow_twins_loss
+
+UNEQUAL = (0, 2, 3, 7)  # rows of three processes, fewer than the nine columns
+
+
+def official():
+    with np.load(Path(__file__).parent / "official" / "distributed.npz") as file:
+        return {name: torch.from_numpy(value) for name, value in file.items()}
+
+
+class Net(nn.Module):
+    """Two linear layers, a batch norm over all processes, ReLU and a linear layer, as in the official numbers."""
+
+    def __init__(self, case, arrays):
+        super().__init__()
+        names = ("w0", "w1", "g1", "b1", "w2")
+        self.p = nn.ParameterDict({n: nn.Parameter(arrays[f"{case}/param/{n}"].clone()) for n in names})
+
+    def forward(self, x):
+        h = x @ self.p["w0"].T @ self.p["w1"].T
+        sums = all_reduce(torch.cat([h.sum(0), h.square().sum(0), h.new_tensor([float(len(h))])]))
+        mean, square = sums[:-1].div(sums[-1]).chunk(2)
+        h = (h - mean) / (square - mean.square() + 1e-5).sqrt() * self.p["g1"] + self.p["b1"]
+        return h.relu() @ self.p["w2"].T
+
+
+def unequal():
+    """Views of seven samples and a linear map to nine columns."""
+    g = torch.Generator().manual_seed(3)
+    x = torch.randn(7, 5, generator=g, dtype=torch.float64)
+    model = nn.Linear(5, 9, bias=False).double()
+    model.weight.data = torch.randn(9, 5, generator=g, dtype=torch.float64)
+    return model, x, x + 0.3 * torch.randn(7, 5, generator=g, dtype=torch.float64)
+
+
+def of_the_official_code(rank, found):
+    arrays = official()
+    for case in ("w2", "w2_wide"):
+        for scale in ("exact", "official"):
+            net = nn.parallel.DistributedDataParallel(Net(case, arrays))
+            start, stop = arrays[f"{case}/split"][rank : rank + 2].tolist()
+            x_a, x_b = (arrays[f"{case}/{x}"][start:stop].double() for x in ("x_a", "x_b"))
+            lambd = float(arrays[f"{case}/lambd"])
+            loss = barlow_twins_loss(net(x_a), net(x_b), lambd=lambd, group=dist.group.WORLD, grad_scale=scale)
+            loss.backward()
+            found[f"{case}/{scale}/loss"] = loss.detach()
+            found.update({f"{case}/{scale}/{n}": p.grad for n, p in net.module.p.items()})
+
+
+def of_unequal_parts(rank, found):
+    model, x_a, x_b = unequal()
+    net = nn.parallel.DistributedDataParallel(model)
+    rows = slice(UNEQUAL[rank], UNEQUAL[rank + 1])
+    for impl in ("direct", "gram", "tiled"):
+        model.zero_grad()
+        loss = barlow_twins_loss(net(x_a[rows]), net(x_b[rows]), impl=impl, group=dist.group.WORLD)
+        loss.backward()
+        found[f"{impl}/loss"], found[f"{impl}/grad"] = loss.detach(), model.weight.grad.clone()
+    found["half"] = barlow_twins_loss(x_a[rows].half(), x_b[rows].half(), group=dist.group.WORLD)
+    narrow = x_a[rows, : 4 + (rank == 1)]
+    for name, a, b in (
+        ("shape", x_a[rows], x_b[rows, : 5 - (rank == 2)]),  # wrong in the last process only
+        ("width", narrow, narrow),  # a different one in the second
+        ("nan", torch.where(torch.tensor(rank == 0), torch.nan, x_a[rows]), x_b[rows]),
+    ):
+        try:
+            barlow_twins_loss(a, b, group=dist.group.WORLD)
+        except InvalidInput as error:
+            found[f"refused/{name}"] = str(error)
+
+
+if __name__ == "__main__":
+    rank, size, store, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=size, timeout=timedelta(seconds=60))
+    found = {}
+    (of_the_official_code if size == 2 else of_unequal_parts)(rank, found)
+    np.savez(out, **{name: np.asarray(value) for name, value in found.items()})
+    dist.destroy_process_group()
