@@ -1,3 +1,9 @@
+from .attention import AttentionDistance as AttentionDistance
+from .attention import AttentionTap as AttentionTap
+from .attention import TokenGrid as TokenGrid
+from .attention import attention_distance as attention_distance
+from .attention import map_distance as map_distance
+from .attention import token_grid as token_grid
 from .calibration import CalibrationCurve as CalibrationCurve
 from .calibration import MonteCarlo as MonteCarlo
 from .calibration import accuracy as accuracy
@@ -48,6 +54,8 @@ from .units import unit_axes as unit_axes
 
 __all__ = [
     "RBF",
+    "AttentionDistance",
+    "AttentionTap",
     "CCAFactor",
     "CCAResult",
     "CKADifference",
@@ -59,11 +67,13 @@ __all__ = [
     "LayerUnits",
     "MinibatchCKA",
     "MonteCarlo",
+    "TokenGrid",
     "TraceResult",
     "UnitAxes",
     "accuracy",
     "agreement",
     "as_samples",
+    "attention_distance",
     "auroc_ood",
     "brier",
     "calibration_curve",
@@ -81,6 +91,7 @@ __all__ = [
     "jackknife",
     "layer_probes",
     "layers_of",
+    "map_distance",
     "mutual_information",
     "nll",
     "participation_ratio",
@@ -92,6 +103,7 @@ __all__ = [
     "sample_labels",
     "spectrum",
     "svcca",
+    "token_grid",
     "total_variation",
     "unit_axes",
 ]
