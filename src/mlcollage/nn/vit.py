@@ -1,8 +1,9 @@
-"""A small vision transformer (Dosovitskiy et al. 2021, arXiv:2010.11929, section 3.1)."""
+"""The vision transformer (Dosovitskiy et al. 2021, arXiv:2010.11929, section 3.1), plain or behind a ResNet stem."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,10 @@ from torch import Tensor, nn
 from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 from mlcollage.nn._parts import Block, Network, Record, as_image_shape, as_sizes, cut_normal_, keep, through
+from mlcollage.nn._vit_stem import ResNetStem, StdConv
+
+# Deviation of a normal distribution of deviation 1 that is cut at two, by which flax divides ("LeCun normal").
+_CUT_DEVIATION = 0.87962566103423978
 
 
 class _Patches(nn.Module):
@@ -23,6 +28,8 @@ class _Patches(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         (b, c, h, w), (p, q) = x.shape, self.patch
+        h, w = h // p * p, w // q * q
+        x = x[:, :, :h, :w]  # the pixels after the last whole patch, if the network was made with crop=True
         x = x.reshape(b, c, h // p, p, w // q, q).permute(0, 2, 4, 1, 3, 5)  # (batch, rows, columns, c, p, q)
         return self.linear(x.reshape(b, (h // p) * (w // q), c * p * q))  # (batch, patches, dim)
 
@@ -55,10 +62,10 @@ class _Attention(Block):
 class _Mlp(Block):
     """Linear, GELU, linear."""
 
-    def __init__(self, dim: int, hidden: int, dropout: float) -> None:
+    def __init__(self, dim: int, hidden: int, dropout: float, gelu: str) -> None:
         super().__init__()
         self.linear1 = nn.Linear(dim, hidden)
-        self.gelu = nn.GELU()
+        self.gelu = nn.GELU(approximate="tanh" if gelu == "tanh" else "none")
         self.drop = nn.Dropout(dropout)
         self.linear2 = nn.Linear(hidden, dim)
 
@@ -70,12 +77,10 @@ class _Mlp(Block):
 class _Block(Block):
     """Pre-norm transformer block: x + attn(ln1(x)), then x + mlp(ln2(x))."""
 
-    def __init__(self, dim: int, heads: int, hidden: int, dropout: float, drop_path: float, fused: bool) -> None:
+    def __init__(self, attn: _Attention, mlp: _Mlp, dim: int, dropout: float, drop_path: float) -> None:
         super().__init__()
-        self.ln1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = _Attention(dim, heads, dropout, fused)
-        self.ln2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = _Mlp(dim, hidden, dropout)
+        self.ln1, self.attn = nn.LayerNorm(dim, eps=1e-6), attn
+        self.ln2, self.mlp = nn.LayerNorm(dim, eps=1e-6), mlp
         self.drop = nn.Dropout(dropout)
         self.drop_path = drop_path
 
@@ -93,10 +98,18 @@ class _Block(Block):
 
 
 class ViT(Network):
-    """Vision transformer: patches, learned position embedding, pre-norm blocks, class token or mean pooling.
+    r"""Vision transformer: patches, learned position embedding, pre-norm blocks, class token or mean pooling.
 
-    Weights start from a normal distribution of standard deviation 0.02 cut at two standard deviations, biases from
-    zero (as ViT and its successors do); LayerNorm has the reference's epsilon of 1e-6.
+    .. math::
+
+        z_0 = [t;\, E x_1;\, \dots;\, E x_N] + P, \qquad
+        z'_l = z_{l-1} + \mathrm{MSA}(\mathrm{LN}(z_{l-1})), \qquad
+        z_l = z'_l + \mathrm{MLP}(\mathrm{LN}(z'_l))
+
+    with patches :math:`x_i`, class token t and position embedding P; logits are a linear map of
+    :math:`\mathrm{LN}(z_L)` at the class token, or of its mean over patches. This one class is the small network of
+    the studies and, by name through :func:`mlcollage.nn.vit_models.vit`, each network of Steiner et al. (2022,
+    arXiv:2106.10270). LayerNorm has the reference's epsilon of 1e-6.
 
     Parameters
     ----------
@@ -119,11 +132,32 @@ class ViT(Network):
         tokens, without a class token.
     dropout
         Probability of dropout on embeddings, attention weights, MLP units and branch outputs.
+    attention_dropout
+        Another probability for the attention weights; the reference has 0 there. None: ``dropout``.
     stochastic_depth
         Probability of dropping a branch for a sample in the last block; it grows linearly from 0 in the first.
     fused
         Use torch's fused attention kernel. It saves memory and, with many tokens, time, but has no second derivative
         and no fast path through ``torch.vmap`` on a CPU. Not used when activations are asked for.
+    mlp_dim
+        Hidden units of each block's MLP, in place of ``mlp_ratio``.
+    gelu
+        ``"erf"``, or ``"tanh"`` for the approximation that JAX computes by default and the released weights expect.
+    stem
+        Bottleneck units in each stage of a ResNet before the patches, such as ``(2, 2, 2, 2)``; ``()`` for its first
+        convolution and pooling only; None for none. Patches are then cut from its output, whose sides are those of
+        the image over 4, and over 2 more for each stage after the first.
+    stem_width
+        Channels of the stem's first convolution, a multiple of 32.
+    pre_logits
+        Units of a tanh layer between the pooled token and the head; None for none.
+    init
+        ``"small"``: weights and embeddings from a normal distribution of deviation 0.02 cut at two deviations, biases
+        from zero, as ViT's successors do. ``"reference"``: as the paper's code, Xavier for attention and MLP, class
+        token and head from zero, MLP biases of deviation 1e-6. The gradient of the first step is then zero everywhere
+        but in the head.
+    crop
+        Cut the pixels after the last whole patch, as the reference does, instead of refusing such images.
 
     Raises
     ------
@@ -133,11 +167,12 @@ class ViT(Network):
 
     Notes
     -----
-    Activations, in order of execution: ``patches`` (batch, patches, dim), ``embed`` (with class token and position);
-    for each block ``block1.ln1``, ``block1.attn.weights`` (batch, heads, tokens, tokens), ``block1.attn``,
-    ``block1.add1``, ``block1.ln2``, ``block1.mlp.gelu``, ``block1.mlp``, ``block1.add2`` (the residual stream after
-    the block); ``norm``, ``pool``, ``logits``. Where a name is a module's path, the value is that module's output;
-    every value is the one that the logits were computed from, so gradients with respect to it are right.
+    Activations, in order of execution: those of the ``stem``, if there is one; ``patches`` (batch, patches, dim),
+    ``embed`` (with class token and position); for each block ``block1.ln1``, ``block1.attn.weights`` (batch, heads,
+    tokens, tokens), ``block1.attn``, ``block1.add1``, ``block1.ln2``, ``block1.mlp.gelu``, ``block1.mlp``,
+    ``block1.add2`` (the residual stream after the block); ``norm``, ``pool``, ``pre_logits`` if there is one,
+    ``logits``. Where a name is a module's path, the value is that module's output; every value is the one that the
+    logits were computed from, so gradients with respect to it are right.
 
     Examples
     --------
@@ -161,10 +196,23 @@ class ViT(Network):
         dropout: float = 0.0,
         stochastic_depth: float = 0.0,
         fused: bool = False,
+        mlp_dim: int | None = None,
+        attention_dropout: float | None = None,
+        gelu: str = "erf",
+        stem: Sequence[int] | None = None,
+        stem_width: int = 64,
+        pre_logits: int | None = None,
+        init: str = "small",
+        crop: bool = False,
     ) -> None:
         super().__init__(as_image_shape(in_shape), num_classes)
-        self.patch_size = _patch_size(patch_size, self.in_shape)
-        self.grid = (self.in_shape[1] // self.patch_size[0], self.in_shape[2] // self.patch_size[1])
+        shape = self.in_shape
+        if stem is not None:
+            self.stem = _stem(self.in_shape[0], stem, stem_width)
+            shape = self.stem.out_shape(*self.in_shape[1:])
+        self.has_stem = stem is not None
+        self.patch_size = _patch_size(patch_size, shape, crop)
+        self.grid = (shape[1] // self.patch_size[0], shape[2] // self.patch_size[1])
         dim, heads = checks.integer("dim", dim, least=1), checks.integer("heads", heads, least=1)
         depth = checks.integer("depth", depth, least=1)
         if dim % heads:
@@ -172,19 +220,37 @@ class ViT(Network):
         checks.choice("pool", pool, ("token", "mean"))
         dropout = checks.real("dropout", dropout, least=0, below=1)
         stochastic_depth = checks.real("stochastic_depth", stochastic_depth, least=0, below=1)
-        hidden = checks.integer("mlp_ratio * dim", round(mlp_ratio * dim), least=1)
+        if attention_dropout is None:
+            attention_dropout = dropout
+        attention_dropout = checks.real("attention_dropout", attention_dropout, least=0, below=1)
+        if mlp_dim is None:
+            hidden = checks.integer("mlp_ratio * dim", round(mlp_ratio * dim), least=1)
+        else:
+            hidden = checks.integer("mlp_dim", mlp_dim, least=1)
+        checks.choice("gelu", gelu, ("erf", "tanh"))
+        checks.choice("init", init, ("small", "reference"))
 
-        self.patches = _Patches(self.in_shape, self.patch_size, dim)
+        self.patches = _Patches(shape, self.patch_size, dim)
         self.token = nn.Parameter(torch.zeros(1, 1, dim)) if pool == "token" else None
         tokens = self.grid[0] * self.grid[1] + (pool == "token")
         self.position = nn.Parameter(torch.zeros(1, tokens, dim))
         self.drop = nn.Dropout(dropout)
         for i in range(depth):
             path = stochastic_depth * i / max(1, depth - 1)
-            self.add_module(f"block{i + 1}", _Block(dim, heads, hidden, dropout, path, fused))
+            attn = _Attention(dim, heads, attention_dropout, fused)
+            self.add_module(f"block{i + 1}", _Block(attn, _Mlp(dim, hidden, dropout, gelu), dim, dropout, path))
+        self.depth = depth
         self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.head = nn.Linear(dim, self.num_classes)
-        self._initialize()
+        width = dim
+        if pre_logits is not None:
+            width = checks.integer("pre_logits", pre_logits, least=1)
+            self.pre_logits = nn.Sequential(nn.Linear(dim, width), nn.Tanh())
+        self.has_pre_logits = pre_logits is not None
+        self.head = nn.Linear(width, self.num_classes)
+        if init == "small":
+            self._initialize()
+        else:
+            self._initialize_as_reference()
 
     def _initialize(self) -> None:
         for module in self.modules():
@@ -195,26 +261,61 @@ class ViT(Network):
         if self.token is not None:
             cut_normal_(self.token, 0.02)
 
+    def _initialize_as_reference(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear | StdConv):  # flax's default for convolutions and layers
+                _lecun_normal_(module.weight)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, _Attention):
+                for part in module.qkv.weight.chunk(3):  # query, key and value are three kernels in the reference
+                    nn.init.xavier_uniform_(part)
+                nn.init.xavier_uniform_(module.proj.weight)
+            if isinstance(module, _Mlp):
+                for linear in (module.linear1, module.linear2):
+                    nn.init.xavier_uniform_(linear.weight)
+                    nn.init.normal_(linear.bias, std=1e-6)
+        if self.has_stem:
+            self.stem.zero_last_norms()
+        nn.init.normal_(self.position, std=0.02)
+        nn.init.zeros_(self.head.weight)  # the class token is zero already
+
     def features(self, x: Tensor, record: Record = None) -> Tensor:
-        """The class token, or the mean of all tokens, after the last block, (batch, dim)."""
-        x = keep(record, "patches", self.patches(x))
+        """What the head sees: the class token or the mean of all tokens, (batch, dim), or the tanh layer's units."""
+        x = through(self, ["stem", "patches"] if self.has_stem else ["patches"], x, record)
         if self.token is not None:
             x = torch.cat([self.token.expand(x.shape[0], -1, -1).to(x.dtype), x], 1)  # (batch, 1 + patches, dim)
         x = keep(record, "embed", self.drop(x + self.position))
-        blocks = [name for name, layer in self.named_children() if isinstance(layer, Block)]
-        x = through(self, [*blocks, "norm"], x, record)
-        return keep(record, "pool", x.mean(1) if self.token is None else x[:, 0])
+        x = through(self, [*(f"block{i + 1}" for i in range(self.depth)), "norm"], x, record)
+        x = keep(record, "pool", x.mean(1) if self.token is None else x[:, 0])
+        return through(self, ["pre_logits"], x, record) if self.has_pre_logits else x
 
 
-def _patch_size(patch_size: int | tuple[int, int], in_shape: tuple[int, ...]) -> tuple[int, int]:
+def _lecun_normal_(weight: Tensor) -> None:
+    """Deviation 1 / sqrt(inputs), from a normal distribution cut at two of its own deviations."""
+    cut_normal_(weight, 1 / (math.sqrt(weight[0].numel()) * _CUT_DEVIATION))
+
+
+def _stem(channels: int, blocks: Sequence[int], width: int) -> ResNetStem:
+    if checks.integer("stem_width", width, least=32) % 32:
+        raise InvalidInput(f"stem_width={width} must be a multiple of 32, the groups of its group norm.")
+    return ResNetStem(channels, as_sizes("stem", blocks, empty=True), width)
+
+
+def _patch_size(patch_size: int | tuple[int, int], in_shape: tuple[int, ...], crop: bool) -> tuple[int, int]:
     sides = as_sizes("patch_size", patch_size if isinstance(patch_size, tuple | list) else (patch_size, patch_size))
     if len(sides) != 2:
         raise InvalidInput(f"patch_size must be one side or (height, width), not {patch_size!r}.")
     for side, size, what in zip(sides, in_shape[1:], ("height", "width"), strict=True):
+        if crop and size >= side:
+            continue
         if size % side:
             fits = [d for d in range(1, size + 1) if size % d == 0]
+            near = sorted({max(side, size // side * side), (size // side + 1) * side})
             raise InvalidInput(
                 f"patches of {what} {side} do not tile an image of {what} {size}; choose one of "
-                f"{', '.join(map(str, fits))}, or pad or resize the images."
+                f"{', '.join(map(str, fits))}, or pad or resize the images to {' or '.join(map(str, near))} "
+                "(crop=True drops the pixels after the last whole patch)."
             )
     return sides[0], sides[1]
