@@ -30,6 +30,7 @@ from .cka import MinibatchCKA as MinibatchCKA
 from .cka import cka as cka
 from .class_means import ClassMeans as ClassMeans
 from .dimensionality import dimensionality as dimensionality
+from .dimensionality import effective_rank as effective_rank
 from .dimensionality import participation_ratio as participation_ratio
 from .dimensionality import spectrum as spectrum
 from .fisher import fisher_sqnorm as fisher_sqnorm
@@ -83,6 +84,7 @@ __all__ = [
     "confidence_gap",
     "dimensionality",
     "ece",
+    "effective_rank",
     "fisher_sqnorm",
     "fisher_trace",
     "hessian_eigenvalues",

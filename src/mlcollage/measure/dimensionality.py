@@ -1,4 +1,4 @@
-"""How many dimensions a representation fills: principal components for a share of variance, participation ratio."""
+"""How many dimensions a representation fills: components for a share of variance, and two smooth counts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mlcollage.measure.cca import components_for
-from mlcollage.measure.representation import centered_matrix
+from mlcollage.measure.representation import as_double, centered_matrix
 
 
 def spectrum(acts: Any) -> Tensor:
@@ -104,3 +104,44 @@ def participation_ratio(acts: Any) -> float:
     """
     values = spectrum(acts)  # (min(n, p),)
     return float(values.sum() ** 2 / values.square().sum()) if float(values.sum()) > 0 else 0.0
+
+
+def effective_rank(acts: Any, *, center: bool = True) -> float:
+    r"""A smooth count of dimensions from the entropy of the singular values (RankMe).
+
+    .. math:: \exp\Big(-\sum_i p_i \log p_i\Big), \qquad p_i = s_i \Big/ \sum_j s_j
+
+    It is p for p equal singular values. Above :func:`participation_ratio` in general, since it takes singular values
+    and not their squares.
+
+    Parameters
+    ----------
+    acts
+        (n, p), as for :func:`spectrum`.
+    center
+        Take the mean of each column off first (default); RankMe does not.
+
+    Returns
+    -------
+    float
+        From 1 to min(n, p); 0 for a representation of zeros.
+
+    References
+    ----------
+    Roy and Vetterli, "The effective rank", 2007; Garrido, Balestriero, Najman and LeCun, "RankMe", 2023,
+    arXiv:2210.02885.
+
+    Examples
+    --------
+    >>> round(effective_rank([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], center=False), 3)
+    2.828
+    """
+    centered = centered_matrix(acts, "acts")  # also refuses what is no matrix
+    x = centered if center else as_double(acts)
+    # The smaller Gram matrix would square the condition; a triangular factor has the same singular values.
+    small = torch.linalg.qr(x if x.shape[0] >= x.shape[1] else x.T, mode="r")[1]
+    s = torch.linalg.svdvals(small)
+    if float(s.sum()) == 0:
+        return 0.0
+    share = s / s.sum()
+    return float(torch.special.entr(share).sum().exp())

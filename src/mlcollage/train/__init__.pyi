@@ -22,6 +22,7 @@ from .schedules import constant as constant
 from .schedules import cosine as cosine
 from .schedules import linear as linear
 from .schedules import step_decay as step_decay
+from .schedules import warmup_cosine as warmup_cosine
 
 __all__ = [
     "LARS",
@@ -48,4 +49,5 @@ __all__ = [
     "stackable",
     "step_decay",
     "steps",
+    "warmup_cosine",
 ]

@@ -59,7 +59,8 @@ class LARS(torch.optim.Optimizer):
         ``"official"`` (default) or ``"you2017"``.
     exclude
         Which parameters are neither adapted nor decayed: ``"below_2d"`` (default) biases, norms and scalars such as a
-        temperature; ``"1d"`` as in the official code, which adapts scalars; ``"none"`` adapts all.
+        temperature; ``"1d"`` as in the official code, which adapts scalars; ``"none"`` adapts all, ``"all"`` none: for
+        a group of tokens, position embeddings and norms with several axes.
     clip
         The step is the gradient times the smaller of the ratio and :math:`\gamma`, not times their product, as in
         Apex's LARC: never longer than that of plain SGD. Default False.
@@ -95,7 +96,7 @@ class LARS(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         trust_coefficient: float = 0.001,
         variant: Literal["official", "you2017"] = "official",
-        exclude: Literal["below_2d", "1d", "none"] = "below_2d",
+        exclude: Literal["below_2d", "1d", "none", "all"] = "below_2d",
         clip: bool = False,
         eps: float = 0.0,
     ) -> None:
@@ -120,7 +121,7 @@ class LARS(torch.optim.Optimizer):
         checks.real("trust_coefficient", settings["trust_coefficient"], above=0)
         checks.real("eps", settings["eps"], least=0)
         checks.choice("variant", settings["variant"], ("official", "you2017"))
-        checks.choice("exclude", settings["exclude"], ("below_2d", "1d", "none"))
+        checks.choice("exclude", settings["exclude"], ("below_2d", "1d", "none", "all"))
         super().add_param_group(param_group)
 
     @torch.no_grad()
@@ -167,7 +168,9 @@ class LARS(torch.optim.Optimizer):
 
 
 def _excluded(p: Tensor, exclude: str) -> bool:
-    return p.ndim == 1 or (p.ndim == 0 and exclude == "below_2d") if exclude != "none" else False
+    if exclude in ("none", "all"):
+        return exclude == "all"
+    return p.ndim == 1 or (p.ndim == 0 and exclude == "below_2d")
 
 
 def _adapted_gradients(params: list[Tensor], group: dict[str, Any]) -> list[Tensor]:

@@ -58,6 +58,35 @@ def cosine(total: int, final: float = 0.0, warmup: int = 0, every: int = 1) -> S
     return _ramp(total, final, warmup, every, lambda u: 0.5 * (1 + math.cos(math.pi * u)))
 
 
+def warmup_cosine(total: int, warmup: int, end: float = 1e-3) -> Schedule:
+    r"""Linear warm-up from 0 and half a cosine down to ``end``, as in the code of Barlow Twins.
+
+    .. math::
+
+        f(t) = t / w \quad (t < w), \qquad
+        f(t) = q + f_\mathrm{end} (1 - q), \quad q = \tfrac12 \left(1 + \cos \pi \frac{t - w}{T - w}\right)
+
+    Unlike :func:`cosine`'s, the warm-up starts with a step of rate 0.
+
+    Parameters
+    ----------
+    total
+        Optimizer steps T of the whole run, warm-up included; accumulated micro-batches are no steps.
+    warmup
+        Steps w of the warm-up, fewer than ``total``.
+    end
+        Factor from step ``total`` on, by default 0.001.
+
+    Examples
+    --------
+    >>> f = warmup_cosine(6, 2)
+    >>> [round(f(t), 4) for t in range(7)]
+    [0.0, 0.5, 1.0, 0.8537, 0.5005, 0.1473, 0.001]
+    """
+    after = cosine(total, end, warmup)
+    return lambda step: step / warmup if step < warmup else after(step)
+
+
 def linear(total: int, final: float = 0.0, warmup: int = 0, every: int = 1) -> Schedule:
     """A straight line from 1 down to ``final`` at step ``total``, after a linear warm-up; arguments as :func:`cosine`.
 
