@@ -6,6 +6,7 @@ from .comparison import compare_optimizers as compare_optimizers
 from .genome import Genome as Genome
 from .genome import GenomeSettings as GenomeSettings
 from .genome import shipped_genomes as shipped_genomes
+from .health import LearningHealth as LearningHealth
 from .meta import Episode as Episode
 from .meta import MetaTrainer as MetaTrainer
 from .meta import run_episode as run_episode
@@ -34,6 +35,7 @@ __all__ = [
     "GenomeSettings",
     "InnerStep",
     "Learned",
+    "LearningHealth",
     "MetaTrainer",
     "TaskDistribution",
     "ToyTasks",

@@ -13,10 +13,11 @@ from torch.nn import functional as F
 
 
 class Activation(NamedTuple):
-    """A function of each number, and its derivative there."""
+    """A function of each number, its derivative there, and the bounds that outputs saturate at."""
 
     function: Callable[[Tensor], Tensor]
     derivative: Callable[[Tensor], Tensor]
+    bounds: tuple[float, float] | None = None
 
 
 def _normal_cdf(x: Tensor) -> Tensor:
@@ -68,9 +69,9 @@ def _dleaky(x: Tensor, slope: float) -> Tensor:
 # Functions with names of their own, so that networks can be pickled by those who want to.
 ACTIVATIONS: dict[str, Activation] = {
     "identity": Activation(_identity, torch.ones_like),
-    "tanh": Activation(torch.tanh, _dtanh),
-    "relu_tanh": Activation(_relu_tanh, _drelu_tanh),
-    "sigmoid": Activation(torch.sigmoid, _dsigmoid),
+    "tanh": Activation(torch.tanh, _dtanh, (-1.0, 1.0)),
+    "relu_tanh": Activation(_relu_tanh, _drelu_tanh, (-1.0, 1.0)),
+    "sigmoid": Activation(torch.sigmoid, _dsigmoid, (0.0, 1.0)),
     "relu": Activation(torch.relu, _positive),
     "silu": Activation(F.silu, _dsilu),
     "gelu": Activation(F.gelu, _dgelu),
@@ -82,7 +83,7 @@ ACTIVATIONS: dict[str, Activation] = {
 
 def of_module(module: nn.Module) -> Activation | None:
     """The activation that a module is, or None."""
-    if isinstance(module, nn.LeakyReLU):
+    if type(module) is nn.LeakyReLU:
         slope = float(module.negative_slope)
         return Activation(partial(F.leaky_relu, negative_slope=slope), partial(_dleaky, slope=slope))
     if isinstance(module, nn.GELU) and module.approximate != "none":

@@ -188,7 +188,7 @@ def from_sizes(sizes: Sequence[int], activation: Activation, top: Activation) ->
 def from_module(model: nn.Module, input_shape: Sequence[int] | None) -> Path:
     """The path through a user's ``nn.Sequential``; refuses by name what it cannot follow."""
     model = unwrap(model)
-    if not isinstance(model, nn.Sequential):
+    if not _follows(model, nn.Sequential):
         raise InvalidInput(
             f"a {type(model).__name__} computes in its own forward(), which cannot be followed; give the layers as "
             f"nn.Sequential of {SUPPORTED}."
@@ -201,7 +201,7 @@ def from_module(model: nn.Module, input_shape: Sequence[int] | None) -> Path:
     layers, pools, seen = list[Synapses](), list[Pool](), dict[int, int]()
     fresh = True  # whether an activation may still follow the last synapses
     for name, module in modules:
-        if isinstance(module, nn.Linear | nn.Conv2d):
+        if _follows(module, nn.Linear, nn.Conv2d):
             below = layers[-1].above if layers else shape
             layer = _synapses(name, module, below, tuple(pools), seen.get(id(module), -1))
             seen.setdefault(id(module), len(layers))
@@ -217,7 +217,7 @@ def from_module(model: nn.Module, input_shape: Sequence[int] | None) -> Path:
                 )
             layers[-1] = _replace(layers[-1], activation)
             fresh = False
-        elif isinstance(module, nn.Flatten):
+        elif _follows(module, nn.Flatten):
             if module.start_dim != 1 or module.end_dim not in (-1, len(shape)):
                 raise InvalidInput(f"layer {name!r}: Flatten must keep the batch and flatten all else.")
         else:
@@ -236,13 +236,27 @@ def _replace(layer: Synapses, activation: Activation) -> Synapses:
     return replace(layer, activation=activation, own_activation=True)
 
 
+def _follows(module: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Whether a module is of one of these kinds and computes as they do: a subclass may have a forward of its own."""
+    return any(isinstance(module, kind) and type(module).forward is kind.forward for kind in kinds)
+
+
 def _leaves(module: nn.Module, path: str) -> Any:
-    if isinstance(module, nn.Sequential):
+    # lazy layers and old-style weight_norm have hooks too, and are refused in their own words
+    if (module._forward_hooks or module._forward_pre_hooks) and not (_lazy(module) or hasattr(module, "weight_g")):
+        raise InvalidInput(
+            f"{f'layer {path!r}' if path else 'the model'} has a forward hook, which cannot be followed."
+        )
+    if _follows(module, nn.Sequential):
         for name, child in module._modules.items():
             if child is not None:
                 yield from _leaves(child, f"{path}.{name}" if path else name)
     else:
         yield path, module
+
+
+def _lazy(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.lazy.LazyModuleMixin) and bool(module.has_uninitialized_params())
 
 
 def _input_shape(first: nn.Module, given: Sequence[int] | None) -> tuple[int, ...]:
@@ -254,7 +268,7 @@ def _input_shape(first: nn.Module, given: Sequence[int] | None) -> tuple[int, ..
 
 
 def _synapses(name: str, module: nn.Module, below: tuple[int, ...], pools: tuple[Pool, ...], shared: int) -> Synapses:
-    if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
+    if _lazy(module):
         raise InvalidInput(f"layer {name!r} is lazy and has no weights yet; run the model once on a batch.")
     if hasattr(module, "parametrizations") or hasattr(module, "weight_g"):
         raise InvalidInput(f"layer {name!r} has a parametrized weight; remove the parametrization first.")
@@ -304,9 +318,8 @@ def _pair(value: Any) -> tuple[int, int]:
     return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
-def _pool(name: str, module: nn.Module, below: tuple[int, ...]) -> Pool:
-    kinds = nn.MaxPool2d | nn.AvgPool2d | nn.AdaptiveAvgPool2d
-    if not isinstance(module, kinds):
+def _pool(name: str, module: Any, below: tuple[int, ...]) -> Pool:
+    if not _follows(module, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d):
         hint = {
             nn.Softmax: "; leave it out, feedback is written on logits",
             nn.LogSoftmax: "; leave it out, feedback is written on logits",
@@ -314,6 +327,8 @@ def _pool(name: str, module: nn.Module, below: tuple[int, ...]) -> Pool:
             nn.BatchNorm1d: "; the genome's own normalization takes its place",
             nn.BatchNorm2d: "; the genome's own normalization takes its place",
         }.get(type(module), "")
+        if isinstance(module, nn.Sequential | nn.Linear | nn.Conv2d):
+            hint = "; it has a forward() of its own, which cannot be followed"
         raise InvalidInput(f"layer {name!r} is a {type(module).__name__}, supported are {SUPPORTED}{hint}.")
     if len(below) != 3:
         raise InvalidInput(f"layer {name!r} pools images, and its input has shape {below}.")

@@ -171,10 +171,14 @@ def compare_optimizers(
     order = torch.randperm(len(data.y), generator=generator(0, len(data.y)))
     keep, out = order[held:], order[:held]
     test = ArrayTasks(X_test, y_test, classes=data.classes)
+    if test.X[0].numel() != data.X[0].numel():
+        raise InvalidInput(f"X_test has {test.X[0].numel()} features, X has {data.X[0].numel()}.")
     learned = ArrayTasks(data.X[keep].flatten(1), data.y[keep], classes=data.classes)
     validation = data.X[out].flatten(1)[None], data.y[out][None]
     on_test = test.X.flatten(1)[None], test.y[None]
-    horizons = tuple(sorted(horizons))
+    horizons = tuple(sorted(checks.integer("each of horizons", h, least=1) for h in horizons))
+    if not horizons or not seeds:
+        raise InvalidInput("horizons and seeds must not be empty.")
     sizes = (learned.X.shape[1], *hidden, data.classes)
     reference = next(iter(found.values()), None)
     activation = reference.settings.activation if reference is not None else "tanh"

@@ -289,8 +289,15 @@ class Genome:
         own: dict[str, Any] = {}
         if exact:
             own = {"symmetric": True, "multistate": False, "backward": "multiplicative_second", "norm": "none"}
-            own |= {"second_state": "derivative", "backward_activation": "identity", "feedback": "softmax"}
-            own |= {"step_scale": "plain"}
+            own |= {"second_state": "derivative", "backward_activation": "identity", "oja": "none"}
+            own |= {"synapse_norm": "none", "saturation": "none", "forward_update": False}
+            if different := [name for name in own if settings.get(name, own[name]) != own[name]]:
+                name = different[0]
+                raise InvalidInput(
+                    f"with {name}={settings[name]!r} the genome is not backprop, which needs {name}={own[name]!r}; "
+                    "exact=False gives its matrices under any settings."
+                )
+            own |= {"feedback": "softmax", "step_scale": "plain"}
         s = GenomeSettings(k=k, **{**own, **settings})
         g = generator(checks.integer("seed", seed, least=0), 0xB9)
         count = 1 if population is None else checks.integer("population", population, least=1)
@@ -425,7 +432,8 @@ class Genome:
         2
         """
         path = Path(name)
-        if path.suffix != ".safetensors":
+        # a bare word is a name, all else a file
+        if path.suffix != ".safetensors" and not path.exists() and path.name == str(name):
             path = _FOLDER / f"{checks.choice('genome', str(name), shipped_genomes())}.safetensors"
         found = tensor_file.load(path, _KIND)
         known = {f.name for f in fields(GenomeSettings)}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any, Literal
 
+import psutil
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,8 +24,8 @@ from mlcollage.infer import tensor_file
 
 from ._activations import ACTIVATIONS
 from ._layers import Path, from_module, from_sizes
-from .genome import Genome
-from .network import Weights, functional_forward, functional_step, init_weights
+from .genome import Genome, as_genome
+from .network import Diverged, Weights, functional_forward, functional_step, init_weights
 from .tasks import TaskDistribution
 
 Method = Literal["gradient", "pes", "cmaes"]
@@ -216,8 +218,11 @@ class MetaTrainer:
         seed: int = 0,
     ) -> None:
         self.tasks: list[TaskDistribution] = [tasks] if isinstance(tasks, TaskDistribution) else list(tasks)
-        if not self.tasks:
-            raise InvalidInput("tasks is empty; give at least one distribution.")
+        if not self.tasks or not all(isinstance(t, TaskDistribution) for t in self.tasks):
+            raise InvalidInput(
+                "tasks must be a distribution or several, as ArrayTasks(X, y): with input_shape, classes and sample()."
+            )
+        genome = as_genome(genome)
         checks.choice("method", method, ("gradient", "pes", "cmaes"))
         checks.choice("fitness", fitness, ("accuracy", "loss"))
         for name, value in (("unroll", unroll), ("batch_size", batch_size), ("replicas", replicas)):
@@ -242,6 +247,12 @@ class MetaTrainer:
         self.fitness, self.truncation, self.checkpointed = fitness, truncation, checkpointed
         self.curriculum = tuple((int(a), int(b)) for a, b in curriculum)
         self.paths = self._paths(hidden, model)
+        self._start = (
+            [unroll, *self.horizons],
+            self.clip,
+            self.test_size,
+            [self._drawn(i) for i in range(len(self.tasks))],
+        )
         vector = self.genome.to_vector().detach().clone()
         self._vector = vector  # (P, d)
         self._moments = torch.zeros_like(vector), torch.zeros_like(vector)
@@ -273,6 +284,21 @@ class MetaTrainer:
         sizes = [(math.prod(t.input_shape), *h, t.classes) for t, h in zip(self.tasks, each, strict=True)]
         return [from_sizes(s, *own) for s in sizes]
 
+    def _drawn(self, number: int) -> float:
+        """A fingerprint of a distribution, from a draw of it, which is checked at the same time."""
+        tasks, path = self.tasks[number], self.paths[number]
+        x, y = tasks.sample(1, 2, self.batch_size, generator(self.seed, 0xF1))
+        wanted = (1, 2, self.batch_size)
+        if tuple(x.shape) != (*wanted, *tasks.input_shape) or tuple(y.shape) != wanted:
+            raise InvalidInput(
+                f"distribution {number} of tasks, asked for 1 task, 2 steps and {self.batch_size} rows, must give "
+                f"inputs {(*wanted, *tasks.input_shape)} and labels {wanted}; it gave {tuple(x.shape)} and "
+                f"{tuple(y.shape)}."
+            )
+        if int(y.min()) < 0 or int(y.max()) >= path.classes:
+            raise InvalidInput(f"distribution {number} of tasks has labels outside of 0 to {path.classes - 1}.")
+        return float(x.double().sum() + y.double().sum())
+
     # ------------------------------------------------------------------ the loop
 
     def fit(
@@ -295,6 +321,13 @@ class MetaTrainer:
         """
         if updates is None and budget_s is None:
             raise InvalidInput("say how long to train: updates or budget_s.")
+        need, there = self.memory_estimate() / 1e9, psutil.virtual_memory().total / 1e9
+        if need > 0.5 * there:
+            warnings.warn(
+                f"an update keeps about {need:.0f} GB for its gradient, of {there:.0f} GB that there are; use "
+                "checkpointed=True, truncation, fewer members or a shorter unroll.",
+                stacklevel=2,
+            )
         clock, end = time.perf_counter(), math.inf if updates is None else self.updates + updates
         while self.updates < end and (budget_s is None or time.perf_counter() - clock < budget_s):
             self._stage()
@@ -385,9 +418,13 @@ class MetaTrainer:
 
     def tell(self, candidates: Tensor, costs: Tensor) -> None:
         """Their costs (particles,), smaller is better; what is not finite counts as the worst."""
-        costs = costs.detach().double()
-        worst = costs[torch.isfinite(costs)].max() if bool(torch.isfinite(costs).any()) else torch.tensor(_WORST)
-        costs = torch.where(torch.isfinite(costs), costs, worst)
+        costs, fine = costs.detach().double(), torch.isfinite(costs)
+        if costs.shape != (self.particles,) or len(candidates) != self.particles or not bool(fine.any()):
+            raise InvalidInput(
+                f"tell needs all {self.particles} candidates and a cost for each, not all of them NaN or infinite; got "
+                f"{len(candidates)} candidates and {int(fine.sum())} finite costs of {costs.numel()}."
+            )
+        costs = torch.where(fine, costs, costs[fine].max())
         self._strategy.tell(list(candidates.double().numpy()), costs.tolist())
         self._told.append(costs.tolist())
         self._vector = torch.as_tensor(self._strategy.mean, dtype=torch.float32)[None]
@@ -482,6 +519,11 @@ class MetaTrainer:
             Of these; default: one that training did not use.
         """
         accuracy = self.evaluate(tasks, episodes=episodes, seed=seed).mean((0, 1))  # (P,)
+        if not bool(accuracy.any()):
+            raise Diverged(
+                "no member is ever right: all have diverged, or labels do not belong to their inputs; begin again, "
+                "perhaps with a smaller learning_rate."
+            )
         return self.population[int(accuracy.argmax())]
 
     def evaluate(
@@ -533,7 +575,8 @@ class MetaTrainer:
             "replicas": self.replicas, "seed": self.seed, "particles": self.particles, "sigma": self.sigma,
             "members": len(self.genome), "curriculum": [list(c) for c in self.curriculum], "fitness": self.fitness,
             "sizes": [[[layer.inputs, layer.outputs] for layer in p.layers] for p in self.paths],
-            "truncation": self.truncation, "learning_rate": self.learning_rate,
+            "truncation": self.truncation, "learning_rate": self.learning_rate, "unroll": self._start[0],
+            "clip": self._start[1], "test_size": self._start[2], "data": self._start[3],
         }  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from . import rule
 from ._activations import ACTIVATIONS
 from ._layers import Path, from_module, from_sizes
 from .genome import Genome, as_genome
+from .health import LearningHealth, Record, look, say
 
 Feedback = Callable[[Tensor, Tensor], Tensor]
 IGNORED = -100  # a label that means: this row is not there
@@ -58,12 +58,15 @@ class InnerStep:
         Mean and variance of each hidden layer's messages, where they are normalized; for predictions.
     states
         States of all layers above the input after the backward pass, the top with its feedback.
+    forward_states
+        The same before the feedback.
     """
 
     weights: Weights
     logits: Tensor
     statistics: tuple[tuple[Tensor, Tensor], ...]
     states: tuple[Tensor, ...] = field(repr=False, default=())
+    forward_states: tuple[Tensor, ...] = field(repr=False, default=())
 
 
 class _Pass(NamedTuple):
@@ -312,14 +315,19 @@ def functional_step(
     weights = _normalized(weights, genome, "stored")
     used = _normalized(weights, genome, "in_use")
     done = _forward(path, used, genome, x, before=states)
-    logits = done.states[-1][:, 0]
+    logits, on_the_way_up = done.states[-1][:, 0], tuple(done.states)
     new = weights
     if s.forward_update and y is not None:
         new = _changed(path, new, genome, done.inputs, done.states, "forward_")
         used = _normalized(new, genome, "in_use")
     if y is not None:
         at_first = list(done.inputs)
-        signal = (feedback or _FEEDBACK[s.feedback])(logits, y).expand_as(logits).unsqueeze(1)  # (P, 1, B, classes)
+        signal = (feedback or _FEEDBACK[s.feedback])(logits, y)
+        if signal.ndim < 2 or signal.shape[-2:] != logits.shape[-2:]:
+            raise InvalidInput(
+                f"feedback must be of the logits' shape {tuple(logits.shape)}, not {tuple(signal.shape)}."
+            )
+        signal = signal.expand_as(logits).unsqueeze(1)  # (P, 1, B, classes)
         if s.second_state == "derivative":
             signal = signal * done.states[-1][:, 1:2]
         rest = torch.zeros_like(done.states[-1][:, 2:])
@@ -327,7 +335,7 @@ def functional_step(
         _backward(path, used, genome, done)
         read = at_first if s.hebb_pre_states == "forward" else _read_again(path, done)
         new = _changed(path, new, genome, read, done.states)
-    return InnerStep(new, logits, done.statistics, tuple(done.states))
+    return InnerStep(new, logits, done.statistics, tuple(done.states), on_the_way_up)
 
 
 @dataclass(frozen=True)
@@ -344,12 +352,17 @@ class Learned:
         Share of them that was predicted right before the change.
     change
         Norm of the change of all synapses, relative to their norm.
+    saturated, dead
+        Shares of outputs of hidden units at a bound of their activation, and of hidden units that gave all rows the
+        same output.
     """
 
     step: int
     rows: int
     accuracy: float
     change: float
+    saturated: float = 0.0
+    dead: float = 0.0
 
 
 class BlurNetwork(nn.Module):
@@ -369,7 +382,8 @@ class BlurNetwork(nn.Module):
     seed
         Of the initial synapses.
     dtype
-        Of the synapses.
+        Of the synapses, ``float32`` or ``float64``; default: that of the model's weights, or ``float32``. A model's
+        device is kept as well.
 
     Raises
     ------
@@ -403,7 +417,7 @@ class BlurNetwork(nn.Module):
         *,
         input_shape: Sequence[int] | None = None,
         seed: int = 0,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         genome = as_genome(genome)
@@ -411,16 +425,25 @@ class BlurNetwork(nn.Module):
             raise InvalidInput(
                 f"a network has one genome; this is a population of {genome.population}: take genome[0]."
             )
-        if not dtype.is_floating_point:
-            raise InvalidInput(f"dtype must be a floating type, not {dtype}.")
-        genome = genome.lifted().map(lambda v: v.detach().to(dtype))
         s = self.settings = genome.settings
         self.card = genome.card
         self._users = layers if isinstance(layers, nn.Module) else None
+        device = genome.numbers["nu"].device
         if isinstance(layers, nn.Module):
             self.path = from_module(layers, input_shape)
+            like = next(layers.parameters())
+            dtype, device = dtype or like.dtype, like.device
         else:
             self.path = from_sizes(layers, ACTIVATIONS[s.activation], ACTIVATIONS[s.top_activation])
+        dtype = dtype or torch.float32
+        if dtype not in (torch.float32, torch.float64):
+            raise InvalidInput(
+                f"synapses must be float32 or float64, not {dtype}, in which small changes are lost by rounding; "
+                "inputs may be of any type."
+            )
+        genome = genome.lifted().map(lambda v: v.detach().to(device, dtype))
+        if not bool(torch.isfinite(genome.to_vector()).all()):
+            raise InvalidInput("the genome has numbers that are not finite: its training diverged; take another one.")
         if s.layers and s.layers != len(self.path.layers):
             raise InvalidInput(
                 f"the genome has numbers for {s.layers} layers; the network has {len(self.path.layers)}."
@@ -439,7 +462,8 @@ class BlurNetwork(nn.Module):
                 for name in ("mean", "variance"):
                     self.register_buffer(f"{name}_{i}", torch.full((1, s.k, 1, layer.outputs), torch.nan, dtype=dtype))
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
-        self._warned = False
+        self._record = Record()
+        self._told: set[str] | None = set()  # kinds of advice that were given; None: none is given
         self.register_load_state_dict_pre_hook(_without_wrappers)
 
     def _with_users(self, weights: Weights) -> Weights:
@@ -516,7 +540,12 @@ class BlurNetwork(nn.Module):
                 "the network has learned nothing yet, so that no statistics are known; call learn first."
             )
         with torch.autocast(self.genome_nu.device.type, enabled=False):
-            return functional_forward(self.path, self.weights, self.genome, self._inputs(x)[None], statistics)[0][0]
+            logits = functional_forward(self.path, self.weights, self.genome, self._inputs(x)[None], statistics)[0][0]
+        if not bool(torch.isfinite(logits).all()):  # argmax would call them class 0
+            raise Diverged(
+                "the logits are not finite: the network has diverged, or was given such synapses; train anew."
+            )
+        return logits
 
     def calibrate(self, x: Tensor) -> None:
         """Take the statistics that normalize predictions from these rows, best all of the training set."""
@@ -524,6 +553,16 @@ class BlurNetwork(nn.Module):
             with torch.inference_mode():
                 statistics = functional_forward(self.path, self.weights, self.genome, self._inputs(x, least=2)[None])[1]
             self._keep(statistics)
+            self._record.calibrated = True
+
+    def health(self, *, kept: bool = False) -> LearningHealth:
+        """How learning went since the network was made, with advice in words; ``learn`` warns of the same.
+
+        ``kept`` says that the synapses of the best step were put back, so that a fall of accuracy does no harm.
+        """
+        norm = _norm((*self._forward_weights, *self._backward_weights))
+        horizon = self.card.get("horizon")
+        return self._record.report(norm, normalized=bool(self.statistics), horizon=horizon, kept=kept)
 
     def learn(self, x: Tensor, y: Tensor, *, feedback: Feedback | None = None) -> Learned:
         """One step: forward, feedback, backward, Hebbian change; under inference mode, without gradients.
@@ -545,34 +584,45 @@ class BlurNetwork(nn.Module):
         Diverged
             If synapses would be no finite numbers any more; they stay as they were.
         """
-        x = self._inputs(x, least=0)
+        x = self._inputs(x, least=0, finite=False)
         if feedback is None:
             y = self._labels(y, len(x))
             if bool((there := y != IGNORED).logical_not().any()):
                 x, y = x[there], y[there]
+        x = self._inputs(x, least=0)  # rows that are not there may hold anything
         if not len(x):
             return Learned(int(self.steps), 0, float("nan"), 0.0)
         if self.settings.norm != "none" and len(x) * self.path.layers[0].positions < 2:
             raise InvalidInput(
                 "a batch of one row has no statistics; use at least 2 rows, or a genome with norm='none'."
             )
-        self._look_at(x)
         old = self.weights
         # Autocast would take the sums over a batch in half precision.
         with torch.inference_mode(), torch.autocast(x.device.type, enabled=False):
             step = functional_step(self.path, old, self.genome, x[None], y[None], feedback=feedback)
-            pairs = list(zip(step.weights.forward + step.weights.backward, old.forward + old.backward, strict=True))
-            size = sum(float(b.double().square().sum()) for _, b in pairs) ** 0.5
-            moved = sum(float((a - b).double().square().sum()) for a, b in pairs) ** 0.5
+            before, after = old.forward + old.backward, step.weights.forward + step.weights.backward
+            size, moved = _norm(before), _norm([a - b for a, b in zip(after, before, strict=True)])
             accuracy = float("nan")
             if feedback is None:
                 accuracy = float((step.logits[0].argmax(-1) == y).float().mean())
+            saturated, dead = look(self.path, step.forward_states)
         if not moved < float("inf"):
             self._diverged(step.weights, size)
         self.weights = step.weights
         self._keep(step.statistics)
         self.steps += 1
-        return Learned(int(self.steps), len(x), accuracy, moved / max(size, 1e-30))
+        labels = y if feedback is None else None
+        self._record.note(accuracy, labels, self.path.classes, size, saturated, dead, len(x))
+        # at steps 1, 2, 4, 8 and so on
+        said = list(self.health().advice) if self._record.steps.bit_count() == 1 else []
+        trained = self.card.get("batch_size")
+        if self._record.steps == 1 and self.settings.reduction == "sum" and trained and trained != len(x):
+            said.append(
+                f"The genome was trained on batches of {trained} rows, and its steps grow with them; this one has "
+                f"{len(x)}."
+            )
+        say(said, self._told)
+        return Learned(int(self.steps), len(x), accuracy, moved / max(size, 1e-30), saturated, dead)
 
     def _diverged(self, new: Weights, size: float) -> None:
         names = [e.name for e in self.path.layers]
@@ -583,8 +633,8 @@ class BlurNetwork(nn.Module):
             "synapse_norm='in_use'."
         )
 
-    def _inputs(self, x: Tensor, *, least: int = 1) -> Tensor:
-        x = torch.as_tensor(x)
+    def _inputs(self, x: Tensor, *, least: int = 1, finite: bool = True) -> Tensor:
+        x = _tensor("inputs", x)
         like = self.genome_nu
         shape = self.path.input_shape
         if x.ndim != 1 + len(shape) or tuple(x.shape[1:]) != shape:
@@ -602,12 +652,12 @@ class BlurNetwork(nn.Module):
             )
         # Sums over a batch overflow in half precision: synapses and sums keep the network's own type.
         x = x.detach().to(like.dtype)
-        if not bool(torch.isfinite(x).all()):
+        if finite and not bool(torch.isfinite(x).all()):
             raise InvalidInput("inputs have values that are not finite; replace or leave out those rows.")
         return x
 
     def _labels(self, y: Tensor, rows: int) -> Tensor:
-        y = torch.as_tensor(y)
+        y = _tensor("labels", y)
         classes = self.path.classes
         if classes < 2:
             raise InvalidInput("a network with one output cannot get feedback for classes; give it two outputs.")
@@ -627,24 +677,6 @@ class BlurNetwork(nn.Module):
                 f"it has {int(y[wrong][0])}."
             )
         return y
-
-    def _look_at(self, x: Tensor) -> None:
-        """Warn, once, of inputs in units that saturate everything, and of a batch size that changes the step."""
-        if self._warned:
-            return
-        self._warned = True
-        if float(x.abs().max()) > 50 and self.settings.norm not in ("both", "forward"):
-            warnings.warn(
-                f"inputs reach {float(x.abs().max()):.3g}, so that most units are saturated; standardize them.",
-                stacklevel=3,
-            )
-        trained = self.card.get("batch_size")
-        if self.settings.reduction == "sum" and trained and trained != len(x):
-            warnings.warn(
-                f"the genome was trained on batches of {trained} rows, and its steps grow with them; this one has "
-                f"{len(x)}.",
-                stacklevel=3,
-            )
 
     def to_module(self) -> nn.Module:
         """The network as plain modules, for those genomes whose forward pass is one.
@@ -678,6 +710,19 @@ class BlurNetwork(nn.Module):
                 if layer.bias:
                     target.bias.copy_(scale * w[0, 0, -1])
         return model
+
+
+def _norm(parts: Sequence[Tensor]) -> float:
+    return sum(float(w.double().square().sum()) for w in parts) ** 0.5
+
+
+def _tensor(what: str, value: Any) -> Tensor:
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+        raise InvalidInput(
+            f"{what} must be a tensor or an array of numbers, not {type(value).__name__}; tables have to_numpy()."
+        ) from error
 
 
 class _Function(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,11 +20,13 @@ from mlcollage.errors import InvalidInput
 from mlcollage.infer import tensor_file
 
 from .genome import Genome, GenomeSettings, as_genome
+from .health import LearningHealth, say
 from .network import BlurNetwork, Weights
 
 Array = NDArray[Any]
 _KIND = "BlurClassifier"
 _TRIED = 1000  # rows that a network is tried on
+_RECENT = 256  # rows that partial_fit keeps for the statistics of predictions
 _HORIZON = 40  # steps, of a genome that does not say how many it was trained for
 
 
@@ -35,7 +38,7 @@ class BlurClassifier(ClassifierMixin, BaseEstimator):
     genome
         A :class:`Genome`, a file, or the name of one that comes with the package.
     hidden_layer_sizes
-        Neurons of the hidden layers.
+        Neurons of the hidden layers; a number stands for one layer.
     max_steps
         Steps of learning in ``fit``, one batch each; default: those that the genome was trained for, which is where it
         is best. Beyond them accuracy may fall.
@@ -59,12 +62,16 @@ class BlurClassifier(ClassifierMixin, BaseEstimator):
         The step of ``fit`` whose synapses were kept.
     history_
         Share of right predictions on each batch before it was learned from.
+    health_
+        A :class:`~mlcollage.papers.bidirectional_update_rules.health.LearningHealth` since the last ``fit``: accuracy
+        at first, at its peak and at last, saturated and dead units, and advice, of which there is a warning too.
     n_features_in_, feature_names_in_
         As in scikit-learn.
 
     Notes
     -----
-    Predictions are normalized by statistics of the training rows, so that a row's does not depend on the others.
+    Predictions are normalized by statistics of the training rows, so that a row's does not depend on the others; of the
+    last 256 rows or more in ``partial_fit``, which keeps (and saves) these.
 
     Examples
     --------
@@ -78,7 +85,7 @@ class BlurClassifier(ClassifierMixin, BaseEstimator):
     def __init__(
         self,
         genome: Genome | str | os.PathLike[str] = "digits-2s",
-        hidden_layer_sizes: tuple[int, ...] = (32,),
+        hidden_layer_sizes: int | tuple[int, ...] = (32,),
         *,
         max_steps: int | None = None,
         batch_size: int = 64,
@@ -126,7 +133,7 @@ class BlurClassifier(ClassifierMixin, BaseEstimator):
                     best, self.best_step_ = accuracy, step
                     kept = Weights(*(tuple(w.clone() for w in part) for part in self.network_.weights))
         self.network_.weights = kept
-        self.network_.calibrate(x)
+        self._finish(x, kept=self.keep_best)
         return self
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> Self:
@@ -160,7 +167,7 @@ class BlurClassifier(ClassifierMixin, BaseEstimator):
         x = self._tensors(X)
         for rows in _batches(np.arange(len(X)), self.batch_size):
             self.history_.append(self.network_.learn(x[rows], labels[rows]).accuracy)
-        self.network_.calibrate(x)
+        self._finish(x)
         return self
 
     def decision_function(self, X: Any) -> Array:
@@ -196,9 +203,25 @@ class BlurClassifier(ClassifierMixin, BaseEstimator):
         self.center_, spread = X.mean(axis=0), X.std(axis=0)
         # a feature that does not vary here would be blown up by rounding
         self.spread_ = np.where(spread > 1e-9 * (1 + np.abs(self.center_)), spread, 1.0)
-        sizes = (X.shape[1], *tuple(self.hidden_layer_sizes), len(classes))
-        self.network_ = BlurNetwork(sizes, genome, seed=int(rng.randint(np.iinfo(np.int32).max)))
+        self.network_ = self._network(genome, seed=int(rng.randint(np.iinfo(np.int32).max)))
+        self._told = set[str]()
         self.history_: list[float] = []
+        self._recent = torch.zeros(0, X.shape[1])
+
+    def _network(self, genome: Genome, seed: int = 0) -> BlurNetwork:
+        hidden = self.hidden_layer_sizes
+        hidden = (int(hidden),) if isinstance(hidden, int | np.integer) else tuple(hidden)
+        network = BlurNetwork((self.n_features_in_, *hidden, len(self.classes_)), genome, seed=seed)
+        network._told = None  # advice is given once, when learning has ended
+        return network
+
+    def _finish(self, x: torch.Tensor, *, kept: bool = False) -> None:
+        """Statistics for predictions, and the health."""
+        recent = x if len(x) >= _RECENT else torch.cat([self._recent, x])[-_RECENT:]
+        self._recent = recent[-_RECENT:]
+        self.network_.calibrate(recent)
+        self.health_ = self.network_.health(kept=kept)
+        say(self.health_.advice, self._told)
 
     def _tensors(self, X: Array) -> torch.Tensor:
         if self.standardize:
@@ -234,7 +257,8 @@ class BlurClassifier(ClassifierMixin, BaseEstimator):
                 "classes": labels.tolist(), "kind": labels.dtype.str, "history": self.history_, "card": genome.card,
                 "settings": vars(genome.settings), "numbers": genome.numbers, "state": dict(self.network_.state_dict()),
                 "center": torch.from_numpy(self.center_), "spread": torch.from_numpy(self.spread_),
-                "hidden": list(self.hidden_layer_sizes), "batch_size": self.batch_size, "max_steps": self.max_steps,
+                "hidden": [layer.outputs for layer in self.network_.path.layers[:-1]], "recent": self._recent,
+                "health": asdict(self.health_), "batch_size": self.batch_size, "max_steps": self.max_steps,
                 "standardize": self.standardize, "keep_best": self.keep_best,
                 "names": [str(n) for n in getattr(self, "feature_names_in_", ())],
             },
@@ -258,8 +282,9 @@ class BlurClassifier(ClassifierMixin, BaseEstimator):
         model.n_features_in_, model.history_ = len(model.center_), list(f["history"])
         if f["names"]:
             model.feature_names_in_ = np.array(f["names"], dtype=object)
-        sizes = (model.n_features_in_, *model.hidden_layer_sizes, len(model.classes_))
-        model.network_ = BlurNetwork(sizes, genome)
+        model.health_ = LearningHealth(**{**f["health"], "advice": tuple(f["health"]["advice"])})
+        model._recent, model._told = f["recent"], set[str]()
+        model.network_ = model._network(genome)
         model.network_.load_state_dict(f["state"])
         return model
 

@@ -74,8 +74,13 @@ class ArrayTasks:
         ways: int | None = None,
         features: int | None = None,
     ) -> None:
-        self.X = torch.as_tensor(X, dtype=torch.float32)
-        self.y = torch.as_tensor(y).long()
+        try:
+            self.X, labels = torch.as_tensor(X, dtype=torch.float32), torch.as_tensor(y)
+        except (TypeError, ValueError, KeyError, RuntimeError) as error:
+            raise InvalidInput(f"X and y must be arrays of numbers, y of classes from 0: {error}") from error
+        self.y = labels.long()
+        if labels.dtype.is_floating_point and not bool((self.y == labels).all()):
+            raise InvalidInput("y must hold classes from 0 as whole numbers; it has fractions, or NaN.")
         if self.X.ndim < 2 or self.y.shape != self.X.shape[:1] or not len(self.y):
             raise InvalidInput(
                 f"X must be (n, features) or (n, channels, height, width) and y (n,); got {tuple(self.X.shape)} and "
