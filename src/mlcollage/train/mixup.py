@@ -5,6 +5,7 @@ Zhang, Cisse, Dauphin, Lopez-Paz, "mixup: Beyond Empirical Risk Minimization", I
 
 from __future__ import annotations
 
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -39,7 +40,14 @@ class Mixed(NamedTuple):
 
 
 def mixup_batch(
-    x: Tensor, y: Tensor, alpha: float, num_classes: int, *, generator: torch.Generator, per_sample: bool = False
+    x: Tensor,
+    y: Tensor,
+    alpha: float,
+    num_classes: int,
+    *,
+    generator: torch.Generator,
+    per_sample: bool = False,
+    partner: str = "permutation",
 ) -> Mixed:
     r"""Mix each sample with another of the batch.
 
@@ -66,6 +74,9 @@ def mixup_batch(
         Draws weights and pairs, on any device.
     per_sample
         A weight for each sample instead of one for the batch.
+    partner
+        ``"permutation"``: :math:`\pi` is random. ``"roll"``: each sample is mixed with the one before it, as the code
+        of big_vision does; for batches in random order. A batch of one mixes with itself.
 
     Returns
     -------
@@ -76,6 +87,12 @@ def mixup_batch(
     ------
     InvalidInput
         For inputs that are not floating point, labels outside the classes, or a negative alpha.
+    UnknownName
+        For another ``partner``.
+
+    Notes
+    -----
+    Accuracy against the labels of unmixed samples is no accuracy: measure it on training samples that were not mixed.
 
     Examples
     --------
@@ -92,14 +109,33 @@ def mixup_batch(
         raise InvalidInput(f"x holds {len(x)} samples and y {len(y)}; they must be as many, and at least one.")
     targets = _one_hot(y, num_classes).to(x.dtype)  # (B, C)
     b = len(x)
-    partner = torch.randperm(b, generator=generator, device=generator.device).to(x.device)
+    checks.choice("partner", partner, ("permutation", "roll"))
+    if partner == "roll":
+        pairs = torch.arange(b, device=x.device).roll(1)
+        _warn_if_sorted(targets, pairs)
+    else:
+        pairs = torch.randperm(b, generator=generator, device=generator.device).to(x.device)
     weight = _beta(alpha, b if per_sample else 1, generator).to(x).expand(b)
 
-    def mix(t: Tensor) -> Tensor:
-        w = weight.view(b, *(1,) * (t.ndim - 1))  # (B, 1, ..., 1)
-        return w * t + (1 - w) * t[partner]
+    return Mixed(_mix(x, weight, pairs), _mix(targets, weight, pairs), weight, pairs)
 
-    return Mixed(mix(x), mix(targets), weight, partner)
+
+def _mix(t: Tensor, weight: Tensor, pairs: Tensor) -> Tensor:
+    w = weight.view(len(t), *(1,) * (t.ndim - 1))  # (B, 1, ..., 1)
+    return w * t + (1 - w) * t[pairs]
+
+
+def _warn_if_sorted(targets: Tensor, pairs: Tensor) -> None:
+    classes = targets.argmax(1)
+    same = float((classes == classes[pairs]).float().mean())
+    share = torch.bincount(classes, minlength=1).float() / len(classes)
+    expected = float(share.square().sum())  # of pairs in random order
+    if len(classes) > 7 and same > 0.75 and same > expected + 0.3:
+        warnings.warn(
+            f"{same:.0%} of the samples are mixed with one of their own class, and {expected:.0%} would be in random "
+            "order: the batch is sorted by class; shuffle it.",
+            stacklevel=3,
+        )
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
