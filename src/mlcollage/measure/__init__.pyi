@@ -43,11 +43,21 @@ from .hessian import hessian_trace as hessian_trace
 from .hessian import hessian_vector_product as hessian_vector_product
 from .layer_tap import LayerTap as LayerTap
 from .layer_tap import layers_of as layers_of
+from .localization import TokenLocalization as TokenLocalization
+from .localization import token_localization as token_localization
+from .localization import token_probes as token_probes
 from .probes import layer_probes as layer_probes
 from .rdm import rdm as rdm
 from .rdm import rdm_similarity as rdm_similarity
+from .receptive_field import ReceptiveField as ReceptiveField
+from .receptive_field import effective_receptive_field as effective_receptive_field
 from .representation import as_samples as as_samples
 from .representation import centered_matrix as centered_matrix
+from .skips import ResidualSum as ResidualSum
+from .skips import SkipRatios as SkipRatios
+from .skips import remove_skip as remove_skip
+from .skips import residual_sums as residual_sums
+from .skips import skip_ratio as skip_ratio
 from .trace import TraceResult as TraceResult
 from .units import LayerUnits as LayerUnits
 from .units import UnitAxes as UnitAxes
@@ -68,7 +78,11 @@ __all__ = [
     "LayerUnits",
     "MinibatchCKA",
     "MonteCarlo",
+    "ReceptiveField",
+    "ResidualSum",
+    "SkipRatios",
     "TokenGrid",
+    "TokenLocalization",
     "TraceResult",
     "UnitAxes",
     "accuracy",
@@ -85,6 +99,7 @@ __all__ = [
     "dimensionality",
     "ece",
     "effective_rank",
+    "effective_receptive_field",
     "fisher_sqnorm",
     "fisher_trace",
     "hessian_eigenvalues",
@@ -102,10 +117,15 @@ __all__ = [
     "pwcca",
     "rdm",
     "rdm_similarity",
+    "remove_skip",
+    "residual_sums",
     "sample_labels",
+    "skip_ratio",
     "spectrum",
     "svcca",
     "token_grid",
+    "token_localization",
+    "token_probes",
     "total_variation",
     "unit_axes",
 ]

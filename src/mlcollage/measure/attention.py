@@ -30,11 +30,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput, UnknownName
+from mlcollage.measure._module_stack import ModuleStack, in_backward
 from mlcollage.measure.layer_tap import hookable
 
 if TYPE_CHECKING:
@@ -656,36 +656,33 @@ class _Watch(TorchFunctionMode):
     def __init__(self, model: nn.Module, take: Callable[[str, _Source], None]) -> None:
         super().__init__()
         self.model, self._take = model, take
-        self._handles: list[RemovableHandle] = []
-        self._inside: list[str] = []  # paths of the modules that run, outermost first
+        self._stack = ModuleStack(model, self._start)
         self._soft = WeakTensorKeyDictionary()  # results of softmax, and what was made of them, to the results
         self._attending = _attention_modules(model)
         self._calls: dict[str, int] = {}
-        self._ran: set[str] = set()
         self._seen: set[str] = set()
-        self.passes = 0
+
+    def _start(self) -> None:
+        self._calls.clear()
+        self._seen.clear()
 
     def __enter__(self) -> _Watch:
-        for name, module in self.model.named_modules():
-            self._handles.append(module.register_forward_pre_hook(self._on_entry(name, module)))
-            self._handles.append(module.register_forward_hook(self._on_exit(name, module), always_call=True))
+        self._stack.open()
         super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        while self._handles:
-            self._handles.pop().remove()
-        self._inside.clear()
+        self._stack.close()
 
     @property
     def missing(self) -> tuple[str, ...]:
         """Attention modules that ran in the last pass without a map."""
-        return tuple(name for name in self._attending if name in self._ran - self._seen)
+        return tuple(name for name in self._attending if name in self._stack.ran - self._seen)
 
     def complain(self) -> None:
         """Refuse a pass in which nothing was seen, and warn of modules of which nothing was."""
-        if not self.passes:
+        if not self._stack.passes:
             return
         why = (
             "kernels outside of torch (xformers, flash-attn), flex attention and compiled parts cannot be seen; load "
@@ -702,34 +699,12 @@ class _Watch(TorchFunctionMode):
                 stacklevel=3,
             )
 
-    def _on_entry(self, name: str, module: nn.Module) -> Callable[..., None]:
-        def enter(called: nn.Module, args: Any) -> None:
-            if called is not module or _in_backward():  # a copy of the model has our hooks
-                return
-            if not name:
-                self.passes += 1
-                self._calls.clear()
-                self._ran.clear()
-                self._seen.clear()
-                self._inside.clear()
-            self._ran.add(name)
-            self._inside.append(name)
-
-        return enter
-
-    def _on_exit(self, name: str, module: nn.Module) -> Callable[..., None]:
-        def leave(called: nn.Module, args: Any, output: Any) -> None:
-            if called is module and self._inside and self._inside[-1] == name:
-                self._inside.pop()
-
-        return leave
-
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        if not self._inside or _in_backward():  # other models may run beside this one
+        if not self._stack.inside or in_backward():  # other models may run beside this one
             return out
         if func is _FUSED:
             with torch.no_grad():
@@ -755,11 +730,11 @@ class _Watch(TorchFunctionMode):
             self._found(_Map(soft))
 
     def _found(self, source: _Source) -> None:
-        name = self._inside[-1]
+        name = self._stack.inside[-1]
         call = self._calls.get(name, 0)
         self._calls[name] = call + 1
         # The innermost attention module around counts as seen, whichever of its parts made the map.
-        self._seen.add(next((n for n in reversed(self._inside) if n in self._attending), name))
+        self._seen.add(next((n for n in reversed(self._stack.inside) if n in self._attending), name))
         self._take(f"{name}#{call}" if call else name, source)
 
 
@@ -787,10 +762,6 @@ def _attention_modules(model: nn.Module) -> tuple[str, ...]:
     """Modules that are called attention and have no part that is."""
     named = [name for name, m in model.named_modules() if "attention" in type(m).__name__.lower()]
     return tuple(n for n in named if not any(o != n and (o.startswith(f"{n}.") or not n) for o in named))
-
-
-def _in_backward() -> bool:
-    return torch._C._current_graph_task_id() != -1
 
 
 def _as_tensor(attention: Any) -> Tensor:
