@@ -33,6 +33,8 @@ from .dimensionality import dimensionality as dimensionality
 from .dimensionality import effective_rank as effective_rank
 from .dimensionality import participation_ratio as participation_ratio
 from .dimensionality import spectrum as spectrum
+from .few_labels import few_shot_split as few_shot_split
+from .few_labels import semi_supervised_split as semi_supervised_split
 from .fisher import fisher_sqnorm as fisher_sqnorm
 from .fisher import fisher_trace as fisher_trace
 from .fisher import sample_labels as sample_labels
@@ -41,12 +43,16 @@ from .grad_norms import per_example_grad_sqnorm as per_example_grad_sqnorm
 from .hessian import hessian_eigenvalues as hessian_eigenvalues
 from .hessian import hessian_trace as hessian_trace
 from .hessian import hessian_vector_product as hessian_vector_product
+from .knn import KNNProbe as KNNProbe
+from .knn import knn_probe as knn_probe
 from .layer_tap import LayerTap as LayerTap
 from .layer_tap import layers_of as layers_of
 from .localization import TokenLocalization as TokenLocalization
 from .localization import token_localization as token_localization
 from .localization import token_probes as token_probes
+from .probes import RidgeProbe as RidgeProbe
 from .probes import layer_probes as layer_probes
+from .probes import ridge_probe as ridge_probe
 from .rdm import rdm as rdm
 from .rdm import rdm_similarity as rdm_similarity
 from .receptive_field import ReceptiveField as ReceptiveField
@@ -74,12 +80,14 @@ __all__ = [
     "CalibrationCurve",
     "ClassMeans",
     "GhostNorms",
+    "KNNProbe",
     "LayerTap",
     "LayerUnits",
     "MinibatchCKA",
     "MonteCarlo",
     "ReceptiveField",
     "ResidualSum",
+    "RidgeProbe",
     "SkipRatios",
     "TokenGrid",
     "TokenLocalization",
@@ -100,12 +108,14 @@ __all__ = [
     "ece",
     "effective_rank",
     "effective_receptive_field",
+    "few_shot_split",
     "fisher_sqnorm",
     "fisher_trace",
     "hessian_eigenvalues",
     "hessian_trace",
     "hessian_vector_product",
     "jackknife",
+    "knn_probe",
     "layer_probes",
     "layers_of",
     "map_distance",
@@ -119,7 +129,9 @@ __all__ = [
     "rdm_similarity",
     "remove_skip",
     "residual_sums",
+    "ridge_probe",
     "sample_labels",
+    "semi_supervised_split",
     "skip_ratio",
     "spectrum",
     "svcca",

@@ -34,6 +34,9 @@ from .schedules import cosine as cosine
 from .schedules import linear as linear
 from .schedules import step_decay as step_decay
 from .schedules import warmup_cosine as warmup_cosine
+from .two_views import TwoViews as TwoViews
+from .two_views import ViewSettings as ViewSettings
+from .two_views import two_view_augment as two_view_augment
 
 __all__ = [
     "LARS",
@@ -47,6 +50,8 @@ __all__ = [
     "Schedule",
     "Step",
     "TrainingRecipe",
+    "TwoViews",
+    "ViewSettings",
     "accuracy",
     "apply_operation",
     "clip_by_global_norm",
@@ -71,5 +76,6 @@ __all__ = [
     "stackable",
     "step_decay",
     "steps",
+    "two_view_augment",
     "warmup_cosine",
 ]
