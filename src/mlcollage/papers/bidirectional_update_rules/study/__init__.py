@@ -6,6 +6,7 @@ Claims, margins, grids and numbers of seeds were written before the runs with th
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from mlcollage.data import Labeled
@@ -33,10 +34,16 @@ def _experiment(
     return Experiment(measure.__name__, measure, arms=arms, settings=settings, block=None, **options)
 
 
+def _again(measure: Callable[[Task[S]], Measurements], arms: tuple[str, ...], **options: Any) -> Experiment[S]:
+    """A replication, with seeds of its own."""
+    return replace(_experiment(measure, arms, **options), name=f"{measure.__name__}_again")
+
+
 def _seeds(quick: int) -> dict[Scale, int]:
     return {Scale.SMOKE: 2, Scale.QUICK: quick, Scale.FULL: quick, Scale.PAPER: quick}
 
 
+_NEW = 1000  # first seed of the replications
 _USERS: dict[str, Any] = {"workloads": (Labeled,), "adapt": on_workload}
 _ARMS = ("k8", "deep", "k4", "k2", "oja", "synapse_norm", "no_norm", "asym_multi_random", "sym_single_backprop")
 _OTHERS = ("forward_norm", "backward_norm", *(v for v in VARIANTS if v not in (*_ARMS, "sym_multi_random")))
@@ -83,6 +90,20 @@ STUDY = Study(
         ),
         _experiment(
             experiments.transfer, ("shipped", "untrained"), smoke=Transfer(untrained=3, steps=3), quick=Transfer()
+        ),
+        _again(
+            experiments.race,
+            ("blur", "sgd", "sgd_bn"),
+            smoke=Race(hidden=6, horizons=(5,), batch_size=16, budget=2, tuning_seeds=1, first_seed=_NEW),
+            quick=Race(horizons=(5,), first_seed=_NEW),
+            seeds=_seeds(72),
+        ),
+        _again(
+            experiments.transfer,
+            ("shipped", "untrained"),
+            smoke=Transfer(untrained=3, steps=3, first_seed=_NEW),
+            quick=Transfer(first_seed=_NEW),
+            seeds=_seeds(24),
         ),
         _experiment(
             experiments.turning, ("learned", "backprop"), smoke=Turning(sizes=(3, 3, 2), rows=8), quick=Turning()

@@ -230,6 +230,7 @@ class Race:
     batch_size: int = 64  # rows of a step
     budget: int = 12  # settings that each method is tuned over
     tuning_seeds: int = 4  # runs of each setting
+    first_seed: int = 0  # added to the seeds; a replication has new ones, and its metrics are called fresh
 
 
 def race(task: Task[Race]) -> Measurements:
@@ -248,13 +249,17 @@ def race(task: Task[Race]) -> Measurements:
         batch_size=s.batch_size,
         budget=s.budget,
         tuning_seeds=s.tuning_seeds,
-        seeds=task.seeds,
+        seeds=[s.first_seed + seed for seed in task.seeds],
     )
     for _, row in table.iterrows():
-        step, seed = int(row["step"]), int(row["seed"])
-        m.add("accuracy", float(row["accuracy"]), step=step, seed=seed, after=step)
-        m.add("setting", float(row["setting"]), step=step, seed=seed)
+        step, seed = int(row["step"]), int(row["seed"]) - s.first_seed
+        m.add(_fresh("accuracy", s), float(row["accuracy"]), step=step, seed=seed, after=step)
+        m.add(_fresh("setting", s), float(row["setting"]), step=step, seed=seed)
     return m
+
+
+def _fresh(metric: str, settings: Any) -> str:
+    return f"fresh_{metric}" if settings.first_seed else metric
 
 
 @dataclass(frozen=True)
@@ -285,12 +290,13 @@ class Transfer:
     steps: int = 10  # of learning
     batch_size: int = 64  # rows of a step
     hidden: int = 32  # neurons of the hidden layer
+    first_seed: int = 0  # as in Race
 
 
 def transfer(task: Task[Transfer]) -> Measurements:
     """Accuracy after some steps on tables and functions in the plane."""
     s, m = task.settings, Measurements()
-    for seed in task.seeds:
+    for seed, number in ((s.first_seed + n, n) for n in task.seeds):
         genome = Genome.load("digits-2s").lifted()
         if task.arm == "untrained":
             pool = start("k2", s.untrained, derive(seed, 41))
@@ -306,8 +312,8 @@ def transfer(task: Task[Transfer]) -> Measurements:
                 parts = (x, y, test.X[None], test.y[None])
                 episode = run_episode(path, genome, *parts, horizons=(s.steps,), seed=derive(seed, 43))
             values.append(float(episode.accuracies[0, 0]))
-            m.add("transfer_accuracy", values[-1], seed=seed, data=name)
-        m.add("mean_transfer_accuracy", float(np.mean(values)), seed=seed)
+            m.add(_fresh("transfer_accuracy", s), values[-1], seed=number, data=name)
+        m.add(_fresh("mean_transfer_accuracy", s), float(np.mean(values)), seed=number)
     return m
 
 
