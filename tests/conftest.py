@@ -18,6 +18,7 @@ STUDY = """
 import os
 import signal
 import time
+import warnings
 from dataclasses import dataclass
 
 from mlcollage.data.workload import Labeled
@@ -65,6 +66,9 @@ def probe(task):
         return hoard
     if task.arm == "noisy":
         print("something that a library prints")
+    if task.arm == "warn":
+        for share in (0.1, 0.2):
+            warnings.warn(f"{share} of the units are dead")
     if task.arm == "slow":
         time.sleep(float(os.environ.get("PROBE_SLEEP", "0.2")))
     measured = Measurements()

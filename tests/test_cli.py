@@ -185,6 +185,8 @@ def test_run_at_smoke_scale_gives_no_verdicts(mlcollage, probe):
     done = mlcollage("run", "probe", "--scale", "smoke", "-j", "1")
     assert done.code == 0
     assert "supported" not in done.out
+    # What was measured is printed: 2, 2.01 and 2.02, in one thread each.
+    assert [line.strip() for line in done.out.splitlines()[-3:]] == ["probe", "threads: ok 1", "value: ok 2.01"]
 
 
 def test_a_failed_run_ends_the_command_with_1_and_keeps_the_others(mlcollage, probe, monkeypatch):

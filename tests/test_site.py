@@ -236,6 +236,14 @@ def test_pictures_of_the_site_are_small_and_of_the_size_that_is_told():
             assert picture.size == sizes["-portrait" if path.stem.endswith("-portrait") else ""]
 
 
+def test_a_click_on_a_slide_opens_it_at_its_full_size(site):
+    shown = [(n, m) for n, page in pages(site).items() for m in re.findall(r'<a class="slide" href="([^"]+)"', page)]
+    assert len(shown) > 9
+    for name, target in shown:
+        with Image.open(site / name / target) as picture:
+            assert picture.size == site_module("pages").WIDE
+
+
 # --- in a browser -----------------------------------------------------------------------------------------------------
 
 
@@ -250,6 +258,15 @@ def test_axe_finds_nothing_wrong_in_the_dark(address, browser_page, violations, 
     page = browser_page(address + name, color_scheme="dark")
     assert page.evaluate("document.body.dataset.mdColorScheme") == "slate"
     assert violations(page, only=("color-contrast", "link-in-text-block")) == []
+
+
+def test_axe_finds_nothing_wrong_on_any_page(address, site, browser_page, violations):
+    page = browser_page(address, color_scheme="light")
+    wrong = {}
+    for name in sorted(set(pages(site)) - {n.rstrip("/") for n in PAGES} - {"."}):
+        page.goto(f"{address}{name}/")
+        wrong[name] = violations(page)
+    assert {name: found for name, found in wrong.items() if found} == {}
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -276,6 +293,14 @@ def test_no_page_of_the_site_is_wider_than_a_phone(address, site, browser_page):
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
         cut = "[...document.querySelectorAll('pre > code')].filter((c) => c.scrollWidth > c.clientWidth + 1).length"
         assert page.evaluate(cut) == 0, f"{name} cuts code"
+
+
+def test_no_page_of_the_site_is_wider_than_paper(address, site, browser_page):
+    page = browser_page(address, width=700)  # A4 without margins, in pixels of print
+    page.emulate_media(media="print")
+    for name in pages(site):
+        page.goto(f"{address}{name}/")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 700, name
 
 
 SEARCHES = {

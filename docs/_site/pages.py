@@ -6,6 +6,7 @@ and, being strict, fails; the tests with axe then tell whether the change is sti
 
 import logging
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +30,16 @@ def on_files(files: Files, *, config: Any, **_: Any) -> Files:
 
 
 def on_page_content(html: str, *, config: Any, **_: Any) -> str:
-    """Slides: known size, so that text does not jump, and the upright one where the window is narrow."""
+    """Slides: known size, so that text does not jump; upright where the window is narrow; a click enlarges."""
     pictures = Path(config["docs_dir"]) / "img"
 
     def picture(match: re.Match[str]) -> str:
         alt, path, name = match[1], f"{match[2] or ''}img/", match[3]
         image = f'<img alt="{alt}" src="{path}{name}.png" width="{WIDE[0]}" height="{WIDE[1]}">'
-        if not (pictures / f"{name}-portrait.png").is_file():
-            return image
-        upright = f'{path}{name}-portrait.png" width="{UPRIGHT[0]}" height="{UPRIGHT[1]}'
-        return f'<picture><source media="(max-width: 600px)" srcset="{upright}">{image}</picture>'
+        if (pictures / f"{name}-portrait.png").is_file():
+            upright = f'{path}{name}-portrait.png" width="{UPRIGHT[0]}" height="{UPRIGHT[1]}'
+            image = f'<picture><source media="(max-width: 600px)" srcset="{upright}">{image}</picture>'
+        return f'<a class="slide" href="{path}{name}.png" title="Open the slide at its full size">{image}</a>'
 
     return _SLIDE.sub(picture, html)
 
@@ -52,4 +53,11 @@ def on_post_page(output: str, *, page: Any, **_: Any) -> str:
         re.findall(r'<label class="md-nav__title" for="__nav_(\d+)">\s*<span[^>]*></span>\s*(.*?)\s*</label>', output)
     )
     output = _UNNAMED.sub(lambda m: f'aria-label="{titles[m[1]]}"' if m[1] in titles else m[0], output)
-    return _CONTENTS.sub(r"\1Sections of \2\3", output)
+    seen: Counter[str] = Counter()
+
+    def section(match: re.Match[str]) -> str:
+        seen[match[2]] += 1  # a page may have two sections of one name; each landmark has a name of its own
+        again = f", part {seen[match[2]]}" if seen[match[2]] > 1 else ""
+        return f"{match[1]}Sections of {match[2]}{again}{match[3]}"
+
+    return _CONTENTS.sub(section, output)

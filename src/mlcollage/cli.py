@@ -424,13 +424,25 @@ def run(
             continue
         if scale is Scale.SMOKE:
             out.print(f"{study.slug}: {len(evidence.runs)} runs finished; scale smoke gives no verdicts")
-            metrics = evidence.table.groupby("experiment")["metric"].unique()
-            _print_lines(*(f"  {name}: {', '.join(sorted(found))}" for name, found in metrics.items()))
+            out.print("  means at the last step:")
+            _print_lines(*_measured(evidence))
         else:
             _print_verdicts(study, evidence)
     if json:
         _print_json([_run_summary(e) for e in evidences])
     _report_failures(evidences)
+
+
+def _measured(evidence: Evidence) -> Iterator[str]:
+    """What was measured, a line for each metric: its mean in each arm, at the last step that the arm has."""
+    for experiment, rows in evidence.table.groupby("experiment"):
+        yield f"  {experiment}"
+        for metric, of_metric in rows.groupby("metric"):
+            last = of_metric[of_metric["step"] == of_metric.groupby("arm", dropna=False)["step"].transform("max")]
+            means = last.groupby("arm", dropna=False)["value"].mean()
+            yield f"    {metric}: " + ", ".join(
+                f"{arm} {value:.4g}" if isinstance(arm, str) and arm else f"{value:.4g}" for arm, value in means.items()
+            )
 
 
 def _run_summary(evidence: Evidence) -> dict[str, Any]:

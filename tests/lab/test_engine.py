@@ -79,6 +79,15 @@ def test_a_killed_fork_server_costs_no_run(probe, tmp_path, monkeypatch):
     assert len(evidence.runs) == 3
 
 
+def test_a_warning_of_a_run_is_one_line_with_its_name(probe, tmp_path, monkeypatch):
+    monkeypatch.setenv("PROBE_ARMS", "warn")
+    monkeypatch.setenv("PROBE_SEEDS", "1")
+    command = [*COMMAND, "--scale", "smoke", "--store", str(tmp_path / "results")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    said = [line for line in done.stderr.splitlines() if "dead" in line]
+    assert said == ["probe/probe/warn seed 0: UserWarning: 0.1 of the units are dead"]
+
+
 def test_again_runs_only_what_is_missing(probe, tmp_path, monkeypatch):
     log = tmp_path / "log"
     monkeypatch.setenv("PROBE_LOG", str(log))

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from datetime import UTC, datetime
 from importlib.metadata import version
 from multiprocessing.connection import wait
@@ -78,6 +79,7 @@ def main(slug: str, spec: dict[str, Any], workload: str | None, root: str, envir
         sys.path.insert(0, folder)  # so that --workload module:function finds modules beside the user
     run = Run.from_dict(spec)
     store = Store(root)
+    _say_warnings_once(run)
     try:
         _one_thread()
         execute(BoundStudy(slug, run.scale, workload), run, store)
@@ -87,6 +89,18 @@ def main(slug: str, spec: dict[str, Any], workload: str | None, root: str, envir
         reason = str(error) if isinstance(error, MLCollageError) else described(error)
         store.record_failure(run, reason, traceback.format_exc())
         os._exit(EXIT_FAILED)
+
+
+def _say_warnings_once(run: Run) -> None:
+    """Give each warning in one line that names the run; the same one with other numbers is not said again."""
+    said: set[tuple[str, int]] = set()
+
+    def say(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
+        if (filename, lineno) not in said:
+            said.add((filename, lineno))
+            print(f"{run}: {category.__name__}: {message}", file=sys.stderr, flush=True)
+
+    warnings.showwarning = say  # type: ignore[assignment]
 
 
 def _one_thread() -> None:
