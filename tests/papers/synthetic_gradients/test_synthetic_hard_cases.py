@@ -229,7 +229,7 @@ def test_losses_inside_add_to_the_target():
     model[2].register_forward_pre_hook(lambda m, a: seen.update(h=a[0]))
     net = decouple(model, ["0"], example=torch.ones(1, 1), divisor="samples")
     net.training_step(torch.ones(1, 1), None, lambda z, y: z.sum() + 0.05 * seen["h"].square().sum())
-    assert float(net._last[0][1]) == pytest.approx(5.2)
+    assert float(net.targets()["0"][1]) == pytest.approx(5.2)
 
 
 def test_shared_weights():
@@ -324,7 +324,7 @@ def test_tokens_and_padding(first):
     x = (ids if first else ids.T, mask)
     net = randomize(decouple(model, ["body"], example=x, context=3, batch_dim=0 if first else 1))
     net.training_step(x, y, LOSS, mask=mask)
-    predicted, target, rows = net._last[0]
+    predicted, target, rows = net.targets()["body"]
     assert torch.equal(rows, mask)
     assert (target[~mask] == 0).all()
     error = (predicted - target).square().sum(-1)[mask].mean()
@@ -460,7 +460,7 @@ def test_half_precision_and_single_rows():
     net = decouple(chain(), ["0"], example=X, context=3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         net.training_step(X, Y, LOSS)
-    assert net._last[0][1].dtype == torch.float32
+    assert net.targets()["0"][1].dtype == torch.float32
 
 
 def test_a_diverging_synthesizer_is_told_of():

@@ -92,7 +92,7 @@ def test_feed_forward_steps(case, unlock):
         for i, block in enumerate(blocks):
             same(block[0].weight.grad, f"{here}_block{i}_weight_grad")
             same(block[0].bias.grad, f"{here}_block{i}_bias_grad")
-            predicted, target, _ = net._last[i]
+            predicted, target, _ = net.targets()[str(i)]
             same(predicted, f"{here}_synthetic_gradient{i}")
             same(target, f"{here}_target{i}")
             if s == 0:
@@ -144,7 +144,7 @@ def test_synthetic_inputs_and_gradients():
     same(net.training_step(x, y, F.cross_entropy), "unlock_loss")
     same(block[0].weight.grad, "unlock_block_weight_grad")
     same(head.weight.grad, "unlock_head_weight_grad")
-    predicted, target, _ = net._last[0]
+    predicted, target, _ = net.targets()["0"]
     same(predicted, "unlock_gradient_at_synthetic_hidden")
     same(target, "unlock_target_gradient")
     for made, name in ((activations, "unlock_input_synthesizer"), (gradients, "unlock_gradient_synthesizer")):

@@ -15,7 +15,7 @@ from .context import Context, Kind
 from .cuts import find_places
 from .decouple import decouple, split_points
 from .decoupled import Decoupled
-from .synthesizer import squared_error
+from .synthesizer import learn, outside
 
 
 class DecoupledSequential(Decoupled):
@@ -121,9 +121,7 @@ class LocalUpdate:
 
     def learn(self, arrived: Tensor) -> Tensor:
         """Fill the synthesizer's gradients from what arrived from above; returns its loss."""
-        error = squared_error(self.predicted, arrived.to(self.predicted.dtype) * self.divisor, self.rows)
-        error.backward()
-        return error.detach()
+        return learn(self.predicted, arrived, self.rows, factor=self.divisor)
 
 
 def local_update(
@@ -166,7 +164,7 @@ def local_update(
     if out.requires_grad:
         sent = predicted.detach() / divisor
         if rows is not None:
-            sent = sent.masked_fill(~rows.reshape(*rows.shape, *(1,) * (sent.ndim - rows.ndim)), 0.0)
+            sent = sent.masked_fill(outside(rows, sent), 0.0)
         if not bool(sent.isfinite().all()):
             raise InvalidInput("a synthetic gradient is not finite; lower the synthesizer's learning rate.")
         out.backward(sent)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -35,8 +35,9 @@ class Context(nn.Module):
     ----------
     kind
         ``"labels"``: class indices (B,), (B, 1) or (B, T) of any integer type, ``ignore_index`` allowed, become
-        one-hot; soft and multi-hot labels (B, C) stay. ``"values"``: numbers (B,) or (B, d), standardized by the mean
-        and deviation of the first ten batches, then held. ``"none"``: no context.
+        one-hot; soft and multi-hot labels (B, C) stay, as do integers (B, C) of 0 and 1 only. ``"values"``: numbers
+        (B,) or (B, d), standardized by the mean and deviation of the first ten batches, then held. ``"none"``: no
+        context.
     dim
         C, or d.
     ignore_index
@@ -94,13 +95,16 @@ class Context(nn.Module):
             return Given(y.float(), None)  # multi-hot integers
         y = y.long()
         y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
+        one_hot = torch.zeros(*y.shape, self.dim, device=y.device, dtype=torch.float32)
+        if _within(y, self.dim) and not 0 <= self.ignore_index < self.dim:  # all labels count
+            return Given(one_hot.scatter_(-1, y[..., None], 1.0), None)
         rows = y != self.ignore_index
-        if _beyond(y[rows], self.dim):
+        if not _within(seen := y[rows], self.dim):
             raise InvalidInput(
-                f"labels reach from {int(y[rows].min())} to {int(y[rows].max())}, but the synthesizers were made for "
+                f"labels reach from {int(seen.min())} to {int(seen.max())}, but the synthesizers were made for "
                 f"{self.dim} classes (0 to {self.dim - 1}; ignore_index is {self.ignore_index})."
             )
-        one_hot = F.one_hot(torch.where(rows, y, 0), self.dim).float() * rows[..., None]
+        one_hot.scatter_(-1, torch.where(rows, y, 0)[..., None], rows[..., None].float())
         return Given(one_hot, None if bool(rows.all()) else rows)
 
     def _values(self, y: Tensor) -> Given:
@@ -120,8 +124,9 @@ class Context(nn.Module):
         return Given(context, None if bool(rows.all()) else rows)
 
 
-def _beyond(y: Tensor, classes: int) -> bool:
-    return bool(y.numel()) and (int(y.max()) >= classes or int(y.min()) < 0)
+def _within(y: Tensor, classes: int) -> bool:
+    low, high = torch.aminmax(y) if y.numel() else (0, 0)
+    return int(low) >= 0 and int(high) < classes
 
 
 _MODULES: tuple[type[nn.Module], ...] = (
@@ -179,13 +184,26 @@ def divisor_of(loss_fn: LossFn | None, y: Any, divisor: Divisor = None) -> float
         raise InvalidInput("the loss has reduction='none'; it must give one number: use 'mean' or 'sum'.")
     if reduction == "sum":
         return 1.0
+    if not isinstance(y, Tensor):
+        raise InvalidInput(
+            f"what the loss divides by is read from targets that are a tensor, not {type(y).__name__}: convert them, "
+            "or say divisor."
+        )
     if kind not in (nn.CrossEntropyLoss, nn.NLLLoss) or y.is_floating_point():
         per = 1 if kind not in (nn.CrossEntropyLoss, nn.NLLLoss) else y.shape[1]  # class probabilities (N, C, ...)
         return float(y.numel()) / per
-    counted = y[y != settings.get("ignore_index", -100)]
+    counted = y != settings.get("ignore_index", -100)
     weight = settings.get("weight")
-    total = float(len(counted)) if weight is None else float(weight[counted].sum())
+    total = float(counted.sum() if weight is None else weight[y[counted]].sum())
     return total if total > 0 else 1.0  # no label at all: every gradient is zero or NaN, whatever it is divided by
+
+
+def unlabelled(loss_fn: LossFn | None, y: Any) -> bool:
+    """Whether every label of a batch is one that torch's cross-entropy ignores, so that its mean is of nothing."""
+    kind, settings = _read(loss_fn)
+    if kind not in (nn.CrossEntropyLoss, nn.NLLLoss) or y.is_floating_point() or not y.numel():
+        return False
+    return not bool((y != settings.get("ignore_index", -100)).any())
 
 
 def losses_of_samples(loss_fn: LossFn | None, output: Any, y: Any) -> Tensor:
@@ -207,10 +225,15 @@ def losses_of_samples(loss_fn: LossFn | None, output: Any, y: Any) -> Tensor:
         return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
 
 
+@cache
+def _settings(kind: type[nn.Module]) -> tuple[str, ...]:
+    return tuple(inspect.signature(kind).parameters)
+
+
 def _read(loss_fn: Any) -> tuple[type[nn.Module] | None, dict[str, Any]]:
     if type(loss_fn) in _MODULES:
-        names = inspect.signature(type(loss_fn).__init__).parameters
-        return type(loss_fn), {n: getattr(loss_fn, n) for n in names if hasattr(loss_fn, n) and n not in ("self",)}
+        kind: Any = type(loss_fn)
+        return kind, {n: getattr(loss_fn, n) for n in _settings(kind) if hasattr(loss_fn, n)}
     given: dict[str, Any] = {}
     while isinstance(loss_fn, partial):
         given = {**loss_fn.keywords, **given}

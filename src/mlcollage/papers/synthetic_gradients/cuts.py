@@ -90,7 +90,11 @@ def find_places(model: nn.Module, cuts: Sequence[str], example: Any) -> list[Pla
     InvalidInput
         For a compiled model, a module that runs twice or not at all, and cuts inside each other.
     """
-    hookable(model, "decouple")
+    if hookable(model, "decouple") is not model:
+        raise InvalidInput(
+            f"{type(model).__name__} averages gradients in one backward pass through the whole network, and a network "
+            "that is cut has one for each part: give the network inside it (model.module), and train on one device."
+        )
     modules = dict(model.named_modules())
     if not cuts or len(set(cuts)) != len(cuts):
         raise InvalidInput(f"cuts must name at least one module, and none twice; got {list(cuts)}.")

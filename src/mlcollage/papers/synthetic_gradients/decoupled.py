@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlcollage import _checks as checks
@@ -23,7 +24,7 @@ from .agreement import compare_gradients
 from .context import Context, Divisor, Given, LossFn, divisor_of, losses_of_samples
 from .cuts import Place, call, in_backward, name_outputs, open_output, refuse_paths_around, warn_once
 from .feedback import feedback_alignment, feedback_weights
-from .synthesizer import intercept_gradient, squared_error
+from .synthesizer import intercept_gradient, learn, outside
 
 Credit = Literal["sg", "bp", "fa", "dfa", "kickback", "critic", "noise", "none"]
 Unlock = Literal["update", "backward", "full"]
@@ -64,6 +65,18 @@ class _Step:
     def factor(self) -> float:
         """From gradients of one sample to those of the loss."""
         return self.scale / self.divisor
+
+
+class _Seen(NamedTuple):
+    """What a synthesizer said and what arrived, of which the report is made."""
+
+    predicted: Tensor
+    arrived: Tensor
+    factor: float  # from what arrived to the gradient of one sample
+    divisor: float
+    rows: Tensor | None
+    loss: Tensor
+    first: Tensor  # the loss when something arrived for the first time
 
 
 class Decoupled(nn.Module):
@@ -189,7 +202,7 @@ class Decoupled(nn.Module):
         self._checked = False  # whether paths around cuts were looked for
         self._warned: set[str] = set()
         self._largest: dict[int, float] = {}
-        self._last: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}
+        self._seen: dict[int, _Seen] = {}  # of the last step
         self.skipped: dict[str, int] = {}
         self._step: _Step | None = None
 
@@ -252,7 +265,7 @@ class Decoupled(nn.Module):
                 stack.enter_context(feedback_alignment(self.model, self._fixed()))
             output, loss = self._forward_pass(x, y, loss_fn, step)
             self._backward_pass(output, loss, step)
-        self._train(step, partial(losses_of_samples, loss_fn, output, y))
+        self._train(step, losses_of_samples(loss_fn, output, y) if self.credit == "critic" else None)
         if not self._checked and self.credit != "none" and all(step.drawn):
             self._refuse_untrained()
         self._checked = True
@@ -273,8 +286,8 @@ class Decoupled(nn.Module):
         if looks:
             below = [(self.cuts[c.index], c.below) for c in step.live if c is not None and c.below is not None]
             refuse_paths_around(loss, below, names)
-        if not bool(loss.isfinite()):
-            raise InvalidInput(f"the loss is {loss.item()} at step {self.steps}, so nothing was updated.")
+        if not math.isfinite(value := loss.item()):
+            raise InvalidInput(f"the loss is {value} at step {self.steps}, so nothing was updated.")
         return output, loss
 
     def _backward_pass(self, output: Any, loss: Tensor, step: _Step) -> None:
@@ -282,14 +295,16 @@ class Decoupled(nn.Module):
         if self.credit == "dfa" and (logits := logits_of(output)).requires_grad:
             logits.register_hook(partial(setattr, step, "error"))
         if step.drawn[-1] and loss.requires_grad:
-            (loss * step.scale).backward(retain_graph=self.allow_paths)
+            (loss if step.scale == 1 else loss * step.scale).backward(retain_graph=self.allow_paths)
         for cut in reversed(step.live):
             if cut is not None:
                 cut.arrived = cut.above.grad if cut.above is not None else cut.arrived
                 self._send_down(cut, step)
 
     @contextmanager
-    def cut(self, y: Any = None, loss_fn: LossFn | None = None, *, mask: Tensor | None = None) -> Iterator[None]:
+    def cut(
+        self, y: Any = None, loss_fn: LossFn | None = None, *, mask: Tensor | None = None, scale: float = 1.0
+    ) -> Iterator[None]:
         """Cuts for a loop that calls ``backward`` itself, such as a trainer's.
 
         Call the network inside, ``loss.backward()`` inside or after, and then :meth:`fill_synthesizers`.
@@ -300,6 +315,8 @@ class Decoupled(nn.Module):
             As for :meth:`training_step`.
         loss_fn
             Only its divisor is read; needed unless ``divisor`` was said.
+        scale
+            What your loop multiplies the loss by before it calls ``backward``: 1 / n when n batches are accumulated.
 
         Examples
         --------
@@ -312,12 +329,10 @@ class Decoupled(nn.Module):
         >>> float(net.fill_synthesizers()) > 0
         True
         """
-        if self.credit in ("fa", "kickback") or self.unlock == "full":
-            what = f"credit={self.credit!r}" if self.credit in ("fa", "kickback") else "unlock='full'"
+        if self.credit in ("fa", "dfa", "kickback", "critic") or self.unlock == "full":
+            what = "unlock='full'" if self.unlock == "full" else f"credit={self.credit!r}"
             raise InvalidInput(f"{what} needs training_step; a loop that calls backward itself cannot do it.")
-        if self.credit == "critic":
-            raise InvalidInput("credit='critic' needs the losses of single samples; use training_step.")
-        step = self._begin(None, y, loss_fn, mask, 1.0)
+        step = self._begin(None, y, loss_fn, mask, scale)
         step.now, step.function = False, True
         self._step = step
         with self._hooks(step):
@@ -330,15 +345,23 @@ class Decoupled(nn.Module):
             raise InvalidInput(
                 "fill_synthesizers follows a backward pass of a loss that was computed inside net.cut(...)."
             )
-        loss = self._train(step, lambda: torch.zeros(()))
+        try:
+            losses = self._train(step)
+        except RuntimeError as error:
+            if "modified by an inplace operation" not in str(error):
+                raise
+            raise InvalidInput(
+                "the synthesizers were changed before they were trained: call fill_synthesizers after backward() and "
+                "before the optimizer's step."
+            ) from error
         self.steps += 1
-        return loss
+        return torch.stack(losses).sum() if losses else torch.zeros(())
 
     # One step --------------------------------------------------------------------------------------------------
 
     def _begin(self, x: Any, y: Any, loss_fn: LossFn | None, mask: Tensor | None, scale: float) -> _Step:
         scale = checks.positive("scale", scale)
-        given = self.context.train(self.training)(y)
+        given = _in_mode(self.context, self.training)(y)
         if mask is not None:
             rows = mask.bool()
             given = Given(
@@ -353,13 +376,8 @@ class Decoupled(nn.Module):
             g = torch.Generator().manual_seed(derive(self.seed, 72, self.steps))
             drawn = (torch.rand(len(drawn), generator=g) < self.probability).tolist()
         # The first step keeps all graphs, to look for paths around the cuts.
-        now = (
-            self.unlock != "backward"
-            and self.credit in LOCAL
-            and not self.lam
-            and self._checked
-            and not self.allow_paths
-        )
+        at_once = self.unlock != "backward" and self.credit in LOCAL and not self.lam
+        now = at_once and self._checked and not self.allow_paths
         return _Step(given, divisor, scale, x, drawn, now, live=[None] * len(self.cuts))
 
     @property
@@ -393,7 +411,7 @@ class Decoupled(nn.Module):
             return output
         if step.live[i] is not None:
             raise InvalidInput(f"the module {name!r} ran twice in one step; a cut must run once.")
-        cut = step.live[i] = _Live(i, h, None, self._fit_rows(step.given.rows, h))
+        cut = step.live[i] = _Live(i, h, None, self._fit_rows(step.given.rows, h, name))
         self._guess(cut, h, step)
         if step.function:
             return put(intercept_gradient(h, partial(self._arrives, cut, step)))
@@ -414,12 +432,11 @@ class Decoupled(nn.Module):
                 cut.guess = torch.randn_like(h) / (h[0].numel() if self.batch_dim == 0 else h[:, 0].numel()) ** 0.5
         if self.credit not in ("sg", "critic"):
             return
-        module = self.synthesizers[key].train(self.training)
-        frozen = not self.train_synthesizers
-        with (
-            torch.autocast(h.device.type, enabled=False),
-            torch.set_grad_enabled(not frozen or self.credit == "critic"),
-        ):
+        module = _in_mode(self.synthesizers[key], self.training)
+        graph = self.train_synthesizers or self.credit == "critic"
+        mixed = torch.is_autocast_enabled(h.device.type)
+        plain = torch.autocast(h.device.type, enabled=False) if mixed else nullcontext()
+        with plain, torch.set_grad_enabled(graph):
             read = self._samples_first(h.detach()).to(_dtype(module))
             if self.credit == "critic":
                 with torch.enable_grad():
@@ -431,7 +448,7 @@ class Decoupled(nn.Module):
             real = self._predict(module, read, context)
             cut.guess, cut.predicted = self._samples_first(real.detach()), real
             if self.unlock == "full":
-                maker = self.inputs[key].train(self.training)
+                maker = _in_mode(self.inputs[key], self.training)
                 x = step.x if isinstance(step.x, Tensor) else None
                 if x is None or not x.is_floating_point():
                     raise InvalidInput(
@@ -458,7 +475,7 @@ class Decoupled(nn.Module):
             if below is not None:
                 self._skip("not drawn for an update")
             return
-        sent = self._sent(cut, step)
+        sent = self._sent(cut, step, cut.arrived)
         if sent is None:
             return
         # A sum is several times cheaper than a look at each number, and not finite if one of them is not.
@@ -472,8 +489,8 @@ class Decoupled(nn.Module):
             (lower.guess,) = torch.autograd.grad(below, lower.above, torch.ones_like(below), retain_graph=True)
         below.backward(sent.to(below.dtype), retain_graph=self.allow_paths)
 
-    def _sent(self, cut: _Live, step: _Step) -> Tensor | None:
-        arrived = cut.arrived
+    def _sent(self, cut: _Live, step: _Step, arrived: Tensor | None) -> Tensor | None:
+        """What goes down into the part below, of what has arrived."""
         if self.credit in ("bp", "fa") or self.lam == 1:
             return arrived
         if self.credit == "dfa":
@@ -486,7 +503,7 @@ class Decoupled(nn.Module):
         if cut.rows is not None:
             rows = cut.rows if self.batch_dim == 0 or cut.rows.ndim == 1 else cut.rows.T
             rows = rows[None] if self.batch_dim == 1 and cut.rows.ndim == 1 else rows
-            guess = guess.masked_fill(~rows.reshape(*rows.shape, *(1,) * (guess.ndim - rows.ndim)), 0.0)
+            guess = guess.masked_fill(outside(rows, guess), 0.0)
         if self.lam:
             return guess * (1 - self.lam) + (0.0 if arrived is None else self.lam * arrived)
         return guess
@@ -518,44 +535,42 @@ class Decoupled(nn.Module):
         return cut.guess * error.reshape(-1, *(1,) * (cut.guess.ndim - 1))
 
     def _arrives(self, cut: _Live, step: _Step, g: Tensor) -> Tensor | None:
-        """The user's own backward pass has come to a cut."""
-        cut.arrived, cut.below = g, None
+        """The user's own backward pass has come to a cut; of several passes the gradients add up."""
+        again, cut.below = cut.arrived is not None, None
+        cut.arrived = g if cut.arrived is None else cut.arrived + g
         if not step.drawn[cut.index]:
             self._skip("not drawn for an update")
             return None
-        if self.credit == "dfa":
-            raise InvalidInput("credit='dfa' needs training_step; a loop that calls backward itself cannot do it.")
-        return self._sent(cut, step)
+        if again and cut.guess is not None:  # the guess was sent with the first pass
+            return self.lam * g
+        return self._sent(cut, step, g)
 
-    def _train(self, step: _Step, losses: Callable[[], Tensor]) -> Tensor:
-        """Gradients of synthesizers, critics and synthesizers of inputs; returns the sum of their losses."""
-        total = torch.zeros(())
+    def _train(self, step: _Step, losses: Tensor | None = None) -> list[Tensor]:
+        """Gradients of synthesizers, critics (from the samples' losses) and synthesizers of inputs; their losses."""
+        found = []
         for cut in step.live:
             if cut is None or cut.predicted is None or not self.train_synthesizers:
                 continue
-            if self.credit == "critic":
-                target = losses().to(cut.predicted.dtype)
-                error = squared_error(
-                    cut.predicted, target, cut.rows if cut.rows is None or cut.rows.ndim == 1 else None
-                )
+            i, rows, factor = cut.index, cut.rows, 1 / step.factor
+            if losses is not None:
+                arrived, factor = losses, 1.0
+                rows = rows if rows is None or rows.ndim == 1 else None
             elif cut.arrived is None:
-                self._skip(f"{self.cuts[cut.index]}: no gradient arrived")
+                self._skip(f"{self.cuts[i]}: no gradient arrived")
                 continue
             else:
                 arrived = self._samples_first(cut.arrived)
-                # Gradients of one sample in at least single precision: those of a mean vanish in half.
-                target = arrived.to(torch.promote_types(arrived.dtype, torch.float32))
-                target = target / step.factor
-                error = squared_error(cut.predicted, target, cut.rows)
-                self._last[cut.index] = (cut.predicted.detach(), target, cut.rows)
-            if cut.made is not None and cut.guess is not None:
-                real = cut.real if cut.real is not None else cut.made.detach()
-                error = error + squared_error(cut.made, real.to(cut.made.dtype), None, samples=False)
-            if error.requires_grad:
+            loss = learn(cut.predicted, arrived, rows, factor=factor, scale=step.scale)
+            if losses is None:
+                first = self._seen[i].first if i in self._seen else loss
+                self._seen[i] = _Seen(cut.predicted.detach(), arrived, factor, step.divisor, rows, loss, first)
+            self._watch(i, loss, arrived, factor)
+            if cut.made is not None and cut.real is not None:
+                error = F.mse_loss(cut.made, cut.real.to(cut.made.dtype))
                 (error * step.scale).backward()
-            total = total + error.detach()
-            self._watch(cut.index, error, target)
-        return total
+                loss = loss + error.detach()
+            found.append(loss)
+        return found
 
     # Shapes, checks, health ------------------------------------------------------------------------------------
 
@@ -563,18 +578,25 @@ class Decoupled(nn.Module):
         return h.transpose(0, 1) if self.batch_dim == 1 and h.ndim > 2 else h
 
     def _fit_context(self, context: Tensor | None, h: Tensor) -> Tensor | None:
-        """Contexts of tokens for activations of tokens, else their mean for each sample."""
+        """Contexts of tokens for activations of tokens, in two axes or one, else their mean for each sample."""
         h = self._samples_first(h)
-        if context is None or context.ndim == 2:
+        if context is None or context.ndim == 2 or (h.ndim == 3 and h.shape[:2] == context.shape[:2]):
             return context
-        return context if h.ndim == 3 and h.shape[:2] == context.shape[:2] else context.flatten(1, -2).mean(1)
+        tokens = h.ndim == 2 and len(h) == context[..., 0].numel()
+        return context.flatten(0, -2) if tokens else context.flatten(1, -2).mean(1)
 
-    def _fit_rows(self, rows: Tensor | None, h: Tensor) -> Tensor | None:
+    def _fit_rows(self, rows: Tensor | None, h: Tensor, name: str) -> Tensor | None:
         h = self._samples_first(h)
         if rows is None or (rows.ndim < h.ndim and h.shape[: rows.ndim] == rows.shape):
             return rows
-        rows = rows.flatten(1).any(1)
-        return rows if len(rows) == len(h) else None
+        if rows.ndim > 1:
+            rows = rows.flatten() if rows.numel() == len(h) else rows.flatten(1).any(1)
+        if len(rows) != len(h):
+            raise InvalidInput(
+                f"the targets or the mask are of {len(rows)} samples, but the activation at {name!r} is "
+                f"{tuple(h.shape)}."
+            )
+        return rows
 
     def _fixed(self) -> dict[str, Tensor]:
         return {key.replace("/", "."): value for key, value in self._feedback.items()}
@@ -609,11 +631,11 @@ class Decoupled(nn.Module):
     def _skip(self, reason: str) -> None:
         self.skipped[reason] = self.skipped.get(reason, 0) + 1
 
-    def _watch(self, i: int, error: Tensor, target: Tensor) -> None:
+    def _watch(self, i: int, error: Tensor, arrived: Tensor, factor: float) -> None:
         """Warn of a synthesizer whose error outgrows what it is to predict: activations too large for its rate."""
         if self.steps not in (5, 10) and (not self.steps or self.steps % 20):
             return
-        size = float(target.square().sum()) / max(len(target), 1)
+        size = float((arrived * factor).square().sum()) / max(len(arrived), 1)
         largest = self._largest[i] = max(self._largest.get(i, 0.0), size)
         if float(error.detach()) > 1e3 * max(largest, 1e-300):
             name = self.cuts[i]
@@ -631,13 +653,27 @@ class Decoupled(nn.Module):
         -------
         dict of str to dict
             By cut: ``cosine`` (mean over rows whose gradient is not zero), ``relative_error`` (squared error over
-            squared norm), ``ratio`` of norms, ``zero_rows`` (share of rows without gradient), ``rows``. NaN where
-            nothing arrived.
+            squared norm), ``sign``, ``ratio`` of norms, ``zero_rows`` (share of rows without gradient), ``rows``, the
+            synthesizer's ``loss`` and its ``first_loss``, and the ``divisor`` that the loss was read with. NaN where no
+            row has a gradient. What got none, and why, is counted in ``skipped``.
         """
-        found = {}
-        for i, (predicted, target, rows) in self._last.items():
-            found[self.cuts[i]] = compare_gradients(predicted, target, rows)
-        return found
+        numbers = [
+            {"loss": float(s.loss), "first_loss": float(s.first), "divisor": s.divisor} for s in self._seen.values()
+        ]
+        return {
+            name: compare_gradients(*learned) | rest
+            for (name, learned), rest in zip(self.targets().items(), numbers, strict=True)
+        }
+
+    def targets(self) -> dict[str, tuple[Tensor, Tensor, Tensor | None]]:
+        """What each synthesizer said on the last batch, what it should have said, and which rows count.
+
+        Returns
+        -------
+        dict of str to tuple
+            By cut: predictions and targets, gradients of one sample (B, ...), and rows (B,) or (B, T), or None.
+        """
+        return {self.cuts[i]: (s.predicted, s.arrived.to(s.loss) * s.factor, s.rows) for i, s in self._seen.items()}
 
     def get_extra_state(self) -> Tensor:
         """What a file must say besides tensors, as bytes of JSON."""
@@ -661,6 +697,11 @@ class _Finished(Tensor):
         raise InvalidInput(
             "training_step has filled all gradients already, so its loss needs no backward(); call optimizer.step()."
         )
+
+
+def _in_mode(module: nn.Module, training: bool) -> nn.Module:
+    """The module in training or evaluation mode, set only where it is not: a walk over its parts takes time."""
+    return module if module.training == training else module.train(training)
 
 
 def _dtype(module: nn.Module) -> torch.dtype:

@@ -100,6 +100,8 @@ def linear_sg_convergence(
         raise InvalidInput(f"x must be (n, d) and y (n,), not {tuple(x.shape)} and {tuple(y.shape)}.")
     if loss == "log" and not bool(((y == 0) | (y == 1)).all()):
         raise InvalidInput("for the log loss y must be 0 or 1.")
+    if not bool(x.isfinite().all() and y.isfinite().all()):
+        raise InvalidInput("x and y must be finite numbers; NaN or infinity was found.")
     n = len(x)
     rows = torch.cat([x, x.new_ones(n, 1)], 1)  # (n, d + 1), the last for the bias
     best = _optimum(rows, y, loss)
@@ -109,7 +111,7 @@ def linear_sg_convergence(
     w = x.new_zeros(width + 1)  # of the output, with its bias
     units = width if depth > 1 else 1  # where the synthesizer is
     m = x.new_zeros(units, units + (1 if label else 0) + 1)
-    gaps, when = [], []
+    gaps, when, first = [], [], 0.0
     every = max(1, steps // max(1, records))
     if depth > 1:  # a start from which all layers can learn
         w[:width] = 1.0 / width
@@ -119,7 +121,8 @@ def linear_sg_convergence(
         z = top @ w[:-1] + w[-1]  # (n,)
         residual = z - y if loss == "mse" else torch.sigmoid(z) - y
         value = float(0.5 * (z - y).square().mean()) if loss == "mse" else float(_log_loss(z, y))
-        if not np.isfinite(value):
+        first = value if step == 0 else first
+        if not value <= 1e9 * max(first, 1.0):
             raise InvalidInput(f"the network diverged at step {step}; lower lr={lr:g}.")
         if step % every == 0 or step == steps:
             gaps.append(value - best)

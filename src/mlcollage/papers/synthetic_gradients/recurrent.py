@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 
-from .context import Divisor, LossFn, divisor_of
-from .synthesizer import SyntheticGradient, squared_error
+from .context import Divisor, LossFn, divisor_of, unlabelled
+from .synthesizer import SyntheticGradient, learn, squared_error
 
 
 class DNIRecurrent(nn.Module):
@@ -123,6 +123,7 @@ class DNIRecurrent(nn.Module):
         self._carried: Tensor | None = None  # (B, S)
         self._context: Tensor | None = None
         self._fresh: Tensor | None = None  # (B,), true where the state was just reset: its past is of no concern
+        self._streams: Tensor | None = None
 
     def flat(self, state: Any) -> Tensor:
         """The state as (B, S): all layers of h, then of c."""
@@ -152,6 +153,7 @@ class DNIRecurrent(nn.Module):
         lengths: Tensor | None = None,
         context: Tensor | None = None,
         goes_on: bool = False,
+        streams: Tensor | None = None,
     ) -> Iterator[Tensor]:
         """Losses of the chunks of whole sequences; the gradients of each are there when it is yielded.
 
@@ -170,13 +172,27 @@ class DNIRecurrent(nn.Module):
         goes_on
             Whether the next call continues these sequences, as a stateful loader has it. Otherwise the state is reset
             before and after, and the last chunk gets no synthetic gradient.
+        streams
+            As for :meth:`chunk`.
+
+        Raises
+        ------
+        InvalidInput
+            For packed sequences, targets or lengths that do not fit, a carried state of other rows or streams, and
+            losses or gradients that are not finite.
         """
         time = 1 if self.rnn.batch_first else 0
         if not isinstance(x, Tensor) or x.ndim != 3:
             raise InvalidInput(
                 "sequences must be one tensor of three axes; of packed ones give the padded tensor and lengths."
             )
-        total = x.shape[time]
+        total, rows = x.shape[time], x.shape[1 - time]
+        if y.shape[:2] != x.shape[:2]:
+            raise InvalidInput(f"targets {tuple(y.shape)} do not belong to sequences {tuple(x.shape)}, step by step.")
+        if lengths is not None:
+            lengths = torch.as_tensor(lengths)
+            if lengths.shape != (rows,) or bool((lengths < 0).any() | (lengths > total).any()):
+                raise InvalidInput(f"lengths must be {rows} numbers from 0 to {total}, not {lengths.tolist()}.")
         if self.truncate >= total and not goes_on:
             warnings.warn(f"truncate={self.truncate} is not below the length {total}: this is plain backpropagation.")
         if not goes_on:
@@ -186,7 +202,7 @@ class DNIRecurrent(nn.Module):
             part = [t.narrow(time, start, stop - start) for t in (x, y)]
             left = None if lengths is None else (lengths - start).clamp(min=0)
             last = stop == total and not goes_on
-            yield self.chunk(part[0], part[1], loss_fn, left=left, context=context, last=last)
+            yield self.chunk(part[0], part[1], loss_fn, left=left, context=context, last=last, streams=streams)
         if not goes_on:
             self.reset()
 
@@ -200,6 +216,7 @@ class DNIRecurrent(nn.Module):
         ends: Tensor | None = None,
         context: Tensor | None = None,
         last: bool = False,
+        streams: Tensor | None = None,
     ) -> Tensor:
         """One chunk from the carried state: fills the gradients of network, head and synthesizer; returns the loss.
 
@@ -216,6 +233,9 @@ class DNIRecurrent(nn.Module):
             (B, C).
         last
             Whether all rows end here.
+        streams
+            (B,), numbers of the sequences that the rows are from. Rows that do not continue the chunk before are
+            refused; without it, a shuffled loader would pair one stream's state with another's future unnoticed.
         """
         first = self.rnn.batch_first
         batch, steps = (x.shape[0], x.shape[1]) if first else (x.shape[1], x.shape[0])
@@ -224,6 +244,12 @@ class DNIRecurrent(nn.Module):
                 f"the carried state is for {len(self._carried)} rows, but the batch has {batch}: drop the last batch, "
                 "or call reset() where the streams change."
             )
+        if self._streams is not None and streams is not None and not torch.equal(self._streams, streams):
+            raise InvalidInput(
+                "the rows are of other streams than the carried state: use a loader that keeps each stream in its row, "
+                "or call reset() where the streams change."
+            )
+        self._streams = streams
         h0 = x.new_zeros(batch, sum(self.widths)) if self._carried is None else self._carried
         h0 = h0.detach().requires_grad_(True)
         out, state = self.rnn(x, self.unflat(h0))
@@ -242,8 +268,10 @@ class DNIRecurrent(nn.Module):
         if not len(targets):
             self._carry(h_end, alive, context)
             return x.new_zeros(())
-        loss = loss_fn(result, targets)
-        divisor = divisor_of(loss_fn, targets, self.divisor) if self.target_scale == "sample" else 1.0
+        empty = unlabelled(loss_fn, targets)  # a mean of nothing is NaN: only the future has something to say
+        loss = result.sum() * 0.0 if empty else loss_fn(result, targets)
+        stated = float(batch) if empty and self.divisor is None else self.divisor
+        divisor = divisor_of(loss_fn, targets, stated) if self.target_scale == "sample" else 1.0
         if not bool(loss.isfinite()):
             raise InvalidInput(f"the loss of a chunk is {float(loss)}, so nothing was updated.")
         # Read again: its weights may have moved since the last chunk ended.
@@ -276,18 +304,14 @@ class DNIRecurrent(nn.Module):
 
     def _learn(self, before: Tensor | None, ahead: Tensor, h0: Tensor, closing: Tensor, divisor: float) -> None:
         """The synthesizer's gradients: at the left edge towards what arrived, at rows that ended towards zero."""
-        errors = []
-        if before is not None and h0.grad is not None:
-            rows = None if self._fresh is None or not bool(self._fresh.any()) else ~self._fresh
-            errors.append(squared_error(before, h0.grad * divisor, rows))
-        if before is not None and bool(closing.any()):
+        if before is None or h0.grad is None:
+            return
+        rows = None if self._fresh is None or not bool(self._fresh.any()) else ~self._fresh
+        error = learn(before, h0.grad, rows, factor=divisor)
+        if bool(closing.any()):
             share = float(closing.double().mean())
-            errors.append(share * squared_error(ahead, torch.zeros_like(ahead), closing))
-        if errors:
-            error = torch.stack(errors).sum()
-            self.last_loss["synthesizer"] = float(error.detach())
-            if error.requires_grad:  # a synthesizer of the user's may be fixed
-                error.backward()
+            error = error + share * learn(ahead, torch.zeros_like(ahead), closing, scale=share)
+        self.last_loss["synthesizer"] = float(error)
 
     def _carry(self, h_end: Tensor, alive: Tensor, context: Tensor | None) -> None:
         self._carried = h_end.detach().masked_fill(~alive[:, None], 0.0)

@@ -18,7 +18,7 @@ from mlcollage.errors import InvalidInput
 
 from .chain import LocalUpdate, local_update
 from .context import Context, Divisor, LossFn, divisor_of
-from .synthesizer import squared_error
+from .synthesizer import learn
 from .timeline import BLOCKED, COMPUTE, StageLog
 from .transport import Message, Receiver, Sender, why_lost
 
@@ -227,7 +227,7 @@ class AsyncStage:
         predicted = synthesizer(h, given.context)
         if optimizer is not None:
             optimizer.zero_grad(set_to_none=True)
-        squared_error(predicted, message.tensors[0].to(predicted.dtype) * divisor, given.rows).backward()
+        learn(predicted, message.tensors[0], given.rows, factor=divisor)
         self._update(optimizer)
         self._stale.append(step - message.step)
         self._spans.append((COMPUTE, start, time.perf_counter(), step))

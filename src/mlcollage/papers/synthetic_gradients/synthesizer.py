@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlcollage import _checks as checks
@@ -66,26 +66,13 @@ class SyntheticGradient(nn.Module):
             checks.choice("norm, if not None,", norm, NORMS)
         widths = [checks.integer("each width of hidden", w, least=1) for w in hidden]
         self.out_dim = self.dim if out_dim is None else checks.integer("out_dim", out_dim, least=1)
-        sizes = [self.dim + self.context_dim, *widths]
-        layers: list[nn.Module] = []
-        for a, b in pairwise(sizes):
-            layers += [nn.Linear(a, b)]
-            layers += [] if norm is None else [nn.BatchNorm1d(b) if norm == "batch" else nn.LayerNorm(b)]
-            layers += [nn.ReLU()]
-        last = nn.Linear(sizes[-1], self.out_dim)
-        self.layers = nn.Sequential(*layers, last)
-        if zero_init:
-            zero_(last)
+        norms = {None: None, "batch": nn.BatchNorm1d, "layer": nn.LayerNorm}[norm]
+        sizes = [self.dim + self.context_dim, *widths, self.out_dim]
+        self.layers = _stack(sizes, nn.Linear, norms, zero_init)
 
     def forward(self, h: Tensor, context: Tensor | None = None) -> Tensor:
         """Gradients like ``h`` (B, ..., D), of a context (B, C) or (B, ..., C)."""
-        check_activation(h, self.dim, self.context_dim, context, h.shape[-1], "last axis")
-        if context is not None and self.context_dim:
-            context = context.to(h.dtype)
-            while context.ndim < h.ndim:  # one context a sample, for all its tokens or positions
-                context = context.unsqueeze(1)
-            h = torch.cat([h, context.expand(*h.shape[:-1], -1)], -1)  # (B, ..., D + C)
-        return self.layers(h)
+        return self.layers(beside(h, context, self.dim, self.context_dim))
 
 
 class ConvSyntheticGradient(nn.Module):
@@ -132,25 +119,14 @@ class ConvSyntheticGradient(nn.Module):
             checks.choice("norm, if not None,", norm, ("batch",))
         conv: Any = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1]
         batch_norm: Any = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[axes - 1]
-        sizes = [self.dim + self.context_dim, *(checks.integer("each of hidden", w, least=1) for w in hidden)]
-        layers: list[nn.Module] = []
-        for a, b in pairwise(sizes):
-            layers += [conv(a, b, kernel, padding=kernel // 2)]
-            layers += [] if norm is None else [batch_norm(b)]
-            layers += [nn.ReLU()]
-        last = conv(sizes[-1], self.dim, kernel, padding=kernel // 2)
-        self.layers = nn.Sequential(*layers, last)
-        if zero_init:
-            zero_(last)
+        widths = [checks.integer("each of hidden", w, least=1) for w in hidden]
+        sizes = [self.dim + self.context_dim, *widths, self.dim]
+        same = partial(conv, kernel_size=kernel, padding=kernel // 2)
+        self.layers = _stack(sizes, same, None if norm is None else batch_norm, zero_init)
 
     def forward(self, h: Tensor, context: Tensor | None = None) -> Tensor:
         """Gradients like ``h`` (B, channels, ...), of a context (B, C)."""
-        channels = h.shape[1] if h.ndim > 1 else -1
-        check_activation(h, self.dim, self.context_dim, context, channels, "axis 1, the channels")
-        if context is not None and self.context_dim:
-            maps = context.to(h.dtype).reshape(*context.shape, *(1,) * (h.ndim - context.ndim))
-            h = torch.cat([h, maps.expand(-1, -1, *h.shape[2:])], 1)  # (B, channels + C, ...)
-        return self.layers(h)
+        return self.layers(beside(h, context, self.dim, self.context_dim, 1))
 
 
 class RecurrentSyntheticGradient(nn.Module):
@@ -189,12 +165,7 @@ class RecurrentSyntheticGradient(nn.Module):
         """Gradients like ``h`` (B, T, D), of a context (B, C) or (B, T, C)."""
         if h.ndim != 3:
             raise InvalidInput(f"a recurrent synthesizer needs tokens (batch, time, units), not {tuple(h.shape)}.")
-        check_activation(h, self.dim, self.context_dim, context, h.shape[-1], "last axis")
-        if context is not None and self.context_dim:
-            context = context.to(h.dtype)
-            context = context[:, None] if context.ndim == 2 else context
-            h = torch.cat([h, context.expand(-1, h.shape[1], -1)], -1)
-        return self.last(self.core(h)[0])
+        return self.last(self.core(beside(h, context, self.dim, self.context_dim))[0])
 
 
 class Critic(nn.Module):
@@ -232,18 +203,56 @@ def zero_(layer: nn.Module) -> None:
         nn.init.zeros_(p)
 
 
-def check_activation(h: Tensor, dim: int, context_dim: int, context: Tensor | None, units: int, axis: str) -> None:
-    """Refuse integers, other widths, and a context that is missing or of another width."""
+def _stack(sizes: Sequence[int], layer: Callable[..., nn.Module], norm: Any, zero_init: bool) -> nn.Sequential:
+    """Layers with norm and ReLU between them; the last is plain, and may start at zero."""
+    layers: list[nn.Module] = []
+    for a, b in pairwise(sizes[:-1]):
+        layers += [layer(a, b), *([] if norm is None else [norm(b)]), nn.ReLU()]
+    last = layer(sizes[-2], sizes[-1])
+    if zero_init:
+        zero_(last)
+    return nn.Sequential(*layers, last)
+
+
+def beside(h: Tensor, context: Tensor | None, dim: int, context_dim: int, axis: int = -1) -> Tensor:
+    """Activation and context side by side in the axis of units.
+
+    Parameters
+    ----------
+    h
+        (B, ..., dim), or (B, dim, ...) for axis 1.
+    context
+        (B, context_dim), one for all tokens or positions of a sample, or (B, T, context_dim) with axis -1.
+
+    Raises
+    ------
+    InvalidInput
+        For integers, other widths, and a context that is missing, of another width, or for other samples.
+    """
     if not h.is_floating_point():
         raise InvalidInput(f"a synthesizer needs floating-point activations, not {h.dtype}; cut behind the embedding.")
-    if units != dim:
+    if h.ndim < 2 or h.shape[axis] != dim:
+        where = "last axis" if axis < 0 else "axis 1, the channels"
         raise InvalidInput(
-            f"the synthesizer was made for {dim} units in the {axis}, but the activation is {tuple(h.shape)}."
+            f"the synthesizer was made for {dim} units in the {where}, but the activation is {tuple(h.shape)}."
         )
-    if context_dim and context is None:
+    if not context_dim:
+        return h
+    if context is None:
         raise InvalidInput(f"the synthesizer takes a context of {context_dim} units (labels); none was given.")
-    if context is not None and context_dim and context.shape[-1] != context_dim:
+    if context.shape[-1] != context_dim:
         raise InvalidInput(f"the context has {context.shape[-1]} units, but the synthesizer takes {context_dim}.")
+    if len(context) != len(h):
+        raise InvalidInput(
+            f"the context is of {len(context)} samples, but the activation {tuple(h.shape)} of {len(h)}."
+        )
+    context = context.to(h.dtype)
+    spread = (1,) * (h.ndim - context.ndim)
+    if axis == 1:
+        context = context.reshape(*context.shape, *spread).expand(-1, -1, *h.shape[2:])
+    elif spread:
+        context = context.reshape(len(h), *spread, *context.shape[1:]).expand(*h.shape[:-1], -1)
+    return torch.cat([h, context], axis)
 
 
 def synthesizer_for(
@@ -336,24 +345,60 @@ def inject_gradient(h: Tensor, gradient: Tensor) -> Tensor:
     return intercept_gradient(h, lambda g: gradient.to(g.dtype))
 
 
-def squared_error(predicted: Tensor, target: Tensor, rows: Tensor | None, *, samples: bool = True) -> Tensor:
+def outside(rows: Tensor, h: Tensor) -> Tensor:
+    """Where rows (B,) or (B, T) do not count, as a mask that broadcasts over ``h`` (B, ...)."""
+    return ~rows.reshape(*rows.shape, *(1,) * (h.ndim - rows.ndim))
+
+
+def squared_error(predicted: Tensor, target: Tensor, rows: Tensor) -> Tensor:
     r"""A synthesizer's loss :math:`\frac{1}{n} \sum_n \lVert \hat g_n - g_n \rVert^2`: sum over units, mean over rows.
 
     Parameters
     ----------
     predicted, target
-        (B, ...) or (B, T, ...).
+        (B, ...).
     rows
-        (B,) or (B, T), true where a row counts; None: all do.
-    samples
-        Divide by the number of samples; False takes the mean over units too, as for input synthesizers.
+        (B,), true where a row counts.
     """
-    difference = (predicted.float() if predicted.dtype in (torch.float16, torch.bfloat16) else predicted) - target
-    if not samples:
-        return F.mse_loss(difference, torch.zeros_like(difference))
-    squares = difference.square()
-    if rows is None:
-        return squares.sum() / len(squares)
-    squares = squares.flatten(rows.ndim).sum(-1) if squares.ndim > rows.ndim else squares
+    squares = (predicted - target).square().flatten(1).sum(1)
     # What does not count may be NaN, so that it is replaced and not multiplied by 0.
     return squares.masked_fill(~rows, 0.0).sum() / rows.sum().clamp(min=1)
+
+
+def learn(
+    predicted: Tensor, arrived: Tensor, rows: Tensor | None = None, *, factor: float = 1.0, scale: float = 1.0
+) -> Tensor:
+    r"""Fill a synthesizer's gradients along :math:`\frac{s}{n} \sum_n \lVert \hat g_n - f g_n \rVert^2`.
+
+    The slope of the loss is written down rather than differentiated: it takes three passes over the activation.
+
+    Parameters
+    ----------
+    predicted
+        :math:`\hat g`, (B, ...) or (B, T, ...), with its graph.
+    arrived
+        g, of that shape.
+    rows
+        (B,) or (B, T), true where a row counts; None: all do.
+    factor, scale
+        f, from what arrives to the gradient of one sample, and s.
+
+    Returns
+    -------
+    Tensor
+        The loss, with s = 1.
+    """
+    # Gradients of one sample in at least single precision: those of a mean vanish in half.
+    wide = torch.promote_types(predicted.dtype, torch.float32)
+    with torch.no_grad():
+        difference = torch.sub(predicted.to(wide), arrived.to(wide), alpha=factor)
+        n = float(len(difference))
+        if rows is not None:  # what does not count may be NaN, so that it is replaced and not multiplied by 0
+            difference.masked_fill_(outside(rows, difference), 0.0)
+            n = max(float(rows.sum()), 1.0)
+        flat = difference.reshape(-1)
+        loss = flat.dot(flat) / n
+        difference.mul_(2 * scale / n)
+    if predicted.requires_grad:  # a synthesizer of the user's may be fixed
+        predicted.backward(difference.to(predicted.dtype))
+    return loss
