@@ -95,3 +95,20 @@ def raising(rank):
     if rank == 1:
         raise ValueError("no data on this machine")
     return parts(rank, 2)
+
+
+def dropping(rank):
+    """With random numbers and moments of Adam, which a file must hold too."""
+    made = parts(rank, 2)
+    if rank == 0:
+        made.block = nn.Sequential(made.block, nn.Dropout(0.3))
+    made.optimizer = torch.optim.Adam(made.block.parameters(), lr=0.01)
+    return made
+
+
+def dropping_and_dying(rank):
+    made = dropping(rank)
+    made.block = Dying(made.block, 7) if rank == 1 else made.block
+    if rank == 1:  # names of parameters are those of the healthy one
+        made.block.state_dict = made.block.inside.state_dict
+    return made

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from mlcollage.errors import InvalidInput
-from mlcollage.papers.synthetic_gradients import DNIRecurrent
+from mlcollage.infer import tensor_file
+from mlcollage.papers.synthetic_gradients import DNIRecurrent, SyntheticGradient
 
 LOSS = nn.CrossEntropyLoss()
 
@@ -132,3 +133,38 @@ def test_what_cannot_be_cut_in_time():
     packed = nn.utils.rnn.pack_sequence([torch.randn(3, 3)])
     with pytest.raises(InvalidInput, match="lengths"):
         list(net.chunks(packed, torch.zeros(3, 1), LOSS))
+
+
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
+def test_a_training_saved_between_chunks_goes_on_to_the_same_numbers(kind, tmp_path):
+    def make():
+        torch.manual_seed(0)
+        net = DNIRecurrent(
+            kind(3, 5, 2), nn.Linear(5, 2), SyntheticGradient(20 if kind is nn.LSTM else 10, 2), truncate=2
+        )
+        return net, torch.optim.Adam(net.parameters(), 0.01)
+
+    def train(net, adam, steps):
+        for k in steps:
+            adam.zero_grad()
+            ends = torch.tensor([k == 2, False, k == 3, False])  # a reset is under way when the file is written
+            net.chunk(x[2 * k : 2 * k + 2], y[2 * k : 2 * k + 2], LOSS, context=torch.eye(2)[y[0]], ends=ends)
+            adam.step()
+
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(12, 4, 3, generator=g), torch.randint(2, (12, 4), generator=g)
+    net, adam = make()
+    train(net, adam, range(4))
+    file = tensor_file.save(tmp_path / "a", "training", {"net": net.state_dict(), "adam": adam.state_dict()})
+    train(net, adam, range(4, 6))
+    state = tensor_file.load(file, "training")
+    again, fresh = make()
+    again.load_state_dict(state["net"])
+    fresh.load_state_dict({**state["adam"], "state": {int(k): v for k, v in state["adam"]["state"].items()}})
+    train(again, fresh, range(4, 6))
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), again.parameters(), strict=True))
+    assert torch.equal(net._carried, again._carried)
+    assert again.counts == net.counts
+    other = DNIRecurrent(kind(3, 5, 2), nn.Linear(5, 2), net.synthesizer, truncate=3)
+    with pytest.raises(InvalidInput, match="truncate=2, this network 3"):
+        other.load_state_dict(net.state_dict())

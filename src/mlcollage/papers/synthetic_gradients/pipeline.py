@@ -9,6 +9,8 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
+from itertools import islice
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -21,10 +23,13 @@ from torch import Tensor
 
 from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput, RunFailed
+from mlcollage.infer import tensor_file
 
 from .context import Context, Divisor, LossFn
-from .stage import AsyncStage, StageParts
-from .timeline import BLOCKED, COMPUTE, StageLog, Timeline
+from .stage import AsyncStage, LockedStage, Stage, StageParts
+from .timeline import COMPUTE, StageLog, Timeline
+
+_KIND = "stage of a pipeline"
 
 Schedule = Literal["dni", "sequential", "gpipe", "1f1b"]
 Batches = Iterable[tuple[Tensor, Tensor]] | Callable[[], Iterable[tuple[Tensor, Tensor]]]
@@ -46,6 +51,8 @@ def run_pipeline(
     timeout: float = 60.0,
     threads: int = 1,
     start_method: Literal["forkserver", "spawn"] = "forkserver",
+    checkpoint: str | Path | None = None,
+    every: int = 100,
 ) -> Timeline:
     """Train a chain of stages, each in a process of its own.
 
@@ -77,6 +84,12 @@ def run_pipeline(
     start_method
         Of ``multiprocessing``; a script needs ``if __name__ == "__main__":``. Processes of a ``"forkserver"`` start
         faster, ``"spawn"`` is there on every system.
+    checkpoint, every
+        A folder, and after how many batches each stage writes a file there. The same call goes on from the last step of
+        which all stages have a file, and skips the batches that were done. Files hold parameters, optimizers,
+        synthesizers, the context's units, the step and the state of random numbers; a stage waits for the gradients
+        that are under way before it writes one. With ``max_staleness=0`` and ``"sequential"`` a run that was stopped
+        gives the numbers of one that was not. Not for torch's schedules.
 
     Returns
     -------
@@ -87,7 +100,8 @@ def run_pipeline(
     Raises
     ------
     RunFailed
-        If a stage raises, with its message; if none finished.
+        If a stage raises, with its message; if none finished. That a checkpoint is of other parts, another schedule or
+        another number of stages is told so too.
 
     Notes
     -----
@@ -101,8 +115,11 @@ def run_pipeline(
     options = {
         "stages": stages, "loss_fn": loss_fn, "schedule": schedule, "context": context, "divisor": divisor,
         "max_staleness": max_staleness, "wait": wait_at_bound, "microbatches": microbatches, "backend": backend,
-        "timeout": timeout, "threads": threads,
+        "timeout": timeout, "threads": threads, "checkpoint": None if checkpoint is None else str(checkpoint),
+        "every": checks.integer("every", every, least=1),
     }  # fmt: skip
+    if checkpoint is not None and schedule in ("gpipe", "1f1b"):
+        raise InvalidInput(f"checkpoint is for schedule='dni' and 'sequential', not for torch's {schedule!r}.")
     if start_method not in mp.get_all_start_methods():
         start_method = "spawn"
     context_of: Any = mp.get_context(start_method)
@@ -196,18 +213,16 @@ def _work(
         parts = build(rank)
         if not isinstance(parts, StageParts):
             raise InvalidInput(f"build({rank}) returned {type(parts).__name__}; StageParts is needed.")
+        stage = _stage(rank, parts, options)
+        if stage is not None and options["checkpoint"]:
+            _resume(stage, options["checkpoint"])
         source = batches() if callable(batches) else batches
         dist.barrier()  # builds take different times, which are no part of the run
-        if options["schedule"] == "dni":
-            stage = AsyncStage(
-                rank, options["stages"], parts, options["loss_fn"], context=options["context"],
-                divisor=options["divisor"], max_staleness=options["max_staleness"], wait=options["wait"],
-            )  # fmt: skip
-            log = stage.run(source if rank == 0 else None)
-        elif options["schedule"] == "sequential":
-            log = _sequential(rank, parts, source, options)
-        else:
+        if stage is None:
             log = _torch_schedule(rank, parts, source, options)
+        else:
+            save = partial(_save, options["checkpoint"], options["every"]) if options["checkpoint"] else None
+            log = stage.run(islice(source, stage.step, None) if rank == 0 else None, after=save)
         state = {f"block.{k}": v.numpy(force=True) for k, v in parts.block.state_dict().items()}
         if parts.synthesizer is not None:
             state |= {f"synthesizer.{k}": v.numpy(force=True) for k, v in parts.synthesizer.state_dict().items()}
@@ -220,72 +235,46 @@ def _work(
         os._exit(0)  # threads may still wait for neighbors that are gone
 
 
-def _sequential(rank: int, parts: StageParts, source: Iterable[Any], options: dict[str, Any]) -> StageLog:
-    """One batch at a time: forward from stage to stage, backward again."""
-    from .stage import DOWN, UP
-    from .transport import Receiver, Sender
+def _stage(rank: int, parts: StageParts, options: dict[str, Any]) -> Stage | None:
+    """The stage of one of our own schedules."""
+    given = (rank, options["stages"], parts, options["loss_fn"])
+    if options["schedule"] == "sequential":
+        return LockedStage(*given)
+    if options["schedule"] != "dni":
+        return None
+    return AsyncStage(
+        *given, context=options["context"], divisor=options["divisor"], max_staleness=options["max_staleness"],
+        wait=options["wait"],
+    )  # fmt: skip
 
-    stages, loss_fn = options["stages"], options["loss_fn"]
-    last = rank == stages - 1
-    below = Receiver(rank - 1, UP, 1) if rank else None
-    above = None if last else Receiver(rank + 1, DOWN, 1)
-    up = None if last else Sender(rank + 1, UP, 1)
-    down = Sender(rank - 1, DOWN, 1) if rank else None
-    spans: list[tuple[int, float, float, int]] = []
-    losses: list[float] = []
-    batches = iter(source) if rank == 0 else None
-    log, step = StageLog(rank), 0
-    while True:
-        start = time.perf_counter()
-        if below is not None:
-            message = below.get()
-            assert message is not None
-            if message.over:
-                log.stopped = f"stage {rank - 1} is gone: {message.lost}" if message.lost else ""
-                break
-            x, y = message.tensors
-        else:
-            batch = next(batches, None) if batches is not None else None
-            if batch is None:
-                break
-            x, y = batch
-        began = time.perf_counter()
-        spans.append((BLOCKED, start, began, step))
-        if parts.optimizer is not None:
-            parts.optimizer.zero_grad(set_to_none=True)
-        leaf = x.detach().requires_grad_(x.is_floating_point())
-        out = parts.block(leaf.clone() if leaf.requires_grad else leaf)
-        if last:
-            loss = loss_fn(out, y)
-            losses.append(float(loss.detach()))
-            loss.backward()
-        else:
-            assert up is not None
-            assert above is not None
-            up.send(step, (out.detach(), y))
-            middle = time.perf_counter()
-            spans.append((COMPUTE, began, middle, step))
-            answer = above.get()
-            assert answer is not None
-            began = time.perf_counter()
-            spans.append((BLOCKED, middle, began, step))
-            if answer.over:
-                log.stopped = f"stage {rank + 1} is gone: {answer.lost}"
-                break
-            out.backward(answer.tensors[0])
-        if parts.optimizer is not None:
-            parts.optimizer.step()
-        spans.append((COMPUTE, began, time.perf_counter(), step))
-        log.steps += 1
-        if down is not None and leaf.grad is not None:
-            down.send(step, (leaf.grad,))
-        step += 1
-    for sender in (up, down):
-        if sender is not None and not log.stopped:
-            sender.send(-1)
-            sender.drain()
-    log.spans, log.losses = np.array(spans).reshape(-1, 4), np.array(losses)
-    return log
+
+def _save(folder: str, every: int, stage: Stage) -> None:
+    """After every so many steps, a file of the stage's own; the last files stay, since stages are not equally far."""
+    if stage.step % every or (isinstance(stage, AsyncStage) and not stage.settle()):
+        return
+    content = {"schedule": stage.schedule, "random": torch.get_rng_state(), **stage.state_dict()}
+    tensor_file.save(Path(folder) / f"stage{stage.rank}-{stage.step}.safetensors", _KIND, content)
+    for step in sorted(_saved(folder, stage.rank))[: -2 - stage.stages]:
+        (Path(folder) / f"stage{stage.rank}-{step}.safetensors").unlink()
+
+
+def _saved(folder: str, rank: int) -> set[int]:
+    """Steps of which a stage has a file."""
+    return {int(p.stem.partition("-")[2]) for p in Path(folder).glob(f"stage{rank}-*.safetensors")}
+
+
+def _resume(stage: Stage, folder: str) -> None:
+    """Go on from the last step of which all stages have a file, if there is one."""
+    if beyond := [p.name for p in Path(folder).glob(f"stage{stage.stages}-*.safetensors")]:
+        raise InvalidInput(f"{folder} holds {beyond[0]}, of a longer chain than these {stage.stages} stages.")
+    common = set.intersection(*(_saved(folder, rank) for rank in range(stage.stages)))
+    if not common:
+        return
+    state = tensor_file.load(Path(folder) / f"stage{stage.rank}-{max(common)}.safetensors", _KIND)
+    if state["schedule"] != stage.schedule:
+        raise InvalidInput(f"{folder} is of schedule={state['schedule']!r}, but this run has {stage.schedule!r}.")
+    stage.load_state_dict(state)
+    torch.set_rng_state(state["random"])
 
 
 def _torch_schedule(rank: int, parts: StageParts, source: Iterable[Any], options: dict[str, Any]) -> StageLog:

@@ -15,6 +15,8 @@ from mlcollage.errors import InvalidInput
 from .context import Divisor, LossFn, divisor_of, unlabelled
 from .synthesizer import SyntheticGradient, learn, squared_error
 
+_CARRIED = ("carried", "context", "fresh", "streams")  # from chunk to chunk
+
 
 class DNIRecurrent(nn.Module):
     r"""An RNN, GRU or LSTM with a head, trained chunk by chunk with a model of the gradient from the future.
@@ -64,7 +66,8 @@ class DNIRecurrent(nn.Module):
 
     Notes
     -----
-    Jaderberg et al., section 2.2; with ``scale=0`` this is truncated backpropagation.
+    Jaderberg et al., section 2.2; with ``scale=0`` this is truncated backpropagation. ``state_dict()`` holds the
+    carried state too, so a training that is saved between two chunks goes on to the same numbers.
 
     Examples
     --------
@@ -124,6 +127,28 @@ class DNIRecurrent(nn.Module):
         self._context: Tensor | None = None
         self._fresh: Tensor | None = None  # (B,), true where the state was just reset: its past is of no concern
         self._streams: Tensor | None = None
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What is carried from chunk to chunk, and the settings that a saved state must fit."""
+        carried = {name: getattr(self, f"_{name}") for name in _CARRIED}
+        return {"truncate": self.truncate, "scale": self.scale, "carried": carried, "counts": dict(self.counts)}
+
+    def set_extra_state(self, state: Any) -> None:
+        """Take over what is carried, so that a resumed training goes on in the middle of its streams.
+
+        Raises
+        ------
+        InvalidInput
+            For a state of another ``truncate`` or ``scale``.
+        """
+        for name in ("truncate", "scale"):
+            if state[name] != getattr(self, name):
+                raise InvalidInput(f"the saved state has {name}={state[name]}, this network {getattr(self, name)}.")
+        device = next(self.rnn.parameters()).device
+        for name in _CARRIED:
+            value = state["carried"][name]
+            setattr(self, f"_{name}", None if value is None else value.to(device))
+        self.counts = dict(state["counts"])
 
     def flat(self, state: Any) -> Tensor:
         """The state as (B, S): all layers of h, then of c."""

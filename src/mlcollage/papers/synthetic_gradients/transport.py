@@ -6,7 +6,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -46,25 +46,29 @@ class Sender:
         Of the direction.
     most
         Messages under way; the next waits for the oldest.
+    group
+        The process group; None for the usual one.
     """
 
-    def __init__(self, rank: int, tag: int, most: int) -> None:
-        self.rank, self.tag, self.most = rank, tag, most
+    def __init__(self, rank: int, tag: int, most: int, group: Any = None) -> None:
+        self.rank, self.tag, self.most, self.group = rank, tag, most, group
+        self.device = wire(group)
         self._works: deque[tuple[list[dist.Work], list[Tensor]]] = deque()  # what is sent must stay until it is
 
     def send(self, step: int, tensors: Sequence[Tensor] = ()) -> None:
         """Send; raises ``RuntimeError`` if the neighbor is gone."""
         header = torch.zeros(_HEADER, dtype=torch.int64)
         header[0], header[1] = step, len(tensors)
-        kept = [header]
+        kept: list[Tensor] = []
         for i, t in enumerate(tensors):
             if t.dtype not in _TYPES or t.ndim > _AXES:
                 raise InvalidInput(f"a tensor of {t.dtype} with {t.ndim} axes cannot be sent between stages.")
             at = 2 + i * (2 + _AXES)
             header[at], header[at + 1] = _TYPES.index(t.dtype), t.ndim
             header[at + 2 : at + 2 + t.ndim] = torch.tensor(t.shape)
-            kept.append(t.detach().contiguous())
-        works = [work for t in kept if (work := dist.isend(t, self.rank, tag=self.tag)) is not None]
+            kept.append(t.detach().to(self.device).contiguous())
+        kept.insert(0, header.to(self.device))
+        works = [work for t in kept if (work := dist.isend(t, self.rank, self.group, self.tag)) is not None]
         self._works.append((works, kept))
         self.drain(self.most)
 
@@ -87,27 +91,33 @@ class Receiver:
         Of the direction.
     most
         Messages that wait in the queue; the thread then stops receiving, so the neighbor cannot run further ahead.
+    group
+        The process group; None for the usual one.
     """
 
-    def __init__(self, rank: int, tag: int, most: int) -> None:
-        self.rank, self.tag = rank, tag
+    def __init__(self, rank: int, tag: int, most: int, group: Any = None) -> None:
+        self.rank, self.tag, self.group = rank, tag, group
+        self.device = wire(group)
         self.arrived: queue.Queue[Message] = queue.Queue(max(1, most))
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
+        if self.device.type == "cuda":  # a thread's own setting
+            torch.cuda.set_device(self.device)
         try:
             while True:
-                header = torch.zeros(_HEADER, dtype=torch.int64)
-                dist.recv(header, self.rank, tag=self.tag)
+                header = torch.zeros(_HEADER, dtype=torch.int64, device=self.device)
+                dist.recv(header, self.rank, self.group, self.tag)
+                header = header.cpu()
                 step, count = int(header[0]), int(header[1])
                 tensors = []
                 for i in range(count):
                     at = 2 + i * (2 + _AXES)
                     shape = header[at + 2 : at + 2 + int(header[at + 1])].tolist()
                     # A buffer of its own for each: what a stage still computes with is never written to.
-                    tensors.append(torch.empty(shape, dtype=_TYPES[int(header[at])]))
-                    dist.recv(tensors[-1], self.rank, tag=self.tag)
+                    tensors.append(torch.empty(shape, dtype=_TYPES[int(header[at])], device=self.device))
+                    dist.recv(tensors[-1], self.rank, self.group, self.tag)
                 self.arrived.put(Message(step, tuple(tensors)))
                 if step == _END:
                     return
@@ -121,9 +131,11 @@ class Receiver:
         except queue.Empty:
             return None
 
-    def join(self, seconds: float) -> None:
-        """Wait for the thread to end."""
-        self._thread.join(seconds)
+
+def wire(group: Any) -> torch.device:
+    """Where messages travel: the GPU with NCCL, which moves nothing else, and the CPU with gloo."""
+    nccl = dist.is_initialized() and dist.get_backend(group) == "nccl"
+    return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
 
 
 def why_lost(error: BaseException) -> str:
