@@ -18,6 +18,7 @@ from mlcollage.papers.bidirectional_update_rules import (
     MetaTrainer,
     Weights,
     compare_optimizers,
+    distill_rule,
 )
 from mlcollage.papers.bidirectional_update_rules._activations import ACTIVATIONS
 from mlcollage.papers.bidirectional_update_rules._layers import from_sizes
@@ -285,3 +286,31 @@ def test_lost_populations_and_too_much_memory(rows):
         search.tell(search.ask(), torch.full((4,), torch.nan))
     with pytest.raises(InvalidInput, match="3 candidates"):
         search.tell(search.ask()[:3], torch.zeros(3))
+
+
+# ---------------------------------------------------------------------- a rule in a few terms
+
+
+def test_a_known_rule_is_distilled_to_its_terms():
+    """One channel: the coefficients are η̃ ν̃ᵉ¹ μ̃¹ᵈ, and f̃ - 1 for the synapse itself."""
+    genome = Genome.random(k=3, seed=0, multistate=False, step_scale="fan_in").to(torch.float64)
+    genome.numbers["hebb_pre"][1:, 0] = 0.0
+    genome.numbers["hebb_post"][0, 2] = 0.0
+    genome.numbers["synapse_keep"] = torch.tensor(1.25, dtype=torch.float64)
+    network = BlurNetwork((6, 5, 3), genome, dtype=torch.float64)
+    before = [w.clone() for w in network.weights.forward]
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(4, 32, 6, generator=g, dtype=torch.float64), torch.randint(3, (4, 32), generator=g)
+    table = distill_rule(network, x, y, tolerance=1e-9)
+    n = genome.numbers
+    expected = {
+        f"a_i^1 a_j^{d + 1}": float(n["synapse_update"] * n["hebb_pre"][0, 0] * n["hebb_post"][0, d]) for d in (0, 1)
+    }
+    assert dict(zip(table["term"], table["coefficient"], strict=True)) == pytest.approx({**expected, "w": 0.25})
+    assert table["explained"].is_monotonic_increasing
+    assert table["explained"].iloc[-1] == pytest.approx(1.0)
+    assert all(torch.equal(a, b) for a, b in zip(before, network.weights.forward, strict=True))
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2))
+    images = BlurNetwork(model, Genome.backprop(), input_shape=(1, 4, 4))
+    with pytest.raises(InvalidInput, match="dense"):
+        distill_rule(images, x, y)

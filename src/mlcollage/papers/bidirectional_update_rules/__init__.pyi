@@ -1,6 +1,7 @@
 from .analysis import Asymmetry as Asymmetry
 from .analysis import BackpropIdentity as BackpropIdentity
 from .analysis import check_backprop_identity as check_backprop_identity
+from .analysis import distill_rule as distill_rule
 from .analysis import update_asymmetry as update_asymmetry
 from .comparison import compare_optimizers as compare_optimizers
 from .genome import Genome as Genome
@@ -42,6 +43,7 @@ __all__ = [
     "Weights",
     "check_backprop_identity",
     "compare_optimizers",
+    "distill_rule",
     "functional_forward",
     "functional_step",
     "init_weights",

@@ -1,4 +1,4 @@
-"""Instruments: is a genome backprop, and is its update the gradient of anything."""
+"""Instruments: is a genome backprop, is its update the gradient of anything, and which few terms is it made of."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -189,3 +190,82 @@ def update_asymmetry(
     value = math.sqrt(sum(turned) / sum(whole)) / 2 if sum(whole) else 0.0
     spread = torch.tensor(ratios, dtype=torch.float64).std() / math.sqrt(probes)
     return Asymmetry(value, float(spread), n, None)
+
+
+def distill_rule(network: BlurNetwork, x: Tensor, y: Tensor, *, tolerance: float = 0.01) -> pd.DataFrame:
+    r"""A genome's change of synapses in as few terms as explain it, by orthogonal matching pursuit.
+
+    .. math:: \Delta w_{ij}^c \approx \beta_0 w_{ij}^c + \sum_{(e, d) \in S} \beta_{ed} \frac{1}{n B} \sum_b a_i^e a_j^d
+
+    with n senders and B rows, which count only where the genome's ``step_scale`` and ``reduction`` divide by them. The
+    term that explains most is added until the share of unexplained squares is at most ``tolerance``. All layers and
+    steps of an episode are fitted at once, each in units of the deviation of its own changes.
+
+    Parameters
+    ----------
+    network
+        With dense layers; a copy of it learns, it is not changed.
+    x, y
+        Batches (T, B, features) and labels (T, B) of an episode.
+    tolerance
+        Share of squares that may stay unexplained, from 0 to 1.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns ``channel, term, coefficient, explained``: the terms in the order in which they were added, their
+        coefficients in the final fit, and the share of squares that this term and those before it explain. States are
+        numbered from 1, as in the paper.
+
+    Examples
+    --------
+    >>> g = torch.Generator().manual_seed(0)
+    >>> x, y = torch.randn(3, 32, 4, generator=g), torch.randint(3, (3, 32), generator=g)
+    >>> distill_rule(BlurNetwork((4, 5, 3), Genome.backprop(), seed=0), x, y)["term"].tolist()
+    ['a_i^1 a_j^2']
+    """
+    checks.probability("tolerance", tolerance)
+    if not all(layer.plain for layer in network.path.layers):
+        raise InvalidInput("a rule is distilled from dense layers; give a network without convolutions and pooling.")
+    s, weights, genome = network.settings, network.weights, network.genome
+    k = s.k
+    names = [f"a_i^{e + 1} a_j^{d + 1}" for e in range(k) for d in range(k)] + ["w"]
+    terms: list[list[Tensor]] = [[] for _ in range(s.channels)]
+    changes: list[list[Tensor]] = [[] for _ in range(s.channels)]
+    for rows, labels in zip(x, y, strict=True):
+        rows, labels = network._inputs(rows), network._labels(labels, len(rows))
+        with torch.inference_mode():
+            step = functional_step(network.path, weights, genome, rows[None], labels[None])
+            below = torch.cat([rows[None, None], rows.new_zeros(1, k - 1, *rows.shape)], dim=1)
+            for a, b, old, new in zip(
+                (below, *step.states), step.states, weights.forward, step.weights.forward, strict=False
+            ):
+                n = a.shape[-1]
+                scale = (len(rows) if s.reduction == "mean" else 1) * (n if s.step_scale == "fan_in" else 1)
+                products = torch.einsum("eri,drj->edij", a[0], b[0]).flatten(0, 1).flatten(1) / scale
+                for c in range(s.channels):
+                    change = (new - old)[0, c, :n].flatten().double()
+                    unit = change.std().clamp(min=1e-30)
+                    terms[c].append(torch.cat([products, old[0, c, :n].flatten()[None]]).double() / unit)
+                    changes[c].append(change / unit)
+        weights = step.weights
+    found = []
+    for c, (parts, response) in enumerate(zip(terms, changes, strict=True)):
+        # normal equations: (terms, terms), whatever the number of synapses
+        design, target = torch.cat(parts, dim=1), torch.cat(response)
+        gram, moment, total = design @ design.T, design @ target, float(target.square().sum())
+        chosen, explained = list[int](), list[float]()
+        while len(chosen) < len(names) and (not explained or explained[-1] < 1 - tolerance):
+            tried = {j: _explained(gram, moment, [*chosen, j]) / total for j in range(len(names)) if j not in chosen}
+            chosen.append(max(tried, key=lambda j: tried[j]))
+            explained.append(tried[chosen[-1]])
+        fit = torch.linalg.lstsq(gram[chosen][:, chosen], moment[chosen], driver="gelsd").solution.tolist()
+        for j, coefficient, share in zip(chosen, fit, explained, strict=True):
+            found.append({"channel": c, "term": names[j], "coefficient": coefficient, "explained": share})
+    return pd.DataFrame(found)
+
+
+def _explained(gram: Tensor, moment: Tensor, chosen: list[int]) -> float:
+    """Squares that a fit by some terms explains."""
+    fit = torch.linalg.lstsq(gram[chosen][:, chosen], moment[chosen], driver="gelsd").solution
+    return float(fit @ moment[chosen])

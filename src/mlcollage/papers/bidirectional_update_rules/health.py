@@ -90,7 +90,9 @@ class Record:
         self.steps += 1
         self.calibrated = False
 
-    def report(self, norm: float, *, normalized: bool, horizon: int | None, kept: bool = False) -> LearningHealth:
+    def report(
+        self, norm: float, *, normalized: bool, horizon: int | None, grown: float = GROWN, kept: bool = False
+    ) -> LearningHealth:
         """The health; ``kept``: the synapses of the best step came back, so that a later fall does no harm."""
         growth = norm / self.norm if self.norm > 0 else 1.0
         total = 0 if self.counts is None else int(self.counts.sum())
@@ -106,11 +108,9 @@ class Record:
                 f"{self.dead:.0%} of the hidden units are dead (the same output for all rows): look for inputs that do "
                 "not vary, or for a few rows so large that all others look alike; else use another genome or seed."
             )
-        if growth > GROWN:
-            advice.append(
-                f"The synapses have grown by a factor of {growth:.1g}: stop earlier, or use a genome with "
-                "oja='weights' or synapse_norm='in_use'."
-            )
+        if growth > grown:
+            other = ", or use a genome with oja='weights' or synapse_norm='in_use'" if grown == GROWN else ""
+            advice.append(f"The synapses have grown by a factor of {growth:.1g}: stop earlier{other}.")
         noise = 3 * math.sqrt(0.5 / max(1, self.rows))  # three errors of a difference of two shares, at most
         if not kept and self.peak - self.last > max(0.1, noise):
             known = f"; it was trained for {horizon} steps" if horizon else ""

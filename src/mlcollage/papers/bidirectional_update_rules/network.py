@@ -18,7 +18,7 @@ from . import rule
 from ._activations import ACTIVATIONS
 from ._layers import Path, from_module, from_sizes
 from .genome import Genome, as_genome
-from .health import LearningHealth, Record, look, say
+from .health import GROWN, LearningHealth, Record, look, say
 
 Feedback = Callable[[Tensor, Tensor], Tensor]
 IGNORED = -100  # a label that means: this row is not there
@@ -561,8 +561,11 @@ class BlurNetwork(nn.Module):
         ``kept`` says that the synapses of the best step were put back, so that a fall of accuracy does no harm.
         """
         norm = _norm((*self._forward_weights, *self._backward_weights))
-        horizon = self.card.get("horizon")
-        return self._record.report(norm, normalized=bool(self.statistics), horizon=horizon, kept=kept)
+        # normalized in use, the size of synapses does no harm until it is no finite number
+        grown = GROWN if self.settings.synapse_norm == "none" else 1e30
+        return self._record.report(
+            norm, normalized=bool(self.statistics), horizon=self.card.get("horizon"), grown=grown, kept=kept
+        )
 
     def learn(self, x: Tensor, y: Tensor, *, feedback: Feedback | None = None) -> Learned:
         """One step: forward, feedback, backward, Hebbian change; under inference mode, without gradients.
