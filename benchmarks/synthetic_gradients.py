@@ -58,18 +58,19 @@ def _costs(quick: bool) -> list[Row]:
     for batch in (256,) if quick else (64, 256, 1024):
         g = torch.Generator().manual_seed(0)
         x, y = torch.randn(batch, 784, generator=g), torch.randint(IMAGE_CLASSES, (batch,), generator=g)
-        plain = build(lambda: MLP((784,), IMAGE_CLASSES, (256,) * 4, norm="batch"), 0)
+        plain = _network()
+        parameters = list(plain.parameters())
 
-        def step(model: nn.Module = plain, x: Tensor = x, y: Tensor = y) -> None:
-            model.zero_grad(set_to_none=True)
+        def step(x: Tensor = x, y: Tensor = y, model: nn.Module = plain, own: list[Any] = parameters) -> None:
+            _forget(own)
             LOSS(model(x), y).backward()
 
         def cut(names: list[str], x: Tensor = x, y: Tensor = y, **options: Any) -> Callable[[], None]:
-            model = build(lambda: MLP((784,), IMAGE_CLASSES, (256,) * 4, norm="batch"), 0)
-            net = decouple(model, names, example=x[:8], context=IMAGE_CLASSES, **options)
+            net = decouple(_network(), names, example=x[:8], context=IMAGE_CLASSES, **options)
+            own = list(net.parameters())
 
             def run() -> None:
-                net.zero_grad(set_to_none=True)
+                _forget(own)
                 net.training_step(x, y, LOSS)
 
             return run
@@ -78,7 +79,9 @@ def _costs(quick: bool) -> list[Row]:
         best = _in_turns(
             {
                 "backpropagation (baseline)": step,
+                "the same in two parts, one after the other": _by_hand(x, y, synthetic=False),
                 "synthetic gradient, one cut": cut(["hidden2"]),
+                "synthetic gradient, one cut, written out by hand": _by_hand(x, y, synthetic=True),
                 "synthetic gradients, four cuts": cut(every),
                 "feedback alignment": cut(every, credit="fa"),
                 "direct feedback alignment, four cuts": cut(every, credit="dfa"),
@@ -88,7 +91,48 @@ def _costs(quick: bool) -> list[Row]:
         base = best["backpropagation (baseline)"]
         what = f"forward and backward pass, 4 x 256 MLP with batch norm, batch {batch}, one process"
         rows += [_row(name, what, 1e3 * seconds, "ms", seconds / base) for name, seconds in best.items()]
+    # Products of a sample: three for each layer, of which the first needs none for its input; two for the synthesizer.
+    layers = [784 * 256, *[256 * 256] * 3, 256 * IMAGE_CLASSES]
+    floor = 2 * (256 + IMAGE_CLASSES) * 256 / (3 * sum(layers) - layers[0])
+    rows.append(
+        _row("multiplications of one linear synthesizer over those of backpropagation", what, floor, "fraction")
+    )
     return rows
+
+
+def _network() -> nn.Module:
+    return build(lambda: MLP((784,), IMAGE_CLASSES, (256,) * 4, norm="batch"), 0)
+
+
+def _forget(parameters: list[Any]) -> None:
+    """As optimizers do: the walk over modules of ``zero_grad`` costs more the more modules there are."""
+    for p in parameters:
+        p.grad = None
+
+
+def _by_hand(x: Tensor, y: Tensor, *, synthetic: bool) -> Callable[[], None]:
+    """What the operations of one cut cost without checks, hooks and report."""
+    model, made = _network(), nn.Linear(256 + IMAGE_CLASSES, 256)
+    parts = list(model.children())
+    lower, upper = nn.Sequential(*parts[:2]), nn.Sequential(*parts[2:])
+    own, n = [*model.parameters(), *made.parameters()], len(x)
+
+    def run() -> None:
+        _forget(own)
+        h = lower(x)
+        top = h.detach().requires_grad_()
+        if not synthetic:
+            LOSS(upper(top), y).backward()
+            h.backward(top.grad)
+            return
+        label = torch.zeros(n, IMAGE_CLASSES).scatter_(1, y[:, None], 1.0)
+        said = made(torch.cat([h.detach(), label], 1))
+        h.backward(said.detach() / n)
+        LOSS(upper(top), y).backward()
+        assert top.grad is not None
+        said.backward(torch.sub(said.detach(), top.grad, alpha=n).mul_(2 / n))
+
+    return run
 
 
 def _processes(quick: bool) -> list[Row]:
@@ -118,7 +162,7 @@ def _processes(quick: bool) -> list[Row]:
             base = base or found.steps_per_second
             rows.append(_row(name, what, found.steps_per_second, "steps/s", found.steps_per_second / base))
             if schedule == "dni":
-                share = [row["blocked"] / (row["blocked"] + row["compute"]) for row in found.summary()]
+                share = [s.seconds(1) / (s.seconds(0) + s.seconds(1)) for s in found.stages]
                 rows.append(_row("decoupled: share of time blocked, worst stage", what, max(share), "fraction"))
     return rows
 
