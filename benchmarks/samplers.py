@@ -1,19 +1,22 @@
 """Effective draws per CPU second of HMC and NUTS, beside BlackJAX and NumPyro in one run.
 
-``python benchmarks/samplers.py`` prints the table. Four posteriors, the same ones for all: eight schools
+``python benchmarks/samplers.py`` prints the table; with names of posteriors behind it (``"eight schools"``), and with
+``--hmc``, of those, without NUTS and with three repetitions. Four posteriors, the same ones for all: eight schools
 (non-centered), a regression without scaling (x about 100, y about 86), a logistic regression of 20 coefficients on 500
 points, and a Gaussian in 50 dimensions with condition number 100. Same starts, chains, warm-up and draws for all; each
 adapts as it does by default, BlackJAX's HMC in windows with a fixed number of steps. CPU seconds are those of the
 process, warm-up and draws together, after a first run that compiles; ESS is ArviZ's bulk ESS, the least over
-parameters. All is in float64 (NumPyro and BlackJAX with ``jax_enable_x64``). A peer that is not installed is left out.
+parameters; repetitions take turns, and the median is printed. All is in float64 (NumPyro and BlackJAX with
+``jax_enable_x64``). A peer that is not installed is left out.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +29,7 @@ Row = dict[str, Any]
 Array = np.ndarray[Any, Any]
 Run = Callable[[int], Array]  # a seed to draws (chains, draws, dim)
 
-CHAINS, WARMUP, DRAWS = 64, 500, 500
+CHAINS, MANY, WARMUP, DRAWS = 64, 1024, 500, 500
 STEPS = 5
 
 
@@ -103,53 +106,63 @@ def problems(chains: int, seed: int = 0) -> list[Problem]:
     ]
 
 
-def bench(quick: bool = True) -> list[Row]:
+def bench(quick: bool = True, names: Collection[str] = (), nuts: bool = True) -> list[Row]:
     """Rows of name, what, value, unit and ratio, to the best peer of the same method."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return [row for problem in problems(CHAINS) for row in _compare(problem, 1 if quick else 3)]
+        sets = [*problems(CHAINS), problems(MANY)[0]]
+        wanted = [p for p in sets if not names or p.name in names]
+        return [row for p in wanted for row in _compare(p, 1 if quick else 3, nuts and len(p.start) == CHAINS)]
     finally:
         torch.set_num_threads(before)
 
 
-def _compare(problem: Problem, repeats: int) -> Iterator[Row]:
-    what = f"{problem.name}, {CHAINS} chains x ({WARMUP} + {DRAWS})"
+def _compare(problem: Problem, repeats: int, with_nuts: bool) -> Iterator[Row]:
+    chains = len(problem.start)
+    what = f"{problem.name}, {chains:,} chains x ({WARMUP} + {DRAWS})"
     peers = []
     if importlib.util.find_spec("blackjax"):
         peers += [(f"BlackJAX HMC of {STEPS} steps", "hmc", _blackjax(problem, False))]
+    if with_nuts and importlib.util.find_spec("blackjax"):
         peers += [("BlackJAX NUTS", "nuts", _blackjax(problem, True))]
-    if importlib.util.find_spec("numpyro"):
+    if with_nuts and importlib.util.find_spec("numpyro"):
         peers += [("NumPyro NUTS", "nuts", _numpyro(problem))]
-    fixed = {"steps": (STEPS - 2, STEPS + 2)}
+    fixed, diagonal = {"steps": (STEPS - 2, STEPS + 2)}, {"mass": "diagonal"}
+    name = f"infer.hmc of {STEPS - 2} to {STEPS + 2} steps"
     ours = [
-        (f"infer.hmc of {STEPS - 2} to {STEPS + 2} steps, compiled", "hmc", _ours(problem, hmc, fixed, compile=True)),
-        (f"infer.hmc of {STEPS - 2} to {STEPS + 2} steps", "hmc", _ours(problem, hmc, fixed)),
-        ("infer.hmc", "hmc", _ours(problem, hmc, {})),
-        ("infer.nuts", "nuts", _ours(problem, nuts, {})),
+        (f"{name}, compiled", "hmc", _ours(problem, hmc, fixed, compile=True)),
+        (f"{name}, compiled, diagonal mass", "hmc", _ours(problem, hmc, fixed | diagonal, compile=True)),
+        (name, "hmc", _ours(problem, hmc, fixed)),
     ]
-    rates = [(name, kind, *_rate(run, repeats)) for name, kind, run in peers + ours]
+    if chains == CHAINS:
+        ours.append(("infer.hmc", "hmc", _ours(problem, hmc, {})))
+    if with_nuts:
+        ours.append(("infer.nuts", "nuts", _ours(problem, nuts, {})))
+    everyone = peers + ours
+    found: list[list[tuple[float, float, float]]] = [[] for _ in everyone]
+    for seed in range(repeats + 1):  # in turns, since the machine may be slower at times
+        for (*_, run), rows in zip(everyone, found, strict=True):
+            rows.append(_rate(run, seed))
+    # without the first, which compiled
+    rates = [(name, kind, *sorted(f[1:])[repeats // 2]) for (name, kind, _), f in zip(everyone, found, strict=True)]
     for name, kind, rate, seconds, least in rates:
         of_peers = [r[2] for r in rates[: len(peers)] if r[1] == kind]
         label = f"{name} (baseline)" if of_peers and rate == max(of_peers) else name
-        label += f": ESS {least:,.0f} of {CHAINS * DRAWS:,}, {seconds:.2f} CPU-s"
+        label += f": ESS {least:,.0f} of {chains * DRAWS:,}, {seconds:.2f} CPU-s"
         ratio = rate / max(of_peers) if of_peers else None
         yield {"name": label, "what": what, "value": rate, "unit": "ESS/CPU-s", "ratio": ratio}
 
 
-def _rate(run: Run, repeats: int) -> tuple[float, float, float]:
-    """Best ESS per CPU second over repetitions, its seconds and ESS; a first run, which compiles, is not counted."""
+def _rate(run: Run, seed: int) -> tuple[float, float, float]:
+    """ESS per CPU second, seconds and ESS of a run."""
     import arviz as az
 
-    run(0)
-    found = []
-    for seed in range(1, repeats + 1):
-        begin = time.process_time()
-        draws = run(seed)
-        seconds = time.process_time() - begin
-        least = min(float(az.ess(draws[..., k], method="bulk")) for k in range(draws.shape[2]))
-        found.append((least / seconds, seconds, least))
-    return max(found)
+    begin = time.process_time()
+    draws = run(seed)
+    seconds = time.process_time() - begin
+    least = min(float(az.ess(draws[..., k], method="bulk")) for k in range(draws.shape[2]))
+    return least / seconds, seconds, least
 
 
 def _ours(problem: Problem, sampler: Any, settings: dict[str, Any], **more: Any) -> Run:
@@ -193,7 +206,7 @@ def _blackjax(problem: Problem, nuts: bool) -> Run:
 
     compiled = jax.jit(jax.vmap(chain))
     start = jnp.array(problem.start)
-    return lambda seed: np.asarray(compiled(jax.random.split(jax.random.PRNGKey(seed), CHAINS), start))
+    return lambda seed: np.asarray(compiled(jax.random.split(jax.random.PRNGKey(seed), len(start)), start))
 
 
 def _numpyro(problem: Problem) -> Run:
@@ -207,7 +220,7 @@ def _numpyro(problem: Problem) -> Run:
         kernel,
         num_warmup=WARMUP,
         num_samples=DRAWS,
-        num_chains=CHAINS,
+        num_chains=len(problem.start),
         chain_method="vectorized",
         progress_bar=False,
     )
@@ -222,4 +235,6 @@ def _numpyro(problem: Problem) -> Run:
 if __name__ == "__main__":
     from mlcollage.lab.bench import to_markdown
 
-    print(to_markdown(bench()))
+    asked = sys.argv[1:]
+    hmc_only = "--hmc" in asked
+    print(to_markdown(bench(not hmc_only, [a for a in asked if a != "--hmc"], not hmc_only)))

@@ -1,5 +1,6 @@
 """Compiled iterations give the draws of uncompiled ones, and a density that cannot be compiled is sampled without."""
 
+import gc
 import warnings
 from weakref import WeakKeyDictionary
 
@@ -7,7 +8,9 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from mlcollage.infer import Unhealthy, compiled, hmc
+from mlcollage.infer import LogDensity, Unhealthy, compiled, hmc
+from mlcollage.infer.adaptation import one_step
+from mlcollage.infer.metric import Metric
 
 START = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 SETTINGS = {"draws": 8, "warmup": 0, "step_size": 0.3, "steps": (1, 7), "mass": torch.tensor([1.0, 4.0, 0.5])}
@@ -128,7 +131,57 @@ def test_a_second_run_takes_the_kernels_of_the_first_unless_the_data_changed(mon
     monkeypatch.setattr(compiled, "_kernel", counted)
     runs = [hmc.sample(log_prob, START, compile=True, **SETTINGS) for _ in range(2)]
     assert torch.equal(runs[0].draws, runs[1].draws)
-    assert len(calls) == 4
+    made = len(calls)
+    assert made == len({f.func.__name__ + str(f.args) if hasattr(f, "func") else f.__name__ for f in calls})
     scale[0] = 2.0
     same(hmc.sample(log_prob, START, compile=True, **SETTINGS), hmc.sample(log_prob, START, **SETTINGS))
-    assert len(calls) == 8
+    assert len(calls) == 2 * made
+
+
+def test_kernels_do_not_keep_a_density_and_its_data_in_memory(monkeypatch):
+    monkeypatch.setattr(compiled, "_kernel", traced_only)
+    made = WeakKeyDictionary()
+    monkeypatch.setattr(compiled, "_made", made)
+
+    def log_prob(x):
+        return by_autograd(x)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Unhealthy)
+        hmc.sample(log_prob, START, compile=True, **SETTINGS)
+    assert len(made) == 1
+    del log_prob
+    gc.collect()
+    assert len(made) == 0
+
+
+@pytest.mark.parametrize("steps", range(1, 11))
+def test_any_number_of_steps_gives_the_uncompiled_trajectories(steps, monkeypatch):
+    monkeypatch.setattr(compiled, "_kernel", traced_only)
+    monkeypatch.setattr(compiled, "_made", WeakKeyDictionary())
+    density = LogDensity(by_autograd)
+    metric = Metric(torch.eye(3, dtype=torch.float64)[None] + 0.5)
+    iteration, state = compiled.CompiledIteration(density), density.state(START)
+    noise, step = torch.Generator().manual_seed(3), torch.full((6,), 0.25, dtype=torch.float64)
+    found, info, turned = iteration(state, step, steps, metric, True, noise)
+    assert found.position.shape == START.shape
+    noise = torch.Generator().manual_seed(3)
+    p0, expected = metric.draw(START, noise), torch.zeros(6, dtype=torch.bool)
+    end, p = hmc._integrate(state, p0, density, step, steps, metric, expected)
+    rise = 0.5 * ((p @ metric.inverse[0]) * p - (p0 @ metric.inverse[0]) * p0).sum(1) + state.log_prob - end.log_prob
+    torch.testing.assert_close(info.error, rise)
+    assert torch.equal(turned, expected)
+    accepted = torch.rand(6, dtype=torch.float64, generator=noise) < (-rise).exp()
+    torch.testing.assert_close(found.position, torch.where(accepted[:, None], end.position, START))
+
+
+@pytest.mark.parametrize("mass", [None, torch.tensor([1.0, 4.0, 0.5]), torch.eye(3) + 0.5])
+def test_the_trial_step_of_warm_up_is_the_uncompiled_one(mass, monkeypatch):
+    monkeypatch.setattr(compiled, "_kernel", traced_only)
+    monkeypatch.setattr(compiled, "_made", WeakKeyDictionary())
+    density, metric = LogDensity(by_autograd), Metric.of(mass, START)
+    state, step = density.state(START), torch.logspace(-2, 1, 6, dtype=torch.float64)
+    one, other = (torch.Generator().manual_seed(0) for _ in range(2))
+    found = compiled.CompiledIteration(density, dense=True).one_step(state, metric, one)(step)
+    torch.testing.assert_close(found, one_step(density, state, metric, other)(step))
+    assert torch.equal(one.get_state(), other.get_state())

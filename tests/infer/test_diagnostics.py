@@ -195,6 +195,26 @@ def test_running_variance_is_the_variance():
         RunningVariance().variance()
 
 
+@pytest.mark.parametrize("dense", [False, True])
+def test_running_variance_takes_draws_in_blocks_and_resumes_within_one(dense):
+    x = 3 + torch.randn(150, 5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    whole, part, buffer = RunningVariance(dense), RunningVariance(dense), torch.empty(5, 2, dtype=torch.float64)
+    for row in x:
+        buffer.copy_(row)  # what is taken in may change afterwards
+        whole.update(buffer)
+    for row in x[:100]:
+        part.update(row)
+    again = RunningVariance(dense)
+    again.load_state_dict(part.state_dict())
+    for row in x[100:]:
+        again.update(row)
+    assert again.count == whole.count == 150
+    assert torch.equal(again.variance(pooled=False), whole.variance(pooled=False))
+    expected = torch.stack([torch.cov(chain.T) for chain in x.transpose(0, 1)])
+    assert torch.allclose(whole.variance(pooled=False), expected if dense else expected.diagonal(dim1=1, dim2=2))
+    assert torch.allclose(whole.diagonal().variance(), x.reshape(-1, 2).var(dim=0))
+
+
 def test_the_first_mass_is_exact_for_a_gaussian_of_which_little_was_seen():
     generator = torch.Generator().manual_seed(0)
     root = torch.randn(6, 6, dtype=torch.float64, generator=generator) * torch.logspace(-1, 2, 6, dtype=torch.float64)

@@ -32,6 +32,9 @@ class Kernel(Protocol):
     def __call__(self, state: State, step: Tensor, metric: Metric, stage: Stage) -> tuple[State, Info]:
         """The next state, given the step size (groups,)."""
 
+    def one_step(self, state: State, metric: Metric) -> Callable[[Tensor], Tensor]:
+        """See :func:`mlcollage.infer.adaptation.one_step`."""
+
     def state_dict(self) -> dict[str, Any]:
         """What it remembers."""
 
@@ -76,7 +79,7 @@ class Run:
         else:
             if settings.learns_mass and settings.step_size is None:  # what is given fits where the chains start
                 self.state = approach(density, state)
-            self.warmup = WarmUp(settings, density, self.state, generator)
+            self.warmup = WarmUp(settings, self.state, kernel.one_step)
 
     def advance(self, progress: Progress | None, save: Save | None, save_every: int) -> Run:
         """Do all that is left."""
@@ -89,7 +92,7 @@ class Run:
 
         while self.warmup.at < s.warmup:
             self.state, info = self.kernel(self.state, self.warmup.step, self.warmup.metric, self.warmup.stage)
-            self.state = self.warmup.update(self.density, self.state, info.accept, self.generator)
+            self.state = self.warmup.update(self.state, info.accept, self.generator)
             tell(self.warmup.at)
             if save and self.warmup.at % save_every == 0:
                 save(self.state_dict())
@@ -186,7 +189,7 @@ class Run:
         if self.drawn:
             self.columns = [list(state[f"columns.{name}"].to(here.device).unbind(dim=1)) for name in _COLUMNS]
         moved = {k: v.to(here.device) if isinstance(v, Tensor) else v for k, v in state.items()}
-        self.warmup = WarmUp(self.settings, self.density, self.state, self.generator)
+        self.warmup = WarmUp(self.settings, self.state, self.kernel.one_step)
         self.warmup.load_state_dict(_under(moved, "adapted."))
         self.kernel.load_state_dict(_under(state, "kernel."))
         # the state of a generator is on the CPU, wherever the generator is; last, since what is above draws from it

@@ -5,7 +5,7 @@ r"""What warm-up is made of: the step size by dual averaging, the covariance of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,10 +72,9 @@ class DualAveraging:
         self._t += 1
         # early errors weigh little (t0); the step size reacts at once, and what is kept is a slow average of it
         weight = 1 / (self._t + self.t0)
-        self._error = (1 - weight) * self._error + weight * (self.target - accept)
-        self._log_step = self._mu - self._t**0.5 / self.gamma * self._error
-        new = self._t**-self.kappa
-        self._log_averaged = new * self._log_step + (1 - new) * self._log_averaged
+        self._error = self._error.lerp((self.target - accept).to(self._error), weight)
+        self._log_step = self._mu.sub(self._error, alpha=self._t**0.5 / self.gamma)
+        self._log_averaged = self._log_averaged.lerp(self._log_step, self._t**-self.kappa)
 
     @property
     def step_size(self) -> Tensor:
@@ -100,11 +99,15 @@ class DualAveraging:
         self._t = int(state["t"])
 
 
+_BLOCK, _BLOCK_NUMBERS = 64, 2**18  # draws that are taken in at once, and at most how many numbers they are
+
+
 class RunningVariance:
-    r"""Welford's variance or covariance of the positions of each chain; groups of chains are merged when asked.
+    r"""Running variance or covariance of the positions of each chain; groups of chains are merged when asked.
 
     Moments are merged by Chan's formula, :math:`M_2 = M_2^a + M_2^b + \delta \delta^\top n_a n_b / (n_a + n_b)`, so
-    nothing is stored and nothing cancels.
+    nothing cancels. Draws wait until there are 64 and are merged as one block: for small positions the time goes
+    into the number of operations, not into their size.
 
     Parameters
     ----------
@@ -122,36 +125,62 @@ class RunningVariance:
 
     def __init__(self, dense: bool = False):
         self.dense = dense
-        self.count = 0
-        self._mean: Tensor | None = None
-        self._m2: Tensor | None = None
+        self.count = 0  # draws taken in, with those that wait
+        self._merged = 0  # of them, how many are in the moments
+        self._moments: tuple[Tensor, Tensor] | None = None  # (chains, dim) and (chains, dim[, dim])
+        self._waiting: Tensor | None = None  # (block, chains, dim)
+        self._rows: tuple[Tensor, ...] = ()  # of it
 
     def _square(self, x: Tensor) -> Tensor:
         return x[:, :, None] * x[:, None, :] if self.dense else x.square()
 
     def update(self, position: Tensor) -> None:
         """Take in one draw of every chain, (chains, dim)."""
-        x = position.double()
+        if self._waiting is None:
+            block = min(max(_BLOCK_NUMBERS // position.numel(), 1), _BLOCK)
+            self._waiting = position.new_empty((block, *position.shape), dtype=torch.float64)
+            self._rows = self._waiting.unbind()
+        self._rows[self.count - self._merged].copy_(position)
         self.count += 1
-        if self._mean is None or self._m2 is None:
-            self._mean, self._m2 = x.clone(), torch.zeros_like(self._square(x))
+        if self.count - self._merged == len(self._rows):
+            self._merge()
+
+    def _merge(self) -> None:
+        """Take the draws that wait into the moments."""
+        n, k = self._merged, self.count - self._merged
+        if self._waiting is None or not k:
             return
-        delta = x - self._mean
-        self._mean = self._mean + delta / self.count
-        self._m2 = self._m2 + self._square(delta) * ((self.count - 1) / self.count)
+        x = self._waiting[:k]
+        mean = x.mean(dim=0)
+        off = x - mean
+        if self.dense:
+            m2 = off.permute(1, 2, 0) @ off.transpose(0, 1)  # (chains, dim, k) @ (chains, k, dim)
+        else:
+            m2 = off.square().sum(dim=0)
+        if self._moments is not None:
+            before, m2_before = self._moments
+            delta = mean - before
+            mean = before + delta * (k / self.count)
+            m2 = m2_before + m2 + self._square(delta) * (n * k / self.count)
+        self._moments, self._merged = (mean, m2), self.count
+
+    def _both(self) -> tuple[Tensor, Tensor]:
+        """Mean and sum of squares within each chain, over all draws."""
+        self._merge()
+        if self._moments is None:
+            raise InvalidInput("no draw was taken in yet.")
+        return self._moments
 
     @property
     def mean(self) -> Tensor:
         """Mean of each chain, (chains, dim)."""
-        if self._mean is None:
-            raise InvalidInput("no draw was taken in yet.")
-        return self._mean
+        return self._both()[0]
 
     def draws(self, pooled: bool = True, chains: Tensor | None = None) -> int:
         """How many draws a variance rests on."""
-        if self._mean is None or not pooled:
+        if not self.count or not pooled:
             return self.count
-        return self.count * (len(self._mean) if chains is None else int(chains.sum()))
+        return self.count * (len(self.mean) if chains is None else int(chains.sum()))
 
     def variance(self, pooled: bool = True, chains: Tensor | None = None) -> Tensor:
         """Unbiased variance, (groups, dim), or covariance, (groups, dim, dim).
@@ -164,22 +193,22 @@ class RunningVariance:
             (chains,) bool, which of them are pooled; by default all.
         """
         n = self.draws(pooled, chains)
-        if self._mean is None or self._m2 is None or n < 2:
+        if n < 2:
             raise InvalidInput(f"a variance needs at least two draws; {n} were taken in.")
+        mean, m2 = self._both()
         if not pooled:
-            return self._m2 / (n - 1)
-        mean, m2 = (self._mean, self._m2) if chains is None else (self._mean[chains], self._m2[chains])
+            return m2 / (n - 1)
+        mean, m2 = (mean, m2) if chains is None else (mean[chains], m2[chains])
         # within chains, and between their means
         between = self._square(mean - mean.mean(dim=0)).sum(dim=0, keepdim=True)
         return (m2.sum(dim=0, keepdim=True) + self.count * between) / (n - 1)
 
     def within(self, pooled: bool = True, chains: Tensor | None = None) -> Tensor:
         """Sum of squares within chains, (groups, dim[, dim])."""
-        if self._m2 is None:
-            raise InvalidInput("no draw was taken in yet.")
+        m2 = self._both()[1]
         if not pooled:
-            return self._m2
-        return (self._m2 if chains is None else self._m2[chains]).sum(dim=0, keepdim=True)
+            return m2
+        return (m2 if chains is None else m2[chains]).sum(dim=0, keepdim=True)
 
     def inverse_mass(self, pooled: bool = True, chains: Tensor | None = None, before: Tensor | None = None) -> Tensor:
         """The variance shrunk as in Stan, ``(n * variance + 5 * few) / (n + 5)``, with ``few`` 1e-3.
@@ -201,18 +230,28 @@ class RunningVariance:
         if not self.dense:
             return self
         made = RunningVariance()
-        made.count, made._mean = self.count, self._mean
-        made._m2 = None if self._m2 is None else self._m2.diagonal(dim1=1, dim2=2)
+        mean, m2 = self._both()
+        made.count = made._merged = self.count
+        made._moments = (mean, m2.diagonal(dim1=1, dim2=2))
         return made
 
     def state_dict(self) -> dict[str, Any]:
-        """Count and moments."""
-        moments = {} if self._mean is None else {"mean": self._mean, "m2": self._m2}
-        return {"count": self.count, **moments}
+        """Count, moments, and the draws that wait, for the same rounding."""
+        state: dict[str, Any] = {"count": self.count}
+        if self._moments is not None:
+            state |= {"mean": self._moments[0], "m2": self._moments[1]}
+        if self._waiting is not None:
+            state["waiting"] = self._waiting[: self.count - self._merged].clone()
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave."""
-        self.count, self._mean, self._m2 = int(state["count"]), state.get("mean"), state.get("m2")
+        waiting = state.get("waiting", ())
+        self._moments = (state["mean"], state["m2"]) if "mean" in state else None
+        self.count = self._merged = int(state["count"]) - len(waiting)
+        self._waiting = None
+        for position in waiting:
+            self.update(position)
 
 
 def first_inverse_mass(positions: Tensor, gradients: Tensor, before: Tensor) -> Tensor:
@@ -353,35 +392,41 @@ def _falling_step(density: LogDensity, state: State, guess: Tensor) -> Tensor:
     return step
 
 
-def first_step_size(
-    density: LogDensity, state: State, metric: Metric, guess: Tensor, generator: torch.Generator
-) -> Tensor:
-    """A step size, (groups,), at which one leapfrog step is accepted about 80 % of the time.
-
-    Doubled or halved from ``guess``, (groups,), until acceptance crosses .8 (Hoffman and Gelman 2014, algorithm 4),
-    with one draw of the momentum for all tries.
-    """
+def one_step(
+    density: LogDensity, state: State, metric: Metric, generator: torch.Generator
+) -> Callable[[Tensor], Tensor]:
+    """Acceptance probabilities, (chains,), of one leapfrog step by its size, (groups,), with momenta drawn here."""
     p0 = metric.draw(state.position, generator)
     before = state.log_prob.double() - metric.kinetic(p0)
 
     def accept(step: Tensor) -> Tensor:
-        """Acceptance probability of one leapfrog step, (groups,)."""
         eps = step[:, None].to(p0.dtype)  # (groups, 1) beside positions (chains, dim)
         half = p0 + 0.5 * eps * state.gradient
-        q = state.position + eps * metric.velocity(half)
-        value, gradient = density(q)
+        value, gradient = density(state.position + eps * metric.velocity(half))
         after = value.double() - metric.kinetic(half + 0.5 * eps * gradient)
-        chance = (after - before).nan_to_num(nan=-torch.inf, posinf=-torch.inf).clamp(max=0).exp()
-        return chance.mean(dim=0, keepdim=True) if len(guess) == 1 else chance
+        return (after - before).nan_to_num(nan=-torch.inf, posinf=-torch.inf).clamp(max=0).exp()
+
+    return accept
+
+
+def first_step_size(accept: Callable[[Tensor], Tensor], guess: Tensor) -> Tensor:
+    """A step size, (groups,), at which one leapfrog step is accepted about 80 % of the time.
+
+    Doubled or halved from ``guess``, (groups,), until acceptance crosses .8 (Hoffman and Gelman 2014, algorithm 4),
+    with one draw of the momentum for all tries: ``accept`` is from :func:`one_step`.
+    """
+
+    def high(step: Tensor) -> Tensor:
+        chance = accept(step)
+        return (chance.mean(dim=0, keepdim=True) if len(guess) == 1 else chance) > 0.8
 
     # all groups at once, (groups,): each goes on in its direction until it has crossed .8
-    step, done = guess, torch.zeros_like(guess, dtype=torch.bool)
-    rising = accept(step) > 0.8
+    step, done, rising = guess, torch.zeros_like(guess, dtype=torch.bool), high(guess)
     for _ in range(1000):  # a bad start may have a log-density of -1e120: all that float64 can hold is tried
         trial = torch.where(done, step, torch.where(rising, 2 * step, step / 2))
-        high = accept(trial) > 0.8
-        step = torch.where(done | (rising & ~high), step, trial)
-        done |= rising != high
+        right = high(trial)
+        step = torch.where(done | (rising & ~right), step, trial)
+        done |= rising != right
         if bool(done.all()):
             return step
     raise InvalidInput(

@@ -2,8 +2,9 @@ r"""An iteration of HMC as compiled kernels: density, gradient, leapfrog steps a
 
 Small densities spend their time between operations: an iteration of five steps on the eight schools is 150 calls of
 torch, each some microseconds for a few hundred numbers. Here the log-density and its gradient are traced once into a
-flat graph (``make_fx``) and four pieces are compiled by torch's Inductor: the beginning of an iteration with its first
-step, one more step, four more steps, and the Metropolis test. An iteration of L steps calls a few of them.
+flat graph (``make_fx``) and the parts of an iteration are compiled by torch's Inductor, each when it is first needed:
+the beginning with the first leapfrog step; four more steps; and the end, which is the Metropolis test after 0, 1, 2 or
+3 more steps. An iteration of up to 4 steps is two calls, one of 5 to 8 steps three.
 
 Inside, chains are the last dimension, (dim, chains), so that loops over chains read neighboring numbers: the kernels
 are some four times as fast as with chains first. Random numbers are drawn outside, in the order of the uncompiled run:
@@ -15,12 +16,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from mlcollage._users import described
@@ -33,8 +35,9 @@ from mlcollage.infer.warmup import MOST_DENSE
 
 Graph = Callable[..., tuple[Tensor, ...]]
 
-_UNROLLED = (4, 1)  # leapfrog steps of a kernel
+_UNROLLED = 4  # leapfrog steps of a kernel
 _OPTIONS = {"size_asserts": False}  # of each call, microseconds that a small density feels; shapes are checked here
+_FUSED = 32  # dimensions up to which a matrix is applied within a kernel, not by a call of BLAS
 _FAR = 1e-6  # relative distance of a compiled log-density or gradient from the uncompiled one that is not rounding
 
 
@@ -42,19 +45,9 @@ class NotCompiled(Exception):
     """Why a density cannot be compiled."""
 
 
-@dataclass
-class _Kernels:
-    """What an iteration calls, for positions of one shape and one kind of mass."""
-
-    begin: Graph
-    more: dict[int, Graph]  # by the number of steps, largest first
-    end: Graph
-    turned: Tensor  # (chains,), none
-
-
 # kernels of functions that are still there, so that a second run with one of them does not wait for the compiler; each
 # run verifies what it takes from here
-_made: WeakKeyDictionary[Callable[..., Any], dict[tuple[Any, ...], _Kernels]] = WeakKeyDictionary()
+_made: WeakKeyDictionary[Callable[..., Any], dict[tuple[Any, ...], _Parts]] = WeakKeyDictionary()
 
 
 class CompiledIteration:
@@ -73,9 +66,11 @@ class CompiledIteration:
     def __init__(self, density: LogDensity, dense: bool = False):
         self.density, self.dense = density, dense
         self.failed = False
-        self._kernels: dict[tuple[Any, ...], _Kernels] = {}
         # what the last call was given, and what kernels take in its place
-        self._metric: tuple[Metric | None, str, Tensor, Tensor] = (None, "", torch.empty(0), torch.empty(0))
+        self._parts: dict[tuple[Any, ...], _Parts] = {}
+        self._mass: Metric | None = None
+        self._now: _Parts | None = None  # for it
+        self._metric = ("", torch.empty(0), torch.empty(0))  # kind, inverse and root
         self._step: tuple[Tensor | None, Tensor] = (None, torch.empty(0))
         self._counts: dict[int, Tensor] = {}
 
@@ -87,92 +82,103 @@ class CompiledIteration:
         Parameters are those of :func:`mlcollage.infer.hmc.update`. Where it returns None it has warned, once, and left
         the generator as it was.
         """
-        if self.failed:
+        more, last = divmod(steps - 1, _UNROLLED)
+        begin, four, end = self._kernels(state, metric, last, more > 0)
+        if begin is None:
             return None
-        if self._metric[0] is not metric:
-            dense = self.dense and state.position.shape[1] <= MOST_DENSE
-            self._metric = (metric, *_chains_last(metric, state.position, dense))
-        _, kind, inverse, root = self._metric
-        x = state.position
-        key = (kind, *x.shape, x.dtype, x.device, self.density.temperature, torch.get_num_threads())
-        before = None if key in self._kernels else generator.get_state()
+        position, (inverse, root) = state.position, self._metric[1:]
+        if self._step[0] is not step:
+            self._step = (step, _as_row(step, position))
+        eps = self._step[1]
+        # (dim, chains): transposes of what the last call returned are contiguous, and no copies
+        q0, g0 = position.T.contiguous(), state.gradient.T.contiguous()
+        noise = normal(position.shape, position, generator).T.contiguous()
+        p0, q, p, value, gradient, turned = begin(q0, g0, noise, eps, inverse, root)
+        for _ in range(more):
+            q, p, value, gradient, turned = four(q, p, q0, turned, eps, inverse)
+        chance = torch.rand(len(position), dtype=torch.float64, device=q.device, generator=generator)
+        if not metropolis:
+            chance = chance - 2  # below any probability
+        found = end(q0, state.log_prob, g0, p0, q, value, gradient, p, turned, chance, eps, inverse)
+        q, value, gradient, accept, accepted, energy, error, diverging, turned = found
+        if steps not in self._counts:
+            self._counts[steps] = torch.full_like(accepted, steps, dtype=torch.int64)
+        info = Info(accept, accepted, energy, error, diverging, self._counts[steps])
+        return State(q.T, value, gradient.T), info, turned
+
+    def one_step(self, state: State, metric: Metric, generator: torch.Generator) -> Callable[[Tensor], Tensor] | None:
+        """As :func:`mlcollage.infer.adaptation.one_step`; None where it cannot be compiled, as in a call."""
+        begin, _, end = self._kernels(state, metric, 0, False)
+        if begin is None:
+            return None
+        inverse, root = self._metric[1:]
+        q0, g0 = state.position.T.contiguous(), state.gradient.T.contiguous()
+        noise = normal(state.position.shape, state.position, generator).T.contiguous()
+        chance = torch.zeros_like(state.log_prob, dtype=torch.float64)
+
+        def accept(step: Tensor) -> Tensor:
+            eps = _as_row(step, state.position)
+            p0, q, p, value, gradient, turned = begin(q0, g0, noise, eps, inverse, root)
+            return end(q0, state.log_prob, g0, p0, q, value, gradient, p, turned, chance, eps, inverse)[3]
+
+        return accept
+
+    def _kernels(self, state: State, metric: Metric, last: int, more: bool) -> tuple[Any, Any, Any]:
+        """Beginning, four steps and end of an iteration; ``_metric`` then has the mass as they take it.
+
+        All None if one of them cannot be compiled, with a warning at the first time.
+        """
         try:
-            if before is not None:
-                self._kernels[key] = self._find(key, state, kind, inverse)
-            return self._run(state, step, steps, (inverse, root), metropolis, generator, self._kernels[key], before)
+            if self._mass is not metric and not self.failed:
+                x, self._mass = state.position, metric
+                self._metric = _chains_last(metric, x, self.dense and x.shape[1] <= MOST_DENSE)
+                key = (self._metric[0], *x.shape, x.dtype, x.device, self.density.temperature, torch.get_num_threads())
+                if key not in self._parts:
+                    self._parts[key] = self._find(key, state)
+                self._now = self._parts[key]
+            if self._now is not None:
+                return self._now["begin"], self._now["more"] if more else None, self._now[last]
         except NotCompiled as why:
-            if before is not None:
-                generator.set_state(before)
-            self.failed = True
+            self.failed, self._now = True, None
             warnings.warn(
                 f"compile=True has no effect: log_prob cannot be compiled ({why}). The run goes on without, to the "
                 "same draws.",
                 UserWarning,
                 stacklevel=outside(),
             )
-        return None
+        return None, None, None
 
-    def _find(self, key: tuple[Any, ...], state: State, kind: str, inverse: Tensor) -> _Kernels:
+    def _find(self, key: tuple[Any, ...], state: State) -> _Parts:
         """Kernels from an earlier run, if they still give the density's values, or new ones."""
         try:
             made = _made.setdefault(self.density.log_prob, {})
         except TypeError:  # not hashable, or no weak references to it
             made = {}
         if key in made:
-            q, zero = state.position.T.contiguous(), torch.zeros_like(state.position)
-            eps = zero.new_full((1, len(zero)), 1e-3)
             with suppress(NotCompiled):
-                _, q, _, value, gradient = made[key].begin(
-                    q, state.gradient.T.contiguous(), zero, eps, inverse, inverse
-                )
-                self._verify(q, value, gradient)
+                self._verify(made[key], state)
                 return made[key]
-        made[key] = _compiled(self.density, state, kind, inverse)
-        return made[key]
+        parts = _Parts(self.density, state, *self._metric[:2])
+        self._verify(parts, state)
+        made[key] = parts
+        return parts
 
-    def _run(
-        self,
-        state: State,
-        step: Tensor,
-        steps: int,
-        mass: tuple[Tensor, Tensor],
-        metropolis: bool,
-        generator: torch.Generator,
-        kernels: _Kernels,
-        first: Tensor | None,
-    ) -> tuple[State, Info, Tensor]:
-        position, (inverse, root) = state.position, mass
-        if self._step[0] is not step:  # as (1, chains)
-            eps = torch.as_tensor(step, dtype=position.dtype, device=position.device).reshape(1, -1)
-            self._step = (step, eps.expand(1, len(position)).contiguous())
-        eps = self._step[1]
-        # (dim, chains): transposes of what the last call returned are contiguous, and no copies
-        q0, g0 = position.T.contiguous(), state.gradient.T.contiguous()
-        noise = normal(position.shape, position, generator)
-        p0, q, p, value, gradient = kernels.begin(q0, g0, noise, eps, inverse, root)
-        if first is not None:
-            self._verify(q, value, gradient)
-        turned, left = kernels.turned, steps - 1
-        for n, kernel in kernels.more.items():
-            while left >= n:
-                q, p, value, gradient, turned = kernel(q, p, q0, turned, eps, inverse)
-                left -= n
-        chance = torch.rand(len(position), dtype=torch.float64, device=q.device, generator=generator)
-        if not metropolis:
-            chance = chance - 2  # below any probability
-        found = kernels.end(q0, state.log_prob, g0, p0, q, value, gradient, p, chance, eps, inverse)
-        q, value, gradient, accept, accepted, energy, error, diverging = found
-        if steps not in self._counts:
-            self._counts[steps] = torch.full_like(accepted, steps, dtype=torch.int64)
-        info = Info(accept, accepted, energy, error, diverging, self._counts[steps])
-        return State(q.T, value, gradient.T), info, turned
-
-    def _verify(self, q: Tensor, value: Tensor, gradient: Tensor) -> None:
-        """Compare with what is not compiled, at a position that the graph was not traced at."""
+    def _verify(self, parts: _Parts, state: State) -> None:
+        """Compare with what is not compiled, a small step away from where the graph was traced."""
+        q, g = state.position.T.contiguous(), state.gradient.T.contiguous()
+        _, q, _, value, gradient, _ = parts["begin"](
+            q, g, torch.ones_like(q), q.new_full((1, q.shape[1]), 1e-3), *self._metric[1:]
+        )
         for ours, theirs in zip((value, gradient.T), self.density(q.T.contiguous()), strict=True):
             near = (ours - theirs).abs() <= _FAR * (1 + theirs.abs()) * (1 if q.dtype == torch.float64 else 1e4)
             if not bool((near | ~theirs.isfinite()).all()):
                 raise NotCompiled("compiled, it gives other values: it may draw random numbers or change its own data")
+
+
+def _as_row(step: Tensor, position: Tensor) -> Tensor:
+    """Step sizes (groups,) as (1, chains)."""
+    eps = step.to(dtype=position.dtype, device=position.device).reshape(1, -1)
+    return eps.expand(1, len(position)).contiguous()
 
 
 def _chains_last(metric: Metric, position: Tensor, dense: bool) -> tuple[str, Tensor, Tensor]:
@@ -192,88 +198,125 @@ def _chains_last(metric: Metric, position: Tensor, dense: bool) -> tuple[str, Te
 
 def _times(kind: str, matrix: Tensor, p: Tensor) -> Tensor:
     """A matrix times momenta (dim, chains)."""
-    if kind == "matrices":
-        return (matrix * p).sum(dim=1)  # (dim, dim, chains) * (dim, chains)
-    return matrix * p if kind == "diagonal" else matrix @ p
+    if kind == "diagonal":
+        return matrix * p
+    if kind == "matrix" and len(p) > _FUSED:
+        return matrix @ p
+    matrix = matrix[:, :, None] if kind == "matrix" else matrix
+    return (matrix * p).sum(dim=1)  # (dim, dim, chains or 1) * (dim, chains), which becomes part of the kernel
 
 
-def _compiled(density: LogDensity, state: State, kind: str, inverse: Tensor) -> _Kernels:
-    """The kernels for chains as many as in ``state``."""
-    if hasattr(density.log_prob, "gradient"):
-        raise NotCompiled("it brings a method for its gradient, which is used as it is")
+class _Parts:
+    """The kernels of an iteration, by name, for positions of one shape and one kind of mass.
 
-    def begin(q: Tensor, g: Tensor, noise: Tensor, eps: Tensor, inverse: Tensor, root: Tensor) -> tuple[Tensor, ...]:
-        p0 = _times(kind, root, noise.T.contiguous())
-        p = p0 + 0.5 * eps * g
-        q = q + eps * _times(kind, inverse, p)
-        value, gradient = density(q.T)
-        return p0, q, p + eps * gradient.T, value.contiguous(), gradient.T.contiguous()
+    ``"begin"``, ``"more"``, and the end after 0, 1, 2 or 3 more steps. None of them holds on to ``density``.
+    """
 
-    def more(steps: int) -> Graph:
-        def run(q: Tensor, p: Tensor, q0: Tensor, turned: Tensor, eps: Tensor, inverse: Tensor) -> tuple[Tensor, ...]:
+    def __init__(self, density: LogDensity, state: State, kind: str, inverse: Tensor):
+        if hasattr(density.log_prob, "gradient"):
+            raise NotCompiled("it brings a method for its gradient, which is used as it is")
+        # all positions, momenta and gradients are (dim, chains); eps is (1, chains), other quantities (chains,)
+        q0, value = state.position.T.contiguous(), state.log_prob.contiguous()
+        traced = _traced(lambda q: tuple(x.T.contiguous() for x in density(q.T)), q0)
+
+        def begin(
+            q: Tensor, g: Tensor, noise: Tensor, eps: Tensor, inverse: Tensor, root: Tensor
+        ) -> tuple[Tensor, ...]:
+            p0 = _times(kind, root, noise)
+            p = p0 + 0.5 * eps * g
+            q = q + eps * _times(kind, inverse, p)
+            value, g = traced(q)
+            return p0, q, p + eps * g, value, g, torch.zeros_like(value, dtype=torch.bool)
+
+        def advance(
+            steps: int, q: Tensor, p: Tensor, q0: Tensor, turned: Tensor, eps: Tensor, inverse: Tensor
+        ) -> tuple[Tensor, ...]:
+            value = g = q  # there is a step at least
             for _ in range(steps):
                 q = q + eps * _times(kind, inverse, p)
                 turned = turned | (((q - q0) * p).sum(dim=0) < 0)
-                value, gradient = density(q.T)
-                p = p + eps * gradient.T
-            return q, p, value.contiguous(), gradient.T.contiguous(), turned
+                value, g = traced(q)
+                p = p + eps * g
+            return q, p, value, g, turned
 
-        return run
+        def end(
+            steps: int,
+            q0: Tensor,
+            value0: Tensor,
+            g0: Tensor,
+            p0: Tensor,
+            q: Tensor,
+            value: Tensor,
+            g: Tensor,
+            p: Tensor,
+            turned: Tensor,
+            chance: Tensor,
+            eps: Tensor,
+            inverse: Tensor,
+        ) -> tuple[Tensor, ...]:
+            if steps:
+                q, p, value, g, turned = advance(steps, q, p, q0, turned, eps, inverse)
+            # as in hmc._accept, with (dim, chains) in place of (chains, dim); the last kick was half a kick too long
+            p1, p0, inverse = (p - 0.5 * eps * g).double(), p0.double(), inverse.double()
+            change = 0.5 * ((p1 - p0) * _times(kind, inverse, p1 + p0)).sum(dim=0)
+            rise = change - (value.double() - value0.double())
+            error = torch.where(rise.isfinite(), rise, torch.inf)
+            accept = (-error).clamp(max=0).exp()
+            accepted = (chance < accept) & error.isfinite()
+            before = 0.5 * (p0 * _times(kind, inverse, p0)).sum(dim=0) - value0.double()
+            return (
+                torch.where(accepted, q, q0),
+                torch.where(accepted, value, value0),
+                torch.where(accepted, g, g0),
+                accept,
+                accepted,
+                torch.where(accepted, before + error, before),
+                error,
+                error > DIVERGENCE,
+                turned.clone(),
+            )
 
-    def end(
-        q0: Tensor,
-        value0: Tensor,
-        g0: Tensor,
-        p0: Tensor,
-        q: Tensor,
-        value: Tensor,
-        g: Tensor,
-        p: Tensor,
-        chance: Tensor,
-        eps: Tensor,
-        inverse: Tensor,
-    ) -> tuple[Tensor, ...]:
-        # as in hmc._accept, with (dim, chains) in place of (chains, dim); the last kick was half a kick too long
-        p1, p0, inverse = (p - 0.5 * eps * g).double(), p0.double(), inverse.double()
-        change = 0.5 * ((p1 - p0) * _times(kind, inverse, p1 + p0)).sum(dim=0)
-        rise = change - (value.double() - value0.double())
-        error = torch.where(rise.isfinite(), rise, torch.inf)
-        accept = (-error).clamp(max=0).exp()
-        accepted = (chance < accept) & error.isfinite()
-        before = 0.5 * (p0 * _times(kind, inverse, p0)).sum(dim=0) - value0.double()
-        return (
-            torch.where(accepted, q, q0),
-            torch.where(accepted, value, value0),
-            torch.where(accepted, g, g0),
-            accept,
-            accepted,
-            torch.where(accepted, before + error, before),
-            error,
-            error > DIVERGENCE,
-        )
+        eps, chance = q0.new_full((1, q0.shape[1]), 0.1), torch.zeros_like(value, dtype=torch.float64)
+        turned = torch.zeros_like(chance, dtype=torch.bool)
+        # the functions, and what they are called with
+        self._functions: dict[str | int, tuple[Graph, tuple[Tensor, ...]]] = {
+            "begin": (begin, (q0, q0, q0, eps, inverse, inverse)),
+            "more": (partial(advance, _UNROLLED), (q0, q0, q0, turned, eps, inverse)),
+        }
+        given = (q0, value, q0, q0, q0, value, q0, q0, turned, chance, eps, inverse)
+        self._functions |= {n: (partial(end, n), given) for n in range(_UNROLLED)}
+        self._kernels: dict[str | int, Graph] = {}
 
-    q, value = state.position.T.contiguous(), state.log_prob.contiguous()
-    eps, noise = q.new_full((1, q.shape[1]), 0.1), torch.ones_like(state.position)
-    chance = torch.zeros(len(noise), dtype=torch.float64, device=q.device)
-    turned = torch.zeros_like(chance, dtype=torch.bool)
-    return _Kernels(
-        begin=_kernel(begin, q, q, noise, eps, inverse, inverse),
-        more={n: _kernel(more(n), q, q, q, turned, eps, inverse) for n in _UNROLLED},
-        end=_kernel(end, q, value, q, q, q, value, q, q, chance, eps, inverse),
-        turned=turned,
-    )
+    def __getitem__(self, part: str | int) -> Graph:
+        if part not in self._kernels:
+            function, example = self._functions[part]
+            self._kernels[part] = _kernel(function, *example)
+        return self._kernels[part]
+
+
+def _traced(function: Graph, *example: Tensor) -> GraphModule:
+    """A function of tensors as a graph of torch operations on such tensors.
+
+    The tensors of ``example`` must be different ones, or arguments that are one tensor would become one argument.
+    """
+    try:
+        # fake tensors have no values: whoever branches on one, or leaves torch, is refused here
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*example)
+    except Exception as error:  # of the user's function, or of torch
+        raise NotCompiled(described(error)) from error
 
 
 def _kernel(function: Graph, *example: Tensor) -> Graph:
-    """A function of tensors, traced and compiled for the shapes of an example."""
-    example = tuple(x.clone() for x in example)  # or tracing would take arguments that are one tensor for one argument
+    """A function of tensors, compiled for the shapes of an example."""
+    example = tuple(x.clone() for x in example)
+    graph = _traced(function, *example)
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # fake tensors have no values: whoever branches on one, or leaves torch, is refused here
-            graph = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*example)
             kernel: Graph = torch._inductor.compile(graph, list(example), options=_OPTIONS)
             kernel(*example)  # builds what is built late
-    except Exception as error:  # of the user's function, of torch's compiler or of the system's
+    except Exception as error:  # of torch's compiler or of the system's
         raise NotCompiled(described(error)) from error
     return kernel

@@ -29,7 +29,7 @@ from mlcollage._checks import integer, positive, real
 from mlcollage.errors import InvalidInput
 from mlcollage.infer import _run
 from mlcollage.infer._run import DIVERGENCE, Progress, Save, Store
-from mlcollage.infer.adaptation import check_step_size
+from mlcollage.infer.adaptation import check_step_size, one_step
 from mlcollage.infer.chains import Chains, Info
 from mlcollage.infer.compiled import CompiledIteration
 from mlcollage.infer.density import Generator, LogDensity, LogProb, State, start
@@ -448,6 +448,10 @@ class _Kernel:
         if turned is not None:
             self.length.learn(float(turned.double().mean()))
         return _accept(state, p0, end, p1, metric, n, metropolis, self.generator)
+
+    def one_step(self, state: State, metric: Metric) -> Callable[[Tensor], Tensor]:
+        made = None if self.compiled is None else self.compiled.one_step(state, metric, self.generator)
+        return one_step(self.density, state, metric, self.generator) if made is None else made
 
     def state_dict(self) -> dict[str, Any]:
         return self.length.state_dict()

@@ -20,7 +20,7 @@ jittered number of steps does more with a gradient; NUTS is for single problems 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ from torch import Tensor
 from mlcollage._checks import integer
 from mlcollage.infer import _run
 from mlcollage.infer._run import DIVERGENCE, Progress, Save, Store
+from mlcollage.infer.adaptation import one_step
 from mlcollage.infer.chains import Chains, Info
 from mlcollage.infer.density import Generator, LogDensity, LogProb, State
 from mlcollage.infer.hmc import leapfrog
@@ -319,6 +320,9 @@ class _Kernel:
         # before a mass is learned long trajectories are not worth their price
         g, depth = self.generator, min(self.max_depth, _EARLY) if stage == "fast" else self.max_depth
         return update(state, self.density, step_size=step, mass=metric, max_depth=depth, generator=g)
+
+    def one_step(self, state: State, metric: Metric) -> Callable[[Tensor], Tensor]:
+        return one_step(self.density, state, metric, self.generator)
 
     def state_dict(self) -> dict[str, Any]:
         return {}

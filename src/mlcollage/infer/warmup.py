@@ -24,7 +24,7 @@ the others'. Otherwise, as in simulation-based calibration, each chain learns fo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -41,11 +41,12 @@ from mlcollage.infer.adaptation import (
     first_step_size,
     mass_windows,
 )
-from mlcollage.infer.density import LogDensity, State
+from mlcollage.infer.density import State
 from mlcollage.infer.metric import Metric
 
 Stage = Literal["fast", "warm", "draw"]  # the first fast interval, the rest of warm-up, or after it
 Mass = Literal["auto", "diagonal", "dense"] | Tensor | None  # learned, given, or the identity
+OneStep = Callable[[State, Metric], Callable[[Tensor], Tensor]]
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,10 @@ class WarmUp:
     ----------
     settings
         What the run was asked for.
+    state
+        Where the chains start.
+    one_step
+        A state and a mass to acceptances by step size, as :func:`mlcollage.infer.adaptation.one_step` of a density.
 
     Attributes
     ----------
@@ -111,8 +116,9 @@ class WarmUp:
         (chains,) bool, which chains were lost and set to where others are.
     """
 
-    def __init__(self, settings: RunSettings, density: LogDensity, state: State, generator: torch.Generator):
+    def __init__(self, settings: RunSettings, state: State, one_step: OneStep):
         self.settings, self.windows = settings, [] if not settings.learns_mass else mass_windows(settings.warmup)
+        self._one_step = one_step
         self.at = 0
         given = None if isinstance(settings.mass, str) else settings.mass
         self.metric = Metric.of(given, state.position)
@@ -127,15 +133,15 @@ class WarmUp:
             # the first guess is 1: right for a density of unit scale, a few doublings away from others
             groups = 1 if settings.one_step else len(state.position)
             self.step = state.log_prob.new_ones(groups, dtype=torch.float64)
-            self._search(density, state, generator)
+            self._search(state)
 
     def _forget(self) -> None:
         # of positions and gradients, and of the log-density
         self._position, self._gradient = RunningVariance(self._dense), RunningVariance(self._dense)
         self._height = RunningVariance()
 
-    def _search(self, density: LogDensity, state: State, generator: torch.Generator) -> None:
-        self.step = first_step_size(density, state, self.metric, self.step, generator)
+    def _search(self, state: State) -> None:
+        self.step = first_step_size(self._one_step(state, self.metric), self.step)
         if self.slow is not None:  # the others go on together
             self.step = torch.where(self.slow, self.step, self.step[~self.slow].median())
         self.rule = DualAveraging(self.step, self.settings.target_accept)
@@ -147,7 +153,7 @@ class WarmUp:
             return "draw"
         return "fast" if self.windows and self.at < self.windows[0].start else "warm"
 
-    def update(self, density: LogDensity, state: State, accept: Tensor, generator: torch.Generator) -> State:
+    def update(self, state: State, accept: Tensor, generator: torch.Generator) -> State:
         """Learn from an iteration that led to ``state`` with acceptances (chains,); where the chains go on from."""
         if self.rule is not None:
             if self.settings.one_step:
@@ -176,7 +182,7 @@ class WarmUp:
                         self.slow = averaged < averaged.median() / 2
                         if lost is not None:
                             self.slow &= ~lost
-                    self._search(density, state, generator)
+                    self._search(state)
         self.at += 1
         if self.at == self.settings.warmup and self.rule is not None:
             self.step = self._settled(self.rule.averaged)
