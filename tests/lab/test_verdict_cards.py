@@ -51,6 +51,13 @@ def test_limits_and_ranges_are_printed_and_signs_are_not_explained():
     assert card("greater", 2.0)[1].needs == ""
 
 
+def test_a_correlation_is_named_in_words():
+    made = card("within", 0.1, null=0.2, unit="rho")[1]
+    assert made.ours == "0.10 [−0.67, 0.87] rank\u00a0correlation"
+    assert made.needs == "needs −0.80 to 1.00"  # a correlation ends there
+    assert "correlation" not in card("within", 0.1, unit="pts")[1].ours
+
+
 def test_what_is_claimed_is_in_the_units_that_are_printed():
     assert card("greater", 2.0, factor=100)[1].plot.claimed == (100.0, math.inf)
     assert card("less", -2.0, log_ratio=True)[1].plot.claimed == (-math.inf, pytest.approx(math.exp(-1)))

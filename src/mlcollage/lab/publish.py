@@ -87,7 +87,9 @@ def _card(verdict: Verdict) -> Card:
         note = "not in this workload" if "workload" in verdict.reason else "not at this scale"
     if verdict.status is Status.PENDING:
         note = verdict.reason
-    ours = verdict.effect or note or verdict.reason
+    # "rho" and "tau" would need a key; what they are stands behind the interval.
+    effect = re.sub(r"^(\S+) (?:rho|tau)\b(.*)", "\\1\\2 rank\u00a0correlation", verdict.effect)
+    ours = effect or note or verdict.reason
     return Card(
         claim.id,
         claim.title,
@@ -98,7 +100,7 @@ def _card(verdict: Verdict) -> Card:
         claim.headline,
         finding=verdict.finding,
         plot=_interval_plot(verdict),
-        needs=_needed(verdict),
+        needs=re.sub(r" (?:rho|tau)\b", "", _needed(verdict)),
     )
 
 
@@ -264,7 +266,7 @@ def _row(verdict: Verdict) -> ClaimRow:
         title=claim.title,
         finding=verdict.finding,
         headline=claim.headline,
-        needs=_needed(verdict),
+        needs=re.sub(r" (?:rho|tau)\b", "", _needed(verdict)),
     )
 
 

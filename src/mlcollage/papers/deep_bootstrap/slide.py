@@ -135,8 +135,8 @@ def _scatter(evidence: Evidence) -> Panel:
         ax.plot([0, top], [0, top], color=theme.GRAYS[0], linewidth=1.4, zorder=1)
         ax.plot(ranked["ideal"], ranked["real"], "o", color=REAL, markersize=7)
         ends = ranked.sort_values("real")
-        for arm, place, side in ((ends.index[0], (8, -4), "left"), (ends.index[-1], (-8, 4), "right")):
-            looks: dict[str, Any] = {"color": theme.MUTED, "ha": side, "va": "top" if side == "left" else "bottom"}
+        for arm, place, side in ((ends.index[0], (-4, 7), "left"), (ends.index[-1], (-8, 4), "right")):
+            looks: dict[str, Any] = {"color": theme.MUTED, "ha": side, "va": "bottom"}
             ax.annotate(_label(str(arm)), tuple(ends.loc[arm]), place, textcoords="offset points", **looks)
         ax.set_xlim(0, top)
         ax.set_ylim(0, top)
