@@ -278,6 +278,13 @@ def test_page_prints_a_slide_a_page(folder, browser_page):
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert page.evaluate(LOW_CONTRAST) == []
     assert page.locator("button.quiet:visible").count() == 0
+    # Title, finding and slide stand on one page, which is 188 mm (710 pixels) high between its margins.
+    page.set_viewport_size({"width": 1039, "height": 710})
+    ends = "[...document.querySelectorAll('.paper.measured')].map((p) => [p, p.querySelector('.slide img')]"
+    ends += ".map((e) => e.getBoundingClientRect())).map(([p, s]) => s.bottom - p.top)"
+    heights = page.evaluate(ends)
+    assert heights
+    assert max(heights) <= 710
 
 
 # --- the text of the pages --------------------------------------------------------------------------------------------
