@@ -4,6 +4,10 @@
 beside 64 steps one by one, at three sizes of network and batch; a step beside the same with the layout of the official
 code, one synapse tensor of (n + 1 + m)² k entries for each pair of layers, whose products run over its unused blocks
 too; a step beside PyTorch's own (forward, backward, SGD) on the same layers. The ratio is to the row called baseline.
+
+The row "arithmetic alone" is a bound: the matrix products of the step at the speed of one product of 1024 x 1024
+matrices on the same core. At 196-64-10 a single network already keeps the core busy, so that no population can be more
+than some 6 times as fast there; a gain of 20 needs smaller networks.
 """
 
 from __future__ import annotations
@@ -80,10 +84,16 @@ def _populations(sizes: tuple[int, ...], batch: int, repeats: int) -> list[Row]:
 
     separate = _seconds(one_by_one, repeats)
     together = _seconds(lambda: functional_step(path, w, genome, x, y), repeats)
+    # two products for the first layer (up, Hebbian), three for others (down too), for each of two states
+    layers = enumerate(itertools.pairwise(sizes))
+    operations = MEMBERS * sum((2 if i == 0 else 3) * 2 * 2 * batch * n * m for i, (n, m) in layers)
+    square = torch.randn(1024, 1024)
+    bound = operations * _seconds(lambda: square @ square, repeats) / (2 * 1024**3)
     what = f"a step of {MEMBERS} genomes, {'-'.join(map(str, sizes))}, batch {batch}"
     return [
         _row("one by one (baseline)", what, 1000 * separate, "ms", 1.0),
         _row("one population", what, 1000 * together, "ms", separate / together),
+        _row("arithmetic alone", what, 1000 * bound, "ms", separate / bound),
     ]
 
 
@@ -148,6 +158,7 @@ def _beside_sgd(repeats: int) -> list[Row]:
         optimizer.step()
 
     network = BlurNetwork(sizes, "digits-2s")
+    network._told = None  # thousands of steps on random rows: its advice is known
     base, learn = _seconds(sgd, repeats), _seconds(lambda: network.learn(x, y), repeats)
     path, w, genome, xs, ys = _case(sizes, batch, 1)
 

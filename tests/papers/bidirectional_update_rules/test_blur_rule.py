@@ -219,3 +219,19 @@ def test_the_transpose_of_synapses_normalized_in_use():
 def test_settings_that_mean_nothing_are_refused(settings, told):
     with pytest.raises(InvalidInput, match=told):
         GenomeSettings(**settings)
+
+
+def test_synapses_normalized_in_use_are_cut_before_they_overflow(rows):
+    """Without the cut, squares overflow in single precision after some 350 steps of this genome."""
+    small = torch.randn(2, 2, 5, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(rule.bounded(small), small)
+    torch.testing.assert_close(rule.bounded(1e15 * small).norm(dim=2), torch.full((2, 2, 3), 1e12))
+    flat = torch.zeros(1, 1, 4, 2, requires_grad=True)
+    (gradient,) = torch.autograd.grad(rule.bounded(flat).sum(), flat)
+    assert torch.equal(gradient, torch.ones_like(flat))
+    network = BlurNetwork((6, 4, 3), "digits-2s-lasting")
+    x, y = rows[0].float(), rows[1]
+    found = [network.learn(x, y).accuracy for _ in range(700)]
+    assert all(torch.isfinite(w).all() for w in network.weights.forward)
+    assert min(found[300:]) > max(found) - 0.15
+    assert network.health().advice == ()

@@ -223,6 +223,8 @@ def _changed(
     for i, layer in enumerate(path.layers):
         if layer.shared >= 0:
             forward[i] = forward[layer.shared]
+    if s.synapse_norm == "in_use":
+        forward, backward = ([rule.bounded(w) if w.numel() else w for w in part] for part in (forward, backward))
     return Weights(tuple(forward), tuple(backward))
 
 

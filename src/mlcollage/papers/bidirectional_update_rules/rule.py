@@ -18,6 +18,7 @@ from .genome import GenomeSettings
 
 Numbers = Mapping[str, Tensor]
 EPS = 1e-5  # of the normalization of messages, inside the root
+_MOST = 1e12  # norm of synapses that are normalized in use: beyond it a step changes no digit of them
 _EPS_SYNAPSE = 1e-9  # of the normalization of synapses, as in the official code
 
 
@@ -164,3 +165,9 @@ def change(
 def normalized(synapses: Tensor, gain: Tensor) -> Tensor:
     """Synapses divided by the norm of all that reach the same neuron, the bias's included, times a gain ``(P,)``."""
     return per_state(gain) * synapses * (synapses.square().sum(2, keepdim=True) + _EPS_SYNAPSE).rsqrt()
+
+
+def bounded(synapses: Tensor) -> Tensor:
+    """Synapses whose norm at a neuron is cut to 1e12: normalized in use they act the same, and never overflow."""
+    # exactly 1 below the bound, and no root of zero, whose gradient is infinite
+    return synapses * (synapses.square().sum(2, keepdim=True) / _MOST**2).clamp(min=1.0).rsqrt()

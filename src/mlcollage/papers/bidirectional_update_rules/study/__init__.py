@@ -14,7 +14,7 @@ from mlcollage.lab import Experiment, Measurements, Scale, Study, Task
 
 from . import experiments
 from .claims import CLAIMS, VARIANTS
-from .experiments import Evolve, Identity, Meta, Race, Transfer, Turning, UsersModel, on_workload
+from .experiments import Evolve, Identity, Meta, Race, Stay, Transfer, Turning, UsersModel, on_workload
 
 S = TypeVar("S", bound=Any)
 
@@ -90,6 +90,13 @@ STUDY = Study(
         ),
         _experiment(
             experiments.transfer, ("shipped", "untrained"), smoke=Transfer(untrained=3, steps=3), quick=Transfer()
+        ),
+        _experiment(
+            experiments.stay,
+            ("lasting", "ordinary"),
+            smoke=Stay(horizons=(20, 60, 200, 600), hidden=4, batch_size=16),
+            quick=Stay(),
+            seeds=_seeds(32),
         ),
         _again(
             experiments.race,

@@ -266,6 +266,28 @@ CLAIMS = (
         null=-0.05,
     ),
     _points(
+        id="C12",
+        title="A rule can be searched for whose accuracy stays",
+        sentence="After six hundred steps of 64 digits, ten times its horizon, the genome digits-2s-lasting is at most "
+        "one point less accurate on test data than at the horizon.",
+        source="beyond the paper",
+        estimand=Difference(
+            "later_accuracy", "lasting", "lasting", treatment_where={"after": 600}, control_where={"after": 60}
+        ),
+        direction="at_least",
+        null=-0.01,
+    ),
+    _points(
+        id="C12b",
+        title="Past the horizon it beats the rule that falls",
+        sentence="After two hundred steps of 64 digits, the genome digits-2s-lasting is more accurate on test data "
+        "than digits-2s.",
+        source="beyond the paper",
+        estimand=Difference("later_accuracy", "lasting", "ordinary", where={"after": 200}),
+        direction="greater",
+        margin=0.10,
+    ),
+    _points(
         id="C3b",
         title="Evolution reaches the paper's accuracy",
         sentence="Eighty candidates and four hundred generations on 14 x 14 images give a genome of at least 0.80 "

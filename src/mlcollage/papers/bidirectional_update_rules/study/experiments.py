@@ -263,6 +263,38 @@ def _fresh(metric: str, settings: Any) -> str:
 
 
 @dataclass(frozen=True)
+class Stay:
+    """A shipped genome far past its horizon."""
+
+    horizons: tuple[int, ...] = (20, 60, 200, 600)  # steps at which accuracy is taken
+    hidden: int = 32  # neurons of the hidden layer
+    batch_size: int = 64  # rows of a step
+    part: int = 50  # steps whose batches are drawn at once
+
+
+def stay(task: Task[Stay]) -> Measurements:
+    """Test accuracy on digits over many steps, all seeds as one population."""
+    s, m = task.settings, Measurements()
+    data, genome = sets(task), Genome.load({"lasting": "digits-2s-lasting", "ordinary": "digits-2s"}[task.arm])
+    population = Genome.stack([genome] * len(task.seeds))
+    path, weights, done = _path(genome, data.train, (s.hidden,)), None, 0
+    generators = [generator(seed, 61) for seed in task.seeds]
+    while done < s.horizons[-1]:
+        steps = min(s.part, next(h for h in s.horizons if h > done) - done)
+        drawn = [data.train.sample(1, steps, s.batch_size, g) for g in generators]
+        x, y = (torch.cat([pair[i] for pair in drawn]) for i in (0, 1))
+        with torch.inference_mode():
+            parts = (x, y, data.test.X[None], data.test.y[None])
+            starts = [derive(seed, 62) for seed in task.seeds]
+            episode = run_episode(path, population, *parts, horizons=(steps,), weights=weights, seed=starts)
+        weights, done = episode.weights, done + steps
+        if done in s.horizons:
+            for seed, value in zip(task.seeds, episode.accuracies[0].tolist(), strict=True):
+                m.add("later_accuracy", value, step=done, seed=seed, after=done)
+    return m
+
+
+@dataclass(frozen=True)
 class UsersModel:
     """A user's own model, trained by the shipped genome and by SGD."""
 
