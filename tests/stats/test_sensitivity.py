@@ -86,6 +86,7 @@ def test_e_values_are_the_published_ones():
     assert e_value(0.5, scale="standardized").point == pytest.approx(e_value(np.exp(0.455)).point)
 
 
+@settings(deadline=None)
 @given(rr=st.floats(1.01, 50))
 def test_the_e_value_explains_the_estimate_away(rr):
     """Confounding of strength E on both sides biases a risk ratio by the bounding factor E^2 / (2E - 1) = RR."""

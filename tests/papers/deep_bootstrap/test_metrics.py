@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlcollage.errors import InvalidInput
@@ -18,6 +18,7 @@ def test_soft_error_is_the_error_of_the_classifier_that_samples_its_label():
     assert float(soft_error(logits, target)) == pytest.approx(float(sampled), abs=3e-3)
 
 
+@settings(deadline=None)
 @given(st.floats(-30, 30), st.integers(2, 20))
 def test_soft_error_has_its_closed_form_for_one_raised_logit(height, classes):
     logits = torch.zeros(1, classes, dtype=torch.float64)
@@ -26,6 +27,7 @@ def test_soft_error_has_its_closed_form_for_one_raised_logit(height, classes):
     assert float(soft_error(logits, torch.tensor([0]))) == pytest.approx(closed, rel=1e-9)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**31), st.integers(2, 6), st.floats(0.1, 20))
 def test_soft_error_lies_in_the_unit_interval_and_tends_to_the_error(seed, classes, scale):
     g = torch.Generator().manual_seed(seed)

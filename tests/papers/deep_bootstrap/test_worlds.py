@@ -3,7 +3,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import Dataset, TensorDataset
 
@@ -47,6 +47,7 @@ def test_one_pass_hands_out_every_sample_once_and_no_test_or_train_sample():
     assert world.reuse().to_dict("records") == [{"seed": 0, "drawn": 50, "passes": 1.0, "reused": 0}]
 
 
+@settings(deadline=None)
 @given(st.integers(1, 17), st.integers(1, 17), st.integers(0, 5))
 def test_a_sample_does_not_depend_on_how_the_stream_is_cut(a, b, seed):
     world = FiniteAsIdeal(numbered(150), test=50, seed=seed)
