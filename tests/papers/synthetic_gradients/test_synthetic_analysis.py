@@ -1,5 +1,7 @@
 """The linear theory, implied losses, and the trainers' callbacks."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -142,3 +144,31 @@ def test_transformers_trains_with_cuts(tmp_path):
 def test_a_trainers_loss_must_be_described():
     with pytest.raises(InvalidInput, match="divisor='samples'"):
         LightningSyntheticGradients(["net.1"], 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"world_size": 2, "precision": "32-true"}, "synthesizers of its own; train on one"),
+        ({"world_size": 1, "precision": "16-mixed"}, "float16 scales the loss"),
+    ],
+)
+def test_lightning_on_several_devices_is_refused(settings, sentence):
+    pytest.importorskip("lightning.pytorch")
+    with pytest.raises(InvalidInput, match=sentence):
+        LightningSyntheticGradients(["0"], 3, divisor="samples").on_fit_start(SimpleNamespace(**settings), None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"fp16": False, "n_gpu": 2, "world_size": 1}, "synthesizers of its own; train on one"),
+        ({"fp16": False, "n_gpu": 1, "world_size": 2}, "synthesizers of its own; train on one"),
+        ({"fp16": True, "n_gpu": 1, "world_size": 1}, "fp16 scales the loss"),
+    ],
+)
+def test_transformers_on_several_devices_is_refused(settings, sentence):
+    pytest.importorskip("transformers")
+    callback = HuggingFaceSyntheticGradients(["body"], 3, divisor="samples")
+    with pytest.raises(InvalidInput, match=sentence):
+        callback.on_train_begin(SimpleNamespace(**settings), None, None, model=nn.Linear(2, 2))
