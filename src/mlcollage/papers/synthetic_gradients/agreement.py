@@ -15,16 +15,9 @@ def compare_gradients(predicted: Tensor, target: Tensor, rows: Tensor | None = N
     floor = 1e-12 * max(float(norms.max()) if len(norms) else 0.0, 1e-300)
     alive = norms > floor
     a, b = p[alive], t[alive]
-    nan = float("nan")
     if not len(b):
-        return {
-            "cosine": nan,
-            "relative_error": nan,
-            "sign": nan,
-            "ratio": nan,
-            "zero_rows": 1.0,
-            "rows": float(len(t)),
-        }
+        unknown = dict.fromkeys(("cosine", "relative_error", "sign", "ratio"), float("nan"))
+        return unknown | {"zero_rows": 1.0, "rows": float(len(t))}
     cosine = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp(min=1e-300)
     moved = b.abs() > 1e-12 * b.abs().max()
     return {

@@ -129,15 +129,12 @@ def _within(y: Tensor, classes: int) -> bool:
     return int(low) >= 0 and int(high) < classes
 
 
-_MODULES: tuple[type[nn.Module], ...] = (
-    nn.CrossEntropyLoss, nn.NLLLoss, nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss,
-    nn.BCEWithLogitsLoss, nn.PoissonNLLLoss,
-)  # fmt: skip
 _FUNCTIONS: dict[Any, type[nn.Module]] = {
     F.cross_entropy: nn.CrossEntropyLoss, F.nll_loss: nn.NLLLoss, F.mse_loss: nn.MSELoss, F.l1_loss: nn.L1Loss,
     F.smooth_l1_loss: nn.SmoothL1Loss, F.huber_loss: nn.HuberLoss, F.binary_cross_entropy: nn.BCELoss,
-    F.binary_cross_entropy_with_logits: nn.BCEWithLogitsLoss,
+    F.binary_cross_entropy_with_logits: nn.BCEWithLogitsLoss, F.poisson_nll_loss: nn.PoissonNLLLoss,
 }  # fmt: skip
+_OF_LABELS = (nn.CrossEntropyLoss, nn.NLLLoss)
 
 
 def divisor_of(loss_fn: LossFn | None, y: Any, divisor: Divisor = None) -> float:
@@ -189,8 +186,8 @@ def divisor_of(loss_fn: LossFn | None, y: Any, divisor: Divisor = None) -> float
             f"what the loss divides by is read from targets that are a tensor, not {type(y).__name__}: convert them, "
             "or say divisor."
         )
-    if kind not in (nn.CrossEntropyLoss, nn.NLLLoss) or y.is_floating_point():
-        per = 1 if kind not in (nn.CrossEntropyLoss, nn.NLLLoss) else y.shape[1]  # class probabilities (N, C, ...)
+    if kind not in _OF_LABELS or y.is_floating_point():
+        per = 1 if kind not in _OF_LABELS else y.shape[1]  # class probabilities (N, C, ...)
         return float(y.numel()) / per
     counted = y != settings.get("ignore_index", -100)
     weight = settings.get("weight")
@@ -201,7 +198,7 @@ def divisor_of(loss_fn: LossFn | None, y: Any, divisor: Divisor = None) -> float
 def unlabelled(loss_fn: LossFn | None, y: Any) -> bool:
     """Whether every label of a batch is one that torch's cross-entropy ignores, so that its mean is of nothing."""
     kind, settings = _read(loss_fn)
-    if kind not in (nn.CrossEntropyLoss, nn.NLLLoss) or y.is_floating_point() or not y.numel():
+    if kind not in _OF_LABELS or y.is_floating_point() or not y.numel():
         return False
     return not bool((y != settings.get("ignore_index", -100)).any())
 
@@ -231,7 +228,7 @@ def _settings(kind: type[nn.Module]) -> tuple[str, ...]:
 
 
 def _read(loss_fn: Any) -> tuple[type[nn.Module] | None, dict[str, Any]]:
-    if type(loss_fn) in _MODULES:
+    if type(loss_fn) in _FUNCTIONS.values():
         kind: Any = type(loss_fn)
         return kind, {n: getattr(loss_fn, n) for n in _settings(kind) if hasattr(loss_fn, n)}
     given: dict[str, Any] = {}

@@ -58,10 +58,7 @@ class SyntheticGradient(nn.Module):
         out_dim: int | None = None,
     ) -> None:
         super().__init__()
-        self.dim, self.context_dim = (
-            checks.integer("dim", dim, least=1),
-            checks.integer("context_dim", context_dim, least=0),
-        )
+        self.dim, self.context_dim = _sizes(dim, context_dim)
         if norm is not None:
             checks.choice("norm, if not None,", norm, NORMS)
         widths = [checks.integer("each width of hidden", w, least=1) for w in hidden]
@@ -110,8 +107,7 @@ class ConvSyntheticGradient(nn.Module):
         zero_init: bool = True,
     ) -> None:
         super().__init__()
-        self.dim = checks.integer("channels", channels, least=1)
-        self.context_dim = checks.integer("context_dim", context_dim, least=0)
+        self.dim, self.context_dim = _sizes(channels, context_dim, "channels")
         checks.integer("axes", axes, least=1, most=3)
         if checks.integer("kernel", kernel, least=1) % 2 == 0:
             raise InvalidInput(f"kernel must be odd, so that maps keep their size, not {kernel}.")
@@ -151,10 +147,7 @@ class RecurrentSyntheticGradient(nn.Module):
         self, dim: int, context_dim: int = 0, hidden: int = 64, *, bidirectional: bool = True, zero_init: bool = True
     ) -> None:
         super().__init__()
-        self.dim, self.context_dim = (
-            checks.integer("dim", dim, least=1),
-            checks.integer("context_dim", context_dim, least=0),
-        )
+        self.dim, self.context_dim = _sizes(dim, context_dim)
         width = checks.integer("hidden", hidden, least=1)
         self.core = nn.GRU(self.dim + self.context_dim, width, batch_first=True, bidirectional=bidirectional)
         self.last = nn.Linear(width * (2 if bidirectional else 1), self.dim)
@@ -201,6 +194,10 @@ def zero_(layer: nn.Module) -> None:
     """Set weights and bias of a layer to zero."""
     for p in layer.parameters(recurse=False):
         nn.init.zeros_(p)
+
+
+def _sizes(dim: int, context_dim: int, name: str = "dim") -> tuple[int, int]:
+    return checks.integer(name, dim, least=1), checks.integer("context_dim", context_dim, least=0)
 
 
 def _stack(sizes: Sequence[int], layer: Callable[..., nn.Module], norm: Any, zero_init: bool) -> nn.Sequential:

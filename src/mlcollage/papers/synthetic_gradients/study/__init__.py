@@ -12,105 +12,67 @@ from typing import Any
 from mlcollage.data import Labeled
 from mlcollage.lab import Experiment, Scale, Study
 
+from . import experiments as runs
 from .claims import CLAIMS
-from .experiments import (
-    Depth,
-    Linear,
-    Processes,
-    Remember,
-    Rules,
-    Times,
-    depth,
-    linear,
-    on_workload,
-    processes,
-    remember,
-    rules,
-    times,
-)
 
 _SMALL: dict[str, Any] = {"train": 200, "test": 200, "batch": 32}
+_WIDE: dict[str, Any] = {"train": 60_000, "test": 10_000}
+
+
+def _experiment(run: Any, settings: Any, smoke: Any, full: Any, paper: Any, **options: Any) -> Experiment:
+    """An experiment named as its function and its only arm; the settings of the scale quick are the defaults."""
+    scales = {
+        Scale.SMOKE: settings(**smoke), Scale.QUICK: settings(), Scale.FULL: settings(**full),
+        Scale.PAPER: settings(**paper),
+    }  # fmt: skip
+    return Experiment(run.__name__, run, arms=(run.__name__,), settings=scales, **options)
+
 
 STUDY = Study(
     claims=CLAIMS,
     seeds={Scale.SMOKE: 2, Scale.QUICK: 5, Scale.FULL: 10, Scale.PAPER: 10},
     experiments=(
-        Experiment(
-            "rules",
-            rules,
-            arms=("rules",),
-            settings={
-                Scale.SMOKE: Rules(**_SMALL, val=60, widths=(16, 16), steps=12),
-                Scale.QUICK: Rules(),
-                Scale.FULL: Rules(train=50_000, val=5000, test=10_000, steps=4000, lrs=(3e-4, 1e-3, 3e-3)),
-                Scale.PAPER: Rules(
-                    train=50_000,
-                    val=10_000,
-                    test=10_000,
-                    widths=(256,) * 4,
-                    batch=256,
-                    steps=500_000,
-                    lrs=(1e-5, 3e-5, 1e-4),
-                ),
+        _experiment(
+            runs.rules,
+            runs.Rules,
+            _SMALL | {"val": 60, "widths": (16, 16), "steps": 12},
+            {"train": 50_000, "val": 5000, "test": 10_000, "steps": 4000, "lrs": (3e-4, 1e-3, 3e-3)},
+            {
+                "train": 50_000, "val": 10_000, "test": 10_000, "widths": (256,) * 4, "batch": 256, "steps": 500_000,
+                "lrs": (1e-5, 3e-5, 1e-4),
             },
             workloads=(Labeled,),
-            adapt=on_workload,
+            adapt=runs.on_workload,
         ),
-        Experiment(
-            "depth",
-            depth,
-            arms=("depth",),
-            settings={
-                Scale.SMOKE: Depth(**_SMALL, width=16, steps=10, points=40),
-                Scale.QUICK: Depth(),
-                Scale.FULL: Depth(train=50_000, test=10_000, steps=4000, points=300),
-                Scale.PAPER: Depth(train=60_000, test=10_000, width=256, batch=256, steps=100_000, points=300),
-            },
+        _experiment(
+            runs.depth,
+            runs.Depth,
+            _SMALL | {"width": 16, "steps": 10, "points": 40},
+            {"train": 50_000, "test": 10_000, "steps": 4000, "points": 300},
+            _WIDE | {"width": 256, "batch": 256, "steps": 100_000, "points": 300},
         ),
-        Experiment(
-            "linear",
-            linear,
-            arms=("linear",),
-            settings={
-                Scale.SMOKE: Linear(steps=60, deep_steps=20),
-                Scale.QUICK: Linear(),
-                Scale.FULL: Linear(steps=6000, deep_steps=6000),
-                Scale.PAPER: Linear(steps=20_000, deep_steps=20_000),
-            },
+        _experiment(
+            runs.linear,
+            runs.Linear,
+            {"steps": 60, "deep_steps": 20},
+            {"steps": 6000, "deep_steps": 6000},
+            {"steps": 20_000, "deep_steps": 20_000},
         ),
-        Experiment(
-            "remember",
-            remember,
-            arms=("remember",),
-            settings={
-                Scale.SMOKE: Remember(rows=8, updates=8),
-                Scale.QUICK: Remember(),
-                Scale.FULL: Remember(updates=1000),
-                Scale.PAPER: Remember(updates=4000),
-            },
+        _experiment(runs.remember, runs.Remember, {"rows": 8, "updates": 8}, {"updates": 1000}, {"updates": 4000}),
+        _experiment(
+            runs.times,
+            runs.Times,
+            _SMALL | {"widths": (16, 16), "updates": 6},
+            {"train": 50_000, "test": 10_000, "widths": (128,) * 4, "updates": 2000},
+            _WIDE | {"widths": (256,) * 4, "updates": 100_000},
         ),
-        Experiment(
-            "times",
-            times,
-            arms=("times",),
-            settings={
-                Scale.SMOKE: Times(**_SMALL, widths=(16, 16), updates=6),
-                Scale.QUICK: Times(),
-                Scale.FULL: Times(train=50_000, test=10_000, widths=(128,) * 4, updates=2000),
-                Scale.PAPER: Times(train=60_000, test=10_000, widths=(256,) * 4, updates=100_000),
-            },
-        ),
-        Experiment(
-            "processes",
-            processes,
-            arms=("processes",),
-            settings={
-                Scale.SMOKE: Processes(batches=6),
-                Scale.QUICK: Processes(),
-                Scale.FULL: Processes(batches=200),
-                Scale.PAPER: Processes(batches=1000),
-            },
+        _experiment(
+            runs.processes,
+            runs.Processes,
+            {"batches": 6},
+            {"batches": 200},
+            {"batches": 1000},
             seeds={Scale.SMOKE: 1, Scale.QUICK: 3},
         ),
     ),
-)
+)  # fmt: skip

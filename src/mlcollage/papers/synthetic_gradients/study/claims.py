@@ -65,6 +65,7 @@ def mean_cosine(rows: pd.DataFrame) -> float:
 
 
 _points = partial(Claim, factor=100.0, unit="pts", digits=1)
+_more, _more_points = (partial(kind, direction="greater") for kind in (Claim, _points))
 
 CLAIMS = (
     Claim(
@@ -89,14 +90,13 @@ CLAIMS = (
         null=EXACT,
         test="exact",
     ),
-    Claim(
+    _more(
         id="C3",
         title="With log loss a linear synthesizer leaves a gap",
         sentence="With the log loss the gap to the optimum after the same training is larger in 100 than in 2 "
         "dimensions.",
         source="section 3",
         estimand=Difference("gap", "log", "log", treatment_where={"dim": 100}, control_where={"dim": 2}),
-        direction="greater",
         margin=0.01,
         digits=3,
     ),
@@ -110,7 +110,7 @@ CLAIMS = (
         direction="at_least",
         null=0.05,
     ),
-    _points(
+    _more_points(
         id="C5",
         title="Synthetic gradients train the layers below them",
         headline=True,
@@ -118,7 +118,6 @@ CLAIMS = (
         "only the last layer is trained.",
         source="feed-forward experiments",
         estimand=Difference("test_accuracy", "cdni", "none"),
-        direction="greater",
         margin=0.05,
         says={
             "supported": "Cut behind every layer, the network still learns: {0}, against {1} with untrained layers",
@@ -137,16 +136,15 @@ CLAIMS = (
         direction="at_least",
         null=-0.04,
     ),
-    _points(
+    _more_points(
         id="C5c",
         title="A synthesizer that sees the label is better",
         sentence="Synthesizers that see the label give a higher accuracy than those that do not.",
         source="feed-forward experiments",
         estimand=Difference("test_accuracy", "cdni", "dni"),
-        direction="greater",
         margin=0.03,
     ),
-    Claim(
+    _more(
         id="C6",
         title="Layers represent otherwise than after backprop",
         headline=True,
@@ -159,29 +157,26 @@ CLAIMS = (
             "inconclusive": "Whether layers represent otherwise is open",
         },
         estimand=PerSeed(representations_apart, "1 - correlation with backprop's matrices: SG minus another seed"),
-        direction="greater",
         margin=0.02,
         digits=3,
     ),
-    Claim(
+    _more(
         id="C6b",
         title="Processing is spread differently over the layers",
         sentence="The similarity of the first and the last layer's matrices differs from backprop's, in whichever "
         "direction, by more than two seeds of backprop differ.",
         source="representations",
         estimand=PerSeed(spread_apart, "difference in first-to-last similarity: SG minus another seed"),
-        direction="greater",
         margin=0.03,
         digits=3,
     ),
-    _points(
+    _more_points(
         id="C6c",
         title="What a probe gains with depth is different",
         sentence="The gain of a linear probe from the first to the last layer differs from backprop's, in whichever "
         "direction, by more than two seeds of backprop differ.",
         source="representations",
         estimand=PerSeed(probes_apart, "difference in the probes' gain: SG minus another seed"),
-        direction="greater",
         margin=0.01,
     ),
     Claim(
@@ -204,29 +199,27 @@ CLAIMS = (
         null=0.2,
         bounds=(-1.0, 1.0),
     ),
-    Claim(
+    _more(
         id="C8",
         title="More cuts in a deeper network learn more slowly",
         sentence="With a cut behind every layer, what is lacking to backpropagation's accuracy after equal training "
         "grows with the number of layers.",
         source="depth experiments",
         estimand=Trend("shortfall", over="depth", arm="cdni", levels=DEPTHS),
-        direction="greater",
         margin=0.5,
         test="trend",
         unit="rho",
     ),
-    _points(
+    _more_points(
         id="C8b",
         title="One cut costs less than a cut behind every layer",
         sentence="Of eight hidden layers with one cut in the middle the accuracy is higher than with a cut behind "
         "each.",
         source="depth experiments",
         estimand=Difference("depth_accuracy", "one_cut", "cdni", where={"depth": DEPTHS[-1]}),
-        direction="greater",
         margin=0.02,
     ),
-    _points(
+    _more_points(
         id="C9",
         title="Synthetic gradients carry credit beyond the chunk",
         headline=True,
@@ -234,16 +227,14 @@ CLAIMS = (
         "gradients than without: its accuracy, mean over training, is higher.",
         source="recurrent experiments",
         estimand=Difference("recall", "dni", "bptt"),
-        direction="greater",
         margin=0.05,
     ),
-    _points(
+    _more_points(
         id="C9b",
         title="A tenth of the synthetic gradient carries credit too",
         sentence="The same holds if the injected gradient is scaled by 0.1.",
         source="recurrent experiments",
         estimand=Difference("recall", "dni_tenth", "bptt"),
-        direction="greater",
         margin=0.05,
     ),
     _points(
@@ -253,11 +244,7 @@ CLAIMS = (
         "most 3 points lower.",
         source="random update times",
         estimand=Difference(
-            "times_accuracy",
-            "cdni",
-            "cdni",
-            treatment_where={"probability": 0.25},
-            control_where={"probability": 1.0},
+            "times_accuracy", "cdni", "cdni", treatment_where={"probability": 0.25}, control_where={"probability": 1.0}
         ),
         direction="at_least",
         null=-0.03,
@@ -279,14 +266,13 @@ CLAIMS = (
             "inconclusive": "Two processes do {0} the steps: not settled",
         },
     ),
-    _points(
+    _more_points(
         id="C12",
         title="The slope of a predicted loss is a worse teacher",
         sentence="Critics, which predict the loss, give a lower accuracy than synthesizers, which predict its "
         "gradient.",
         source="discussion",
         estimand=Difference("test_accuracy", "cdni", "critic"),
-        direction="greater",
         margin=0.03,
     ),
 )
