@@ -53,7 +53,7 @@ def _draw_idea(ax: Axes) -> None:
         d.note(right + 8, low - (low - high) * height[-1], name, color=color, ha="left", weight="semibold")
     d.field(192, 258, 384, 136)
     d.equation(192, 222, r"\min\;\ell(\theta)+\alpha\,\|\bar g(\hat y)\|^2", size=21)
-    d.note(192, 255, r"$\hat y$ drawn from the model, $\bar g$ the batch gradient", color=theme.INK)
+    d.note(192, 255, r"$\hat y$ drawn from the model; $\bar g$: of the batch", color=theme.INK)
     d.equation(192, 290, r"\mathrm{E}\,\|\bar g(\hat y)\|^2=\mathrm{Tr}\,F\,/\,B", size=20)
 
 
