@@ -219,6 +219,27 @@ def _the_slide_draws_and_says_what_it_shows(case: _Case) -> None:
         assert files["svg"].read_text("utf-8").lstrip().startswith("<")
 
 
+def _the_slide_is_made_while_runs_are_missing(case: _Case) -> None:
+    evidence = case.evidence
+    names = sorted({run.experiment for run in evidence.runs})
+    for kept in [[n for n in names if n != name] for name in names] + [[name] for name in names]:
+        if not kept or kept == names:
+            continue
+        part = dataclasses.replace(
+            evidence,
+            table=evidence.table[evidence.table["experiment"].isin(kept)],
+            runs=[r for r in evidence.runs if r.experiment in kept],
+            waiting=[r for r in evidence.runs if r.experiment not in kept],
+        )
+        try:
+            make_slide(case.bound, part, case.bound.judge(part))
+        except Exception as error:
+            raise AssertionError(
+                f"with the runs of {', '.join(kept)} alone the slide is not drawn ({error}); a panel that needs others "
+                "is made by measured_panel, and raises LookupError where they are missing"
+            ) from error
+
+
 def _a_user_s_workload_runs_or_is_refused(case: _Case) -> None:
     bound = BoundStudy(case.slug, Scale.SMOKE, case.workload)
     if not any(e.workloads for e in bound.study.experiments):
@@ -247,6 +268,7 @@ _CHECKS: dict[str, Callable[[_Case], None]] = {
         _a_run_alone_gives_the_same_numbers,
         _claims_find_what_they_are_about,
         _the_slide_draws_and_says_what_it_shows,
+        _the_slide_is_made_while_runs_are_missing,
         _a_user_s_workload_runs_or_is_refused,
     )
 }

@@ -8,7 +8,6 @@ from matplotlib.axes import Axes
 
 from mlcollage.collage import theme
 from mlcollage.collage.content import Panel
-from mlcollage.errors import UnknownName
 from mlcollage.lab.evidence import Evidence
 
 
@@ -20,13 +19,14 @@ def measured_panel(title: str, draw: Callable[[Evidence], Panel], evidence: Evid
     title
         What the panel is about; printed if it cannot be drawn.
     draw
-        Raises ``LookupError`` (which :class:`~mlcollage.errors.UnknownName` is) if what it needs was not measured.
+        Raises ``LookupError`` (which :class:`~mlcollage.errors.UnknownName` is) if what it needs was not measured; or
+        ``StopIteration``, as ``next`` does where there is no run or curve.
     evidence
         What was measured.
     """
     try:
         return draw(evidence)
-    except (UnknownName, LookupError):
+    except (LookupError, StopIteration):
         if not (evidence.waiting or evidence.failures or evidence.workload != "default"):
             raise  # everything was run, so the panel asks for something that no experiment records
     if evidence.waiting:

@@ -25,9 +25,7 @@ FAMILIES = {"mlp": "MLP", "cnn": "CNN", "resnet": "ResNet", "vit": "ViT", "user"
 def collage(evidence: Evidence, verdicts: Mapping[str, Verdict]) -> Collage:
     """Both worlds step by step; how networks rank in them; what augmentation changes."""
     arms = set(evidence.table["arm"])
-    main = next((arm for arm in (*SWEEP, *FITTED) if arm in arms), None)
-    if main is None:
-        raise UnknownName(f"no network of this slide was measured; there are: {', '.join(sorted(arms))}.")
+    main = next((arm for arm in (*SWEEP, *FITTED) if arm in arms), SWEEP[0])
     second = measured_panel("The cost of reuse by sample size", lambda e: _by_n(e, main), evidence)
     if "cnn_shift" in arms or evidence.waiting:
         second = measured_panel("What image shifts change", _shifts, evidence)
@@ -38,7 +36,7 @@ def collage(evidence: Evidence, verdicts: Mapping[str, Verdict]) -> Collage:
         measured_panel("Reused and fresh data, step by step", lambda e: _curves(e, main), evidence),
         [measured_panel("Networks in both worlds", _scatter, evidence), second],
         data="endless glyph images" if evidence.workload == "default" else "the workload",
-        network=", ".join(families),
+        network=", ".join(families) or "networks still to run",
     )
 
 
@@ -126,6 +124,8 @@ def _scatter(evidence: Evidence) -> Panel:
     for arm in sorted(set(evidence.select("final_real")["arm"]) & {*PLAIN, "user"}):
         pair = [evidence.select(name, arm=arm).groupby("n")["value"].mean() for name in ("final_ideal", "final_real")]
         finals[arm] = pd.concat(pair, axis=1, keys=("ideal", "real"))
+    if not finals:
+        raise UnknownName("none of the networks that are ranked was measured.")
     largest = max(float(t.index.max()) for t in finals.values())
     ranked = pd.DataFrame({arm: t.loc[largest] for arm, t in finals.items() if largest in t.index}).T
     rho = ranked["ideal"].corr(ranked["real"], method="spearman") if len(ranked) > 2 else np.nan
