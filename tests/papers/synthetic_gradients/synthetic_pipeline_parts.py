@@ -112,3 +112,42 @@ def dropping_and_dying(rank):
     if rank == 1:  # names of parameters are those of the healthy one
         made.block.state_dict = made.block.inside.state_dict
     return made
+
+
+class Transposed(nn.Module):
+    """Tokens to bfloat16 activations (B, units, T) that are not contiguous."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.map = nn.Embedding(9, 8), nn.Linear(8, 8).bfloat16()
+
+    def forward(self, x):
+        return self.map(self.embed(x).bfloat16()).transpose(1, 2)
+
+
+class Pooled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.map = nn.Linear(8, CLASSES).bfloat16()
+
+    def forward(self, h):
+        return self.map(h.mean(2)).float()
+
+
+class Synthesizing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inside = SyntheticGradient(8, CLASSES)
+
+    def forward(self, h, context):
+        return self.inside(h.transpose(1, 2).float(), context).transpose(1, 2)
+
+
+def tokens(rank):
+    torch.manual_seed(rank)
+    block = Pooled() if rank else Transposed()
+    sgd = torch.optim.SGD(block.parameters(), lr=0.1)
+    if rank:
+        return StageParts(block, sgd)
+    made = Synthesizing()
+    return StageParts(block, sgd, made, torch.optim.SGD(made.parameters(), lr=0.02))

@@ -140,6 +140,31 @@ def test_pairs_whose_gradient_has_not_come_are_saved(parts, tmp_path):
     assert second._stale == [3, 2, 1]
 
 
+def test_messages_of_all_kinds(parts):
+    """Integer tokens, bfloat16 activations that are not contiguous, a short last batch: as a chain in one process."""
+    g = torch.Generator().manual_seed(0)
+    batches = [[torch.randint(9, (n, 5), generator=g), torch.randint(3, (n,), generator=g)] for n in (16, 16, 7)]
+    timeline = run(parts.tokens, batches, max_staleness=0)
+    first, last = (AsyncStage(r, 2, parts.tokens(r), LOSS, context=Context("labels", 3)) for r in range(2))
+    losses = []
+    for step, (x, y) in enumerate(batches):
+        _, h = first._own_step(step, x, y)
+        below = last._last_step(step, h, y)
+        assert below.dtype == torch.bfloat16
+        first._learn(Message(step, (below,)), step)
+        losses.append(last._losses[-1])
+    np.testing.assert_array_equal(timeline.losses, losses)
+    for rank, stage in enumerate((first, last)):
+        for name, value in stage.parts.block.state_dict().items():
+            np.testing.assert_array_equal(timeline.states[rank][f"block.{name}"], value.float().numpy())
+
+
+@pytest.mark.parametrize("batch", [(np.zeros(3), np.zeros(3)), torch.zeros(3), {"x": 1}, (torch.zeros(3),)])
+def test_batches_are_pairs_of_tensors(parts, batch):
+    with pytest.raises(InvalidInput, match="pairs of tensors, inputs and targets"):
+        AsyncStage(0, 2, parts.parts(0), LOSS)._next(iter([batch]))
+
+
 def test_states_of_other_stages_are_refused(parts):
     state = AsyncStage(0, 2, parts.parts(0), LOSS).state_dict()
     with pytest.raises(InvalidInput, match="stages=2, but this is 3"):

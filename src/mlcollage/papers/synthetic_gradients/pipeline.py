@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mlcollage import _checks as checks
@@ -223,9 +224,10 @@ def _work(
         else:
             save = partial(_save, options["checkpoint"], options["every"]) if options["checkpoint"] else None
             log = stage.run(islice(source, stage.step, None) if rank == 0 else None, after=save)
-        state = {f"block.{k}": v.numpy(force=True) for k, v in parts.block.state_dict().items()}
-        if parts.synthesizer is not None:
-            state |= {f"synthesizer.{k}": v.numpy(force=True) for k, v in parts.synthesizer.state_dict().items()}
+        modules = {"block": parts.block, "synthesizer": parts.synthesizer}
+        state = {
+            f"{name}.{k}": _array(v) for name, m in modules.items() if m is not None for k, v in m.state_dict().items()
+        }
         end.send(("done", (log, state)))
     except BaseException as error:  # told to the one who asked, whatever it is
         line = traceback.extract_tb(error.__traceback__)[-1]
@@ -233,6 +235,11 @@ def _work(
     finally:
         end.close()
         os._exit(0)  # threads may still wait for neighbors that are gone
+
+
+def _array(v: Tensor) -> NDArray[Any]:
+    """As numpy has it: it knows no bfloat16, whose numbers are all among those of float32."""
+    return (v.float() if v.dtype == torch.bfloat16 else v).numpy(force=True)
 
 
 def _stage(rank: int, parts: StageParts, options: dict[str, Any]) -> Stage | None:

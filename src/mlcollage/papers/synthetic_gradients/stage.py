@@ -158,7 +158,12 @@ class Stage:
             assert message is not None
             return message
         batch = next(source, None)
-        return Message(-1, ()) if batch is None else Message(self.step, (batch[0], batch[1]))
+        if batch is None:
+            return Message(-1, ())
+        if not isinstance(batch, tuple | list) or [isinstance(t, Tensor) for t in batch] != [True, True]:
+            what = [type(t).__name__ for t in batch] if isinstance(batch, tuple | list) else type(batch).__name__
+            raise InvalidInput(f"batches must be pairs of tensors, inputs and targets, not {what}.")
+        return Message(self.step, tuple(batch))
 
     @contextmanager
     def _span(self, kind: int, step: int) -> Iterator[None]:
