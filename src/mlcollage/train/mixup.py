@@ -112,7 +112,8 @@ def mixup_batch(
     checks.choice("partner", partner, ("permutation", "roll"))
     if partner == "roll":
         pairs = torch.arange(b, device=x.device).roll(1)
-        _warn_if_sorted(targets, pairs)
+        if alpha > 0:
+            _warn_if_sorted(targets, pairs)
     else:
         pairs = torch.randperm(b, generator=generator, device=generator.device).to(x.device)
     weight = _beta(alpha, b if per_sample else 1, generator).to(x).expand(b)
@@ -130,7 +131,7 @@ def _warn_if_sorted(targets: Tensor, pairs: Tensor) -> None:
     same = float((classes == classes[pairs]).float().mean())
     share = torch.bincount(classes, minlength=1).float() / len(classes)
     expected = float(share.square().sum())  # of pairs in random order
-    if len(classes) > 7 and same > 0.75 and same > expected + 0.3:
+    if len(classes) >= 16 and same > 0.75 and same > expected + 0.3:
         warnings.warn(
             f"{same:.0%} of the samples are mixed with one of their own class, and {expected:.0%} would be in random "
             "order: the batch is sorted by class; shuffle it.",
