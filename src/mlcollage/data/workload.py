@@ -55,6 +55,8 @@ class Labeled(Workload):
         Number of classes.
     model
         Makes a fresh ``nn.Module`` that maps a batch of inputs to logits, or None for the study's own.
+    other_model
+        A second network in the same way, for studies that compare two.
     name, fingerprint
         As every :class:`Workload` has them.
 
@@ -69,6 +71,7 @@ class Labeled(Workload):
     test: Dataset[Any]
     num_classes: int
     model: Callable[[], nn.Module] | None = None
+    other_model: Callable[[], nn.Module] | None = None
 
     @classmethod
     def from_arrays(
@@ -110,10 +113,13 @@ class Labeled(Workload):
         count = self.num_classes
         if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 2:
             raise InvalidInput(f"{where}: num_classes must be an int of at least 2; got {count!r}.")
-        if isinstance(self.model, nn.Module):
-            raise InvalidInput(f"{where}: model must make a fresh module, e.g. lambda: Net(); it is a module itself.")
-        if self.model is not None and not callable(self.model):
-            raise InvalidInput(f"{where}: model must be a function that returns a module; got {self.model!r}.")
+        for name, make in (("model", self.model), ("other_model", self.other_model)):
+            if isinstance(make, nn.Module):
+                raise InvalidInput(
+                    f"{where}: {name} must make a fresh module, e.g. lambda: Net(); it is a module itself."
+                )
+            if make is not None and not callable(make):
+                raise InvalidInput(f"{where}: {name} must be a function that returns a module; got {make!r}.")
         size = length(self.train, f"{where}: train")
         if count > max(_MANY, size):
             raise InvalidInput(
@@ -155,6 +161,7 @@ class Labeled(Workload):
             "num_classes": int(self.num_classes),
             "classes": names if len(names) == self.num_classes else [str(k) for k in range(self.num_classes)],
             "model": "the study's own" if self.model is None else self._try(self.model),
+            **({} if self.other_model is None else {"other_model": self._try(self.other_model)}),
             **facts,
         }
 

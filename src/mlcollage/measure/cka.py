@@ -572,6 +572,21 @@ class CKAResult:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to one npz file without pickled parts, in one step."""
+        save_arrays(path, "CKAResult", *self.to_arrays())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> CKAResult:
+        """Read what :meth:`save` wrote.
+
+        Raises
+        ------
+        MissingFile, InvalidInput
+            If there is no such file, or it holds something else or is damaged.
+        """
+        return cls.from_arrays(*load_arrays(path, "CKAResult", {}))
+
+    def to_arrays(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+        """Plain values, and arrays without objects, for files of your own."""
         arrays: dict[str, Any] = {
             "names_a": np.array(self.names_a, dtype=str),
             "names_b": np.array(self.names_b, dtype=str),
@@ -585,18 +600,11 @@ class CKAResult:
         if self.null is not None:
             arrays["null"] = self.null
         plain = ("crossed", "level", "estimator", "kernel", "weighting")
-        save_arrays(path, "CKAResult", {name: getattr(self, name) for name in plain}, arrays)
+        return {name: getattr(self, name) for name in plain}, arrays
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> CKAResult:
-        """Read what :meth:`save` wrote.
-
-        Raises
-        ------
-        MissingFile, InvalidInput
-            If there is no such file, or it holds something else or is damaged.
-        """
-        params, arrays = load_arrays(path, "CKAResult", {})
+    def from_arrays(cls, params: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> CKAResult:
+        """The map that :meth:`to_arrays` took apart."""
         return cls(
             names_a=tuple(map(str, arrays["names_a"])),
             names_b=tuple(map(str, arrays["names_b"])),
