@@ -76,3 +76,22 @@ def test_token_probes_read_what_they_say():
         token_probes({"a": h[:60, 0]}, y[:60], test, y[60:])
     with pytest.raises(InvalidInput, match="at least 1"):
         token_probes(train, y[:60], test, y[60:], read="class", prefix=0)
+
+
+def test_a_layer_whose_units_cannot_be_told_is_asked_about():
+    class Cut(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.out = nn.Identity()
+
+        def forward(self, x):
+            return self.out(
+                x.unfold(2, 4, 4).unfold(3, 4, 4).flatten(4).permute(0, 2, 3, 1, 4).flatten(1, 2).flatten(2)
+            )
+
+    where, x = TokenGrid((2, 2), (4.0, 4.0)), torch.rand(24, 2, 8, 8)
+    with pytest.raises(InvalidInput, match="cannot be told from the model"):
+        token_localization(Cut(), "out", x, where=where)
+    found = token_localization(Cut(), "out", x, where=where, unit_axis=-1)
+    assert found.rank_one == 1.0
+    np.testing.assert_allclose(np.diagonal(found.cka.matrix), 1, atol=1e-5)  # each token is its patch

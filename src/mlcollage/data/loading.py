@@ -59,7 +59,8 @@ def load_workload(spec: str) -> Labeled:
             is a number or a word is an option: ``glyphs:easy16?n=2000&test=500&label_noise=0.2``.
         ``module:function``, ``file.py:function``
             A function of yours without arguments that returns a :class:`~mlcollage.data.workload.Labeled`, or a
-            dictionary (or any object) with ``train``, ``test``, ``num_classes`` and, if you like, ``model``.
+            dictionary (or any object) with ``train``, ``test``, ``num_classes`` and, if you like, ``model`` (and
+            ``other_model``, for studies that compare two networks).
         ``file.npz``
             Arrays ``X``, ``y`` and, if there is a test set, ``X_test``, ``y_test`` (also ``x_train``,
             ``train_images``, ...). Images are ``(n, h, w)``, ``(n, h, w, c)`` or ``(n, c, h, w)``; whole-number pixels

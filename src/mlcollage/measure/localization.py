@@ -109,7 +109,13 @@ class TokenLocalization:
 
 
 def token_localization(
-    model: nn.Module, layer: str, images: Tensor, *, where: TokenGrid | None = None, batch_size: int = 256
+    model: nn.Module,
+    layer: str,
+    images: Tensor,
+    *,
+    where: TokenGrid | None = None,
+    unit_axis: int | None = None,
+    batch_size: int = 256,
 ) -> TokenLocalization:
     """How similar each token of a layer is to each patch of the images.
 
@@ -124,6 +130,8 @@ def token_localization(
         corners, have no CKA (NaN) and are left out of the score.
     where
         How tokens lie; by default what the model says of itself. Feature maps need it: its grid is that of the patches.
+    unit_axis
+        The axis of the layer's units, where it cannot be told from the model.
     batch_size
         Images at a time; the last ones are left out if they are fewer than four.
 
@@ -155,7 +163,7 @@ def token_localization(
             "or give another grid."
         )
     maps = MinibatchCKA()
-    axes = LayerUnits(network, layer)
+    axes = LayerUnits(network, layer, unit_axis=unit_axis)
     modes = [(m, m.training) for m in network.modules()]
     prefix = 0
     try:

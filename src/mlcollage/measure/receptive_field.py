@@ -76,6 +76,7 @@ def effective_receptive_field(
     unit: Literal["center"] | tuple[int, int] = "center",
     units: Literal["sum", "each"] = "sum",
     where: TokenGrid | None = None,
+    unit_axis: int | None = None,
     batch_size: int = 64,
 ) -> ReceptiveField:
     """The pixels that a place of a layer answers to, on average over images.
@@ -97,6 +98,8 @@ def effective_receptive_field(
         without their signs, which cannot cancel and costs a backward pass for each unit.
     where
         How tokens lie; by default what the model says of itself (:func:`~mlcollage.measure.token_grid`).
+    unit_axis
+        The axis of the layer's units, where it cannot be told from the model.
     batch_size
         Images at a time.
 
@@ -124,7 +127,7 @@ def effective_receptive_field(
             "numbers to [0, 1] first."
         )
     network = hookable(model, "effective_receptive_field")
-    axes = LayerUnits(network, layer)
+    axes = LayerUnits(network, layer, unit_axis=unit_axis)
     total = torch.zeros(images.shape[-2:], dtype=torch.float64)
     places: tuple[tuple[int, int], ...] = ()
     modes = [(m, m.training) for m in network.modules()]

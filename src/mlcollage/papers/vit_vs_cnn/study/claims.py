@@ -87,7 +87,7 @@ CLAIMS = (
         direction="greater",
         margin=0.05,
         says={
-            "supported": "Uniformity comes with the architecture: {0} before training, {1} after",
+            "supported": "The ViT is uniform before training, {0}, not after, {1}",
             "contradicted": "Training does not make the ViT less uniform: {0} before, {1} after",
             "inconclusive": "What training does to uniformity is open: {0} before, {1} after",
         },
