@@ -785,7 +785,7 @@ def _said(model: nn.Module) -> dict[str, Any]:
     size, patch = (getattr(config, k, None) for k in ("image_size", "patch_size"))
     if isinstance(grid := getattr(model, "grid", None), tuple) and len(grid) == 2:
         found["grid"], patch = grid, getattr(model, "patch_size", None)
-        shape = getattr(model, "in_shape", ())
+        shape: tuple[int, ...] = getattr(model, "in_shape", ())
         if len(shape) == 3:  # a convolutional stem may come before the patches
             patch = (shape[1] // grid[0], shape[2] // grid[1])
     elif (grid := getattr(embed, "grid_size", None)) is not None:

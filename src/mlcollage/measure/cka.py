@@ -22,6 +22,7 @@ import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -371,7 +372,8 @@ class MinibatchCKA:
             )
         with torch.no_grad(), torch.autocast(value.device.type, enabled=False):
             x = _raised(value.detach()).flatten(1)  # (n, p)
-            if not bool(x.isfinite().all()):
+            # One sum tells in most cases; large numbers may leave its range.
+            if not bool(x.sum().isfinite()) and not bool(x.isfinite().all()):
                 raise InvalidInput(
                     f"layer {name!r} put out {int((~x.isfinite()).sum())} values that are NaN or infinite, in batch "
                     f"{len(self._sums)}."
@@ -740,10 +742,18 @@ def _pairs(n: int, estimator: Estimator) -> float:
     return float(n * (n - 3)) if estimator == "unbiased" else float((n - 1) ** 2)
 
 
+@lru_cache(maxsize=8)
 def _kept(n: int, estimator: Estimator) -> tuple[Tensor, Tensor]:
     """Rows and columns of the half matrix that is kept; the unbiased one has no diagonal."""
     rows, columns = torch.triu_indices(n, n, offset=1 if estimator == "unbiased" else 0)
     return rows, columns
+
+
+@lru_cache(maxsize=8)
+def _kept_flat(n: int, estimator: Estimator) -> Tensor:
+    """The same as indices into the flattened matrix."""
+    rows, columns = _kept(n, estimator)
+    return rows * n + columns
 
 
 def _pairs_kept(n: int, estimator: Estimator) -> int:
@@ -768,12 +778,12 @@ def _centered_kernel(x: Tensor, kernel: Kernel, estimator: Estimator) -> Tensor:
         d2.fill_diagonal_(0)
         width = 2 * kernel.fraction**2 * _median(d2)
         k = torch.exp(-d2 / width)
-    rows, columns = (index.to(x.device) for index in _kept(n, estimator))
     if estimator == "unbiased":
         k.fill_diagonal_(0)
         sums = k.sum(0) / (n - 2)
         k = k - sums[:, None] - sums[None, :] + k.sum() / ((n - 1) * (n - 2))
-        return k[rows, columns] * 2**0.5
+        return k.flatten().index_select(0, _kept_flat(n, estimator).to(x.device)) * 2**0.5
+    rows, columns = (index.to(x.device) for index in _kept(n, estimator))
     means = k.mean(0)
     k = k - means[:, None] - means[None, :] + means.mean()
     half: Tensor = k[rows, columns]

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from mlcollage.errors import InvalidInput, MissingFile
 from mlcollage.measure import RBF, LayerTap, MinibatchCKA, cka
 from mlcollage.nn import ResNet, ViT, build
-from mlcollage.papers.vit_vs_cnn import Comparison, compare, load_weights, untrained
+from mlcollage.papers.vit_vs_cnn import LayerComparison, compare, load_weights, untrained
 
 
 def vit(seed=0, **changes):
@@ -144,7 +144,7 @@ def test_files_tables_and_pictures(tmp_path):
     x, y = images(), torch.arange(48) % 3
     found = compare(vit(), cnn(), (x, y), batch_size=16, permutations=9)
     found.save(tmp_path / "maps.npz")
-    again = Comparison.load(tmp_path / "maps.npz")
+    again = LayerComparison.load(tmp_path / "maps.npz")
     assert np.array_equal(again.cka.sums, found.cka.sums)
     assert again.health == found.health
     assert again.label_b == "ResNet"
@@ -156,10 +156,10 @@ def test_files_tables_and_pictures(tmp_path):
     figure = found.plot()
     assert len([ax for ax in figure.axes if ax.images]) >= 3
     with pytest.raises(MissingFile):
-        Comparison.load(tmp_path / "none.npz")
+        LayerComparison.load(tmp_path / "none.npz")
     (tmp_path / "cut.npz").write_bytes((tmp_path / "maps.npz").read_bytes()[:300])
     with pytest.raises(InvalidInput, match="damaged"):
-        Comparison.load(tmp_path / "cut.npz")
+        LayerComparison.load(tmp_path / "cut.npz")
 
 
 def test_hugging_face_against_a_network_of_ones_own():

@@ -23,7 +23,7 @@ from mlcollage.measure.cka import Estimator, Kernel
 from mlcollage.measure.layer_tap import Layers, hookable
 from mlcollage.train import evaluating
 
-from .comparison import Comparison, Health
+from .comparison import ComparisonHealth, LayerComparison
 
 Transform = Callable[[Any], Any]
 ALL = "?*"  # every module but the model itself
@@ -46,7 +46,7 @@ def compare(
     permutations: int = 0,
     seed: int = 0,
     labels: Sequence[str] | None = None,
-) -> Comparison:
+) -> LayerComparison:
     r"""CKA of all pairs of layers of two networks, and of each with itself, in one pass over the data.
 
     Both networks see the same batch, and features are dropped as soon as their kernel is made.
@@ -77,7 +77,7 @@ def compare(
 
     Returns
     -------
-    Comparison
+    LayerComparison
 
     Raises
     ------
@@ -96,7 +96,7 @@ def compare(
     Which axis of a layer's output holds the examples is found by running eight examples and then seven. Rows that hold
     several for each example, as the windows of a Swin transformer do, are folded if they belong to the examples in
     order; CKA does not see in which order features stand. What follows no example is skipped, and
-    ``Comparison.health.skipped`` says why.
+    ``LayerComparison.health.skipped`` says why.
 
     Examples
     --------
@@ -135,7 +135,7 @@ def compare(
     if len(names) != 2:
         raise InvalidInput(f"labels must be two names, not {names}.")
     shares = sorted(((s, n) for n, s in result.largest_share.items()), reverse=True)
-    health = Health(
+    health = ComparisonHealth(
         examples=reader.used,
         batches=len(result.sizes),
         dropped=reader.dropped,
@@ -149,7 +149,7 @@ def compare(
         largest_share=shares[0] if shares else (0.0, ""),
         precision=tuple(sorted({d for side in sides for d in side.dtypes})),
     )
-    return Comparison(result, health, *names)
+    return LayerComparison(result, health, *names)
 
 
 class _Side:

@@ -47,7 +47,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Health:
+class ComparisonHealth:
     """What was read, and what was left out.
 
     Parameters
@@ -105,7 +105,7 @@ class Health:
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
+class LayerComparison:
     """The three maps of two networks, with uncertainty; made by :func:`compare`.
 
     Parameters
@@ -119,7 +119,7 @@ class Comparison:
     """
 
     cka: CKAResult
-    health: Health
+    health: ComparisonHealth
     label_a: str = "a"
     label_b: str = "b"
 
@@ -212,10 +212,10 @@ class Comparison:
         """Write everything to one npz file without pickled parts, in one step."""
         params, arrays = self.cka.to_arrays()
         mine = {"label_a": self.label_a, "label_b": self.label_b, "health": json.dumps(dataclasses.asdict(self.health))}
-        save_arrays(path, "Comparison", {**params, **mine}, arrays)
+        save_arrays(path, "LayerComparison", {**params, **mine}, arrays)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Comparison:
+    def load(cls, path: str | os.PathLike[str]) -> LayerComparison:
         """Read what :meth:`save` wrote.
 
         Raises
@@ -223,11 +223,11 @@ class Comparison:
         MissingFile, InvalidInput
             If there is no such file, or it holds something else or is damaged.
         """
-        params, arrays = load_arrays(path, "Comparison", {})
+        params, arrays = load_arrays(path, "LayerComparison", {})
         labels = params.pop("label_a"), params.pop("label_b")
         health: dict[str, Any] = json.loads(params.pop("health"))
         health = {k: tuple(v) if isinstance(v, list) else v for k, v in health.items()}
-        return cls(CKAResult.from_arrays(params, arrays), Health(**health), *labels)
+        return cls(CKAResult.from_arrays(params, arrays), ComparisonHealth(**health), *labels)
 
     def _own(self, which: str) -> CKAResult:
         first = len(self.cka.names_a)

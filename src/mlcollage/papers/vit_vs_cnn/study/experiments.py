@@ -35,7 +35,7 @@ from mlcollage.nn import build
 from mlcollage.train import accuracy, evaluate, evaluating
 
 from ..compare import compare
-from ..comparison import Comparison
+from ..comparison import LayerComparison
 from .models import Networks, makers, patch_of, train
 
 GRID = (4, 4)  # where a network has no patches
@@ -138,8 +138,11 @@ _UNTRAINED = ("vit untrained", "cnn untrained")
 
 
 def blocks_of(net: nn.Module, x: Tensor) -> list[str]:
-    """Paths of the modules that end a residual block; none if there is no residual sum."""
-    return list(dict.fromkeys(s.module for s in residual_sums(net, x[:2]) if s.module))
+    """Paths of the modules that end a residual block."""
+    found = list(dict.fromkeys(s.module for s in residual_sums(net, x[:2]) if s.module))
+    if not found:
+        raise InvalidInput(f"{type(net).__name__} has no residual block that is a module.")
+    return found
 
 
 @contextlib.contextmanager
@@ -151,7 +154,7 @@ def _if_possible() -> Iterator[None]:
 
 def _maps(
     m: Measurements, a: nn.Module, b: nn.Module, x: Tensor, s: Networks, names: tuple[str, str], keep: bool
-) -> Comparison:
+) -> LayerComparison:
     """Uniformity of two networks; maps are kept of the first seed."""
     found = compare(a, b, x, batch_size=s.compared_at_once)
     for which, name in zip(("a", "b"), names, strict=True):
@@ -167,7 +170,7 @@ def _ends(own: CKAResult) -> float:
     return float(np.nanmean(own.matrix[:quarter, -quarter:]))
 
 
-def _path(m: Measurements, found: Comparison) -> None:
+def _path(m: Measurements, found: LayerComparison) -> None:
     """The depth in the first network that the layers of the second are most like."""
     path = found.path()
     for half, part in (("lower", path[path["depth_b"] < 0.5]), ("upper", path[path["depth_b"] >= 0.5])):
