@@ -142,7 +142,7 @@ def _memory(layers: int = 24, features: int = 8192, size: int = 128) -> list[Row
     kept = 2 * layers * size * features * 4 / 2**20
     what = f"CKA of {layers} x {layers} layers of {features} features, a batch of {size}: peak memory"
     rows = [_row("all features of the batch (baseline)", what, kept, "MiB", 1.0)]
-    for name in ("MinibatchCKA", "compare", "pytorch-cka"):
+    for name in ("MinibatchCKA", "pytorch-cka"):
         if name in PEERS and importlib.util.find_spec(PEERS[name]) is None:
             continue
         asked = [sys.executable, "-W", "ignore", __file__, name, *map(str, (layers, features, size))]
