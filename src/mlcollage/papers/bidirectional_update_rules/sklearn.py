@@ -139,6 +139,8 @@ class BlurClassifier(ClassifierMixin, BaseEstimator):
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> Self:
         """One pass over more rows, in batches, from where learning stands.
 
+        A batch of few rows is a whole step on their mean: collect some tens of rows, of all classes, before each call.
+
         Parameters
         ----------
         X, y
