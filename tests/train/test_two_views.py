@@ -89,6 +89,7 @@ def test_nothing_changes_nothing():
     assert torch.equal(a, b)
     flipped, _ = TwoViews(12, only(flip=1.0), NOTHING)(x, gen())
     assert torch.allclose(flipped, x.flip(3).float() / 255, atol=1e-5)
+    assert two_view_augment((6, 9))(x, gen())[0].shape == (5, 3, 6, 9)
 
 
 def test_crops_are_parts_of_the_image():

@@ -57,6 +57,9 @@ class Labeled(Workload):
         Makes a fresh ``nn.Module`` that maps a batch of inputs to logits, or None for the study's own.
     other_model
         A second network in the same way, for studies that compare two.
+    views
+        ``views(x, generator)`` gives two random views of a batch of inputs, with draws from a ``torch.Generator``, for
+        studies that learn from views; None for the study's own changes.
     name, fingerprint
         As every :class:`Workload` has them.
 
@@ -72,6 +75,7 @@ class Labeled(Workload):
     num_classes: int
     model: Callable[[], nn.Module] | None = None
     other_model: Callable[[], nn.Module] | None = None
+    views: Callable[[torch.Tensor, torch.Generator], tuple[torch.Tensor, torch.Tensor]] | None = None
 
     @classmethod
     def from_arrays(

@@ -87,7 +87,7 @@ class TwoViews:
     Parameters
     ----------
     size
-        Height and width of the views.
+        Height and width of the views, one number if they are the same.
     first, second
         Settings of the two views.
     channels
@@ -117,7 +117,7 @@ class TwoViews:
 
     def __init__(
         self,
-        size: int,
+        size: int | tuple[int, int],
         first: ViewSettings,
         second: ViewSettings,
         *,
@@ -125,7 +125,8 @@ class TwoViews:
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
     ) -> None:
-        self.size = checks.integer("size", size, least=1)
+        high, wide = (size, size) if not isinstance(size, tuple) else size
+        self.size = checks.integer("size", high, least=1), checks.integer("size", wide, least=1)
         self.channels = checks.integer("channels", channels, least=1)
         self.settings = (first, second)
         for s in self.settings:
@@ -139,7 +140,7 @@ class TwoViews:
         self.mean, self.std = mean, std
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Two views (n, channels, size, size), float32, on the images' device; draws come from ``generator``."""
+        """Two views (n, channels, height, width), float32, on the images' device; draws come from ``generator``."""
         x = _checked(x, self.channels)
         a, b = (self._view(x, s, generator) for s in self.settings)
         return a, b
@@ -159,7 +160,13 @@ class TwoViews:
 
 
 def two_view_augment(
-    size: int, channels: int = 3, preset: Preset = "byol", *, mean: Any = None, std: Any = None, **changed: Any
+    size: int | tuple[int, int],
+    channels: int = 3,
+    preset: Preset = "byol",
+    *,
+    mean: Any = None,
+    std: Any = None,
+    **changed: Any,
 ) -> TwoViews:
     """The views of a known recipe.
 
@@ -274,7 +281,7 @@ def _some(x: Tensor, index: Tensor, change: Callable[[Tensor, Tensor], Tensor]) 
     return x if not len(index) else x.index_copy(0, index, change(x[index], index))
 
 
-def _crop(x: Tensor, size: int, s: ViewSettings, draw: _Draws) -> Tensor:
+def _crop(x: Tensor, size: tuple[int, int], s: ViewSettings, draw: _Draws) -> Tensor:
     """A crop of each image at random, flipped at random, in the view's size."""
     _, _, h, w = x.shape
     area = h * w * draw.between(*s.scale, _TRIES)
@@ -296,7 +303,7 @@ def _crop(x: Tensor, size: int, s: ViewSettings, draw: _Draws) -> Tensor:
     theta = x.new_zeros(len(x), 2, 3)
     theta[:, 0, 0], theta[:, 0, 2] = sign * wide / w, (2 * left + wide) / w - 1
     theta[:, 1, 1], theta[:, 1, 2] = high / h, (2 * top + high) / h - 1
-    grid = F.affine_grid(theta, [len(x), 1, size, size], align_corners=False)
+    grid = F.affine_grid(theta, [len(x), 1, *size], align_corners=False)
     return F.grid_sample(x, grid, mode="bicubic", padding_mode="reflection", align_corners=False).clamp(0, 1)
 
 
