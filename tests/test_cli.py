@@ -552,7 +552,8 @@ def test_a_broken_plug_in_is_one_line_and_all_commands_go_on(mlcollage, probe, t
 
 @pytest.mark.parametrize("room", ["study", "slide"])
 def test_a_plug_in_that_cannot_be_imported_is_left_out_of_all(mlcollage, probe, monkeypatch, room):
-    only = {"probe": lab.find_paper("probe"), "barlow_twins": lab.find_paper("barlow_twins")}
+    planned = next(slug for slug, paper in lab.papers().items() if not paper.built)
+    only = {"probe": lab.find_paper("probe"), planned: lab.find_paper(planned)}
     monkeypatch.setattr(lab, "papers", lambda: only, raising=False)
     (probe / "probe_paper" / f"{room}.py").write_text("raise EOFError('broken')")
     done = mlcollage("run", "all", "--scale", "smoke")

@@ -59,8 +59,8 @@ class _Gram(torch.autograd.Function):
         if torch.is_grad_enabled():  # a second derivative is wanted: what was saved must depend on a and b again
             d, gram_a, gram_b = (a * b).sum(0) / n, a @ a.T, b @ b.T
         w = (2 / n) * (g_inv * (d - 1) - g_red * d)  # (D,)
-        s = 2 * g_red / n**2
-        return b * w + s * (gram_b @ a), a * w + s * (gram_a @ b)
+        s = 2 * g_red / n**2  # put on the small matrices, so that no further (N, D) passes are needed
+        return torch.addmm(b * w, gram_b * s, a), torch.addmm(a * w, gram_a * s, b)
 
 
 class _Tiled(torch.autograd.Function):

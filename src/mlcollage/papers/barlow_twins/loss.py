@@ -246,13 +246,18 @@ def _evaluate(z_a: Tensor, z_b: Tensor, s: _Settings) -> tuple[BarlowTerms, dict
             z_a, z_b = _rows.gather(z_a, z_b, s.group, problem)
         if len(z_a) < 2:
             raise InvalidInput("a batch of one row has no statistics; the loss needs N >= 2 rows, better hundreds.")
-        a, b = standardize(z_a, s.normalize, s.eps, s.correction), standardize(z_b, s.normalize, s.eps, s.correction)
+        if s.normalize == "none":
+            a, b, moments = z_a, z_b, None
+        else:
+            parts = [_standardized(z, s.normalize, s.eps, s.correction) for z in (z_a, z_b)]
+            a, b = parts[0][0], parts[1][0]
+            moments = [(mean, variance) for _, mean, variance in parts] if s.normalize == "batch" else None
         invariance, redundancy = _form(s.impl, a)(a, b)
         if s.target == "hsic":
             redundancy = redundancy + _toward_minus_one(a, b)
         redundancy = s.lambd * redundancy
         terms = BarlowTerms(invariance + redundancy, invariance, redundancy)
-    findings = _findings(z_a, z_b, terms, s) if s.check else {}
+    findings = _findings(z_a, z_b, terms, s, moments) if s.check else {}
     if s.check and s.group is None and _rows.others():
         findings["alone"] = (
             "the loss is that of this process's rows only, although there are several processes: averaged gradients of "
@@ -280,13 +285,21 @@ def standardize(z: Tensor, normalize: Normalize = "batch", eps: float = 1e-5, co
     """
     if normalize == "none":
         return z
+    return _standardized(z, normalize, eps, correction)[0]
+
+
+def _standardized(z: Tensor, normalize: Normalize, eps: float, correction: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Also the means of what was standardized, and its variances with denominator n."""
     axis = 0 if normalize == "batch" else 1
     # The first entry goes off before anything else is computed: what a large offset would cost in digits is not lost.
-    z = z - z.narrow(axis, 0, 1).detach()
-    z = z - z.mean(axis, keepdim=True)
-    variance = z.square().mean(axis, keepdim=True) * (z.shape[axis] / (z.shape[axis] - correction))
-    safe = torch.where(variance + eps > 0, variance + eps, 1.0)  # a constant column stays 0 without an eps too
-    return z * safe.rsqrt()
+    first = z.narrow(axis, 0, 1).detach()
+    z = z - first
+    mean = z.mean(axis, keepdim=True)
+    z = z - mean
+    plain = z.square().mean(axis, keepdim=True)
+    variance = plain * (z.shape[axis] / (z.shape[axis] - correction)) + eps
+    safe = torch.where(variance > 0, variance, 1.0)  # a constant column stays 0 without an eps too
+    return z * safe.rsqrt(), (first + mean).detach(), plain.detach()
 
 
 def _form(impl: Impl, a: Tensor) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -330,17 +343,16 @@ def _problem(z_a: Any, z_b: Any) -> str | None:
 
 
 @torch.no_grad()
-def _findings(z_a: Tensor, z_b: Tensor, terms: BarlowTerms, s: _Settings) -> dict[str, str]:
-    """Warnings by kind; NaN and infinity are refused."""
-    shifted = [z - z[:1] for z in (z_a, z_b)]  # (N, D)
-    variances = [z.var(0, correction=0) for z in shifted]  # (D,)
+def _findings(
+    z_a: Tensor, z_b: Tensor, terms: BarlowTerms, s: _Settings, moments: list[tuple[Tensor, Tensor]] | None
+) -> dict[str, str]:
+    """Warnings by kind; NaN and infinity are refused. ``moments`` are means and variances where they are known."""
+    if moments is None:
+        moments = [(z.mean(0), (z - z[:1]).var(0, correction=0)) for z in (z_a, z_b)]
+    means, variances = ([pair[i].flatten() for pair in moments] for i in (0, 1))  # of columns, (D,) each
     deviations = [v.sqrt().clamp(min=torch.finfo(v.dtype).tiny) for v in variances]
-    offset = torch.stack(
-        [
-            torch.where(v > 0, z.mean(0).abs() / d, 0.0).max()
-            for z, v, d in zip((z_a, z_b), variances, deviations, strict=True)
-        ]
-    ).max()
+    ratios = [torch.where(v > 0, m.abs() / d, 0.0).max() for m, v, d in zip(means, variances, deviations, strict=True)]
+    offset = torch.stack(ratios).max()
     equal = (z_a == z_b).all(1).to(terms.loss.dtype).mean()
     h = _Health(
         *torch.stack(
