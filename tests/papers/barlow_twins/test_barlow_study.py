@@ -104,16 +104,15 @@ def test_objectives_are_what_their_names_say():
 
 def table(n=200, model=None, views=None):
     g = torch.Generator().manual_seed(0)
-    y = torch.arange(n) % 3
-    x = torch.randn(n, 6, generator=g) + 2 * torch.eye(6)[y]
-    data = TensorDataset(x, y)
-    return Labeled(data, TensorDataset(x[:60], y[:60]), 3, model, views, name="table")
+    y = torch.arange(n + 60) % 3
+    x = torch.randn(n + 60, 6, generator=g) + 2 * torch.eye(6)[y]
+    return Labeled(TensorDataset(x[:n], y[:n]), TensorDataset(x[n:], y[n:]), 3, model, views, name="table")
 
 
 def images(n=80, channels=1):
     g = torch.Generator().manual_seed(0)
-    data = TensorDataset(torch.rand(n, channels, 9, 8, generator=g), torch.arange(n) % 2)
-    return Labeled(data, data, 2, name="images")
+    x, y = torch.rand(n + 40, channels, 9, 8, generator=g), torch.arange(n + 40) % 2
+    return Labeled(TensorDataset(x[:n], y[:n]), TensorDataset(x[n:], y[n:]), 2, name="images")
 
 
 def run(workload, arm="barlow"):

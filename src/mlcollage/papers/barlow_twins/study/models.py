@@ -167,22 +167,32 @@ def represent(replicas: Replicas, x: Tensor) -> Tensor:
 def probe_scores(replicas: Replicas, p: Probed) -> list[float]:
     """Of each seed: R^2 of the targets, or accuracy, of a ridge probe on the frozen representation."""
     fit, test = represent(replicas, p.x), represent(replicas, p.x_test)
-    return [ridge_probe(fit[r], p.target[r]).score(test[r], p.target_test[r]) for r in range(len(fit))]
+    return [_score(fit[r], p.target[r], test[r], p.target_test[r]) for r in range(len(fit))]
 
 
 def few_label_scores(replicas: Replicas, p: Probed, shots: int, seeds: Sequence[int]) -> list[float]:
     """Of each seed: accuracy of a ridge probe that is fitted on a few rows of each class."""
     fit, test = represent(replicas, p.x), represent(replicas, p.x_test)
     scores = []
-    for r, seed in enumerate(seeds):
-        rows = [labeled_rows(p.y[r], shots, seed, i) for i in range(DRAWS)]
-        scores.append(float(np.mean([ridge_probe(fit[r, i], p.y[r, i]).score(test[r], p.y_test[r]) for i in rows])))
-    return scores
+    for draw in range(DRAWS):
+        rows = enumerate(labeled_rows(p, shots, seeds, draw))
+        scores.append([_score(fit[r, i], p.y[r, i], test[r], p.y_test[r]) for r, i in rows])
+    return [float(score) for score in np.mean(scores, axis=0)]
 
 
-def labeled_rows(y: Tensor, shots: int, seed: int, draw: int) -> np.ndarray:
-    """The few labeled rows of one draw; fewer than ``shots`` of each class where there are not as many."""
-    return few_shot_split(y, min(shots, int(y.unique(return_counts=True)[1].min())), seed=1000 * seed + draw)[0]
+def labeled_rows(p: Probed, shots: int, seeds: Sequence[int], draw: int) -> list[np.ndarray]:
+    """The few labeled rows of each seed in one draw, equally many; fewer of each class where there are not as many."""
+    fewest = min(int(y.unique(return_counts=True)[1].min()) for y in p.y)
+    each = min(shots, fewest)
+    rows = [few_shot_split(y, each, seed=1000 * seed + draw)[0] for y, seed in zip(p.y, seeds, strict=True)]
+    return [i[: min(map(len, rows))] for i in rows]  # a seed may lack a class of a user's data
+
+
+def _score(x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor) -> float:
+    probe = ridge_probe(x, y)
+    if probe.names is None:
+        return probe.score(x_test, y_test)
+    return float((probe.predict(x_test) == y_test.numpy()).mean())  # classes that were not seen count as wrong
 
 
 def supervised_scores(source: Source, s: Training, seeds: Sequence[int], device: str) -> list[float]:
@@ -195,7 +205,7 @@ def supervised_scores(source: Source, s: Training, seeds: Sequence[int], device:
 
     found = []
     for draw in range(DRAWS):
-        rows = [labeled_rows(p.y[r], s.shots, seed, draw) for r, seed in enumerate(seeds)]
+        rows = labeled_rows(p, s.shots, seeds, draw)
         x = torch.stack([p.x[r, i] for r, i in enumerate(rows)])
         y = torch.stack([p.y[r, i] for r, i in enumerate(rows)])
         replicas = Replicas(
