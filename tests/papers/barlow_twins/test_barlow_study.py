@@ -106,7 +106,7 @@ def table(n=200, model=None, views=None):
     g = torch.Generator().manual_seed(0)
     y = torch.arange(n + 60) % 3
     x = torch.randn(n + 60, 6, generator=g) + 2 * torch.eye(6)[y]
-    return Labeled(TensorDataset(x[:n], y[:n]), TensorDataset(x[n:], y[n:]), 3, model, views, name="table")
+    return Labeled(TensorDataset(x[:n], y[:n]), TensorDataset(x[n:], y[n:]), 3, model, views=views, name="table")
 
 
 def images(n=80, channels=1):
