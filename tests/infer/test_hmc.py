@@ -551,6 +551,56 @@ def test_every_chain_that_fails_is_named():
     assert len(said) == 1
 
 
+def bounded(beyond):
+    """A normal density, and something else where any coordinate is above 1."""
+    return lambda q: torch.where((q > 1).any(dim=1), beyond - 0.0 * q.sum(dim=1), normal(q))
+
+
+@pytest.mark.parametrize("beyond", [-math.inf, math.nan])
+def test_a_cut_off_density_is_said_with_what_it_costs(beyond):
+    """Warm-up makes steps small for a wall that the gradient does not see, and trajectories long."""
+    with pytest.warns(UserWarning, match="was not finite") as said:
+        chains = hmc.sample(bounded(beyond), torch.zeros(4, 2, dtype=torch.float64), draws=10, warmup=60)
+    text = str(said[-1].message).lower()
+    count, mean = int(chains.diverging.sum()), float(chains.steps.double().mean())
+    assert count > 0
+    assert f"in {count} of these log_prob or its gradient was not finite" in text
+    assert mean > 256
+    assert f"an iteration took {mean:.0f} leapfrog steps" in text
+    assert chains.draws.max() <= 1
+
+
+@pytest.mark.filterwarnings("ignore::mlcollage.infer.Unhealthy")
+def test_steps_that_were_given_are_not_warned_of():
+    start = spread(4, 2) - 5
+    chains = hmc.sample(bounded(-math.inf), start, draws=5, warmup=0, step_size=1e-3, mass=None, steps=300, thin=2)
+    assert chains.mean_steps is None
+    assert not any("leapfrog" in sentence for sentence in chains.health().sentences())
+    chosen = hmc.sample(normal, start, draws=5, warmup=20, thin=2)
+    assert chosen.mean_steps == pytest.approx(float(chosen.steps.double().mean()) / 2)
+
+
+@pytest.mark.filterwarnings("ignore::mlcollage.infer.Unhealthy")
+def test_a_state_without_the_newest_column_goes_on():
+    states = []
+    hmc.sample(normal, spread(3, 2), draws=2, warmup=10, save=states.append)
+    del states[-1]["columns.error"]
+    chains = hmc.sample(normal, spread(3, 2), draws=4, warmup=10, resume=states[-1])
+    assert chains.nonfinite.tolist() == [[False] * 4] * 3
+
+
+@pytest.mark.parametrize("sampler", [hmc, nuts])
+def test_no_proposal_without_density_is_accepted_and_its_error_is_infinite(sampler):
+    """Also where burn-in takes whatever has a finite energy."""
+    begin, g = torch.full((64, 1), 0.99, dtype=torch.float64), torch.Generator().manual_seed(0)
+    state = hmc.init(begin, bounded(-math.inf))
+    options = {"steps": 1, "metropolis": False} if sampler is hmc else {"max_depth": 1}
+    new, info = sampler.update(state, bounded(-math.inf), step_size=0.5, generator=g, **options)
+    assert bool(info.diverging.any())
+    assert bool(info.error[info.diverging].isposinf().all())
+    assert bool(new.log_prob.isfinite().all())
+
+
 def test_healthy_runs_are_not_warned_of(recwarn):
     hmc.sample(normal, spread(8, 3), draws=500, warmup=200)
     nuts.sample(normal, spread(8, 3), draws=400, warmup=100)

@@ -23,11 +23,15 @@ DIVERGENCE = 1000.0  # energy error beyond which a trajectory has left the level
 Progress = Callable[[int, int], None]  # iterations done, and in all
 Store = Callable[[Tensor], Tensor | None]  # what is kept of positions (chains, dim)
 Save = Callable[[dict[str, Any]], None]  # takes the state of a run
-_COLUMNS = ("log_prob", "accept", "energy", "diverging", "steps")
+_COLUMNS = ("log_prob", "accept", "energy", "diverging", "steps", "error")
 
 
 class Kernel(Protocol):
     """One iteration of all chains, and what it remembers from one to the next."""
+
+    @property
+    def chooses_steps(self) -> bool:
+        """Whether it finds by itself how many steps a trajectory takes."""
 
     def __call__(self, state: State, step: Tensor, metric: Metric, stage: Stage) -> tuple[State, Info]:
         """The next state, given the step size (groups,)."""
@@ -121,6 +125,7 @@ class Run:
             infos[-1].energy,
             infos[0].diverging if one else torch.stack([i.diverging for i in infos]).any(dim=0),
             infos[0].steps if one else torch.stack([i.steps for i in infos]).sum(dim=0),
+            infos[0].error if one else torch.stack([i.error for i in infos]).amax(dim=0),
         )
         for column, value in zip(self.columns, row, strict=True):
             column.append(value)
@@ -133,9 +138,12 @@ class Run:
         empty = self.state.position.new_empty((len(self.state.position), 0))
         draws = torch.stack(self.kept, dim=1) if self.kept else empty
         state = State(self.state.position.contiguous(), self.state.log_prob, self.state.gradient.contiguous())
+        error = columns.pop("error")
+        steps = float(columns["steps"].double().mean()) / self.settings.thin  # of an iteration
         made = Chains(
             draws, **columns, step_size=self.warmup.step, mass=self.warmup.metric.mass, state=state,
-            pooled=self.settings.pooled, moved=self.warmup.moved,
+            pooled=self.settings.pooled, moved=self.warmup.moved, nonfinite=error.isinf(),
+            mean_steps=steps if self.kernel.chooses_steps else None,
         )  # fmt: skip
         warn_of(made.health())
         return made
@@ -187,7 +195,9 @@ class Run:
         self.state = self.density.state(position)
         self.kept = list(state["draws"].to(here.device).unbind(dim=1)) if "draws" in state else []
         if self.drawn:
-            self.columns = [list(state[f"columns.{name}"].to(here.device).unbind(dim=1)) for name in _COLUMNS]
+            # states of before this column have none of it
+            columns = {"columns.error": torch.zeros_like(state["columns.energy"]), **state}
+            self.columns = [list(columns[f"columns.{name}"].to(here.device).unbind(dim=1)) for name in _COLUMNS]
         moved = {k: v.to(here.device) if isinstance(v, Tensor) else v for k, v in state.items()}
         self.warmup = WarmUp(self.settings, self.state, self.kernel.one_step)
         self.warmup.load_state_dict(_under(moved, "adapted."))

@@ -74,6 +74,11 @@ class Chains:
         Whether all chains sample the same density, and are to agree.
     moved : Tensor or None
         (chains,) bool, which chains warm-up found in a region without mass, and set to where another one was.
+    nonfinite : Tensor or None
+        (chains, draws) bool, whether the energy at the end of a trajectory was infinite or not a number; these diverged
+        too.
+    mean_steps : float or None
+        Leapfrog steps of an iteration, on average, where the sampler chose how many; None where they were given.
     """
 
     draws: Tensor
@@ -87,6 +92,8 @@ class Chains:
     state: State
     pooled: bool = True
     moved: Tensor | None = None
+    nonfinite: Tensor | None = None
+    mean_steps: float | None = None
 
     @property
     def divergences(self) -> int:
@@ -119,6 +126,8 @@ class Chains:
             rhat={what: split_rhat(kept)} if agree else {},
             draws=self.accept.shape[1],
             step_size=float(self.step_size.mean()),
+            nonfinite=0 if self.nonfinite is None else int(self.nonfinite.sum()),
+            steps=float("nan") if self.mean_steps is None else self.mean_steps,
         )
 
     def to_arviz(self, names: Sequence[str] | Mapping[str, Part] | None = None) -> Any:

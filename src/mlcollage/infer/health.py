@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 STUCK = 0.05  # mean acceptance below which a chain hardly moves
+LONG = 256  # steps of a trajectory that the sampler chose, above which its cost is to be known
 CONVERGED = 1.01  # R-hat above which chains disagree, as in Vehtari et al. 2021
 
 
@@ -46,6 +47,10 @@ class Health:
         Mean step size; not a number where there is none.
     remedy : str
         What to do where chains hardly move.
+    nonfinite : int
+        Draws, of all chains, at which the energy was infinite or not a number.
+    steps : float
+        Mean leapfrog steps of an iteration where the sampler chose how many; not a number otherwise.
     """
 
     accept: Tensor | None
@@ -54,6 +59,8 @@ class Health:
     draws: int
     step_size: float = float("nan")
     remedy: str = "warm up longer, or give a smaller step_size, or None to adapt it"
+    nonfinite: int = 0
+    steps: float = float("nan")
 
     def sentences(self) -> list[str]:
         """What is wrong, a sentence each; none where nothing was found."""
@@ -71,6 +78,18 @@ class Health:
                 f"{int(self.divergences.sum())} of {self.draws * len(self.divergences)} draws diverged, in "
                 f"{_chains(self.divergences > 0)}: parts of the posterior are too steep for the step size and may be "
                 "missing; raise target_accept, or write the model in other parameters."
+            )
+        if self.nonfinite:
+            said.append(
+                f"in {self.nonfinite} of these log_prob or its gradient was not finite: where parameters are bounded, "
+                "sample unbounded ones instead (a logarithm or logit, with the term of the Jacobian)."
+            )
+        if self.steps > LONG:  # not where it is not a number
+            said.append(
+                f"an iteration took {self.steps:.0f} leapfrog steps on average, of size {self.step_size:.3g}, since "
+                "trajectories were slow to turn: if log_prob is cut off or jumps somewhere, which its gradient does "
+                "not show, take infer.hmc with steps=(3, 9) or write the model without that; otherwise bring the "
+                "parameters to one scale."
             )
         apart = [_apart(what, rhat) for what, rhat in self.rhat.items() if bool((rhat > CONVERGED).any())]
         if apart:

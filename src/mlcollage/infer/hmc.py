@@ -214,7 +214,8 @@ def _accept(
     a, b = p1.double(), p0.double()
     change = 0.5 * ((a - b) * metric.velocity(p1 + p0 if metric.dense else a + b)).sum(dim=1)
     # a trajectory that left the range of numbers has an infinite error, and is rejected
-    error = (change - (new.log_prob.double() - old.log_prob.double())).nan_to_num(nan=math.inf, neginf=math.inf)
+    rise = change - (new.log_prob.double() - old.log_prob.double())
+    error = torch.where(rise.isfinite(), rise, math.inf)
     accept = (-error).clamp(max=0).exp()
     # drawn also where it is not used, so that the stream of numbers does not depend on the setting
     chance = torch.rand(accept.shape, dtype=accept.dtype, device=accept.device, generator=generator)
@@ -316,8 +317,8 @@ def sample(
     steps
         Leapfrog steps: a number, or (least, most) for a uniform draw each iteration, shared by all chains. By
         default (3, 9), about one standard deviation's quarter period up to a whole one where step size and mass fit;
-        and where warm-up finds that trajectories turn later, after R steps, (R / 4, R). Jitter avoids the resonances
-        of a fixed length.
+        and where warm-up finds that trajectories turn later, after R steps, (R / 4, R). R is at most 1,000, about the
+        2^10 of NUTS; more than 256 steps on average are warned of. Jitter avoids the resonances of a fixed length.
     trajectory
         Instead of ``steps``, the length :math:`\tau = \epsilon L`; takes :math:`L = \lceil \tau / \epsilon \rceil`.
         See :func:`prior_period` for the rule of Izmailov et al. Lengths are in units of :math:`\sqrt M`, so combine
@@ -344,9 +345,9 @@ def sample(
         Iterations per kept draw.
     compile
         True: trace ``log_prob`` once and compile whole iterations (:mod:`mlcollage.infer.compiled`), which takes ten
-        seconds to a minute and gives the same draws, up to rounding. ``log_prob`` must be a function of the position
-        alone, in torch operations without branches on values; where it cannot be compiled, a warning says why and the
-        run goes on without.
+        seconds to a minute and gives the same draws, up to rounding, which a long warm-up amplifies: it may settle on
+        another step size. ``log_prob`` must be a function of the position alone, in torch operations without branches
+        on values; where it cannot be compiled, a warning says why and the run goes on without.
     store
         What to keep of a position, e.g. predictions: (chains, dim) to (chains, ...). By default the position. A
         function that returns None keeps nothing: ``store=stream.update`` feeds a
@@ -377,7 +378,8 @@ def sample(
     -----
     UserWarning
         Where ``compile=True`` has no effect, and why. And one sentence for each thing found by
-        :meth:`Chains.health <mlcollage.infer.Chains.health>`: chains that hardly move, divergences, R-hat above 1.01.
+        :meth:`Chains.health <mlcollage.infer.Chains.health>`: chains that hardly move, divergences and log-densities
+        that were not finite, R-hat above 1.01, and trajectories of more than 256 steps that warm-up found.
 
     Examples
     --------
@@ -426,6 +428,10 @@ class _Kernel:
         self.density, self.generator, self.length = density, generator, length
         self.jitter, self.metropolis_burn_in = jitter, metropolis_burn_in
         self.compiled = compiled
+
+    @property
+    def chooses_steps(self) -> bool:
+        return self.length.learns
 
     def __call__(self, state: State, step: Tensor, metric: Metric, stage: Stage) -> tuple[State, Info]:
         n, warming = self.length.steps(step, stage, self.generator), stage != "draw"

@@ -160,7 +160,7 @@ class _Trajectory:
             edge = _Phase(state, p).where(going, edge)
             first = first if leaf else edge.momentum
             # log weight of the new leaf, minus its energy error; nothing where the energy is not a number
-            weight = (self.log_weight(edge) - self.zero).nan_to_num(nan=-math.inf, posinf=-math.inf)
+            weight = (self.log_weight(edge) - self.zero).nan_to_num(nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
             self._count(going, weight)
             going = going & (weight > -DIVERGENCE)
             # multinomial sampling: the new leaf is the proposal in proportion to its weight
@@ -312,6 +312,8 @@ def sample(
 
 class _Kernel:
     """An iteration of NUTS in a run; it remembers nothing."""
+
+    chooses_steps = True
 
     def __init__(self, density: LogDensity, generator: torch.Generator, max_depth: int):
         self.density, self.generator, self.max_depth = density, generator, max_depth
