@@ -151,6 +151,52 @@ def test_objects_among_the_parameters_are_passed_again(tmp_path, digits):
     assert np.array_equal(again.predict_proba(X), model.predict_proba(X))
 
 
+def thirds(Z):
+    return np.full((len(Z), 3), 1 / 3)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_a_file_takes_only_the_base_predictor_that_it_was_saved_with(tmp_path, digits):
+    X, y = digits
+    good, refit, fewer = (
+        LogisticRegression(max_iter=20).fit(X[part], y[part] % classes)
+        for part, classes in ((slice(300), 10), (slice(300, 450), 10), (slice(300), 3))
+    )
+    model = GLNClassifier(base_predictor=good, **SMALL).fit(X[300:400], y[300:400])
+    path = tmp_path / "m.npz"
+    model.save(path)
+    for same_one in (good, FrozenEstimator(good), good.predict_proba):
+        again = GLNClassifier.load(path, base_predictor=same_one)
+        assert np.array_equal(again.predict_proba(X[400:]), model.predict_proba(X[400:]))
+    narrow = LogisticRegression(max_iter=20).fit(X[:300, :5], y[:300])
+    for other, says in (
+        ("minmax", "is 'minmax', and the file was saved with 'LogisticRegression'"),
+        (thirds, "is 'function', and the file was saved with 'LogisticRegression'"),
+        (fewer, "LogisticRegression makes 3 predictions per sample, and the file was saved with 10"),
+        (narrow, "cannot predict a sample of the file's 64 features"),
+        (refit, "gives other probabilities than when the file was saved"),
+    ):
+        with pytest.raises(InvalidInput, match=says):
+            GLNClassifier.load(path, base_predictor=other)
+    GLNClassifier(**SMALL).fit(X[:50], y[:50]).save(tmp_path / "plain.npz")
+    with pytest.raises(InvalidInput, match="is 'minmax', and the file was saved with 'standardize'"):
+        GLNClassifier.load(tmp_path / "plain.npz", base_predictor="minmax")
+
+
+def test_an_older_file_says_how_many_predictions_it_takes(tmp_path, digits):
+    X, y = digits
+    model = GLNClassifier(base_predictor=thirds, **SMALL).fit(X[:50], y[:50])
+    model.save(tmp_path / "m.npz")
+    with np.load(tmp_path / "m.npz") as file:
+        np.savez(tmp_path / "old.npz", **{n: file[n] for n in file.files if n[7:] not in ("predictor", "answer")})
+    with pytest.warns(UserWarning, match="does not say what its base_predictor was") as said:
+        again = GLNClassifier.load(tmp_path / "old.npz", base_predictor=thirds)
+    assert said[0].filename == __file__
+    assert np.array_equal(again.predict(X), model.predict(X))
+    with pytest.raises(InvalidInput, match="makes 2 predictions per sample, and the file was saved with 3"):
+        GLNClassifier.load(tmp_path / "old.npz", base_predictor=lambda Z: thirds(Z)[:, :2])
+
+
 def half_rate(t):
     return 0.5 / t
 

@@ -250,7 +250,13 @@ class OnlineEstimator(BaseEstimator):
         MissingFile
             There is no such file.
         InvalidInput
-            The file is damaged or of another kind, or a parameter must be passed.
+            The file is damaged or of another kind, or a parameter must be passed, or ``base_predictor`` is not what
+            the file was saved with: another class, number of predictions, or other predictions at the data's mean.
+
+        Warns
+        -----
+        UserWarning
+            The file is of before this was kept, so that only the number of predictions was compared.
         """
         settings, arrays = load_arrays(path, cls.__name__, params)
         model = cls(**settings)
@@ -262,6 +268,8 @@ class OnlineEstimator(BaseEstimator):
         model.network_, model._inputs_ = model._build(model.settings_, model._seed_, None)
         model._restore(arrays)
         model.network_.restore(arrays)
+        if model._inputs_ is not None:
+            model._inputs_.check_same(arrays)
         return model
 
     def _state(self) -> dict[str, Array]:

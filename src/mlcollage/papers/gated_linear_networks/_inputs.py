@@ -10,6 +10,7 @@ probabilities of any model.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,6 +26,7 @@ from ._gates import writable
 
 Array = NDArray[Any]
 BasePredictor = str | Callable[[Array], Array] | Any
+_SAME = 1e-3  # difference of probabilities that another version or machine may make
 
 
 def check_base_predictor(predictor: BasePredictor) -> None:
@@ -47,6 +49,16 @@ def check_base_predictor(predictor: BasePredictor) -> None:
             "base_predictor must be 'standardize', 'minmax', a callable X -> probabilities, or a fitted estimator with "
             f"predict_proba; got {type(predictor).__name__}."
         )
+
+
+def kind_of(predictor: BasePredictor) -> str:
+    """The name, or the class: of a method its object's, of a frozen estimator the one within."""
+    if isinstance(predictor, str):
+        return predictor
+    owner: Any = getattr(predictor, "__self__", predictor)
+    if type(owner).__name__ == "FrozenEstimator":
+        owner = owner.estimator
+    return type(owner).__name__
 
 
 def bounds(max_deviation: float | None, memory: int | None) -> tuple[float, float]:
@@ -149,10 +161,55 @@ class Inputs:
         vars(self).update(writable(state))
 
     def state(self) -> dict[str, Array]:
-        """The running moments."""
-        return {"inputs.moments": self.moments, "inputs.n_base": np.array(self.n_base)}
+        """The running moments, and what tells the base predictor from another one."""
+        state = {"inputs.moments": self.moments, "inputs.n_base": np.array(self.n_base)}
+        state["inputs.predictor"] = np.array(kind_of(self.predictor))
+        return state if isinstance(self.predictor, str) else state | {"inputs.answer": self._answer()}
 
     def restore(self, arrays: Mapping[str, Array]) -> None:
         """Set the running moments to a saved :meth:`state`."""
         self.moments = arrays["inputs.moments"].copy()
         self.n_base = int(arrays["inputs.n_base"])
+
+    def _answer(self) -> Array:
+        """What the base predictor, an object, says at the mean of what was seen, (n_base,)."""
+        call: Any = getattr(self.predictor, "predict_proba", self.predictor)
+        return np.asarray(call(self.moments[1:2].copy()), np.float64).reshape(-1)
+
+    def check_same(self, arrays: Mapping[str, Array]) -> None:
+        """Refuse a base predictor that is not the one that a saved :meth:`state`, restored here, was made with.
+
+        Files of before its kind was kept say only how many predictions it makes.
+        """
+        known = "inputs.predictor" in arrays
+        was, now = str(arrays["inputs.predictor"]) if known else "", kind_of(self.predictor)
+        again = "pass the one that the file was saved with, load(path, base_predictor=...)."
+        if known and was != now:
+            raise InvalidInput(f"base_predictor is {now!r}, and the file was saved with {was!r}: {again}")
+        if isinstance(self.predictor, str):
+            return
+        try:
+            answer = self._answer()
+        except Exception as error:
+            raise InvalidInput(
+                f"base_predictor {now} cannot predict a sample of the file's {self.moments.shape[1]} features "
+                f"({error}): {again}"
+            ) from error
+        if len(answer) != self.n_base:
+            raise InvalidInput(
+                f"base_predictor {now} makes {len(answer)} predictions per sample, and the file was saved with "
+                f"{self.n_base}: {again}"
+            )
+        if not known:
+            warnings.warn(
+                f"The file does not say what its base_predictor was: only that {now} makes as many predictions was "
+                "checked; save it again to keep more.",
+                UserWarning,
+                stacklevel=3,
+            )
+        elif not np.allclose(answer, arrays["inputs.answer"], rtol=0, atol=_SAME, equal_nan=True):
+            far = float(np.nanmax(np.abs(answer - arrays["inputs.answer"])))
+            raise InvalidInput(
+                f"base_predictor {now} gives other probabilities than when the file was saved (by up to {far:.2g} at "
+                f"the mean of the data), as one that was fitted again does: {again}"
+            )
