@@ -166,6 +166,41 @@ def test_wrapped_and_compiled_models_are_looked_into():
     assert values[0] == values[1] == values[2]
 
 
+@pytest.mark.parametrize("per_layer", [True, False])
+def test_a_history_is_not_continued_on_other_data_or_another_network(per_layer):
+    x, y = data()
+    first = FisherTraceTracker((x, y), every=10, per_layer=per_layer)
+    model, *_ = loop(first, steps=10)
+    state = first.state_dict()
+    moved = x.clone()
+    moved[5, 2] += 1e-3
+    for other in ((moved, y), (x.flip(0), y.flip(0)), (x, y.flip(0)), (x[:50], y[:50]), x):
+        tracker = FisherTraceTracker(other, every=10)
+        with pytest.raises(InvalidInput, match="measured on other data \\(64 samples"):
+            tracker.load_state_dict(state)
+        assert tracker.history.empty
+    wide = build(lambda: nn.Sequential(nn.Linear(4, 17), nn.ReLU(), nn.Linear(17, 3)), 0)
+    named = build(lambda: nn.Sequential(nn.Sequential(nn.Linear(4, 16), nn.ReLU()), nn.Linear(16, 3)), 0)
+    for network, says in ((wide, r"0.weight \(16, 4\)"), (named, "0.weight")):
+        tracker = FisherTraceTracker((x.clone(), y.clone()), every=10, per_layer=per_layer)
+        tracker.load_state_dict(state)
+        with pytest.raises(InvalidInput, match=f"a network with other parameters \\({says}"):
+            tracker.update(network, 20)
+        assert tracker.history.equals(first.history)
+        tracker.update(model, 20)
+        assert len(tracker.history) == len(first.history) + 1
+
+
+def test_a_state_of_before_is_loaded_with_a_warning():
+    first, second = (FisherTraceTracker(data(), every=10) for _ in range(2))
+    model, *_ = loop(first, steps=10)
+    old = {name: value for name, value in first.state_dict().items() if name not in ("data", "network")}
+    with pytest.warns(UserWarning, match="does not say on which data and network"):
+        second.load_state_dict(old)
+    second.update(model, 20)
+    assert second.history["step"].tolist() == [1, 10, 20]
+
+
 def test_state_resumes():
     whole, first, second = (FisherTraceTracker(data(), every=10, loss_threshold=0.7) for _ in range(3))
     model, _, _, losses = loop(whole)

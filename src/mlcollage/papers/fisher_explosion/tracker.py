@@ -6,10 +6,12 @@ first falls below a fixed value (:math:`\mathrm{TrF}_i`), not at a fixed step, s
 
 from __future__ import annotations
 
+import hashlib
 import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import pandas as pd
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from mlcollage import _checks as checks
 from mlcollage._random import derive
 from mlcollage.data.batches import DataBatch, Parts, batches_of, read_batch
+from mlcollage.data.row_hashes import row_hashes
 from mlcollage.errors import InvalidInput
 from mlcollage.measure import TraceResult, fisher_trace
 from mlcollage.measure.grad_norms import call
@@ -161,6 +164,9 @@ class FisherTraceTracker:
         self._layers: list[dict[str, Any]] = []
         self._mean_loss, self._weight = 0.0, 0.0
         self._crossed: dict[str, float] | None = None
+        # names and shapes of the parameters measured last, and of those that a loaded history is of
+        self._network: list[str] | None = None
+        self._expected: list[str] | None = None
 
     def update(
         self, model: nn.Module, step: int, *, loss: Tensor | float | None = None, force: bool = False
@@ -251,13 +257,60 @@ class FisherTraceTracker:
             "loss": [self._mean_loss, self._weight],
             "crossed": None if self._crossed is None else dict(self._crossed),
             "alarm": self._alarm_row,
+            "data": self._measured_on,
+            "network": None if self._network is None else list(self._network),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of :meth:`state_dict`; an alarm that has sounded does not sound again."""
+        """Inverse of :meth:`state_dict`; an alarm that has sounded does not sound again.
+
+        Raises
+        ------
+        InvalidInput
+            If the state was measured on other data; the next :meth:`update` raises it for a network whose parameters
+            have other names or shapes.
+
+        Warns
+        -----
+        UserWarning
+            If the state is of before data and network were kept, so that neither can be compared.
+        """
+        if "data" not in state:
+            warnings.warn(
+                "the state does not say on which data and network it was measured: make sure that both are the same.",
+                UserWarning,
+                stacklevel=2,
+            )
+        elif state["data"] != self._measured_on:
+            raise InvalidInput(
+                f"the state was measured on other data ({state['data']}) than this tracker's ({self._measured_on}): "
+                "make the tracker with the same samples in the same order, or begin a new history."
+            )
+        self._network = self._expected = state.get("network")
         self._rows, self._layers = [dict(r) for r in state["rows"]], [dict(r) for r in state["layers"]]
         self._mean_loss, self._weight = (float(v) for v in state["loss"])
         self._crossed, self._alarm_row = state["crossed"], state["alarm"]
+
+    @cached_property
+    def _measured_on(self) -> str:
+        """Number of samples, and a word that changes with their content, order and names."""
+        digest = hashlib.sha256()
+        inputs = [*enumerate(self.data.args), *sorted(self.data.kwargs.items())]
+        for name, part in [*inputs, ("labels", self.data.y), ("mask", self.data.mask)]:
+            if part is not None:
+                digest.update(f"{name} {tuple(part.shape)};".encode() + row_hashes(part).cpu().numpy().tobytes())
+        return f"{len(inputs[0][1])} samples, {digest.hexdigest()[:16]}"
+
+    def _check_network(self, model: nn.Module) -> None:
+        """Refuse another network than that of a loaded history, at the first measurement after loading."""
+        here = [f"{name} {tuple(p.shape)}" for name, p in model.named_parameters()]
+        if self._expected is not None and here != self._expected:
+            other = [p for p in self._expected if p not in here] or [p for p in here if p not in self._expected]
+            raise InvalidInput(
+                f"the loaded history is of a network with other parameters ({', '.join(other[:3]) or 'in this order'} "
+                "differ): go on with the one that it was measured on, or begin a new history."
+            )
+        self._network, self._expected = here, None
 
     def _cross(self, loss: Tensor | float) -> bool:
         value = float(loss.detach()) if isinstance(loss, Tensor) else float(loss)
@@ -270,6 +323,7 @@ class FisherTraceTracker:
 
     def _measure(self, model: nn.Module, step: int) -> TraceResult:
         inner = unwrap(model)
+        self._check_network(inner)
         device = next(inner.parameters()).device
         with evaluating(inner):  # batch norm at its running statistics: else single samples have no gradients
             result = fisher_trace(
