@@ -1,5 +1,6 @@
 """CKA against official numbers, the definitions in float64, and what real features look like."""
 
+import sys
 import warnings
 from pathlib import Path
 
@@ -181,6 +182,38 @@ def test_offsets_and_scales_do_not_cost_digits_in_float32(offset, scale):
     maps = MinibatchCKA()
     maps.update({"x": stored}, {"y": other})
     assert maps.compute().matrix[0, 0] == pytest.approx(cka(stored.double(), other.double()), abs=1e-6)
+
+
+def test_products_of_torch_and_of_numpy_are_the_same(monkeypatch):
+    x, y = (torch.as_tensor(z) for z in data(n=40))
+    found = []
+    for fits in (True, False):
+        monkeypatch.setattr(sys.modules[MinibatchCKA.__module__], "_numpy_fits", lambda fits=fits: fits)
+        maps = MinibatchCKA()
+        maps.update({"x": x}, {"y": y})
+        found.append(maps.compute().matrix[0, 0])
+    np.testing.assert_allclose(found, cka(x, y), atol=1e-12)
+
+
+@pytest.mark.parametrize("scales", [(1e25, 1.0), (1.0, 1e12), (1.0, 1e25), (1e-14, 1.0), (1.0, 1e-12), (1e8, 1e14)])
+def test_batches_of_very_unequal_scale_are_weighed_as_they_are(scales):
+    x, y = data(n=32, p=6)
+    parts = [(s * x[16 * i : 16 * i + 16], y[16 * i : 16 * i + 16]) for i, s in enumerate(scales)]
+    single, double = MinibatchCKA(), MinibatchCKA()
+    for a, b in parts:
+        single.update({"x": torch.as_tensor(a).float()}, {"y": torch.as_tensor(b).float()})
+        double.update({"x": torch.as_tensor(a)}, {"y": torch.as_tensor(b)})
+    sums = sum(np.array([hsic1(p @ p.T, q @ q.T) for p, q in ((a, b), (a, a), (b, b))]) for a, b in parts)
+    expected = sums[0] / np.sqrt(sums[1]) / np.sqrt(sums[2])
+    assert double.compute().matrix[0, 0] == pytest.approx(expected, abs=1e-12)
+    assert single.compute().matrix[0, 0] == pytest.approx(expected, abs=1e-6)
+
+
+def test_outputs_of_one_number_per_example_are_layers_too():
+    x = torch.randn(16, generator=torch.Generator().manual_seed(0))
+    maps = MinibatchCKA()
+    maps.update({"flat": x, "column": x[:, None], "square": x.square()})
+    assert maps.compute().matrix[0, 1] == pytest.approx(1.0, abs=1e-6)
 
 
 def test_half_precision_is_raised_before_products():
@@ -373,6 +406,12 @@ def test_collections_of_several_processes_are_merged():
     np.testing.assert_allclose(merged.matrix, whole.matrix, atol=1e-12)
     np.testing.assert_allclose(merged.ci, whole.ci, atol=1e-10)
     assert merged.sizes == whole.sizes
+    kernels = [MinibatchCKA(kernel=RBF()) for _ in range(3)]
+    for maps, batches in zip(kernels, (range(6), range(3), range(3, 6)), strict=True):
+        for i in batches:
+            maps.update({"x": torch.as_tensor(x[i] * 10**i)}, {"y": torch.as_tensor(y[i])})
+    gathered = kernels[1].merge(kernels[2]).compute()  # a kernel that has no unit is not brought to another
+    np.testing.assert_allclose(gathered.matrix, kernels[0].compute().matrix, atol=1e-12)
     with pytest.raises(InvalidInput, match="differ in estimator"):
         one.merge(MinibatchCKA(permutations=9, estimator="biased"))
     other = MinibatchCKA(permutations=9)

@@ -13,7 +13,9 @@ For n examples with features :math:`X` (n, p) and :math:`Y` (n, q) and kernels :
 
 with row sums :math:`r_i` and total :math:`t` of :math:`K` without its diagonal. Each layer's half matrix becomes one
 row of a matrix :math:`V`, already in the hook, so that no features are kept, and one product :math:`V V^\top` gives all
-pairs of a batch. Over batches, CKA is the ratio of the sums (Nguyen et al. 2020), never the mean of ratios.
+pairs of a batch. A hook passes over the features three times only (mean, difference, Gram matrix): whether they are
+finite and vary at all, and in which unit, is told by the trace of the Gram matrix, and only in doubt by another look.
+Over batches, CKA is the ratio of the sums (Nguyen et al. 2020), never the mean of ratios.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,6 +33,7 @@ import numpy.typing as npt
 import pandas as pd
 import scipy.stats
 import torch
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from mlcollage import _checks as checks
@@ -46,6 +50,9 @@ __all__ = ["RBF", "CKADifference", "CKAResult", "MinibatchCKA", "cka"]
 Floats = npt.NDArray[np.float64]
 Estimator = Literal["unbiased", "biased"]
 Weighting = Literal["pairs", "batches"]
+
+_SMALL, _LARGE = 1e-12, 1e18  # between them the kernel's trace, and products of two kernels are numbers of float32
+_CHUNK = 2**18  # entries of kernels that are centered at once
 
 
 @dataclass(frozen=True)
@@ -130,7 +137,7 @@ def cka(X: Any, Y: Any, *, kernel: Kernel = "linear", estimator: Estimator = "un
     if kernel == "linear" and len(x) > max(x.shape[1], y.shape[1]):
         joint, own_x, own_y = (_by_features(a, b, estimator) for a, b in ((x, y), (x, x), (y, y)))
     else:
-        v = torch.stack([_centered_kernel(z, kernel, estimator) for z in (x, y)])  # (2, pairs)
+        v = _halves(torch.stack([_kernel(z @ z.T, kernel) for z in (x, y)]), estimator)  # (2, pairs)
         products = v @ v.T
         joint, own_x, own_y = (float(products[i, j]) for i, j in ((0, 1), (0, 0), (1, 1)))
     return float(joint / np.sqrt(own_x * own_y)) if own_x > 0 and own_y > 0 else float("nan")
@@ -159,7 +166,7 @@ class MinibatchCKA:
     -----
     Kernels are made in the features' precision, float32 at least, after the columns were centered, so that offsets do
     not cost digits; sums over batches are in float64. A layer's features can be freed as soon as it was seen; what is
-    kept of a batch are n(n-1)/2 numbers a layer.
+    kept of a batch are n(n-1)/2 numbers a layer, and the whole kernels of the few layers that were seen last.
 
     The first axis must count the examples in every layer. A layer whose first axis has another length is refused; where
     lengths happen to be equal (as many tokens as images), only you can know.
@@ -198,12 +205,15 @@ class MinibatchCKA:
     def reset(self) -> None:
         """Forget all batches."""
         self._names: tuple[tuple[str, ...], tuple[str, ...]] | None = None
-        self._scales: dict[tuple[int, str], float] = {}  # by network and layer: its largest centered value
+        self._scales: dict[tuple[int, str], float] = {}  # by network and layer: the unit of its features
         self._dtypes: dict[tuple[int, str], torch.dtype] = {}
         self._shares: dict[tuple[int, str], _Share] = {}
         self._skipped: dict[tuple[int, str], str] = {}
         self._rows: dict[tuple[int, str], Tensor] = {}  # of the batch that is being read
+        self._whole: dict[tuple[int, str], Tensor] = {}  # kernels (n, n), not yet rows
+        self._factors: dict[tuple[int, str], float] = {}  # what brings a row to its layer's unit
         self._examples: int | None = None
+        self._by_numpy = False  # whether Gram matrices of this batch are numpy's
         self._sums: list[Floats] = []  # (L, L) of each batch, L layers of both networks together
         self._sizes: list[int] = []
         self._null: Floats | None = None  # (permutations, La, Lb)
@@ -225,7 +235,7 @@ class MinibatchCKA:
                         raise InvalidInput(f"layer {name!r} {reason}; leave it out, or convert it.")
             self.end_batch()
         except BaseException:
-            self._rows, self._examples = {}, None
+            self._rows, self._whole, self._factors, self._examples = {}, {}, {}, None
             raise
 
     def consume(self, name: str, value: Tensor) -> None:
@@ -241,7 +251,9 @@ class MinibatchCKA:
 
     def end_batch(self) -> None:
         """Add the batch whose layers were taken one by one."""
-        rows, n, self._rows, self._examples = self._rows, self._examples, {}, None
+        self._halve()
+        rows, factors, n = self._rows, self._factors, self._examples
+        self._rows, self._factors, self._examples = {}, {}, None
         if not rows or n is None:
             raise InvalidInput("no layer put out anything since the last batch: run the model first.")
         sides = tuple(tuple(name for side, name in rows if side == k) for k in (0, 1))
@@ -261,10 +273,11 @@ class MinibatchCKA:
         dtype = max((rows[key].dtype for key in order), key=lambda d: torch.finfo(d).bits)
         v = torch.stack([rows[key].to(home.device, dtype) for key in order])  # (L, pairs)
         norm = _pairs(n, self.estimator) if self.weighting == "batches" or self.estimator == "biased" else 1.0
-        self._sums.append(_product(v, v) / norm)
+        scaled = np.array([factors.get(key, 1.0) for key in order])
+        self._sums.append(_gram(v, self._by_numpy).cpu().double().numpy() * np.outer(scaled, scaled) / norm)
         self._sizes.append(n)
         if self.permutations:
-            self._permute(v, len(names[0]), n, norm)
+            self._permute(v, len(names[0]), n, scaled, norm)
 
     def compute(self, level: float = 0.95) -> CKAResult:
         """The map so far.
@@ -341,7 +354,7 @@ class MinibatchCKA:
         # A layer's kernel is divided by the square of its scale, so that others' sums are brought to our scales.
         factor = np.ones(len(order))
         for i, key in enumerate(order):
-            if key in other._scales:
+            if key in other._scales:  # none with RBF, which has no unit
                 factor[i] = (other._scales[key] / self._scales.setdefault(key, other._scales[key])) ** 2
         self._sums += [s * np.outer(factor, factor) for s in other._sums]
         self._sizes += other._sizes
@@ -360,35 +373,63 @@ class MinibatchCKA:
         if reason := _unfit(value):
             self._skipped[key] = reason
             return
-        n = len(value)
+        n, device = value.shape[0], value.device.type
         if self._examples is None:
             _check_size(n, self.estimator)
-            self._examples = n
+            self._examples, self._by_numpy = n, _numpy_fits()
         if n != self._examples:
             raise InvalidInput(
                 f"layer {name!r} put out {tuple(value.shape)}, but {self._examples} examples were given: its first "
                 "axis must count the examples. Sequence-first layers (T, n, ...) need "
                 "reduce=lambda h: h.transpose(0, 1), windows (n * w, ...) reduce=lambda h: h.reshape(n, -1)."
             )
-        with torch.no_grad(), torch.autocast(value.device.type, enabled=False):
-            x = _raised(value.detach()).flatten(1)  # (n, p)
-            # One sum tells in most cases; large numbers may leave its range.
-            if not bool(x.sum().isfinite()) and not bool(x.isfinite().all()):
+        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+            k = self._gram_of(key, value.detach())
+        if self._whole and next(iter(self._whole.values())).dtype != k.dtype:
+            self._halve()
+        self._whole[key] = k
+        if len(self._whole) * n * n >= _CHUNK:
+            self._halve()
+
+    def _gram_of(self, key: tuple[int, str], value: Tensor) -> Tensor:
+        """The kernel (n, n) before it is centered."""
+        n = value.shape[0]
+        x = _raised(value).reshape(n, -1)  # (n, p)
+        mean = x.mean(dim=0)
+        centered = x - mean
+        self._dtypes[key] = value.dtype
+        k = _gram(centered, self._by_numpy)
+        own, level = float(k.trace()), float(mean.dot(mean))
+        # NaN and infinity are in the trace. A column that is rounding alone has at most n (bound |mean|)^2 of it.
+        bound = 1.01 * _rounding(value.dtype)
+        if _SMALL < own < _LARGE and own > n * bound**2 * level:
+            unit = 1.0
+        else:
+            if not bool(x.isfinite().all()):
                 raise InvalidInput(
-                    f"layer {name!r} put out {int((~x.isfinite()).sum())} values that are NaN or infinite, in batch "
+                    f"layer {key[1]!r} put out {int((~x.isfinite()).sum())} values that are NaN or infinite, in batch "
                     f"{len(self._sums)}."
                 )
-            centered = x - x.mean(dim=0)
-            self._dtypes[key] = value.dtype
-            if not _resolved(value.flatten(1), centered):
-                self._rows[key] = x.new_zeros(_pairs_kept(n, self.estimator))
-                return
-            scale = self._scales.setdefault(key, float(centered.abs().max()))
-            if key not in self._shares:
-                self._shares[key] = _largest_share(centered.reshape(value.shape) / scale)
-            self._rows[key] = _centered_kernel(centered / scale, self.kernel, self.estimator)
+            if not _resolved(value.reshape(n, -1), centered):
+                return torch.zeros_like(k)
+            unit = float(centered.abs().max())
+            k = _gram(centered.div_(unit), self._by_numpy)
+        if self.kernel == "linear":  # all batches in the unit of the first
+            self._factors[key] = (unit / self._scales.setdefault(key, unit)) ** 2
+        if key not in self._shares:
+            self._shares[key] = _largest_share(centered.square_().sum(dim=0).view(value.shape[1:]))
+        return _kernel(k, self.kernel)
 
-    def _permute(self, v: Tensor, first: int, n: int, norm: float) -> None:
+    def _halve(self) -> None:
+        """Center the kernels that wait, several at once, and keep their halves alone."""
+        if not self._whole:
+            return
+        kernels = [*self._whole.values()]
+        half = _halves(torch.stack([k.to(kernels[0].device) for k in kernels]), self.estimator)  # (layers, pairs)
+        self._rows |= dict(zip(self._whole, half.unbind(), strict=True))
+        self._whole = {}
+
+    def _permute(self, v: Tensor, first: int, n: int, scaled: Floats, norm: float) -> None:
         """Sums under random pairings: the kernels of the second network with their examples in another order."""
         other = v[first:] if v.shape[0] > first else v
         rng = generator(self.seed, len(self._sums) - 1)  # one stream a batch
@@ -397,7 +438,8 @@ class MinibatchCKA:
         for k in range(self.permutations):
             order = torch.randperm(n, generator=rng)
             null[k] = _product(v[:first], other[:, where[order][:, order][_kept(n, self.estimator)].to(v.device)])
-        self._null = null / norm if self._null is None else self._null + null / norm
+        null *= np.outer(scaled[:first], scaled[first:] if len(scaled) > first else scaled) / norm
+        self._null = null if self._null is None else self._null + null
 
     def _label(self, key: tuple[int, str]) -> str:
         if self._names is None or not self._names[1]:
@@ -716,24 +758,26 @@ def _resolved(raw: Tensor, centered: Tensor) -> bool:
     """Whether any column varies by more than rounding: a sum of many terms leaves several units in the last place."""
     if not raw.is_floating_point():
         return bool(centered.any())
-    # What is stored in half precision was computed in float32, so that only the storing rounded.
-    ulps = 16 if raw.dtype in (torch.float32, torch.float64) else 2
     spread, size = centered.abs().amax(0), _raised(raw.detach()).flatten(1).abs().amax(0)
-    return bool((spread > ulps * torch.finfo(raw.dtype).eps * size.to(spread)).any())
+    return bool((spread > _rounding(raw.dtype) * size.to(spread)).any())
 
 
-def _largest_share(centered: Tensor) -> _Share:
-    """The unit or token, an index along any axis but the first, that holds most of the variance."""
-    power = centered.square()
+def _rounding(dtype: torch.dtype) -> float:
+    """By how much of its size a constant may vary. Half precision is computed in float32; only the storing rounds."""
+    return (16 if dtype in (torch.float32, torch.float64) else 2) * torch.finfo(dtype).eps
+
+
+def _largest_share(power: Tensor) -> _Share:
+    """The unit or token, an index along any axis of the features, that holds most of the variance."""
     total = float(power.sum())
     best = _Share(0.0, 0, 0)
-    for axis in range(1, power.ndim):
+    for axis in range(power.ndim):
         if power.shape[axis] < 8:  # of two units one always holds half
             continue
-        along = power.sum(dim=[d for d in range(power.ndim) if d != axis])
+        along = power.sum(dim=[d for d in range(power.ndim) if d != axis]) if power.ndim > 1 else power
         top = int(along.argmax())
         if float(along[top]) / total > best.share:
-            best = _Share(float(along[top]) / total, axis, top)
+            best = _Share(float(along[top]) / total, axis + 1, top)
     return best
 
 
@@ -756,10 +800,6 @@ def _kept_flat(n: int, estimator: Estimator) -> Tensor:
     return rows * n + columns
 
 
-def _pairs_kept(n: int, estimator: Estimator) -> int:
-    return n * (n - 1) // 2 if estimator == "unbiased" else n * (n + 1) // 2
-
-
 def _positions(n: int, estimator: Estimator) -> Tensor:
     """(n, n): where the entry (i, j) of a symmetric matrix lies in its half."""
     rows, columns = _kept(n, estimator)
@@ -768,26 +808,51 @@ def _positions(n: int, estimator: Estimator) -> Tensor:
     return where
 
 
-def _centered_kernel(x: Tensor, kernel: Kernel, estimator: Estimator) -> Tensor:
-    """The half of the centered kernel matrix, weighted so that products of halves are those of whole matrices."""
-    n = len(x)
-    k = x @ x.T
-    if isinstance(kernel, RBF):
-        norms = k.diagonal()
-        d2 = (norms[:, None] + norms[None, :] - 2 * k).clamp(min=0)
-        d2.fill_diagonal_(0)
-        width = 2 * kernel.fraction**2 * _median(d2)
-        k = torch.exp(-d2 / width)
+def _gram(x: Tensor, by_numpy: bool) -> Tensor:
+    """Inner products of rows; on the CPU by numpy, which computes half of a symmetric product and copies it (syrk)."""
+    if by_numpy and x.device.type == "cpu":
+        a = x.numpy()
+        with np.errstate(all="ignore"):  # as torch; what is not finite is told by the trace
+            return torch.from_numpy(a @ a.T)
+    return x @ x.T
+
+
+def _numpy_fits() -> bool:
+    """Whether numpy's products use no more threads than torch is allowed, whose setting they do not follow."""
+    return max((pool.num_threads for pool in _blas()), default=1) <= torch.get_num_threads()
+
+
+@lru_cache(maxsize=1)
+def _blas() -> list[Any]:
+    return list(ThreadpoolController().select(user_api="blas").lib_controllers)
+
+
+def _kernel(k: Tensor, kernel: Kernel) -> Tensor:
+    """The kernel matrix of examples with inner products k."""
+    if not isinstance(kernel, RBF):
+        return k
+    norms = k.diagonal()
+    d2 = (norms[:, None] + norms[None, :] - 2 * k).clamp(min=0)
+    d2.fill_diagonal_(0)
+    return torch.exp(d2 / (-2 * kernel.fraction**2 * _median(d2)))
+
+
+def _halves(k: Tensor, estimator: Estimator) -> Tensor:
+    """Halves (L, pairs) of kernels (L, n, n), centered in place, so weighted that products are those of the wholes."""
+    n = k.shape[1]
     if estimator == "unbiased":
-        k.fill_diagonal_(0)
-        sums = k.sum(0) / (n - 2)
-        k = k - sums[:, None] - sums[None, :] + k.sum() / ((n - 1) * (n - 2))
-        return k.flatten().index_select(0, _kept_flat(n, estimator).to(x.device)) * 2**0.5
-    rows, columns = (index.to(x.device) for index in _kept(n, estimator))
-    means = k.mean(0)
-    k = k - means[:, None] - means[None, :] + means.mean()
-    half: Tensor = k[rows, columns]
-    half[rows != columns] *= 2**0.5
+        k.diagonal(dim1=1, dim2=2).zero_()
+        sums = k.sum(1) / (n - 2)  # (L, n)
+        shift = sums.sum(1, keepdim=True) / (n - 1)
+    else:
+        sums = k.mean(1)
+        shift = sums.mean(1, keepdim=True)
+    k -= sums[:, None, :]
+    k -= (sums - shift)[:, :, None]
+    half = k.flatten(1).index_select(1, _kept_flat(n, estimator).to(k.device))
+    half *= 2**0.5
+    if estimator == "biased":
+        half[:, _kept_flat(n, estimator) % (n + 1) == 0] *= 0.5**0.5  # the diagonal
     return half
 
 
