@@ -139,7 +139,6 @@ CLAIMS = (
         title="With ten times the data at equal steps augmentation hurts",
         sentence="On 3000 series and at 1600 steps light augmentation lowers the test accuracy.",
         source="Fig. 4",
-        paper_value="−3 to +3 pts",
         estimand=Difference(
             "accuracy",
             "sweep",
