@@ -77,11 +77,13 @@ def test_arms_start_alike_and_the_stack_equals_one_arm_alone():
 
 
 def images(n=300, classes=3, shape=(1, 8, 8)):
-    g = torch.Generator().manual_seed(0)
     y = torch.arange(n) % classes
-    x = torch.randn(n, *shape, generator=g) + y.view(-1, *(1,) * len(shape))
-    data = TensorDataset(x, y)
-    return Labeled("mine", data, data, num_classes=classes)
+
+    def rows(seed):
+        x = torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed)) + y.view(-1, *(1,) * len(shape))
+        return TensorDataset(x, y)
+
+    return Labeled(name="mine", train=rows(0), test=rows(1), num_classes=classes)
 
 
 def test_users_images_are_trained_on_without_what_is_about_other_tasks():
