@@ -15,7 +15,10 @@ from mlcollage import cli, lab
 from mlcollage.lab import engine
 from mlcollage.lab.bound import BoundStudy
 from mlcollage.lab.running import run_study
+from mlcollage.lab.paper import papers
 from mlcollage.lab.store import Store
+
+PLANNED = next(paper.slug for paper in papers().values() if not paper.built)
 
 
 @dataclass
@@ -145,10 +148,10 @@ def test_show_gives_the_claims_and_code_that_can_be_copied(mlcollage, monkeypatc
 
 
 def test_show_of_a_planned_paper_says_so(mlcollage):
-    shown = mlcollage("show", "vit_training")
+    shown = mlcollage("show", PLANNED)
     assert shown.code == 0
     assert "Planned" in shown.out
-    assert mlcollage("show", "vit_training", "--json").json["claims"] == []
+    assert mlcollage("show", PLANNED, "--json").json["claims"] == []
 
 
 @pytest.mark.parametrize("command", ["show", "run", "judge", "slide", "bench"])
@@ -160,7 +163,7 @@ def test_a_slip_of_the_pen_gets_the_nearest_name(mlcollage, command):
 
 @pytest.mark.parametrize("command", ["run", "judge", "slide"])
 def test_a_planned_paper_cannot_be_run(mlcollage, command):
-    done = mlcollage(command, "vit_training")
+    done = mlcollage(command, PLANNED)
     assert done.code == 2
     assert done.says("planned but not built", "mlcollage list")
 
@@ -405,15 +408,15 @@ def test_bench_prints_ratios_and_records_them_once(mlcollage, tmp_path):
 
 
 def test_a_paper_without_a_benchmark_says_where_they_are(mlcollage):
-    done = mlcollage("bench", "vit_training")
+    done = mlcollage("bench", PLANNED)
     assert done.code == 2
-    assert done.says("benchmarks/vit_training.py")
+    assert done.says(f"benchmarks/{PLANNED}.py")
 
 
 def test_a_benchmark_without_its_function(mlcollage, tmp_path):
     (tmp_path / "benchmarks").mkdir()
-    (tmp_path / "benchmarks" / "vit_training.py").write_text("")
-    done = mlcollage("bench", "vit_training")
+    (tmp_path / "benchmarks" / f"{PLANNED}.py").write_text("")
+    done = mlcollage("bench", PLANNED)
     assert done.code == 2
     assert done.says("no function bench()")
 
