@@ -14,8 +14,8 @@ from rich.console import Console
 from mlcollage import cli, lab
 from mlcollage.lab import engine
 from mlcollage.lab.bound import BoundStudy
-from mlcollage.lab.running import run_study
 from mlcollage.lab.paper import papers
+from mlcollage.lab.running import run_study
 from mlcollage.lab.store import Store
 
 PLANNED = next(paper.slug for paper in papers().values() if not paper.built)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,9 @@ def title_of(slide: Slide, panel: Panel) -> str:
 
 def short_alternative(slide: Slide) -> str:
     """Text alternative of at most 300 characters: the paper, the finding, the picture; :func:`describe` has all."""
-    words = f"{slide.title.split(': ')[0]}: {title_of(slide, slide.collage.main).rstrip('.')}. {slide.collage.main.alt}"
+    words = (
+        f"{_main(slide.title).rstrip('?')}: {title_of(slide, slide.collage.main).rstrip('.')}. {slide.collage.main.alt}"
+    )
     if len(words) <= MOST_ALT:
         return words
     short = words[: MOST_ALT - 1]
@@ -205,14 +208,21 @@ def _draw_list(sheet: Sheet, cards: Sequence[Card], box: Box) -> None:
 # --- band and foot ----------------------------------------------------------------------------------------------------
 
 
+def _main(title: str) -> str:
+    """A title without its subtitle, which follows a colon or a question."""
+    return re.split(r": |(?<=\?) ", title)[0]
+
+
 def _draw_band(sheet: Sheet, slide: Slide) -> float:
     """Draw the title band and return its height."""
     figure, room = sheet.figure, sheet.width - 2 * MARGIN
     label, small = slide.label, 14.2
     label_room = room - width(figure, label, small, "bold") - 72
     title = fit(figure, slide.title, label_room, theme.SLIDE_TITLE, smallest=24.0, weight="bold")
-    if title.cut and ": " in slide.title:  # the whole title is in the picture's text alternative and on the page
-        title = fit(figure, slide.title.split(": ")[0], label_room, theme.SLIDE_TITLE, smallest=22.0, weight="bold")
+    if (
+        title.cut and _main(slide.title) != slide.title
+    ):  # the whole title is in the picture's text alternative and on the page
+        title = fit(figure, _main(slide.title), label_room, theme.SLIDE_TITLE, smallest=22.0, weight="bold")
     if title.cut:
         lines = 2 if sheet.width > sheet.height else 3
         title = fit(figure, slide.title, label_room, 23.0, lines=lines, smallest=16.0, weight="bold")

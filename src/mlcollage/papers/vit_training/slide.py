@@ -114,7 +114,7 @@ def _helps(evidence: Evidence) -> Panel:
         "What helps 300 series",
         draw,
         f"Test accuracy on 300 series, 400 steps: {marks.listed(found)}.",
-        "test accuracy (%), 400 steps",
+        "test accuracy (%), 300 series, 400 steps",
         claim="C3",
     )
 

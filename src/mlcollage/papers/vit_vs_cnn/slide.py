@@ -24,7 +24,7 @@ def collage(evidence: Evidence, verdicts: Mapping[str, Verdict]) -> Collage:
     """The maps, of the network that was cut too; the control before training; what skips carry."""
     own = evidence.workload == "default"
     return Collage(
-        "uniform from bottom to top",
+        "which layers of two networks are alike",
         _idea(),
         measured_panel("Every layer with every layer", _maps, evidence),
         [

@@ -139,9 +139,9 @@ CLAIMS = (
         direction="greater",
         margin=0.01,
         says={
-            "supported": "Batches of 32 cost InfoNCE {0}, Barlow Twins {1}",
-            "contradicted": "Small batches do not cost InfoNCE more: {0}, Barlow Twins {1}",
-            "inconclusive": "Whom batches of 32 cost more is open: InfoNCE {0}, Barlow Twins {1}",
+            "supported": "Batches of 32 cost Barlow Twins {effect} less than InfoNCE",
+            "contradicted": "Batches of 32 do not cost Barlow Twins less than InfoNCE ({effect})",
+            "inconclusive": "Whether small batches cost it less than InfoNCE is open ({effect})",
         },
     ),
     _points(
@@ -221,6 +221,7 @@ CLAIMS = (
     ),
     _points(
         id="C8",
+        headline=True,
         title="It beats a contrastive loss on a linear probe",
         sentence="At the settings that suit each best the probe scores higher with Barlow Twins than with InfoNCE.",
         source="Table 1",

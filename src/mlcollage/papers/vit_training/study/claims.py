@@ -172,7 +172,7 @@ CLAIMS = (
         direction="greater",
         margin=0.02,
         says={
-            "supported": "On 300 series augmentation reaches {0}, dropout and stochastic depth {1}",
+            "supported": "Augmentation reaches {0}, dropout with stochastic depth {1}",
             "contradicted": "On 300 series augmentation reaches {0}, no more than dropout and stochastic depth, {1}",
             "inconclusive": "On 300 series augmentation reaches {0}, regularization {1}: open which is better",
         },
@@ -191,7 +191,7 @@ CLAIMS = (
         direction="greater",
         margin=0.02,
         says={
-            "supported": "On a new task 50 steps of fine-tuning reach {0}, 400 steps from scratch {1}",
+            "supported": "50 steps of fine-tuning reach {0}, 400 steps from scratch {1}",
             "contradicted": "On a new task 50 steps of fine-tuning reach {0} only, 400 steps from scratch {1}",
             "inconclusive": "50 steps of fine-tuning reach {0}, 400 from scratch {1}: open which is better",
         },
