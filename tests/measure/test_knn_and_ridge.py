@@ -130,3 +130,58 @@ def test_splits():
     assert not np.array_equal(few, semi_supervised_split(y, 0.1, seed=1)[0])
     shots, _ = few_shot_split(y, 5)
     assert {c: int((y[shots] == c).sum()) for c in "abc"} == {"a": 5, "b": 5, "c": 5}
+
+
+@pytest.mark.parametrize(
+    ("y", "words"),
+    [
+        (lambda y: y[:, None], "one label for each"),  # compared with all predictions, it gave another accuracy
+        (lambda y: y - 1, "below 0"),
+        (lambda y: y + 1, "has not seen class 4"),
+        (lambda y: y[:1], "one label for each"),
+        (lambda y: np.array(["a", None] * (len(y) // 2)), "NoneType, str"),
+        (lambda y: [], "one label for each"),
+    ],
+)
+def test_labels_of_queries_are_looked_at(y, words):
+    x, labels = blobs()
+    with pytest.raises(InvalidInput, match=words):
+        knn_probe(x[:80], labels[:80], x[80:], y(labels[80:]), k=5)
+    with pytest.raises(InvalidInput, match=words):
+        ridge_probe(x[:80], labels[:80]).score(x[80:], y(labels[80:]))
+
+
+@pytest.mark.parametrize(
+    ("y", "words"),
+    [
+        (lambda y: y[:, :1], "expected .40, 2."),  # not compared with both predictions
+        (lambda y: y[:1], "expected .40, 2."),
+        (lambda y: torch.ones_like(y), "no R.2"),
+        (lambda y: y * torch.nan, "no R.2"),
+    ],
+)
+def test_targets_of_other_rows_are_looked_at(y, words):
+    x, _ = blobs()
+    x = torch.as_tensor(x)
+    probe = ridge_probe(x[:80], x[:80, :2])
+    assert probe.score(x[80:], x[80:, :2]) > 0.99
+    with pytest.raises(InvalidInput, match=words):
+        probe.score(x[80:], y(x[80:, :2]))
+    with pytest.raises(InvalidInput, match="NaN or infinity"):
+        probe.predict(x * torch.nan)
+
+
+def test_targets_may_be_bfloat16():
+    x = torch.as_tensor(blobs()[0])
+    y = x[:, 0].bfloat16()
+    assert torch.equal(ridge_probe(x, y).weight, ridge_probe(x, y.double()).weight)
+
+
+@pytest.mark.parametrize("split", [lambda y: few_shot_split(y, 1), semi_supervised_split])
+def test_splits_of_nothing_and_of_missing_labels_are_refused(split):
+    with pytest.raises(InvalidInput, match="of one at least"):
+        split([])
+    with pytest.raises(InvalidInput, match="missing ones perhaps"):
+        split(["a", None, "a"])
+    with pytest.raises(InvalidInput, match="class 2 has 1 rows"):
+        few_shot_split([1, 1, 2], 2)

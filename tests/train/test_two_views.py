@@ -190,3 +190,30 @@ def test_settings_that_make_no_sense_are_refused():
         two_view_augment(8, preset="byoll")
     with pytest.raises(InvalidInput, match="3 numbers each"):
         two_view_augment(8, mean=(0.5,), std=(0.5,))
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: two_view_augment(8)(images().to(torch.uint16), gen()), "torch.uint16 with values from"),
+        (lambda: two_view_augment(8)(images()[:0], gen()), "there are no images"),
+        (lambda: two_view_augment(8)(images()[:, :, :0], gen()), "there are no images"),
+        (lambda: two_view_augment(8)(images(), None), "generator is a NoneType"),
+        (lambda: two_view_augment(8)(images(), 0), "generator is a int"),
+        (lambda: two_view_augment(8, mean=0.5, std=0.5), "3 numbers each"),
+        (lambda: two_view_augment(8, mean=[0, 0, 0], std=[1, 1, 0]), "std must be"),
+        (lambda: two_view_augment(8, scale=0.5), "scale is a pair"),
+    ],
+)
+def test_further_mistakes_are_refused_in_a_sentence(call, words):
+    with pytest.raises(InvalidInput, match=words):
+        call()
+
+
+def test_mean_and_std_may_be_tensors(recwarn):
+    views = [
+        two_view_augment(8, mean=of((0.5, 0.4, 0.3)), std=of((0.2, 0.2, 0.1)))(images(), gen())[0]
+        for of in (tuple, torch.tensor)
+    ]
+    assert not recwarn.list
+    torch.testing.assert_close(views[0], views[1])

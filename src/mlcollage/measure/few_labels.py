@@ -41,7 +41,7 @@ def few_shot_split(y: Any, shots: int, *, seed: int = 0) -> tuple[NDArray[np.int
     index, names = labels_of(y, len(y), "y")
     counts = np.bincount(index.numpy(), minlength=len(names))
     if counts.min() < shots:
-        scarce = names[counts.argmin()]
+        scarce = names.tolist()[counts.argmin()]
         raise InvalidInput(f"class {scarce!r} has {counts.min()} rows, {shots} are wanted; lower shots.")
     return _split(index.numpy(), np.full(len(names), shots), seed)
 

@@ -66,7 +66,8 @@ def knn_probe(
     Raises
     ------
     InvalidInput
-        If k is larger than the bank, labels do not fit, or there are NaN, or zero rows, which have no direction.
+        If k is larger than the bank, labels do not fit or are of classes that the bank lacks, or there are NaN, or zero
+        rows, which have no direction.
 
     References
     ----------
@@ -84,7 +85,12 @@ def knn_probe(
     b = _directions(bank, "bank")
     labels, names = labels_of(y_bank, len(b), "y_bank")
     same = queries is None or queries is bank
-    if same and y is not None and y is not y_bank and not np.array_equal(np.asarray(y), np.asarray(y_bank)):
+    if (
+        same
+        and y is not None
+        and y is not y_bank
+        and not np.array_equal(known_labels(y, len(b), names), names[labels.numpy()])
+    ):
         raise InvalidInput("the queries are the bank, but their labels are others; give y=None, or other queries.")
     q = b if same else _directions(queries, "queries")
     if q.shape[1] != b.shape[1]:
@@ -92,11 +98,9 @@ def knn_probe(
     same = same or (q.shape == b.shape and bool(torch.equal(q, b)))
     if k > len(b) - same:
         raise InvalidInput(f"k={k} neighbors of {len(b) - same} rows of the bank cannot be taken; lower k.")
-    target = np.asarray(y_bank if y is None else y)
     if y is None and not same:
         raise InvalidInput("labels y of the queries are needed.")
-    if len(target) != len(q):
-        raise InvalidInput(f"there are {len(q)} queries and {len(target)} labels; expected as many.")
+    target = names[labels.numpy()] if y is None else known_labels(y, len(q), names)
     won = []
     for start in range(0, len(q), _CHUNK):
         similar = q[start : start + _CHUNK] @ b.T  # (chunk, n)
@@ -115,14 +119,31 @@ def knn_probe(
 def labels_of(y: Any, n: int, name: str) -> tuple[Tensor, NDArray[Any]]:
     """Labels of any kind as indices (n,), and what they stand for; -1, which means unlabeled, is refused."""
     values = np.asarray(y.detach().cpu() if isinstance(y, Tensor) else y)
-    if values.shape != (n,):
-        raise InvalidInput(f"{name} has shape {values.shape}; one label for each of {n} rows is needed.")
+    if values.shape != (n,) or not n:
+        raise InvalidInput(
+            f"{name} has shape {values.shape}; one label for each of {n} rows is needed, of one at least."
+        )
     if values.dtype.kind not in "iubUSO" and not (values.dtype.kind == "f" and (values == np.round(values)).all()):
         raise InvalidInput(f"{name} holds {values.dtype} values that are no labels; whole numbers or text are needed.")
     if values.dtype.kind in "if" and (values < 0).any():
         raise InvalidInput(f"{name} holds {int((values < 0).sum())} labels below 0 (unlabeled?); leave these rows out.")
-    names, index = np.unique(values, return_inverse=True)
+    try:
+        names, index = np.unique(values, return_inverse=True)
+    except TypeError:  # such as text with None or NaN between
+        kinds = ", ".join(sorted({type(v).__name__ for v in values}))
+        raise InvalidInput(
+            f"{name} mixes labels of the types {kinds}, missing ones perhaps; leave those rows out, or use one type."
+        ) from None
     return torch.from_numpy(index.astype(np.int64)), names
+
+
+def known_labels(y: Any, n: int, names: NDArray[Any]) -> NDArray[Any]:
+    """Labels (n,) that are to be predicted, none of which is outside of ``names``."""
+    index, own = labels_of(y, n, "y")
+    known = set(names.tolist())
+    if unseen := [v for v in own.tolist() if v not in known]:
+        raise InvalidInput(f"the probe has not seen class {unseen[0]!r}; train it on rows of every class.")
+    return own[index.numpy()]
 
 
 def _directions(acts: Any, name: str) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
-from mlcollage.measure.knn import labels_of
+from mlcollage.measure.knn import known_labels, labels_of
 from mlcollage.measure.representation import as_double, centered_matrix
 
 __all__ = ["RidgeProbe", "layer_probes", "ridge_probe"]
@@ -122,6 +122,8 @@ class RidgeProbe:
         x = as_double(X)
         if x.ndim != 2 or x.shape[1] != len(self.weight):
             raise InvalidInput(f"X has shape {tuple(x.shape)}; expected (rows, {len(self.weight)}).")
+        if not bool(x.isfinite().all()):
+            raise InvalidInput("X holds NaN or infinity, of which nothing can be predicted.")
         out = x @ self.weight.to(x.device) + self.bias.to(x.device)
         return out if self.names is None else self.names[out.argmax(1).cpu().numpy()]
 
@@ -131,16 +133,20 @@ class RidgeProbe:
         Raises
         ------
         InvalidInput
-            For labels that the probe has not seen.
+            For labels that the probe has not seen, another number of rows or targets, and targets that do not vary.
         """
         if self.names is None:
-            t = as_double(y).reshape(len(y), -1)
-            rest = (t - self.predict(X).to(t.device)).square().mean(0)
-            return float((1 - rest / t.var(0, correction=0)).mean())
-        target = np.asarray(y.detach().cpu() if isinstance(y, Tensor) else y)
-        if unseen := sorted(set(target.tolist()) - set(self.names.tolist())):
-            raise InvalidInput(f"the probe has not seen class {unseen[0]!r}; train it on rows of every class.")
-        return float((self.predict(X) == target).mean())
+            t = as_double(y)
+            t = t[:, None] if t.ndim == 1 else t
+            out = self.predict(X).to(t.device)
+            if t.shape != out.shape:
+                raise InvalidInput(f"targets have shape {tuple(t.shape)}; expected {tuple(out.shape)}, as predicted.")
+            spread = (t - t[:1]).var(0, correction=0)
+            if not bool((spread > 0).all()):
+                raise InvalidInput("a target is the same in all rows, or NaN: it has no R^2; give rows that differ.")
+            return float((1 - (t - out).square().mean(0) / spread).mean())
+        predicted = self.predict(X)
+        return float((predicted == known_labels(y, len(predicted), self.names)).mean())
 
 
 def ridge_probe(X: Any, y: Any, *, ridges: Sequence[float] = _RIDGES) -> RidgeProbe:
@@ -213,7 +219,8 @@ def ridge_probe(X: Any, y: Any, *, ridges: Sequence[float] = _RIDGES) -> RidgePr
 
 def _targets(y: Any, n: int) -> tuple[Tensor, NDArray[Any] | None]:
     """Targets (n, k), or one-hot ones and the labels' names."""
-    values = np.asarray(y.detach().cpu() if isinstance(y, Tensor) else y)
+    y = y.detach().cpu() if isinstance(y, Tensor) else y
+    values = np.asarray(y.double() if isinstance(y, Tensor) and y.is_floating_point() else y)  # numpy has no bfloat16
     if values.dtype.kind == "f":
         t = torch.from_numpy(values).double()
         if t.ndim not in (1, 2) or len(t) != n or not bool(t.isfinite().all()):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -70,7 +71,10 @@ class ViewSettings:
             checks.real(name, getattr(self, name), least=0)
         checks.real("hue", self.hue, least=0, most=0.5)
         for name, most in (("scale", 1.0), ("ratio", None), ("sigma", None)):
-            low, high = getattr(self, name)
+            try:
+                low, high = getattr(self, name)
+            except (TypeError, ValueError):
+                raise InvalidInput(f"{name} is a pair (smallest, largest), not {getattr(self, name)!r}.") from None
             checks.real(f"{name}[0]", low, above=0, most=high)
             checks.real(f"{name}[1]", high, above=0, most=most)
 
@@ -135,12 +139,18 @@ class TwoViews:
                 raise InvalidInput(
                     f"images of {channels} channels have no {', '.join(colored)}: use preset='gray', or set these to 0."
                 )
-        if (mean is None) != (std is None) or any(len(v) != channels for v in (mean, std) if v is not None):
+        if (mean is None) != (std is None) or any(np.shape(v) != (channels,) for v in (mean, std) if v is not None):
             raise InvalidInput(f"mean and std are given together, {channels} numbers each, or not at all.")
-        self.mean, self.std = mean, std
+        self.mean = None if mean is None else tuple(checks.real("mean", float(v)) for v in mean)
+        self.std = None if std is None else tuple(checks.positive("std", float(v)) for v in std)
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Two views (n, channels, height, width), float32, on the images' device; draws come from ``generator``."""
+        if not isinstance(generator, torch.Generator):
+            raise InvalidInput(
+                f"generator is a {type(generator).__name__}; give torch.Generator().manual_seed(0), the same one "
+                "for all batches."
+            )
         x = _checked(x, self.channels)
         a, b = (self._view(x, s, generator) for s in self.settings)
         return a, b
@@ -361,9 +371,11 @@ def _checked(x: Tensor, channels: int) -> Tensor:
         last = isinstance(x, Tensor) and x.ndim == 4 and x.shape[-1] == channels
         hint = "; move the channels with x.permute(0, 3, 1, 2)" if last else ""
         raise InvalidInput(f"images are {found}; a tensor (n, {channels}, h, w) is needed{hint}.")
+    if not x.numel():
+        raise InvalidInput(f"there are no images in a tensor of shape {tuple(x.shape)}.")
     if x.dtype == torch.uint8:
         return x.float() / 255
-    low, high = (float(v) for v in torch.aminmax(x)) if x.numel() else (0.0, 0.0)
+    low, high = (float(v) for v in torch.aminmax(x if x.is_floating_point() else x.double()))
     if not x.is_floating_point() or low < -1e-6 or high > 1 + 1e-6 or not math.isfinite(low + high):
         raise InvalidInput(
             f"images are {x.dtype} with values from {low:g} to {high:g}; expected uint8, or floating in [0, 1]: divide "

@@ -138,3 +138,22 @@ def test_other_contents_are_refused(tmp_path):
         load_official_checkpoint(tmp_path / "n.pth")
     with pytest.raises(MissingFile):
         load_official_checkpoint(tmp_path / "none.pth")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_that_is_cut_off_anywhere_is_refused_in_a_sentence(tmp_path, zipped):
+    file = tmp_path / "resnet50.pth"
+    torch.save({"conv1.weight": torch.zeros(8, 8)}, file, _use_new_zipfile_serialization=zipped)
+    content = file.read_bytes()
+    for length in range(0, len(content) - 1, 7):
+        file.write_bytes(content[:length])
+        with pytest.raises(InvalidInput, match="cannot be read as a checkpoint"):
+            load_official_checkpoint(file)
+
+
+@pytest.mark.parametrize("head", [b"\xef\xbb\xbf<html>", b"<!-- saved --><html>"])
+def test_web_pages_may_begin_otherwise(tmp_path, head):
+    file = tmp_path / "resnet50.pth"
+    file.write_bytes(head)
+    with pytest.raises(InvalidInput, match="a web page"):
+        load_official_checkpoint(file)

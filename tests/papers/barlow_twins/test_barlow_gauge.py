@@ -208,3 +208,33 @@ def test_each_kind_of_advice_is_warned_of_once():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         gauge.update(randn(0, 64, 8), randn(0, 64, 8))
+
+
+def test_a_reading_of_embeddings_of_one_live_column_is_real():
+    for seed in range(20):  # the Gram form leaves the redundancy, 0 in truth, at a rounding of either sign
+        z = torch.zeros(2, 16, 64)
+        z[:, :, 0] = randn(seed, 2, 16).float()
+        z[1, :, 0] += 10 * z[0, :, 0]
+        reading = LossGauge(warn=False).update(z[0], z[1])
+        assert 0 <= reading.off_diagonal < 1e-4
+        assert all(isinstance(value, float) for value in reading.numbers().values())
+
+
+def test_the_reading_is_of_the_loss_that_is_trained():
+    model = BarlowTwins(nn.Identity(), loss=BarlowTwinsLoss(correction=1))
+    a = randn(0, 6, 4)
+    b = a + randn(1, 6, 4)
+    gauge = LossGauge(model)
+    loss = float(model(a, b))
+    assert gauge.last.loss == pytest.approx(loss, rel=1e-12)
+    assert abs(loss - float(barlow_twins_loss(a, b))) > 1e-2
+    with pytest.raises(InvalidInput, match="target='identity'"):
+        LossGauge(BarlowTwins(nn.Identity(), loss=BarlowTwinsLoss(target="hsic")))
+    with pytest.raises(InvalidInput, match="must be a tensor"):
+        LossGauge().update(a.numpy(), b.numpy())
+
+
+@pytest.mark.parametrize("settings", [{"n": 1}, {"like": (1, 5)}, {"lambd": -1.0}])
+def test_the_rule_for_the_weight_needs_two_rows(settings):
+    with pytest.raises(InvalidInput, match="must be a"):
+        lambda_like(**{"n": 10, "d": 20, **settings})

@@ -317,3 +317,28 @@ def test_training_makes_views_agree_and_columns_differ():
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.1 * losses[0]
+
+
+def test_accumulation_is_not_taken_for_recomputation():
+    model = build(lambda: BarlowTwins(nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6))), 0)
+    x_a, x_b = randn(0, 32, 4), randn(1, 32, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(x_a, x_b)
+        accumulate_gradients(model, x_a, x_b, 8)
+        model(x_a, x_b)
+    assert int(model.backbone[1].num_batches_tracked) == 2 + 8 + 2
+
+
+def test_what_is_no_network_and_no_pair_is_refused():
+    x = randn(0, 8, 4)
+    with pytest.raises(InvalidInput, match="Module is needed"):
+        BarlowTwins(lambda x: x)
+    with pytest.raises(InvalidInput, match="pool returns a NoneType"):
+        BarlowTwins(nn.Linear(4, 6), pool=lambda out: None).encode(x)
+    with pytest.raises(InvalidInput, match="requires_grad=False"):
+        accumulate_gradients(BarlowTwins(nn.Linear(4, 6)).requires_grad_(False), x, x + 1, 4)
+    with pytest.raises(InvalidInput, match="views are mappings"):  # not two entries of the first view
+        two_views(({"x": x, "mask": x}, {"x": x, "mask": x}))
+    with pytest.raises(InvalidInput, match="a batch is a NoneType"):
+        two_views(None)

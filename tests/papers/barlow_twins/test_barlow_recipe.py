@@ -72,3 +72,9 @@ def test_a_resumed_run_is_compared():
     other = build(lambda: BarlowTwins(nn.Linear(4, 8), BarlowProjector(8, (6, 7))), 0)
     with pytest.raises(InvalidInput, match="cannot be resumed"):
         pretraining(other, batch_size=256, steps_per_epoch=10, epochs=100).check_resume(plan.facts)
+
+
+def test_rates_of_steps_before_the_first_are_refused():
+    plan = pretraining(nn.Linear(3, 2), batch_size=256, steps_per_epoch=10, epochs=20)
+    with pytest.raises(InvalidInput, match="step must be"):
+        plan.set_rates(-1)

@@ -125,3 +125,15 @@ def test_errors_of_the_users_views_are_theirs():
 def test_views_that_are_equal_are_told():
     with pytest.warns(UserWarning, match="rows are equal"):
         BarlowTwinsEncoder(**SMALL, views=lambda X, rng: (X, X)).fit(table()[0])
+
+
+def test_values_whose_variance_overflows_are_refused():
+    X, _ = table(40)
+    with pytest.raises(InvalidInput, match="variance overflows"):
+        BarlowTwinsEncoder(**SMALL).fit(X * 1e300)
+
+
+@pytest.mark.parametrize("name", ["hidden", "projector"])
+def test_widths_are_sequences(name):
+    with pytest.raises(InvalidInput, match=f"{name} is a sequence"):
+        BarlowTwinsEncoder(**{**SMALL, name: 8}).fit(table(40)[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,18 @@ __all__ = ["OfficialCheckpoint", "load_official_checkpoint"]
 
 _WRAPPERS = ("module.", "_orig_mod.")
 _SHOWN = 6
+# What torch's readers raise for files that are cut off or changed.
+_DAMAGE = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    struct.error,
+    UnpicklingError,
+)
 
 
 @dataclass(frozen=True)
@@ -134,7 +147,7 @@ def _read(path: Path) -> Any:
         head = file.read(64)
     if head.startswith(b"version https://git-lfs"):
         raise InvalidInput(f"{path} is a pointer of Git LFS and not the file itself; run git lfs pull.")
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+    if head.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith((b"<!", b"<html", b"<?xml")):
         raise InvalidInput(f"{path} is a web page and not a checkpoint; the download went wrong.")
     options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
     try:
@@ -144,7 +157,7 @@ def _read(path: Path) -> Any:
         stubs: list[Any] = [(type("_Inert", (_Inert,), {}), name) for name in unknown]
         with torch.serialization.safe_globals(stubs):  # in this block only; each stub stands for one name
             return torch.load(path, **options)
-    except (RuntimeError, EOFError, OSError, ValueError, AttributeError, UnpicklingError) as error:
+    except _DAMAGE as error:
         first = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise InvalidInput(
             f"{path} cannot be read as a checkpoint: it is cut off, of another format, or holds what the safe reader "

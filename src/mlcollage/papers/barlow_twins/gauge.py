@@ -2,6 +2,7 @@ r"""Where a loss stands: between the level of random views and the floor that th
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -88,7 +89,9 @@ def lambda_like(n: int, d: int, like: tuple[int, int] = (2048, 8192), lambd: flo
     >>> round(lambda_like(256, 8192), 6)
     0.000492
     """
-    first, second = like
+    n, d = checks.integer("n", n, least=2), checks.integer("d", d, least=1)
+    first, second = (checks.integer("like", v, least=2) for v in like)
+    lambd = checks.real("lambd", lambd, least=0)
     if d < n or second < first:
         raise InvalidInput(f"the rule is about batches with N <= D, not N={n}, D={d} and N={first}, D={second}.")
     return lambd * (second / (first - 1) - 1) / (d / (n - 1) - 1)
@@ -201,6 +204,7 @@ class LossGauge:
     ) -> None:
         self.lambd, self.eps = checks.real("lambd", lambd, least=0), checks.real("eps", eps, least=0)
         self.every, self.warn = checks.integer("every", every, least=1), warn
+        self._correction = 0  # of the variance, as the loss has it
         self.history: list[GaugeReading] = []
         self._batches = 0
         self._unpaired = 0  # readings in a row in which the rows did not belong together
@@ -220,10 +224,13 @@ class LossGauge:
         losses = [m for m in model.modules() if isinstance(m, BarlowTwinsLoss)]
         if len(losses) != 1:
             raise InvalidInput(f"the model holds {len(losses)} BarlowTwinsLoss modules; the gauge reads that of one.")
-        if losses[0].normalize != "batch":
-            raise InvalidInput("the gauge knows floor and start of losses with normalize='batch' only.")
+        settings = losses[0]._settings
+        if settings.normalize != "batch" or settings.target != "identity":
+            raise InvalidInput(
+                "the gauge knows floor and start of losses with normalize='batch' and target='identity' only."
+            )
         self.remove()
-        self.lambd, self.eps = losses[0].lambd, losses[0].eps
+        self.lambd, self.eps, self._correction = settings.lambd, settings.eps, settings.correction
 
         def read(module: nn.Module, views: Any, output: Any) -> None:
             if module.training:
@@ -256,11 +263,14 @@ class LossGauge:
 
     @torch.no_grad()
     def _measure(self, z_a: Tensor, z_b: Tensor, loss: float | None) -> GaugeReading:
+        correction = self._correction
+        terms = barlow_twins_loss(
+            z_a, z_b, lambd=self.lambd, eps=self.eps, correction=correction, return_terms=True, check=False
+        )
         z_a, z_b = z_a.detach(), z_b.detach()
         if z_a.dtype in (torch.float16, torch.bfloat16):
             z_a, z_b = z_a.float(), z_b.float()
-        terms = barlow_twins_loss(z_a, z_b, lambd=self.lambd, eps=self.eps, return_terms=True, check=False)
-        a, b = standardize(z_a, eps=self.eps), standardize(z_b, eps=self.eps)
+        a, b = (standardize(z, eps=self.eps, correction=correction) for z in (z_a, z_b))
         n, d = a.shape
         across = a @ b.T / n  # (N, N): sums along its diagonals are traces of C for shifted pairings
         rows = torch.arange(n, device=a.device)
@@ -281,7 +291,7 @@ class LossGauge:
             start,
             100 * (start - total) / (start - floor),
             float(pairings[0]),
-            (off / max(d * (d - 1), 1)) ** 0.5,
+            off if math.isnan(off) else (max(off, 0.0) / max(d * (d - 1), 1)) ** 0.5,  # -1e-17 by the Gram form
             effective_rank(a) if bool(a.isfinite().all()) and bool((a != 0).any()) else 0.0,
             float((pairings[0] - pairings[1:].mean()) / spread.clamp(min=1e-12)),
             float((z_a == z_b).all(1).double().mean()),

@@ -128,6 +128,10 @@ class BarlowTwins(nn.Module):
         super().__init__()
         if isinstance(pool, str):
             checks.choice("pool", pool, _POOLS)
+        if not isinstance(backbone, nn.Module):
+            raise InvalidInput(
+                f"the backbone is a {type(backbone).__name__}; an nn.Module is needed, or its parameters stay unknown."
+            )
         self.backbone = backbone
         self.projector = nn.Identity() if projector is None else projector
         self.loss = BarlowTwinsLoss() if loss is None else loss
@@ -254,6 +258,8 @@ def accumulate_gradients(
     """
     if model.mix:
         raise InvalidInput("accumulate_gradients has no mixed samples: make the model with mix=0.")
+    if not any(p.requires_grad for p in model.parameters()):
+        raise InvalidInput("no parameter of the model is trained: all have requires_grad=False.")
     micro_batch = checks.integer("micro_batch", micro_batch, least=2)
     views = two_views((x_a, x_b))
     starts = list(range(0, len(x_a), micro_batch))
@@ -275,6 +281,7 @@ def accumulate_gradients(
     loss = model.loss(*leaves)
     loss = loss.loss if isinstance(loss, BarlowTerms) else loss
     gradients = torch.autograd.grad(loss, leaves)
+    model._updates = None  # these updates of batch norms are no recomputation
     for v, (x, gradient) in enumerate(zip(views, gradients, strict=True)):
         for i, j in parts:
             embed(x[i:j], (v, i)).backward(scale * gradient[i:j])
@@ -300,6 +307,8 @@ def _rows_of(out: Any, output: str | int | None, pool: Pool) -> Tensor:
         )
     if callable(pool):
         out = pool(out)
+        if not isinstance(out, Tensor):
+            raise InvalidInput(f"the function given as pool returns a {type(out).__name__}; a tensor (N, F) is needed.")
     elif pool is not None:
         out = _pooled(out, pool)
     elif out.ndim == 4 and out.shape[2:] == (1, 1):

@@ -42,7 +42,7 @@ class Pretraining:
 
     def set_rates(self, step: int) -> float:
         """Set the rates for a 0-based optimizer step (not a micro-batch); gives that of the weights."""
-        factor = self.schedule(step)
+        factor = self.schedule(checks.integer("step", step, least=0))
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
         return float(self.optimizer.param_groups[0]["lr"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -134,8 +134,11 @@ class BarlowTwinsEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         seed = int(check_random_state(self.random_state).randint(2**31))
         # The first row goes off before the mean is taken: columns far from 0 keep their digits.
         shifted = X - X[0]
-        spread = shifted.std(0)
+        with np.errstate(over="ignore"):
+            spread = shifted.std(0)
         self.mean_ = X[0] + shifted.mean(0) if self.scale else np.zeros(X.shape[1])
+        if not np.isfinite(spread).all():
+            raise InvalidInput("a column's values are so large that their variance overflows; scale it down.")
         self.scale_ = np.where(spread > 0, spread, 1.0) if self.scale else np.ones(X.shape[1])
         rows = (X - self.mean_) / self.scale_
         self.model_ = cast(BarlowTwins, build(self._network, seed).to(self.device))
@@ -164,6 +167,9 @@ class BarlowTwinsEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         checks.positive("learning_rate", self.learning_rate)
         checks.real("noise", self.noise, least=0)
         checks.probability("swap", self.swap, inside=False)
+        for name in ("hidden", "projector"):
+            if not isinstance(getattr(self, name), Iterable):
+                raise InvalidInput(f"{name} is a sequence of widths such as (256,), not {getattr(self, name)!r}.")
         if self.views is not None and not callable(self.views):
             raise InvalidInput(f"views must be a function of a batch and a Generator, not {self.views!r}.")
         if self.views is None and not self.noise and not self.swap:

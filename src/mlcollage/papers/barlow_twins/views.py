@@ -45,7 +45,13 @@ def two_views(batch: Any) -> tuple[Tensor, Tensor]:
             f"one tensor of shape {tuple(batch.shape)} was given where two views are needed: views that were joined or "
             "interleaved cannot be told apart; pass the pair (x_a, x_b)."
         )
+    if not isinstance(batch, Mapping | list | tuple):
+        raise InvalidInput(f"a batch is a {type(batch).__name__}; give (x_a, x_b), or ((x_a, x_b), labels).")
     parts = list(batch.values()) if isinstance(batch, Mapping) else list(batch)
+    if len(parts) > 1 and all(isinstance(p, Mapping) for p in parts[:2]):
+        raise InvalidInput(
+            "the views are mappings; two tensors are needed: take the entry that is the input out of each."
+        )
     if parts and isinstance(parts[0], list | tuple | Mapping):
         return two_views(parts[0])
     views = [p for p in parts if isinstance(p, Tensor) and p.is_floating_point() and p.ndim > 1]
