@@ -36,7 +36,8 @@ def test_a_query_does_not_vote_for_itself():
         found = knn_probe(X, y, queries, y, k=1)
         assert found.left_out
         assert found.accuracy < 0.25
-    assert knn_probe(np.vstack([X, X[:1]]), [*y, y[0]], X, y, k=1).accuracy == 1.0  # another bank
+    with pytest.warns(UserWarning, match="100% of the queries"):
+        assert knn_probe(np.vstack([X, X[:1]]), [*y, y[0]], X, y, k=1).accuracy == 1.0  # another bank
 
 
 def test_votes_of_a_large_bank_are_taken_in_parts(monkeypatch):
@@ -185,3 +186,14 @@ def test_splits_of_nothing_and_of_missing_labels_are_refused(split):
         split(["a", None, "a"])
     with pytest.raises(InvalidInput, match="class 2 has 1 rows"):
         few_shot_split([1, 1, 2], 2)
+
+
+def test_queries_that_lie_in_the_bank_are_warned_of(recwarn):
+    x = torch.randn(100, 5, generator=torch.Generator().manual_seed(0))
+    y = torch.randint(0, 10, (100,), generator=torch.Generator().manual_seed(1))
+    with pytest.warns(UserWarning, match="50% of the queries"):
+        found = knn_probe(x[:80], y[:80], x[60:], y[60:], k=1)
+    assert found.accuracy > 0.5  # labels are random
+    recwarn.clear()
+    assert knn_probe(x[:60], y[:60], x[60:], y[60:], k=1).accuracy < 0.3
+    assert not recwarn.list

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from mlcollage.measure.representation import as_double
 __all__ = ["KNNProbe", "knn_probe"]
 
 _CHUNK = 1024  # queries at once
+_SHARED = 0.05  # share of queries in the bank that is no accident
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,11 @@ def knn_probe(
         If k is larger than the bank, labels do not fit or are of classes that the bank lacks, or there are NaN, or zero
         rows, which have no direction.
 
+    Warns
+    -----
+    UserWarning
+        If 5 % of the queries or more are equal to rows of a bank that is not the queries.
+
     References
     ----------
     Wu, Xiong, Yu and Lin, "Unsupervised feature learning via non-parametric instance discrimination", 2018,
@@ -101,6 +108,8 @@ def knn_probe(
     if y is None and not same:
         raise InvalidInput("labels y of the queries are needed.")
     target = names[labels.numpy()] if y is None else known_labels(y, len(q), names)
+    if not same:
+        _warn_of_known_rows(bank, queries)
     won = []
     for start in range(0, len(q), _CHUNK):
         similar = q[start : start + _CHUNK] @ b.T  # (chunk, n)
@@ -135,6 +144,17 @@ def labels_of(y: Any, n: int, name: str) -> tuple[Tensor, NDArray[Any]]:
             f"{name} mixes labels of the types {kinds}, missing ones perhaps; leave those rows out, or use one type."
         ) from None
     return torch.from_numpy(index.astype(np.int64)), names
+
+
+def _warn_of_known_rows(bank: Any, queries: Any) -> None:
+    known = {hash(row.tobytes()) for row in as_double(bank).cpu().numpy()}
+    shared = float(np.mean([hash(row.tobytes()) in known for row in as_double(queries).cpu().numpy()]))
+    if shared >= _SHARED:
+        warnings.warn(
+            f"{shared:.0%} of the queries are equal to rows of the bank and vote for themselves; take them out of the "
+            "bank, or give the bank alone, of which each row is left out of its own vote.",
+            stacklevel=3,
+        )
 
 
 def known_labels(y: Any, n: int, names: NDArray[Any]) -> NDArray[Any]:

@@ -238,3 +238,10 @@ def test_the_reading_is_of_the_loss_that_is_trained():
 def test_the_rule_for_the_weight_needs_two_rows(settings):
     with pytest.raises(InvalidInput, match="must be a"):
         lambda_like(**{"n": 10, "d": 20, **settings})
+
+
+def test_a_short_batch_moves_the_level_of_random_views_too():
+    gauge = LossGauge(warn=False)
+    gauge.update(randn(0, 64, 8), randn(1, 64, 8))
+    (said,) = [text for text in gauge.update(randn(2, 13, 8), randn(3, 13, 8)).advice if "drop_last" in text]
+    assert f"from {start_level(64, 8):.4g} to {start_level(13, 8):.4g}" in said

@@ -279,3 +279,27 @@ def test_nothing_given_is_changed(pair):
     barlow_twins_loss(pair[1], pair[0])
     assert all(torch.equal(x, y) for x, y in zip([*before, *kept], [*pair, *terms], strict=True))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_standardize_is_what_the_loss_sees_of_half_precision():
+    z = 300 * randn(0, 64, 4)
+    for dtype in (torch.float16, torch.bfloat16):
+        low = z.to(dtype)
+        seen = standardize(low)  # variances of 90,000 are beyond float16
+        exact = low.double()
+        torch.testing.assert_close(seen, ((exact - exact.mean(0)) / exact.var(0, correction=0).sqrt()).float())
+
+
+@pytest.mark.parametrize(
+    ("z", "normalize", "words"),
+    [
+        (torch.ones(4, 2), "rows", "normalize must be one of"),  # not taken for "feature"
+        (torch.ones(4), "batch", "floating tensor"),
+        (torch.ones(1, 4), "batch", "N >= 2"),
+        (torch.ones(4, 2, dtype=torch.int64), "batch", "floating tensor"),
+        (np.ones((4, 2)), "batch", "is a ndarray"),
+    ],
+)
+def test_what_cannot_be_standardized_is_refused(z, normalize, words):
+    with pytest.raises(InvalidInput, match=words):
+        standardize(z, normalize, correction=1)

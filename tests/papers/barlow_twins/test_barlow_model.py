@@ -342,3 +342,9 @@ def test_what_is_no_network_and_no_pair_is_refused():
         two_views(({"x": x, "mask": x}, {"x": x, "mask": x}))
     with pytest.raises(InvalidInput, match="a batch is a NoneType"):
         two_views(None)
+
+
+def test_the_order_of_mixed_samples_has_all_rows():
+    z = randn(0, 8, 4)
+    with pytest.raises(InvalidInput, match="order of the 8 rows"):
+        mixed_barlow_term(z, z, z, torch.arange(4), 0.5)

@@ -328,10 +328,10 @@ class LossGauge:
                 "changes little."
             )
         if r.n < self._largest:
-            usual = loss_floor(self._largest, r.d, self.lambd)
+            usual = loss_floor(self._largest, r.d, self.lambd), start_level(self._largest, r.d, self.lambd)
             found["short"] = (
-                f"a batch has {r.n} rows, others {self._largest}: the floor moves from {usual:.4g} to {r.floor:.4g}; "
-                "use drop_last=True."
+                f"a batch has {r.n} rows, others {self._largest}: the floor moves from {usual[0]:.4g} to {r.floor:.4g}"
+                f", the level of random views from {usual[1]:.4g} to {r.start:.4g}; use drop_last=True."
             )
         if r.constant:
             found["constant"] = f"{r.constant} columns are constant: each costs 1 and has no gradient."

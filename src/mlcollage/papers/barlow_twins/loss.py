@@ -275,7 +275,12 @@ def standardize(z: Tensor, normalize: Normalize = "batch", eps: float = 1e-5, co
     Parameters
     ----------
     z, normalize, eps, correction
-        As for :func:`barlow_twins_loss`.
+        As for :func:`barlow_twins_loss`; half precision becomes float32.
+
+    Raises
+    ------
+    InvalidInput
+        For what is no (N, D) floating tensor with N >= 2, and settings out of range.
 
     Examples
     --------
@@ -283,9 +288,16 @@ def standardize(z: Tensor, normalize: Normalize = "batch", eps: float = 1e-5, co
     tensor([[-1.,  0.],
             [ 1.,  0.]])
     """
+    _Settings(0.0, "auto", normalize, eps, correction, "identity", None, "exact", False)  # checks them
+    if not isinstance(z, Tensor) or z.ndim != 2 or not z.is_floating_point() or len(z) < 2:
+        found = f"{z.dtype} of shape {tuple(z.shape)}" if isinstance(z, Tensor) else type(z).__name__
+        raise InvalidInput(f"z is a {found}; a floating tensor (N, D) with N >= 2 is needed.")
+    if z.dtype in (torch.float16, torch.bfloat16):
+        z = z.float()
     if normalize == "none":
         return z
-    return _standardized(z, normalize, eps, correction)[0]
+    with torch.autocast(z.device.type, enabled=False):
+        return _standardized(z, normalize, eps, correction)[0]
 
 
 def _standardized(z: Tensor, normalize: Normalize, eps: float, correction: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -61,6 +61,8 @@ def mixed_barlow_term(
     if not z_m.shape == z_a.shape == z_b.shape or z_m.ndim != 2:
         shapes = ", ".join(str(tuple(z.shape)) for z in (z_m, z_a, z_b))
         raise InvalidInput(f"expected three (N, D) tensors of one shape, got {shapes}.")
+    if index.shape != (len(z_m),):
+        raise InvalidInput(f"index has shape {tuple(index.shape)}; the order of the {len(z_m)} rows is needed.")
     with torch.autocast(z_m.device.type, enabled=False):
         whole = [z.float() if z.dtype in (torch.float16, torch.bfloat16) else z for z in (z_m, z_a, z_b)]
         m, a, b = (standardize(z, "batch", eps, correction) for z in whole)
