@@ -17,8 +17,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageColor
 
+from mlcollage.collage import theme
 from mlcollage.collage.slide import short_alternative, title_of
 from mlcollage.lab.bound import BoundStudy
 from mlcollage.lab.claim import Claim, Status, fingerprint
@@ -152,9 +153,15 @@ def _small(png: Path, size: tuple[int, int]) -> bytes:
     """A picture of at most 200 kB, with as many colors as that allows."""
     with Image.open(png) as picture:
         resized = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    # The few pixels of a verdict would get the color of another verdict if the palette did not hold their own.
+    kept = [
+        v for color in (*theme.STATUS_COLORS.values(), theme.CLAIMED, theme.SHADE) for v in ImageColor.getrgb(color)
+    ]
     for colors in (256, 192, 128, 96, 64):
-        file = io.BytesIO()
-        resized.quantize(colors, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+        file, palette = io.BytesIO(), Image.new("P", (1, 1))
+        found = resized.quantize(colors - len(kept) // 3, dither=Image.Dither.NONE).getpalette() or []
+        palette.putpalette([*found[: 3 * colors - len(kept)], *kept])
+        resized.quantize(palette=palette, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
         if file.tell() <= MOST_BYTES:
             break
     else:

@@ -43,7 +43,7 @@ def test_a_run_that_fails_takes_no_other_with_it(probe, tmp_path, monkeypatch):
     evidence = run_study("probe", "smoke", store=tmp_path, on_event=events.append)
     reasons = {f.run.arm: f.reason for f in evidence.failures}
     assert reasons["raise"].startswith("experiment probe failed with RuntimeError: the loss is not a number (")
-    assert reasons["raise"].endswith("probe_paper/study.py, line 37, in probe).")
+    assert reasons["raise"].endswith("probe_paper/study.py, line 38, in probe).")
     assert "SIGKILL" in reasons["kill"]
     assert "exit code 7" in reasons["leave"]
     assert reasons["refuse"] == "the setting is wrong; use another."

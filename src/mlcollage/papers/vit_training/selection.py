@@ -153,8 +153,8 @@ def rank_agreement(a: Any, b: Any) -> float:
 
     Examples
     --------
-    >>> rank_agreement([1, 2, 3], [10, 30, 20])
-    0.3333333333333333
+    >>> round(rank_agreement([1, 2, 3], [10, 30, 20]), 4)
+    0.3333
     """
     first, second = np.asarray(a, float), np.asarray(b, float)
     if len(first) < 3 or np.ptp(first) == 0 or np.ptp(second) == 0:
