@@ -1,9 +1,10 @@
-"""A plug-in paper whose runs succeed, raise, are killed or eat memory; the studies at smoke scale; a browser."""
+"""A plug-in paper whose runs succeed, raise, are killed or eat memory; the studies at smoke scale; gloo; a browser."""
 
 import importlib
 import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -295,3 +296,33 @@ def violations() -> Callable[..., list[str]]:
         return [f"{rule['id']}: {node['target']} {node['html'][:200]}" for rule in found for node in rule["nodes"]]
 
     return find
+
+
+@pytest.fixture(scope="session")
+def in_processes(tmp_path_factory):
+    """``in_processes(file, function, size)``: what ``function(rank, size)`` of a file finds in each of several gloo
+    processes, as a list of dictionaries of arrays."""
+    script = Path(__file__).with_name("one_of_several.py")
+
+    def run(file, function, size):
+        folder = tmp_path_factory.mktemp(function)
+        found = [folder / f"{rank}.npz" for rank in range(size)]
+        command = [sys.executable, str(script), str(file), function]
+        started = [
+            subprocess.Popen(
+                [*command, str(rank), str(size), str(folder / "store"), str(found[rank])],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank in range(size)
+        ]
+        try:
+            said = [process.communicate(timeout=120)[0] for process in started]
+        finally:
+            for process in started:
+                process.kill()
+        assert [process.returncode for process in started] == [0] * size, "\n".join(said)
+        return [dict(np.load(path)) for path in found]
+
+    return run

@@ -5,7 +5,6 @@ import itertools
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -97,27 +96,22 @@ def test_a_class_that_was_not_seen_has_no_mean():
     assert means.compute()[[0, 2]].eq(1).all()
 
 
-def _in_a_process(rank, file, results):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+def one_part(rank, size):
     g = torch.Generator().manual_seed(rank)
     local = ClassMeans(3)
     local.update(torch.randn(10 + rank, 4, generator=g), torch.arange(10 + rank) % 3)
     first, second = local.sync(), local.sync()
-    assert torch.equal(first.compute(), second.compute())
-    results[rank] = first.compute().numpy()
-    torch.distributed.destroy_process_group()
+    return {"first": first.compute(), "second": second.compute()}
 
 
-def test_processes_are_added(tmp_path):
-    with mp.Manager() as manager:
-        results = manager.dict()
-        mp.spawn(_in_a_process, (str(tmp_path / "meeting"), results), nprocs=2)
-        merged = ClassMeans(3)
-        for rank in range(2):
-            g = torch.Generator().manual_seed(rank)
-            merged.update(torch.randn(10 + rank, 4, generator=g), torch.arange(10 + rank) % 3)
-        for rank in range(2):
-            np.testing.assert_allclose(results[rank], merged.compute().numpy(), rtol=1e-12)
+def test_processes_are_added(in_processes):
+    merged = ClassMeans(3)
+    for rank in range(2):
+        g = torch.Generator().manual_seed(rank)
+        merged.update(torch.randn(10 + rank, 4, generator=g), torch.arange(10 + rank) % 3)
+    for found in in_processes(__file__, "one_part", 2):
+        np.testing.assert_allclose(found["first"], merged.compute().numpy(), rtol=1e-12)
+        np.testing.assert_array_equal(found["first"], found["second"])
     alone = state(torch.ones(2, 2), torch.tensor([0, 1]))
     assert torch.equal(alone.sync().counts, alone.counts)
 

@@ -30,16 +30,16 @@ def test_unwrap_finds_the_network_itself(wrap):
     assert unwrap(wrap(model)) is model
 
 
-def test_unwrap_finds_the_network_in_distributed_data_parallel(tmp_path):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
-    try:
-        model = nn.Linear(3, 2)
-        parallel = nn.parallel.DistributedDataParallel(model)
-        assert unwrap(parallel) is model
-        assert unwrap(compiled(parallel)) is model
-        assert unwrap(nn.parallel.DistributedDataParallel(compiled(model))) is model
-    finally:
-        torch.distributed.destroy_process_group()
+def wrapped_by_processes(rank, size):
+    model = nn.Linear(3, 2)
+    parallel = nn.parallel.DistributedDataParallel(model)
+    around = nn.parallel.DistributedDataParallel(compiled(model))
+    return {"found": [unwrap(network) is model for network in (parallel, compiled(parallel), around)]}
+
+
+def test_unwrap_finds_the_network_in_distributed_data_parallel(in_processes):
+    (only,) = in_processes(__file__, "wrapped_by_processes", 1)
+    assert only["found"].tolist() == [True] * 3
 
 
 def test_unwrap_leaves_a_module_with_a_child_called_module_alone():

@@ -1,7 +1,5 @@
-"""One of several processes that hold parts of one batch; writes what it got. Started by test_barlow_distributed.py."""
+"""What one of several processes that hold parts of one batch gets. Started by test_barlow_distributed.py."""
 
-import sys
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -46,8 +44,8 @@ def unequal():
     return model, x, x + 0.3 * torch.randn(7, 5, generator=g, dtype=torch.float64)
 
 
-def of_the_official_code(rank, found):
-    arrays = official()
+def of_the_official_code(rank, size):
+    arrays, found = official(), {}
     for case in ("w2", "w2_wide"):
         for scale in ("exact", "official"):
             net = nn.parallel.DistributedDataParallel(Net(case, arrays))
@@ -58,9 +56,11 @@ def of_the_official_code(rank, found):
             loss.backward()
             found[f"{case}/{scale}/loss"] = loss.detach()
             found.update({f"{case}/{scale}/{n}": p.grad for n, p in net.module.p.items()})
+    return found
 
 
-def of_unequal_parts(rank, found):
+def of_unequal_parts(rank, size):
+    found = {}
     model, x_a, x_b = unequal()
     net = nn.parallel.DistributedDataParallel(model)
     rows = slice(UNEQUAL[rank], UNEQUAL[rank + 1])
@@ -80,13 +80,4 @@ def of_unequal_parts(rank, found):
             barlow_twins_loss(a, b, group=dist.group.WORLD)
         except InvalidInput as error:
             found[f"refused/{name}"] = str(error)
-
-
-if __name__ == "__main__":
-    rank, size, store, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=size, timeout=timedelta(seconds=60))
-    found = {}
-    (of_the_official_code if size == 2 else of_unequal_parts)(rank, found)
-    np.savez(out, **{name: np.asarray(value) for name, value in found.items()})
-    dist.destroy_process_group()
+    return found

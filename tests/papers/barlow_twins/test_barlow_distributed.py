@@ -1,8 +1,6 @@
 """Several gloo processes with different rows give loss and gradient of one process with all rows."""
 
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,30 +13,14 @@ from mlcollage.papers.barlow_twins import barlow_twins_loss
 SCRIPT = Path(__file__).parent / "barlow_processes.py"
 
 
-def run(folder, size):
-    """What each of ``size`` processes found."""
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(i), str(size), str(folder / "store"), str(folder / f"{i}.npz")],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for i in range(size)
-    ]
-    said = [process.communicate(timeout=120)[0] for process in started]
-    assert [p.returncode for p in started] == [0] * size, said
-    return [dict(np.load(folder / f"{i}.npz")) for i in range(size)]
+@pytest.fixture(scope="module")
+def two(in_processes):
+    return in_processes(SCRIPT, "of_the_official_code", 2)
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    return run(tmp_path_factory.mktemp("two"), 2)
-
-
-@pytest.fixture(scope="module")
-def three(tmp_path_factory):
-    return run(tmp_path_factory.mktemp("three"), 3)
+def three(in_processes):
+    return in_processes(SCRIPT, "of_unequal_parts", 3)
 
 
 @pytest.mark.parametrize("case", ["w2", "w2_wide"])

@@ -6,7 +6,6 @@ import warnings
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -376,48 +375,44 @@ def test_memory_is_saved_and_loaded(mlp, blobs, tmp_path):
         second.remove()
 
 
-def _worker(rank, file, results):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+def half_a_batch(rank, size):
     with seeded(0):
         model = nn.Sequential(nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 3)).double()
     g = torch.Generator().manual_seed(0)
     x, y = torch.randn(40, 5, generator=g, dtype=torch.float64), torch.arange(40) % 3
     mine = slice(0, 20) if rank == 0 else slice(20, 40)
-    parallel = nn.parallel.DistributedDataParallel(model)
+    parallel, found = nn.parallel.DistributedDataParallel(model), {}
     for memory in (None, "ema"):
         penalty = SelectivityRegularizer(parallel, -1.0, num_classes=3, memory=memory)
         for _ in range(2):
             parallel.zero_grad()
             loss = F.cross_entropy(parallel(x[mine]), y[mine])
             (loss + penalty(y[mine])).backward()
-        results[rank, memory] = ([p.grad.numpy().copy() for p in model.parameters()], penalty.last)
+        found |= {f"{memory}/{i}": p.grad.clone() for i, p in enumerate(model.parameters())}
+        found[f"{memory}/last"] = list(penalty.last.values())
         penalty.remove()
     with SelectivityRegularizer(parallel, -1.0) as bare:
         parallel(x[mine])
         with pytest.raises(InvalidInput, match="num_classes must be given"):
             bare(y[mine])
-    torch.distributed.destroy_process_group()
+    return found
 
 
-def test_two_processes_have_the_gradient_of_the_whole_batch(tmp_path):
-    with mp.Manager() as manager:
-        results = manager.dict()
-        mp.spawn(_worker, (str(tmp_path / "meeting"), results), nprocs=2)
-        with seeded(0):
-            model = nn.Sequential(nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 3)).double()
-        g = torch.Generator().manual_seed(0)
-        x, y = torch.randn(40, 5, generator=g, dtype=torch.float64), torch.arange(40) % 3
-        for memory in (None, "ema"):
-            with SelectivityRegularizer(model, -1.0, num_classes=3, memory=memory) as penalty:
-                for _ in range(2):
-                    model.zero_grad()
-                    (F.cross_entropy(model(x), y) + penalty(y)).backward()
-            for rank in range(2):
-                ours, last = results[rank, memory]
-                assert last == pytest.approx(penalty.last)
-                for a, p in zip(ours, model.parameters(), strict=True):
-                    np.testing.assert_allclose(a, p.grad.numpy(), rtol=1e-9, atol=1e-12)
+def test_two_processes_have_the_gradient_of_the_whole_batch(in_processes):
+    both = in_processes(__file__, "half_a_batch", 2)
+    with seeded(0):
+        model = nn.Sequential(nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 3)).double()
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(40, 5, generator=g, dtype=torch.float64), torch.arange(40) % 3
+    for memory in (None, "ema"):
+        with SelectivityRegularizer(model, -1.0, num_classes=3, memory=memory) as penalty:
+            for _ in range(2):
+                model.zero_grad()
+                (F.cross_entropy(model(x), y) + penalty(y)).backward()
+        for found in both:
+            assert found[f"{memory}/last"] == pytest.approx(list(penalty.last.values()))
+            for i, p in enumerate(model.parameters()):
+                np.testing.assert_allclose(found[f"{memory}/{i}"], p.grad.numpy(), rtol=1e-9, atol=1e-12)
 
 
 # --- life of the hooks ------------------------------------------------------------------------------------------

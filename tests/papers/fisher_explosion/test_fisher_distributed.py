@@ -1,8 +1,6 @@
 """Two gloo processes under DistributedDataParallel give the penalty of their joint batch."""
 
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +11,8 @@ ALONE = runpy.run_path(str(SCRIPT))
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ddp")
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(i), str(folder / "store"), str(folder / f"{i}.npz")],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    said = [process.communicate(timeout=120)[0] for process in started]
-    assert [p.returncode for p in started] == [0, 0], said
-    return [dict(np.load(folder / f"{i}.npz")) for i in range(2)]
+def both(in_processes):
+    return in_processes(SCRIPT, "gradients", 2)
 
 
 @pytest.mark.parametrize("case", [c for c in ALONE["CASES"] if c != "drawn"])
