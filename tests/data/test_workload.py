@@ -2,6 +2,7 @@
 
 import textwrap
 import time
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from mlcollage.data._reading import standardize
 from mlcollage.data.catalog import catalog
 from mlcollage.data.loading import load_workload
 from mlcollage.data.problem import problem
-from mlcollage.data.workload import Labeled, arrays
+from mlcollage.data.workload import Labeled, Workload, arrays
 from mlcollage.errors import InvalidInput, MissingFile, UnknownName
 
 RNG = np.random.default_rng(0)
@@ -172,7 +173,7 @@ def test_a_function_of_the_users_is_found_by_module_or_file(code):
         ("CONSTANT", "is int, not a function"),
         (
             "wrong_type",
-            "as a mlcollage.data.Labeled, .* the tuple it returned lacks train, test, num_classes",
+            "return a mlcollage.data.Labeled, or a dictionary .* the tuple it returned lacks train, test, num_classes",
         ),
         ("strange", "the dict it returned has modle too"),
         ("needs", "callable without arguments .missing a required argument: .path"),
@@ -704,3 +705,13 @@ def test_arrays_that_could_be_either_are_refused(tmp_path, names, said):
     np.savez(tmp_path / "d.npz", **held)
     with pytest.raises(InvalidInput, match=said):
         load_workload(str(tmp_path / "d.npz"))
+
+
+def test_another_kind_than_the_one_that_is_needed_is_refused(monkeypatch):
+    @dataclass(frozen=True)
+    class Other(Workload):
+        pass
+
+    assert load_workload("iris", Labeled).num_classes == 3
+    with pytest.raises(InvalidInput, match="iris is Labeled, and Other is needed"):
+        load_workload("iris", Other)

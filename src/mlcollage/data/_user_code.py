@@ -9,7 +9,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import fields, replace
+from dataclasses import replace
 from modulefinder import ModuleFinder
 from pathlib import Path
 from types import ModuleType
@@ -17,11 +17,12 @@ from typing import Any
 
 from mlcollage._users import users_code
 from mlcollage.data._reading import check_options, file_hash
-from mlcollage.data.workload import Labeled
+from mlcollage.data.kinds import as_workload
+from mlcollage.data.workload import Workload
 from mlcollage.errors import InvalidInput, MissingFile, UnknownName
 
 
-def load(spec: str, options: Mapping[str, str]) -> Labeled:
+def load(spec: str, options: Mapping[str, str]) -> Workload:
     """Call ``module:function`` or ``file.py:function`` and check what it returns."""
     check_options(options, (), f"the workload {spec}")
     where, _, name = spec.rpartition(":")
@@ -30,31 +31,13 @@ def load(spec: str, options: Mapping[str, str]) -> Labeled:
     with users_code(f"the function {spec}"):
         given = function()
     with users_code(f"what {spec} returned"):
-        workload = _as_workload(given, spec)
+        workload = as_workload(given, spec)
     workload.check(spec)
     with users_code(f"hashing the source of {where}"):
         sources = _sources(module)
         hashed = file_hash(*sources) if sources else ""
     name = spec if workload.name == "workload" else workload.name
     return replace(workload, name=name, fingerprint=workload.fingerprint or hashed)
-
-
-def _as_workload(given: Any, spec: str) -> Labeled:
-    """What the function returned, as a Labeled: that, or a dictionary or any object with the same names."""
-    known = [field.name for field in fields(Labeled)]
-    parts = dict(given) if isinstance(given, Mapping) else {k: getattr(given, k) for k in known if hasattr(given, k)}
-    unknown = sorted(set(map(str, parts)) - set(known))
-    missing = [name for name in ("train", "test", "num_classes") if name not in parts]
-    if unknown or missing:
-        wrong = f"lacks {', '.join(missing)}" if missing else f"has {', '.join(unknown)} too"
-        raise InvalidInput(
-            f"{spec} must return train, test, num_classes and perhaps model, as a mlcollage.data.Labeled, a "
-            f"dictionary or an object with these names; the {type(given).__name__} it returned {wrong}."
-        )
-    for key in ("name", "fingerprint"):
-        if not isinstance(parts.get(key, ""), str):
-            raise InvalidInput(f"{key} of what {spec} returned must be a string; it is {parts[key]!r}.")
-    return given if isinstance(given, Labeled) else Labeled(**parts)
 
 
 def _sources(module: ModuleType) -> list[Path]:
@@ -137,7 +120,7 @@ def _function(module: ModuleType, where: str, name: str) -> Callable[[], Any]:
                 raise UnknownName(f"{where} has no function {name!r}; it has {', '.join(ours) or 'none'}.")
             function = getattr(function, part)
     if not callable(function):
-        raise InvalidInput(f"{where}:{name} is {type(function).__name__}, not a function that returns a Labeled.")
+        raise InvalidInput(f"{where}:{name} is {type(function).__name__}, not a function that returns a workload.")
     try:
         with suppress(ValueError):  # some builtins do not tell
             inspect.signature(function).bind()

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, overload
 from urllib.parse import parse_qsl
 
 from mlcollage.data import _bundled, _files, _hub, _images, _user_code, cifar, tiny_imagenet
-from mlcollage.data.workload import Labeled
+from mlcollage.data.workload import Workload
 from mlcollage.errors import InvalidInput, UnknownName
 
 Options = Mapping[str, str]
+W = TypeVar("W", bound=Workload)
 
 
 class _Loader(NamedTuple):
     """One way to name a workload."""
 
     takes: Callable[[str, Path], bool]  # of the name, and the same as a path
-    load: Callable[[str, Options], Labeled]
+    load: Callable[[str, Options], Workload]
 
 
 def _after_prefix(name: str) -> str:
@@ -44,7 +45,15 @@ _LOADERS = (
 )
 
 
-def load_workload(spec: str) -> Labeled:
+@overload
+def load_workload(spec: str) -> Workload: ...
+
+
+@overload
+def load_workload(spec: str, kind: type[W]) -> W: ...
+
+
+def load_workload(spec: str, kind: type[Workload] = Workload) -> Workload:
     """Load what ``--workload`` names.
 
     Parameters
@@ -58,9 +67,9 @@ def load_workload(spec: str) -> Labeled:
             :class:`~mlcollage.data.glyphs.GlyphWorld`; ``n`` and ``test`` say how many images, and every setting that
             is a number or a word is an option: ``glyphs:easy16?n=2000&test=500&label_noise=0.2``.
         ``module:function``, ``file.py:function``
-            A function of yours without arguments that returns a :class:`~mlcollage.data.workload.Labeled`, or a
-            dictionary (or any object) with ``train``, ``test``, ``num_classes`` and, if you like, ``model`` (and
-            ``other_model``, for studies that compare two networks).
+            A function of yours without arguments that returns a workload of any kind, or a dictionary (or any object)
+            with its fields: ``train``, ``test``, ``num_classes`` and, if you like, ``model`` (and ``other_model``, for
+            studies that compare two networks) for a :class:`~mlcollage.data.workload.Labeled`.
         ``file.npz``
             Arrays ``X``, ``y`` and, if there is a test set, ``X_test``, ``y_test`` (also ``x_train``,
             ``train_images``, ...). Images are ``(n, h, w)``, ``(n, h, w, c)`` or ``(n, c, h, w)``; whole-number pixels
@@ -83,6 +92,8 @@ def load_workload(spec: str) -> Labeled:
         ``hf:name``, ``hf:name:configuration``, ``hf:folder``
             A data set of the Hugging Face hub, or one saved to a folder (``save_to_disk``, Parquet files); needs the
             extra ``hub``. ``?label=column``, ``?image=column``, ``?size=32``.
+    kind
+        The kind of workload that is needed, such as ``Labeled``; another one is refused. By default any.
 
         Data without a test set are split 80 : 20 at random, always the same way, with the classes in proportion; the
         name says so. Labels of any kind become 0, 1, ...; ``train.classes`` keeps what they were called.
@@ -104,7 +115,10 @@ def load_workload(spec: str) -> Labeled:
     path = Path(name).expanduser()
     for loader in _LOADERS:
         if loader.takes(name, path):
-            return loader.load(name, options)
+            workload = loader.load(name, options)
+            if not isinstance(workload, kind):
+                raise InvalidInput(f"{spec} is {type(workload).__name__}, and {kind.__name__} is needed.")
+            return workload
     if path.exists():
         raise InvalidInput(f"{name} is neither .npz, .csv nor .parquet nor a folder of images.")
     raise UnknownName(

@@ -63,11 +63,11 @@ def _own(s: Sizes, seed: int) -> Labeled:
 
         return Labeled.from_arrays(*load_digits_split(seed, s.test), 10, name="digits")
     if s.data == "fashion_mnist":
-        return load_workload("fashion_mnist")
+        return load_workload("fashion_mnist", Labeled)
     folder = os.environ.get("MLCOLLAGE_DATA")
     if not folder:
         raise InvalidInput("scale paper needs CIFAR-10: put its binary version into $MLCOLLAGE_DATA/cifar10.")
-    return load_workload(f"cifar10:{Path(folder) / 'cifar10'}")
+    return load_workload(f"cifar10:{Path(folder) / 'cifar10'}", Labeled)
 
 
 def _foreign(s: Sizes, p: Problem, rng: np.random.Generator) -> Tensor:

@@ -50,7 +50,7 @@ class SeedData:
 
 def own_data(name: str) -> Labeled:
     """Fashion-MNIST at 14 x 14, or another source by its name."""
-    return _pooled_fashion() if name == "fashion_14" else load_workload(name)
+    return _pooled_fashion() if name == "fashion_14" else load_workload(name, Labeled)
 
 
 @cache
