@@ -23,6 +23,9 @@ from .cca import CCAResult as CCAResult
 from .cca import cca as cca
 from .cca import pwcca as pwcca
 from .cca import svcca as svcca
+from .chamfer import Chamfer as Chamfer
+from .chamfer import chamfer_distance as chamfer_distance
+from .chamfer import nearest_neighbors as nearest_neighbors
 from .cka import RBF as RBF
 from .cka import CKADifference as CKADifference
 from .cka import CKAResult as CKAResult
@@ -59,6 +62,12 @@ from .receptive_field import ReceptiveField as ReceptiveField
 from .receptive_field import effective_receptive_field as effective_receptive_field
 from .representation import as_samples as as_samples
 from .representation import centered_matrix as centered_matrix
+from .rigid import Procrustes as Procrustes
+from .rigid import RigidTransform as RigidTransform
+from .rigid import mean_rotation as mean_rotation
+from .rigid import procrustes as procrustes
+from .rigid import random_rotation as random_rotation
+from .rigid import rotation_angle as rotation_angle
 from .skips import ResidualSum as ResidualSum
 from .skips import SkipRatios as SkipRatios
 from .skips import remove_skip as remove_skip
@@ -78,6 +87,7 @@ __all__ = [
     "CKADifference",
     "CKAResult",
     "CalibrationCurve",
+    "Chamfer",
     "ClassMeans",
     "GhostNorms",
     "KNNProbe",
@@ -85,9 +95,11 @@ __all__ = [
     "LayerUnits",
     "MinibatchCKA",
     "MonteCarlo",
+    "Procrustes",
     "ReceptiveField",
     "ResidualSum",
     "RidgeProbe",
+    "RigidTransform",
     "SkipRatios",
     "TokenGrid",
     "TokenLocalization",
@@ -102,6 +114,7 @@ __all__ = [
     "calibration_curve",
     "cca",
     "centered_matrix",
+    "chamfer_distance",
     "cka",
     "confidence_gap",
     "dimensionality",
@@ -119,17 +132,22 @@ __all__ = [
     "layer_probes",
     "layers_of",
     "map_distance",
+    "mean_rotation",
     "mutual_information",
+    "nearest_neighbors",
     "nll",
     "participation_ratio",
     "per_example_grad_sqnorm",
     "predictive_entropy",
+    "procrustes",
     "pwcca",
+    "random_rotation",
     "rdm",
     "rdm_similarity",
     "remove_skip",
     "residual_sums",
     "ridge_probe",
+    "rotation_angle",
     "sample_labels",
     "semi_supervised_split",
     "skip_ratio",
