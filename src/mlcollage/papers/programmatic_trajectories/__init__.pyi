@@ -5,7 +5,11 @@ from .baselines import RNNGauss as RNNGauss
 from .baselines import VRNNIndep as VRNNIndep
 from .baselines import VRNNMixed as VRNNMixed
 from .baselines import VRNNSingle as VRNNSingle
+from .boids import BoidsWorld as BoidsWorld
+from .boids import boids_step as boids_step
+from .boids import friendly_label as friendly_label
 from .frames import TrackBatch as TrackBatch
+from .half_court import HalfCourtWorld as HalfCourtWorld
 from .label_model import SequenceLabelModel as SequenceLabelModel
 from .labeling import ABSTAIN as ABSTAIN
 from .labeling import GridIntent as GridIntent
@@ -16,6 +20,16 @@ from .labeling import Window as Window
 from .labeling import labeling_function as labeling_function
 from .macro import IntentModel as IntentModel
 from .macro_vrnn import MacroVRNN as MacroVRNN
+from .metrics import best_of_n as best_of_n
+from .metrics import collision_rate as collision_rate
+from .metrics import distance as distance
+from .metrics import intent_calibration as intent_calibration
+from .metrics import intent_information as intent_information
+from .metrics import nearest_distance as nearest_distance
+from .metrics import out_of_bounds as out_of_bounds
+from .metrics import speed as speed
+from .metrics import two_sample_auc as two_sample_auc
+from .metrics import wasserstein as wasserstein
 from .official import load_official_weights as load_official_weights
 from .official import official_model as official_model
 from .vrnn import AgentVRNN as AgentVRNN
@@ -25,7 +39,9 @@ __all__ = [
     "ABSTAIN",
     "VRAEMI",
     "AgentVRNN",
+    "BoidsWorld",
     "GridIntent",
+    "HalfCourtWorld",
     "IntentModel",
     "LFAnalysis",
     "LFApplier",
@@ -41,7 +57,19 @@ __all__ = [
     "VRNNSingle",
     "Window",
     "Wiring",
+    "best_of_n",
+    "boids_step",
+    "collision_rate",
+    "distance",
+    "friendly_label",
+    "intent_calibration",
+    "intent_information",
     "labeling_function",
     "load_official_weights",
+    "nearest_distance",
     "official_model",
+    "out_of_bounds",
+    "speed",
+    "two_sample_auc",
+    "wasserstein",
 ]

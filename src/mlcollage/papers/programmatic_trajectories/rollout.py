@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +17,8 @@ from .frames import carried
 from .labeling import LabelingFunction
 from .macro import IntentModel, intent_code
 
-if TYPE_CHECKING:
-    from .vrnn import AgentVRNN
+Model = Any
+"""An ``AgentVRNN``, which imports this module."""
 
 
 class Draws:
@@ -49,9 +49,7 @@ class IntentPlan:
     ask: Callable[..., Any] | None = None
 
 
-def plan_intents(
-    model: AgentVRNN, burn_in: Tensor, steps: int, intents: Any, history: Any, n: int
-) -> IntentPlan | None:
+def plan_intents(model: Model, burn_in: Tensor, steps: int, intents: Any, history: Any, n: int) -> IntentPlan | None:
     """Check and join what was given for burn-in (B, T, K, D) and steps."""
     if not model.n_intents:
         if intents is not None or history is not None:
@@ -73,7 +71,7 @@ def plan_intents(
     return IntentPlan(torch.cat([past, ahead], 1).repeat(n, 1, 1), ask)
 
 
-def _intents(model: AgentVRNN, given: Any, size: tuple[int, int], name: str, what: str) -> Tensor:
+def _intents(model: Model, given: Any, size: tuple[int, int], name: str, what: str) -> Tensor:
     """Whole numbers (B, frames, K) of what was given for all sequences or for each."""
     array = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
     b, frames = size
@@ -94,7 +92,7 @@ def _intents(model: AgentVRNN, given: Any, size: tuple[int, int], name: str, wha
 
 
 def roll_out(
-    model: AgentVRNN, burn_in: Tensor, steps: int, plan: IntentPlan | None, draws: Draws, latent: str
+    model: Model, burn_in: Tensor, steps: int, plan: IntentPlan | None, draws: Draws, latent: str
 ) -> tuple[Tensor, Tensor | None]:
     """Positions (B, T + steps, K, D) and intents of all frames but the last."""
     finite = burn_in.isfinite().all(-1)
@@ -149,7 +147,7 @@ def roll_out(
 
 
 def _choose(
-    model: AgentVRNN, plan: IntentPlan, t: int, given: int, x: list[Tensor], probabilities: Tensor, draws: Draws
+    model: Model, plan: IntentPlan, t: int, given: int, x: list[Tensor], probabilities: Tensor, draws: Draws
 ) -> Tensor:
     fixed = plan.fixed[:, t]
     if plan.ask is not None and t >= given - 1:
