@@ -4,6 +4,9 @@ from .batches import read_batch as read_batch
 from .catalog import catalog as catalog
 from .digits import load_digits_split as load_digits_split
 from .glyphs import GlyphWorld as GlyphWorld
+from .goal_tasks import GoalSet as GoalSet
+from .goal_tasks import GoalTask as GoalTask
+from .goal_tasks import GoalWorld as GoalWorld
 from .label_noise import add_label_noise as add_label_noise
 from .loading import load_workload as load_workload
 from .mnist1d import MNIST1D as MNIST1D
@@ -19,6 +22,9 @@ __all__ = [
     "DataBatch",
     "DataWorld",
     "GlyphWorld",
+    "GoalSet",
+    "GoalTask",
+    "GoalWorld",
     "Labeled",
     "Problem",
     "Workload",

@@ -1,0 +1,75 @@
+from .advantages import gae as gae
+from .advantages import standardize_advantages as standardize_advantages
+from .certificate import Certificate as Certificate
+from .certificate import certify as certify
+from .certificate import coverage_entropy as coverage_entropy
+from .config import ASPConfig as ASPConfig
+from .game import AsymmetricSelfPlay as AsymmetricSelfPlay
+from .game import Snapshot as Snapshot
+from .goals import GoalVerdict as GoalVerdict
+from .goals import alice_reward as alice_reward
+from .goals import at_goal as at_goal
+from .goals import object_rewards as object_rewards
+from .goals import success_rate as success_rate
+from .goals import time_rewards as time_rewards
+from .goals import validate_goal as validate_goal
+from .grasp import Grasp25D as Grasp25D
+from .holdouts import RobogymState as RobogymState
+from .holdouts import block_holdouts as block_holdouts
+from .holdouts import disc_holdouts as disc_holdouts
+from .holdouts import load_robogym_state as load_robogym_state
+from .loss import PPOTerms as PPOTerms
+from .loss import abc_loss as abc_loss
+from .loss import clip_share as clip_share
+from .loss import ppo_loss as ppo_loss
+from .planar import PlanarPush as PlanarPush
+from .policy import SetPolicy as SetPolicy
+from .policy import SetValue as SetValue
+from .policy import action_logp as action_logp
+from .policy import sample_actions as sample_actions
+from .relabel import Demonstrations as Demonstrations
+from .relabel import relabel as relabel
+from .rotation import euler_to_quaternion as euler_to_quaternion
+from .rotation import parallel_rotations as parallel_rotations
+from .rotation import quaternion_conjugate as quaternion_conjugate
+from .rotation import quaternion_multiply as quaternion_multiply
+from .rotation import rotation_distance as rotation_distance
+
+__all__ = [
+    "ASPConfig",
+    "AsymmetricSelfPlay",
+    "Certificate",
+    "Demonstrations",
+    "GoalVerdict",
+    "Grasp25D",
+    "PPOTerms",
+    "PlanarPush",
+    "RobogymState",
+    "SetPolicy",
+    "SetValue",
+    "Snapshot",
+    "abc_loss",
+    "action_logp",
+    "alice_reward",
+    "at_goal",
+    "block_holdouts",
+    "certify",
+    "clip_share",
+    "coverage_entropy",
+    "disc_holdouts",
+    "euler_to_quaternion",
+    "gae",
+    "load_robogym_state",
+    "object_rewards",
+    "parallel_rotations",
+    "ppo_loss",
+    "quaternion_conjugate",
+    "quaternion_multiply",
+    "relabel",
+    "rotation_distance",
+    "sample_actions",
+    "standardize_advantages",
+    "success_rate",
+    "time_rewards",
+    "validate_goal",
+]

@@ -1,0 +1,148 @@
+"""Proof that goals can be reached: Alice's actions, taken again from where Bob begins, must end where she ended."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mlcollage import _checks as checks
+from mlcollage._random import generator
+from mlcollage.data.goal_tasks import GoalWorld
+from mlcollage.errors import InvalidInput
+
+from .goals import GoalVerdict, validate_goal
+from .turns import present_of
+
+__all__ = ["Certificate", "certify", "coverage_entropy"]
+
+
+class Certificate(NamedTuple):
+    """What a replay showed."""
+
+    games: int
+    deviation: float  # largest distance of an object from where it was the first time, over its threshold
+    step: int  # the step in which that was
+    object: int  # the object
+    still_goals: int  # valid goals of an Alice who does nothing, out of ``games``
+
+
+def certify(world: GoalWorld, *, games: int = 16, steps: int = 20, seed: int = 0) -> Certificate:
+    """Check that a world is fit for the game: replays reproduce goals, and nothing moves by itself.
+
+    Random actions are taken twice from the same start states. Goals are solvable if both courses stay within the
+    thresholds of each other at every step.
+
+    Parameters
+    ----------
+    world
+        Any :class:`~mlcollage.data.GoalWorld`.
+    games, steps
+        How many courses of how many steps.
+    seed
+        Which start states and actions.
+
+    Returns
+    -------
+    Certificate
+        Largest deviation, in units of the threshold, and where.
+
+    Raises
+    ------
+    InvalidInput
+        If a replay ends beyond the threshold, numbers are not finite, or actions that do nothing give valid goals.
+
+    Examples
+    --------
+    >>> from mlcollage.papers.asymmetric_self_play import Grasp25D
+    >>> certify(Grasp25D()).deviation
+    0.0
+    """
+    checks.integer("games", games, least=1), checks.integer("steps", steps, least=1)
+    draw = generator(seed, 21)
+    start = world.initial(games, draw)
+    actions = torch.stack([torch.randint(b, (steps, games), generator=draw) for b in world.bins], -1)  # (T, n, D)
+    actions = actions.to(start.device)
+    first, again = _course(world, start, actions), _course(world, start, actions)
+    if not bool(torch.isfinite(first).all()):
+        raise InvalidInput("random actions lead to NaN or infinity; the world must keep its numbers finite.")
+    limits = torch.tensor(world.thresholds, dtype=torch.float64, device=start.device)
+    gap = torch.stack([world.distance(a, b).double() for a, b in zip(first, again, strict=True)]) / limits
+    worst = int(gap.argmax())  # of (T, n, K, M)
+    t, _, k, _ = (int(i) for i in torch.unravel_index(torch.tensor(worst), gap.shape))
+    deviation = float(gap.max())
+    if deviation >= 1:
+        raise InvalidInput(
+            f"the task is not deterministic: replayed, object {k} is {deviation:.3g} thresholds from where it was at "
+            f"step {t + 1}. States must hold everything: activations, controls, solver warm start, mocap poses, "
+            "controller integrators, a grasp, step counters, randomized masses and the random generator."
+        )
+    return Certificate(games, deviation, t + 1, k, _still(world, start, steps))
+
+
+def _course(world: GoalWorld, start: Tensor, actions: Tensor) -> Tensor:
+    state, course = start.clone(), []
+    for action in actions:
+        state = world.step(state, action)
+        course.append(world.achieved(state))
+    return torch.stack(course)
+
+
+def _still(world: GoalWorld, start: Tensor, steps: int) -> int:
+    """Valid goals of an Alice who takes the middle choice of everything; only worlds that have one are asked."""
+    if any(b % 2 == 0 for b in world.bins):
+        return 0
+    middle = torch.tensor([b // 2 for b in world.bins], device=start.device).expand(len(start), -1)
+    end = start
+    for _ in range(steps):
+        end = world.step(end, middle)
+    moved = world.distance(world.achieved(end), world.achieved(start))
+    verdict = validate_goal(
+        moved,
+        world.thresholds,
+        off_table=world.off_table(end),
+        out_of_zone=world.out_of_zone(end),
+        present=present_of(world, end),
+    )
+    valid = int((verdict <= GoalVerdict.OUT_OF_ZONE).sum())
+    if valid:
+        raise InvalidInput(
+            f"an Alice who does nothing gets {valid} valid goals of {len(start)}: objects move by themselves, up to "
+            f"{float(moved.max()):.3g}. Let them settle for some steps in initial, and keep them from overlapping."
+        )
+    return valid
+
+
+def coverage_entropy(goals: Tensor, cell: float, mask: Tensor | None = None) -> float:
+    r"""How widely goals are spread: the entropy in bits of their places on a grid.
+
+    .. math:: H = -\sum_c p_c \log_2 p_c
+
+    Parameters
+    ----------
+    goals
+        (n, K, G): K objects a goal.
+    cell
+        Width of a cell of the grid, in the units of the goals: the threshold is a natural choice.
+    mask
+        (n,) bool: goals to count, the valid ones.
+
+    Returns
+    -------
+    float
+        Between 0 (always the same place) and :math:`\log_2 n`.
+
+    Examples
+    --------
+    >>> coverage_entropy(torch.tensor([[[0.0]], [[0.0]], [[1.0]], [[1.0]]]), cell=0.1)
+    1.0
+    """
+    checks.positive("cell", cell)
+    kept = goals if mask is None else goals[mask]
+    if not len(kept):
+        raise InvalidInput("there is no goal to count.")
+    cells = (kept.double() / cell).round().flatten(1)
+    count = torch.unique(cells, dim=0, return_counts=True)[1].double()
+    p = count / count.sum()
+    return abs(float(-(p * p.log2()).sum()))

@@ -1,0 +1,527 @@
+"""The game: Alice sets goals by acting, Bob tries to reach them, and learns from her where he fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import binomtest
+from torch import Tensor, nn
+
+from mlcollage import _checks as checks
+from mlcollage._random import generator
+from mlcollage._users import users_code
+from mlcollage.data.goal_tasks import GoalSet, GoalTask, GoalWorld, check_world
+from mlcollage.errors import InvalidInput
+
+from .advantages import gae
+from .config import ASPConfig
+from .goals import GoalVerdict, alice_reward, time_rewards, validate_goal
+from .learner import Learner, Rows
+from .policy import SetPolicy, SetValue, action_logp
+from .relabel import relabel
+from .turns import AliceTurn, BobTurn, alice_turn, bob_turn, present_of, rows_of
+
+__all__ = ["AsymmetricSelfPlay", "Snapshot", "Turn"]
+
+_ALICE, _BOB = 0, 1
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Policies of both sides at one moment, all seeds stacked; never touched by later updates."""
+
+    steps: tuple[int, ...]  # environment steps so far, for each seed
+    alice: Mapping[str, Tensor]
+    bob: Mapping[str, Tensor]
+
+
+@dataclass
+class Turn:
+    """What happened in one turn of N games for each of R seeds."""
+
+    start: Tensor  # (R, N, S) Alice's state before the turn
+    end: Tensor  # (R, N, S) after it
+    goal: Tensor  # (R, N, K, G)
+    verdict: Tensor  # (R, N), see GoalVerdict; -1 where there was no Alice
+    played: Tensor  # (R, N) bool: Bob played for the goal
+    solved: Tensor  # (R, N) bool
+    bob_steps: Tensor  # (R, N)
+    gauges: dict[str, Tensor] = field(default_factory=dict)  # (R,)
+
+
+class AsymmetricSelfPlay:
+    r"""Alice and Bob, who teach each other to act in a world: no goals, demonstrations or rewards of yours are needed.
+
+    In each turn Alice acts for T steps, and the state that she ends in is a goal :math:`g`, which is thereby known to
+    be reachable. Bob tries to reach it from where she began. She earns 5 if he fails, he earns 5 if he does not, and
+    where he fails, her steps become demonstrations for him:
+
+    .. math:: L_{\text{Bob}} = L_{\text{PPO}} + \beta L_{\text{abc}}
+
+    Parameters
+    ----------
+    world
+        A :class:`~mlcollage.data.GoalWorld`, or a :class:`~mlcollage.data.GoalTask`, whose world is made. For a
+        Gymnasium environment see :class:`GymnasiumWorld`.
+    config
+        Settings.
+    seeds
+        Trainings with these seeds run as one stacked model; each learns as it would alone.
+    policy, value
+        ``policy(robot, features, bins)`` and ``value(robot, features)`` make fresh networks of your own; by default
+        :class:`SetPolicy` and :class:`SetValue`. They map rows (n, robot + K * features) to logits (n, sum(bins)) and
+        to values (n, 1). Alice and Bob get networks of their own.
+    goals
+        Train Bob directly, without Alice: on these start states and goals, one a game.
+    device
+        Where to train; worlds in tensor code follow the device of their states.
+
+    Attributes
+    ----------
+    alice, bob : Learner
+        Policies, values and optimizers.
+    steps : Tensor
+        (R,) environment steps so far: Alice's and Bob's real ones, without padding.
+    history : list of dict
+        Gauges of each turn; :meth:`health` gives them as a table.
+    last : Turn or None
+        The last turn.
+
+    Raises
+    ------
+    InvalidInput
+        For worlds that do not fit (see ``check_world``), networks that Alice and Bob would share, and no seed.
+
+    References
+    ----------
+    Plappert et al., "Asymmetric self-play for automatic goal discovery in robotic manipulation", 2021,
+    arXiv:2101.04882, algorithms 1 and 2.
+
+    Examples
+    --------
+    >>> from mlcollage.papers.asymmetric_self_play import ASPConfig, AsymmetricSelfPlay, Grasp25D, block_holdouts
+    >>> game = AsymmetricSelfPlay(Grasp25D(), ASPConfig(envs=8), seeds=(0, 1))
+    >>> game.fit(500)
+    >>> game.evaluate(block_holdouts(Grasp25D()), n=4).columns.tolist()
+    ['seed', 'holdout', 'steps', 'successes', 'n', 'rate', 'low', 'high']
+    """
+
+    def __init__(
+        self,
+        world: GoalWorld | GoalTask,
+        config: ASPConfig | None = None,
+        *,
+        seeds: Sequence[int] = (0,),
+        policy: Callable[[int, int, tuple[int, ...]], nn.Module] | None = None,
+        value: Callable[[int, int], nn.Module] | None = None,
+        goals: GoalSet | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if isinstance(world, GoalTask):
+            self.world: GoalWorld = world.make(world.name)
+            config = config or ASPConfig(alice_steps=world.alice_steps, bob_steps=world.bob_steps)
+        else:
+            check_world(world)
+            self.world = world
+        self.config = config or ASPConfig()
+        self.seeds = tuple(checks.integer("a seed", seed) for seed in seeds)
+        self.goals, self.device = goals, torch.device(device or "cpu")
+        self.turns = 0
+        self.steps = torch.zeros(len(self.seeds), dtype=torch.long)
+        self.history: list[dict[str, Any]] = []
+        self.last: Turn | None = None
+        self.pool: list[Snapshot] = []
+        state = self._initial(0)
+        robot, objects = self.world.observe(state[0, :2])
+        extra = 2 * self.world.achieved(state[0, :2]).shape[-1]
+        make_policy, make_value = policy or self._policy, value or self._value
+        bins = tuple(self.world.bins)
+        self.alice, self.bob = (
+            Learner(
+                partial(make_policy, robot.shape[1], features, bins),
+                partial(make_value, robot.shape[1], features),
+                bins,
+                self.seeds,
+                self.config,
+                side,
+                self.device,
+            )
+            for side, features in ((_ALICE, objects.shape[2]), (_BOB, objects.shape[2] + extra))
+        )
+        _refuse_shared(self.alice, self.bob)
+        r, n = len(self.seeds), self.config.envs
+        self._alice_state, self._bob_state = state, state.clone()
+        self._goals_set = torch.zeros(r, n, dtype=torch.long, device=self.device)
+        self._failed = torch.zeros(r, n, dtype=torch.bool, device=self.device)
+        self._over = torch.zeros(r, n, dtype=torch.bool, device=self.device)
+
+    def _policy(self, robot: int, features: int, bins: tuple[int, ...]) -> nn.Module:
+        return SetPolicy(robot, features, bins, embed=self.config.embed, hidden=self.config.hidden)
+
+    def _value(self, robot: int, features: int) -> nn.Module:
+        return SetValue(robot, features, embed=self.config.embed, hidden=self.config.hidden)
+
+    def _initial(self, turn: int) -> Tensor:
+        """Fresh start states (R, N, S) for this turn, each seed's from draws of its own."""
+        with users_code("the world's initial"):
+            drawn = [self.world.initial(self.config.envs, generator(seed, turn, 11)) for seed in self.seeds]
+        return torch.stack(drawn).to(self.device)
+
+    # -- one turn ---------------------------------------------------------------------------------------------------
+
+    def turn(self) -> Turn:
+        """Play one turn of every game, and learn from it."""
+        with torch.no_grad():
+            found = self._direct_turn() if self.goals is not None else self._turn()
+        self.last = found
+        self.turns += 1
+        self.history.append(
+            {"turn": self.turns, "steps": self.steps.tolist(), **{k: v.tolist() for k, v in found.gauges.items()}}
+        )
+        if self.goals is None and self.turns % self.config.snapshot_every == 0:
+            self._remember()
+        return found
+
+    def _direct_turn(self) -> Turn:
+        c, r = self.config, len(self.seeds)
+        assert self.goals is not None
+        drawn = [self.goals(c.envs, generator(seed, self.turns, 12)) for seed in self.seeds]
+        start, goal = (torch.stack(part).to(self.device) for part in zip(*drawn, strict=True))
+        playing = torch.ones(r, c.envs, dtype=torch.bool, device=self.device)
+        bob = self._bob_plays(start, goal, playing)
+        gauges = self._bob_learns(bob, goal, None)
+        self.steps += bob.steps.sum(1).cpu()
+        gauges["solve_rate"] = bob.solved.float().mean(1)
+        verdict = torch.full_like(playing, -1, dtype=torch.long)
+        return Turn(start, start, goal, verdict, playing, bob.solved, bob.steps, gauges)
+
+    def _turn(self) -> Turn:
+        c = self.config
+        self._restart()
+        past_alice, past_bob, old = self._past()
+        start = self._alice_state
+        alice = alice_turn(
+            self.world,
+            self.alice,
+            start,
+            c.alice_steps,
+            (self.turns,),
+            None if old is None else (past_alice, old.alice),
+        )
+        end = alice.states[-1]
+        goal, verdict = self._judge(start, end)
+        playable = verdict <= GoalVerdict.OUT_OF_ZONE
+        playing = playable & ~self._failed
+        games = torch.arange(c.envs, device=self.device)
+        with_past = (games >= c.envs - past_bob).expand_as(playing)
+        bob = self._bob_plays(self._bob_state, goal, playing & ~with_past)
+        self._bob_state = bob.states
+        solved, bob_steps = bob.solved, bob.steps
+        if past_bob and old is not None:
+            past = self._bob_plays(self._bob_state, goal, playing & with_past, old.bob)
+            self._bob_state = past.states
+            solved, bob_steps = solved | past.solved, bob_steps + past.steps
+        # What Bob failed at, or was not asked since he failed before; not what a past Bob did.
+        wanted = playable & ~with_past & (~solved if c.abc_filter else torch.ones_like(solved))
+        demos = self._relabel(alice, goal, wanted)
+        gauges = self._bob_learns(bob, goal, demos)
+        learned = (games >= past_alice).expand_as(playing) & (playable | c.store_invalid)
+        self._goals_set += playable.long()
+        if c.learn_alice:
+            self._alice_learns(alice, verdict, solved, bob_steps, learned)
+        self._failed |= playing & ~solved
+        self._over = ~playable | (self._goals_set >= c.goals)
+        self._alice_state = end
+        self.steps += (bob_steps.sum(1) + c.alice_steps * c.envs).cpu()
+        gauges |= self._gauges(verdict, playing, solved, wanted)
+        return Turn(start, end, goal, verdict, playing, solved, bob_steps, gauges)
+
+    def _restart(self) -> None:
+        """New games where the old ones are over; the others go on from where each side is."""
+        if not bool(self._over.any()):
+            return
+        fresh = self._initial(self.turns + 1)
+        over = self._over[..., None]
+        self._alice_state = torch.where(over, fresh, self._alice_state)
+        self._bob_state = torch.where(over, fresh, self._bob_state)
+        self._goals_set = self._goals_set.masked_fill(self._over, 0)
+        self._failed = self._failed & ~self._over
+
+    def _judge(self, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+        """Goals (R, N, K, G) and what becomes of them (R, N)."""
+        r, n, _ = end.shape
+        before, after = start.flatten(0, 1), end.flatten(0, 1)
+        goal = self.world.achieved(after)
+        verdict = validate_goal(
+            self.world.distance(goal, self.world.achieved(before)),
+            self.world.thresholds,
+            off_table=self.world.off_table(after),
+            out_of_zone=self.world.out_of_zone(after),
+            present=present_of(self.world, after),
+            broken=~torch.isfinite(after).all(-1),
+        )
+        return goal.view(r, n, *goal.shape[1:]), verdict.view(r, n)
+
+    def _bob_plays(
+        self, state: Tensor, goal: Tensor, playing: Tensor, parameters: Mapping[str, Tensor] | None = None
+    ) -> BobTurn:
+        c = self.config
+        # Two Bobs in one turn draw from different streams.
+        key = (self.turns, 0 if parameters is None else 1)
+        bonus = 5.0 if c.reward == "success" else 0.0
+        return bob_turn(
+            self.world, self.bob, state, goal, playing, c.bob_steps, key, parameters=parameters, solved_bonus=bonus
+        )
+
+    # -- learning ---------------------------------------------------------------------------------------------------
+
+    def _bob_learns(self, bob: BobTurn, goal: Tensor, demos: Rows | None) -> dict[str, Tensor]:
+        c = self.config
+        r, n = bob.solved.shape
+        if not bob.x:  # nobody was asked, or all goals were met before the first step
+            x = rows_of(self.world, bob.states[:, 0], goal[:, 0])[:, None]
+            with torch.enable_grad():
+                return self.bob.update(_nothing(x, len(self.bob.bins)), self.turns, demos)
+        lanes = torch.arange(r, device=self.device)[:, None]
+        x, index, logp = torch.cat(bob.x, 1), torch.cat(bob.index, 1), torch.cat(bob.logp, 1)
+        mask = torch.cat([real for _, real in bob.row_of], 1)
+        flat_values = self.bob.values(x)
+        reward, value = bob.reward.clone(), torch.zeros_like(bob.reward)
+        terminated, truncated = (torch.zeros_like(reward, dtype=torch.bool) for _ in range(2))
+        for t, (part, (games, _)) in enumerate(
+            zip(flat_values.split([v.shape[1] for v in bob.x], 1), bob.row_of, strict=True)
+        ):
+            value[t][lanes, games] = part
+        last = (bob.steps - 1).clamp(min=0)[None]  # (1, R, N)
+        terminated.scatter_(0, last, bob.solved[None])
+        limit = ~bob.solved & (bob.steps > 0)
+        (truncated if c.bob_timeout == "go_on" else terminated).scatter_(0, last, (terminated.gather(0, last) | limit))
+        if c.reward == "time":
+            reward = torch.zeros_like(reward).scatter_(0, last, self._time(bob.steps, bob.solved)[1][None])
+        final = torch.zeros_like(reward)
+        if c.bob_timeout == "go_on":
+            rows = rows_of(self.world, bob.states.flatten(0, 1), goal.flatten(0, 1)).view(r, n, -1)
+            final = self.bob.values(rows).expand_as(reward)
+        advantages, returns = gae(
+            reward, value, terminated, truncated=truncated, final_values=final, gamma=c.gamma, lam=c.lam
+        )
+        taken = [
+            torch.cat([a[t][lanes, games] for t, (games, _) in enumerate(bob.row_of)], 1) for a in (advantages, returns)
+        ]
+        with torch.enable_grad():
+            return self.bob.update(Rows(x, index, logp, mask, *taken), self.turns, demos)
+
+    def _alice_learns(
+        self, alice: AliceTurn, verdict: Tensor, solved: Tensor, bob_steps: Tensor, learned: Tensor
+    ) -> None:
+        c = self.config
+        steps, r, n = alice.logp.shape
+        x = alice.x.permute(1, 0, 2, 3).flatten(1, 2)  # (R, T N, F)
+        value = self.alice.values(x).view(r, steps, n).transpose(0, 1)
+        reward, terminated = torch.zeros_like(value), torch.zeros_like(value, dtype=torch.bool)
+        earned = alice_reward(verdict, solved)
+        if c.reward == "time":
+            playable = verdict <= GoalVerdict.OUT_OF_ZONE
+            earned = torch.where(playable, self._time(bob_steps, solved)[0], torch.zeros_like(earned))
+        reward[-1] = earned
+        goes_on = torch.zeros_like(terminated)
+        final = torch.zeros_like(value)
+        if c.turn_end == "go_on":
+            open_ = (verdict <= GoalVerdict.OUT_OF_ZONE) & (self._goals_set < c.goals)
+            goes_on[-1] = open_
+            rows = rows_of(self.world, alice.states[-1].flatten(0, 1)).view(r, n, -1)
+            final = self.alice.values(rows).expand_as(value)
+        terminated[-1] = ~goes_on[-1]
+        advantages, returns = gae(
+            reward, value, terminated, truncated=goes_on, final_values=final, gamma=c.gamma, lam=c.lam
+        )
+        flat = [t.transpose(0, 1).flatten(1, 2) for t in (alice.index, alice.logp, advantages, returns)]
+        mask = learned[:, None].expand(r, steps, n).flatten(1)
+        with torch.enable_grad():
+            self.alice.update(Rows(x, flat[0], flat[1], mask, flat[2], flat[3]), self.turns)
+
+    def _time(self, bob_steps: Tensor, solved: Tensor) -> tuple[Tensor, Tensor]:
+        c = self.config
+        own = torch.full_like(bob_steps, c.alice_steps)
+        return time_rewards(own, bob_steps, solved, most=c.alice_steps + c.bob_steps, scale=c.time_scale)
+
+    def _relabel(self, alice: AliceTurn, goal: Tensor, wanted: Tensor) -> Rows | None:
+        """Alice's steps as Bob would see them, with the goal that she reached and his log-probabilities now."""
+        if not self.config.beta or not bool(wanted.any()):
+            return None
+        found = relabel(self.world, alice.states, alice.index, goal, wanted)
+        logp, _ = action_logp(self.bob.logits(found.x), found.choice, self.bob.bins)
+        return Rows(found.x, found.choice, logp, found.mask)
+
+    # -- opponents of the past --------------------------------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        """The policies of both sides as they are now."""
+        return Snapshot(tuple(self.steps.tolist()), self.alice.snapshot(), self.bob.snapshot())
+
+    def _remember(self) -> None:
+        self.pool.append(self.snapshot())
+        if len(self.pool) > self.config.snapshots:
+            del self.pool[1::2]  # thinned out evenly, the first one kept
+
+    def _past(self) -> tuple[int, int, Snapshot | None]:
+        """Numbers of games with a past Alice (the first ones) and with a past Bob (the last ones), and who plays."""
+        c = self.config
+        games = round(c.past_opponent * c.envs / 2)
+        if not self.pool or not games:
+            return 0, 0, None
+        block = self.turns // c.goals  # the same opponent for as many turns as a game has goals
+        choice = [int(torch.randint(len(self.pool), (1,), generator=generator(s, block, 13))) for s in self.seeds]
+        picked = [
+            {
+                name: torch.stack([side(self.pool[i])[name][r] for r, i in enumerate(choice)])
+                for name in side(self.pool[0])
+            }
+            for side in (lambda s: s.alice, lambda s: s.bob)
+        ]
+        return games, games, Snapshot(tuple(self.steps.tolist()), *picked)
+
+    # -- what came of it --------------------------------------------------------------------------------------------
+
+    def fit(self, steps: int, callbacks: Sequence[Callable[[AsymmetricSelfPlay], object]] = ()) -> None:
+        """Play and learn until every seed has had this many environment steps.
+
+        Parameters
+        ----------
+        steps
+            Environment steps of a seed, Alice's and Bob's together.
+        callbacks
+            Called with this object after each turn.
+
+        Raises
+        ------
+        InvalidInput
+            If no goal was valid in the first 20 turns: nothing can be learned then.
+        """
+        checks.integer("steps", steps, least=1)
+        while int(self.steps.min()) < steps:
+            self.turn()
+            for callback in callbacks:
+                callback(self)
+            if self.turns == 20 and self.goals is None and not any(sum(h["valid"]) for h in self.history):
+                raise InvalidInput(
+                    f"0 valid goals in {20 * self.config.envs * len(self.seeds):,} turns; a valid goal needs an object "
+                    f"that moves by {max(self.world.thresholds):g} or more and stays on the table. Give Alice more "
+                    f"than {self.config.alice_steps} steps, or look at the world's units."
+                )
+
+    def evaluate(
+        self, holdouts: Mapping[str, GoalSet], n: int = 256, *, seed: int = 0, greedy: bool = False
+    ) -> pd.DataFrame:
+        """Bob's share of hold-out goals reached; nothing is learned, and no step is counted.
+
+        Parameters
+        ----------
+        holdouts
+            Sets of goals by name.
+        n
+            Goals of each.
+        seed
+            Which goals: the same for all seeds of the training, and none of those that it could see.
+        greedy
+            Take the likeliest action instead of drawing one.
+
+        Returns
+        -------
+        pandas.DataFrame
+            A row for each seed and set: ``rate`` and its 95 % Wilson interval over goals.
+        """
+        checks.integer("n", n, least=1)
+        rows = []
+        for number, (name, goals) in enumerate(holdouts.items()):
+            found = self.attempt(goals, n, key=(seed, number), greedy=greedy)
+            for s, steps, won in zip(self.seeds, self.steps.tolist(), found.solved.sum(1).tolist(), strict=True):
+                low, high = binomtest(won, n).proportion_ci(0.95, "wilson")
+                rows.append((s, name, steps, won, n, won / n, low, high))
+        return pd.DataFrame(rows, columns=["seed", "holdout", "steps", "successes", "n", "rate", "low", "high"])
+
+    def attempt(self, goals: GoalSet, n: int, *, key: Sequence[int] = (0,), greedy: bool = False) -> BobTurn:
+        """Bob's attempts at n goals of a set, the same goals for each seed."""
+        with torch.no_grad():
+            start, goal = (t.to(self.device).expand(len(self.seeds), *t.shape) for t in goals(n, generator(*key, 14)))
+            playing = torch.ones(len(self.seeds), n, dtype=torch.bool, device=self.device)
+            return bob_turn(
+                self.world, self.bob, start.clone(), goal, playing, self.config.bob_steps, (*key, 15), greedy=greedy
+            )
+
+    def payoff_matrix(self, snapshots: Sequence[Snapshot], n: int = 128, *, seed: int = 0) -> np.ndarray:
+        """Bob's share of goals reached, for every Alice against every Bob of the snapshots.
+
+        Parameters
+        ----------
+        snapshots
+            As :meth:`snapshot` gives them, in order of time.
+        n
+            Games of a pair, of one goal each, from the same start states.
+        seed
+            Which start states.
+
+        Returns
+        -------
+        numpy.ndarray
+            (R, A, B): rows are Alices, columns are Bobs. NaN where an Alice set no valid goal.
+        """
+        if len(snapshots) < 2:
+            raise InvalidInput(f"a payoff matrix needs two snapshots or more; there are {len(snapshots)}.")
+        c, r = self.config, len(self.seeds)
+        out = np.full((r, len(snapshots), len(snapshots)), np.nan)
+        with torch.no_grad():
+            start = self.world.initial(n, generator(seed, 16)).to(self.device).expand(r, n, -1).contiguous()
+            for i, of_alice in enumerate(snapshots):
+                turn = alice_turn(self.world, self.alice, start, c.alice_steps, (seed, 17), (n, of_alice.alice))
+                goal, verdict = self._judge(start, turn.states[-1])
+                playing = verdict <= GoalVerdict.OUT_OF_ZONE
+                for j, of_bob in enumerate(snapshots):
+                    key = (seed, 18)
+                    bob = bob_turn(self.world, self.bob, start, goal, playing, c.bob_steps, key, parameters=of_bob.bob)
+                    count = playing.sum(1)
+                    rate = (bob.solved & playing).sum(1) / count.clamp(min=1)
+                    out[:, i, j] = torch.where(count > 0, rate, torch.full_like(rate, torch.nan)).cpu().numpy()
+        return out
+
+    def health(self) -> pd.DataFrame:
+        """Gauges of all turns: one row for each turn and seed.
+
+        ``valid``, ``out_of_zone``, ``unmoved``, ``off_table``, ``not_finite`` count goals; ``solve_rate`` is over those
+        that Bob played for, ``demos`` counts turns that were cloned; ``entropy``, ``clip_share`` and ``first_ratio``
+        (largest distance of a ratio from 1 in the first minibatch, which should be nearly 0) are of Bob's policy.
+        """
+        rows = [
+            {"seed": seed, "turn": h["turn"], **{k: v[r] for k, v in h.items() if isinstance(v, list)}}
+            for h in self.history
+            for r, seed in enumerate(self.seeds)
+        ]
+        return pd.DataFrame(rows)
+
+    def _gauges(self, verdict: Tensor, playing: Tensor, solved: Tensor, cloned: Tensor) -> dict[str, Tensor]:
+        names = ("valid", "out_of_zone", "unmoved", "off_table", "not_finite")
+        found = {name: (verdict == v).sum(1) for name, v in zip(names, GoalVerdict, strict=True)}
+        count = playing.sum(1)
+        rate = (solved & playing).sum(1) / count.clamp(min=1)
+        found["solve_rate"] = torch.where(count > 0, rate, torch.full_like(rate, torch.nan))
+        found["demos"] = cloned.sum(1) if self.config.beta else torch.zeros_like(count)
+        return found
+
+
+def _nothing(x: Tensor, heads: int) -> Rows:
+    """A row of padding for each seed, in the shape of these observations (R, 1, F)."""
+    zero = x.new_zeros(len(x), 1)
+    return Rows(x, zero[..., None].expand(-1, 1, heads).long(), zero, zero.bool(), zero, zero)
+
+
+def _refuse_shared(alice: Learner, bob: Learner) -> None:
+    """Alice and Bob learn from each other only by playing; a network of both would be pulled both ways."""
+    modules = [{id(m) for m in side.policy._model.modules()} for side in (alice, bob)]
+    if modules[0] & modules[1]:
+        raise InvalidInput("policy gives Alice and Bob the same network, or parts of it; make fresh ones at each call.")

@@ -1,0 +1,89 @@
+"""Hindsight: Alice's steps as Bob would have seen them, with the goal that she reached."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mlcollage.data.goal_tasks import GoalWorld
+from mlcollage.errors import InvalidInput
+
+from .turns import rows_of
+
+__all__ = ["Demonstrations", "relabel"]
+
+
+class Demonstrations(NamedTuple):
+    """What is cloned: observations (..., M, F) with goals, Alice's actions (..., M, D), and which rows are real."""
+
+    x: Tensor
+    choice: Tensor
+    mask: Tensor
+
+
+def relabel(world: GoalWorld, states: Tensor, actions: Tensor, goal: Tensor, wanted: Tensor) -> Demonstrations:
+    r"""Make demonstrations of turns: :math:`\tau_{BC} = \{(s_t, g = s_T, a_t)\}_{t < T}`.
+
+    Parameters
+    ----------
+    world
+        Gives the observations.
+    states
+        (T + 1, n, S), or (T + 1, R, n, S) for R seeds: states before each of Alice's actions, and after the last.
+    actions
+        (T, n, D) or (T, R, n, D).
+    goal
+        (n, K, G) or (R, n, K, G): what Alice achieved.
+    wanted
+        (n,) or (R, n) bool: turns to clone, that is, with a valid goal that Bob did not reach.
+
+    Returns
+    -------
+    Demonstrations
+        Rows of all wanted turns. Bob's log-probabilities of ``choice`` given ``x``, taken *now*, are the
+        ``logp_old`` of :func:`abc_loss`.
+
+    Raises
+    ------
+    InvalidInput
+        For shapes that do not fit: actions pair with the states before them, so there is one state more.
+
+    References
+    ----------
+    arXiv:2101.04882, section 3.3.
+
+    Examples
+    --------
+    >>> from mlcollage.papers.asymmetric_self_play import PlanarPush
+    >>> world, states = PlanarPush(), torch.zeros(4, 5, 4)  # three steps of five games
+    >>> demos = relabel(world, states, torch.zeros(3, 5, 2).long(), world.achieved(states[-1]),
+    ...                 torch.tensor([True, False, True, False, False]))
+    >>> demos.x.shape, demos.choice.shape
+    (torch.Size([6, 11]), torch.Size([6, 2]))
+    """
+    if len(states) != len(actions) + 1 or states.shape[1:-1] != actions.shape[1:-1]:
+        raise InvalidInput(
+            f"states {tuple(states.shape)} and actions {tuple(actions.shape)} do not pair: expected one state before "
+            "each action and one after the last, of the same games."
+        )
+    if wanted.shape != states.shape[1:-1] or goal.shape[: wanted.ndim] != wanted.shape:
+        raise InvalidInput(
+            f"goal {tuple(goal.shape)} and wanted {tuple(wanted.shape)} must be of {states.shape[1:-1]}."
+        )
+    if wanted.ndim == 1:
+        found = relabel(world, states[:, None], actions[:, None], goal[None], wanted[None])
+        return Demonstrations(*(part[0] for part in found))
+    steps, r = actions.shape[:2]
+    lanes = torch.arange(r, device=states.device)[:, None]
+    most = int(wanted.sum(1).max())
+    games = (~wanted).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]  # wanted ones first
+    real = wanted.gather(1, games)
+    before, goals = states[:-1][:, lanes, games], goal[lanes, games]  # (T, R, m, S), (R, m, K, G)
+    x = rows_of(world, before.flatten(0, 2), goals.expand(steps, *goals.shape).flatten(0, 2))
+    return Demonstrations(
+        x.view(steps, r, most, -1).transpose(0, 1).flatten(1, 2),
+        actions[:, lanes, games].transpose(0, 1).flatten(1, 2),
+        real[:, None].expand(r, steps, most).flatten(1),
+    )

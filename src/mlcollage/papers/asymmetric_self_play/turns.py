@@ -1,0 +1,169 @@
+"""One turn of the game, in lock-step over all games of all seeds: Alice sets a goal, Bob tries to reach it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mlcollage._random import generator
+from mlcollage.data.goal_tasks import GoalWorld
+
+from .goals import at_goal
+from .learner import Learner
+from .policy import sample_actions
+
+__all__ = ["AliceTurn", "BobTurn", "alice_turn", "bob_turn", "rows_of"]
+
+
+def rows_of(world: GoalWorld, state: Tensor, goal: Tensor | None = None) -> Tensor:
+    """What a policy sees of states (n, S): rows ``[robot | object 1 | ...]``; Bob's objects end with their goal.
+
+    Parameters
+    ----------
+    world
+        Any :class:`~mlcollage.data.GoalWorld`.
+    state
+        (n, S).
+    goal
+        (n, K, G), or None for Alice, who has none. Its difference to what is achieved is appended too.
+
+    Examples
+    --------
+    >>> from mlcollage.papers.asymmetric_self_play import Grasp25D
+    >>> world, state = Grasp25D(), torch.zeros(4, 8)
+    >>> rows_of(world, state).shape, rows_of(world, state, world.achieved(state)).shape
+    (torch.Size([4, 13]), torch.Size([4, 19]))
+    """
+    robot, objects = world.observe(state)
+    if goal is not None:
+        objects = torch.cat((objects, goal, goal - world.achieved(state)), -1)
+    return torch.cat((robot, objects.flatten(1)), 1).to(torch.get_default_dtype())
+
+
+def present_of(world: GoalWorld, state: Tensor) -> Tensor:
+    """Real objects (n, K) bool."""
+    return world.observe(state)[1][..., 0] > 0.5
+
+
+@dataclass
+class AliceTurn:
+    """What Alice did: T steps of N games for each of R seeds."""
+
+    states: Tensor  # (T + 1, R, N, S)
+    x: Tensor  # (T, R, N, F)
+    index: Tensor  # (T, R, N, D)
+    logp: Tensor  # (T, R, N)
+
+
+@dataclass
+class BobTurn:
+    """What Bob did, in rows of the games that he was still playing; padded to the same number for each seed."""
+
+    states: Tensor  # (R, N, S) at the end
+    solved: Tensor  # (R, N) bool
+    steps: Tensor  # (R, N) taken
+    reward: Tensor  # (T, R, N), of objects, and of the goal in its last step
+    row_of: list[tuple[Tensor, Tensor]]  # for each step: games (R, m) and which of them are real
+    x: list[Tensor]  # (R, m, F) for each step
+    index: list[Tensor]
+    logp: list[Tensor]
+
+
+def _noise(seeds: Sequence[int], key: Sequence[int], shape: Sequence[int], like: Tensor) -> Tensor:
+    """Uniform numbers (R, *shape), of which each seed has its own."""
+    return torch.stack([torch.rand(*shape, generator=generator(seed, *key)) for seed in seeds]).to(like.device)
+
+
+def alice_turn(
+    world: GoalWorld,
+    learner: Learner,
+    state: Tensor,
+    steps: int,
+    key: Sequence[int],
+    past: tuple[int, Mapping[str, Tensor]] | None = None,
+) -> AliceTurn:
+    """Alice acts for exactly ``steps`` steps from states (R, N, S).
+
+    ``past`` is a number of games, the first ones, and the parameters of a snapshot that plays them.
+    """
+    r, n, s = state.shape
+    noise = _noise(learner.seeds, (learner.side, *key), (steps, n, sum(learner.bins)), state)
+    states: list[Tensor] = [state]
+    xs: list[Tensor] = []
+    indices: list[Tensor] = []
+    logps: list[Tensor] = []
+    for t in range(steps):
+        x = rows_of(world, state.reshape(r * n, s)).view(r, n, -1)
+        logits = learner.logits(x)
+        if past is not None and past[0]:
+            logits = torch.cat((learner.logits(x[:, : past[0]], past[1]), logits[:, past[0] :]), 1)
+        action = sample_actions(logits, learner.bins, noise[:, t])
+        state = world.step(state.reshape(r * n, s), action.choice.view(r * n, -1)).view(r, n, s)
+        for seen, kept in ((state, states), (x, xs), (action.choice, indices), (action.logp, logps)):
+            kept.append(seen)
+    return AliceTurn(torch.stack(states), torch.stack(xs), torch.stack(indices), torch.stack(logps))
+
+
+def bob_turn(
+    world: GoalWorld,
+    learner: Learner,
+    state: Tensor,
+    goal: Tensor,
+    playing: Tensor,
+    steps: int,
+    key: Sequence[int],
+    *,
+    parameters: Mapping[str, Tensor] | None = None,
+    solved_bonus: float = 5.0,
+    greedy: bool = False,
+) -> BobTurn:
+    """Bob acts from states (R, N, S) in the games that are ``playing`` (R, N) until all objects are at their goals.
+
+    Games that are solved stop where they are and leave the batch; nothing of them is computed, or counted, again.
+    """
+    r, n, s = state.shape
+    k = goal.shape[2]
+    lanes = torch.arange(r, device=state.device)[:, None]
+    there = present_of(world, state.reshape(r * n, s)).view(r, n, k)
+
+    def at(states: Tensor, goals: Tensor, real: Tensor) -> Tensor:
+        flat = states.flatten(0, 1)
+        near = at_goal(world.distance(world.achieved(flat), goals.flatten(0, 1)), world.thresholds)
+        return near.view(*states.shape[:2], k) | ~real
+
+    noise = None if greedy else _noise(learner.seeds, (learner.side, *key), (steps, n, sum(learner.bins)), state)
+    state, before = state.clone(), at(state, goal, there)
+    solved = before.all(-1) & playing
+    active = playing & ~solved
+    reward = torch.zeros(steps, r, n, device=state.device)
+    taken = torch.zeros(r, n, dtype=torch.long, device=state.device)
+    out = BobTurn(state, solved, taken, reward, [], [], [], [])
+    for t in range(steps):
+        most = int(active.sum(1).max())
+        if not most:
+            break
+        games = (~active).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]  # (R, m), playing ones first
+        real = active.gather(1, games)
+        here, wanted = state[lanes, games], goal[lanes, games]
+        x = rows_of(world, here.flatten(0, 1), wanted.flatten(0, 1)).view(r, most, -1)
+        action = sample_actions(
+            learner.logits(x, parameters), learner.bins, None if noise is None else noise[:, t][lanes, games]
+        )
+        after = world.step(here.flatten(0, 1), action.choice.flatten(0, 1)).view(r, most, s)
+        after = torch.where(real[..., None], after, here)
+        state[lanes, games] = after
+        now = at(after, wanted, there[lanes, games])
+        gain = (now.sum(-1) - before[lanes, games].sum(-1)).float()
+        done = now.all(-1) & real
+        reward[t][lanes, games] = torch.where(real, gain + solved_bonus * done.float(), torch.zeros_like(gain))
+        before[lanes, games] = torch.where(real[..., None], now, before[lanes, games])
+        solved[lanes, games] |= done
+        taken[lanes, games] += real.long()
+        active[lanes, games] &= ~done
+        out.row_of.append((games, real))
+        for seen, kept in ((x, out.x), (action.choice, out.index), (action.logp, out.logp)):
+            kept.append(seen)
+    return out
