@@ -12,6 +12,7 @@ from .loading import load_workload as load_workload
 from .mnist1d import MNIST1D as MNIST1D
 from .problem import Problem as Problem
 from .problem import problem as problem
+from .trajectories import Trajectories as Trajectories
 from .workload import Labeled as Labeled
 from .workload import Workload as Workload
 from .workload import arrays as arrays
@@ -27,6 +28,7 @@ __all__ = [
     "GoalWorld",
     "Labeled",
     "Problem",
+    "Trajectories",
     "Workload",
     "add_label_noise",
     "arrays",

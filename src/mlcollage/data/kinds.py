@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
+from mlcollage.data.trajectories import Trajectories
 from mlcollage.data.workload import Labeled, Workload
 from mlcollage.errors import InvalidInput
 
 #: Every kind; a new one is a frozen dataclass, whose fields without default are what a user's function must return.
-KINDS: tuple[type[Workload], ...] = (Labeled,)
+KINDS: tuple[type[Workload], ...] = (Labeled, Trajectories)
 
 
 def as_workload(given: Any, where: str) -> Workload:

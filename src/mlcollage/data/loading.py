@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar, overload
 from urllib.parse import parse_qsl
 
-from mlcollage.data import _bundled, _files, _hub, _images, _user_code, cifar, tiny_imagenet
+from mlcollage.data import _bundled, _files, _hub, _images, _user_code, cifar, tiny_imagenet, trajectories
 from mlcollage.data.workload import Workload
 from mlcollage.errors import InvalidInput, UnknownName
 
@@ -28,6 +28,7 @@ def _after_prefix(name: str) -> str:
 
 # Tried in this order: built-in names come before files, and a colon means a function only where nothing else fits.
 _LOADERS = (
+    _Loader(lambda name, _: name.startswith("tracks:"), lambda name, o: trajectories.load(_after_prefix(name), o)),
     _Loader(lambda name, _: name.startswith("hf:"), lambda name, o: _hub.load(_after_prefix(name), o)),
     _Loader(lambda name, _: _bundled.knows(name), _bundled.load),
     _Loader(
@@ -92,6 +93,11 @@ def load_workload(spec: str, kind: type[Workload] = Workload) -> Workload:
         ``hf:name``, ``hf:name:configuration``, ``hf:folder``
             A data set of the Hugging Face hub, or one saved to a folder (``save_to_disk``, Parquet files); needs the
             extra ``hub``. ``?label=column``, ``?image=column``, ``?size=32``.
+        ``tracks:file.csv?id=..&frame=..&x=..&y=..``
+            :class:`~mlcollage.data.trajectories.Trajectories` from a table with a row for each agent and frame (also
+            ``.parquet``). ``sequence`` and ``time`` name further columns; ``fps``, ``window`` (frames of a sequence),
+            ``stride``, ``agents``, ``units``, and ``length`` and ``width`` of the court are values.
+            ``tracks:file.npz?layout=NTKD`` reads an array ``tracks``, ``tracks:file.json?team=home`` SportVU's games.
     kind
         The kind of workload that is needed, such as ``Labeled``; another one is refused. By default any.
 
@@ -123,7 +129,8 @@ def load_workload(spec: str, kind: type[Workload] = Workload) -> Workload:
         raise InvalidInput(f"{name} is neither .npz, .csv nor .parquet nor a folder of images.")
     raise UnknownName(
         f"there is no workload {name!r}; expected {', '.join(_bundled.NAMES)}, cifar10:folder, cifar100:folder, "
-        "tiny_imagenet:folder, module:function, a folder of images, an .npz, .csv or .parquet file, or hf:name."
+        "tiny_imagenet:folder, module:function, a folder of images, an .npz, .csv or .parquet file, hf:name or "
+        "tracks:file."
     )
 
 
