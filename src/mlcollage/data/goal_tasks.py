@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -89,11 +89,9 @@ class GoalTask(Workload):
     """
 
     world: Callable[[], GoalWorld]
-    holdouts: Mapping[str, GoalSet] = field(default_factory=dict)
+    holdouts: Mapping[str, GoalSet]
     alice_steps: int = 20
     bob_steps: int = 40
-
-    required: ClassVar[tuple[str, ...]] = ("world", "holdouts")
 
     def check(self, where: str, *, every: bool = False) -> None:
         """Make the world and try it: shapes, numbers, the same step twice, and a set of two goals of each name.

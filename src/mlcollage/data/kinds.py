@@ -11,7 +11,7 @@ from mlcollage.data.workload import Labeled, Workload
 from mlcollage.errors import InvalidInput
 
 #: Every kind; a new one is a frozen dataclass, whose fields without default are what a user's function must return.
-KINDS: tuple[type[Workload], ...] = (Labeled, Trajectories)
+KINDS: tuple[type[Workload], ...] = (Labeled, Trajectories, GoalTask)
 
 
 def as_workload(given: Any, where: str) -> Workload:
