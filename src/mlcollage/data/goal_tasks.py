@@ -30,16 +30,18 @@ class GoalWorld(Protocol):
     A state is a row of S numbers that holds *everything* that decides what happens next (velocities, a grasp, counters,
     a solver's warm start). Saving and restoring is therefore keeping the row. Any class with these members will do.
 
-    Attributes
-    ----------
-    bins
-        Choices of each dimension of the action; odd numbers have a middle choice that does nothing.
-    thresholds
-        One for each of the M measures of :meth:`distance`; an object is at its goal where all are below theirs.
+    ``bins`` are the choices of each dimension of the action; odd numbers have a middle choice that does nothing.
+    ``thresholds`` are one for each of the M measures of :meth:`distance`; an object is at its goal where all are below
+    theirs.
     """
 
-    bins: tuple[int, ...]
-    thresholds: tuple[float, ...]
+    @property
+    def bins(self) -> tuple[int, ...]:
+        """Choices of each dimension of the action."""
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """One for each measure of distance."""
 
     def initial(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw n start states (n, S); different rows, the same for the same generator."""

@@ -4,6 +4,10 @@ from .certificate import Certificate as Certificate
 from .certificate import certify as certify
 from .certificate import coverage_entropy as coverage_entropy
 from .config import ASPConfig as ASPConfig
+from .envs import ASPParallelEnv as ASPParallelEnv
+from .envs import ASPVectorEnv as ASPVectorEnv
+from .envs import GoalReachingEnv as GoalReachingEnv
+from .episode import episode_page as episode_page
 from .game import AsymmetricSelfPlay as AsymmetricSelfPlay
 from .game import Snapshot as Snapshot
 from .goals import GoalVerdict as GoalVerdict
@@ -14,6 +18,7 @@ from .goals import success_rate as success_rate
 from .goals import time_rewards as time_rewards
 from .goals import validate_goal as validate_goal
 from .grasp import Grasp25D as Grasp25D
+from .gym import GymnasiumWorld as GymnasiumWorld
 from .holdouts import RobogymState as RobogymState
 from .holdouts import block_holdouts as block_holdouts
 from .holdouts import disc_holdouts as disc_holdouts
@@ -37,11 +42,15 @@ from .rotation import rotation_distance as rotation_distance
 
 __all__ = [
     "ASPConfig",
+    "ASPParallelEnv",
+    "ASPVectorEnv",
     "AsymmetricSelfPlay",
     "Certificate",
     "Demonstrations",
+    "GoalReachingEnv",
     "GoalVerdict",
     "Grasp25D",
+    "GymnasiumWorld",
     "PPOTerms",
     "PlanarPush",
     "RobogymState",
@@ -57,6 +66,7 @@ __all__ = [
     "clip_share",
     "coverage_entropy",
     "disc_holdouts",
+    "episode_page",
     "euler_to_quaternion",
     "gae",
     "load_robogym_state",

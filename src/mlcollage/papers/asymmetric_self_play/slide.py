@@ -99,8 +99,7 @@ def _payoff(evidence: Evidence) -> Panel:
     matrix = np.nanmean(np.concatenate([evidence.array(run.id, "payoff") for run in runs]), axis=0)  # (A, B)
 
     def draw(ax: Axes) -> None:
-        image = ax.imshow(matrix, cmap="Blues", vmin=0, vmax=1, origin="lower", aspect="auto")
-        del image
+        ax.imshow(matrix, cmap="Blues", vmin=0, vmax=1, origin="lower", aspect="auto")
         for i, row in enumerate(matrix):
             for j, value in enumerate(row):
                 if np.isfinite(value):
@@ -131,8 +130,8 @@ def _film(evidence: Evidence) -> Panel:
     names = ["first turn", "middle", "late"] if len(chosen) == 3 else [f"mark {k}" for k in chosen]
 
     def draw(ax: Axes) -> None:
-        ax.set_xlim(-0.05, 3 * 1.4), ax.set_ylim(-0.16, 0.72)
-        ax.set_aspect("equal"), ax.axis("off")
+        ax.set(xlim=(-0.05, 3 * 1.4), ylim=(-0.2, 0.72), aspect="equal")
+        ax.axis("off")
         for column, (k, name) in enumerate(zip(chosen, names, strict=True)):
             middle = 0.65 + 1.4 * column
             ax.add_patch(Rectangle((middle - _TABLE, -0.05), 2 * _TABLE, 0.05, color=theme.GRAYS[2], linewidth=0))

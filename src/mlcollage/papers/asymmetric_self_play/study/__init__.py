@@ -31,8 +31,11 @@ def _settings(**own: Any) -> dict[Scale, SelfPlay]:
     }
 
 
-_FLAT = {**_settings(world="discs", steps=90_000), Scale.FULL: SelfPlay(**{**_FULL, "world": "discs"})}
-_TWO = {k: v for k, v in _settings(world="two blocks").items() if k in (Scale.FULL, Scale.PAPER)}
+_FLAT: dict[Scale, SelfPlay] = {
+    **_settings(world="discs", steps=90_000),
+    Scale.FULL: SelfPlay(**{**_FULL, "world": "discs"}),
+}
+_TWO = {scale: _settings(world="two blocks")[scale] for scale in (Scale.FULL, Scale.PAPER)}
 
 STUDY = Study(
     claims=CLAIMS,

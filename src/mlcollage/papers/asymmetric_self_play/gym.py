@@ -1,0 +1,288 @@
+"""Gymnasium and PettingZoo: their environments as worlds of the game, and the game as environments of theirs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mlcollage import _checks as checks
+from mlcollage._users import users_code
+from mlcollage.errors import InvalidInput, MissingDependency
+
+__all__ = ["GymnasiumWorld"]
+
+Array = NDArray[np.float64]
+
+
+class GymnasiumWorld:
+    """Any Gymnasium environment whose state can be read and set, as a :class:`~mlcollage.data.GoalWorld`.
+
+    A row of the world's state is ``[the environment's state | its last observation | ended]``. Before a step, the state
+    is set where it is not the one that the environment is in; all rows are copied, since many environments hand out
+    the same buffer again.
+
+    Parameters
+    ----------
+    make
+        Makes the environment, without a time limit (``gymnasium.make(..., max_episode_steps=-1)``); called once for
+        each game that is played at the same time.
+    objects
+        ``objects(observation)`` gives what a goal is about, (K, G): the places of K objects, or whatever is to be
+        reached. Never the robot's own place, unless that is the goal. By default ``observation["achieved_goal"]``, as
+        one object.
+    threshold
+        How near its goal an object must be, in the units of ``objects``.
+    get_state, set_state
+        ``get_state(env)`` gives *everything* that decides what happens next as a flat array of numbers, and
+        ``set_state(env, array)`` puts it back; by default the methods ``get_state`` and ``set_state`` of
+        ``env.unwrapped``. For MuJoCo see ``mujoco.mj_getState`` with ``mjSTATE_INTEGRATION``.
+    bins
+        Choices of each dimension of a bounded ``Box`` of actions, evenly from its low end to its high end; odd, so
+        that one of them is the middle.
+    out_of_zone
+        ``out_of_zone(objects)`` gives (K,) bool, for goals that Alice shall pay for; by default none.
+
+    Attributes
+    ----------
+    bins : tuple of int
+        ``n`` of ``Discrete``, ``nvec`` of ``MultiDiscrete``, or ``bins`` for each dimension of a ``Box``.
+    thresholds : tuple of float
+        ``(threshold,)``.
+
+    Raises
+    ------
+    MissingDependency
+        Without Gymnasium.
+    InvalidInput
+        If the environment has no state to read and set, its state after ``set_state`` is another one, its actions are
+        neither discrete nor bounded, or a time limit cuts it.
+
+    Notes
+    -----
+    An episode that ends by itself (``terminated``) makes Alice's goal invalid, and stops where it is.
+
+    Examples
+    --------
+    >>> import gymnasium
+    >>> def objects(observation):  # the angle of a pendulum, as a point
+    ...     return observation[None, :2]
+    >>> world = GymnasiumWorld(
+    ...     lambda: gymnasium.make("Pendulum-v1", max_episode_steps=-1), objects, threshold=0.3, bins=3,
+    ...     get_state=lambda env: env.unwrapped.state,
+    ...     set_state=lambda env, state: setattr(env.unwrapped, "state", state))
+    >>> state = world.initial(2, torch.Generator().manual_seed(0))
+    >>> world.step(state, torch.tensor([[0], [2]])).shape
+    torch.Size([2, 8])
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], Any],
+        objects: Callable[[Any], Any] | None = None,
+        *,
+        threshold: float,
+        get_state: Callable[[Any], Any] | None = None,
+        set_state: Callable[[Any, Array], object] | None = None,
+        bins: int = 11,
+        out_of_zone: Callable[[Array], Any] | None = None,
+    ) -> None:
+        try:
+            import gymnasium
+        except ImportError as error:
+            raise MissingDependency("GymnasiumWorld needs Gymnasium: pip install 'mlcollage[rl]'.") from error
+        self._spaces = gymnasium.spaces
+        self._make, self._objects, self._zone = make, objects or _achieved_goal, out_of_zone
+        self.thresholds = (checks.positive("threshold", threshold),)
+        self._envs: list[Any] = []
+        self._last: list[Array | None] = []
+        env = self._env(0)
+        self._get = get_state or _method(env, "get_state")
+        self._set = set_state or _method(env, "set_state")
+        self._values, self.bins = self._choices(env.action_space, checks.integer("bins", bins, least=2))
+        observation = self._reset(0, 0)
+        self._size = len(self._state(0))
+        self._width = len(observation)
+        self._places = self._of(observation)
+        self._round_trip()
+
+    # -- what the game asks for -------------------------------------------------------------------------------------
+
+    def initial(self, n: int, generator: torch.Generator) -> Tensor:
+        """Reset with n seeds that are drawn from the generator."""
+        seeds = torch.randint(2**31 - 1, (n,), generator=generator).tolist()
+        rows = []
+        for i, seed in enumerate(seeds):
+            observation = self._reset(i, seed)
+            rows.append(self._row(i, observation, ended=False))
+        if n > 1 and all(np.array_equal(row, rows[0]) for row in rows):
+            raise InvalidInput(
+                f"{n} resets with different seeds give the same start; reset(seed=...) must draw from env.np_random."
+            )
+        return torch.from_numpy(np.stack(rows))
+
+    def step(self, state: Tensor, action: Tensor) -> Tensor:
+        """One step of each environment, from these states."""
+        rows = state.detach().cpu().numpy().astype(np.float64)
+        choices = action.detach().cpu().numpy()
+        after = [self._one(i, row, choice) for i, (row, choice) in enumerate(zip(rows, choices, strict=True))]
+        return torch.from_numpy(np.stack(after)).to(state)
+
+    def observe(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Robot (n, P): the whole observation. Objects (n, K, 1 + G): there, and what goals are about."""
+        objects = self.achieved(state)
+        robot = state[:, self._size : self._size + self._width]
+        return robot, torch.cat((torch.ones_like(objects[..., :1]), objects), -1)
+
+    def achieved(self, state: Tensor) -> Tensor:
+        """What goals are about, (n, K, G)."""
+        return state[:, self._size + self._width : -1].unflatten(1, self._places.shape)
+
+    def distance(self, achieved: Tensor, goal: Tensor) -> Tensor:
+        """Euclidean, (..., K, 1)."""
+        return (achieved.double() - goal.double()).norm(dim=-1, keepdim=True)
+
+    def off_table(self, state: Tensor) -> Tensor:
+        """All objects of an environment whose episode has ended."""
+        return (state[:, -1:] > 0.5).expand(-1, len(self._places))
+
+    def out_of_zone(self, state: Tensor) -> Tensor:
+        """What the user's function says."""
+        places = self.achieved(state)
+        if self._zone is None:
+            return torch.zeros(places.shape[:2], dtype=torch.bool, device=state.device)
+        with users_code("out_of_zone"):
+            found = np.stack([np.asarray(self._zone(p), dtype=bool) for p in places.cpu().numpy()])
+        return torch.from_numpy(found).to(state.device)
+
+    # -- one environment --------------------------------------------------------------------------------------------
+
+    def _env(self, i: int) -> Any:
+        while len(self._envs) <= i:
+            with users_code("make()"):
+                env = self._make()
+            if any(env is other for other in self._envs):
+                raise InvalidInput("make() returned the same environment again; it must make a fresh one at each call.")
+            self._envs.append(env)
+            self._last.append(None)
+        return self._envs[i]
+
+    def _reset(self, i: int, seed: int) -> Array:
+        with users_code("the environment's reset"):
+            observation, _ = self._env(i).reset(seed=seed)
+        self._seen = observation
+        return self._flat(observation)
+
+    def _flat(self, observation: Any) -> Array:
+        # By the space, which orders dictionaries by name; what is to be reached is the game's business.
+        space = self._envs[0].observation_space
+        if isinstance(space, self._spaces.Dict):
+            kept = {k: v for k, v in observation.items() if k != "desired_goal"}
+            space = self._spaces.Dict({k: s for k, s in space.spaces.items() if k != "desired_goal"})
+            observation = kept
+        return np.array(self._spaces.flatten(space, observation), dtype=np.float64)
+
+    def _of(self, _: Array) -> Array:
+        with users_code("objects(observation)"):
+            places = np.array(self._objects(self._seen), dtype=np.float64)
+        if places.ndim != 2 or not places.size or not np.isfinite(places).all():
+            raise InvalidInput(f"objects(observation) must give finite numbers (K, G); it gave shape {places.shape}.")
+        return places
+
+    def _state(self, i: int) -> Array:
+        with users_code("get_state"):
+            state = np.array(self._get(self._envs[i]), dtype=np.float64)  # copied
+        if state.ndim != 1 or not np.isfinite(state).all():
+            raise InvalidInput(f"get_state must give a flat array of finite numbers; it gave shape {state.shape}.")
+        return state
+
+    def _row(self, i: int, observation: Array, *, ended: bool) -> Array:
+        row = np.concatenate((self._state(i), observation, self._of(observation).ravel(), [float(ended)]))
+        self._last[i] = row.copy()
+        return row
+
+    def _one(self, i: int, row: Array, choice: NDArray[np.int64]) -> Array:
+        if row[-1] > 0.5:
+            return row
+        env = self._env(i)
+        last = self._last[i]
+        if last is None:
+            self._reset(i, 0)
+        if last is None or not np.array_equal(last, row):
+            with users_code("set_state"):
+                self._set(env, row[: self._size].copy())
+        with users_code("the environment's step"):
+            observation, _, terminated, truncated, _ = env.step(self._action(choice))
+        if truncated and not terminated:
+            raise InvalidInput(
+                "the environment was cut by a time limit, whose counter set_state does not set back; make it without "
+                "one: gymnasium.make(..., max_episode_steps=-1)."
+            )
+        self._seen = observation
+        return self._row(i, self._flat(observation), ended=bool(terminated))
+
+    def _round_trip(self) -> None:
+        """A state that is set must be the one that is read, also after a step in between."""
+        kept = self._state(0)
+        far = np.array([b - 1 for b in self.bins])
+        with users_code("a first step"):
+            self._envs[0].step(self._action(far))
+            self._set(self._envs[0], kept.copy())
+        gap = float(np.abs(self._state(0) - kept).max(initial=0.0))
+        if gap > 1e-6:
+            raise InvalidInput(
+                f"after set_state, get_state gives something else (by {gap:.2g}): Bob must start "
+                "exactly where Alice did."
+            )
+        self._last[0] = None
+
+    def _choices(self, space: Any, bins: int) -> tuple[Any, tuple[int, ...]]:
+        kinds = self._spaces
+        if isinstance(space, kinds.Discrete):
+            return int(space.start), (int(space.n),)
+        if isinstance(space, kinds.MultiDiscrete):
+            return None, tuple(int(k) for k in space.nvec)
+        if not isinstance(space, kinds.Box) or not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+            raise InvalidInput(f"actions must be discrete, or a Box with finite bounds; the space is {space}.")
+        if bins % 2 == 0:
+            warnings.warn(f"bins={bins} is even: no choice is the middle, so Alice cannot stand still.", stacklevel=3)
+        return np.linspace(space.low.ravel(), space.high.ravel(), bins), (bins,) * int(np.prod(space.shape))
+
+    def _action(self, choice: NDArray[np.int64]) -> Any:
+        space = self._envs[0].action_space
+        if isinstance(space, self._spaces.Discrete):
+            return int(choice[0]) + self._values
+        if isinstance(space, self._spaces.MultiDiscrete):
+            return choice.astype(space.dtype)
+        return self._values[choice, np.arange(len(choice))].reshape(space.shape).astype(space.dtype)
+
+
+def _achieved_goal(observation: Any) -> Array:
+    if not isinstance(observation, dict) or "achieved_goal" not in observation:
+        raise InvalidInput(
+            "the observation has no 'achieved_goal'; give objects=..., a function from an observation to what goals "
+            "are about, (K, G)."
+        )
+    return np.asarray(observation["achieved_goal"], dtype=np.float64)[None]
+
+
+def _method(env: Any, name: str) -> Callable[..., Any]:
+    own = getattr(env, "unwrapped", env)
+    if not callable(getattr(own, name, None)):
+        raise InvalidInput(
+            f"{type(own).__name__} has no {name}: the game needs get_state and set_state, since Bob must start from "
+            "Alice's initial state. Give get_state=... and set_state=..., functions of the environment."
+        )
+    return lambda env, *args: getattr(env.unwrapped, name)(*args)
+
+
+def _checked_actions(actions: Any, bins: Sequence[int], n: int) -> Tensor:
+    index = torch.as_tensor(np.asarray(actions, dtype=np.int64)).view(n, -1)
+    if index.shape[1] != len(bins) or bool((index < 0).any()) or bool((index >= torch.tensor(bins)).any()):
+        raise InvalidInput(f"actions must be whole numbers below {tuple(bins)}; got {np.asarray(actions).tolist()}.")
+    return index
