@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
+from mlcollage.data.goal_tasks import GoalTask
 from mlcollage.data.trajectories import Trajectories
 from mlcollage.data.workload import Labeled, Workload
 from mlcollage.errors import InvalidInput

@@ -160,15 +160,20 @@ function show() {
   s.max = a + b; s.value = step;
   draw("alice", t.alice, Math.min(step, a - 1), null, "#d55e00");
   draw("bob", t.bob, Math.max(0, step - a), step >= a ? t.goal : null, "#0072b2");
-  $("said").textContent = step < a ? `Alice, step ${step} of ${a - 1}.` : !b ?
-    `The goal is ${t.verdict}: Bob is not asked.` : step < a + b ? `Bob, step ${step - a} of ${b - 1}.` : t.solved ? "Bob has reached the goal." : "Bob has failed.";
+  let said = t.solved ? "Bob has reached the goal." : "Bob has failed.";
+  if (step < a) said = `Alice, step ${step} of ${a - 1}.`;
+  else if (!b) said = `The goal is ${t.verdict}: Bob is not asked.`;
+  else if (step < a + b) said = `Bob, step ${step - a} of ${b - 1}.`;
+  $("said").textContent = said;
 }
 $("game").onchange = e => { game = +e.target.value; step = 0; show(); };
 $("step").oninput = e => { step = +e.target.value; playing = false; $("play").textContent = "Play"; show(); };
 $("play").onclick = () => { playing = !playing; $("play").textContent = playing ? "Pause" : "Play"; };
 $("play").textContent = playing ? "Pause" : "Play";
 setInterval(() => { if (!playing || !turns.length) return; const t = turns[game];
-  if (++step > t.alice.length + t.bob.length + 6) { step = 0; $("game").value = game = (game + 1) % turns.length; }
+  if (++step > t.alice.length + t.bob.length + 6) {
+    step = 0; $("game").value = game = (game + 1) % turns.length;
+  }
   show(); }, 160);
 show();
 </script></body></html>

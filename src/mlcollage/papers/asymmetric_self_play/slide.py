@@ -43,21 +43,21 @@ def _idea() -> Panel:
 
     def draw(ax: Axes) -> None:
         d = Diagram(ax, 374, 372)
-        start = d.circle(34, 96, 24, "$s_0$", color=theme.GRAYS[2])
-        alice = d.box(140, 44, 92, 46, "Alice", color=ALICE, filled=True)
-        bob = d.box(140, 148, 92, 46, "Bob", color=BOB, filled=True)
-        goal = d.circle(250, 44, 22, "$g$", color=ALICE)
-        check = d.box(330, 148, 76, 46, "at $g$?", color=theme.GRAYS[2])
+        start = d.circle(30, 104, 26, "$s_0$", color=theme.GRAYS[2])
+        alice = d.box(142, 36, 100, 52, "Alice", color=ALICE, filled=True)
+        bob = d.box(142, 172, 100, 52, "Bob", color=BOB, filled=True)
+        goal = d.circle(268, 36, 26, "$g$", color=ALICE)
+        check = d.box(322, 172, 86, 52, "at $g$?", color=theme.GRAYS[2])
         d.arrow(start, alice)
         d.arrow(start, bob)
         d.arrow(alice, goal)
         d.arrow(goal, bob)
         d.arrow(bob, check)
-        d.note(330, 196, "no: Alice +5, clone her", color=ALICE)
-        d.note(316, 216, "yes: Bob +5", color=BOB)
-        d.field(187, 300, 374, 96)
-        d.equation(187, 282, r"L_{Bob} = L_{PPO} - \beta\, E[\,\min(r,\ 1+\varepsilon)\,]", size=19)
-        d.equation(187, 322, r"r = \pi_B(a_A \mid s, g)\, /\, \pi_B^{old}(a_A \mid s, g)", size=16)
+        d.note(262, 222, "no: Alice +5, clone her", color=ALICE)
+        d.note(300, 246, "yes: Bob +5", color=BOB)
+        d.field(187, 320, 374, 96)
+        d.equation(187, 300, r"L_{Bob} = L_{PPO} - \beta\, E[\,\min(r,\ 1+\varepsilon)\,]", size=17)
+        d.equation(187, 342, r"r = \pi_B(a_A \mid s, g)\, /\, \pi_B^{old}(a_A \mid s, g)", size=15)
 
     return Panel(
         "The idea",
@@ -96,20 +96,22 @@ def _payoff(evidence: Evidence) -> Panel:
     runs = evidence.find_runs(arm="asp")
     if not runs:
         raise LookupError("no run of self-play")
-    matrix = np.nanmean(np.concatenate([evidence.array(run.id, "payoff") for run in runs]), axis=0)  # (A, B)
+    payoff = np.concatenate([evidence.array(run.id, "payoff") for run in runs])  # (R, A, B)
+    count = np.isfinite(payoff).sum(0)
+    matrix = np.where(count > 0, np.nansum(payoff, 0) / np.maximum(count, 1), np.nan)  # (A, B)
 
     def draw(ax: Axes) -> None:
         ax.imshow(matrix, cmap="Blues", vmin=0, vmax=1, origin="lower", aspect="auto")
-        for i, row in enumerate(matrix):
-            for j, value in enumerate(row):
-                if np.isfinite(value):
-                    ink = "white" if value > 0.55 else theme.INK
-                    ax.text(j, i, f"{100 * value:.0f}", ha="center", va="center", color=ink)
+        last = len(matrix) - 1
+        for i, j in ((0, 0), (0, last), (last, 0), (last, last)):  # the others are told by their color
+            if np.isfinite(value := matrix[i, j]):
+                ink = "white" if value > 0.55 else theme.INK
+                ax.text(j, i, f"{100 * value:.0f}", ha="center", va="center", color=ink)
         ticks = range(len(matrix))
         ax.set_xticks(ticks, ["start", *[""] * (len(matrix) - 2), "end"])
         ax.set_yticks(ticks, ["start", *[""] * (len(matrix) - 2), "end"])
         ax.set_xlabel("Bob's training")
-        ax.set_ylabel("Alice's training")
+        ax.set_ylabel("Alice's")
 
     return Panel(
         "Who beats whom",
@@ -130,12 +132,12 @@ def _film(evidence: Evidence) -> Panel:
     names = ["first turn", "middle", "late"] if len(chosen) == 3 else [f"mark {k}" for k in chosen]
 
     def draw(ax: Axes) -> None:
-        ax.set(xlim=(-0.05, 3 * 1.4), ylim=(-0.2, 0.72), aspect="equal")
+        ax.set(xlim=(-0.05, 3 * 1.4), ylim=(-0.2, 0.62))
         ax.axis("off")
         for column, (k, name) in enumerate(zip(chosen, names, strict=True)):
             middle = 0.65 + 1.4 * column
             ax.add_patch(Rectangle((middle - _TABLE, -0.05), 2 * _TABLE, 0.05, color=theme.GRAYS[2], linewidth=0))
-            ax.text(middle, -0.14, name, ha="center", va="center", color=theme.MUTED)
+            ax.text(middle, -0.13, name, ha="center", va="center", color=theme.MUTED)
             for start, end in film[k]:
                 if np.isfinite(end).all():
                     _goal(ax, middle, start, end)
@@ -154,7 +156,7 @@ def _film(evidence: Evidence) -> Panel:
 
 def _goal(ax: Axes, middle: float, start: np.ndarray, end: np.ndarray) -> None:
     """One goal from the side, x and z: a block at its start (pale) and at its goal."""
-    side = 0.07
+    wide, high = 0.09, 0.07
     for place, color in ((start[5:8], theme.tint(ALICE, 0.75)), (end[5:8], ALICE)):
         x, z = middle + float(np.clip(place[0], -_TABLE, _TABLE)), float(min(place[2], _HIGH))
-        ax.add_patch(Rectangle((x - side / 2, z), side, side, facecolor=color, edgecolor="white", linewidth=0.6))
+        ax.add_patch(Rectangle((x - wide / 2, z), wide, high, facecolor=color, edgecolor="white", linewidth=0.6))
