@@ -27,6 +27,8 @@ from .loss import PPOTerms as PPOTerms
 from .loss import abc_loss as abc_loss
 from .loss import clip_share as clip_share
 from .loss import ppo_loss as ppo_loss
+from .mujoco_tabletop import MujocoTabletop as MujocoTabletop
+from .mujoco_tabletop import tabletop_holdouts as tabletop_holdouts
 from .planar import PlanarPush as PlanarPush
 from .policy import SetPolicy as SetPolicy
 from .policy import SetValue as SetValue
@@ -51,6 +53,7 @@ __all__ = [
     "GoalVerdict",
     "Grasp25D",
     "GymnasiumWorld",
+    "MujocoTabletop",
     "PPOTerms",
     "PlanarPush",
     "RobogymState",
@@ -80,6 +83,7 @@ __all__ = [
     "sample_actions",
     "standardize_advantages",
     "success_rate",
+    "tabletop_holdouts",
     "time_rewards",
     "validate_goal",
 ]

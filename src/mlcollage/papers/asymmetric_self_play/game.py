@@ -231,7 +231,9 @@ class AsymmetricSelfPlay:
         wanted = playable & ~with_past & (~solved if c.abc_filter else torch.ones_like(solved))
         demos = self._relabel(alice, goal, wanted)
         gauges = self._bob_learns(bob, goal, demos)
-        learned = (games >= past_alice).expand_as(playing) & (playable | c.store_invalid)
+        learned = (games >= past_alice).expand_as(playing) & (
+            playable | (c.store_invalid & (verdict != GoalVerdict.INVALID_NOT_FINITE))
+        )
         self._goals_set += playable.long()
         if c.learn_alice:
             self._alice_learns(alice, verdict, solved, bob_steps, learned)

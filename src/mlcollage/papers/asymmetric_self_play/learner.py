@@ -125,6 +125,7 @@ class Learner:
         """One update on one minibatch."""
         c, (at, mask) = self.config, chosen
         x, index, old, a = (_taken(t, at) for t in (rows.x, rows.index, rows.logp, rows.advantages))
+        x = _clean(x, mask)
         found: dict[str, Tensor] = {}
 
         def objective() -> Tensor:
@@ -154,7 +155,7 @@ class Learner:
 
     def _cloning(self, demos: Rows, at: Tensor, mask: Tensor) -> Tensor:
         x, index, old = (_taken(t, at) for t in (demos.x, demos.index, demos.logp))
-        logp, _ = action_logp(self.policy(x, in_dim=0), index, self.bins)
+        logp, _ = action_logp(self.policy(_clean(x, mask), in_dim=0), index, self.bins)
         return abc_loss(logp, old, mask, eps=self.config.eps, clip=self.config.abc_clip, dim=-1)
 
     def _minibatches(self, mask: Tensor, turn: int, epoch: int, what: int) -> list[tuple[Tensor, Tensor]]:
@@ -182,6 +183,11 @@ def _taken(t: Tensor | None, at: Tensor) -> Tensor:
     """Rows ``at`` (R, b) of (R, M, ...)."""
     assert t is not None
     return t.gather(1, at) if t.ndim == 2 else t[torch.arange(len(t), device=t.device)[:, None], at]
+
+
+def _clean(x: Tensor, mask: Tensor) -> Tensor:
+    """Padding as zeros: it may repeat a row with NaN, whose gradient of 0 would be NaN."""
+    return torch.where(mask[..., None], x, torch.zeros_like(x))
 
 
 def _each(f: Callable[..., Tensor], *stacked: Tensor) -> Tensor:

@@ -162,7 +162,8 @@ def bob_turn(
         before[lanes, games] = torch.where(real[..., None], now, before[lanes, games])
         solved[lanes, games] |= done
         taken[lanes, games] += real.long()
-        active[lanes, games] &= ~done
+        broken = ~torch.isfinite(after).all(-1)  # a simulator that gave up: the turn is over, and lost
+        active[lanes, games] &= ~(done | broken)
         out.row_of.append((games, real))
         for seen, kept in ((x, out.x), (action.choice, out.index), (action.logp, out.logp)):
             kept.append(seen)
