@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.nn.functional import all_reduce
+from torch.utils.flop_counter import FlopCounterMode
 
 from mlcollage.errors import InvalidInput
 from mlcollage.papers.barlow_twins import barlow_twins_loss
@@ -35,12 +36,21 @@ class Net(nn.Module):
         return h.relu() @ self.p["w2"].T
 
 
-def unequal():
+WIDE = {
+    "plain": {},
+    "listing": {"correction": 1, "eps": 0.0},
+    "feature": {"normalize": "feature"},
+    "none": {"normalize": "none"},
+    "hsic": {"target": "hsic"},
+}
+
+
+def unequal(columns=9):
     """Views of seven samples and a linear map to nine columns."""
     g = torch.Generator().manual_seed(3)
     x = torch.randn(7, 5, generator=g, dtype=torch.float64)
-    model = nn.Linear(5, 9, bias=False).double()
-    model.weight.data = torch.randn(9, 5, generator=g, dtype=torch.float64)
+    model = nn.Linear(5, columns, bias=False).double()
+    model.weight.data = torch.randn(columns, 5, generator=g, dtype=torch.float64)
     return model, x, x + 0.3 * torch.randn(7, 5, generator=g, dtype=torch.float64)
 
 
@@ -56,7 +66,31 @@ def of_the_official_code(rank, size):
             loss.backward()
             found[f"{case}/{scale}/loss"] = loss.detach()
             found.update({f"{case}/{scale}/{n}": p.grad for n, p in net.module.p.items()})
+    in_blocks(rank, found, ((0, 3), (3, 7))[rank])
     return found
+
+
+def in_blocks(rank, found, part):
+    """Far fewer rows than columns, for which each process computes its own rows of the Gram matrices."""
+    model, x_a, x_b = unequal(40)
+    net, rows = nn.parallel.DistributedDataParallel(model), slice(*part)
+    for name, settings in WIDE.items():
+        model.zero_grad()
+        loss = barlow_twins_loss(net(x_a[rows]), net(x_b[rows]), group=dist.group.WORLD, **settings)
+        loss.backward()
+        found[f"wide/{name}/loss"], found[f"wide/{name}/grad"] = loss.detach(), model.weight.grad.clone()
+    with torch.no_grad():
+        found["wide/no_grad"] = barlow_twins_loss(model(x_a[rows]), model(x_b[rows]), group=dist.group.WORLD)
+    z, other = (model(x[rows]).detach() for x in (x_a, x_b))
+    z.requires_grad_(rank == 0)  # one process alone wants gradients
+    with FlopCounterMode(display=False) as counter:
+        loss = barlow_twins_loss(z, other, group=dist.group.WORLD, check=False)
+    found["wide/flops"] = counter.get_total_flops()
+    if rank == 0:
+        try:
+            torch.autograd.grad(loss, z, create_graph=True)
+        except InvalidInput as error:
+            found["wide/second"] = str(error)
 
 
 def of_unequal_parts(rank, size):
@@ -64,11 +98,12 @@ def of_unequal_parts(rank, size):
     model, x_a, x_b = unequal()
     net = nn.parallel.DistributedDataParallel(model)
     rows = slice(UNEQUAL[rank], UNEQUAL[rank + 1])
-    for impl in ("direct", "gram", "tiled"):
+    for impl in ("direct", "gram", "tiled", "blocks"):
         model.zero_grad()
         loss = barlow_twins_loss(net(x_a[rows]), net(x_b[rows]), impl=impl, group=dist.group.WORLD)
         loss.backward()
         found[f"{impl}/loss"], found[f"{impl}/grad"] = loss.detach(), model.weight.grad.clone()
+    in_blocks(rank, found, (UNEQUAL[rank], UNEQUAL[rank + 1]))
     found["half"] = barlow_twins_loss(x_a[rows].half(), x_b[rows].half(), group=dist.group.WORLD)
     narrow = x_a[rows, : 4 + (rank == 1)]
     for name, a, b in (

@@ -38,7 +38,7 @@ def test_two_processes_are_as_in_the_official_numbers(two, official, case, scale
     assert abs(numbers[f"{case}/wrong_local_stats/loss"][0] / numbers[f"{case}/single/loss"] - 1) > 0.01
 
 
-@pytest.mark.parametrize("impl", ["direct", "gram", "tiled"])
+@pytest.mark.parametrize("impl", ["direct", "gram", "tiled", "blocks"])
 def test_three_processes_with_unequal_parts_of_fewer_rows_than_columns(three, impl):
     model, x_a, x_b = runpy.run_path(str(SCRIPT))["unequal"]()
     loss = barlow_twins_loss(model(x_a), model(x_b))
@@ -48,6 +48,27 @@ def test_three_processes_with_unequal_parts_of_fewer_rows_than_columns(three, im
         np.testing.assert_allclose(found[f"{impl}/grad"], model.weight.grad, rtol=1e-11, atol=1e-13)
         alone = float(barlow_twins_loss(x_a.half(), x_b.half()))
         np.testing.assert_allclose(found["half"], alone, rtol=1e-6)
+
+
+@pytest.mark.parametrize("variant", ["plain", "listing", "feature", "none", "hsic"])
+def test_own_rows_of_the_gram_matrices_give_loss_and_gradient_of_the_whole(two, three, variant):
+    script = runpy.run_path(str(SCRIPT))
+    model, x_a, x_b = script["unequal"](40)
+    loss = barlow_twins_loss(model(x_a), model(x_b), impl="direct", **script["WIDE"][variant])
+    loss.backward()
+    grad = model.weight.grad.numpy()
+    for found in (*two, *three):
+        np.testing.assert_allclose(found[f"wide/{variant}/loss"], float(loss.detach()), rtol=1e-12)
+        np.testing.assert_allclose(found[f"wide/{variant}/grad"], grad, rtol=0, atol=1e-12 * np.abs(grad).max())
+        if variant == "plain":
+            np.testing.assert_allclose(found["wide/no_grad"], float(loss.detach()), rtol=1e-12)
+
+
+def test_each_process_does_its_own_rows_share_of_the_work(two, three):
+    whole = 4 * 2 * 7 * 7 * 40  # four products of 7 x 7 x 40 in the forward pass, two operations for each
+    assert [int(f["wide/flops"]) for f in two] == [whole * rows // 7 for rows in (3, 4)]
+    assert [int(f["wide/flops"]) for f in three] == [whole * rows // 7 for rows in (2, 1, 4)]
+    assert "no second derivatives" in str(three[0]["wide/second"])
 
 
 def test_no_process_waits_for_one_that_has_refused(three):

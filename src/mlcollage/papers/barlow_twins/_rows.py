@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -28,18 +28,30 @@ def others() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def gather(z_a: Tensor, z_b: Tensor, group: Any, refused: str | None) -> tuple[Tensor, Tensor]:
+class Gathered(NamedTuple):
+    """Both views (N, D) of all processes, differentiable in this process's rows only."""
+
+    a: Tensor
+    b: Tensor
+    own: slice  # this process's rows
+    grads: bool  # whether any process wants gradients
+
+
+def gather(z_a: Tensor, z_b: Tensor, group: Any, refused: str | None) -> Gathered:
     """Rows of both views of all processes, in the order of the ranks; numbers of rows may differ.
 
     ``refused`` says what is wrong with this process's views, None if nothing is. Every process learns of it, so that
     all stop instead of waiting for one that has stopped.
     """
     size, rank = dist.get_world_size(group), dist.get_rank(group)
-    mine = [-1, -1, -1] if refused else [*z_a.shape, [torch.float32, torch.float64].index(z_a.dtype)]
+    wanted = not refused and torch.is_grad_enabled() and (z_a.requires_grad or z_b.requires_grad)
+    kind = -1 if refused else [torch.float32, torch.float64].index(z_a.dtype)
+    mine = [int(wanted), *([-1, -1] if refused else z_a.shape), kind]
     device = z_a.device if isinstance(z_a, Tensor) else torch.device("cpu")
-    headers = [torch.empty(3, dtype=torch.int64, device=device) for _ in range(size)]
+    headers = [torch.empty(4, dtype=torch.int64, device=device) for _ in range(size)]
     dist.all_gather(headers, torch.tensor(mine, device=device), group=group)
-    shapes = torch.stack(headers).tolist()  # of each rank: rows, columns, type
+    found = torch.stack(headers).tolist()  # of each rank: gradients or not, rows, columns, type
+    shapes = [header[1:] for header in found]
     if refused:
         raise InvalidInput(refused)
     bad = [r for r, shape in enumerate(shapes) if shape[0] < 0]
@@ -57,5 +69,6 @@ def gather(z_a: Tensor, z_b: Tensor, group: Any, refused: str | None) -> tuple[T
     views = []
     for i, own in enumerate((z_a, z_b)):
         rows = [own if r == rank else part[i, : counts[r]] for r, part in enumerate(parts)]
-        views.append(torch.cat(rows))  # (N, D), differentiable in this process's rows only
-    return views[0], views[1]
+        views.append(torch.cat(rows))  # (N, D)
+    start = sum(counts[:rank])
+    return Gathered(views[0], views[1], slice(start, start + counts[rank]), any(header[0] for header in found))

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 
-from . import _rows, _terms
+from . import _blocks, _rows, _terms
 
-Impl = Literal["auto", "direct", "gram", "tiled"]
+Impl = Literal["auto", "direct", "gram", "tiled", "blocks"]
 Normalize = Literal["batch", "feature", "none"]
 GradScale = Literal["exact", "official"]
 Target = Literal["identity", "hsic"]
@@ -70,8 +70,10 @@ def barlow_twins_loss(
         :math:`\lambda`, by default 0.0051, that of the official code.
     impl
         ``"direct"`` forms C; ``"gram"`` uses :math:`\|a^\top b\|_F^2 = \langle a a^\top, b b^\top \rangle` and forms
-        two matrices (N, N) instead; ``"tiled"`` forms C a block of columns at a time, twice. ``"auto"`` (default) takes
-        ``"gram"`` for N < 3 D / 4, else ``"direct"`` up to 2,048 columns and ``"tiled"`` beyond.
+        two matrices (N, N) instead; ``"tiled"`` forms C a block of columns at a time, twice; ``"blocks"`` is the Gram
+        form of which each process of a group computes its own rows only (no second derivatives). ``"auto"`` (default)
+        takes ``"gram"`` for N < 3 D / 4, with a group ``"blocks"``, else ``"direct"`` up to 2,048 columns and
+        ``"tiled"`` beyond.
     normalize
         ``"batch"`` (default) standardizes each column over the batch, as above; ``"feature"`` each row over its
         features, ``"none"`` nothing: both are ablations of the paper, with C formed in the same way.
@@ -213,7 +215,7 @@ class _Settings:
 
     def __post_init__(self) -> None:
         checks.real("lambd", self.lambd, least=0)
-        checks.choice("impl", self.impl, ("auto", "direct", "gram", "tiled"))
+        checks.choice("impl", self.impl, ("auto", "direct", "gram", "tiled", "blocks"))
         checks.choice("normalize", self.normalize, ("batch", "feature", "none"))
         checks.real("eps", self.eps, least=0)
         checks.integer("correction", self.correction, least=0, most=1)
@@ -242,8 +244,10 @@ def _evaluate(z_a: Tensor, z_b: Tensor, s: _Settings) -> tuple[BarlowTerms, dict
     with torch.autocast(z_a.device.type if isinstance(z_a, Tensor) else "cpu", enabled=False):
         if not problem and z_a.dtype in (torch.float16, torch.bfloat16):
             z_a, z_b = z_a.float(), z_b.float()
+        gathered = None
         if processes > 1:
-            z_a, z_b = _rows.gather(z_a, z_b, s.group, problem)
+            gathered = _rows.gather(z_a, z_b, s.group, problem)
+            z_a, z_b = gathered.a, gathered.b
         if len(z_a) < 2:
             raise InvalidInput("a batch of one row has no statistics; the loss needs N >= 2 rows, better hundreds.")
         if s.normalize == "none":
@@ -252,7 +256,10 @@ def _evaluate(z_a: Tensor, z_b: Tensor, s: _Settings) -> tuple[BarlowTerms, dict
             parts = [_standardized(z, s.normalize, s.eps, s.correction) for z in (z_a, z_b)]
             a, b = parts[0][0], parts[1][0]
             moments = [(mean, variance) for _, mean, variance in parts] if s.normalize == "batch" else None
-        invariance, redundancy = _form(s.impl, a)(a, b)
+        if gathered is not None and _impl(s.impl, a) in ("blocks", "gram") and s.impl != "gram":
+            invariance, redundancy = _in_blocks(gathered, a, b, s, moments)
+        else:
+            invariance, redundancy = _form(s.impl, a)(a, b)
         if s.target == "hsic":
             redundancy = redundancy + _toward_minus_one(a, b)
         redundancy = s.lambd * redundancy
@@ -309,16 +316,42 @@ def _standardized(z: Tensor, normalize: Normalize, eps: float, correction: int) 
     mean = z.mean(axis, keepdim=True)
     z = z - mean
     plain = z.square().mean(axis, keepdim=True)
-    variance = plain * (z.shape[axis] / (z.shape[axis] - correction)) + eps
-    safe = torch.where(variance > 0, variance, 1.0)  # a constant column stays 0 without an eps too
-    return z * safe.rsqrt(), (first + mean).detach(), plain.detach()
+    ratio = z.shape[axis] / (z.shape[axis] - correction)
+    return z * _scale(plain, ratio, eps), (first + mean).detach(), plain.detach()
+
+
+def _scale(variance: Tensor, ratio: float, eps: float) -> Tensor:
+    """What centered columns are multiplied with; a constant column stays 0 without an eps too."""
+    variance = variance * ratio + eps
+    return torch.where(variance > 0, variance, 1.0).rsqrt()
+
+
+def _impl(impl: Impl, a: Tensor) -> Impl:
+    n, d = a.shape
+    if impl == "auto":
+        return "gram" if 4 * n < 3 * d else "direct" if d <= _WIDE else "tiled"
+    return impl
 
 
 def _form(impl: Impl, a: Tensor) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    n, d = a.shape
-    if impl == "auto":
-        impl = "gram" if 4 * n < 3 * d else "direct" if d <= _WIDE else "tiled"
-    return {"direct": _terms.direct, "gram": _terms.gram, "tiled": _terms.tiled}[impl]
+    forms = {"direct": _terms.direct, "gram": _terms.gram, "tiled": _terms.tiled, "blocks": _terms.gram}
+    return forms[_impl(impl, a)]
+
+
+def _in_blocks(
+    gathered: _rows.Gathered, a: Tensor, b: Tensor, s: _Settings, moments: list[tuple[Tensor, Tensor]] | None
+) -> tuple[Tensor, Tensor]:
+    """The Gram form, of which this process computes its own rows."""
+    own, statistics = gathered.own, None
+    rows = (a[own], b[own])
+    if moments is not None:
+        rows = (gathered.a[own], gathered.b[own])  # what was standardized
+        n = len(a)
+        ratio = n / (n - s.correction)
+        scale_a, scale_b = (_scale(variance, ratio, s.eps) for _, variance in moments)
+        statistics = _blocks.Statistics(scale_a, scale_b, ratio)
+    setting = _blocks.Setting(own, s.group, gathered.grads, statistics)
+    return _blocks.blocks(*rows, a.detach(), b.detach(), setting)
 
 
 def _toward_minus_one(a: Tensor, b: Tensor) -> Tensor:
