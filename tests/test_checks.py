@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 
 from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput, UnknownName
@@ -36,3 +37,15 @@ def test_an_unknown_choice_names_the_known_ones_and_the_closest():
         checks.choice("mode", "men", ("mean", "median"))
     with pytest.raises(UnknownName, match="not 3"):
         checks.choice("mode", 3, ("mean",))
+
+
+def test_case_is_no_obstacle_to_the_closest_name():
+    with pytest.raises(UnknownName, match="did you mean 'B/16'"):
+        checks.choice("name", "b/16", ("S/16", "B/16"))
+
+
+def test_only_generators_of_torch_draw():
+    g = torch.Generator()
+    assert checks.generator(g) is g
+    with pytest.raises(InvalidInput, match=r"generator is a int; give torch\.Generator"):
+        checks.generator(3)

@@ -65,9 +65,22 @@ def choice(name: str, value: T, known: Iterable[str]) -> T:
     """One of the known names; a refusal lists them, the closest one first."""
     names = list(known)
     if not isinstance(value, str) or value not in names:
-        close = get_close_matches(str(value), names, n=1)
+        same = [n for n in names if n.casefold() == str(value).casefold()]
+        close = same or get_close_matches(str(value), names, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "."
         raise UnknownName(f"{name} must be one of {', '.join(map(repr, names))}, not {value!r}{hint}")
+    return value
+
+
+def generator(value: Any) -> Any:
+    """A generator of torch's, which keeps draws apart from the global random state."""
+    import torch
+
+    if not isinstance(value, torch.Generator):
+        raise InvalidInput(
+            f"generator is a {type(value).__name__}; give torch.Generator().manual_seed(0), the same one for all "
+            "batches."
+        )
     return value
 
 

@@ -244,3 +244,18 @@ def test_missing_files_other_models_and_other_shapes_are_refused(tmp_path):
         resize_posemb(torch.zeros(2, 5, 2), (2, 2), (3, 3))
     with pytest.raises(InvalidInput, match="old_grid must be"):
         resize_posemb(torch.zeros(1, 5, 2), 4, (3, 3))
+
+
+def test_a_file_of_torch_is_named_and_a_missing_folder_too(tmp_path):
+    torch.save(small().state_dict(), tmp_path / "weights.npz")
+    with pytest.raises(InvalidInput, match="weights_only=True"):
+        load_augreg_npz(small(), tmp_path / "weights.npz")
+    with pytest.raises(MissingFile, match="no folder"):
+        save_augreg_npz(small(), tmp_path / "none" / "w.npz")
+
+
+def test_wrapped_models_are_loaded_and_saved_as_the_network_inside(tmp_path):
+    model, other = perturbed(small()), small()
+    path = save_augreg_npz(torch.nn.DataParallel(model), tmp_path / "w.npz")
+    load_augreg_npz(torch.compile(other), path)
+    assert same(model, other)

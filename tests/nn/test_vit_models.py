@@ -1,6 +1,7 @@
 """The models of the paper: parameter counts, costs, the official code's logits and gradients, what is refused."""
 
 import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from mlcollage.errors import InvalidInput, UnknownName
-from mlcollage.nn import build, load_augreg_npz, model_table, save_augreg_npz
+from mlcollage.nn import build, check_pixels, load_augreg_npz, model_table, save_augreg_npz
 from mlcollage.nn._vit_stem import StdConv, same_padding
 from mlcollage.nn.vit import ViT
 from mlcollage.nn.vit_models import AUGREG_MODELS, VIT_MODELS, ViTConfig, vit
@@ -274,3 +275,34 @@ def test_small_hybrids_take_other_channels_and_record_their_stem():
 def test_bad_arguments_are_explained(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_pixels_of_another_scale_are_told_apart():
+    raw = torch.arange(256.0).repeat(3).view(1, 3, 16, 16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        x = raw / 127.5 - 1
+        assert check_pixels(x) is x
+    with pytest.raises(InvalidInput, match="raw ones"):
+        check_pixels(raw)
+    with pytest.raises(InvalidInput, match="raw ones"):
+        check_pixels(raw.to(torch.uint8))
+    with pytest.raises(InvalidInput, match="channels last"):
+        check_pixels(raw.permute(0, 2, 3, 1) / 127.5 - 1)
+    with pytest.raises(InvalidInput, match="NaN or infinite"):
+        check_pixels(x * float("nan"))
+    with pytest.raises(InvalidInput, match=r"tensor \(B, C, H, W\)"):
+        check_pixels(x.numpy())
+    with pytest.warns(UserWarning, match="2 . x - 1"):
+        check_pixels(raw / 255)
+    mean, sd = (torch.tensor(v).view(1, 3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    with pytest.warns(UserWarning, match="ImageNet's mean"):
+        check_pixels((raw / 255 - mean) / sd)
+
+
+def test_arrays_and_raw_pixels_are_refused_by_the_network():
+    model = vit("Ti/16", 10, (1, 8, 8), patch_size=4)
+    with pytest.raises(InvalidInput, match="takes a tensor, not ndarray"):
+        model(np.zeros((1, 1, 8, 8), np.float32))
+    with pytest.raises(InvalidInput, match=r"must be floating point, not torch\.uint8"):
+        model(torch.zeros(1, 1, 8, 8, dtype=torch.uint8))

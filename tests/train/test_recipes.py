@@ -56,7 +56,8 @@ def test_mixing_with_the_sample_before_is_the_official_one():
     found = mixup_batch(x, y, 0.5, y.shape[1], generator=torch.Generator().manual_seed(0), partner="roll")
     assert found.partner.tolist() == [4, 0, 1, 2, 3]
     assert found.weight.unique().numel() == 1
-    alone = mixup_batch(x[:1], y[:1], 0.5, y.shape[1], generator=torch.Generator().manual_seed(0), partner="roll")
+    with pytest.warns(UserWarning, match="mixed with itself"):
+        alone = mixup_batch(x[:1], y[:1], 0.5, y.shape[1], generator=torch.Generator().manual_seed(0), partner="roll")
     torch.testing.assert_close(alone.x, OFFICIAL["mix1_out_x"])
 
 
@@ -236,3 +237,59 @@ def test_a_gradient_that_is_not_finite_is_refused_before_the_update():
     p.grad = torch.tensor([1.0, float("nan")])
     with pytest.raises(InvalidInput, match="NaN or infinite"):
         clip_by_global_norm([p], 1.0)
+
+
+def test_a_batch_of_one_and_lists_are_named_in_mixup():
+    g = torch.Generator().manual_seed(0)
+    with pytest.warns(UserWarning, match="mixed with itself"):
+        mixup_batch(torch.ones(1, 2), torch.tensor([0]), 0.2, 2, generator=g)
+    with pytest.raises(InvalidInput, match="must be tensors"):
+        mixup_batch(torch.ones(2, 2), [0, 1], 0.2, 2, generator=g)
+    with pytest.raises(InvalidInput, match="generator is a NoneType"):
+        mixup_batch(torch.ones(2, 2), torch.tensor([0, 1]), 0.2, 2, generator=None)
+
+
+def test_a_kernel_has_two_axes_whatever_its_module_is_called():
+    class ConvNorm(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3))
+
+    kernels, rest = kernel_groups(nn.Sequential(nn.Linear(3, 3), ConvNorm()), 0.1)
+    assert [len(kernels["params"]), len(rest["params"])] == [1, 2]
+
+
+@pytest.mark.parametrize("norm", [0.0, -1.0, float("nan")])
+def test_gradients_are_not_clipped_to_nothing_or_turned_around(norm):
+    with pytest.raises(InvalidInput, match="clip_norm must be"):
+        finetune_recipe(nn.Linear(2, 2), steps=10, lr=0.1, clip_norm=norm)
+
+
+def test_steps_without_gradients_or_beyond_the_schedule_are_told():
+    model = nn.Linear(2, 2)
+    recipe = finetune_recipe(model, steps=2, warmup=0, lr=0.1)
+    with pytest.raises(InvalidInput, match="no parameter has a gradient"):
+        recipe.update()
+    for _ in range(2):
+        recipe.step(model(torch.ones(1, 2)).sum())
+    with pytest.warns(UserWarning, match="count optimizer steps"):
+        recipe.step(model(torch.ones(1, 2)).sum())
+
+
+@pytest.mark.parametrize("other", [{"lr": 0.2}, {"warmup": 40}])
+def test_a_run_is_not_resumed_at_another_rate(other):
+    made = {"steps": 100, "warmup": 10, "lr": 0.1}
+    state = finetune_recipe(nn.Linear(2, 2), **made).state_dict()
+    finetune_recipe(nn.Linear(2, 2), **made).load_state_dict(state)
+    with pytest.raises(InvalidInput, match="the rate would jump"):
+        finetune_recipe(nn.Linear(2, 2), **{**made, **other}).load_state_dict(state)
+    with pytest.raises(InvalidInput, match="no 'optimizer'"):
+        finetune_recipe(nn.Linear(2, 2), **made).load_state_dict({})
+    before = {k: v for k, v in state.items() if k != "rates"}  # of an earlier release
+    finetune_recipe(nn.Linear(2, 2), **made).load_state_dict(before)
+
+
+def test_the_head_of_a_wrapped_model_gets_its_prior():
+    model = vit("Ti/16", 10, (1, 8, 8), patch_size=4)
+    pretrain_recipe(nn.DataParallel(model), 100, warmup=10, prior_bias=True)
+    assert float(model.head.bias[0].detach()) == pytest.approx(-2.1972, abs=1e-4)

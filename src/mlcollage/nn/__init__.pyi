@@ -15,6 +15,7 @@ from .vit_checkpoints import load_augreg_npz as load_augreg_npz
 from .vit_checkpoints import resize_posemb as resize_posemb
 from .vit_checkpoints import save_augreg_npz as save_augreg_npz
 from .vit_models import ViTConfig as ViTConfig
+from .vit_models import check_pixels as check_pixels
 from .vit_models import model_table as model_table
 from .wrapped import inputs_of as inputs_of
 from .wrapped import logits_of as logits_of
@@ -32,6 +33,7 @@ __all__ = [
     "ViT",
     "ViTConfig",
     "build",
+    "check_pixels",
     "image_norm",
     "inputs_of",
     "load_augreg_npz",

@@ -63,6 +63,8 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor, activations: bool = False) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """Logits (batch, classes) of x (batch, *in_shape); with ``activations=True`` also the activations by name."""
+        if not isinstance(x, Tensor):
+            raise InvalidInput(f"the network takes a tensor, not {type(x).__name__}; torch.as_tensor makes one.")
         if x.shape[1:] != self.in_shape:
             raise InvalidInput(
                 f"the network was made for a batch of samples of shape {self.in_shape}, but got an input of shape "

@@ -283,6 +283,8 @@ class ViT(Network):
 
     def features(self, x: Tensor, record: Record = None) -> Tensor:
         """What the head sees: the class token or the mean of all tokens, (batch, dim), or the tanh layer's units."""
+        if not x.is_floating_point():
+            raise InvalidInput(f"images must be floating point, not {x.dtype}; scale raw pixels, as x / 127.5 - 1.")
         x = through(self, ["stem", "patches"] if self.has_stem else ["patches"], x, record)
         if self.token is not None:
             x = torch.cat([self.token.expand(x.shape[0], -1, -1).to(x.dtype), x], 1)  # (batch, 1 + patches, dim)

@@ -27,6 +27,7 @@ from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput, MissingFile
 from mlcollage.nn._parts import wide
 from mlcollage.nn.vit import ViT
+from mlcollage.nn.wrapped import unwrap
 
 Array = NDArray[Any]
 DIALECTS = ("released", "flax", "big_vision")
@@ -142,7 +143,8 @@ def load_augreg_npz(
     Parameters
     ----------
     model
-        Of the same sizes, as :func:`mlcollage.nn.vit_models.vit` makes it; its type and device stay.
+        Of the same sizes, as :func:`mlcollage.nn.vit_models.vit` makes it, also compiled or wrapped for several
+        devices; its type and device stay.
     path
         The file.
     strict
@@ -182,8 +184,7 @@ def load_augreg_npz(
     checks.choice("head", head, ("load", "zero"))
     if channels is not None:
         checks.choice("channels", channels, ("sum", "repeat"))
-    if not isinstance(model, ViT):
-        raise InvalidInput(f"model must be a ViT of mlcollage.nn, not {type(model).__name__}; vit(name) makes one.")
+    model = _vit_inside(model)
     arrays = _canonical(_read(Path(path)))
     loader = _Loader(model, arrays, channels, None if grid is None else _grid("grid", grid))
     wanted = _layout(model)
@@ -232,6 +233,8 @@ def save_augreg_npz(model: ViT, path: str | os.PathLike[str], dialect: str = "re
     ------
     UnknownName
         For another dialect.
+    MissingFile
+        If there is no such folder.
 
     Examples
     --------
@@ -243,8 +246,7 @@ def save_augreg_npz(model: ViT, path: str | os.PathLike[str], dialect: str = "re
     True
     """
     checks.choice("dialect", dialect, DIALECTS)
-    if not isinstance(model, ViT):
-        raise InvalidInput(f"model must be a ViT of mlcollage.nn, not {type(model).__name__}.")
+    model = _vit_inside(model)
     out: dict[str, Array] = {}
     for name, (key, back) in _layout(model).items():
         value = wide(model.get_parameter(name).detach()).cpu()
@@ -258,6 +260,8 @@ def save_augreg_npz(model: ViT, path: str | os.PathLike[str], dialect: str = "re
     target = Path(path)
     if target.suffix != ".npz":
         target = target.with_name(target.name + ".npz")
+    if not target.parent.is_dir():
+        raise MissingFile(f"There is no folder {target.parent}; make it first.")
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:
@@ -268,6 +272,13 @@ def save_augreg_npz(model: ViT, path: str | os.PathLike[str], dialect: str = "re
     finally:
         part.unlink(missing_ok=True)
     return target
+
+
+def _vit_inside(model: nn.Module) -> ViT:
+    inside = unwrap(model)
+    if not isinstance(inside, ViT):
+        raise InvalidInput(f"model must be a ViT of mlcollage.nn, not {type(inside).__name__}; vit(name) makes one.")
+    return inside
 
 
 # --- Names -----------------------------------------------------------------------------------------------------------
@@ -442,6 +453,11 @@ def _read(path: Path) -> dict[str, Array]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
+            if foreign := [key for key, value in arrays.items() if not isinstance(value, np.ndarray)]:
+                raise InvalidInput(
+                    f"{path.name} ({size} bytes) is a zip archive with {foreign[0]!r}, not an .npz file of arrays; a "
+                    "file of torch.save is read by torch.load(..., weights_only=True) and load_state_dict."
+                )
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
         if "pickle" in str(error):
             raise InvalidInput(

@@ -103,6 +103,9 @@ def mixup_batch(
     """
     alpha = checks.real("alpha", alpha, least=0)
     num_classes = checks.integer("num_classes", num_classes, least=1)
+    checks.generator(generator)
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+        raise InvalidInput(f"x and y must be tensors, not {type(x).__name__} and {type(y).__name__}.")
     if not x.is_floating_point():
         raise InvalidInput(f"mixup adds inputs: they must be floating point, not {x.dtype}; mix embeddings of tokens.")
     if len(x) != len(y) or len(x) == 0:
@@ -116,6 +119,8 @@ def mixup_batch(
             _warn_if_sorted(targets, pairs)
     else:
         pairs = torch.randperm(b, generator=generator, device=generator.device).to(x.device)
+    if b == 1 and alpha > 0:
+        warnings.warn("a batch of one is mixed with itself, which changes nothing; use larger batches.", stacklevel=2)
     weight = _beta(alpha, b if per_sample else 1, generator).to(x).expand(b)
 
     return Mixed(_mix(x, weight, pairs), _mix(targets, weight, pairs), weight, pairs)

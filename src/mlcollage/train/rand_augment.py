@@ -100,6 +100,7 @@ def randaugment(
     layers = checks.integer("layers", layers, least=0)
     magnitude = checks.real("magnitude", magnitude, least=0, most=30)
     checks.choice("variant", variant, ("tf", "corrected"))
+    checks.generator(generator)
     b, _, h, w = x.shape
     scale = 1.0
     if reference_size is not None:

@@ -6,17 +6,20 @@ A recipe is an optimizer, a schedule and a clipping norm that belong together. I
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
+from mlcollage.nn.wrapped import unwrap
 from mlcollage.train.schedules import Schedule, cosine, linear
 
 #: Steps with their warm-up, and peak rates, that the paper tries when it fine-tunes on a data set.
@@ -128,12 +131,13 @@ def kernel_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]
     kernels: dict[int, nn.Parameter] = {}
     for module in model.modules():
         convolution = isinstance(module, nn.Linear | nn.modules.conv._ConvNd) or "conv" in type(module).__name__.lower()
-        if convolution and isinstance(getattr(module, "weight", None), nn.Parameter):
-            kernels[id(module.weight)] = module.weight  # type: ignore[assignment]
+        weight = getattr(module, "weight", None)
+        if convolution and isinstance(weight, nn.Parameter) and weight.ndim > 1:
+            kernels[id(weight)] = weight
         if isinstance(module, nn.MultiheadAttention):
             for name in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
-                if (weight := getattr(module, name)) is not None:
-                    kernels[id(weight)] = weight
+                if (part := getattr(module, name)) is not None:
+                    kernels[id(part)] = part
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise InvalidInput("no parameter of the model is trained: all have requires_grad=False.")
@@ -184,6 +188,8 @@ class TrainingRecipe:
     steps_done: int = 0
 
     def __post_init__(self) -> None:
+        if self.clip_norm is not None:
+            checks.positive("clip_norm", self.clip_norm)
         self._base = [float(group["lr"]) for group in self.optimizer.param_groups]
 
     @property
@@ -200,6 +206,14 @@ class TrainingRecipe:
     def update(self) -> float:
         """One update with the gradients that are there, for accumulation and scaled losses (unscale them first)."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if not parameters:
+            raise InvalidInput("no parameter has a gradient: call backward() on a loss of this model before update().")
+        if self.steps_done == self.total:
+            warnings.warn(
+                f"the schedule's {self.total} steps are done and the rate stays at its end: count optimizer steps, "
+                "not batches, when gradients are accumulated.",
+                stacklevel=2,
+            )
         norm = clip_by_global_norm(parameters, self.clip_norm)
         factor = self.schedule(self.steps_done)
         for group, base in zip(self.optimizer.param_groups, self._base, strict=True):
@@ -210,17 +224,36 @@ class TrainingRecipe:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
-        return {"optimizer": self.optimizer.state_dict(), "steps_done": self.steps_done, "total": self.total}
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "steps_done": self.steps_done,
+            "total": self.total,
+            "rates": self._rates(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where a run stopped; a schedule of another length is refused, since the rate would jump."""
+        if missing := [key for key in ("optimizer", "steps_done", "total") if key not in state]:
+            raise InvalidInput(f"the state has no {', '.join(map(repr, missing))}; state_dict() of a recipe makes one.")
         if state["total"] != self.total:
             raise InvalidInput(
                 f"the run was scheduled for {state['total']} steps and this recipe for {self.total}: the rate would "
                 f"jump; make the recipe with steps={state['total']}."
             )
-        self.optimizer.load_state_dict(state["optimizer"])
+        if not np.allclose(state.get("rates", self._rates()), self._rates(), rtol=1e-9, atol=0):
+            raise InvalidInput(
+                "the run had other learning rates than this recipe (lr, warm-up or decay): the rate would jump; make "
+                "the recipe as the run's was made."
+            )
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+        except ValueError as error:
+            raise InvalidInput(f"the optimizer's state is of another model or recipe: {error}.") from error
         self.steps_done = checks.integer("steps_done", state["steps_done"], least=0)
+
+    def _rates(self) -> list[float]:
+        """Learning rate at eleven places of the schedule: what a resumed run must have too."""
+        return [self._base[0] * self.schedule(self.total * k // 10) for k in range(11)]
 
 
 def clip_by_global_norm(parameters: Iterable[nn.Parameter], most: float | None) -> float:
@@ -303,7 +336,7 @@ def pretrain_recipe(
         raise InvalidInput(f"warmup={warmup} must be shorter than steps={steps}; the paper's runs warm up for a tenth.")
     checks.choice("loss", loss, ("sigmoid", "softmax"))
     if prior_bias:
-        head = getattr(model, "head", None)
+        head = getattr(unwrap(model), "head", None)
         if not isinstance(head, nn.Linear) or head.bias is None or head.out_features < 2:
             raise InvalidInput("prior_bias needs a model with a linear `head` that has a bias and two classes or more.")
         nn.init.constant_(head.bias, -math.log(head.out_features - 1))

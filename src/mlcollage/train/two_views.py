@@ -146,11 +146,7 @@ class TwoViews:
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Two views (n, channels, height, width), float32, on the images' device; draws come from ``generator``."""
-        if not isinstance(generator, torch.Generator):
-            raise InvalidInput(
-                f"generator is a {type(generator).__name__}; give torch.Generator().manual_seed(0), the same one "
-                "for all batches."
-            )
+        checks.generator(generator)
         x = _checked(x, self.channels)
         a, b = (self._view(x, s, generator) for s in self.settings)
         return a, b

@@ -52,7 +52,7 @@ def test_runs_that_failed_are_dropped_and_counted_and_ties_are_listed():
     table["final_val"] = 0.5
     assert select_best(table).attrs["ties"] == [("S/16", "cifar"), ("S/16", "pets")]
     table["final_val"] = np.nan
-    with pytest.raises(InvalidInput, match="no row has final_val"):
+    with pytest.raises(InvalidInput, match="no row has finite final_val"):
         select_best(table)
 
 

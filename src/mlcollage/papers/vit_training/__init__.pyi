@@ -2,6 +2,7 @@ from .leaks import LeakReport as LeakReport
 from .leaks import find_leaks as find_leaks
 from .models import AUGREG_MODELS as AUGREG_MODELS
 from .models import ViTConfig as ViTConfig
+from .models import check_pixels as check_pixels
 from .models import load_augreg_npz as load_augreg_npz
 from .models import model_table as model_table
 from .models import resize_posemb as resize_posemb
@@ -35,6 +36,7 @@ __all__ = [
     "ViTClassifier",
     "ViTConfig",
     "augreg_space",
+    "check_pixels",
     "find_leaks",
     "finetune_recipe",
     "judge_recommender",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import special
 from torch import Tensor
 
 from mlcollage import _checks as checks
@@ -69,7 +73,8 @@ def find_leaks(
     Parameters
     ----------
     train, val
-        Rows (N, ...) and (n, ...) of the same shape.
+        Rows (N, ...) and (n, ...) of the same shape. Rows of a few numbers are alike by chance; a warning tells how
+        many.
     threshold
         Of the correlation, above 0 and at most 1.
     block
@@ -82,7 +87,7 @@ def find_leaks(
     Raises
     ------
     InvalidInput
-        If the rows have other shapes or there are none.
+        If the rows have other shapes, there are none, or they hold numbers that are not finite.
 
     Examples
     --------
@@ -93,10 +98,19 @@ def find_leaks(
     2 of 13 validation rows are in the training set, and 1 more are near-copies (correlation of 0.99 or more)
     """
     threshold = checks.real("threshold", threshold, above=0, most=1)
-    a, b = torch.as_tensor(train), torch.as_tensor(val)
+    a, b = _rows("train", train), _rows("val", val)
     if a.shape[1:] != b.shape[1:] or a.ndim < 2 or not len(a) or not len(b):
         raise InvalidInput(
             f"train {tuple(a.shape)} and val {tuple(b.shape)} must be rows of the same shape, at least one of each."
+        )
+    numbers = math.prod(a.shape[1:])
+    chance = _by_chance(numbers, threshold) * len(a)
+    if chance > 0.05:
+        warnings.warn(
+            f"rows of {numbers} numbers have a correlation of {threshold:g} by chance: {min(1.0, chance):.0%} of "
+            f"unrelated rows would count as near-copies among {len(a)} training rows; raise the threshold, or look at "
+            "`exact` alone.",
+            stacklevel=2,
         )
     exact = torch.isin(row_hashes(b), row_hashes(a)).cpu().numpy()
     x, y = _directions(a), _directions(b)
@@ -107,6 +121,24 @@ def find_leaks(
         nearest = torch.where(value > best, place + start, nearest)
         best = torch.maximum(best, value)
     return LeakReport(exact, best.double().cpu().numpy(), nearest.cpu().numpy(), threshold)
+
+
+def _rows(name: str, rows: Any) -> Tensor:
+    try:
+        found = rows if isinstance(rows, Tensor) else torch.as_tensor(np.array(rows))
+    except TypeError as error:
+        raise InvalidInput(f"{name} must be rows of numbers: {error}.") from error
+    if found.is_floating_point() and not bool(found.isfinite().all()):
+        raise InvalidInput(f"{name} holds NaN or infinite numbers, which equal nothing; fill them in first.")
+    return found
+
+
+def _by_chance(numbers: int, threshold: float) -> float:
+    """Probability that two unrelated (normal) rows of so many numbers correlate at least so much."""
+    if numbers < 3:
+        return 0.5 if numbers == 2 else 0.0  # two numbers always correlate by 1 or -1, one number never
+    half = (numbers - 2) / 2
+    return float(special.betainc(half, half, (1 - threshold) / 2))
 
 
 def _directions(rows: Tensor) -> Tensor:

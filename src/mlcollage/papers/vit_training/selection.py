@@ -7,6 +7,7 @@ A table has a row for each fine-tuning run. Columns have the names of the releas
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -21,6 +22,8 @@ from mlcollage.stats._values import Rng
 Rule = Literal["upstream", "downstream", "oracle"]
 _RULES = ("upstream", "downstream", "oracle")
 _SCORES = ("final_val", "adapt_final_val", "adapt_final_test")
+# Columns that are no setting of a run.
+_OUTCOMES = (*_SCORES, "best_val", "final_test", "adapt_best_val", "seed", "seconds", "error", "rung")
 
 
 def select_best(
@@ -45,8 +48,8 @@ def select_best(
     Returns
     -------
     pandas.DataFrame
-        A row for each group. ``attrs["dropped"]`` tells how many rows had a score that is missing, and
-        ``attrs["ties"]`` the groups in which others had the same best score: the first is taken.
+        A row for each group. ``attrs["dropped"]`` tells how many rows had a score that is missing or infinite, or an
+        ``error``, and ``attrs["ties"]`` the groups in which others had the same best score: the first is taken.
 
     Raises
     ------
@@ -62,17 +65,16 @@ def select_best(
     ['light1', 'medium1', 'medium1']
     """
     checks.choice("rule", rule, _RULES)
-    by = [by] if isinstance(by, str) else list(by)
+    by = _groups(by)
     needed = {"upstream": _SCORES[:2], "downstream": _SCORES[1:2], "oracle": _SCORES[2:]}[rule]
-    table = _checked(df, [*by, *needed])
-    if rule == "upstream" and not allow_leak and "val_in_pretraining" in table and table["val_in_pretraining"].any():
+    table = _checked(df, by, needed)
+    kept = _finished(table, needed)
+    if rule == "upstream" and not allow_leak and _leaked(kept):
         raise InvalidInput(
             "final_val was measured on rows that pre-training saw (val_in_pretraining): it favors runs that memorize. "
             "Use other rows, as the paper does with ImageNetV2, or allow_leak=True."
         )
-    kept = table.dropna(subset=list(needed))
-    if kept.empty:
-        raise InvalidInput(f"no row has {' and '.join(needed)}.")
+    _warn_of_seeds(kept)
     rows, ties = [], []
     for key, group in kept.groupby(by, sort=True, dropna=False):
         for score in needed:
@@ -125,10 +127,9 @@ def selection_regret(
     >>> selection_regret(runs).round(2)[["upstream", "downstream", "difference", "models"]].values.tolist()
     [[0.01, 0.0, 0.01, 3.0]]
     """
-    by = [by] if isinstance(by, str) else list(by)
-    table = _checked(df, [*by, *_SCORES[:2], score]).dropna(subset=[*_SCORES[:2], score])
-    if table.empty:
-        raise InvalidInput(f"no row has final_val, adapt_final_val and {score}.")
+    by = _groups(by)
+    scores = list(dict.fromkeys([*_SCORES[:2], score]))
+    table = _finished(_checked(df, by, scores), scores)
     rows: list[dict[str, Any]] = []
     for key, group in table.groupby(by, sort=True, dropna=False):
         found = {
@@ -157,6 +158,8 @@ def rank_agreement(a: Any, b: Any) -> float:
     0.3333
     """
     first, second = np.asarray(a, float), np.asarray(b, float)
+    if first.ndim != 1 or first.shape != second.shape:
+        raise InvalidInput(f"scores of shapes {first.shape} and {second.shape} are not pairs.")
     if len(first) < 3 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return float("nan")
     return float(stats.kendalltau(first, second).statistic)
@@ -205,10 +208,10 @@ def random_search_curve(
     """
     n = checks.integer("n", n, least=1)
     low, high = (checks.real("each of band", b, least=0, most=1) for b in band)
+    if low >= high:
+        raise InvalidInput(f"band={band} must be (low, high), such as (0.05, 0.95).")
     columns = [val, test, *([] if cost is None else [cost])]
-    table = _checked(df, columns).dropna(subset=columns)
-    if table.empty:
-        raise InvalidInput(f"no row has {' and '.join(columns)}.")
+    table = _finished(_checked(df, (), columns), columns[:2])
     scores, outcomes = table[val].to_numpy(float), table[test].to_numpy(float)
     costs = np.ones(len(table)) if cost is None else table[cost].to_numpy(float)
     if not (np.isfinite(costs) & (costs > 0)).all():
@@ -237,6 +240,8 @@ def random_search_curve(
 def pareto(df: pd.DataFrame, cost: str, score: str) -> pd.DataFrame:
     """Rows that no other beats: none is as cheap and as good, and better in one of the two; cheapest first.
 
+    Rows with the same cost and score stay or go together.
+
     Parameters
     ----------
     df
@@ -250,13 +255,20 @@ def pareto(df: pd.DataFrame, cost: str, score: str) -> pd.DataFrame:
     >>> pareto(models, "gmacs", "top1")["top1"].tolist()
     [79.6, 83.6, 83.7]
     """
-    table = _checked(df, [cost, score]).dropna(subset=[cost, score])
-    if table.empty:
-        raise InvalidInput(f"no row has {cost} and {score}.")
+    table = _finished(_checked(df, (), [cost, score]), [cost, score])
     table = table.sort_values([cost, score], ascending=[True, False], kind="stable")
-    best = table[score].cummax()
-    before = best.shift(1, fill_value=-np.inf)
-    return table[table[score] > before]
+    costs, scores = table[cost].to_numpy(float), table[score].to_numpy(float)
+    new = scores > np.r_[-np.inf, np.maximum.accumulate(scores)[:-1]]
+    same = np.r_[False, (np.diff(costs) == 0) & (np.diff(scores) == 0)]
+    lead = np.maximum.accumulate(np.where(same, 0, np.arange(len(table))))  # the first of the rows that are equal
+    return table[new[lead]]
+
+
+def _groups(by: Sequence[str]) -> list[str]:
+    names = [by] if isinstance(by, str) else list(by)
+    if not names:
+        raise InvalidInput("by must name at least one column of what is chosen for, such as 'name'.")
+    return names
 
 
 def _same_model(best: pd.DataFrame) -> pd.DataFrame:
@@ -269,18 +281,50 @@ def _same_model(best: pd.DataFrame) -> pd.DataFrame:
     return best[same]
 
 
-def _checked(df: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+def _finished(table: pd.DataFrame, scores: Sequence[str]) -> pd.DataFrame:
+    """Rows whose scores are finite and that report no error."""
+    good = np.isfinite(table[list(scores)].to_numpy(float, na_value=np.nan)).all(1)
+    if "error" in table:
+        good &= (table["error"].isna() | (table["error"] == "")).to_numpy(bool)
+    if not good.any():
+        raise InvalidInput(f"no row has finite {' and '.join(scores)}.")
+    return table[good]
+
+
+def _leaked(table: pd.DataFrame) -> bool:
+    if "val_in_pretraining" not in table:
+        return False
+    known = table["val_in_pretraining"].dropna()
+    if not known.isin([True, False]).all():
+        raise InvalidInput(f"'val_in_pretraining' must be True or False in each row, not {known.iloc[0]!r}.")
+    return bool(known.astype(bool).any())
+
+
+def _warn_of_seeds(table: pd.DataFrame) -> None:
+    """Of runs that differ in their seed only, the best is the luckiest."""
+    settings = [c for c in table if c not in _OUTCOMES]
+    if "seed" in table and settings and table.astype(dict.fromkeys(settings, str)).duplicated(settings).any():
+        warnings.warn(
+            "some runs differ in their seed only: the best of them is the luckiest; average the scores of each "
+            "setting first, with groupby.",
+            stacklevel=3,
+        )
+
+
+def _checked(df: pd.DataFrame, groups: Sequence[str], numbers: Sequence[str]) -> pd.DataFrame:
+    """The table, with the columns that are grouped by and those that must be numbers."""
     if not isinstance(df, pd.DataFrame):
         raise InvalidInput(f"a pandas DataFrame of runs is needed, not {type(df).__name__}.")
-    missing = [c for c in columns if c not in df]
+    missing = [c for c in (*groups, *numbers) if c not in df]
     if missing:
         raise InvalidInput(f"the table of runs has no column {', '.join(map(repr, missing))}; it has {list(df)[:12]}.")
     if df.empty:
         raise InvalidInput("the table of runs is empty.")
-    for column in (c for c in columns if c in _SCORES):
+    for column in numbers:
         if not pd.api.types.is_numeric_dtype(df[column]):
             raise InvalidInput(f"{column!r} must be numbers, not {df[column].dtype}.")
-        values = df[column].to_numpy(float)
+    for column in (c for c in numbers if c in _SCORES):
+        values = df[column].to_numpy(float, na_value=np.nan)
         values = np.abs(values[np.isfinite(values)])
         # 0.481 beside 47.9: the second would always win.
         if len(values) and values.max() > 1.5 and ((values > 0) & (values < 1)).any():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any, cast
 
 import numpy as np
@@ -95,7 +96,8 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> ViTClassifier:
         """Train on samples X (n, ...) and labels y (n,) of any kind."""
-        pixels = np.asarray(X).dtype == np.uint8 if not hasattr(X, "iloc") else False
+        X = _array(X)
+        pixels = X.dtype == np.uint8 if isinstance(X, np.ndarray) else False
         shape = _axes(X, self.image_shape)
         rows, labels = validate_data(self, _flat(X), y, dtype=np.float32)
         check_classification_targets(labels)
@@ -126,6 +128,14 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
         """Probabilities of the classes, (n, n_classes)."""
         check_is_fitted(self, "model_")
+        X = _array(X)
+        shape = _axes(X, None) if len(getattr(X, "shape", ())) == 3 or not self.image_shape else None
+        if shape is not None and shape != self.shape_:
+            raise InvalidInput(f"images of shape {shape} were given; the model was fitted to {self.shape_}.")
+        if self._pixels and getattr(X, "dtype", None) != np.uint8 and 0 < np.max(X, initial=0) <= 1:
+            warnings.warn(
+                "the model was fitted to pixels from 0 to 255; these end at 1: give raw pixels.", stacklevel=2
+            )
         rows = validate_data(self, _flat(X), reset=False, dtype=np.float32)
         with torch.no_grad():
             parts = [
@@ -202,10 +212,22 @@ def _axes(X: Any, image_shape: tuple[int, int, int] | None) -> tuple[int, int, i
     if len(shape) == 3:
         return (1, shape[1], shape[2])
     if len(shape) == 4:
-        if shape[3] in (1, 3, 4) and shape[1] not in (1, 3, 4):
+        if shape[3] in (1, 3, 4) and shape[1] in (1, 3, 4):
+            raise InvalidInput(
+                f"X of shape {tuple(shape)} may have its channels first or last; say image_shape=(channels, height, "
+                "width) of images with channels first."
+            )
+        if shape[3] in (1, 3, 4):
             raise InvalidInput(f"X of shape {tuple(shape)} has its channels last; use X.transpose(0, 3, 1, 2).")
         return (shape[1], shape[2], shape[3])
     return None
+
+
+def _array(X: Any) -> Any:
+    """Lists of images and tensors as one array; tables and rows as they are, for scikit-learn's own checks."""
+    if isinstance(X, torch.Tensor) or (isinstance(X, list | tuple) and X and np.ndim(X[0]) > 1):
+        return np.asarray(X)
+    return X
 
 
 def _flat(X: Any) -> Any:

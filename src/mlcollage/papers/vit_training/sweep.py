@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import math
@@ -91,11 +92,24 @@ class Sweep:
         checks.choice("backend", self.backend, ("process", "stacked"))
         if isinstance(self.space, Mapping):
             names = list(self.space)
+            for name in names:
+                if isinstance(self.space[name], str) or not isinstance(self.space[name], Iterable):
+                    raise InvalidInput(f"{name!r} needs a list of values, not {self.space[name]!r}.")
             self.configs = [
                 dict(zip(names, each, strict=True)) for each in itertools.product(*(self.space[n] for n in names))
             ]
         else:
-            self.configs = [dict(config) for config in self.space]
+            each_of: list[Any] = list(self.space)
+            if wrong := [config for config in each_of if not isinstance(config, Mapping)]:
+                raise InvalidInput(f"each configuration is a mapping from names to values, not {wrong[0]!r}.")
+            self.configs = [dict(config) for config in each_of]
+        seeds: Any = self.seeds
+        if isinstance(seeds, str) or not isinstance(seeds, Iterable):
+            raise InvalidInput(f"seeds must be a list of whole numbers, not {seeds!r}.")
+        self.seeds = [checks.integer("each of seeds", seed) for seed in self.seeds]
+        self.apart = [self.apart] if isinstance(self.apart, str) else list(self.apart)
+        if unknown := [name for name in self.apart if not any(name in config for config in self.configs)]:
+            raise InvalidInput(f"apart names {unknown[0]!r}, which no configuration has.")
         if not self.configs or not list(self.seeds):
             raise InvalidInput("a sweep needs at least one configuration and one seed.")
         if len(set(self.seeds)) < len(list(self.seeds)):
@@ -146,7 +160,7 @@ class Sweep:
             many, seeds = [c for c in configs for _ in self.seeds], list(self.seeds) * len(configs)
             start = time.perf_counter()
             try:
-                found, error = list(train_fn([dict(c) for c in many], self.budget, seeds)), ""
+                found, error = list(train_fn(copy.deepcopy(many), self.budget, seeds)), ""
                 if len(found) != len(many):
                     raise InvalidInput(f"train_fn gave {len(found)} results for {len(many)} configurations.")
             except InvalidInput:
@@ -215,6 +229,17 @@ class Sweep:
     def _row(
         self, config: Config, budget: int, seed: int, scores: Mapping[str, float], seconds: float, error: str
     ) -> dict[str, Any]:
+        if clash := [k for k in scores if k in config or k in _RESERVED]:
+            raise InvalidInput(f"train_fn gave a score called {clash[0]!r}, which is a column of its own; rename it.")
+        numbers: dict[str, Any] = {}
+        for name, given in scores.items():
+            try:
+                numbers[name] = float(given)
+            except (TypeError, ValueError, RuntimeError):
+                numbers[name] = given
+                if name == self.metric and not error:
+                    error = f"{name} is {given!r}, not a number"
+        scores = numbers
         value = scores.get(self.metric, math.nan)
         if not error and not math.isfinite(value):
             error = f"{self.metric} is {value}" if self.metric in scores else f"train_fn gave no {self.metric!r}"
@@ -230,7 +255,11 @@ def _timed(
     """Scores, seconds and the words of an error of one run."""
     start = time.perf_counter()
     try:
-        scores, error = dict(train_fn(dict(config), budget, seed)), ""
+        scores, error = train_fn(copy.deepcopy(config), budget, seed), ""
+        if not isinstance(scores, Mapping):
+            raise TypeError(
+                f"train_fn gave {type(scores).__name__}, not a mapping of scores such as {{'final_val': 0.9}}"
+            )
     except Exception as failure:  # one run that fails must not cost the others
         scores, error = {}, f"{type(failure).__name__}: {failure}"
     return scores, time.perf_counter() - start, error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 from torch import nn
 
 from mlcollage import _checks as checks
+from mlcollage.errors import InvalidInput
+from mlcollage.nn import unwrap
 from mlcollage.train import evaluating
 
 
@@ -59,7 +62,7 @@ def measure_throughput(
     Parameters
     ----------
     model
-        Any network.
+        Any network that takes floating-point inputs.
     in_shape
         Shape of one input.
     batch
@@ -77,14 +80,17 @@ def measure_throughput(
     """
     batch = checks.integer("batch", batch, least=1)
     repeats, warmup = checks.integer("repeats", repeats, least=1), checks.integer("warmup", warmup, least=0)
+    unwrap(model)  # refuses what is no module, or has no numbers
+    if not isinstance(in_shape, Sequence) or not all(isinstance(n, int) and n > 0 for n in in_shape):
+        raise InvalidInput(f"in_shape must be the shape of one input, such as (3, 224, 224), not {in_shape!r}.")
     first = next(model.parameters(), None)
     device = torch.device("cpu") if first is None else first.device
     dtype = torch.float32 if first is None else first.dtype
     x = torch.zeros(batch, *in_shape, device=device, dtype=dtype)
 
     def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
 
     rates = []
     with evaluating(model), torch.no_grad(), torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
