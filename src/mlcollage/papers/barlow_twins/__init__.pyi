@@ -2,6 +2,8 @@ from .callbacks import HuggingFaceLossGauge as HuggingFaceLossGauge
 from .callbacks import LightningLossGauge as LightningLossGauge
 from .checkpoint import OfficialCheckpoint as OfficialCheckpoint
 from .checkpoint import load_official_checkpoint as load_official_checkpoint
+from .finetune import FineTuned as FineTuned
+from .finetune import finetune as finetune
 from .gauge import GaugeReading as GaugeReading
 from .gauge import LossGauge as LossGauge
 from .gauge import lambda_like as lambda_like
@@ -26,6 +28,7 @@ __all__ = [
     "BarlowTwins",
     "BarlowTwinsEncoder",
     "BarlowTwinsLoss",
+    "FineTuned",
     "GaugeReading",
     "HuggingFaceLossGauge",
     "LightningLossGauge",
@@ -34,6 +37,7 @@ __all__ = [
     "Pretraining",
     "accumulate_gradients",
     "barlow_twins_loss",
+    "finetune",
     "lambda_like",
     "load_official_checkpoint",
     "loss_floor",
