@@ -26,6 +26,8 @@ def save_arrays(
     target = Path(path)
     header = {"kind": kind, "format": _FORMAT, "params": {name: _plain(value) for name, value in params.items()}}
     # Beside the target, since renaming is atomic within one folder only; named by process, since two may save at once.
+    if not target.parent.is_dir():
+        raise MissingFile(f"There is no folder {target.parent}; make it first.")
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:

@@ -8,7 +8,7 @@ import pytest
 
 from mlcollage.errors import InvalidInput, UnknownName
 from mlcollage.lab.claim import Claim, fingerprint
-from mlcollage.lab.estimand import Difference, Level, PerSeed, Trend
+from mlcollage.lab.estimand import Difference, Level, PerSeed, Trend, one_value
 from mlcollage.lab.evidence import Evidence
 from mlcollage.lab.run import Scale
 
@@ -231,3 +231,13 @@ def test_estimands_are_values():
     assert a == Difference("score", "a", "b", where={"y": 2, "x": 1})
     assert hash(a) == hash(Difference("score", "a", "b", where={"y": 2, "x": 1}))
     assert pickle.loads(pickle.dumps(a)) == a  # noqa: S301 - our own bytes: estimands travel to worker processes
+
+
+def test_one_value_is_exactly_one():
+    rows = pd.DataFrame({"arm": ["net", "net", "other"], "metric": "score", "width": [8, 32, 8], "value": [1, 2, 3]})
+    assert one_value(rows, "score", "net", width=32) == 2.0
+    assert one_value(rows, "score", "other") == 3.0
+    with pytest.raises(LookupError, match="2 values of score of net; one"):
+        one_value(rows, "score", "net")
+    with pytest.raises(LookupError, match="0 values of score of net where width=9; one"):
+        one_value(rows, "score", "net", width=9)

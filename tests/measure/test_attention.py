@@ -446,12 +446,12 @@ def test_wrong_grids_windows_and_rows_are_refused():
             h = x.reshape(-1, 1, 4, 2)  # windows of four tokens
             return F.scaled_dot_product_attention(h, h, h)
 
-    with pytest.raises(InvalidInput, match="for 2 images"):
+    with pytest.raises(InvalidInput, match="4 windows of 4 tokens for each image"):
         attention_distance(Windows(), torch.rand(2, 2, 4, 4), where=TokenGrid((4, 4)))
     config = transformers.SwinConfig(
         image_size=16, patch_size=2, embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=2, num_channels=1
     )
-    with pytest.raises(InvalidInput, match="windows and cross-attention have no distances"):
+    with pytest.raises(InvalidInput, match="16 windows of 4 tokens for each image"):
         attention_distance(transformers.SwinModel(config), torch.rand(2, 1, 16, 16), where=TokenGrid((8, 8)))
 
 

@@ -13,6 +13,7 @@ from .estimand import Difference as Difference
 from .estimand import Level as Level
 from .estimand import PerSeed as PerSeed
 from .estimand import Trend as Trend
+from .estimand import one_value as one_value
 from .evidence import Evidence as Evidence
 from .experiment import Experiment as Experiment
 from .experiment import Task as Task

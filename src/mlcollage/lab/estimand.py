@@ -411,5 +411,37 @@ class PerSeed:
         return hash(self.describe())
 
 
+def one_value(rows: pd.DataFrame, metric: str, arm: str, **where: object) -> float:
+    """The one number that one seed has of a metric of an arm, for the functions of :class:`PerSeed`.
+
+    Parameters
+    ----------
+    rows
+        Rows of one seed.
+    metric, arm
+        What was measured, and of which arm.
+    **where
+        Values of free columns.
+
+    Raises
+    ------
+    LookupError
+        If there is no such row, or more than one; the seed then lacks the number.
+
+    Examples
+    --------
+    >>> rows = pd.DataFrame({"arm": "net", "metric": "score", "width": [8, 32], "value": [0.5, 0.7]})
+    >>> one_value(rows, "score", "net", width=32)
+    0.7
+    """
+    found = rows[(rows["metric"] == metric) & (rows["arm"] == arm)]
+    for key, wanted in where.items():
+        found = found[found[key] == wanted]
+    if len(found) != 1:
+        at = f" where {', '.join(f'{k}={v!r}' for k, v in where.items())}" if where else ""
+        raise LookupError(f"{len(found)} values of {metric} of {arm}{at}; one was expected")
+    return float(found["value"].iloc[0])
+
+
 def _sentence(error: Exception) -> str:
     return str(error) if isinstance(error, MLCollageError) else f"{type(error).__name__}: {error}"

@@ -432,7 +432,7 @@ def attention_distance(
     >>> found.names, found.matrix.shape
     (('block1.attn', 'block2.attn'), (2, 4))
     """
-    place = token_grid(model) if where is None else where
+    place = _place(model, images) if where is None else where
     n = len(images)
     batch_size, chunk = checks.integer("batch_size", batch_size, least=1), checks.integer("chunk", chunk, least=1)
     checks.choice("moment", str(moment), ("1", "2"))
@@ -446,10 +446,7 @@ def attention_distance(
     def take(name: str, source: _Source) -> None:
         size = source.shape
         if len(size) != 4 or size[0] != len(batch) or size[-1] != size[-2]:
-            raise InvalidInput(
-                f"the attention of {name!r} has maps {size} for {len(batch)} images; expected (images, heads, T, T): "
-                "windows and cross-attention have no distances on one grid."
-            )
+            raise InvalidInput(_no_grid(name, size, len(batch)))
         place.check(size[-1])
         part = None if keep is None else keep[first : first + len(batch)]
         total = _Distances(place, moment, renormalize, part)
@@ -486,6 +483,45 @@ def attention_distance(
         float(uniform),
         {name: count for name, count in empty.items() if count},
         watch.missing,
+    )
+
+
+def _place(model: nn.Module, images: Tensor) -> TokenGrid:
+    """What the model says of its tokens; one that says too little may attend in windows, which is looked for."""
+    try:
+        return token_grid(model)
+    except InvalidInput as error:
+        shapes: dict[str, tuple[int, ...]] = {}
+        watch = _Watch(hookable(model, "attention_distance"), lambda name, source: shapes.update({name: source.shape}))
+        modes = [(m, m.training) for m in model.modules()]
+        try:
+            model.eval()
+            with torch.no_grad(), watch:
+                model(images[:1])
+        finally:
+            for module, mode in modes:
+                module.training = mode
+        for name, size in shapes.items():
+            if len(size) == 4 and size[0] > 1:
+                raise InvalidInput(_no_grid(name, size, 1)) from error
+        raise
+
+
+def _no_grid(name: str, size: tuple[int, ...], images: int) -> str:
+    """Why maps of this shape have no distances on one grid, and what to do."""
+    windows, left = divmod(size[0], images)
+    if len(size) == 4 and windows > 1 and not left and size[-1] == size[-2]:
+        side = math.isqrt(size[-1])
+        shape = f"{side}, {side}" if side * side == size[-1] else "rows, columns"
+        return (
+            f"the attention of {name!r} is in {windows} windows of {size[-1]} tokens for each image, whose places in "
+            "the image the maps do not tell. Where a window is a block of the grid, row by row, and images are not "
+            f"padded, map_distance(tap[{name!r}], TokenGrid(({shape}), pitch)) of an AttentionTap is exact, also for "
+            "shifted windows, whose mask is in the map."
+        )
+    return (
+        f"the attention of {name!r} has maps {size} for {images} images; expected (images, heads, T, T): "
+        "cross-attention has no distances on one grid."
     )
 
 

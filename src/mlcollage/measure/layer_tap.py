@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from types import TracebackType
 from typing import Any
@@ -249,7 +250,9 @@ def _nothing(want: str | type[nn.Module], modules: Mapping[str, nn.Module]) -> I
             "before it and rectify what they give (reduce=torch.relu of a LayerTap, negative='relu' of a selectivity), "
             f"or choose others; its modules are {some or 'none'}."
         )
-    return UnknownName(f"the model has no layer {want!r}; its modules are {some or 'none'}.")
+    close = get_close_matches(want.replace("*", "").replace("?", ""), list(modules), n=3, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else "."
+    return UnknownName(f"the model has no layer {want!r}; its modules are {some or 'none'}{hint}")
 
 
 def hookable(model: nn.Module, caller: str) -> nn.Module:

@@ -153,6 +153,8 @@ def token_localization(
     ((17, 4, 4), 1.0)
     """
     checks.integer("batch_size", batch_size, least=4)
+    if len(images) < 4:
+        raise InvalidInput(f"{len(images)} images were given; unbiased CKA needs four at least, better hundreds.")
     network = hookable(model, "token_localization")
     place = token_grid(network) if where is None else where
     rows, columns = place.grid

@@ -210,8 +210,9 @@ def _classifier(
 ) -> _Classifier:
     inside = unwrap(encoder)
     if isinstance(inside, BarlowTwins):
-        inside, output, pool = inside.backbone, inside.output, inside.pool
-    representation = _Representation(copy.deepcopy(inside), output, pool)
+        representation = _Representation(copy.deepcopy(inside.backbone), inside.output, inside.pool)
+    else:
+        representation = _Representation(copy.deepcopy(inside), output, pool)
     found = predict(representation, x[:2])
     with seeded(seed):
         model = _Classifier(representation, found.shape[1], classes)

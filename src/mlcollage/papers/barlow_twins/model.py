@@ -135,7 +135,8 @@ class BarlowTwins(nn.Module):
         self.backbone = backbone
         self.projector = nn.Identity() if projector is None else projector
         self.loss = BarlowTwinsLoss() if loss is None else loss
-        self.output, self.pool = output, pool
+        self.output: str | int | None = output
+        self.pool: Pool = pool
         self.mix, self.mix_seed = checks.real("mix", mix, least=0), mix_seed
         self._calls = 0
         self._updates: int | None = None  # of the first batch norm, after the last pass in training mode

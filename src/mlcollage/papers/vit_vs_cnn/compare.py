@@ -127,7 +127,8 @@ def compare(
             maps.end_batch()
     if not reader.used:
         raise InvalidInput(
-            f"no batch had the four examples that {estimator} HSIC needs; the data had {reader.dropped}."
+            f"no batch had the four examples that {estimator} HSIC needs; the data had {reader.dropped} and "
+            f"{reader.repeated} copies of them."
         )
     reader.complain()
     result = maps.compute()

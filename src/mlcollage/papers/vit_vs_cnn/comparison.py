@@ -251,4 +251,5 @@ def _ends(matrix: Floats) -> float:
     n = len(matrix)
     if n < 4:
         raise InvalidInput(f"uniformity compares quarters of a network, and {n} layers have none: give four at least.")
-    return float(np.nanmean(matrix[: n // 4, -(n // 4) :]))
+    cells = matrix[: n // 4, -(n // 4) :]
+    return float(np.nanmean(cells)) if np.isfinite(cells).any() else float("nan")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from mlcollage.nn.init import seeded
 _PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "teacher.", "encoder.")
 
 
-def load_weights(model: nn.Module, state: Mapping[str, Any], *, missing: tuple[str, ...] = ()) -> int:
+def load_weights(model: nn.Module, state: Mapping[str, Any], *, missing: str | tuple[str, ...] = ()) -> int:
     """Load weights into a network and refuse if any tensor of it was left as it was.
 
     ``load_state_dict(strict=False)`` loads nothing, in silence, if all names have a prefix, and the comparison is then
@@ -31,7 +32,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Any], *, missing: tuple[s
     state
         Tensors by name.
     missing
-        Prefixes of names that may stay as they are, such as ``("head.",)`` for a checkpoint without a classifier.
+        Prefixes or patterns of names that may stay as they are, such as ``("head.",)`` or ``("*.bias",)``.
 
     Returns
     -------
@@ -41,7 +42,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Any], *, missing: tuple[s
     Raises
     ------
     InvalidInput
-        If tensors of the network are not in ``state``, or have another shape there. Nothing is loaded then.
+        If tensors of the network are not in ``state``, or have another shape or NaN there. Nothing is loaded then.
 
     Examples
     --------
@@ -49,12 +50,18 @@ def load_weights(model: nn.Module, state: Mapping[str, Any], *, missing: tuple[s
     >>> load_weights(net, {f"module.{name}": t for name, t in nn.Linear(2, 3).state_dict().items()})
     2
     """
-    own = model.state_dict()
+    if not isinstance(state, Mapping):
+        raise InvalidInput(f"state is a {type(state).__name__}; a mapping from names to tensors is needed.")
+    own, missing = model.state_dict(), (missing,) if isinstance(missing, str) else tuple(missing)
     given = {k: v for k, v in state.items() if isinstance(v, Tensor)}
+    inner = [k for k, v in state.items() if isinstance(v, Mapping) and any(isinstance(t, Tensor) for t in v.values())]
+    if not given and inner:
+        raise InvalidInput(f"the checkpoint holds tensors in its entry {inner[0]!r}: pass state[{inner[0]!r}].")
     best = max(_renamed(given), key=lambda names: len(own.keys() & names.keys()))
     found = {name: t for name, t in best.items() if name in own}
     wrong = [name for name, t in found.items() if t.shape != own[name].shape]
-    lacking = [name for name in own if name not in found and not name.startswith(missing or ("\0",))]
+    lacking = [n for n in own if n not in found and not any(n.startswith(m) or fnmatchcase(n, m) for m in missing)]
+    spoilt = [name for name, t in found.items() if t.is_floating_point() and not bool(t.isfinite().all())]
     if wrong:
         name = wrong[0]
         raise InvalidInput(
@@ -67,6 +74,8 @@ def load_weights(model: nn.Module, state: Mapping[str, Any], *, missing: tuple[s
             f"...), whose names begin with {', '.join(list(given)[:2]) or 'none'}: give a mapping of the network's "
             "names, or say which may stay as they are with missing=."
         )
+    if spoilt:
+        raise InvalidInput(f"{spoilt[0]!r} holds NaN or infinite numbers ({len(spoilt)} such tensors).")
     model.load_state_dict(found, strict=False)
     return len(found)
 

@@ -14,6 +14,7 @@ from functools import partial
 import pandas as pd
 
 from mlcollage.lab import Claim, Difference, Level, PerSeed, Scale, Trend
+from mlcollage.lab import one_value as _value
 
 METHODS = ("hmc", "ensemble", "csghmc", "sghmc", "sgld", "mfvi", "sgd")
 TEMPERATURES = (0.1, 0.3, 1.0, 3.0)
@@ -21,15 +22,6 @@ FRACTIONS = (0.0625, 0.25, 1.0)
 FACTORS = (0.3, 1.0, 3.0)  # of the prior variance
 NOISES = (0.0, 1.0, 2.0, 4.0)
 SHIFT = 2.0  # of NOISES, where the claims on shift are tested
-
-
-def _value(rows: pd.DataFrame, metric: str, arm: str, **where: object) -> float:
-    found = rows[(rows["metric"] == metric) & (rows["arm"] == arm)]
-    for key, value in where.items():
-        found = found[found[key] == value]
-    if len(found) != 1:
-        raise LookupError(f"{len(found)} values of {metric} of {arm}")
-    return float(found["value"].iloc[0])
 
 
 def median_rhat(rows: pd.DataFrame) -> Mapping[str, float]:

@@ -6,7 +6,7 @@ from functools import partial
 
 import pandas as pd
 
-from mlcollage.lab import Claim, Difference, Level, PerSeed, Scale, Trend
+from mlcollage.lab import Claim, Difference, Level, PerSeed, Scale, Trend, one_value
 
 ALPHAS = (-5.0, -2.0, 0.0, 1.0, 3.0)
 """The grid of the scale quick, which every scale contains: claims name its values."""
@@ -14,10 +14,7 @@ ALPHAS = (-5.0, -2.0, 0.0, 1.0, 3.0)
 
 def value(rows: pd.DataFrame, metric: str, alpha: float, arm: str = "penalty") -> float:
     """One number of one seed."""
-    found = rows[(rows["metric"] == metric) & (rows["arm"] == arm) & (rows["alpha"] == alpha)]["value"]
-    if len(found) != 1:
-        raise LookupError(f"{len(found)} values of {metric} of {arm} at alpha={alpha:g}")
-    return float(found.iloc[0])
+    return one_value(rows, metric, arm, alpha=alpha)
 
 
 def chosen_on_validation(rows: pd.DataFrame) -> dict[str, float]:

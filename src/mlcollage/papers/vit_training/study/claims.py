@@ -6,17 +6,12 @@ from functools import partial
 
 import pandas as pd
 
-from mlcollage.lab import Claim, Difference, PerSeed
+from mlcollage.lab import Claim, Difference, PerSeed, one_value
 
 
 def value(rows: pd.DataFrame, metric: str, arm: str = "sweep", **keys: str) -> float:
     """One number of one seed."""
-    kept = rows[(rows["metric"] == metric) & (rows["arm"] == arm)]
-    for key, wanted in keys.items():
-        kept = kept[kept[key] == wanted]
-    if len(kept) != 1:
-        raise LookupError(f"{len(kept)} values of {metric} of {arm} where {keys}")
-    return float(kept["value"].iloc[0])
+    return one_value(rows, metric, arm, **keys)
 
 
 def gain(rows: pd.DataFrame, data: str, length: str) -> float:

@@ -10,15 +10,6 @@ import pandas as pd
 from mlcollage.lab import Claim, Difference, Level, PerSeed, Scale
 
 
-def _one(rows: pd.DataFrame, metric: str, arm: str, **where: object) -> float:
-    found = rows[(rows["metric"] == metric) & (rows["arm"] == arm)]
-    for key, wanted in where.items():
-        found = found[found[key] == wanted]
-    if len(found) != 1:
-        raise LookupError(f"{len(found)} values of {metric} of {arm}")
-    return float(found["value"].iloc[0])
-
-
 def _by_step(rows: pd.DataFrame, metric: str, arm: str) -> list[float]:
     found = rows[(rows["metric"] == metric) & (rows["arm"] == arm)].sort_values("step")["value"]
     if len(found) < 3:
