@@ -7,12 +7,13 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from mlcollage.data.goal_tasks import GoalTask
+from mlcollage.data.point_clouds import PointClouds
 from mlcollage.data.trajectories import Trajectories
 from mlcollage.data.workload import Labeled, Workload
 from mlcollage.errors import InvalidInput
 
 #: Every kind; a new one is a frozen dataclass, whose fields without default are what a user's function must return.
-KINDS: tuple[type[Workload], ...] = (Labeled, Trajectories, GoalTask)
+KINDS: tuple[type[Workload], ...] = (Labeled, PointClouds, Trajectories, GoalTask)
 
 
 def as_workload(given: Any, where: str) -> Workload:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar, overload
 from urllib.parse import parse_qsl
 
-from mlcollage.data import _bundled, _files, _hub, _images, _user_code, cifar, tiny_imagenet, trajectories
+from mlcollage.data import _bundled, _files, _hub, _images, _user_code, cifar, point_clouds, tiny_imagenet, trajectories
 from mlcollage.data.workload import Workload
 from mlcollage.errors import InvalidInput, UnknownName
 
@@ -30,6 +30,10 @@ def _after_prefix(name: str) -> str:
 _LOADERS = (
     _Loader(lambda name, _: name.startswith("tracks:"), lambda name, o: trajectories.load(_after_prefix(name), o)),
     _Loader(lambda name, _: name.startswith("hf:"), lambda name, o: _hub.load(_after_prefix(name), o)),
+    _Loader(
+        lambda name, _: name.startswith("points:"),
+        lambda name, o: point_clouds.load_workload_points(_after_prefix(name), o),
+    ),
     _Loader(lambda name, _: _bundled.knows(name), _bundled.load),
     _Loader(
         lambda name, _: name.partition(":")[0] in cifar.SETS,
@@ -98,6 +102,9 @@ def load_workload(spec: str, kind: type[Workload] = Workload) -> Workload:
             ``.parquet``). ``sequence`` and ``time`` name further columns; ``fps``, ``window`` (frames of a sequence),
             ``stride``, ``agents``, ``units``, and ``length`` and ``width`` of the court are values.
             ``tracks:file.npz?layout=NTKD`` reads an array ``tracks``, ``tracks:file.json?team=home`` SportVU's games.
+        ``points:folder``, ``points:file.npz``
+            A :class:`~mlcollage.data.point_clouds.PointClouds`: a folder of meshes and scans, the HDF5 sets ShapeNet
+            and ModelNet40, or arrays; needs the extra ``points``. ``?n=1024`` points of a cloud, ``?axes=xz``.
     kind
         The kind of workload that is needed, such as ``Labeled``; another one is refused. By default any.
 
@@ -129,8 +136,8 @@ def load_workload(spec: str, kind: type[Workload] = Workload) -> Workload:
         raise InvalidInput(f"{name} is neither .npz, .csv nor .parquet nor a folder of images.")
     raise UnknownName(
         f"there is no workload {name!r}; expected {', '.join(_bundled.NAMES)}, cifar10:folder, cifar100:folder, "
-        "tiny_imagenet:folder, module:function, a folder of images, an .npz, .csv or .parquet file, hf:name or "
-        "tracks:file."
+        "tiny_imagenet:folder, module:function, a folder of images, an .npz, .csv or .parquet file, hf:name, "
+        "tracks:file or points:folder."
     )
 
 

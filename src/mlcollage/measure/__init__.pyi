@@ -60,6 +60,11 @@ from .rdm import rdm as rdm
 from .rdm import rdm_similarity as rdm_similarity
 from .receptive_field import ReceptiveField as ReceptiveField
 from .receptive_field import effective_receptive_field as effective_receptive_field
+from .registration import ICPResult as ICPResult
+from .registration import all_poses as all_poses
+from .registration import icp as icp
+from .registration import principal_frame as principal_frame
+from .registration import registration_rmse as registration_rmse
 from .representation import as_samples as as_samples
 from .representation import centered_matrix as centered_matrix
 from .rigid import Procrustes as Procrustes
@@ -90,6 +95,7 @@ __all__ = [
     "Chamfer",
     "ClassMeans",
     "GhostNorms",
+    "ICPResult",
     "KNNProbe",
     "LayerTap",
     "LayerUnits",
@@ -107,6 +113,7 @@ __all__ = [
     "UnitAxes",
     "accuracy",
     "agreement",
+    "all_poses",
     "as_samples",
     "attention_distance",
     "auroc_ood",
@@ -127,6 +134,7 @@ __all__ = [
     "hessian_eigenvalues",
     "hessian_trace",
     "hessian_vector_product",
+    "icp",
     "jackknife",
     "knn_probe",
     "layer_probes",
@@ -139,11 +147,13 @@ __all__ = [
     "participation_ratio",
     "per_example_grad_sqnorm",
     "predictive_entropy",
+    "principal_frame",
     "procrustes",
     "pwcca",
     "random_rotation",
     "rdm",
     "rdm_similarity",
+    "registration_rmse",
     "remove_skip",
     "residual_sums",
     "ridge_probe",

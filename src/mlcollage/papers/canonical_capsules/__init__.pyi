@@ -15,10 +15,15 @@ from .losses import localization_loss as localization_loss
 from .model import CanonicalCapsules as CanonicalCapsules
 from .model import CanonicalOutput as CanonicalOutput
 from .model import random_motion as random_motion
+from .sklearn import CanonicalCapsulesEstimator as CanonicalCapsulesEstimator
+from .sklearn import Registration as Registration
+from .training import TrainingReport as TrainingReport
+from .training import train_capsules as train_capsules
 
 __all__ = [
     "AttentiveContextNorm",
     "CanonicalCapsules",
+    "CanonicalCapsulesEstimator",
     "CanonicalOutput",
     "CanonicalPose",
     "Canonicalizer",
@@ -26,6 +31,8 @@ __all__ = [
     "CapsuleOutput",
     "LossWeights",
     "PatchDecoder",
+    "Registration",
+    "TrainingReport",
     "attentive_context_norm",
     "canonical_loss",
     "equilibrium_loss",
@@ -34,4 +41,5 @@ __all__ = [
     "localization_loss",
     "pool_capsules",
     "random_motion",
+    "train_capsules",
 ]

@@ -1,0 +1,99 @@
+"""Registration: closest points find small motions, errors are what they say, symmetric objects have several poses."""
+
+import math
+
+import pytest
+import torch
+
+from mlcollage.errors import InvalidInput
+from mlcollage.measure import (
+    RigidTransform,
+    all_poses,
+    icp,
+    principal_frame,
+    random_rotation,
+    registration_rmse,
+    rotation_angle,
+)
+
+
+def draw(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def cloud(*shape, seed=0):
+    return torch.randn(*shape, generator=draw(seed), dtype=torch.float64) * torch.tensor([1.0, 0.6, 0.3])[: shape[-1]]
+
+
+def turn(degrees):
+    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    return torch.tensor([[c, -s, 0], [s, c, 0], [0, 0, 1]], dtype=torch.float64)
+
+
+def test_small_motions_are_found_exactly():
+    x = cloud(2, 300, 3)
+    true = RigidTransform(turn(8).expand(2, -1, -1), torch.full((2, 3), 0.05, dtype=torch.float64))
+    found = icp(x, true.apply(x))
+    assert float(registration_rmse(found.transform, true, x).max()) < 1e-9
+    assert float(found.rmse.max()) < 1e-9
+    assert torch.equal(found.coverage, torch.ones(2, dtype=torch.float64))
+
+
+def test_a_start_value_is_used_and_half_a_turn_is_not_found_without():
+    x = cloud(300, 3)
+    true = RigidTransform(turn(180), torch.zeros(3, dtype=torch.float64))
+    assert float(icp(x, true.apply(x)).rmse) > 0.01
+    near = RigidTransform(turn(172), torch.zeros(3, dtype=torch.float64))
+    assert float(icp(x, true.apply(x), near).rmse) < 1e-9
+
+
+def test_a_part_of_the_target():
+    x = cloud(400, 3)
+    part = x[x[:, 0] > 0.2]
+    moved = RigidTransform(turn(4), torch.full((3,), 0.02, dtype=torch.float64))
+    found = icp(x, moved.apply(part), trim=0.35, max_iter=200)
+    assert float(found.coverage) < 0.8
+    assert float(torch.rad2deg(rotation_angle(found.transform.R, moved.R))) < 1
+
+
+def test_the_error_is_that_of_moved_points():
+    still = RigidTransform(torch.eye(3)[None].double(), torch.zeros(1, 3).double())
+    x = torch.tensor([[[1.0, 0, 0], [0, 2, 0]]]).double()
+    quarter = RigidTransform(turn(90)[None], torch.zeros(1, 3).double())
+    assert float(registration_rmse(quarter, still, x)) == pytest.approx(math.sqrt((2 + 8) / 2))
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_principal_frames_do_not_depend_on_the_pose(dim):
+    skewed = cloud(1, 500, dim).exp()
+    motion = RigidTransform(random_rotation(1, dim, generator=draw(), dtype=torch.float64), torch.ones(1, dim).double())
+    a, b = principal_frame(skewed).apply(skewed), principal_frame(motion.apply(skewed)).apply(motion.apply(skewed))
+    assert torch.allclose(a, b, atol=1e-9)
+    assert float(torch.linalg.det(principal_frame(skewed).R)) == pytest.approx(1)
+
+
+def box(n, *sides):
+    x = torch.rand(n, 3, generator=draw(), dtype=torch.float64) - 0.5
+    return x * torch.tensor(sides, dtype=torch.float64)
+
+
+def test_a_symmetric_object_has_several_poses():
+    still = RigidTransform(torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64))
+    x, y = box(900, 3.0, 2.0, 1.0), box(900, 3.0, 2.0, 1.0).flip(0)
+    poses = all_poses(x, y, still, turns=4, tolerance=2)
+    assert len(poses) == 4  # a box of three lengths: the identity and three half turns
+    assert [e for _, e in poses] == sorted(e for _, e in poses)
+    lopsided = cloud(300, 3).exp()
+    assert len(all_poses(lopsided, lopsided, still, turns=4)) == 1
+
+
+def test_what_is_refused():
+    x = cloud(20, 3)
+    with pytest.raises(InvalidInput, match="max_iter"):
+        icp(x, x, max_iter=0)
+    with pytest.raises(InvalidInput, match="trim"):
+        icp(x, x, trim=0)
+    with pytest.raises(InvalidInput, match="determines no motion"):
+        icp(x[:2], x)
+    with pytest.raises(InvalidInput, match="single clouds"):
+        all_poses(x[None], x[None], RigidTransform(torch.eye(3)[None], torch.zeros(1, 3)))
