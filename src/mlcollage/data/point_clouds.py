@@ -532,7 +532,7 @@ def load_workload_points(name: str, options: Mapping[str, str]) -> PointClouds:
 class _Part(NamedTuple):
     clouds: Sequence[NDArray] | NDArray
     labels: NDArray[np.int64] | None
-    parts: Sequence[NDArray] | None
+    parts: Sequence[NDArray] | NDArray | None
     classes: tuple[str, ...]
 
 

@@ -179,8 +179,8 @@ def _plane(draw: Draw) -> Parts:
         parts.append(("tail", mesh.plate(np.stack([*quad, _at(0 * r, -0.72 - tail_root, 0)], 1))))
         where = _at(side * span * 0.45, at - sweep * 0.45 - 0.05, -0.06)
         parts.append(("engines", mesh.box(where, _at(engine, 2.5 * engine, engine))))
-    quad = _at(0 * r, -0.65, 0), _at(0 * r, -0.85, fin), _at(0 * r, -1.0, fin), _at(0 * r, -0.97, 0)
-    parts.append(("fin", mesh.plate(np.stack(quad, 1))))
+    tall = [_at(0 * r, y, z) for y, z in ((-0.65, 0.0), (-0.85, fin), (-1.0, fin), (-0.97, 0.0))]
+    parts.append(("fin", mesh.plate(np.stack(tall, 1))))
     return parts
 
 

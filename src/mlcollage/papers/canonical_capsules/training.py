@@ -154,7 +154,7 @@ def _step(
     model: CanonicalCapsules,
     batch: Tensor,
     optimizer: torch.optim.Optimizer,
-    parameters: list[Tensor],
+    parameters: Sequence[Tensor],
     draw: torch.Generator,
 ) -> dict[str, float] | None:
     """One step, or None, with everything as before, if a number is not finite."""
