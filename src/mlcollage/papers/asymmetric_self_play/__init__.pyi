@@ -36,6 +36,10 @@ from .policy import action_logp as action_logp
 from .policy import sample_actions as sample_actions
 from .relabel import Demonstrations as Demonstrations
 from .relabel import relabel as relabel
+from .robogym_rules import GoalCount as GoalCount
+from .robogym_rules import GoalCounter as GoalCounter
+from .robogym_rules import off_table as off_table
+from .robogym_rules import zone_excess as zone_excess
 from .rotation import euler_to_quaternion as euler_to_quaternion
 from .rotation import parallel_rotations as parallel_rotations
 from .rotation import quaternion_conjugate as quaternion_conjugate
@@ -49,6 +53,8 @@ __all__ = [
     "AsymmetricSelfPlay",
     "Certificate",
     "Demonstrations",
+    "GoalCount",
+    "GoalCounter",
     "GoalReachingEnv",
     "GoalVerdict",
     "Grasp25D",
@@ -74,6 +80,7 @@ __all__ = [
     "gae",
     "load_robogym_state",
     "object_rewards",
+    "off_table",
     "parallel_rotations",
     "ppo_loss",
     "quaternion_conjugate",
@@ -86,4 +93,5 @@ __all__ = [
     "tabletop_holdouts",
     "time_rewards",
     "validate_goal",
+    "zone_excess",
 ]

@@ -125,8 +125,9 @@ def validate_goal(
 def object_rewards(at: Tensor, present: Tensor | None = None) -> Tensor:
     r"""Bob's reward for single objects: +1 in the step in which one reaches its goal, -1 when it leaves.
 
-    .. math:: r_t = \sum_k \mathbf 1[\text{k at its goal after step } t] - \mathbf 1[\text{k at its goal before it}]
+    .. math:: r_t = n_{t+1} - n_t
 
+    where :math:`n_t` is the number of objects at their goals before step t.
     The sum over a turn telescopes to (objects at their goals at its end) - (at its start).
 
     Parameters

@@ -94,8 +94,7 @@ CLAIMS = (
     ),
     _area(
         id="C3c",
-        title="In a flat world cloning makes no difference",
-        headline=True,
+        title="So early in a flat world cloning gains below 10 points",
         sentence="In the easy world of discs success with and without the cloning term is the same, within 10 points.",
         source="our control",
         estimand=Difference("area", "discs_asp", "discs_no_abc"),
