@@ -38,6 +38,8 @@ class MacroVRNN(AgentVRNN):
         agent's intents follow from its own only.
     macro_rnn
         Width of the macro model's state; by default ``rnn``.
+    macro_params
+        ``"separate"`` or ``"tied"`` weights of the macro model's decoders; by default as ``agent_params``.
     wiring
         Which inputs each network reads; by default as in the official code, where the prior of the model with an intent
         for each agent does not read the context. With ``context="neighbors"`` encoder and prior read it.
@@ -70,6 +72,7 @@ class MacroVRNN(AgentVRNN):
         *,
         joint_macro: bool = True,
         macro_rnn: int | None = None,
+        macro_params: str | None = None,
         wiring: Wiring | None = None,
         **options: Any,
     ) -> None:
@@ -79,12 +82,14 @@ class MacroVRNN(AgentVRNN):
             blind = not shared_intent and options.get("context", "joint") == "joint"
             wiring = Wiring("xgh", "gh", "ygzh", "xz") if blind else Wiring("xygh", "ygh", "ygzh", "xz")
         super().__init__(n_agents, wiring, **options)
+        macro_params = self.agent_params if macro_params is None else macro_params
+        checks.choice("macro_params", macro_params, ("separate", "tied"))
         self.macro = IntentModel(
             n_agents,
             self.n_intents,
             self.context_width,
             shared=self.shared_intent,
-            groups=self.groups,
+            groups=n_agents if macro_params == "separate" else 1,
             hidden=options.get("hidden", 200),
             rnn=options.get("rnn", 200) if macro_rnn is None else macro_rnn,
             layers=options.get("layers", 2),

@@ -1,0 +1,190 @@
+"""How the evidence on programmatic trajectories is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patches import Arc, Rectangle
+
+from mlcollage.collage import Collage, Diagram, Panel, marks, theme
+from mlcollage.lab import Evidence, Verdict
+from mlcollage.lab.panels import measured_panel
+
+# One color for an arm, on the whole slide.
+WITH, WITHOUT, WINDOW = (theme.PALETTE[c] for c in ("blue", "vermillion", "orange"))
+REAL = theme.GRAYS[0]
+
+
+def collage(evidence: Evidence, verdicts: Mapping[str, Verdict]) -> Collage:
+    """A play and the same play with one intent moved; how far players run; two kinds of flock."""
+    own = evidence.workload == "default"
+    panels = [measured_panel("How far players run", _distances, evidence)]
+    if own:
+        panels.append(measured_panel("Two kinds of flock", _flocks, evidence))
+    return Collage(
+        "cheap labels make coordinated play",
+        _idea(),
+        measured_panel("One play, one intent moved", _play, evidence),
+        panels,
+        data="generated half-court plays and Boids" if own else "the workload",
+        network="VRNN, 32 units, tied weights",
+    )
+
+
+def _idea() -> Panel:
+    def draw(ax: Axes) -> None:
+        d = Diagram(ax, 374, 372)
+        track = d.box(52, 40, 92, 44, "tracks", color=theme.GRAYS[2])
+        label = d.box(190, 40, 108, 44, "program", color=theme.GRAYS[2])
+        intent = d.box(324, 40, 84, 44, "$\\hat g_t$", color=WITH, filled=True)
+        d.arrow(track, label)
+        d.arrow(label, intent)
+        macro = d.box(110, 138, 180, 48, "one network for all", color=WITH)
+        g = d.circle(280, 138, 24, "$g_t$", color=WITH)
+        d.arrow(macro, g)
+        for i, y in enumerate((214, 262)):
+            net = d.box(110, y, 180, 40, f"player {i + 1}: VRNN", color=theme.GRAYS[1])
+            x = d.circle(280, y, 20, f"$x^{i + 1}$", color=theme.GRAYS[1])
+            d.arrow(g, net)
+            d.arrow(net, x)
+        d.field(187, 332, 374, 72)
+        equation = r"p(x, g) = \prod_t p(g_t \mid g_{<t}) \prod_k p(x_{t+1}^k \mid g_t)"
+        d.equation(187, 332, equation, size=18)
+
+    return Panel(
+        "The idea",
+        draw,
+        "A program labels tracks with macro-intents. One network learns how the intents of all players follow each "
+        "other; "
+        "each player's VRNN moves by his intent.",
+        "A program says where each player is heading. One network plans, one for each player moves.",
+    )
+
+
+def _array(evidence: Evidence, name: str, arm: str) -> np.ndarray:
+    for run in evidence.find_runs(arm=arm):
+        try:
+            return np.asarray(evidence.array(run.id, f"{name}.0"))
+        except LookupError:
+            continue
+    raise LookupError(f"no run of {arm} holds {name}")
+
+
+def _play(evidence: Evidence) -> Panel:
+    names = ("play_free", "play_moved", "intents_free", "intents_moved", "grid", "player")
+    found = {name: _array(evidence, name, "stationary") for name in names}
+    who = int(found["player"])
+    obeyed = [float(evidence.by_seed("obeyed", arm="stationary", of=of).mean()) for of in ("own", "other")]
+
+    def draw(ax: Axes) -> None:
+        cell, length, width = (float(v) for v in found["grid"])
+        _court(ax, length, width, evidence.workload == "default")
+        rows = round(np.ceil(width / cell - 1e-9))
+        for kind, color in (("free", REAL), ("moved", WITH)):
+            i, j = divmod(int(found[f"intents_{kind}"][-1, who]), rows)
+            ax.add_patch(
+                Rectangle((i * cell, j * cell), cell, cell, facecolor=theme.tint(color, 0.35), edgecolor=color, lw=1.6)
+            )
+        free, moved = found["play_free"], found["play_moved"]
+        for k in range(free.shape[1]):
+            if k != who:
+                ax.plot(*free[:, k].T, color=theme.GRAYS[2], lw=1.6, zorder=2)
+                ax.plot(*free[-1, k], "o", color=theme.GRAYS[2], ms=6, zorder=3)
+        for kind, x, color in (("free", free, REAL), ("moved", moved, WITH)):
+            ax.plot(*x[:, who].T, color=color, lw=3.0, zorder=4)
+            ax.plot(*x[-1, who], "o", color=color, ms=9, zorder=5)
+            ax.annotate(
+                {"free": "as drawn", "moved": "intent moved"}[kind],
+                x[-1, who],
+                (0, 11),
+                textcoords="offset points",
+                ha="center",
+                color=theme.ink(color),
+                zorder=6,
+            )
+        ax.plot(*free[0, who], "s", color=theme.MUTED, ms=7, zorder=6)
+
+    return Panel(
+        "One play, one intent moved",
+        draw,
+        "A generated play of five players; sent to another cell, one of them runs there. "
+        f"{100 * obeyed[0]:.0f}% of players end within a cell of where they are sent, {100 * obeyed[1]:.0f}% by "
+        f"chance.",
+        "a generated play, feet; the same with one player sent elsewhere (colored cells)"
+        if evidence.workload == "default"
+        else "a generated sequence in the workload's units; the same with one agent sent elsewhere",
+        claim="C5",
+    )
+
+
+def _court(ax: Axes, length: float, width: float, basketball: bool) -> None:
+    ax.add_patch(Rectangle((0, 0), length, width, facecolor="none", edgecolor=theme.MUTED, lw=1.4, zorder=1))
+    if basketball:
+        lines = {"fill": False, "edgecolor": theme.GRAYS[2], "lw": 1.0, "zorder": 1}
+        ax.add_patch(Rectangle((0, 17), 19, 16, **lines))
+        ax.add_patch(Arc((5.25, 25), 47.5, 47.5, theta1=-68, theta2=68, color=theme.GRAYS[2], lw=1.0, zorder=1))
+        ax.plot(5.25, 25, "o", ms=7, mfc="none", mec=theme.MUTED, zorder=1)
+    ax.set_aspect("equal")
+    pad = 0.03 * max(length, width)
+    ax.set_xlim(-pad, length + pad)
+    ax.set_ylim(-pad, width + pad)
+    ax.set_axis_off()
+
+
+def _distances(evidence: Evidence) -> Panel:
+    arms = {
+        "where they stop": ("stationary", WITH),
+        "where they end": ("window", WINDOW),
+        "no intents": ("no_intents", WITHOUT),
+    }
+    found = {name: evidence.by_seed("distance_w1", arm=arm) for name, (arm, _) in arms.items()}
+
+    def draw(ax: Axes) -> None:
+        marks.rows(ax, found, {name: color for name, (_, color) in arms.items()})
+        ax.set_xlim(left=0)
+        ax.set_xlabel("distance run: gap to real plays" + (" (ft)" if evidence.workload == "default" else ""))
+
+    return Panel(
+        "How far players run",
+        draw,
+        f"Gap between distances run in generated and real plays, by label: {marks.listed(found)}."[:300],
+        "1-Wasserstein distance between generated and real distances run, by label",
+        claim="C2",
+    )
+
+
+def _flocks(evidence: Evidence) -> Panel:
+    real = _array(evidence, "nearest_real", "macro")
+    made = {
+        name: _array(evidence, "nearest_made", arm) for name, arm in (("with intent", "macro"), ("without", "indep"))
+    }
+    share = {
+        name: evidence.by_seed("between", arm=arm) for name, arm in (("with intent", "macro"), ("without", "indep"))
+    }
+
+    def draw(ax: Axes) -> None:
+        top = max(float(v.max()) for v in (real, *made.values()))
+        bins = np.linspace(0, top * 1.02, 26)
+        for i, (name, values, color) in enumerate(
+            (("real", real, REAL), ("with intent", made["with intent"], WITH), ("without", made["without"], WITHOUT))
+        ):
+            counts, edges = np.histogram(values, bins)
+            base, height = 2 - i, counts / counts.max() * 0.8
+            ax.fill_between(edges[:-1], base, base + height, step="post", color=theme.tint(color, 0.5), lw=0)
+            ax.step(edges[:-1], base + height, where="post", color=color, lw=1.6)
+            ax.annotate(name, (edges[-1], base + 0.42), ha="right", color=theme.ink(color))
+        ax.set_yticks([])
+        ax.set_xlabel("mean distance to the nearest other")
+        theme.tidy(ax)
+        ax.set_yticks([])
+
+    return Panel(
+        "Two kinds of flock",
+        draw,
+        f"Real flocks have nearest distances near 0.15 or 1.1. Share of generated flocks between: "
+        f"{marks.listed(share)}.",
+        "mean distance to the nearest other, real and generated flocks, seed 0",
+        claim="C3",
+    )
