@@ -32,6 +32,10 @@ from .metrics import two_sample_auc as two_sample_auc
 from .metrics import wasserstein as wasserstein
 from .official import load_official_weights as load_official_weights
 from .official import official_model as official_model
+from .play_page import play_page as play_page
+from .rating import bradley_terry as bradley_terry
+from .rating import rating_page as rating_page
+from .sklearn import MacroTrajectoryModel as MacroTrajectoryModel
 from .vrnn import AgentVRNN as AgentVRNN
 from .vrnn import Wiring as Wiring
 
@@ -46,6 +50,7 @@ __all__ = [
     "LFAnalysis",
     "LFApplier",
     "LabelingFunction",
+    "MacroTrajectoryModel",
     "MacroVRNN",
     "RNNGauss",
     "SequenceLabelModel",
@@ -59,6 +64,7 @@ __all__ = [
     "Wiring",
     "best_of_n",
     "boids_step",
+    "bradley_terry",
     "collision_rate",
     "distance",
     "friendly_label",
@@ -69,6 +75,8 @@ __all__ = [
     "nearest_distance",
     "official_model",
     "out_of_bounds",
+    "play_page",
+    "rating_page",
     "speed",
     "two_sample_auc",
     "wasserstein",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -122,7 +123,7 @@ def _play(evidence: Evidence) -> Panel:
 def _court(ax: Axes, length: float, width: float, basketball: bool) -> None:
     ax.add_patch(Rectangle((0, 0), length, width, facecolor="none", edgecolor=theme.MUTED, lw=1.4, zorder=1))
     if basketball:
-        lines = {"fill": False, "edgecolor": theme.GRAYS[2], "lw": 1.0, "zorder": 1}
+        lines: dict[str, Any] = {"fill": False, "edgecolor": theme.GRAYS[2], "lw": 1.0, "zorder": 1}
         ax.add_patch(Rectangle((0, 17), 19, 16, **lines))
         ax.add_patch(Arc((5.25, 25), 47.5, 47.5, theta1=-68, theta2=68, color=theme.GRAYS[2], lw=1.0, zorder=1))
         ax.plot(5.25, 25, "o", ms=7, mfc="none", mec=theme.MUTED, zorder=1)

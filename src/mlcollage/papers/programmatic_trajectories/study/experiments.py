@@ -105,7 +105,7 @@ def _game(task: Task[Sizes]) -> _Game:
 
 
 def _users_game(given: Trajectories, arm: str, s: Sizes, seed: int) -> _Game:
-    """A user's tracks: a fifth is for testing; a cell is a tenth of the longer side of the field, or of what was seen."""
+    """A user's tracks: a fifth is for testing; a cell is a tenth of the longer side of the field (or what was seen)."""
     x, seen = np.asarray(given.tracks, dtype=np.float64)[..., :2], given.seen()
     order = np.random.default_rng([22, seed]).permutation(len(x))
     points = x[seen]
@@ -142,7 +142,7 @@ def plays(task: Task[Sizes]) -> Measurements:
     ahead = test.x.shape[1] - s.burn_in - 1
     # Labels of the burn-in are made from it alone: those of the whole track know the future.
     history = game.labeled(burn.double().numpy(), burn.isfinite().all(-1).numpy())
-    known = {} if history is None else {"history": torch.from_numpy(history)}
+    known: dict[str, Any] = {} if history is None else {"history": torch.from_numpy(history)}
     x, g = model.sample(burn, ahead, generator=generator(seed, 5), **known)
     made = to_numpy(x)[:, s.burn_in + 1 :]
     real = torch.where(test.seen[..., None], test.x, torch.nan).double().numpy()[:, s.burn_in + 1 :]
@@ -161,8 +161,8 @@ def plays(task: Task[Sizes]) -> Measurements:
 
 
 def _auc(real: NDArray, made: NDArray) -> float:
-    both = np.isfinite(real).all((1, 2, 3)) & np.isfinite(made).all((1, 2, 3))
-    return two_sample_auc(real[both], made[both]) if both.sum() >= 8 else float("nan")
+    there = np.isfinite(real) & np.isfinite(made)  # who is missing must not give the answer
+    return two_sample_auc(np.where(there, real, np.nan), np.where(there, made, np.nan))
 
 
 def _commands(

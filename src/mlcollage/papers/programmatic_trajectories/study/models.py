@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,7 +64,7 @@ def make(kind: str, data: Sequences, classes: int, shared: bool, s: Sizes, seed:
     """A fresh model: ``"macro"``, or ``"indep"`` without intents; tied weights, nearest others, steps as targets."""
     shift, scale, step = data.scales()
     k = data.x.shape[2]
-    options = {
+    options: dict[str, Any] = {
         "z": s.z, "hidden": s.hidden, "rnn": s.rnn, "layers": 1, "min_std": 0.02, "agent_params": "tied",
         "context": "neighbors", "neighbors": min(k - 1, 7), "target": "step", "shift": shift, "scale": scale,
         "step_scale": step,
