@@ -248,7 +248,10 @@ class Linear:
         found = [self.weights[n] * inputs[n][..., :1] for n in self.names if n in inputs]
         return sum(found) if found else 0.0
 
-    def late(self, pre, inputs):
+    def late_weight(self, names):
+        return None
+
+    def late(self, pre, inputs, weight=None):
         mean = pre + self._sum(inputs)
         return mean, torch.full_like(mean, self.std)
 
@@ -265,7 +268,10 @@ class Carry:
     def lift(self, known):
         return known["x"] * 0
 
-    def step(self, pre, inputs, states):
+    def late_weight(self, names):
+        return None
+
+    def step(self, pre, inputs, states, weight=None):
         return [inputs["z"]]
 
 

@@ -8,7 +8,7 @@ are only known within the loop over time (``late``).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -39,22 +39,38 @@ class GroupedLinear(nn.Module):
             self.slices[name] = slice(start, start + width)
             start += width
 
-    def forward(self, inputs: Mapping[str, Tensor], bias: bool = True) -> Tensor:
-        """Sum over the inputs that are given, (G, ..., n_out); those that are not count as 0."""
-        names = [name for name in self.slices if name in inputs]
-        whole = len(names) == len(self.slices)
-        cut = lambda name: self.weight[..., self.slices[name]]  # noqa: E731
-        weight = self.weight if whole else torch.cat([cut(n) for n in names], -1) if len(names) > 1 else cut(names[0])
-        x = torch.cat([inputs[n] for n in names], -1) if len(names) > 1 else inputs[names[0]]
-        return grouped_product(x, weight, self.bias if bias else None)
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Sum over the inputs that are given and the bias, (G, ..., n_out); those that are not count as 0."""
+        return grouped_product(self.joined(inputs), self.columns(inputs), self.bias)
+
+    def add_to(self, pre: Tensor, inputs: Mapping[str, Tensor], weight: Tensor | None = None) -> Tensor:
+        """``pre`` (G, N, n_out) and the sum over the inputs that are given; ``weight`` is what :meth:`columns` gave."""
+        weight = self.columns(inputs) if weight is None else weight
+        x = self.joined(inputs)
+        if len(weight) == 1:
+            return torch.addmm(pre[0], x[0], weight[0].T)[None]
+        return torch.baddbmm(pre, x, weight.mT)
+
+    def columns(self, names: Iterable[str]) -> Tensor:
+        """The weight's columns for some inputs; cut once before a loop, they gather its gradients in a small tensor."""
+        chosen = [name for name in self.slices if name in names]
+        if len(chosen) == len(self.slices):
+            return self.weight
+        cut = [self.weight[..., self.slices[name]] for name in chosen]
+        return cut[0] if len(cut) == 1 else torch.cat(cut, -1)
+
+    def joined(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The inputs side by side, in the order of the columns."""
+        x = [inputs[name] for name in self.slices if name in inputs]
+        return x[0] if len(x) == 1 else torch.cat(x, -1)
 
 
-def grouped_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def grouped_product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Rows x (G, ..., I) by weights (G, O, I), plus biases (G, O)."""
     if len(weight) == 1:
-        return F.linear(x, weight[0], None if bias is None else bias[0])
+        return F.linear(x, weight[0], bias[0])
     rows = x.reshape(len(weight), -1, x.shape[-1])
-    out = rows @ weight.mT if bias is None else torch.baddbmm(bias[:, None], rows, weight.mT)
+    out = torch.baddbmm(bias[:, None], rows, weight.mT)
     return out.view(*x.shape[:-1], weight.shape[1])
 
 
@@ -82,10 +98,14 @@ class GaussianNet(nn.Module):
         """The part of the first layer that does not wait for the loop, with its bias."""
         return self.first(_used(known, self.first))
 
-    def late(self, pre: Tensor, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def late_weight(self, names: Iterable[str]) -> Tensor:
+        """The first layer's columns for inputs that :meth:`late` gets, to be cut once before a loop."""
+        return self.first.columns(names)
+
+    def late(self, pre: Tensor, inputs: Mapping[str, Tensor], weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation, given :meth:`lift` and the rest of the inputs."""
         rest = _used(inputs, self.first)
-        a = F.relu(pre + self.first(rest, bias=False) if rest else pre)
+        a = F.relu(self.first.add_to(pre, rest, weight) if rest else pre)
         a = F.relu(self.second({"a": a}))
         mean, raw = self.heads({"a": a}).chunk(2, -1)
         return mean, F.softplus(raw) + self.min_std
@@ -127,13 +147,21 @@ class GroupedGRU(nn.Module):
         assert isinstance(first, GroupedLinear)
         return first(_used(known, first))
 
-    def step(self, pre: Tensor, inputs: Mapping[str, Tensor], states: Sequence[Tensor]) -> list[Tensor]:
+    def late_weight(self, names: Iterable[str]) -> Tensor:
+        """The first layer's columns for inputs that :meth:`step` gets, to be cut once before a loop."""
+        first = self.into[0]
+        assert isinstance(first, GroupedLinear)
+        return first.columns(names)
+
+    def step(
+        self, pre: Tensor, inputs: Mapping[str, Tensor], states: Sequence[Tensor], weight: Tensor | None = None
+    ) -> list[Tensor]:
         """New states; ``pre`` is :meth:`lift` of the frame and ``inputs`` the rest."""
         first = self.into[0]
         assert isinstance(first, GroupedLinear)
         rest = _used(inputs, first)
         out: list[Tensor] = []
-        gates = pre + first(rest, bias=False) if rest else pre
+        gates = first.add_to(pre, rest, weight) if rest else pre
         for layer, h in enumerate(states):
             if layer:
                 gates = self.into[layer]({"a": out[-1]})
@@ -141,7 +169,7 @@ class GroupedGRU(nn.Module):
             i, n = gates[..., : 2 * self.hidden], gates[..., 2 * self.hidden :]
             reset, update = torch.sigmoid(i + held[..., : 2 * self.hidden]).chunk(2, -1)
             new = torch.tanh(n + reset * held[..., 2 * self.hidden :])
-            out.append(new + update * (h - new))
+            out.append(torch.lerp(new, h, update))
         return out
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -133,6 +134,42 @@ def filled(x: NDArray, seen: NDArray) -> NDArray:
     start, end = values[rows, low, agents], values[rows, high, agents]
     share = np.where(high > low, (frames - low) / np.maximum(high - low, 1), 0.0)[..., None]
     return np.where(seen[..., None], values, start + share * (end - start))
+
+
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile it, cached where a cache folder can be written."""
+    try:
+        return numba.njit(cache=True)(function)
+    except RuntimeError:  # no folder to cache in
+        return numba.njit(function)
+
+
+@_compiled
+def next_rests(
+    x: NDArray, rate: float, threshold: float, cell: float, border: NDArray, rows: int, tie: float, out: NDArray
+) -> int:
+    """Write into ``out`` (N, T, K) the cell where each agent next rests; return how many steps are at the threshold.
+
+    One scan from the last frame to the first: a frame that is still and followed by one that is not gives its cell.
+    """
+    ties = 0
+    for n in range(x.shape[0]):
+        for k in range(x.shape[2]):
+            label, after = -1, True
+            for t in range(x.shape[1] - 1, -1, -1):
+                last = t == x.shape[1] - 1
+                still = last
+                if not last:
+                    dx, dy = x[n, t + 1, k, 0] - x[n, t, k, 0], x[n, t + 1, k, 1] - x[n, t, k, 1]
+                    speed = np.sqrt(dx * dx + dy * dy) * rate
+                    still = speed < threshold
+                    ties += abs(speed / threshold - 1.0) < tie
+                if last or (still and not after):
+                    a = min(max(x[n, t, k, 0], 0.0), border[0])
+                    b = min(max(x[n, t, k, 1], 0.0), border[1])
+                    label = int(np.floor(a / cell)) * rows + int(np.floor(b / cell))
+                out[n, t, k], after = label, still
+    return ties
 
 
 def _next_anchor(cells: NDArray, anchor: NDArray) -> NDArray:
@@ -263,14 +300,13 @@ class Stationary(LabelingFunction):
                 "a threshold per second needs the frame rate: give fps, or say per_frame=True if the threshold is a "
                 "step from frame to frame."
             )
-        x = filled(x, seen)
-        speed = np.linalg.norm(np.diff(x, axis=1), axis=-1) * rate
-        self.ties = int((np.abs(speed / self.threshold - 1) < _TIE).sum())
-        still = np.ones(x.shape[:3], dtype=bool)
-        still[:, :-1] = speed < self.threshold
-        anchor = np.ones_like(still)
-        anchor[:, :-1] = still[:, :-1] & ~still[:, 1:]
-        return _next_anchor(self.grid.cells(x), anchor)
+        x = np.ascontiguousarray(filled(x, seen))
+        if x.shape[-1] != 2:
+            raise InvalidInput(f"a grid of cells takes positions (x, y); got {x.shape[-1]} coordinates.")
+        out = np.empty(x.shape[:3], dtype=np.int64)
+        border = np.array(self.grid.extent) - self.grid.margin
+        self.ties = next_rests(x, rate, self.threshold, self.grid.cell, border, self.grid.shape[1], _TIE, out)
+        return out
 
 
 class Window(LabelingFunction):

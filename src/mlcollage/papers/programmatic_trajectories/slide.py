@@ -15,7 +15,7 @@ from mlcollage.lab.panels import measured_panel
 
 # One color for an arm, on the whole slide.
 WITH, WITHOUT, WINDOW = (theme.PALETTE[c] for c in ("blue", "vermillion", "orange"))
-REAL = theme.GRAYS[0]
+REAL, DRAWN = theme.GRAYS[0], theme.PALETTE["green"]
 
 
 def collage(evidence: Evidence, verdicts: Mapping[str, Verdict]) -> Collage:
@@ -42,13 +42,13 @@ def _idea() -> Panel:
         intent = d.box(324, 40, 84, 44, "$\\hat g_t$", color=WITH, filled=True)
         d.arrow(track, label)
         d.arrow(label, intent)
-        macro = d.box(110, 138, 180, 48, "one network for all", color=WITH)
-        g = d.circle(280, 138, 24, "$g_t$", color=WITH)
+        macro = d.box(256, 138, 196, 48, "one network for all", color=WITH)
+        g = d.circle(56, 138, 26, "$g_t$", color=WITH)
         d.arrow(macro, g)
-        for i, y in enumerate((214, 262)):
-            net = d.box(110, y, 180, 40, f"player {i + 1}: VRNN", color=theme.GRAYS[1])
-            x = d.circle(280, y, 20, f"$x^{i + 1}$", color=theme.GRAYS[1])
-            d.arrow(g, net)
+        for i, y in enumerate((206, 260)):
+            net = d.box(196, y, 160, 40, f"player {i + 1}: VRNN", color=theme.GRAYS[1])
+            x = d.circle(338, y, 20, f"$x^{i + 1}$", color=theme.GRAYS[1])
+            d.arrow(g, (116, y))
             d.arrow(net, x)
         d.field(187, 332, 374, 72)
         equation = r"p(x, g) = \prod_t p(g_t \mid g_{<t}) \prod_k p(x_{t+1}^k \mid g_t)"
@@ -83,7 +83,7 @@ def _play(evidence: Evidence) -> Panel:
         cell, length, width = (float(v) for v in found["grid"])
         _court(ax, length, width, evidence.workload == "default")
         rows = round(np.ceil(width / cell - 1e-9))
-        for kind, color in (("free", REAL), ("moved", WITH)):
+        for kind, color in (("free", DRAWN), ("moved", WITH)):
             i, j = divmod(int(found[f"intents_{kind}"][-1, who]), rows)
             ax.add_patch(
                 Rectangle((i * cell, j * cell), cell, cell, facecolor=theme.tint(color, 0.35), edgecolor=color, lw=1.6)
@@ -93,19 +93,16 @@ def _play(evidence: Evidence) -> Panel:
             if k != who:
                 ax.plot(*free[:, k].T, color=theme.GRAYS[2], lw=1.6, zorder=2)
                 ax.plot(*free[-1, k], "o", color=theme.GRAYS[2], ms=6, zorder=3)
-        for kind, x, color in (("free", free, REAL), ("moved", moved, WITH)):
+        for x, color in ((free, DRAWN), (moved, WITH)):
             ax.plot(*x[:, who].T, color=color, lw=3.0, zorder=4)
             ax.plot(*x[-1, who], "o", color=color, ms=9, zorder=5)
-            ax.annotate(
-                {"free": "as drawn", "moved": "intent moved"}[kind],
-                x[-1, who],
-                (0, 11),
-                textcoords="offset points",
-                ha="center",
-                color=theme.ink(color),
-                zorder=6,
-            )
         ax.plot(*free[0, who], "s", color=theme.MUTED, ms=7, zorder=6)
+        for row, (text, color) in enumerate(
+            (("as drawn", DRAWN), ("sent elsewhere", WITH), ("the others", theme.GRAYS[2]))
+        ):
+            at = width * (0.93 - 0.1 * row)
+            ax.plot([1.06 * length, 1.14 * length], [at, at], color=color, lw=3)
+            ax.text(1.17 * length, at, text, va="center", color=theme.ink(color))
 
     return Panel(
         "One play, one intent moved",
@@ -129,7 +126,7 @@ def _court(ax: Axes, length: float, width: float, basketball: bool) -> None:
         ax.plot(5.25, 25, "o", ms=7, mfc="none", mec=theme.MUTED, zorder=1)
     ax.set_aspect("equal")
     pad = 0.03 * max(length, width)
-    ax.set_xlim(-pad, length + pad)
+    ax.set_xlim(-pad, 1.62 * length)
     ax.set_ylim(-pad, width + pad)
     ax.set_axis_off()
 
@@ -168,18 +165,16 @@ def _flocks(evidence: Evidence) -> Panel:
     def draw(ax: Axes) -> None:
         top = max(float(v.max()) for v in (real, *made.values()))
         bins = np.linspace(0, top * 1.02, 26)
-        for i, (name, values, color) in enumerate(
-            (("real", real, REAL), ("with intent", made["with intent"], WITH), ("without", made["without"], WITHOUT))
-        ):
+        flocks = ((real, REAL), (made["with intent"], WITH), (made["without"], WITHOUT))
+        for i, (values, color) in enumerate(flocks):
             counts, edges = np.histogram(values, bins)
             base, height = 2 - i, counts / counts.max() * 0.8
             ax.fill_between(edges[:-1], base, base + height, step="post", color=theme.tint(color, 0.5), lw=0)
             ax.step(edges[:-1], base + height, where="post", color=color, lw=1.6)
-            ax.annotate(name, (edges[-1], base + 0.42), ha="right", color=theme.ink(color))
-        ax.set_yticks([])
         ax.set_xlabel("mean distance to the nearest other")
         theme.tidy(ax)
-        ax.set_yticks([])
+        ax.set_yticks([2.3, 1.3, 0.3], ["real", "with intent", "without"])
+        ax.tick_params(axis="y", length=0)
 
     return Panel(
         "Two kinds of flock",

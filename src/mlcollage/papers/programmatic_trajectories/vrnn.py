@@ -309,9 +309,15 @@ class AgentVRNN(nn.Module):
         into = {name: v[:1] for name, v in known.items()} if self.wiring.shared_rnn else known
         return self.encoder.lift(known), self.rnn.lift(into)
 
-    def _advance(self, pre: Tensor, z: Tensor, states: list[Tensor], there: Tensor | None) -> list[Tensor]:
+    def _cut(self) -> tuple[Tensor, Tensor]:
+        """The columns of encoder and recurrent network that the loop multiplies."""
+        return self.encoder.late_weight("h"), self.rnn.late_weight("zZ")
+
+    def _advance(
+        self, pre: Tensor, z: Tensor, states: list[Tensor], there: Tensor | None, weight: Tensor | None = None
+    ) -> list[Tensor]:
         """The next states; those of agents that are not there stay."""
-        new = self.rnn.step(pre, self._late(z), states)
+        new = self.rnn.step(pre, self._late(z), states, weight)
         if there is None or self.wiring.shared_rnn:
             return new
         return [torch.where(there, a, b) for a, b in zip(new, states, strict=True)]
@@ -322,15 +328,17 @@ class AgentVRNN(nn.Module):
         """States before each frame, latents, means and deviations of the posterior, all (G, T - 1, N, .)."""
         draws = self._draws(rows, eps, generator, particles)
         encoder, recurrent = self._lifted(rows)
+        read, write = self._cut()
         there = None if bool(rows.unit.all()) else _tile(rows.unit, particles)
         states = self.rnn.initial(draws.shape[2], draws)
         kept: list[tuple[Tensor, ...]] = []
         for t in range(draws.shape[1]):
             h = self._h(states)
-            mean, std = self.encoder.late(_tile(encoder[:, t], particles), {"h": h})
+            mean, std = self.encoder.late(_tile(encoder[:, t], particles), {"h": h}, read)
             z = mean + std * draws[:, t]
             kept.append((h, z, mean, std))
-            states = self._advance(_tile(recurrent[:, t], particles), z, states, None if there is None else there[:, t])
+            still = None if there is None else there[:, t]
+            states = self._advance(_tile(recurrent[:, t], particles), z, states, still, write)
         h, z, mean, std = (torch.stack(part, 1) for part in zip(*kept, strict=True))
         return h, z, mean, std
 
