@@ -142,13 +142,12 @@ def _distances(evidence: Evidence) -> Panel:
     def draw(ax: Axes) -> None:
         marks.rows(ax, found, {name: color for name, (_, color) in arms.items()})
         ax.set_xlim(left=0)
-        ax.set_xlabel("distance run: gap to real plays" + (" (ft)" if evidence.workload == "default" else ""))
 
     return Panel(
         "How far players run",
         draw,
         f"Gap between distances run in generated and real plays, by label: {marks.listed(found)}."[:300],
-        "1-Wasserstein distance between generated and real distances run, by label",
+        "1-Wasserstein distance to real plays" + (", ft" if evidence.workload == "default" else ""),
         claim="C2",
     )
 
@@ -171,7 +170,6 @@ def _flocks(evidence: Evidence) -> Panel:
             base, height = 2 - i, counts / counts.max() * 0.8
             ax.fill_between(edges[:-1], base, base + height, step="post", color=theme.tint(color, 0.5), lw=0)
             ax.step(edges[:-1], base + height, where="post", color=color, lw=1.6)
-        ax.set_xlabel("mean distance to the nearest other")
         theme.tidy(ax)
         ax.set_yticks([2.3, 1.3, 0.3], ["real", "with intent", "without"])
         ax.tick_params(axis="y", length=0)
@@ -181,6 +179,6 @@ def _flocks(evidence: Evidence) -> Panel:
         draw,
         f"Real flocks have nearest distances near 0.15 or 1.1. Share of generated flocks between: "
         f"{marks.listed(share)}.",
-        "mean distance to the nearest other, real and generated flocks, seed 0",
+        "mean distance to the nearest other, seed 0",
         claim="C3",
     )

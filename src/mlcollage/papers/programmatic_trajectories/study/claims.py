@@ -47,9 +47,9 @@ CLAIMS = (
         margin=0.5,
         unit="ft",
         says={
-            "supported": "Distances run are {0} off the real ones with macro-intents, {1} without",
-            "contradicted": "Macro-intents bring distances no nearer to the real ones ({0} against {1})",
-            "inconclusive": "Whether macro-intents bring distances nearer is open ({0} against {1})",
+            "supported": "Distances run are off by {0}, without intents by {1}",
+            "contradicted": "Distances run are off by {0}, without intents by {1}",
+            "inconclusive": "Distances run are off by {0}, without intents by {1}: open",
         },
     ),
     _share(
@@ -73,9 +73,9 @@ CLAIMS = (
         direction="less",
         margin=0.05,
         says={
-            "supported": "With macro-intents {0} of flocks lie between the two kinds, without {1}",
-            "contradicted": "Macro-intents leave as many flocks between the two kinds ({0} against {1})",
-            "inconclusive": "Whether macro-intents part the two kinds of flock is open ({0} against {1})",
+            "supported": "{0} of flocks are of neither kind, without intents {1}",
+            "contradicted": "{0} of flocks are of neither kind, without intents {1}",
+            "inconclusive": "{0} of flocks are of neither kind, without intents {1}: open",
         },
     ),
     Claim(
