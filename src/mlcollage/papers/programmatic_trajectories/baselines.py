@@ -27,7 +27,7 @@ class VRNNIndep(AgentVRNN):
     n_agents
         K.
     options
-        As :class:`~.vrnn.AgentVRNN` has them.
+        As :class:`AgentVRNN` has them.
 
     Examples
     --------
@@ -47,7 +47,7 @@ class VRNNMixed(AgentVRNN):
     n_agents
         K.
     options
-        As :class:`~.vrnn.AgentVRNN` has them.
+        As :class:`AgentVRNN` has them.
 
     Examples
     --------
@@ -69,7 +69,7 @@ class VRNNSingle(AgentVRNN):
     dim
         Coordinates of a position.
     options
-        As :class:`~.vrnn.AgentVRNN` has them.
+        As :class:`AgentVRNN` has them.
 
     Examples
     --------
@@ -168,7 +168,7 @@ class RNNGauss(_Gauss):
     hidden, rnn, layers
         Widths and number of recurrent layers.
     min_std, shift, scale
-        As :class:`~.vrnn.AgentVRNN` has them.
+        As :class:`AgentVRNN` has them.
     first_frame
         Score the first frame too, from a state of zeros, as the official code does. By default it is given, as it is to
         all other models.
@@ -261,7 +261,7 @@ class VRAEMI(_Gauss):
     z, hidden, rnn, layers
         Widths and number of recurrent layers.
     min_std, shift, scale
-        As :class:`~.vrnn.AgentVRNN` has them.
+        As :class:`AgentVRNN` has them.
     entropy
         ``"exact"``, or ``"official"``, which has the standard deviation in the place of the variance.
 

@@ -44,7 +44,7 @@ class MacroVRNN(AgentVRNN):
         Which inputs each network reads; by default as in the official code, where the prior of the model with an intent
         for each agent does not read the context. With ``context="neighbors"`` encoder and prior read it.
     options
-        Sizes, scales and layouts, as :class:`~.vrnn.AgentVRNN` has them: ``z``, ``hidden``, ``rnn``, ``layers``,
+        Sizes, scales and layouts, as :class:`AgentVRNN` has them: ``z``, ``hidden``, ``rnn``, ``layers``,
         ``min_std``, ``agent_params``, ``context``, ``neighbors``, ``target``, ``shift``, ``scale``, ``step_scale``,
         ``dim``.
 
