@@ -44,6 +44,8 @@ button:focus-visible, select:focus-visible { outline: 3px solid #2a6fb0; }
 _DRAW = """
 const data = JSON.parse(document.getElementById("data").textContent);
 const colors = ["#0072b2", "#d55e00", "#009e73", "#a8630a", "#7a4fa3", "#444444", "#b0306a", "#1f7a8c"];
+// A frame's time may lie a little before the click that started the play.
+const moment = (ms, last) => Math.min(Math.max(ms, 0) / 1000 * data.fps, last);
 function draw(canvas, play, t, cells) {
   const [length, width] = data.court, scale = 10;
   if (canvas.width !== Math.round(length * scale)) {

@@ -127,7 +127,7 @@ let start = performance.now(), held = null;
 slider.max = data.versions[0].play.length - 1;
 function frame(now) {
   const version = data.versions[choose.value], last = version.play.length - 1;
-  const t = held === null ? Math.min((now - start) / 1000 * data.fps, last) : held;
+  const t = held === null ? moment(now - start, last) : held;
   if (held === null) slider.value = Math.floor(t);
   const cells = version.intents[Math.min(Math.floor(t), last - 1)].filter(g => g >= 0).map(g =>
     [Math.floor(g / data.rows) * data.cell, (g % data.rows) * data.cell, data.cell, data.cell]);

@@ -210,7 +210,7 @@ function ask() {
 }
 function frame(now) {
   if (at < data.pairs.length) {
-    const plays = data.pairs[at], t = Math.min((now - start) / 1000 * data.fps, plays[0].length - 1);
+    const plays = data.pairs[at], t = moment(now - start, plays[0].length - 1);
     plays.forEach((play, i) => draw(canvases[i], play, t, []));
   }
   requestAnimationFrame(frame);
