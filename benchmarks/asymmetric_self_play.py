@@ -18,6 +18,7 @@ from mlcollage.papers.asymmetric_self_play import (
     AsymmetricSelfPlay,
     GoalReachingEnv,
     Grasp25D,
+    MujocoTabletop,
     block_holdouts,
 )
 
@@ -29,7 +30,7 @@ def bench(quick: bool = True) -> list[Row]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return [*_learning(quick), *_worlds(quick)]
+        return [*_learning(quick), *_worlds(quick), *_tabletop(quick)]
     finally:
         torch.set_num_threads(before)
 
@@ -91,3 +92,19 @@ def _worlds(quick: bool) -> list[Row]:
         _row("gymnasium SyncVectorEnv", f"the same world, {copies} copies", slow, "steps/s"),
         _row("Grasp25D", f"{n} rows in one tensor", fast, "steps/s", fast / slow),
     ]
+
+
+def _tabletop(quick: bool) -> list[Row]:
+    """Control steps (20 physics steps) of MuJoCo's boxes on one thread, under random actions."""
+    rows = []
+    for boxes in (1, 2, 8):
+        world = MujocoTabletop(boxes, threads=1)
+        state, count = world.initial(32, generator(0)), 5 if quick else 25
+        actions = torch.randint(11, (count, 32, 5), generator=generator(1))
+
+        def steps(world: MujocoTabletop = world, now: torch.Tensor = state, actions: torch.Tensor = actions) -> None:
+            for action in actions:
+                now = world.step(now, action)
+
+        rows.append(_row("MujocoTabletop", f"{boxes} boxes, one thread", 32 * count / _seconds(steps), "steps/s"))
+    return rows

@@ -101,8 +101,10 @@ class Breaks(MujocoTabletop):
         return after
 
 
-def test_a_broken_game_does_not_reach_a_network():
-    config = ASPConfig(envs=8, alice_steps=3, bob_steps=3, store_invalid=True, embed=(8,), hidden=(8,))
+@pytest.mark.parametrize("ends", ["end", "go_on"])
+def test_a_broken_game_does_not_reach_a_network(ends):
+    sizes = {"envs": 8, "alice_steps": 3, "bob_steps": 3, "embed": (8,), "hidden": (8,)}
+    config = ASPConfig(**sizes, store_invalid=True, turn_end=ends, bob_timeout=ends)
     game = AsymmetricSelfPlay(Breaks(1, threads=1, substeps=5), config)
     seen = []
     for _ in range(3):

@@ -301,9 +301,11 @@ class AsymmetricSelfPlay:
         ):
             value[t][lanes, games] = part
         last = (bob.steps - 1).clamp(min=0)[None]  # (1, R, N)
-        terminated.scatter_(0, last, bob.solved[None])
-        limit = ~bob.solved & (bob.steps > 0)
-        (truncated if c.bob_timeout == "go_on" else terminated).scatter_(0, last, (terminated.gather(0, last) | limit))
+        unsolved = ~bob.solved & (bob.steps > 0)
+        # A simulator that gave up has no last observation to go on from.
+        goes_on = unsolved & torch.isfinite(bob.states).all(-1) & (c.bob_timeout == "go_on")
+        terminated.scatter_(0, last, (bob.solved | (unsolved & ~goes_on))[None])
+        truncated.scatter_(0, last, goes_on[None])
         if c.reward == "time":
             reward = torch.zeros_like(reward).scatter_(0, last, self._time(bob.steps, bob.solved)[1][None])
         final = torch.zeros_like(reward)
