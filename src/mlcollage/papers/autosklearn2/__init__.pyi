@@ -13,18 +13,29 @@ from .portfolio import PortfolioBuilder as PortfolioBuilder
 from .replay import Replay as Replay
 from .replay import simulate as simulate
 from .selector import PolicySelector as PolicySelector
+from .shipped import default_portfolio as default_portfolio
 from .shipped import official_portfolio as official_portfolio
+from .shipped import official_selector as official_selector
 from .shipped import official_selector_data as official_selector_data
+from .shipped import shipped_tensor as shipped_tensor
+from .sklearn import AutoClassifier as AutoClassifier
+from .sklearn import AutoRegressor as AutoRegressor
+from .sklearn import TrialEvent as TrialEvent
 from .space import Hyperparameter as Hyperparameter
 from .space import SearchSpace as SearchSpace
 from .space import pipeline_space as pipeline_space
+from .surrogate import ExpectedImprovement as ExpectedImprovement
 from .tasks import TableTask as TableTask
 from .tasks import make_task as make_task
 from .tensor import PerformanceTensor as PerformanceTensor
+from .trials import Trial as Trial
 
 __all__ = [
     "POLICIES",
+    "AutoClassifier",
+    "AutoRegressor",
     "EnsembleSelection",
+    "ExpectedImprovement",
     "Hyperparameter",
     "IterativePipeline",
     "OfficialPortfolio",
@@ -37,13 +48,18 @@ __all__ = [
     "ScoreMetric",
     "SearchSpace",
     "TableTask",
+    "Trial",
+    "TrialEvent",
+    "default_portfolio",
     "halving_schedule",
     "make_task",
     "map_official_config",
     "official_portfolio",
+    "official_selector",
     "official_selector_data",
     "pipeline_space",
     "read_official_portfolio",
     "read_official_selector",
+    "shipped_tensor",
     "simulate",
 ]

@@ -20,7 +20,7 @@ class EnsembleSelection:
 
     At step s the model is added that makes the loss smallest:
 
-    .. math:: k_s = \arg\min_k L\Big(y, \frac{1}{s}\big(\textstyle\sum_{r<s} P_{k_r} + P_k\big)\Big)
+    .. math:: k_s = \arg\min_k L(y, \frac{1}{s} (\sum_{r<s} P_{k_r} + P_k))
 
     and a model's weight is how often it was added. The losses of all candidates of a step come from one pass over
     their predictions; nothing is approximated.

@@ -76,7 +76,7 @@ def make_splits(
     groups
         Rows of one group are on one side.
     copies
-        As ``groups``, for exact copies of rows; used where no groups are given.
+        ``(rows,)``: the same number for exact copies, which stay together; used where no groups are given.
     seed
         Of the order.
 
@@ -86,14 +86,17 @@ def make_splits(
         If there are fewer groups or rows than folds.
     """
     n = len(y)
-    together = groups if groups is not None else copies
+    if groups is None and copies is not None and len(set(copies.tolist())) < n:
+        # Split one row of each set of copies; the others follow it.
+        _, first, place = np.unique(copies, return_index=True, return_inverse=True)
+        parts = make_splits(policy, y[first], kind, seed=seed)
+        return [tuple(np.flatnonzero(np.isin(place, side)) for side in part) for part in parts]  # type: ignore[misc]
     folds = 3 if policy.evaluation == "holdout" else policy.folds
-    if together is not None:
-        found = len(np.unique(together))
+    if groups is not None:
+        found = len(np.unique(groups))
         if found < folds:
-            what = "groups" if groups is not None else "different rows"
             raise InvalidInput(
-                f"there are {found} {what}, and {policy} needs {folds} at least; give a policy with fewer folds."
+                f"there are {found} groups, and {policy} needs {folds} at least; give a policy with fewer folds."
             )
         if kind == "classification":
             splitter: Any = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
@@ -101,7 +104,9 @@ def make_splits(
             splitter = GroupShuffleSplit(1, test_size=1 / 3, random_state=seed)
         else:
             splitter = GroupKFold(folds, shuffle=True, random_state=seed)
-        parts = list(splitter.split(np.zeros(n), y, together))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            parts = list(splitter.split(np.zeros(n), y, groups))
     else:
         if n < folds:
             raise InvalidInput(f"there are {n} rows, and {policy} needs {folds} at least.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -76,11 +77,8 @@ def _row_weights(y: NDArray, weight: FloatArray | None, *, balanced: bool) -> Fl
     return shares
 
 
-def _accuracy(balanced: bool) -> Callable[..., float]:
-    def loss(y: NDArray, p: FloatArray, weight: FloatArray | None) -> float:
-        return 1.0 - float((_row_weights(y, weight, balanced=balanced) * (p.argmax(1) == y)).sum())
-
-    return loss
+def _accuracy_loss(y: NDArray, p: FloatArray, weight: FloatArray | None, *, balanced: bool) -> float:
+    return 1.0 - float((_row_weights(y, weight, balanced=balanced) * (p.argmax(1) == y)).sum())
 
 
 def _fast_accuracy(balanced: bool) -> Callable[..., Batched]:
@@ -141,11 +139,8 @@ def _fast_auc(p: FloatArray, y: NDArray, weight: FloatArray | None) -> Batched |
     return losses
 
 
-def _error(power: int) -> Callable[..., float]:
-    def loss(y: NDArray, p: FloatArray, weight: FloatArray | None) -> float:
-        return float(np.average(np.abs(p[:, 0] - y) ** power, weights=weight))
-
-    return loss
+def _error(y: NDArray, p: FloatArray, weight: FloatArray | None, *, power: int) -> float:
+    return float(np.average(np.abs(p[:, 0] - y) ** power, weights=weight))
 
 
 def _fast_error(power: int) -> Callable[..., Batched]:
@@ -158,7 +153,7 @@ def _fast_error(power: int) -> Callable[..., Batched]:
 
 def _r2(y: NDArray, p: FloatArray, weight: FloatArray | None) -> float:
     spread = np.average((y - np.average(y, weights=weight)) ** 2, weights=weight)
-    return _error(2)(y, p, weight) / (float(spread) or 1.0)
+    return _error(y, p, weight, power=2) / (float(spread) or 1.0)
 
 
 def _fast_r2(p: FloatArray, y: NDArray, weight: FloatArray | None) -> Batched:
@@ -179,13 +174,13 @@ _FAST: dict[str, Callable[..., Batched | None]] = {
 METRICS = {
     m.name: m
     for m in (
-        ScoreMetric("balanced_accuracy", "classification", _accuracy(True)),
-        ScoreMetric("accuracy", "classification", _accuracy(False)),
+        ScoreMetric("balanced_accuracy", "classification", partial(_accuracy_loss, balanced=True)),
+        ScoreMetric("accuracy", "classification", partial(_accuracy_loss, balanced=False)),
         ScoreMetric("log_loss", "classification", _log_loss, 0.0),
         ScoreMetric("roc_auc", "classification", _auc),
         ScoreMetric("r2", "regression", _r2),
-        ScoreMetric("mse", "regression", _error(2), 0.0),
-        ScoreMetric("mae", "regression", _error(1), 0.0),
+        ScoreMetric("mse", "regression", partial(_error, power=2), 0.0),
+        ScoreMetric("mae", "regression", partial(_error, power=1), 0.0),
     )
 }
 """Metrics by name."""
@@ -204,13 +199,13 @@ def metric_of(metric: Any, kind: Kind | None = None) -> ScoreMetric:
         found = metric
     elif callable(metric):
         name, of = getattr(metric, "__name__", "custom"), kind or "classification"
-        found = ScoreMetric(name, of, _checked(metric), 0.0)
+        found = ScoreMetric(name, of, partial(_users, function=metric), 0.0)
     else:
         name = _ALIASES.get(metric, metric) if isinstance(metric, str) else metric
         if name not in METRICS:
             raise UnknownName(
-                f"metric must be one of {', '.join(METRICS)}, a ScoreMetric, or a function of (y, prediction, weight) that "
-                f"gives a loss; not {metric!r}."
+                f"metric must be one of {', '.join(METRICS)}, a ScoreMetric, or a function of (y, prediction, weight) "
+                f"that gives a loss; not {metric!r}."
             )
         found = METRICS[name]
     if kind is not None and found.kind != kind:
@@ -218,9 +213,6 @@ def metric_of(metric: Any, kind: Kind | None = None) -> ScoreMetric:
     return found
 
 
-def _checked(function: Callable[..., Any]) -> Callable[..., float]:
-    def loss(y: NDArray, p: FloatArray, weight: FloatArray | None) -> float:
-        with users_code("metric(y, prediction, weight)"):
-            return float(function(y, p, weight))
-
-    return loss
+def _users(y: NDArray, p: FloatArray, weight: FloatArray | None, *, function: Callable[..., Any]) -> float:
+    with users_code("metric(y, prediction, weight)"):
+        return float(function(y, p, weight))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -34,6 +35,7 @@ class _Learner(Protocol):
     """What every learner can do: go on to a number of iterations, and predict."""
 
     done: bool
+    model: Any
 
     def advance(self, iterations: int) -> None: ...
 
@@ -386,10 +388,20 @@ class IterativePipeline:
         out[:, self.seen] = found
         return out
 
-    def forget_rows(self) -> IterativePipeline:
-        """Drop the training rows, so that only what predicts is kept."""
+    def frozen(self) -> IterativePipeline:
+        """A copy that predicts and does not go on: without the training rows."""
+        found = copy.copy(self)
         if self._learner is not None:
+            found._learner = copy.copy(self._learner)
             for name in ("X", "y", "weight", "held"):
-                if hasattr(self._learner, name):
-                    setattr(self._learner, name, None)
-        return self
+                setattr(found._learner, name, None)
+            # Trees that come later are added to the list of the model itself.
+            model = copy.copy(self._learner.model)
+            for name in ("estimators_", "_predictors"):
+                if hasattr(model, name):
+                    setattr(model, name, list(getattr(model, name)))
+            for name in ("coef_", "intercept_", "coefs_", "intercepts_"):
+                if hasattr(model, name):
+                    setattr(model, name, copy.deepcopy(getattr(model, name)))
+            found._learner.model = model
+        return found

@@ -178,7 +178,7 @@ def simulate(
 ) -> Replay:
     r"""Play sequences of candidates on every task of a tensor, as an AutoML system would.
 
-    .. math:: L_d(P) = \tilde L_d\big(\arg\min_{c \in P} V_d(c)\big)
+    .. math:: L_d(P) = \tilde L_d(\arg\min_{c \in P} V_d(c))
 
     The candidate with the lowest validation loss V counts, the earliest one at a tie, with its normalized test loss.
     Under successive halving candidates play in brackets of 16, in order; a rung that would sort out nobody is left out.

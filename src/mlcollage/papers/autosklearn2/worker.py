@@ -1,0 +1,221 @@
+"""Where pipelines are fitted: a process of their own, which is ended when it passes its limits (section 2.1).
+
+It is started as ``python -m mlcollage.papers.autosklearn2.worker``: it never runs the user's script again, and works
+from threads, from workers that may have no children of multiprocessing, from notebooks and from standard input.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .columns import Rows
+from .evaluation import Split, evaluate_steps
+from .space import FULL_ITERATIONS, Config, Kind
+
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+@dataclass
+class Problem:
+    """What a worker is told once: rows, targets, folds."""
+
+    kind: Kind
+    rows: Rows
+    y: NDArray
+    n_classes: int
+    splits: list[Split]
+    weight: NDArray[np.float64] | None
+    seed: int
+
+
+@dataclass
+class Message:
+    """What a worker says after each step, and at the end."""
+
+    what: str  # ready, step, end, memory, crash
+    iterations: int = 0
+    prediction: Any = None
+    models: Any = None
+    text: str = ""
+
+
+def run_steps(problem: Problem, config: Config, budget: float, seconds: float) -> Iterator[Message]:
+    """Fit a pipeline step by step and give a message for each; it ends when the time is over between two steps.
+
+    A step takes about as long as all before it together. One that would not be finished in time is not begun.
+    """
+    start, last = time.monotonic(), [time.monotonic(), 0.0]
+
+    def go_on() -> bool:
+        return time.monotonic() - start < seconds
+
+    try:
+        iterations = max(2, round(FULL_ITERATIONS[str(config["learner"])] * budget / 100))
+        with np.errstate(all="ignore"):
+            for step in evaluate_steps(
+                config, problem.kind, problem.rows, problem.y, problem.splits, n_classes=problem.n_classes,
+                sample_weight=problem.weight, iterations=iterations, seed=problem.seed, go_on=go_on,
+            ):  # fmt: skip
+                yield Message("step", step.iterations, step.valid, [m.frozen() for m in step.models])
+                if step.done:
+                    yield Message("end")
+                    return
+                now = time.monotonic()
+                last = [now, now - last[0]]
+                if now - start + 1.5 * last[1] > seconds:
+                    break
+        yield Message("time")
+    except MemoryError:
+        yield Message("memory", text="it needs more memory than it may have")
+    except Exception as error:  # whatever a learner raises is a fate of this pipeline only
+        yield Message("crash", text=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:300])
+
+
+class Worker:
+    """A process that fits pipelines, with hard limits on time and memory.
+
+    Parameters
+    ----------
+    problem
+        Sent once.
+    memory_limit_mb
+        Megabytes above what the libraries take.
+    """
+
+    def __init__(self, problem: Problem, memory_limit_mb: float) -> None:
+        here, there = socket.socketpair()
+        environment = {**os.environ, **dict.fromkeys(_THREADS, "1"), "PYTHONWARNINGS": "ignore"}
+        environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+        self.process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                f"{__package__}.worker",
+                str(there.fileno()),
+                str(memory_limit_mb),
+                str(os.getpid()),
+            ],
+            pass_fds=[there.fileno()],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # it can be ended with whatever it started, and Ctrl-C reaches the parent only
+        )
+        there.close()
+        self.connection = Connection(here.detach())
+        # A large table would fill the pipe before the process has come up.
+        self._sender = threading.Thread(target=self._send, args=(problem,), daemon=True)
+        self._sender.start()
+        self.ready = False
+
+    def _send(self, message: Any) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self.connection.send(message)
+
+    def wait_ready(self, timeout: float) -> bool:
+        """Whether it has its libraries and the data, after at most so many seconds."""
+        if not self.ready and self.connection.poll(max(timeout, 0)):
+            with contextlib.suppress(EOFError, OSError):
+                self.ready = self.connection.recv().what == "ready"
+        return self.ready
+
+    def run(self, config: Config, budget: float, seconds: float) -> Iterator[Message]:
+        """Give the messages of one pipeline; when the time is over the process is killed, and the last one says so."""
+        end = time.monotonic() + seconds
+        try:
+            self.connection.send((config, budget, seconds))
+            while True:
+                # Between steps it stops by itself; the grace is for the way of the message.
+                left = end - time.monotonic() + 0.1
+                if left <= 0 or not self.connection.poll(left):
+                    self.kill()
+                    yield Message("time", text=f"it was ended after {seconds:.3g} s")
+                    return
+                message = self.connection.recv()
+                yield message
+                if message.what != "step":
+                    return
+        except (EOFError, OSError):
+            code = self.kill()
+            yield Message("crash", text=f"its process died ({_died(code)})")
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be used again."""
+        return self.process.poll() is None and not self.connection.closed
+
+    def kill(self) -> int | None:
+        """End the process and all that it started."""
+        if self.process.poll() is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+        code = self.process.wait()
+        self.connection.close()
+        return code
+
+
+def _died(code: int | None) -> str:
+    if code is not None and code < 0:
+        with contextlib.suppress(ValueError):
+            return signal.Signals(-code).name
+    return f"exit code {code}"
+
+
+def main() -> None:
+    """What the process does."""
+    descriptor, megabytes, parent = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
+    _die_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    connection = Connection(descriptor)
+    try:
+        problem: Problem = connection.recv()
+        _limit_memory(megabytes)
+        connection.send(Message("ready"))
+        while True:
+            config, budget, seconds = connection.recv()
+            for message in run_steps(problem, config, budget, seconds):
+                connection.send(message)
+    except (EOFError, OSError):
+        return  # the parent is gone
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel end this process with its parent (Linux); elsewhere it ends at its next message."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(0)
+
+
+def _limit_memory(megabytes: float) -> None:
+    """The address space that is in use, and so much more."""
+    if sys.platform == "linux":
+        import resource
+
+        with open("/proc/self/statm", encoding="ascii") as stream:
+            used = int(stream.read().split()[0]) * resource.getpagesize()
+        limit = used + int(megabytes * 2**20)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+if __name__ == "__main__":
+    from mlcollage.papers.autosklearn2 import worker  # so that messages are of the classes that the parent knows
+
+    worker.main()

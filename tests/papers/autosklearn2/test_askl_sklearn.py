@@ -1,0 +1,329 @@
+"""The estimators: scikit-learn's contract, hard limits, resuming, tables as they are, refusals."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import time
+import warnings
+from collections import defaultdict
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import psutil
+import pyarrow as pa
+import pytest
+from sklearn.base import clone
+from sklearn.datasets import load_wine
+from sklearn.utils.estimator_checks import check_estimator
+
+from mlcollage.errors import InvalidInput
+from mlcollage.papers.autosklearn2 import AutoClassifier, AutoRegressor, Hyperparameter, Policy, SearchSpace
+from mlcollage.papers.autosklearn2.columns import Rows
+from mlcollage.papers.autosklearn2.evaluation import make_splits
+from mlcollage.papers.autosklearn2.search import SearchPlan
+from mlcollage.papers.autosklearn2.space import pipeline_space
+from mlcollage.papers.autosklearn2.surrogate import ExpectedImprovement
+from mlcollage.papers.autosklearn2.trials import Trial
+from mlcollage.papers.autosklearn2.worker import Problem, Worker
+
+QUICK = {"max_trials": 2, "isolation": "none", "random_state": 0, "include": ["sgd"], "portfolio": None}
+LINEAR = {"learner": "sgd", "sgd:tol": 0.1, "rescaling": "standardize"}
+
+
+def small(kind=AutoClassifier, **changes):
+    return kind(60, **{**QUICK, **changes})
+
+
+@pytest.fixture(scope="module")
+def wine():
+    return load_wine(return_X_y=True)
+
+
+# What a search with held-out rows cannot promise: a weight is not a number of copies, for copies may be held out.
+_NOT_PROMISED = dict.fromkeys(
+    ("check_sample_weight_equivalence_on_dense_data", "check_sample_weight_equivalence_on_sparse_data"),
+    "rows are held out at random; a weight of 2 is not two rows there",
+)
+
+
+@pytest.mark.parametrize("kind", [AutoClassifier, AutoRegressor])
+def test_the_contract_of_scikit_learn(kind):
+    estimator = kind(60, max_trials=1, isolation="none", include=["sgd"], portfolio=[LINEAR], random_state=0)
+    estimator.set_params(ensemble_size=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = check_estimator(estimator, expected_failed_checks=_NOT_PROMISED, on_fail=None)
+    failed = {r["check_name"]: r["exception"] for r in found if r["status"] == "failed"}
+    assert not failed
+
+
+def test_a_fixed_number_of_trials_is_repeated_exactly(wine):
+    X, y = wine
+    runs = [small(max_trials=6).fit(X, y) for _ in range(2)]
+    assert [t.config for t in runs[0]._trials] == [t.config for t in runs[1]._trials]
+    np.testing.assert_array_equal(runs[0].predict_proba(X), runs[1].predict_proba(X))
+    assert runs[0].leaderboard()["loss"].is_monotonic_increasing
+    assert len(runs[0].cv_results_["params"]) == 6
+    other = small(max_trials=6, random_state=1).fit(X, y)
+    assert [t.config for t in other._trials] != [t.config for t in runs[0]._trials]
+
+
+def test_a_mixed_table_with_gaps_dates_and_text_labels():
+    rng = np.random.default_rng(0)
+    n = 150
+    frame = pd.DataFrame(
+        {
+            "amount": np.where(rng.random(n) < 0.1, np.nan, rng.lognormal(size=n)),
+            "city": rng.choice(["Bern", "Rome", None], n),
+            "day": pd.Timestamp("2024-01-01") + pd.to_timedelta(rng.integers(0, 300, n), unit="D"),
+            "member": pd.array(rng.choice([True, False], n), dtype="boolean"),
+            "note": [f"text {i}" for i in range(n)],
+        }
+    )
+    y = np.where(frame["city"].eq("Bern") | frame["member"], "yes", "no")
+    model = small(include=["extra_trees"], portfolio=None).fit(frame, y)
+    assert set(model.predict(frame)) <= {"yes", "no"}
+    assert model.score(frame, y) > 0.9
+    assert any("'note' has another text in every row" in note for note in model.notes_)
+    again = model.predict_proba(frame[frame.columns[::-1]])
+    np.testing.assert_array_equal(again, model.predict_proba(frame))
+    np.testing.assert_allclose(model.predict_proba(pa.Table.from_pandas(frame)), again)
+    assert "loss of a constant prediction 0.5" in model.report()
+    model.refit(frame, y)
+    assert model.score(frame, y) > 0.9
+
+
+def test_groups_weights_and_indexes_are_by_position(wine):
+    X, y = wine
+    frame = pd.DataFrame(X, index=np.random.default_rng(0).permutation(len(X)))
+    series = pd.Series(y, index=frame.index[::-1])
+    groups = pd.Series(np.arange(len(y)) // 3)
+    weight = np.ones(len(y))
+    weight[:5] = 0
+    model = small(policy=Policy("cv", 3)).fit(frame, series, groups=groups, sample_weight=weight)
+    assert model.score(X, y) > 0.8
+    # Labels that belong to groups cannot be learned: held-out groups show it.
+    rng = np.random.default_rng(1)
+    group = np.repeat(np.arange(40), 12)
+    rows = rng.normal(size=(40, 4))[group] + 0.01 * rng.normal(size=(480, 4))
+    label = rng.integers(0, 2, 40)[group]
+    losses = [small(max_trials=1).fit(rows, label, **k).best_trial_.loss for k in ({}, {"groups": group})]
+    assert losses[0] < 0.1 < 0.3 < losses[1]
+
+
+def test_copies_stay_on_one_side():
+    rng = np.random.default_rng(0)
+    X = np.repeat(rng.normal(size=(150, 3)), 2, axis=0)
+    y = np.repeat(rng.integers(0, 2, 150), 2)
+    model = small(max_trials=1, include=["extra_trees"]).fit(X, y)
+    assert model.best_trial_ is None or model.best_trial_.loss > 0.3
+    assert any("150 rows are copies" in note for note in model.notes_)
+
+
+def test_successive_halving_promotes_the_best(wine):
+    X, y = wine
+    sh = Policy(allocation="sh")
+    model = small(max_trials=23, policy=sh, include=["sgd"]).fit(X, y)
+    budgets = [t.budget for t in model._trials]
+    assert budgets == [6.25] * 16 + [25.0] * 4 + [100.0] + [6.25] * 2
+    losses = [t.loss for t in model._trials[:16]]
+    best = [model._trials[i].name for i in np.argsort(losses, kind="stable")[:4]]
+    assert [t.name for t in model._trials[16:20]] == best
+
+
+@pytest.fixture(scope="module")
+def problem(wine):
+    X, y = wine
+    splits = make_splits(Policy(), y, "classification")
+    return Problem("classification", Rows.of(X), y, 3, splits, None, 0)
+
+
+# A configuration that calls a function when its learner is asked for: it hangs, takes memory, or dies.
+_BOMBS = {
+    "time": partial(time.sleep, 60),
+    "memory": partial(bytearray, 20 * 2**30),
+    "crash": os.abort,
+}
+
+
+def test_a_bad_pipeline_costs_its_own_limit_and_no_more(problem):
+    config = pipeline_space().only(["sgd"]).default()
+    for fate, bomb in _BOMBS.items():
+        worker = Worker(problem, 500)
+        try:
+            assert worker.wait_ready(60)
+            start = time.monotonic()
+            messages = list(worker.run(defaultdict(bomb), 100.0, 1.0))
+            assert messages[-1].what == fate, messages[-1].text
+            assert time.monotonic() - start < 20
+            assert worker.alive == (fate == "memory")  # a process that only ran out of memory goes on
+            if worker.alive:
+                assert [m.what for m in worker.run(config, 1.0, 30.0)][-1] == "end"
+            elif fate == "crash":
+                assert "SIGABRT" in messages[-1].text
+        finally:
+            worker.kill()
+
+
+def test_a_fit_in_processes_keeps_its_budget_and_leaves_none_behind(wine):
+    X, y = wine
+    before = set(psutil.Process().children(recursive=True))
+    seen = []
+    model = AutoClassifier(
+        8,
+        include=["sgd"],
+        n_jobs=2,
+        random_state=0,
+        callbacks=[lambda e: seen.append(e.estimator.predict(X[:2]).shape)],
+    ).fit(X, y)
+    assert model.fit_seconds_ < 12
+    assert not [p for p in psutil.Process().children(recursive=True) if p not in before and p.is_running()]
+    assert model.ensemble_
+    assert set(seen) == {(2,)}
+    assert model.score(X, y) > 0.85
+
+
+SCRIPT = """
+import os, signal, sys
+from sklearn.datasets import load_wine
+from mlcollage.papers.autosklearn2 import AutoClassifier
+X, y = load_wine(return_X_y=True)
+def die(event):
+    if event.trial.number == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+AutoClassifier(60, max_trials=6, isolation="none", include=["sgd"], portfolio=None, random_state=0, folder=sys.argv[1],
+               callbacks=[die]).fit(X, y)
+"""
+
+
+def test_a_killed_fit_goes_on_to_the_same_history(wine, tmp_path):
+    X, y = wine
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+    code = subprocess.run([sys.executable, str(script), str(tmp_path / "run"), "2"], capture_output=True).returncode
+    assert code == -9
+    history = tmp_path / "run" / "history.jsonl"
+    assert len(history.read_text().splitlines()) == 4
+    with history.open("a") as stream:
+        stream.write('{"number": 3, "con')  # a line that was being written
+    same = {"max_trials": 6, "include": ["sgd"]}
+    model = small(folder=tmp_path / "run", **same).fit(X, y)
+    whole = small(**same).fit(X, y)
+    assert [t.config for t in model._trials] == [t.config for t in whole._trials]
+    assert [t.loss for t in model._trials] == [t.loss for t in whole._trials]
+    np.testing.assert_allclose(model.predict_proba(X), whole.predict_proba(X))
+    assert any("cut off" in note for note in model.notes_)
+    assert [json.loads(line).get("number") for line in history.read_text().splitlines()] == [None, *range(6)]
+    with pytest.raises(InvalidInput, match="holds a run on other data or with other settings"):
+        small(folder=tmp_path / "run", **same).fit(X[1:], y[1:])
+
+
+def test_ctrl_c_keeps_what_was_found(wine):
+    X, y = wine
+
+    def interrupt(event):
+        if event.trial.number == 1:
+            raise KeyboardInterrupt
+
+    with pytest.warns(UserWarning, match="interrupted"):
+        model = small(max_trials=9, callbacks=[interrupt]).fit(X, y)
+    assert model.interrupted_
+    assert len(model._trials) == 2
+    assert model.score(X, y) > 0.6
+    assert len(small(max_trials=9, callbacks=[lambda e: True]).fit(X, y)._trials) == 1
+
+
+def test_noise_gives_the_constant_with_a_warning():
+    rng = np.random.default_rng(3)
+    X, y = rng.normal(size=(60, 2)), np.array([0] * 58 + [1] * 2)
+    with pytest.warns(UserWarning, match="no pipeline beat a constant prediction"):
+        model = small(metric="accuracy", max_trials=1, include=["extra_trees"]).fit(X, y)
+    np.testing.assert_allclose(model.predict_proba(X[:2]), [[58 / 60, 2 / 60]] * 2)
+
+
+def branin(c):
+    x, y = 15 * c["x"] - 5, 15 * c["y"]
+    return (y - 5.1 / (4 * np.pi**2) * x**2 + 5 / np.pi * x - 6) ** 2 + 10 * (1 - 1 / (8 * np.pi)) * np.cos(x) + 10
+
+
+def test_expected_improvement_beats_random_search():
+    space = SearchSpace((Hyperparameter("x"), Hyperparameter("y")))
+    search = ExpectedImprovement(space, n_random=60)
+    gains = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        tried = [space.sample(rng) for _ in range(8)]
+        losses = [branin(c) for c in tried]
+        for _ in range(32):
+            tried.append(search.propose(tried, losses, rng))
+            losses.append(branin(tried[-1]))
+        at_random = min(branin(space.sample(rng)) for _ in range(40))
+        gains.append(np.log(at_random) - np.log(min(losses)))
+    assert np.mean(gains) / (np.std(gains, ddof=1) / np.sqrt(20)) > 3
+
+
+def test_every_second_proposal_after_the_portfolio_is_random():
+    space = pipeline_space().only(["sgd"])
+    rng = np.random.default_rng(0)
+    portfolio = [space.sample(rng) for _ in range(3)]
+    plan, trials = SearchPlan(space, Policy(), portfolio, 0), []
+    for i in range(9):
+        (p,) = plan.next(trials)
+        trials.append(Trial(i, p.config, p.origin, p.budget, loss=float(i)))
+    assert [t.origin for t in trials] == ["portfolio"] * 3 + ["search", "random"] * 3
+    assert [t.config for t in trials[:3]] == portfolio
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"time_budget": 0}, "time_budget must be a finite number above 0"),
+        ({"per_run_limit": 100}, "per_run_limit=100 is more than time_budget=60"),
+        ({"policy": "cv"}, "policy must be 'auto' or a Policy"),
+        ({"metric": "f2"}, "metric must be one of"),
+        ({"metric": "r2"}, "the metric 'r2' is for regression"),
+        ({"include": ["svm"]}, "no learner 'svm'"),
+        ({"portfolio": [{"learner": "sgd", "sgd:alpha": 9}]}, "pipeline 0 of the portfolio has 'sgd:alpha' = 9"),
+        ({"portfolio": [LINEAR, LINEAR]}, "pipelines 0 and 1 of the portfolio are the same"),
+        ({"memory_limit_mb": 0.001}, "memory_limit_mb is 0; a fit needs three times X"),
+        ({"callbacks": [3]}, "callbacks must be functions"),
+        ({"policy": Policy("cv", 200)}, "needs 200 at least"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused(wine, settings, message):
+    with pytest.raises(InvalidInput, match=message):
+        clone(small()).set_params(**settings).fit(*wine)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda X, y: (X, np.where(np.arange(len(y)) < 2, np.nan, y)), "2 labels are missing"),
+        (lambda X, y: (X, np.zeros(len(y))), "only one class"),
+        (lambda X, y: (np.column_stack([X, y]), y), "is the target itself"),
+        (lambda X, y: (np.where(X > 14, np.inf, X), y), "infinity"),
+        (lambda X, y: (X[:3], y[:3]), "a fit needs 4 at least"),
+        (lambda X, y: (X, None), "y is None"),
+    ],
+)
+def test_data_that_cannot_be_used_are_refused(wine, change, message):
+    X, y = change(*wine)
+    with pytest.raises(ValueError, match=message):
+        small().fit(X, y)
+    with pytest.raises(InvalidInput, match="groups has 2 entries"):
+        small().fit(*wine, groups=[1, 2])
+    with pytest.raises(InvalidInput, match="sample_weight must be finite"):
+        small().fit(*wine, sample_weight=-np.ones(len(wine[1])))
+
+
+def test_a_regressor_with_its_own_portfolio():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(200, 4))
+    y = 1000 + 50 * X[:, 0] + 5 * rng.normal(size=200)
+    model = AutoRegressor(60, max_trials=3, isolation="none", random_state=0).fit(X, y)
+    assert model.score(X, y) > 0.8
+    for metric in ("mse", "mae"):
+        assert small(AutoRegressor, metric=metric, include=["extra_trees"]).fit(X, y).score(X, y) > 0.5
