@@ -24,23 +24,24 @@ from .sklearn import TrialEvent as TrialEvent
 from .space import Hyperparameter as Hyperparameter
 from .space import SearchSpace as SearchSpace
 from .space import pipeline_space as pipeline_space
-from .surrogate import ExpectedImprovement as ExpectedImprovement
+from .surrogate import ForestImprovement as ForestImprovement
 from .tasks import TableTask as TableTask
 from .tasks import make_task as make_task
 from .tensor import PerformanceTensor as PerformanceTensor
-from .trials import Trial as Trial
+from .trials import PipelineTrial as PipelineTrial
 
 __all__ = [
     "POLICIES",
     "AutoClassifier",
     "AutoRegressor",
     "EnsembleSelection",
-    "ExpectedImprovement",
+    "ForestImprovement",
     "Hyperparameter",
     "IterativePipeline",
     "OfficialPortfolio",
     "OfficialSelectorData",
     "PerformanceTensor",
+    "PipelineTrial",
     "Policy",
     "PolicySelector",
     "PortfolioBuilder",
@@ -48,7 +49,6 @@ __all__ = [
     "ScoreMetric",
     "SearchSpace",
     "TableTask",
-    "Trial",
     "TrialEvent",
     "default_portfolio",
     "halving_schedule",

@@ -9,8 +9,8 @@ import numpy as np
 
 from .policy import Policy
 from .space import Config, SearchSpace, config_id
-from .surrogate import ExpectedImprovement
-from .trials import Trial
+from .surrogate import ForestImprovement
+from .trials import PipelineTrial
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,16 @@ class SearchPlan:
 
     def __init__(self, space: SearchSpace, policy: Policy, portfolio: Sequence[Config], seed: int) -> None:
         self.space, self.policy, self.portfolio, self.seed = space, policy, list(portfolio), seed
-        self.surrogate = ExpectedImprovement(space)
+        self.surrogate = ForestImprovement(space)
 
-    def next(self, trials: Sequence[Trial], count: int = 1) -> list[Proposal]:
+    def next(self, trials: Sequence[PipelineTrial], count: int = 1) -> list[Proposal]:
         """The next proposals, ``count`` of them where they do not depend on each other's results."""
         schedule = self.policy.schedule
         if len(schedule) == 1:
             return [self._new(list(trials), len(trials) + i, 100.0) for i in range(count)]
         done, place = list(trials), 0
         while True:  # brackets that are over
-            runners: list[Trial] = []
+            runners: list[PipelineTrial] = []
             for k, (size, budget) in enumerate(schedule):
                 of_rung = done[place : place + size]
                 if len(of_rung) < size:
@@ -59,7 +59,14 @@ class SearchPlan:
                 place, runners = place + size, of_rung
 
     def _rung(
-        self, done: list[Trial], before: list[Trial], k: int, size: int, budget: float, begun: list[Trial], count: int
+        self,
+        done: list[PipelineTrial],
+        before: list[PipelineTrial],
+        k: int,
+        size: int,
+        budget: float,
+        begun: list[PipelineTrial],
+        count: int,
     ) -> list[Proposal]:
         if k == 0:
             number = sum(t.budget == budget for t in done)
@@ -68,7 +75,7 @@ class SearchPlan:
         rest = ranked[len(begun) : len(begun) + count]
         return [Proposal(t.config, t.origin, budget) for t in rest]
 
-    def _new(self, trials: list[Trial], number: int, budget: float) -> Proposal:
+    def _new(self, trials: list[PipelineTrial], number: int, budget: float) -> Proposal:
         """The pipeline of this number; earlier ones are known or being fitted."""
         if number < len(self.portfolio):
             return Proposal(self.portfolio[number], "portfolio", budget)
@@ -85,7 +92,7 @@ class SearchPlan:
                 break
         return Proposal(config, "random", budget)
 
-    def _surrogate_trials(self, trials: list[Trial]) -> list[Trial]:
+    def _surrogate_trials(self, trials: list[PipelineTrial]) -> list[PipelineTrial]:
         """Trials of the highest budget of which there are enough: half as many as hyperparameters."""
         enough = len(self.space.parameters) / 2
         for _, budget in reversed(self.policy.schedule):

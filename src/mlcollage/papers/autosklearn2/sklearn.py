@@ -35,8 +35,8 @@ from .policy import FIXED_ORDER, Policy
 from .search import Proposal, SearchPlan
 from .shipped import default_portfolio, official_portfolio, official_selector, official_selector_data
 from .space import Config, Kind, pipeline_space
-from .trials import RunFolder, Trial, key_of
-from .worker import Message, Problem, Worker, run_steps
+from .trials import PipelineTrial, RunFolder, key_of
+from .worker import FitProblem, StepMessage, Worker, run_steps
 
 __all__ = ["AutoClassifier", "AutoRegressor", "TrialEvent"]
 
@@ -59,8 +59,8 @@ class TrialEvent:
         Being fitted; its ``predict`` works already.
     """
 
-    trial: Trial
-    best: Trial | None
+    trial: PipelineTrial
+    best: PipelineTrial | None
     seconds: float
     estimator: Any
 
@@ -147,6 +147,15 @@ class _Auto(BaseEstimator):
         self._check_settings()
         seed = int(check_random_state(self.random_state).randint(2**31))
         rows, target, weight, groups = self._read(X, y, groups, sample_weight)
+        # Processes come up while the policy is chosen.
+        crew = _Crew(self._workers(), float(self.memory_limit_mb), self.isolation)
+        try:
+            self._fit(crew, rows, target, weight, groups, seed)
+        finally:
+            crew.close()
+        return self
+
+    def _fit(self, crew: _Crew, rows: Rows, target: NDArray, weight: Any, groups: Any, seed: int) -> None:
         self._metric = metric_of(self._default_metric if self.metric is None else self.metric, self._kind)
         self._choose_policy(len(rows))
         copies = None if groups is not None else _copies(rows)
@@ -156,18 +165,19 @@ class _Auto(BaseEstimator):
         self._space = pipeline_space(self._kind, sparse=sp.issparse(rows.numbers))
         if self.include is not None:
             self._space = self._space.only(list(self.include))
-        self._problem = Problem(self._kind, rows, target, self._n_classes, splits, weight, seed)
+        self._problem = FitProblem(self._kind, rows, target, self._n_classes, splits, weight, seed)
         scored = validation_rows(splits)
         self._y_valid, self._w_valid = target[scored], None if weight is None else weight[scored]
         self._dummy = _dummy(self._kind, target, weight, self._n_classes)
         baseline = np.tile(self._dummy, (len(scored), 1))
         self.baseline_loss_ = self._metric.loss(self._y_valid, baseline, self._w_valid)
-        self._trials: list[Trial] = []
+        self._trials: list[PipelineTrial] = []
         self.trajectory_: list[tuple[float, float]] = []
         self.interrupted_ = False
         store = self._open_folder(rows, target, weight, groups, seed)
         try:
-            self._search(SearchPlan(self._space, self.policy_, self._first(), seed), store)
+            crew.give(self._problem)
+            self._search(crew, SearchPlan(self._space, self.policy_, self._first(), seed), store)
         except KeyboardInterrupt:
             self.interrupted_ = True
             warnings.warn("the fit was interrupted; the model is what was found so far.", stacklevel=2)
@@ -177,7 +187,6 @@ class _Auto(BaseEstimator):
         spent = sum(t.seconds for t in self._trials)
         self.useful_share_ = spent / max(self.fit_seconds_, 1e-9) / self._workers()
         del self._problem
-        return self
 
     def _check_settings(self) -> None:
         budget = checks.positive("time_budget", self.time_budget)
@@ -333,10 +342,9 @@ class _Auto(BaseEstimator):
         """Seconds that fits may still take; a fiftieth of the budget is kept for the ensemble."""
         return self._start + 0.98 * float(self.time_budget) - time.monotonic()
 
-    def _search(self, plan: SearchPlan, store: RunFolder | None) -> None:
+    def _search(self, crew: _Crew, plan: SearchPlan, store: RunFolder | None) -> None:
         limit = float(self.per_run_limit) if self.per_run_limit is not None else float(self.time_budget) / 10
         most = np.inf if self.max_trials is None else self.max_trials
-        crew = _Crew(self._problem, self._workers(), float(self.memory_limit_mb), self.isolation)
         show = _Progress(float(self.time_budget)) if self.progress else None
         try:
             while len(self._trials) < most and self._left() > 0:
@@ -361,7 +369,6 @@ class _Auto(BaseEstimator):
                     if self._told(TrialEvent(trial, best, trial.ended, self)):
                         return
         finally:
-            crew.close()
             if show is not None:
                 show.close()
 
@@ -372,7 +379,7 @@ class _Auto(BaseEstimator):
                 stop = callback(event) is True or stop
         return stop
 
-    def _scored(self, trial: Trial, message: Message) -> None:
+    def _scored(self, trial: PipelineTrial, message: StepMessage) -> None:
         """Take a finished step into a trial."""
         with np.errstate(all="ignore"):
             loss = self._metric.loss(self._y_valid, message.prediction, self._w_valid)
@@ -383,7 +390,7 @@ class _Auto(BaseEstimator):
         trial.prediction, trial.models = message.prediction, message.models
 
     @property
-    def best_trial_(self) -> Trial | None:
+    def best_trial_(self) -> PipelineTrial | None:
         """The trial with the lowest loss, the earliest one at a tie; None if there is none."""
         scored = [t for t in self._trials if t.loss is not None]
         return min(scored, key=lambda t: float(t.loss or 0)) if scored else None
@@ -396,12 +403,12 @@ class _Auto(BaseEstimator):
     # The ensemble ----------------------------------------------------------------------------------------------------
 
     def _build_ensemble(self) -> None:
-        pool: dict[str, Trial] = {}
+        pool: dict[str, PipelineTrial] = {}
         for t in self._trials:  # of one pipeline the trial with the most iterations
             if t.loss is not None and t.loss < self.baseline_loss_ and t.prediction is not None:
                 pool[t.name] = t
         best = sorted(pool.values(), key=lambda t: float(t.loss or 0))[: min(self.ensemble_nbest, self.max_models)]
-        self.ensemble_: list[tuple[float, Trial]] = []
+        self.ensemble_: list[tuple[float, PipelineTrial]] = []
         if not best:
             failed = "; ".join(f"{t.config['learner']}: {t.fate} {t.message}".strip() for t in self._trials[:5])
             warnings.warn(
@@ -596,7 +603,7 @@ class AutoClassifier(ClassifierMixin, _Auto):
         Labels as they were given.
     policy_ : Policy
         How pipelines were compared.
-    ensemble_ : list of (weight, Trial)
+    ensemble_ : list of (weight, PipelineTrial)
         Members.
     trajectory_ : list of (seconds, loss)
         Best validation loss over time.
@@ -704,27 +711,36 @@ class AutoRegressor(RegressorMixin, _Auto):
 class _Crew:
     """The processes, or this one, that fit pipelines."""
 
-    def __init__(self, problem: Problem, size: int, memory: float, isolation: str) -> None:
-        self.problem, self.memory = problem, memory
+    def __init__(self, size: int, memory: float, isolation: str) -> None:
+        self.memory = memory
         own = isolation == "none" or not hasattr(os, "killpg")
         if own and isolation != "none":
             warnings.warn("this system has no hard limits; fits run in this process.", stacklevel=4)
         self.size = 1 if own else size
-        self.workers: list[Worker] = [] if own else [Worker(problem, memory) for _ in range(self.size)]
+        self.workers: list[Worker] = [] if own else [Worker(memory) for _ in range(self.size)]
+
+    def give(self, problem: FitProblem) -> None:
+        self.problem = problem
+        for worker in self.workers:
+            worker.give(problem)
 
     def wait_ready(self, seconds: float) -> None:
         end = time.monotonic() + seconds
         for i, worker in enumerate(self.workers):
             if not worker.alive:
-                self.workers[i] = worker = Worker(self.problem, self.memory)
+                self.workers[i] = worker = Worker(self.memory)
+                worker.give(self.problem)
             worker.wait_ready(end - time.monotonic())
 
     def run(
-        self, proposals: list[tuple[int, Proposal]], seconds: float, scored: Callable[[Trial, Message], None]
-    ) -> list[Trial]:
-        def one(place: int) -> Trial:
+        self,
+        proposals: list[tuple[int, Proposal]],
+        seconds: float,
+        scored: Callable[[PipelineTrial, StepMessage], None],
+    ) -> list[PipelineTrial]:
+        def one(place: int) -> PipelineTrial:
             number, p = proposals[place]
-            trial, start = Trial(number, p.config, p.origin, p.budget), time.monotonic()
+            trial, start = PipelineTrial(number, p.config, p.origin, p.budget), time.monotonic()
             source = (
                 self.workers[place].run(p.config, p.budget, seconds)
                 if self.workers
@@ -759,7 +775,7 @@ class _Progress:
         self.task = self.bar.add_task("starting", total=seconds)
         self.bar.start()
 
-    def update(self, seconds: float, count: int, best: Trial | None) -> None:
+    def update(self, seconds: float, count: int, best: PipelineTrial | None) -> None:
         found = "nothing yet" if best is None else f"best loss {best.loss:.4f} ({best.config['learner']})"
         self.bar.update(self.task, completed=seconds, description=f"{count} pipelines, {found}")
 

@@ -18,7 +18,7 @@ from .space import Config, SearchSpace, config_id
 FloatArray = NDArray[np.float64]
 
 
-class ExpectedImprovement:
+class ForestImprovement:
     r"""Proposes configurations from the losses of earlier ones.
 
     A forest of trees predicts the loss of a configuration, each tree for itself: mean :math:`\mu` and standard
@@ -46,7 +46,7 @@ class ExpectedImprovement:
     >>> space = SearchSpace((Hyperparameter("x", low=0.0, high=1.0),))
     >>> rng = np.random.default_rng(0)
     >>> tried = [{"x": x} for x in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)]
-    >>> proposal = ExpectedImprovement(space).propose(tried, [(c["x"] - 0.7) ** 2 for c in tried], rng)
+    >>> proposal = ForestImprovement(space).propose(tried, [(c["x"] - 0.7) ** 2 for c in tried], rng)
     >>> 0.4 < proposal["x"] < 1.0
     True
     """

@@ -21,7 +21,7 @@ Fate = Literal["ok", "time", "memory", "crash"]
 
 
 @dataclass
-class Trial:
+class PipelineTrial:
     """One evaluation.
 
     Parameters
@@ -72,7 +72,7 @@ class Trial:
         return {k: v for k, v in asdict_flat(self).items() if k not in ("prediction", "models")}
 
 
-def asdict_flat(trial: Trial) -> dict[str, Any]:
+def asdict_flat(trial: PipelineTrial) -> dict[str, Any]:
     """Fields by name, without copies of arrays and models."""
     return {name: getattr(trial, name) for name in trial.__dataclass_fields__}
 
@@ -114,7 +114,7 @@ class RunFolder:
         except OSError as error:
             raise StoreError(f"the folder {path} cannot be written ({error.strerror}); give another one.") from error
 
-    def load(self) -> list[Trial]:
+    def load(self) -> list[PipelineTrial]:
         """Trials that ended; a last line that was cut off is dropped.
 
         Raises
@@ -129,7 +129,7 @@ class RunFolder:
                 f"the folder {self.path} holds a run on other data or with other settings; give a new folder, or the "
                 "same X, y, groups, weights and settings as before."
             )
-        trials: list[Trial] = []
+        trials: list[PipelineTrial] = []
         for line in lines[1:]:
             if not line:
                 continue
@@ -138,7 +138,7 @@ class RunFolder:
             if record is None or (record["loss"] is not None and not file.exists()):
                 self.notes.append("the last record of the history was cut off, and dropped.")
                 break
-            trial = Trial(**record)
+            trial = PipelineTrial(**record)
             if trial.loss is not None:
                 trial.prediction = np.load(file, allow_pickle=False)
             trials.append(trial)
@@ -146,7 +146,7 @@ class RunFolder:
         self._write(head, *[t.record() for t in trials], new=True)
         return trials
 
-    def add(self, trial: Trial) -> None:
+    def add(self, trial: PipelineTrial) -> None:
         """Write a trial down: first its predictions, then its line."""
         try:
             if trial.prediction is not None:

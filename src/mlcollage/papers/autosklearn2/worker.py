@@ -30,7 +30,7 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEX
 
 
 @dataclass
-class Problem:
+class FitProblem:
     """What a worker is told once: rows, targets, folds."""
 
     kind: Kind
@@ -43,7 +43,7 @@ class Problem:
 
 
 @dataclass
-class Message:
+class StepMessage:
     """What a worker says after each step, and at the end."""
 
     what: str  # ready, step, end, memory, crash
@@ -53,7 +53,7 @@ class Message:
     text: str = ""
 
 
-def run_steps(problem: Problem, config: Config, budget: float, seconds: float) -> Iterator[Message]:
+def run_steps(problem: FitProblem, config: Config, budget: float, seconds: float) -> Iterator[StepMessage]:
     """Fit a pipeline step by step and give a message for each; it ends when the time is over between two steps.
 
     A step takes about as long as all before it together. One that would not be finished in time is not begun.
@@ -70,19 +70,19 @@ def run_steps(problem: Problem, config: Config, budget: float, seconds: float) -
                 config, problem.kind, problem.rows, problem.y, problem.splits, n_classes=problem.n_classes,
                 sample_weight=problem.weight, iterations=iterations, seed=problem.seed, go_on=go_on,
             ):  # fmt: skip
-                yield Message("step", step.iterations, step.valid, [m.frozen() for m in step.models])
+                yield StepMessage("step", step.iterations, step.valid, [m.frozen() for m in step.models])
                 if step.done:
-                    yield Message("end")
+                    yield StepMessage("end")
                     return
                 now = time.monotonic()
                 last = [now, now - last[0]]
                 if now - start + 1.5 * last[1] > seconds:
                     break
-        yield Message("time")
+        yield StepMessage("time")
     except MemoryError:
-        yield Message("memory", text="it needs more memory than it may have")
+        yield StepMessage("memory", text="it needs more memory than it may have")
     except Exception as error:  # whatever a learner raises is a fate of this pipeline only
-        yield Message("crash", text=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:300])
+        yield StepMessage("crash", text=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:300])
 
 
 class Worker:
@@ -90,13 +90,11 @@ class Worker:
 
     Parameters
     ----------
-    problem
-        Sent once.
     memory_limit_mb
-        Megabytes above what the libraries take.
+        Megabytes above what the libraries and the data take.
     """
 
-    def __init__(self, problem: Problem, memory_limit_mb: float) -> None:
+    def __init__(self, memory_limit_mb: float) -> None:
         here, there = socket.socketpair()
         environment = {**os.environ, **dict.fromkeys(_THREADS, "1"), "PYTHONWARNINGS": "ignore"}
         environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
@@ -118,10 +116,11 @@ class Worker:
         )
         there.close()
         self.connection = Connection(here.detach())
-        # A large table would fill the pipe before the process has come up.
-        self._sender = threading.Thread(target=self._send, args=(problem,), daemon=True)
-        self._sender.start()
         self.ready = False
+
+    def give(self, problem: FitProblem) -> None:
+        """Send the data, in the background: a large table would fill the pipe before the process has come up."""
+        threading.Thread(target=self._send, args=(problem,), daemon=True).start()
 
     def _send(self, message: Any) -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -134,7 +133,7 @@ class Worker:
                 self.ready = self.connection.recv().what == "ready"
         return self.ready
 
-    def run(self, config: Config, budget: float, seconds: float) -> Iterator[Message]:
+    def run(self, config: Config, budget: float, seconds: float) -> Iterator[StepMessage]:
         """Give the messages of one pipeline; when the time is over the process is killed, and the last one says so."""
         end = time.monotonic() + seconds
         try:
@@ -144,7 +143,7 @@ class Worker:
                 left = end - time.monotonic() + 0.1
                 if left <= 0 or not self.connection.poll(left):
                     self.kill()
-                    yield Message("time", text=f"it was ended after {seconds:.3g} s")
+                    yield StepMessage("time", text=f"it was ended after {seconds:.3g} s")
                     return
                 message = self.connection.recv()
                 yield message
@@ -152,7 +151,7 @@ class Worker:
                     return
         except (EOFError, OSError):
             code = self.kill()
-            yield Message("crash", text=f"its process died ({_died(code)})")
+            yield StepMessage("crash", text=f"its process died ({_died(code)})")
 
     @property
     def alive(self) -> bool:
@@ -183,9 +182,9 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection = Connection(descriptor)
     try:
-        problem: Problem = connection.recv()
+        problem: FitProblem = connection.recv()
         _limit_memory(megabytes)
-        connection.send(Message("ready"))
+        connection.send(StepMessage("ready"))
         while True:
             config, budget, seconds = connection.recv()
             for message in run_steps(problem, config, budget, seconds):

@@ -20,7 +20,7 @@ from mlcollage.papers.autosklearn2.selector import PolicySelector
 from mlcollage.papers.autosklearn2.shipped import official_selector_data, shipped_tensor
 from mlcollage.papers.autosklearn2.sklearn import AutoClassifier
 from mlcollage.papers.autosklearn2.space import pipeline_space
-from mlcollage.papers.autosklearn2.surrogate import ExpectedImprovement
+from mlcollage.papers.autosklearn2.surrogate import ForestImprovement
 from mlcollage.papers.autosklearn2.tasks import FAMILIES, make_task
 from mlcollage.papers.autosklearn2.tensor import PerformanceTensor
 
@@ -127,7 +127,7 @@ def _nearest(known: PerformanceTensor, meta: NDArray[np.float64], most: int) -> 
 def _searched(one: PerformanceTensor, most: int, rng: np.random.Generator) -> list[int]:
     """Order of a search among the candidates: three at random, then expected improvement and random in turn."""
     space = pipeline_space()
-    search = ExpectedImprovement(space)
+    search = ForestImprovement(space)
     valid = _final(one.valid, one.last)[0]
     order: list[int] = rng.permutation(len(valid))[:3].tolist()
     while len(order) < most:
@@ -197,12 +197,6 @@ def policies(task: Task[Policies]) -> Measurements:
         for arm, values in found.items():
             if len(values):
                 m.add("policy_loss", values.mean(), arm=arm, seed=seed)
-    if 0 in task.seeds:
-        columns, rows = (np.geomspace(lo, hi, 40) for lo, hi in ((3, 3000), (500, 500_000)))
-        grid = np.array([[c, r] for r in rows for c in columns])
-        m.array("map", PolicySelector.of_official(data, n_estimators=s.trees).predict(grid).reshape(40, 40))
-        m.array("sizes", data.meta_features)
-        m.array("best", data.losses.argmin(1))
     return m
 
 
