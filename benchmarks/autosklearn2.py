@@ -1,7 +1,8 @@
 """Portfolios, ensembles and real fits: time, how much of a budget goes into fits, and FLAML at the same budget.
 
-``mlcollage bench autosklearn2`` prints the table. Portfolio and ensemble are timed in CPU seconds of one thread.
-Real fits have a budget of wall-clock time and one processor: on a machine that does other things too, both systems get less done.
+``mlcollage bench autosklearn2`` prints the table. Portfolio and ensemble are timed in CPU seconds of one thread. Real
+fits have a budget of wall-clock time and one processor: on a machine that does other things too, both systems get less
+done.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 
 from mlcollage.errors import InvalidInput
 from mlcollage.papers.autosklearn2 import IterativePipeline, Policy, pipeline_space
-from mlcollage.papers.autosklearn2.columns import Rows, TableCoder
+from mlcollage.papers.autosklearn2.columns import TableCoder, TableRows
 from mlcollage.papers.autosklearn2.evaluation import evaluate_steps, make_splits, validation_rows
 from mlcollage.papers.autosklearn2.measuring import candidates, measure
 from mlcollage.papers.autosklearn2.space import config_id
@@ -27,7 +27,7 @@ LEARNERS = SPACE["learner"].choices
 def table():
     rng = np.random.default_rng(0)
     X = rng.normal(size=(120, 4))
-    return Rows(X, rng.integers(0, 4, size=(120, 2))), (X[:, 0] + X[:, 1] ** 2 > 0.8).astype(np.int64)
+    return TableRows(X, rng.integers(0, 4, size=(120, 2))), (X[:, 0] + X[:, 1] ** 2 > 0.8).astype(np.int64)
 
 
 def one(learner, kind="classification", **changes):
@@ -54,7 +54,7 @@ def test_every_configuration_fits_and_predicts(table, kind):
     space, rng = pipeline_space(kind), np.random.default_rng(1)
     numbers = rows.numbers.copy()
     numbers[::7, 1] = np.nan
-    rows = Rows(numbers, rows.codes)
+    rows = TableRows(numbers, rows.codes)
     for _ in range(25):
         config = space.sample(rng)
         p = (
@@ -100,7 +100,7 @@ def test_scaling_and_weights_are_what_they_say(table):
     p = IterativePipeline(one("sgd", rescaling="standardize", encoding="none"), "classification", 2).start(rows, y)
     expected = StandardScaler().fit_transform(rows.numbers)
     np.testing.assert_allclose(p.preparation.transform(rows)[:, :4], expected)
-    # Rows of weight 2 count as two rows, rows of weight 0 as none (a forest of deep trees without bootstrap).
+    # TableRows of weight 2 count as two rows, rows of weight 0 as none (a forest of deep trees without bootstrap).
     config = one("extra_trees", **{"extra_trees:min_samples_leaf": 1})
     w = (np.arange(120) % 2).astype(float)
     a = IterativePipeline(config, "classification", 2).start(rows, y, w).advance(64).predict(rows)
@@ -207,7 +207,9 @@ def test_sparse_rows_are_used_as_they_are(table):
     _, y = table
     X = sp.random(120, 30, 0.2, "csr", rng=0)
     config = pipeline_space(sparse=True).only(["sgd"]).default()
-    assert IterativePipeline(config, "classification", 2).start(Rows.of(X), y).advance(4).predict(Rows.of(X)).shape == (
+    assert IterativePipeline(config, "classification", 2).start(TableRows.of(X), y).advance(4).predict(
+        TableRows.of(X)
+    ).shape == (
         120,
         2,
     )

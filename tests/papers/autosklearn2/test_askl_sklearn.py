@@ -21,7 +21,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from mlcollage.errors import InvalidInput
 from mlcollage.papers.autosklearn2 import AutoClassifier, AutoRegressor, Hyperparameter, Policy, SearchSpace
-from mlcollage.papers.autosklearn2.columns import Rows
+from mlcollage.papers.autosklearn2.columns import TableRows
 from mlcollage.papers.autosklearn2.evaluation import make_splits
 from mlcollage.papers.autosklearn2.search import SearchPlan
 from mlcollage.papers.autosklearn2.space import pipeline_space
@@ -139,7 +139,7 @@ def test_successive_halving_promotes_the_best(wine):
 def problem(wine):
     X, y = wine
     splits = make_splits(Policy(), y, "classification")
-    return FitProblem("classification", Rows.of(X), y, 3, splits, None, 0)
+    return FitProblem("classification", TableRows.of(X), y, 3, splits, None, 0)
 
 
 # A configuration that calls a function when its learner is asked for: it hangs, takes memory, or dies.

@@ -26,23 +26,23 @@ _UNSEEN, _MISSING = -1, 0
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Rows of a table: numbers ``(n, p)`` float64 (NaN: missing) or CSR, and codes of categories ``(n, q)``."""
+class TableRows:
+    """TableRows of a table: numbers ``(n, p)`` float64 (NaN: missing) or CSR, and codes of categories ``(n, q)``."""
 
     numbers: Any
     codes: NDArray[np.int64]
 
     @classmethod
-    def of(cls, X: Any) -> Rows:
-        """Rows without categories."""
+    def of(cls, X: Any) -> TableRows:
+        """TableRows without categories."""
         numbers = sp.csr_matrix(X) if sp.issparse(X) else np.asarray(X, np.float64)
         return cls(numbers, np.empty((numbers.shape[0], 0), np.int64))
 
     def __len__(self) -> int:
         return int(self.numbers.shape[0])
 
-    def __getitem__(self, index: NDArray) -> Rows:
-        return Rows(self.numbers[index], self.codes[index])
+    def __getitem__(self, index: NDArray) -> TableRows:
+        return TableRows(self.numbers[index], self.codes[index])
 
     @property
     def nbytes(self) -> int:
@@ -118,7 +118,7 @@ class TableCoder:
         self.width_ = len(names)
         return self
 
-    def transform(self, X: Any) -> Rows:
+    def transform(self, X: Any) -> TableRows:
         """Read a table with the same columns, in any order."""
         if self.sparse_ or sp.issparse(X):
             if not sp.issparse(X):
@@ -129,7 +129,7 @@ class TableCoder:
                 data = sp.csr_matrix(X, dtype=np.float64)
                 if not np.isfinite(data.data).all():
                     raise InvalidInput("X has NaN or infinite values in its sparse data; replace them by numbers.")
-                return Rows.of(data)
+                return TableRows.of(data)
         frame = as_frame(X)
         if [*map(repr, frame.columns)] == [*map(repr, range(len(self.columns_)))]:  # an array has no names
             frame = frame.set_axis([c.name for c in self.columns_], axis=1)
@@ -146,7 +146,7 @@ class TableCoder:
             elif column.kind != "dropped":
                 numbers += self._numbers(frame[column.name], column)
         n = len(frame)
-        return Rows(
+        return TableRows(
             np.column_stack(numbers) if numbers else np.empty((n, 0)),
             np.column_stack(codes) if codes else np.empty((n, 0), np.int64),
         )

@@ -23,7 +23,7 @@ from sklearn.model_selection import (
 
 from mlcollage.errors import InvalidInput
 
-from .columns import Rows
+from .columns import TableRows
 from .pipeline import FloatArray, IterativePipeline, doubling
 from .policy import Policy
 from .space import Kind, Value
@@ -74,7 +74,7 @@ def make_splits(
     kind
         ``"classification"`` or ``"regression"``.
     groups
-        Rows of one group are on one side.
+        TableRows of one group are on one side.
     copies
         ``(rows,)``: the same number for exact copies, which stay together; used where no groups are given.
     seed
@@ -142,7 +142,7 @@ def validation_rows(splits: list[Split]) -> NDArray[np.int64]:
 def evaluate_steps(
     config: Mapping[str, Value],
     kind: Kind,
-    rows: Rows,
+    rows: TableRows,
     y: NDArray,
     splits: list[Split],
     *,
@@ -182,7 +182,7 @@ def evaluate_steps(
     >>> y = (X[:, 0] > 0).astype(int)
     >>> splits = make_splits(Policy("cv", 3), y, "classification")
     >>> config = pipeline_space().default()
-    >>> steps = evaluate_steps(config, "classification", Rows.of(X), y, splits, n_classes=2, iterations=8)
+    >>> steps = evaluate_steps(config, "classification", TableRows.of(X), y, splits, n_classes=2, iterations=8)
     >>> [(s.iterations, s.valid.shape, s.done) for s in steps]
     [(2, (90, 2), False), (4, (90, 2), False), (8, (90, 2), True)]
     """

@@ -56,11 +56,12 @@ def measure_task(
     """One row for each candidate and step: validation and test loss, and the processor's seconds so far.
 
     A fit ends after ``seconds``; what is not reached is missing. A pipeline that stopped by itself has fewer steps too;
-    ``done`` says so. A pipeline that fails has the loss 1.
+    ``done`` says so. A pipeline that fails, or does not end its first step, has the loss 1.
     """
     splits = make_splits(policy, task.y, "classification", seed=0)
     y_valid = task.y[validation_rows(splits)]
     loss = METRICS["balanced_accuracy"].loss
+    failed = {"iterations": 2, "valid": 1.0, "test": 1.0, "done": True}
     rows: list[dict[str, Any]] = []
     for config in configs:
         start, name = time.process_time(), config_id(config)
@@ -78,8 +79,9 @@ def measure_task(
                     found = {"iterations": step.iterations, "valid": valid, "test": tested, "seconds": spent}
                     rows.append({**common, **found, "done": step.done})
         except (ValueError, ArithmeticError, IndexError, MemoryError):
-            spent = time.process_time() - start
-            rows.append({**common, "iterations": 2, "valid": 1.0, "test": 1.0, "seconds": spent, "done": True})
+            rows.append({**common, **failed, "seconds": time.process_time() - start})
+        if not rows or rows[-1]["candidate"] != name:  # not one step in time
+            rows.append({**common, **failed, "seconds": time.process_time() - start})
     return pd.DataFrame(rows)
 
 

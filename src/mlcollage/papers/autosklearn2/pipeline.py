@@ -24,7 +24,7 @@ from sklearn.linear_model import SGDClassifier, SGDRegressor
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.utils.class_weight import compute_sample_weight
 
-from .columns import Rows
+from .columns import TableRows
 from .space import FULL_ITERATIONS, Kind, Value
 
 FloatArray = NDArray[np.float64]
@@ -67,7 +67,7 @@ class Preparation:
     def __init__(self, config: Mapping[str, Value], seed: int) -> None:
         self.config, self.seed = config, seed
 
-    def fit_transform(self, rows: Rows) -> Matrix:
+    def fit_transform(self, rows: TableRows) -> Matrix:
         """Fit on training rows and prepare them."""
         numbers = rows.numbers
         if sp.issparse(numbers):
@@ -82,7 +82,7 @@ class Preparation:
         self._levels = [self._frequent(column) for column in rows.codes.T]
         return self._joined(scaled, rows)
 
-    def transform(self, rows: Rows) -> Matrix:
+    def transform(self, rows: TableRows) -> Matrix:
         """Prepare other rows."""
         if sp.issparse(rows.numbers):
             return sp.csr_matrix(rows.numbers if self._scaler is None else self._scaler.transform(rows.numbers))
@@ -90,7 +90,7 @@ class Preparation:
         with np.errstate(all="ignore"):
             return self._joined(filled if self._scaler is None else self._scaler.transform(filled), rows)
 
-    def _joined(self, scaled: FloatArray, rows: Rows) -> FloatArray:
+    def _joined(self, scaled: FloatArray, rows: TableRows) -> FloatArray:
         parts = [np.nan_to_num(scaled, posinf=1e12, neginf=-1e12), *self._encoded(rows.codes)]
         return np.ascontiguousarray(np.hstack(parts))
 
@@ -326,19 +326,19 @@ class IterativePipeline:
 
     Examples
     --------
-    >>> from mlcollage.papers.autosklearn2.columns import Rows
+    >>> from mlcollage.papers.autosklearn2.columns import TableRows
     >>> from mlcollage.papers.autosklearn2.space import pipeline_space
     >>> X = np.random.default_rng(0).normal(size=(80, 3))
     >>> y = (X[:, 0] > 0).astype(int)
-    >>> pipeline = IterativePipeline(pipeline_space().default(), "classification", 2).start(Rows.of(X), y)
-    >>> pipeline.advance(4).predict(Rows.of(X)).shape
+    >>> pipeline = IterativePipeline(pipeline_space().default(), "classification", 2).start(TableRows.of(X), y)
+    >>> pipeline.advance(4).predict(TableRows.of(X)).shape
     (80, 2)
     """
 
     def __init__(self, config: Mapping[str, Value], kind: Kind, n_classes: int = 0, seed: int = 0) -> None:
         self.config, self.kind, self.n_classes, self.seed = dict(config), kind, n_classes, seed
 
-    def start(self, rows: Rows, y: NDArray, sample_weight: FloatArray | None = None) -> IterativePipeline:
+    def start(self, rows: TableRows, y: NDArray, sample_weight: FloatArray | None = None) -> IterativePipeline:
         """Prepare the training rows; nothing is fitted yet."""
         self.preparation = Preparation(self.config, self.seed)
         X = self.preparation.fit_transform(rows)
@@ -375,7 +375,7 @@ class IterativePipeline:
         self.iterations = max(iterations, self.iterations)
         return self
 
-    def predict(self, rows: Rows) -> FloatArray:
+    def predict(self, rows: TableRows) -> FloatArray:
         """Probabilities ``(rows, classes)``, or values ``(rows, 1)``."""
         if self._learner is None:
             found = np.ones((len(rows), 1))

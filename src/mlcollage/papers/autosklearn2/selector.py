@@ -253,7 +253,7 @@ def count_votes(labels: NDArray[np.int64], votes: ArrayLike, order: Sequence[int
     Returns
     -------
     ndarray of shape (tasks, policies)
-        Rows sum to 1.
+        TableRows sum to 1.
 
     Examples
     --------

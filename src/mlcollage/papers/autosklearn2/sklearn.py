@@ -26,7 +26,7 @@ from mlcollage import _checks as checks
 from mlcollage._users import users_code
 from mlcollage.errors import InvalidInput
 
-from .columns import Rows, TableCoder
+from .columns import TableCoder, TableRows
 from .ensemble import EnsembleSelection
 from .evaluation import evaluate_steps, make_splits, validation_rows
 from .metrics import metric_of
@@ -155,7 +155,7 @@ class _Auto(BaseEstimator):
             crew.close()
         return self
 
-    def _fit(self, crew: _Crew, rows: Rows, target: NDArray, weight: Any, groups: Any, seed: int) -> None:
+    def _fit(self, crew: _Crew, rows: TableRows, target: NDArray, weight: Any, groups: Any, seed: int) -> None:
         self._metric = metric_of(self._default_metric if self.metric is None else self.metric, self._kind)
         self._choose_policy(len(rows))
         copies = None if groups is not None else _copies(rows)
@@ -208,7 +208,7 @@ class _Auto(BaseEstimator):
             if not callable(callback):
                 raise InvalidInput(f"callbacks must be functions of a TrialEvent, not {callback!r}.")
 
-    def _read(self, X: Any, y: Any, groups: Any, weight: Any) -> tuple[Rows, NDArray, Any, Any]:
+    def _read(self, X: Any, y: Any, groups: Any, weight: Any) -> tuple[TableRows, NDArray, Any, Any]:
         if y is None:
             raise InvalidInput("This estimator requires y to be passed, but the target y is None.")
         self.notes_: list[str] = []
@@ -311,7 +311,7 @@ class _Auto(BaseEstimator):
     def _space_has(self, key: str, value: Any) -> bool:
         return any(p.name == key and p.holds(value) for p in self._space.parameters)
 
-    def _open_folder(self, rows: Rows, target: NDArray, weight: Any, groups: Any, seed: int) -> RunFolder | None:
+    def _open_folder(self, rows: TableRows, target: NDArray, weight: Any, groups: Any, seed: int) -> RunFolder | None:
         if self.folder is None:
             return None
         import sklearn
@@ -424,16 +424,17 @@ class _Auto(BaseEstimator):
         self.ensemble_loss_ = float(selection.trajectory_[-1])
 
     def _rebuild_missing(self) -> None:
-        """Fit members whose models are not in memory (after a resume, or beyond ``max_models``) as they were fitted."""
-        p = self._problem
-        for _, trial in self.ensemble_:
+        """Fit members of the ensemble and the best pipeline again, as they were, where their models are not in memory."""
+        p, best = self._problem, self.best_trial_
+        kept = [t for _, t in self.ensemble_] + ([best] if best is not None and self.ensemble_ else [])
+        for trial in kept:
             if trial.models is None:
                 for step in evaluate_steps(
                     trial.config, p.kind, p.rows, p.y, p.splits, n_classes=p.n_classes, sample_weight=p.weight,
                     iterations=trial.iterations, seed=p.seed,
                 ):  # fmt: skip
                     trial.models = [m.frozen() for m in step.models]
-        members = {id(t) for _, t in self.ensemble_}
+        members = {id(t) for t in kept}
         for trial in self._trials:
             if id(trial) not in members:
                 trial.models = None
@@ -807,7 +808,7 @@ def _dummy(kind: Kind, y: NDArray, weight: Any, n_classes: int) -> FloatArray:
     return np.bincount(y, weights=weight, minlength=n_classes) / (len(y) if weight is None else weight.sum())
 
 
-def _copies(rows: Rows) -> NDArray[np.int64] | None:
+def _copies(rows: TableRows) -> NDArray[np.int64] | None:
     """A number for each row, the same for exact copies."""
     if sp.issparse(rows.numbers):
         return None
@@ -815,7 +816,7 @@ def _copies(rows: Rows) -> NDArray[np.int64] | None:
     return np.unique(pd.util.hash_pandas_object(table, index=False).to_numpy(), return_inverse=True)[1]
 
 
-def _copy_of_target(rows: Rows, y: NDArray, coder: TableCoder) -> list[str]:
+def _copy_of_target(rows: TableRows, y: NDArray, coder: TableCoder) -> list[str]:
     """A warning if a column is the target itself."""
     if sp.issparse(rows.numbers) or y.dtype.kind not in "fiu" or len(np.unique(y)) < 3:
         return []

@@ -17,7 +17,7 @@ from sklearn.tree import DecisionTreeRegressor
 from mlcollage import _checks as checks
 from mlcollage.errors import UnknownName
 
-from .columns import Rows
+from .columns import TableRows
 
 FAMILIES = ("clusters", "friedman", "graph", "trees", "shapes", "real")
 _REAL = ("digits", "breast_cancer", "wine", "iris")
@@ -34,15 +34,15 @@ class TableTask:
     rows, y
         Training rows and their labels, 0 and up.
     test_rows, y_test
-        Rows that no pipeline sees before it is scored.
+        TableRows that no pipeline sees before it is scored.
     n_classes
         Number of classes.
     """
 
     name: str
-    rows: Rows
+    rows: TableRows
     y: NDArray[np.int64]
-    test_rows: Rows
+    test_rows: TableRows
     y_test: NDArray[np.int64]
     n_classes: int
 
@@ -87,7 +87,7 @@ def make_task(name: str, *, most_rows: int = 1000) -> TableTask:
     X, y = _worn(X, y, rng, wear=family != "real")
     codes, X = _some_categories(X, rng) if family != "real" else (np.empty((len(X), 0), np.int64), X)
     y = np.unique(y, return_inverse=True)[1].astype(np.int64)
-    rows, train, test = Rows(X, codes), np.arange(n), np.arange(n, len(y))
+    rows, train, test = TableRows(X, codes), np.arange(n), np.arange(n, len(y))
     return TableTask(name, rows[train], y[train], rows[test], y[test], int(y.max()) + 1)
 
 

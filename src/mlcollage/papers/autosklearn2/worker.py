@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .columns import Rows
+from .columns import TableRows
 from .evaluation import Split, evaluate_steps
 from .space import FULL_ITERATIONS, Config, Kind
 
@@ -34,7 +34,7 @@ class FitProblem:
     """What a worker is told once: rows, targets, folds."""
 
     kind: Kind
-    rows: Rows
+    rows: TableRows
     y: NDArray
     n_classes: int
     splits: list[Split]
