@@ -424,7 +424,7 @@ class _Auto(BaseEstimator):
         self.ensemble_loss_ = float(selection.trajectory_[-1])
 
     def _rebuild_missing(self) -> None:
-        """Fit members of the ensemble and the best pipeline again, as they were, where their models are not in memory."""
+        """Fit members of the ensemble and the best pipeline again as they were, where models are not in memory."""
         p, best = self._problem, self.best_trial_
         kept = [t for _, t in self.ensemble_] + ([best] if best is not None and self.ensemble_ else [])
         for trial in kept:
