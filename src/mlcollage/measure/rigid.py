@@ -111,7 +111,7 @@ def procrustes(
 
     .. math::
 
-        (R, t) = \operatorname*{argmin}_{R \in SO(D),\, t} \sum_k w_k \|R p_k + t - q_k\|^2, \qquad
+        (R, t) = \operatorname{argmin}_{R \in SO(D),\, t} \sum_k w_k \|R p_k + t - q_k\|^2, \qquad
         H = \sum_k w_k (p_k - \bar p)(q_k - \bar q)^\top = U S V^\top, \qquad
         R = V \operatorname{diag}(1, \dots, \det(V U^\top))\, U^\top, \quad t = \bar q - R \bar p
 

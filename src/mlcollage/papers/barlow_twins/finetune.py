@@ -76,7 +76,7 @@ def finetune(
 ) -> FineTuned:
     r"""Train a copy of an encoder and a new linear head on labeled inputs, with a rate for each of the two.
 
-    SGD with momentum 0.9 and cross-entropy. The head starts from :math:`\mathcal N(0, 0.01^2)` and no bias, and has a
+    SGD with momentum 0.9 and cross-entropy. The head starts from normal draws of deviation 0.01 and no bias, and has a
     rate some hundred times that of the encoder.
 
     Parameters

@@ -54,8 +54,8 @@ class Canonicalizer(nn.Module):
 
     .. math::
 
-        \bar\theta = \mathcal K(\beta_1, \dots, \beta_K), \qquad
-        (\bar R, \bar t) = \operatorname*{argmin}_{R, t} \sum_k \|R\,\theta_k + t - \bar\theta_k\|^2
+        \bar\theta = \operatorname{K}(\beta_1, \dots, \beta_K), \qquad
+        (\bar R, \bar t) = \operatorname{argmin}_{R, t} \sum_k \|R\,\theta_k + t - \bar\theta_k\|^2
 
     K is a network with one hidden layer of K C units. Descriptors do not change with the pose, so neither do the
     canonical poses, and two clouds of one object are brought together.

@@ -45,7 +45,7 @@ def pool_capsules(attention: Tensor, values: Tensor, mask: Tensor | None = None)
 
     .. math::
 
-        \theta_k = \sum_n \hat A_{nk} P_n, \qquad \hat A_{nk} = A_{nk} / \max(\textstyle\sum_n A_{nk}, 10^{-3})
+        \theta_k = \sum_n \hat A_{nk} P_n, \qquad \hat A_{nk} = A_{nk} / \max(\sum_n A_{nk}, 10^{-3})
 
     Parameters
     ----------
