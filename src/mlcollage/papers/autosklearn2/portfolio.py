@@ -40,8 +40,8 @@ class PortfolioBuilder:
     cutoff
         Seconds for one run; ``"search"`` tries a grid and keeps the best (needs ``time_limit``).
     cutoff_grid
-        ``"sqrt2"``: the limit divided by powers of :math:`\sqrt 2`. ``"official"``: whole seconds, as the official code
-        has them, which knows no cut-off below a second.
+        ``"sqrt2"``: the limit divided by powers of :math:`\sqrt{2}`. ``"official"``: whole seconds, as the official
+        code has them, which knows no cut-off below a second.
     pick_on
         Which loss chooses the member that counts: ``"valid"`` as it is in practice, or ``"test"``.
     initial_loss
