@@ -116,7 +116,7 @@ CLAIMS = (
     ),
     _points(
         id="C3",
-        title="Small batches cost it less than InfoNCE",
+        title="Small batches suit it better than InfoNCE",
         headline=True,
         sentence="From batches of 256 to batches of 32, with equally many samples seen and the learning rate tuned for "
         "each, Barlow Twins loses less of the probe's score than InfoNCE.",
@@ -130,9 +130,9 @@ CLAIMS = (
         direction="greater",
         margin=0.01,
         says={
-            "supported": "Batches of 32 cost Barlow Twins {effect} less than InfoNCE",
-            "contradicted": "Batches of 32 do not cost Barlow Twins less than InfoNCE ({effect})",
-            "inconclusive": "Whether small batches cost it less than InfoNCE is open ({effect})",
+            "supported": "With batches of 32 instead of 256, Barlow Twins fares {effect} better than InfoNCE",
+            "contradicted": "With batches of 32 instead of 256, Barlow Twins fares no better than InfoNCE ({effect})",
+            "inconclusive": "Whether small batches suit it better than InfoNCE is open ({effect})",
         },
     ),
     _points(
