@@ -12,7 +12,7 @@ from mlcollage.collage import Collage, Diagram, Panel, marks, theme
 from mlcollage.lab import Evidence, Verdict
 from mlcollage.lab.panels import measured_panel
 
-OURS, CLOSEST, PLAIN = (theme.PALETTE[c] for c in ("blue", "vermillion", "green"))
+OURS, PLAIN = (theme.PALETTE[c] for c in ("blue", "green"))
 # Capsules are told apart by their place; these colors have no meaning elsewhere on the slide.
 CAPSULES = (
     "#4477AA",
@@ -26,6 +26,7 @@ CAPSULES = (
     "#EE99AA",
     "#225555",
 )
+_ROW = 4  # shapes that are drawn
 Array = npt.NDArray[np.float64]
 
 
@@ -38,7 +39,6 @@ def collage(evidence: Evidence, verdicts: Mapping[str, Verdict]) -> Collage:
         measured_panel("Shapes in any pose, and in one", _shapes, evidence),
         [
             measured_panel("Angle between two views", _angles, evidence),
-            measured_panel("Error of registration", _registration, evidence),
             measured_panel("Error of reconstruction", _reconstruction, evidence),
         ],
         data="procedural planes in random poses" if own else "the workload's clouds in random poses",
@@ -87,6 +87,7 @@ def _idea(evidence: Evidence) -> Panel:
 
     def draw(ax: Axes) -> None:
         d = Diagram(ax, 374, 372)
+        ax.autoscale(False)  # points are drawn in the diagram's own units
         d.note(70, 22, "a cloud in any pose")
         d.note(304, 22, "in canonical pose")
         d.arrow((136, 105), (236, 105))
@@ -99,7 +100,7 @@ def _idea(evidence: Evidence) -> Panel:
         ax.scatter(
             304 + 62 * marks_at[:, 0], 105 - 62 * marks_at[:, 1], s=46, c="white", edgecolors=theme.INK, zorder=4
         )
-        d.note(187, 196, "each capsule: a place that turns, a descriptor that does not")
+        d.note(187, 196, "places turn, descriptors do not")
         for y, text in (
             (244, r"$\theta_k = \sum_n \hat A_{nk} P_n \qquad \beta_k = \sum_n \hat A_{nk} F_n$"),
             (322, r"$\min_{\bar R,\,\bar t}\ \sum_k \|\bar R\,\theta_k + \bar t - \bar\theta_k(\beta)\|^2$"),
@@ -121,11 +122,11 @@ def _shapes(evidence: Evidence) -> Panel:
     angle = _at_the_end(evidence, "angle", "pose").mean()
 
     def draw(ax: Axes) -> None:
-        for i in range(len(moved)):
-            _draw(ax, moved[i], capsule[i], (2.3 * i, 2.4), 1, 9)
-            _draw(ax, canonical[i], capsule[i], (2.3 * i, 0.0), 1, 9)
+        for i in range(_ROW):
+            _draw(ax, moved[i], capsule[i], (2.3 * i, 2.4), 1, 22)
+            _draw(ax, canonical[i], capsule[i], (2.3 * i, 0.0), 1, 22)
         ax.set_aspect("equal")
-        ax.set_xlim(-1.6, 2.3 * (len(moved) - 1) + 1.2)
+        ax.set_xlim(-1.6, 2.3 * (_ROW - 1) + 1.2)
         ax.set_ylim(-1.2, 3.6)
         ax.set_axis_off()
         for y, text in ((2.4, "as they\ncame"), (0.0, "brought\nto one\npose")):
@@ -134,7 +135,7 @@ def _shapes(evidence: Evidence) -> Panel:
     return Panel(
         "Shapes in any pose, and in one",
         draw,
-        f"{len(moved)} unseen shapes in random poses, and the same in canonical pose, where they look alike; colors "
+        f"{_ROW} unseen shapes in random poses, and the same in canonical pose, where they look alike; colors "
         f"are capsules. Two views of a shape end {angle:.1f} degrees apart (median, mean of seeds).",
         "unseen shapes, colored by capsule; equal scales on both axes; no labels, no aligned training data",
         claim="C2",
@@ -161,11 +162,11 @@ def _angles(evidence: Evidence) -> Panel:
         space = _pooled(evidence, "spatial", "angles")
 
     def draw(ax: Axes) -> None:
-        _curve(ax, ours, OURS, "capsules, 2-D", 60, 0.30)
+        _curve(ax, ours, OURS, "in the plane", 60, 0.52)
         if space is not None:
             x = np.sort(space)
             ax.plot(np.clip(x, None, 60), np.arange(1, len(x) + 1) / len(x), color=OURS, linestyle=marks.DASHED)
-            ax.text(59, 0.18, "capsules, 3-D (dashed)", color=OURS, ha="right", va="center")
+            ax.text(59, 0.16, "in space (dashed)", color=OURS, ha="right", va="center")
         ax.set_xlabel("degrees, up to 60")
         ax.set_ylim(0, 1)
         theme.tidy(ax, grid="y", ticks=4)
@@ -177,29 +178,8 @@ def _angles(evidence: Evidence) -> Panel:
         "Angle between two views",
         draw,
         f"Share of unseen shapes by the angle between canonical poses of two views. Medians in degrees: {text}.",
-        "share of unseen shapes whose two views are that near",
+        "share of unseen shapes, by degrees",
         claim="C2b" if space is not None else "C2",
-    )
-
-
-def _registration(evidence: Evidence) -> Panel:
-    found = {
-        "closest points": evidence.by_seed("rmse", arm="icp"),
-        "capsules": evidence.by_seed("rmse", arm="pose"),
-        "capsules, refined": evidence.by_seed("rmse", arm="refined"),
-    }
-    colors = {"closest points": CLOSEST, "capsules": OURS, "capsules, refined": OURS}
-
-    def draw(ax: Axes) -> None:
-        marks.rows(ax, found, colors)
-        ax.set_xlabel("root mean squared error, in radii")
-
-    return Panel(
-        "Error of registration",
-        draw,
-        f"Median error of registration, in radii of the shape: {marks.listed(found, '{:.3f}')}.",
-        "median over shapes; mean and 95% interval of seeds",
-        claim="C4",
     )
 
 

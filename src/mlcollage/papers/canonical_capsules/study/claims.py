@@ -24,8 +24,8 @@ CLAIMS = (
         direction="greater",
         margin=math.log(1.15),
         says={
-            "supported": "Without a canonical pose the reconstruction error is {effect} as large",
-            "contradicted": "Without a canonical pose the error is {effect} as large: no loss that matters",
+            "supported": "Without a canonical pose the error is {effect} as large",
+            "contradicted": "A canonical pose makes no difference here ({effect})",
             "inconclusive": "What a canonical pose does for reconstruction is open ({effect})",
         },
     ),
@@ -42,7 +42,7 @@ CLAIMS = (
         says={
             "supported": "Two views of an unseen shape end {0} apart, without labels",
             "contradicted": "Two views of an unseen shape end {0} apart: more than 5°",
-            "inconclusive": "Two views of an unseen shape end {0} apart: about 5°",
+            "inconclusive": "Two views of an unseen shape end {0} apart; whether above 5° is open",
         },
     ),
     _angle(
@@ -56,9 +56,9 @@ CLAIMS = (
         direction="at_most",
         null=10.0,
         says={
-            "supported": "In space two views of an unseen shape end {0} apart",
-            "contradicted": "In space two views of an unseen shape end {0} apart: more than 10°",
-            "inconclusive": "In space two views of an unseen shape end {0} apart: about 10°",
+            "supported": "In space two views end {0} apart",
+            "contradicted": "In space two views end {0} apart: more than 10°",
+            "inconclusive": "In space two views end {0} apart: about 10°",
         },
     ),
     _angle(
@@ -172,8 +172,11 @@ CLAIMS = (
             "abcde", ("equivariance", "invariance", "canonical", "equilibrium", "localization"), strict=True
         )
     ),
-    _share(
+    Claim(
         id="C7",
+        unit="%",
+        factor=100.0,
+        digits=0,
         title="A point keeps its capsule when the shape turns",
         headline=True,
         sentence="In two views of an unseen shape at least 90 % of the points belong to the same capsule.",
