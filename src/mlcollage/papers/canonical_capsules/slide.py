@@ -82,7 +82,7 @@ def _idea(evidence: Evidence) -> Panel:
         angle = np.linspace(0, 2 * np.pi, 48, endpoint=False)
         ring = np.stack([0.9 * np.cos(angle), 0.4 * np.sin(angle) + 0.2 * np.cos(2 * angle)], 1)
         turn = np.array([[0.5, -0.87], [0.87, 0.5]])
-        canonical, moved, capsule = ring[None], (ring @ turn.T)[None], (np.arange(48) // 8)[None]
+        canonical, moved, capsule = ring[None], (ring @ turn.T)[None], (np.arange(48.0) // 8)[None]
         theta, measured = ring.reshape(6, 8, 2).mean(1)[None], False
 
     def draw(ax: Axes) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from functools import partial
 
-from mlcollage.lab import Claim, Difference, Level, Trend
+from mlcollage.lab import Claim, Difference, Level, Scale, Trend
 
 LOSSES = ("equivariance", "invariance", "canonical", "equilibrium", "localization")
 
@@ -142,7 +142,7 @@ CLAIMS = (
         estimand=Difference("accuracy", "features", "features_untrained"),
         direction="greater",
         margin=0.05,
-        from_scale="full",
+        from_scale=Scale.FULL,
     ),
     _share(
         id="C5b",
@@ -153,7 +153,7 @@ CLAIMS = (
         estimand=Difference("accuracy", "features", "features_plain"),
         direction="greater",
         margin=0.02,
-        from_scale="full",
+        from_scale=Scale.FULL,
     ),
     *(
         Claim(
@@ -166,7 +166,7 @@ CLAIMS = (
             margin=2.0,
             unit="°",
             digits=1,
-            from_scale="full",
+            from_scale=Scale.FULL,
         )
         for letter, name in zip(
             "abcde", ("equivariance", "invariance", "canonical", "equilibrium", "localization"), strict=True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -97,7 +97,7 @@ def make_model(s: Training, seed: int, *, canonicalize: bool = True, **weights: 
             canonicalize=canonicalize,
         )
 
-    return build(fresh, derive(seed, 5))
+    return cast(CanonicalCapsules, build(fresh, derive(seed, 5)))
 
 
 class Looks(NamedTuple):
