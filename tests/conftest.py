@@ -326,3 +326,15 @@ def in_processes(tmp_path_factory):
         return [dict(np.load(path)) for path in found]
 
     return run
+
+
+@pytest.fixture
+def planned(tmp_path, monkeypatch):
+    """The slug of a paper that has only its identity yet."""
+    file = tmp_path / "planned.toml"
+    file.write_text(
+        '[[paper]]\nslug = "one_day"\ntitle = "One Day"\nauthors = ["A. Author"]\nmonth = "2021-09"\n'
+        'venue = "Nowhere"\narxiv = ""\nideas = ["robust"]\ntagline = "not yet"\n'
+    )
+    monkeypatch.setattr("mlcollage.lab.paper._PLANNED", file)
+    return "one_day"

@@ -14,11 +14,8 @@ from rich.console import Console
 from mlcollage import cli, lab
 from mlcollage.lab import engine
 from mlcollage.lab.bound import BoundStudy
-from mlcollage.lab.paper import papers
 from mlcollage.lab.running import run_study
 from mlcollage.lab.store import Store
-
-PLANNED = next(paper.slug for paper in papers().values() if not paper.built)
 
 
 @dataclass
@@ -147,11 +144,11 @@ def test_show_gives_the_claims_and_code_that_can_be_copied(mlcollage, monkeypatc
     assert all(c["sentence"] and c["estimand"] and c["test"] for c in facts["claims"])
 
 
-def test_show_of_a_planned_paper_says_so(mlcollage):
-    shown = mlcollage("show", PLANNED)
+def test_show_of_a_planned_paper_says_so(mlcollage, planned):
+    shown = mlcollage("show", planned)
     assert shown.code == 0
     assert "Planned" in shown.out
-    assert mlcollage("show", PLANNED, "--json").json["claims"] == []
+    assert mlcollage("show", planned, "--json").json["claims"] == []
 
 
 @pytest.mark.parametrize("command", ["show", "run", "judge", "slide", "bench"])
@@ -162,8 +159,8 @@ def test_a_slip_of_the_pen_gets_the_nearest_name(mlcollage, command):
 
 
 @pytest.mark.parametrize("command", ["run", "judge", "slide"])
-def test_a_planned_paper_cannot_be_run(mlcollage, command):
-    done = mlcollage(command, PLANNED)
+def test_a_planned_paper_cannot_be_run(mlcollage, planned, command):
+    done = mlcollage(command, planned)
     assert done.code == 2
     assert done.says("planned but not built", "mlcollage list")
 
@@ -407,16 +404,16 @@ def test_bench_prints_ratios_and_records_them_once(mlcollage, tmp_path):
     assert [row["name"] for row in facts["rows"]["deep_bootstrap"]] == ["ours [fast]", "peer"]
 
 
-def test_a_paper_without_a_benchmark_says_where_they_are(mlcollage):
-    done = mlcollage("bench", PLANNED)
+def test_a_paper_without_a_benchmark_says_where_they_are(mlcollage, planned):
+    done = mlcollage("bench", planned)
     assert done.code == 2
-    assert done.says(f"benchmarks/{PLANNED}.py")
+    assert done.says(f"benchmarks/{planned}.py")
 
 
-def test_a_benchmark_without_its_function(mlcollage, tmp_path):
+def test_a_benchmark_without_its_function(mlcollage, planned, tmp_path):
     (tmp_path / "benchmarks").mkdir()
-    (tmp_path / "benchmarks" / f"{PLANNED}.py").write_text("")
-    done = mlcollage("bench", PLANNED)
+    (tmp_path / "benchmarks" / f"{planned}.py").write_text("")
+    done = mlcollage("bench", planned)
     assert done.code == 2
     assert done.says("no function bench()")
 
@@ -554,8 +551,7 @@ def test_a_broken_plug_in_is_one_line_and_all_commands_go_on(mlcollage, probe, t
 
 
 @pytest.mark.parametrize("room", ["study", "slide"])
-def test_a_plug_in_that_cannot_be_imported_is_left_out_of_all(mlcollage, probe, monkeypatch, room):
-    planned = next(slug for slug, paper in lab.papers().items() if not paper.built)
+def test_a_plug_in_that_cannot_be_imported_is_left_out_of_all(mlcollage, probe, planned, monkeypatch, room):
     only = {"probe": lab.find_paper("probe"), planned: lab.find_paper(planned)}
     monkeypatch.setattr(lab, "papers", lambda: only, raising=False)
     (probe / "probe_paper" / f"{room}.py").write_text("raise EOFError('broken')")

@@ -62,8 +62,7 @@ def test_a_plug_in_whose_package_is_gone(probe, package):
     assert f"'{package}', which cannot be found; reinstall it" in broken_plugins()["probe"]
 
 
-def test_a_plug_in_takes_the_place_of_a_planned_paper(probe):
-    planned = next(p.slug for p in papers().values() if not p.built)
+def test_a_plug_in_takes_the_place_of_a_planned_paper(probe, planned):
     edit(probe, 'slug = "probe"', f'slug = "{planned}"')
     assert find_paper(planned).package == "probe_paper"
 

@@ -19,6 +19,7 @@ from mlcollage.errors import InvalidInput, MLCollageError, UnknownName
 ENTRY_POINTS = "mlcollage.papers"
 IDEAS = ("causal", "bootstrap", "regularize", "multilevel", "compute", "adaptive", "robust", "explore")
 _PACKAGE = "mlcollage.papers"
+_PLANNED = Path(__file__).parent.parent / "papers" / "planned.toml"  # papers that have only their identity yet
 
 
 @dataclass(frozen=True)
@@ -142,9 +143,8 @@ def _look() -> tuple[dict[str, Paper], dict[str, str]]:
     for file in sorted(home.glob("*/paper.toml")):
         paper = _parse(file, f"{_PACKAGE}.{file.parent.name}")
         found[paper.slug] = paper
-    planned = home / "planned.toml"
-    for raw in tomllib.loads(planned.read_text("utf-8")).get("paper", []) if planned.exists() else []:
-        paper = _build(raw, str(planned), None)
+    for raw in tomllib.loads(_PLANNED.read_text("utf-8")).get("paper", []) if _PLANNED.exists() else []:
+        paper = _build(raw, str(_PLANNED), None)
         found.setdefault(paper.slug, paper)
     broken: dict[str, str] = {}
     for entry in sorted(importlib.metadata.entry_points(group=ENTRY_POINTS), key=lambda e: e.name):

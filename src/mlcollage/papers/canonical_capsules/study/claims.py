@@ -58,7 +58,7 @@ CLAIMS = (
         says={
             "supported": "In space two views end {0} apart",
             "contradicted": "In space two views end {0} apart: more than 10°",
-            "inconclusive": "In space two views end {0} apart: about 10°",
+            "inconclusive": "In space two views end {0} apart; whether above 10° is open",
         },
     ),
     _angle(
