@@ -55,7 +55,7 @@ def _in_turns(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, 
 def _costs(quick: bool) -> list[Row]:
     """A training step of a 4 x 256 MLP, gradients only."""
     rows = []
-    for batch in (256,) if quick else (64, 256, 1024):
+    for batch in (64, 256, 1024):
         g = torch.Generator().manual_seed(0)
         x, y = torch.randn(batch, 784, generator=g), torch.randint(IMAGE_CLASSES, (batch,), generator=g)
         plain = _network()
@@ -81,12 +81,14 @@ def _costs(quick: bool) -> list[Row]:
                 "backpropagation (baseline)": step,
                 "the same in two parts, one after the other": _by_hand(x, y, synthetic=False),
                 "synthetic gradient, one cut": cut(["hidden2"]),
+                "synthetic gradient, one cut, trained in every second step": cut(["hidden2"], train_every=2),
+                "synthetic gradient, one cut, trained in every fourth step": cut(["hidden2"], train_every=4),
                 "synthetic gradient, one cut, written out by hand": _by_hand(x, y, synthetic=True),
                 "synthetic gradients, four cuts": cut(every),
                 "feedback alignment": cut(every, credit="fa"),
                 "direct feedback alignment, four cuts": cut(every, credit="dfa"),
             },
-            8 if quick else 20,
+            10 if quick else 30,
         )
         base = best["backpropagation (baseline)"]
         what = f"forward and backward pass, 4 x 256 MLP with batch norm, batch {batch}, one process"

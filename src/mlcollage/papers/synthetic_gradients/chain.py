@@ -15,7 +15,7 @@ from .context import Context, Kind
 from .cuts import find_places
 from .decouple import decouple, split_points
 from .decoupled import Decoupled
-from .synthesizer import learn, outside
+from .learning import Said, learn, outside
 
 
 class DecoupledSequential(Decoupled):
@@ -121,7 +121,7 @@ class LocalUpdate:
 
     def learn(self, arrived: Tensor) -> Tensor:
         """Fill the synthesizer's gradients from what arrived from above; returns its loss."""
-        return learn(self.predicted, arrived, self.rows, factor=self.divisor)
+        return learn(Said(self.predicted), arrived, self.rows, factor=self.divisor)
 
 
 def local_update(

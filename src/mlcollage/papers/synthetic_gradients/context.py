@@ -22,10 +22,21 @@ _COUNTED = 10  # batches whose values standardize a context of floats
 
 
 class Given(NamedTuple):
-    """The context (B, C) or (B, T, C) of a batch, and which rows count, (B,) or (B, T); None: no context, all rows."""
+    """What synthesizers are told of a batch.
+
+    Parameters
+    ----------
+    context
+        (B, C) or (B, T, C); None: none.
+    rows
+        Which rows count, (B,) or (B, T); None: all.
+    below
+        Where every target is a label from 0 to below it; 0: not known.
+    """
 
     context: Tensor | None
     rows: Tensor | None
+    below: int = 0
 
 
 class Context(nn.Module):
@@ -97,7 +108,7 @@ class Context(nn.Module):
         y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
         one_hot = torch.zeros(*y.shape, self.dim, device=y.device, dtype=torch.float32)
         if _within(y, self.dim) and not 0 <= self.ignore_index < self.dim:  # all labels count
-            return Given(one_hot.scatter_(-1, y[..., None], 1.0), None)
+            return Given(one_hot.scatter_(-1, y[..., None], 1.0), None, self.dim)
         rows = y != self.ignore_index
         if not _within(seen := y[rows], self.dim):
             raise InvalidInput(
@@ -137,7 +148,7 @@ _FUNCTIONS: dict[Any, type[nn.Module]] = {
 _OF_LABELS = (nn.CrossEntropyLoss, nn.NLLLoss)
 
 
-def divisor_of(loss_fn: LossFn | None, y: Any, divisor: Divisor = None) -> float:
+def divisor_of(loss_fn: LossFn | None, y: Any, divisor: Divisor = None, *, below: int = 0) -> float:
     """The number that a loss divides the sum over samples by, so that times it a gradient is that of one sample.
 
     Parameters
@@ -150,6 +161,9 @@ def divisor_of(loss_fn: LossFn | None, y: Any, divisor: Divisor = None) -> float
         The batch's targets.
     divisor
         For losses that cannot be read: a number, ``"samples"`` (the batch size), ``"sum"`` (1), or a function of y.
+    below
+        If all targets are known to be labels from 0 to below this number, none is looked at where the loss ignores
+        none of these.
 
     Raises
     ------
@@ -169,6 +183,9 @@ def divisor_of(loss_fn: LossFn | None, y: Any, divisor: Divisor = None) -> float
         if divisor == "sum":
             return 1.0
         return float(len(y)) if divisor == "samples" else checks.positive("divisor", divisor)
+    plain = type(loss_fn) is nn.CrossEntropyLoss and loss_fn.reduction == "mean" and loss_fn.weight is None
+    if below and plain and not 0 <= loss_fn.ignore_index < below:  # type: ignore[union-attr]
+        return float(y.numel())
     kind, settings = _read(loss_fn)
     if kind is None:
         name = getattr(loss_fn, "__name__", type(loss_fn).__name__)

@@ -158,6 +158,16 @@ def refuse_paths_around(loss: Tensor, below: Sequence[tuple[str, Tensor]], outpu
         above |= nodes
 
 
+def refuse_reentrant(parts: Sequence[Tensor]) -> None:
+    """Refuse reentrant checkpointing in parts whose input shall have no gradient: they would not be trained."""
+    for part in parts:
+        if any(node.name() == "CheckpointFunctionBackward" for node in _nodes(part)):
+            raise InvalidInput(
+                "reentrant checkpointing trains a part only if its input has a gradient, which train_every spares: say "
+                "use_reentrant=False to torch.utils.checkpoint, or train_every=1."
+            )
+
+
 def _nodes(tensor: Tensor) -> dict[Any, None]:
     """All nodes of a tensor's graph, nearest first."""
     seen: dict[Any, None] = {}

@@ -22,9 +22,10 @@ from mlcollage.nn.wrapped import logits_of
 
 from .agreement import compare_gradients
 from .context import Context, Divisor, Given, LossFn, divisor_of, losses_of_samples
-from .cuts import Place, call, in_backward, name_outputs, open_output, refuse_paths_around, warn_once
+from .cuts import Place, call, in_backward, name_outputs, open_output, refuse_paths_around, refuse_reentrant, warn_once
 from .feedback import feedback_alignment, feedback_weights
-from .synthesizer import intercept_gradient, learn, outside
+from .learning import CHANGED, Said, learn, outside, say
+from .synthesizer import SyntheticGradient, intercept_gradient
 
 Credit = Literal["sg", "bp", "fa", "dfa", "kickback", "critic", "noise", "none"]
 Unlock = Literal["update", "backward", "full"]
@@ -40,7 +41,7 @@ class _Live:
     below: Tensor | None  # the activation with the graph of the part below; None once that was run backward
     above: Tensor | None  # what the part above reads: a leaf, whose gradient is what arrives
     rows: Tensor | None
-    predicted: Tensor | None = None  # by the synthesizer or critic, with its own graph
+    predicted: Said | None = None  # by the synthesizer or critic, with what its gradients need
     guess: Tensor | None = None  # gradient of one sample that the rule has before anything arrives
     made: Tensor | None = None  # a synthetic input, with its graph
     real: Tensor | None = None  # what it should have been
@@ -57,6 +58,7 @@ class _Step:
     x: Any
     drawn: list[bool]
     now: bool  # whether parts are updated as soon as their forward pass is done
+    learns: bool  # whether synthesizers are trained
     function: bool = False  # whether the backward pass is the user's
     live: list[_Live | None] = field(default_factory=list)
     error: Tensor | None = None  # gradient of the loss by the network's output
@@ -136,6 +138,9 @@ class Decoupled(nn.Module):
         Let tensors carry true gradient around a cut, and losses lie inside.
     train_synthesizers
         False keeps the synthesizers as they are.
+    train_every
+        Train the synthesizers in every k-th step only, for ``credit="sg"`` with ``lam`` 0. In the steps between no
+        gradient is computed at the cuts, so that a step costs little more than backpropagation's.
     seed
         Of random matrices, noise and times.
 
@@ -162,6 +167,7 @@ class Decoupled(nn.Module):
         batch_dim: int = 0,
         allow_paths: bool = False,
         train_synthesizers: bool = True,
+        train_every: int = 1,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -176,6 +182,9 @@ class Decoupled(nn.Module):
         self.batch_dim = checks.integer("batch_dim", batch_dim, least=0, most=1)
         self.divisor, self.allow_paths, self.seed = divisor, allow_paths, seed
         self.train_synthesizers = train_synthesizers
+        self.train_every = checks.integer("train_every", train_every, least=1)
+        if self.train_every > 1 and (credit != "sg" or lam):
+            raise InvalidInput("train_every spares gradients at the cuts, which only credit='sg' with lam=0 can do.")
         self.context = context or Context("none")
         self.synthesizers = nn.ModuleDict({k.replace(".", "/"): m for k, m in (synthesizers or {}).items()})
         self.inputs = nn.ModuleDict({k.replace(".", "/"): m for k, m in (inputs or {}).items()})
@@ -286,6 +295,8 @@ class Decoupled(nn.Module):
         if looks:
             below = [(self.cuts[c.index], c.below) for c in step.live if c is not None and c.below is not None]
             refuse_paths_around(loss, below, names)
+        if not self._checked and self._spares:
+            refuse_reentrant([loss, *(c.below for c in step.live if c is not None and c.below is not None)])
         if not math.isfinite(value := loss.item()):
             raise InvalidInput(f"the loss is {value} at step {self.steps}, so nothing was updated.")
         return output, loss
@@ -350,26 +361,27 @@ class Decoupled(nn.Module):
         except RuntimeError as error:
             if "modified by an inplace operation" not in str(error):
                 raise
-            raise InvalidInput(
-                "the synthesizers were changed before they were trained: call fill_synthesizers after backward() and "
-                "before the optimizer's step."
-            ) from error
+            raise InvalidInput(CHANGED) from error
         self.steps += 1
         return torch.stack(losses).sum() if losses else torch.zeros(())
 
     # One step --------------------------------------------------------------------------------------------------
 
     def _begin(self, x: Any, y: Any, loss_fn: LossFn | None, mask: Tensor | None, scale: float) -> _Step:
-        scale = checks.positive("scale", scale)
+        scale = scale if scale == 1.0 else checks.positive("scale", scale)
         given = _in_mode(self.context, self.training)(y)
         if mask is not None:
             rows = mask.bool()
             given = Given(
-                given.context, rows if given.rows is None or given.rows.shape != rows.shape else rows & given.rows
+                given.context,
+                rows if given.rows is None or given.rows.shape != rows.shape else rows & given.rows,
+                given.below,
             )
         plain = self.credit == "sg" and self.target_scale == "batch"
         rows = _first_of(x) if y is None else y
-        divisor = divisor_of(loss_fn, rows, self.divisor) if self._guesses and not plain else 1.0
+        divisor = 1.0
+        if self._guesses and not plain:
+            divisor = divisor_of(loss_fn, rows, self.divisor, below=given.below)
         self._refuse_one_row(x)
         drawn = [True] * (len(self.cuts) + 1)
         if self.probability < 1:
@@ -378,11 +390,17 @@ class Decoupled(nn.Module):
         # The first step keeps all graphs, to look for paths around the cuts.
         at_once = self.unlock != "backward" and self.credit in LOCAL and not self.lam
         now = at_once and self._checked and not self.allow_paths
-        return _Step(given, divisor, scale, x, drawn, now, live=[None] * len(self.cuts))
+        learns = self.train_synthesizers and self.steps % self.train_every == 0
+        return _Step(given, divisor, scale, x, drawn, now, learns, live=[None] * len(self.cuts))
 
     @property
     def _guesses(self) -> bool:
         return self.credit in LOCAL and self.credit != "none"
+
+    @property
+    def _spares(self) -> bool:
+        """Whether gradients at cuts are for synthesizers only."""
+        return self.train_every > 1 and self.credit == "sg" and not self.lam
 
     @contextmanager
     def _hooks(self, step: _Step) -> Iterator[None]:
@@ -421,7 +439,8 @@ class Decoupled(nn.Module):
                 # Nothing can arrive there any more: this part was its reader.
                 lower.arrived, lower.above = lower.above.grad, None
         value = h.detach() if cut.made is None else cut.made.detach().to(h.dtype)
-        cut.above = value.requires_grad_(True)
+        # Where nothing learns from what arrives, the part above need not compute it.
+        cut.above = value.requires_grad_(step.learns or not self._checked or not self._spares)
         return put(cut.above.clone())  # in-place layers above write into their own copy
 
     def _guess(self, cut: _Live, h: Tensor, step: _Step) -> None:
@@ -433,7 +452,7 @@ class Decoupled(nn.Module):
         if self.credit not in ("sg", "critic"):
             return
         module = _in_mode(self.synthesizers[key], self.training)
-        graph = self.train_synthesizers or self.credit == "critic"
+        graph = step.learns or self.credit == "critic"
         mixed = torch.is_autocast_enabled(h.device.type)
         plain = torch.autocast(h.device.type, enabled=False) if mixed else nullcontext()
         with plain, torch.set_grad_enabled(graph):
@@ -441,12 +460,13 @@ class Decoupled(nn.Module):
             if self.credit == "critic":
                 with torch.enable_grad():
                     read.requires_grad_(True)
-                    cut.predicted = module(read, context)  # (B,)
-                    (slope,) = torch.autograd.grad(cut.predicted.sum(), read, retain_graph=True)
+                    losses = module(read, context)  # (B,)
+                    (slope,) = torch.autograd.grad(losses.sum(), read, retain_graph=True)
+                cut.predicted = Said(losses)
                 cut.guess = self._samples_first(slope)
                 return
-            real = self._predict(module, read, context)
-            cut.guess, cut.predicted = self._samples_first(real.detach()), real
+            cut.predicted = self._predict(module, read, context)
+            cut.guess = self._samples_first(cut.predicted.value)
             if self.unlock == "full":
                 maker = _in_mode(self.inputs[key], self.training)
                 x = step.x if isinstance(step.x, Tensor) else None
@@ -460,11 +480,12 @@ class Decoupled(nn.Module):
                 # The synthesizer learns at what the part above has read.
                 cut.predicted = self._predict(module, cut.made.detach().to(_dtype(module)), context)
 
-    def _predict(self, module: nn.Module, read: Tensor, context: Tensor | None) -> Tensor:
-        out: Tensor = module(read, context)
-        if out.shape != read.shape:
+    def _predict(self, module: nn.Module, read: Tensor, context: Tensor | None) -> Said:
+        out = say(module, read, context)
+        if out.value.shape != read.shape:
             raise InvalidInput(
-                f"a synthesizer gave {tuple(out.shape)} for an activation of {tuple(read.shape)}; they must agree."
+                f"a synthesizer gave {tuple(out.value.shape)} for an activation of {tuple(read.shape)}; they must "
+                "agree."
             )
         return out
 
@@ -549,7 +570,7 @@ class Decoupled(nn.Module):
         """Gradients of synthesizers, critics (from the samples' losses) and synthesizers of inputs; their losses."""
         found = []
         for cut in step.live:
-            if cut is None or cut.predicted is None or not self.train_synthesizers:
+            if cut is None or cut.predicted is None or not step.learns:
                 continue
             i, rows, factor = cut.index, cut.rows, 1 / step.factor
             if losses is not None:
@@ -563,7 +584,7 @@ class Decoupled(nn.Module):
             loss = learn(cut.predicted, arrived, rows, factor=factor, scale=step.scale)
             if losses is None:
                 first = self._seen[i].first if i in self._seen else loss
-                self._seen[i] = _Seen(cut.predicted.detach(), arrived, factor, step.divisor, rows, loss, first)
+                self._seen[i] = _Seen(cut.predicted.value, arrived, factor, step.divisor, rows, loss, first)
             self._watch(i, loss, arrived, factor)
             if cut.made is not None and cut.real is not None:
                 error = F.mse_loss(cut.made, cut.real.to(cut.made.dtype))
@@ -614,9 +635,10 @@ class Decoupled(nn.Module):
 
     def _refuse_one_row(self, x: Any) -> None:
         first = _first_of(x)
+        if not isinstance(first, Tensor) or first.ndim != 2 or len(first) != 1:
+            return
         norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-        one = isinstance(first, Tensor) and first.ndim == 2 and len(first) == 1
-        if one and any(isinstance(m, norms) and m.training for m in self.modules()):
+        if any(isinstance(m, norms) and m.training for m in self.modules()):
             raise InvalidInput("batch norm cannot normalize a batch of one row; use larger batches or layer norm.")
 
     def _refuse_untrained(self) -> None:
@@ -705,11 +727,15 @@ def _in_mode(module: nn.Module, training: bool) -> nn.Module:
 
 
 def _dtype(module: nn.Module) -> torch.dtype:
+    if type(module) is SyntheticGradient:  # asked in each step, and a walk over parameters takes time
+        return next(iter(module.layers._modules["0"].parameters(recurse=False))).dtype
     return next((p.dtype for p in module.parameters()), torch.float32)
 
 
 def _first_of(x: Any) -> Any:
     """The first of the network's inputs."""
+    if isinstance(x, Tensor):
+        return x
     if isinstance(x, Mapping):
         return next(iter(x.values()), None)
     return x[0] if isinstance(x, tuple) and x else x

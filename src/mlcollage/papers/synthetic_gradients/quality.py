@@ -49,12 +49,25 @@ def sg_quality(net: Decoupled, x: Any, y: Any, loss_fn: LossFn) -> dict[str, dic
     """
     if net.credit != "sg":
         raise InvalidInput(f"synthetic gradients are measured of credit='sg'; this network has {net.credit!r}.")
-    settings = {k: getattr(net, k) for k in ("lam", "unlock", "probability", "steps", "skipped", "_seen", "_checked")}
+    settings = {
+        k: getattr(net, k)
+        for k in (
+            "lam",
+            "unlock",
+            "probability",
+            "train_every",
+            "steps",
+            "skipped",
+            "_seen",
+            "_checked",
+        )
+    }
     buffers = {name: b.clone() for name, b in net.named_buffers()}
     grads = [(p, p.grad) for p in net.parameters()]
     try:
         # As plain backpropagation, with the synthesizers looking on.
         net.lam, net.unlock, net.probability, net.skipped, net._seen = 1.0, "backward", 1.0, {}, {}
+        net.train_every = 1
         for p, _ in grads:
             p.grad = None
         with seeded(0):

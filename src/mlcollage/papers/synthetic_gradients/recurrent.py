@@ -13,7 +13,8 @@ from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 
 from .context import Divisor, LossFn, divisor_of, unlabelled
-from .synthesizer import SyntheticGradient, learn, squared_error
+from .learning import Said, learn, say, squared_error
+from .synthesizer import SyntheticGradient
 
 _CARRIED = ("carried", "context", "fresh", "streams")  # from chunk to chunk
 
@@ -300,10 +301,11 @@ class DNIRecurrent(nn.Module):
         if not bool(loss.isfinite()):
             raise InvalidInput(f"the loss of a chunk is {float(loss)}, so nothing was updated.")
         # Read again: its weights may have moved since the last chunk ended.
-        before = None if self._carried is None else self.synthesizer(h0.detach(), self._context)
-        ahead = self.synthesizer(h_end.detach(), context)
+        before = None if self._carried is None else say(self.synthesizer, h0.detach(), self._context)
+        said = say(self.synthesizer, h_end.detach(), context)
+        ahead = said.value
         self._same(ahead, h_end)
-        sent = ahead.detach() * self.scale
+        sent = ahead * self.scale
         if self.clip is not None:
             sent = sent * (self.clip / sent.norm(dim=1, keepdim=True).clamp(min=1e-12)).clamp(max=1.0)
         sent = sent.masked_fill(~alive[:, None], 0.0) / divisor
@@ -314,7 +316,7 @@ class DNIRecurrent(nn.Module):
         roots, grads = [loss], [torch.ones_like(loss)]
         if self.aux is not None:
             start = out[:, 0] if first else out[0]
-            foreseen = squared_error(self.aux(start), ahead.detach(), alive) / divisor
+            foreseen = squared_error(self.aux(start), ahead, alive) / divisor
             self.last_loss["aux"] = float(foreseen.detach())
             self.counts["aux"] += 1
             roots, grads = [*roots, foreseen], [*grads, torch.ones_like(foreseen)]
@@ -323,11 +325,11 @@ class DNIRecurrent(nn.Module):
             self.counts["injections"] += 1
         self.counts["ended"] += int((~alive).sum())
         torch.autograd.backward(roots, grads)
-        self._learn(before, ahead, h0, closing, divisor)
+        self._learn(before, said, h0, closing, divisor)
         self._carry(h_end, alive, context)
         return loss.detach()
 
-    def _learn(self, before: Tensor | None, ahead: Tensor, h0: Tensor, closing: Tensor, divisor: float) -> None:
+    def _learn(self, before: Said | None, ahead: Said, h0: Tensor, closing: Tensor, divisor: float) -> None:
         """The synthesizer's gradients: at the left edge towards what arrived, at rows that ended towards zero."""
         if before is None or h0.grad is None:
             return
@@ -335,7 +337,7 @@ class DNIRecurrent(nn.Module):
         error = learn(before, h0.grad, rows, factor=divisor)
         if bool(closing.any()):
             share = float(closing.double().mean())
-            error = error + share * learn(ahead, torch.zeros_like(ahead), closing, scale=share)
+            error = error + share * learn(ahead, torch.zeros_like(ahead.value), closing, scale=share)
         self.last_loss["synthesizer"] = float(error)
 
     def _carry(self, h_end: Tensor, alive: Tensor, context: Tensor | None) -> None:

@@ -19,7 +19,7 @@ from mlcollage.errors import InvalidInput
 
 from .chain import local_update
 from .context import Context, Divisor, Given, LossFn, divisor_of
-from .synthesizer import learn
+from .learning import learn, say
 from .timeline import BLOCKED, COMPUTE, StageLog
 from .transport import Message, Receiver, Sender, why_lost, wire
 
@@ -361,7 +361,7 @@ class AsyncStage(Stage):
             if optimizer is not None:
                 optimizer.zero_grad(set_to_none=True)
             # Predicted again: the synthesizer has moved since, and old graphs hold weights that are overwritten.
-            learn(synthesizer(h, given.context), message.tensors[0].to(h.device), given.rows, factor=divisor)
+            learn(say(synthesizer, h, given.context), message.tensors[0].to(h.device), given.rows, factor=divisor)
             _update(optimizer)
         self._stale.append(step - message.step)
 
