@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from mlcollage.errors import InvalidInput
 from mlcollage.papers.bidirectional_update_rules import (
@@ -235,3 +236,58 @@ def test_synapses_normalized_in_use_are_cut_before_they_overflow(rows):
     assert all(torch.isfinite(w).all() for w in network.weights.forward)
     assert min(found[300:]) > max(found) - 0.15
     assert network.health().advice == ()
+
+
+class TestWritingFreely:
+    """Without autograd a step is written into fewer tensors; with it, and under torch.func, it is what it was."""
+
+    def case(self, settings, layers, population=3):
+        genome = Genome.random(seed=4, population=population, **settings).to(torch.float64)
+        shape = (2, 6, 6) if isinstance(layers, nn.Sequential) else (layers[0],)
+        network = BlurNetwork(layers, genome=genome[0], seed=0, dtype=torch.float64, input_shape=shape)
+        g = torch.Generator().manual_seed(1)
+        x = torch.randn(population, 7, *shape, generator=g, dtype=torch.float64)
+        y = torch.randint(3, (population, 7), generator=g)
+        weights = init_weights(network.path, genome, seed=[1, 2, 3], dtype=torch.float64)
+        return network.path, weights, genome, x, y
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {}, {"norm": "none"}, {"norm": "forward"}, {"k": 4}, {"multistate": False}, {"reduction": "sum"},
+            {"backward": "multiplicative"}, {"symmetric": False}, {"synapse_norm": "in_use"}, {"forward_update": True},
+            {"oja": "weights"}, {"saturation": "tanh"},
+        ],
+    )  # fmt: skip
+    @pytest.mark.parametrize("kind", ["dense", "convolution"])
+    def test_equals_the_pure_step(self, settings, kind):
+        model = nn.Sequential(
+            nn.Conv2d(2, 3, 3, bias=False), nn.Tanh(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12, 3)
+        )
+        path, weights, genome, x, y = self.case(settings, (5, 8, 4, 3) if kind == "dense" else model)
+        pure = functional_step(path, weights, genome, x, y)
+        with torch.no_grad():
+            free = functional_step(path, weights, genome, x, y)
+        for name in ("weights", "states", "statistics"):
+            torch.testing.assert_close(getattr(free, name), getattr(pure, name), rtol=1e-12, atol=1e-12)
+        assert all(not torch.equal(a, b) for a, b in zip(free.weights.forward, weights.forward, strict=True))
+
+    def test_members_one_by_one(self):
+        path, weights, genome, x, y = self.case({}, (5, 8, 4, 3))
+        with torch.inference_mode():
+            together = functional_step(path, weights, genome, x, y)
+            for i in range(3):
+                own = Weights(tuple(w[i : i + 1] for w in weights.forward))
+                alone = functional_step(path, own, genome[i], x[i : i + 1], y[i : i + 1])
+                for a, b in zip(alone.weights.forward, together.weights.forward, strict=True):
+                    torch.testing.assert_close(a[0], b[i], rtol=1e-12, atol=1e-12)
+
+    def test_transforms_see_the_pure_step(self):
+        path, weights, genome, x, y = self.case({}, (5, 8, 3))
+        with torch.no_grad():
+            inputs = torch.stack([x, 2 * x])
+            many = torch.func.vmap(lambda t: functional_step(path, weights, genome, t, y).weights.forward)(inputs)
+            for i in range(2):
+                alone = functional_step(path, weights, genome, inputs[i], y).weights.forward
+                for a, b in zip(many, alone, strict=True):
+                    torch.testing.assert_close(a[i], b, rtol=1e-12, atol=1e-12)

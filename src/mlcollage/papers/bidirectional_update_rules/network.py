@@ -152,10 +152,15 @@ def _forward(
         message = rule.forward_message(read, w, g, bias=layer.bias)
         top = i == len(path.layers) - 1
         if s.norm in ("both", "forward") and not top:
-            moments = rule.moments_of(message) if statistics is None else statistics[i]
+            update = rule.per_state(g["update"])[:, :, 0, 0]  # the gate goes to the gain and the shift
+            gain, shift = update * g["gain_forward"], update * g["shift_forward"]
+            if statistics is None:
+                total, moments = rule.normalize_by_own(message, gain, shift)
+            else:
+                total, moments = rule.normalize(message, statistics[i], gain, shift), statistics[i]
             used.append(moments)
-            message = rule.normalize(message, moments, g["gain_forward"], g["shift_forward"])
-        total = rule.per_state(g["update"]) * message
+        else:
+            total = rule.per_state(g["update"]) * message
         if before is not None:
             total = total + rule.per_state(g["keep"]) * before[i]
         states = rule.activate(total, layer.activation, s.second_state)
@@ -174,7 +179,7 @@ def _backward(path: Path, weights: Weights, genome: Genome, done: _Pass) -> None
         back = weights.forward[i][:, :, : layer.inputs].transpose(2, 3) if s.symmetric else weights.backward[i]
         message = layer.scatter(rule.backward_message(done.states[i], back, g), done.chosen[i])
         if s.norm in ("both", "backward"):
-            message = rule.normalize(message, rule.moments_of(message), g["gain_backward"], g["shift_backward"])
+            message, _ = rule.normalize_by_own(message, g["gain_backward"], g["shift_backward"])
         done.states[i - 1] = rule.feed_back(done.states[i - 1], message, g, s, own)
 
 
@@ -190,6 +195,8 @@ def _changed(
     """New synapses of all layers, from what they read and the states above them."""
     s = genome.settings
     forward, backward = list(weights.forward), list(weights.backward)
+    shares = any(layer.shared >= 0 for layer in path.layers)
+    in_one = s.symmetric and s.oja == "none" and s.saturation == "none" and not shares and rule.writes_freely()
     products: dict[int, Tensor] = {}
     gates: dict[int, tuple[Tensor, Tensor, Any]] = {}
     for i, layer in enumerate(path.layers):
@@ -201,7 +208,12 @@ def _changed(
         scale = 1 / samples if s.reduction == "mean" else 1.0
         fans = (layer.inputs * layer.positions, layer.outputs * layer.positions)
         up, down = (scale / n if s.step_scale == "fan_in" else scale for n in fans)
-        product = rule.hebbian(read[i], above[i], pre, post, channels=s.channels, bias=layer.bias) * up
+        if in_one:
+            step = post * (up * rule.per_state(update)[..., 0])
+            new = rule.grown(weights.forward[i], read[i], above[i], keep, pre, step, bias=layer.bias)
+            forward[i] = _thawed(layer, weights.forward[i], new)
+            continue
+        product = rule.hebbian(read[i], above[i], pre, up * post, channels=s.channels, bias=layer.bias)
         product_of_the_way_up = product
         if s.oja != "none":
             product = product + rule.inhibition(weights.forward[i], above[i], g, s)
@@ -212,7 +224,7 @@ def _changed(
             if s.tied:
                 product = product_of_the_way_up[:, :, : layer.inputs].transpose(2, 3)
             else:
-                product = rule.hebbian_back(read[i], above[i], pre, post, channels=s.channels) * down
+                product = rule.hebbian_back(read[i], above[i], down * pre, post, channels=s.channels)
             if s.oja != "none":
                 product = product + rule.inhibition(weights.backward[i], read[i], g, s)
             backward[i] = rule.change(weights.backward[i], product, keep, update, g, s.saturation)

@@ -8,7 +8,7 @@ bias's. Each contraction is one batched matrix product over P and k.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -36,6 +36,11 @@ def mix(states: Tensor, matrix: Tensor) -> Tensor:
     return mixed.reshape(p, -1, r, n)
 
 
+def writes_freely() -> bool:
+    """Whether results may be written into place: nobody differentiates, and no transform of ``torch.func`` looks on."""
+    return not torch.is_grad_enabled() and torch._C._functorch.peek_interpreter_stack() is None
+
+
 def product(left: Tensor, synapses: Tensor) -> Tensor:
     """``left @ synapses`` for every member and state, ``(P, k, R, m)``; one channel serves all states at once."""
     p, k, r, n = left.shape
@@ -50,11 +55,21 @@ def forward_message(states: Tensor, synapses: Tensor, numbers: Numbers, *, bias:
     rows = states.shape[-1]
     if states.shape[1] == 1 and synapses.shape[1] == 1:  # one product for the input, whatever k is
         message = product(states, synapses[:, :, :rows]) * per_state(nu[:, 0])
+    elif states.shape[1] == 1 and writes_freely():
+        message = _by_channel(states[:, 0], synapses[:, :, :rows].unbind(1)) * per_state(nu[:, 0])
     else:
         message = product(mix(states, nu), synapses[:, :, :rows])
     if bias:
         message = message + per_state(nu.sum(1)) * synapses[:, :, rows:]
     return message
+
+
+def _by_channel(left: Tensor, right: Sequence[Tensor]) -> Tensor:
+    """``left @ right[c]`` as (P, C, ...), where inputs, which all channels read, need not be copied for each."""
+    out = left.new_empty(len(right), len(left), left.shape[1], right[0].shape[-1])
+    for c, r in enumerate(right):  # into a tensor of its own: a product into a part of one is as slow as one by one
+        torch.bmm(left, r, out=out[c])
+    return out.transpose(0, 1)
 
 
 def backward_message(states: Tensor, synapses: Tensor, numbers: Numbers) -> Tensor:
@@ -65,14 +80,17 @@ def backward_message(states: Tensor, synapses: Tensor, numbers: Numbers) -> Tens
 def normalize(message: Tensor, moments: tuple[Tensor, Tensor], gain: Tensor, shift: Tensor) -> Tensor:
     """Per neuron and state, over the rows of a batch: zero mean and unit deviation, then gain and shift per state."""
     mean, variance = moments
-    return (message - mean) * (variance + EPS).rsqrt() * per_state(gain) + per_state(shift)
+    return torch.addcmul(per_state(shift), message - mean, (variance + EPS).rsqrt() * per_state(gain))
 
 
-def moments_of(message: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance over the rows, ``(P, k, 1, n)`` each."""
+def normalize_by_own(message: Tensor, gain: Tensor, shift: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """:func:`normalize` by the mean and variance over the rows, ``(P, k, 1, n)`` each, and these."""
     # torch.var_mean over rows that are not contiguous takes ten times as long on the CPU.
     mean = message.mean(2, keepdim=True)
-    return mean, (message - mean).square().mean(2, keepdim=True)
+    centered = message - mean
+    variance = centered.square().mean(2, keepdim=True)
+    factor = (variance + EPS).rsqrt() * per_state(gain)
+    return torch.addcmul(per_state(shift), centered, factor), (mean, variance)
 
 
 def activate(total: Tensor, activation: Activation, second: str) -> Tensor:
@@ -88,7 +106,7 @@ def feed_back(
     """New states of hidden neurons on the way back; the update gate has no part in multiplicative rules."""
     f, eta = per_state(numbers["keep"]), per_state(numbers["update"])
     if settings.backward == "additive":
-        total = f * old + eta * message
+        total = torch.addcmul(f * old, eta, message)
     elif settings.backward == "multiplicative":
         total = f * old * message
     elif settings.backward == "multiplicative_second":
@@ -127,6 +145,28 @@ def hebbian(below: Tensor, above: Tensor, pre: Tensor, post: Tensor, *, channels
     return change
 
 
+def grown(
+    synapses: Tensor, below: Tensor, above: Tensor, keep: Tensor, pre: Tensor, post: Tensor, *, bias: bool
+) -> Tensor:
+    r"""``change(synapses, hebbian(...))`` without saturation, written once, where :func:`writes_freely`.
+
+    The step is in ``post`` already.
+    """
+    channels, n = synapses.shape[1], below.shape[3]
+    right = mix(above, post[:, :channels].transpose(1, 2))  # (P, C, R, m)
+    if below.shape[1] == 1:  # its factor goes to the smaller side
+        scaled = right * per_state(pre[:, 0, :channels])
+        product = _by_channel(below[:, 0].transpose(1, 2), scaled.unbind(1))
+    else:
+        product = torch.matmul(mix(below, pre[..., :channels]).transpose(2, 3), right)
+    f, new = per_state(keep), torch.empty_like(synapses)
+    torch.addcmul(product, f, synapses[:, :, :n], out=new[:, :, :n])
+    if bias:
+        unit = right.sum(2, keepdim=True) * per_state(pre.sum(1)[:, :channels])
+        torch.addcmul(unit, f, synapses[:, :, n:], out=new[:, :, n:])
+    return new
+
+
 def hebbian_back(below: Tensor, above: Tensor, pre: Tensor, post: Tensor, *, channels: int) -> Tensor:
     """The same for synapses that run back, (P, C, m, n): the upper layer is sender and goes through ν̃."""
     left = mix(above, pre[..., :channels])  # (P, C, R, m)
@@ -152,7 +192,7 @@ def change(
     r"""New synapses, :math:`\tilde f w + \tilde\eta\,\Delta`, with the saturation of the settings."""
     f, eta = per_state(keep), per_state(update)
     if saturation in ("none", "tanh"):
-        new = f * synapses + eta * product
+        new = torch.addcmul(f * synapses, eta, product)
         if saturation == "tanh":
             limit = per_state(numbers["saturation"])
             new = limit * torch.tanh(new / limit)
