@@ -1,7 +1,7 @@
 """Speed of two decoupled processes against locked schedules, and the cost of synthetic gradients in one process.
 
 ``mlcollage bench synthetic_gradients`` prints the table. Speeds of processes are steps per second of the wall clock,
-after a warm-up, with the same batches; costs of a step are CPU seconds of one thread, taken in turns.
+after a warm-up, with the same batches; costs of a step are CPU seconds of one thread, the least of many short turns.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -38,18 +37,17 @@ def _row(name: str, what: str, value: float, unit: str, ratio: float | None = No
     return {"name": name, "what": what, "value": value, "unit": unit, "ratio": ratio}
 
 
-def _in_turns(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """CPU seconds of each: the first's least, the others' by the median ratio to the first of their turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(repeats + 1):
+def _in_turns(runs: Mapping[str, Callable[[], Any]], turns: int) -> dict[str, float]:
+    """CPU seconds of each, the least of many short turns, taken in turns: a busy machine changes it least."""
+    least = dict.fromkeys(runs, float("inf"))
+    for turn in range(turns + 1):
         for name in list(runs) if turn % 2 else list(runs)[::-1]:
             start = time.process_time()
-            for _ in range(10):
+            for _ in range(4):  # one period of what is trained in every fourth step
                 runs[name]()
             if turn:  # the first warms up
-                seconds[name].append((time.process_time() - start) / 10)
-    first = np.array(next(iter(seconds.values())))
-    return {name: float(first.min() * np.median(np.array(values) / first)) for name, values in seconds.items()}
+                least[name] = min(least[name], (time.process_time() - start) / 4)
+    return least
 
 
 def _costs(quick: bool) -> list[Row]:
@@ -88,7 +86,7 @@ def _costs(quick: bool) -> list[Row]:
                 "feedback alignment": cut(every, credit="fa"),
                 "direct feedback alignment, four cuts": cut(every, credit="dfa"),
             },
-            10 if quick else 30,
+            20 if quick else 100,
         )
         base = best["backpropagation (baseline)"]
         what = f"forward and backward pass, 4 x 256 MLP with batch norm, batch {batch}, one process"

@@ -276,7 +276,7 @@ def functional_forward(
     Parameters
     ----------
     path, weights, genome
-        Of the network, see :meth:`BlurNetwork.functional`.
+        ``network.path``, :attr:`BlurNetwork.weights` and :attr:`BlurNetwork.genome`.
     x
         Inputs; P may be 1 for inputs that the whole population shares.
     statistics
