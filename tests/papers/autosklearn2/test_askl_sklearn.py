@@ -308,7 +308,6 @@ def test_settings_that_cannot_be_used_are_refused(wine, settings, message):
     [
         (lambda X, y: (X, np.where(np.arange(len(y)) < 2, np.nan, y)), "2 labels are missing"),
         (lambda X, y: (X, np.zeros(len(y))), "only one class"),
-        (lambda X, y: (np.column_stack([X, y]), y), "is the target itself"),
         (lambda X, y: (np.where(X > 14, np.inf, X), y), "infinity"),
         (lambda X, y: (X[:3], y[:3]), "a fit needs 4 at least"),
         (lambda X, y: (X, None), "y is None"),
@@ -322,6 +321,13 @@ def test_data_that_cannot_be_used_are_refused(wine, change, message):
         small().fit(*wine, groups=[1, 2])
     with pytest.raises(InvalidInput, match="sample_weight must be finite"):
         small().fit(*wine, sample_weight=-np.ones(len(wine[1])))
+
+
+def test_a_column_that_is_the_target_is_named(wine):
+    X, y = wine
+    with pytest.warns(UserWarning, match="the column 13 of X is the target itself"):
+        model = small().fit(np.column_stack([X, y]), y)
+    assert any("target itself" in note for note in model.notes_)
 
 
 def test_a_regressor_with_its_own_portfolio():
