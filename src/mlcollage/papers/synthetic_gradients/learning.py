@@ -38,7 +38,7 @@ class SaidWithoutGraph(Said):
 
     .. math::
 
-        \nabla_{W_l} = \delta_l^\top a_{l-1}, \quad \nabla_{b_l} = \textstyle\sum_n \delta_{l, n}, \quad
+        \nabla_{W_l} = \delta_l^\top a_{l-1}, \quad \nabla_{b_l} = \sum_n \delta_{l, n}, \quad
         \delta_{l-1} = (W_l^\top \delta_l) \odot [a_{l-1} > 0].
 
     A graph of so few operations costs more than the operations where batches are small.
