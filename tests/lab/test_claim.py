@@ -6,7 +6,7 @@ import pytest
 
 from mlcollage.errors import InvalidInput
 from mlcollage.lab.claim import Claim
-from mlcollage.lab.estimand import Difference
+from mlcollage.lab.estimand import Difference, Level
 
 SHARE = Claim(
     "C1", "a beats b", "A is better.", "Fig. 1", Difference("accuracy", "a", "b"), "greater", margin=0.01, factor=100,
@@ -20,6 +20,16 @@ SHARE = Claim(
 )
 def test_effects_are_printed_in_the_claims_unit(value, text):
     assert SHARE.format(value) == text
+
+
+def test_degrees_and_shares_stand_at_their_number():
+    angle = Claim(
+        "C", "T", "S.", "here", Level("angle", "a"), "at_most", null=25.0, unit="°", digits=1, bounds=(0, 180)
+    )
+    assert angle.format(13.21, signed=False) == "13.2°"
+    assert angle.format(-6.0, signed=False) == "0.0°"  # an angle is not negative, whatever its interval says
+    assert angle.format_limit(25.0) == "25.0°"
+    assert angle.format_level(44.5) == "44.5°"
 
 
 def test_small_numbers_are_kept_where_they_are_the_finding():

@@ -54,6 +54,9 @@ _MARKS = {
 }
 
 
+_UNSPACED = ("", "%", "×", "°")  # units that stand at the number itself
+
+
 @dataclass(frozen=True)
 class Claim:
     """One sentence that the evidence can support or contradict.
@@ -198,14 +201,14 @@ class Claim:
             text = f"{v:+.1e}" if signed else f"{v:.1e}"
         else:
             text = f"{v:+.{self.digits}f}" if signed else f"{v:.{self.digits}f}"
-        return f"{text}{'' if self.unit in ('%', '×') else ' '}{self.unit}".strip().replace("-", "−")
+        return f"{text}{'' if self.unit in _UNSPACED else ' '}{self.unit}".strip().replace("-", "−")
 
     def format_limit(self, value: float) -> str:
         """Print a limit or margin, which was chosen and not measured, with all the digits that it has."""
         v = self.shown(value)
         if self.is_ratio or math.isclose(round(v, self.digits), v, rel_tol=1e-9):
             return self.format(value, signed=False)
-        return f"{v:.6g}{'' if self.unit in ('%', '×') else ' '}{self.unit}".strip().replace("-", "−")
+        return f"{v:.6g}{'' if self.unit in _UNSPACED else ' '}{self.unit}".strip().replace("-", "−")
 
     def format_level(self, value: float) -> str:
         """Print the mean of one arm: a difference in points is one of percentages, one of logarithms of values."""
@@ -213,7 +216,7 @@ class Claim:
         bare = self.is_ratio or self._is_correlation  # what is ranked has not the unit of the correlation
         unit = {"pts": "%", "points": "%"}.get(self.unit, "" if bare else self.unit)
         text = f"{v:,.{self.digits}f}" if 1e-3 < abs(v) < 1e6 or v == 0 else f"{v:.1e}"
-        return f"{text}{'' if unit in ('%', '×', '') else ' '}{unit}".replace("-", "−")
+        return f"{text}{'' if unit in _UNSPACED else ' '}{unit}".replace("-", "−")
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the function; its source text stands in for it."""

@@ -41,8 +41,8 @@ def collage(evidence: Evidence, verdicts: Mapping[str, Verdict]) -> Collage:
             measured_panel("Angle between two views", _angles, evidence),
             measured_panel("Error of reconstruction", _reconstruction, evidence),
         ],
-        data="procedural planes in random poses" if own else "the workload's clouds in random poses",
-        network="8 capsules of 32 channels, 64 points" if own else "the study's network",
+        data="procedural planes, turned" if own else "the workload's clouds in random poses",
+        network="8 capsules of 32 channels" if own else "the study's network",
     )
 
 

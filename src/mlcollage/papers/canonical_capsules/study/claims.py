@@ -37,6 +37,7 @@ CLAIMS = (
         "most 5 degrees.",
         source="section 4, canonicalization",
         estimand=Level("angle", "pose"),
+        bounds=(0.0, 180.0),
         direction="at_most",
         null=5.0,
         says={
@@ -53,6 +54,7 @@ CLAIMS = (
         "at most 10 degrees.",
         source="section 4, canonicalization",
         estimand=Level("angle", "spatial"),
+        bounds=(0.0, 180.0),
         direction="at_most",
         null=10.0,
         says={
@@ -69,6 +71,7 @@ CLAIMS = (
         "is at most 25 degrees.",
         source="section 4, canonicalization",
         estimand=Level("spread", "pose"),
+        bounds=(0.0, 180.0),
         direction="at_most",
         null=25.0,
         says={
@@ -84,6 +87,7 @@ CLAIMS = (
         "degrees.",
         source="section 4, canonicalization",
         estimand=Level("spread", "spatial"),
+        bounds=(0.0, 180.0),
         direction="at_most",
         null=25.0,
     ),
