@@ -51,7 +51,7 @@ def test_interleaved_columns_and_more_coordinates():
         Trajectories.from_array(flat[:, :3], "TF")
     nba = np.concatenate([walks(), np.zeros((8, 50, 5, 2))], -1)  # height and a flag
     assert Trajectories.from_array(nba, agents=[1, 2]).tracks.shape == (8, 50, 2, 2)
-    with pytest.raises(InvalidInput, match="numbers below 5"):
+    with pytest.raises(InvalidInput, match="agents must be a whole number of at least 0 and at most 4, not 5"):
         Trajectories.from_array(nba, agents=[5])
     with pytest.raises(InvalidInput, match="layout"):
         Trajectories.from_array(nba, "NTKK")
@@ -253,3 +253,84 @@ def test_kloppy():
     assert Trajectories.from_kloppy(SimpleNamespace(frames=frames), team="away", window=10).tracks.shape[2] == 1
     with pytest.raises(InvalidInput, match="no positions of team 'red'"):
         Trajectories.from_kloppy(SimpleNamespace(frames=frames), team="red")
+
+
+def long_table(n=60, ids=(7, 3, 9), games=1):
+    rows = [
+        (g, a, f, f / 10, i * 30 + f * 0.5, 3 * i + g + f * 0.1)
+        for g in range(games)
+        for i, a in enumerate(ids)
+        for f in range(n)
+    ]
+    table = pd.DataFrame(rows, columns=["sequence", "id", "frame", "time", "x", "y"])
+    return table.sample(frac=1, random_state=1).reset_index(drop=True)
+
+
+def test_clocks_of_tables():
+    table = long_table()
+    cut = {"window": 12, "time": "time"}
+    start = pd.Timestamp("2020-01-01") + pd.to_timedelta(table["time"], unit="s")
+    assert Trajectories.from_dataframe(table.assign(time=start), **cut).fps == pytest.approx(10)
+    for time, said in (
+        (table["time"].where(table["frame"] != 4), r"'time' \(time\) has 3 missing"),
+        (table["time"] + table["id"], "agents of one frame have times up to 6 s apart"),
+        (table["time"] * 1e-6, "must be in seconds"),
+    ):
+        with pytest.raises(InvalidInput, match=said):
+            Trajectories.from_dataframe(table.assign(time=time), **cut)
+    slow = Trajectories.from_dataframe(table.assign(time=table["frame"] * 100), **cut)
+    assert "milliseconds?" in slow.describe()["times"]
+    # A clock that starts anew at half time, and one that stands still: no sequence crosses either.
+    for clock in (table["time"] % 3, table["time"] - 0.1 * (table["frame"] >= 30)):
+        found = Trajectories.from_dataframe(table.assign(time=clock), **cut)
+        assert (found.tracks[:, 0, 0, 0] - 30).tolist() == [0, 6, 15, 21]
+        assert (found.facts["splits"], found.facts["frames in no sequence"]) == (1, "20.0% of 60")
+    two = long_table(games=2)
+    with pytest.raises(InvalidInput, match="recordings have other rates, from 5 to 10"):
+        Trajectories.from_dataframe(two.assign(time=two["time"] * (1 + two["sequence"])), sequence="sequence", **cut)
+
+
+def test_recordings_may_number_their_frames_in_other_steps():
+    two = long_table(games=2)
+    numbers = two.assign(frame=two["frame"] * np.where(two["sequence"] == 0, 6, 10))
+    found = Trajectories.from_dataframe(numbers, sequence="sequence", window=20, fps=2.5)
+    assert np.array_equal(found.tracks, Trajectories.from_dataframe(two, sequence="sequence", window=20).tracks)
+    assert found.facts["frame numbers rise by"] == "6, 10"
+
+
+def test_an_agent_keeps_its_place():
+    table = long_table()
+    table.loc[(table["id"] == 9) & (table["frame"] >= 30), "id"] = 11  # a substitute
+    table = table[~((table["id"] == 3) & (table["frame"] >= 40))]
+    found = Trajectories.from_dataframe(table, window=20)
+    counts = np.isfinite(found.tracks).all(-1).sum(1)
+    assert counts.tolist() == [[20, 20, 20, 0], [20, 20, 10, 10], [0, 20, 0, 20]]  # 3, 7, 9, 11
+    assert found.facts["places of agents"] == "the same in all"
+    few = Trajectories.from_dataframe(table, window=20, agents=3)
+    assert few.facts["sequences with too many agents"] == 1
+    assert few.facts["frames in no sequence"] == "33.3% of 60"
+    assert few.facts["places of agents"].startswith("by sequence")
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"court": (94.0, float("nan"))}, "court must be"),
+        ({"court": 94.0}, "court must be"),
+        ({"mask": np.full((8, 50, 5), 2)}, "mask must be True or False"),
+        ({"intents": np.full((8, 50, 5), -2)}, "from -2 to -2"),
+        ({"intents": np.full((8, 50), 1.5)}, "whole numbers from 0 up"),
+        ({"intents": np.full((8, 50), 4), "n_intents": 4}, "whole numbers from 0 to 3"),
+        ({"intents": np.full((8, 50), -1)}, "all intents are -1"),
+        ({"n_intents": 0}, "n_intents must be"),
+        ({"units": 3}, "units must be"),
+    ],
+)
+def test_fields_are_checked(fields, said):
+    with pytest.raises(InvalidInput, match=said):
+        Trajectories(walks(), **fields).check("mine")
+
+
+def test_agents_are_chosen_once():
+    with pytest.raises(InvalidInput, match="different numbers below 5"):
+        Trajectories.from_array(walks(), agents=[0, 0])

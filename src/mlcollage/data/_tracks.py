@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,16 @@ class Found:
     facts: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Part:
+    """A sequence (window, agents, D), who its agents are, and which frames of a stretch it takes."""
+
+    tracks: NDArray[np.float64]
+    ids: tuple[Hashable, ...]
+    used: NDArray[np.bool_]  # of all frames of the stretch, to be marked if the sequence is kept
+    start: int
+
+
 # --- arrays
 
 
@@ -64,9 +74,9 @@ def arranged(array: NDArray, layout: str, dim: int, agents: Sequence[int] | None
     x = x[..., :dim]
     if agents is None:
         return x
-    chosen = list(agents)
-    if not chosen or min(chosen) < 0 or max(chosen) >= x.shape[2]:
-        raise InvalidInput(f"agents must be numbers below {x.shape[2]}; got {chosen}.")
+    chosen = [checks.integer("agents", a, least=0, most=x.shape[2] - 1) for a in agents]
+    if not chosen or len(set(chosen)) != len(chosen):
+        raise InvalidInput(f"agents must be different numbers below {x.shape[2]}, one at least; got {chosen}.")
     return x[:, :, chosen]
 
 
@@ -137,13 +147,21 @@ def from_long(
             "that tells recordings apart with sequence."
         )
     rows = rows.sort_values(["sequence", "frame", "id"], kind="stable")
-    rate, steps = _rate(rows, time, fps)
-    parts, splits = [], 0
-    for _, recording in rows.groupby("sequence", sort=True):
-        runs = list(_runs(recording, rate, time, steps))
+    steps = _steps(rows)
+    rate = _rate(rows, steps, time, fps)
+    parts: list[Part] = []
+    books: list[NDArray[np.bool_]] = []
+    splits = 0
+    for which, recording in rows.groupby("sequence", sort=True):
+        runs = list(_runs(recording, rate, time, steps.get(which, 1)))
         splits += len(runs) - 1
-        parts += [window for run in runs for window in _windows(run, cut)]
-    return _stacked(parts, cut, rate, {"splits": splits})
+        parts += [window for run in runs for window in _windows(run, cut, books)]
+    facts: dict[str, Any] = {"splits": splits}
+    if (steps != 1).any():
+        facts["frame numbers rise by"] = ", ".join(f"{v:g}" for v in sorted(set(steps)))
+    if time is not None and rate is not None and rate < 0.5:
+        facts["times"] = f"{1 / rate:g} seconds from frame to frame: are they milliseconds?"
+    return _stacked(parts, books, cut, rate, facts)
 
 
 def _columns(table: pd.DataFrame, names: Mapping[str, str], sequence: str | None, time: str | None) -> pd.DataFrame:
@@ -157,38 +175,67 @@ def _columns(table: pd.DataFrame, names: Mapping[str, str], sequence: str | None
     if "sequence" not in rows:
         rows["sequence"] = 0
     for key in ("frame", "x", "y", *(["time"] if time else [])):
+        if rows[key].dtype.kind in "mM":  # clocks and durations, as seconds
+            rows[key] = (
+                rows[key] - (rows[key].min() if rows[key].dtype.kind == "M" else pd.Timedelta(0))
+            ).dt.total_seconds()
         try:
             rows[key] = pd.to_numeric(rows[key])
         except (ValueError, TypeError) as error:
             raise InvalidInput(f"column {named[key]!r} ({key}) must hold numbers ({error}).") from None
     if not len(rows):
         raise InvalidInput("the table has no rows.")
-    for key in ("id", "frame", "sequence"):
+    if time:
+        rows["time"] = rows["time"].astype(np.float64).replace([np.inf, -np.inf], np.nan)
+    for key in ("id", "frame", "sequence", *(["time"] if time else [])):
         if rows[key].isna().any():
             raise InvalidInput(f"column {named[key]!r} ({key}) has {int(rows[key].isna().sum())} missing values.")
     if (rows["frame"] % 1 != 0).any():
         raise InvalidInput(f"column {named['frame']!r} (frame) must hold whole numbers; name seconds with time.")
+    if rows["id"].dtype == object:
+        rows["id"] = rows["id"].astype(str)  # 7 and "7" are one agent
     rows[["x", "y"]] = rows[["x", "y"]].astype(np.float64).replace([np.inf, -np.inf], np.nan)
     return rows
 
 
-def _rate(rows: pd.DataFrame, time: str | None, fps: float | None) -> tuple[float | None, int]:
-    """Frames a second, from time where it is known, and the usual step of frame numbers."""
+def _steps(rows: pd.DataFrame) -> pd.Series:
+    """The usual step of frame numbers of each recording with two frames at least."""
     frames = rows.drop_duplicates(["sequence", "frame"])
     step = frames.groupby("sequence")["frame"].diff()
-    usual = step[step > 0].mode()
+    usual = step[step > 0].groupby(frames["sequence"]).agg(lambda v: int(v.mode().iloc[0]))
     if not len(usual):
         raise InvalidInput("each recording has one frame only; nothing moves.")
-    steps = int(usual.iloc[0])
+    return usual
+
+
+def _rate(rows: pd.DataFrame, steps: pd.Series, time: str | None, fps: float | None) -> float | None:
+    """Frames a second, from time where it is known."""
+    fps = None if fps is None else checks.positive("fps", fps)
     if time is None:
-        return (None if fps is None else checks.positive("fps", fps)), steps
-    dt = frames.groupby("sequence")["time"].diff()[step == steps]
+        return fps
+    frames = rows.drop_duplicates(["sequence", "frame"])
+    by = frames.groupby("sequence")
+    dt = by["time"].diff()[by["frame"].diff() == frames["sequence"].map(steps)]
     if not (dt.median() > 0):
         raise InvalidInput("the seconds of time do not rise from frame to frame.")
     rate = float(1 / dt.median())
+    if rate > 1e4:
+        raise InvalidInput(f"the times say {rate:,.0f} frames a second; time must be in seconds.")
+    clock = rows.groupby(["sequence", "frame"])["time"]
+    apart = clock.max() - clock.min()
+    if apart.max() > 0.5 / rate:
+        _, where = apart.index[int(apart.argmax())]
+        raise InvalidInput(f"agents of one frame have times up to {apart.max():.3g} s apart (frame {where:g}).")
+    long = dt.groupby(frames["sequence"]).agg(["median", "count"])
+    each = 1 / long.loc[(long["count"] >= 10) & (long["median"] > 0), "median"]
+    if len(each) and each.max() / each.min() > 1.01:
+        raise InvalidInput(
+            f"recordings have other rates, from {each.min():.4g} to {each.max():.4g} frames a second; resample them, "
+            "or load them apart."
+        )
     if fps is not None and abs(rate / fps - 1) > 0.01:
         raise InvalidInput(f"fps is {fps:g}, but the times say {rate:.4g}; leave fps out, or mend the times.")
-    return rate, steps
+    return rate
 
 
 def _runs(recording: pd.DataFrame, rate: float | None, time: str | None, steps: int) -> Iterator[pd.DataFrame]:
@@ -196,43 +243,58 @@ def _runs(recording: pd.DataFrame, rate: float | None, time: str | None, steps: 
     frames = recording.drop_duplicates("frame")
     gap = frames["frame"].diff() != steps
     if time is not None and rate is not None:
-        gap |= frames["time"].diff() > 1.5 / rate
+        gap |= ~frames["time"].diff().between(0.5 / rate, 1.5 / rate)  # jumps, stopped clocks, clocks that start anew
     run = pd.Series(gap.cumsum().to_numpy(), index=frames["frame"].to_numpy())
     for _, part in recording.groupby(recording["frame"].map(run).to_numpy(), sort=True):
         yield part
 
 
-def _windows(run: pd.DataFrame, cut: Cut) -> Iterator[NDArray[np.float64]]:
-    """Tracks (window, agents, 2), agents in the order of their ids; only those seen in the window."""
-    ids, agent = np.unique(run["id"].astype(str) if run["id"].dtype == object else run["id"], return_inverse=True)
+def _windows(run: pd.DataFrame, cut: Cut, books: list[NDArray[np.bool_]]) -> Iterator[Part]:
+    """Sequences, with agents in the order of their ids; only those seen in the window."""
+    ids, agent = np.unique(run["id"], return_inverse=True)
     frames, at = np.unique(run["frame"], return_inverse=True)
     whole = np.full((len(frames), len(ids), 2), np.nan)
     whole[at, agent] = run[["x", "y"]].to_numpy()
-    yield from _cut(whole, cut)
+    yield from _cut(whole, ids.tolist(), cut, books)
 
 
-def _cut(whole: NDArray, cut: Cut) -> Iterator[NDArray[np.float64]]:
+def _cut(whole: NDArray, ids: Sequence[Hashable], cut: Cut, books: list[NDArray[np.bool_]]) -> Iterator[Part]:
     stride = cut.window if cut.stride is None else checks.integer("stride", cut.stride, least=1)
+    used = np.zeros(len(whole), dtype=bool)
+    books.append(used)
     for start in range(0, len(whole) - cut.window + 1, stride):
         part = whole[start : start + cut.window]
         there = np.isfinite(part).all(-1).any(0)
         if there.any():
-            yield part[:, there]
+            yield Part(part[:, there], tuple(i for i, t in zip(ids, there, strict=True) if t), used, start)
 
 
-def _stacked(parts: list[NDArray], cut: Cut, fps: float | None, facts: dict[str, Any]) -> Found:
+def _stacked(
+    parts: list[Part], books: list[NDArray[np.bool_]], cut: Cut, fps: float | None, facts: dict[str, Any]
+) -> Found:
+    """Sequences as one array; an agent keeps its place in all of them where there is a place for each."""
     if not parts:
         raise InvalidInput(
             f"no stretch without a gap has {cut.window} frames; choose a shorter window (facts: {facts or 'none'})."
         )
-    k = max(p.shape[1] for p in parts) if cut.agents is None else checks.integer("agents", cut.agents, least=1)
-    kept = [p for p in parts if p.shape[1] <= k]
+    most = max(len(p.ids) for p in parts)
+    k = most if cut.agents is None else checks.integer("agents", cut.agents, least=1)
+    kept = [p for p in parts if len(p.ids) <= k]
     if not kept:
         raise InvalidInput(f"every sequence has more than {k} agents.")
-    out = np.full((len(kept), cut.window, k, kept[0].shape[-1]), np.nan)
+    everyone = sorted({i for p in kept for i in p.ids})  # type: ignore[type-var]
+    place = {who: at for at, who in enumerate(everyone)} if len(everyone) <= k else None
+    out = np.full((len(kept), cut.window, k, kept[0].tracks.shape[-1]), np.nan)
     for i, part in enumerate(kept):
-        out[i, :, : part.shape[1]] = part
-    counted = {"sequences with too many agents": len(parts) - len(kept)}
+        at = list(range(len(part.ids))) if place is None else [place[who] for who in part.ids]
+        out[i][:, at] = part.tracks
+        part.used[part.start : part.start + cut.window] = True
+    frames = sum(len(used) for used in books)
+    counted = {
+        "sequences with too many agents": len(parts) - len(kept),
+        "frames in no sequence": f"{1 - sum(int(used.sum()) for used in books) / frames:.1%} of {frames:,}",
+        "places of agents": "by sequence: there are more agents than places" if place is None else "the same in all",
+    }
     return Found(out, fps, facts | counted | {"axes": FROM_FILE})
 
 
@@ -263,36 +325,40 @@ def from_sportvu(game: Mapping[str, Any], team: str, cut: Cut, every: int, half_
                 facts["moments without 11 entries"] += 1
             else:
                 moments[period, stamp] = clock, entries
-    parts: list[NDArray[np.float64]] = []
+    parts: list[Part] = []
+    books: list[NDArray[np.bool_]] = []
     run: list[Any] = []
-    before, lineup = None, None
+    before: tuple[Any, ...] | None = None
+    lineup: tuple[Hashable, ...] = ()
     for key in sorted(moments):
         clock, entries = moments[key]
         chosen = [e for e in entries if team == "all" or (e[0] == sides.get(team) if team != "both" else e[0] != -1)]
         chosen.sort(key=lambda e: (e[0] != -1, e[0], e[1]))
-        who = tuple((e[0], e[1]) for e in chosen)
+        who = tuple((e[0] != -1, e[0], e[1]) for e in chosen)
         running = before is None or (
             key[0] == before[0] and key[1] - before[1] <= 60 and clock < before[2] and who == lineup
         )
         if not running:
             facts["splits"] += 1
-            parts += _thinned(run, cut, every)
+            parts += _thinned(run, lineup, cut, every, books)
             run = []
         run.append([e[2:4] for e in chosen])
         before, lineup = (*key, clock), who
-    parts += _thinned(run, cut, every)
+    parts += _thinned(run, lineup, cut, every, books)
     if half_turn:
         for i, part in enumerate(parts):
-            if np.nanmean(part[..., 0]) > 47:
-                parts[i] = np.array([94.0, 50.0]) - part
+            if np.nanmean(part.tracks[..., 0]) > 47:
+                parts[i] = replace(part, tracks=np.array([94.0, 50.0]) - part.tracks)
                 facts["half turns"] += 1
-    return _stacked(parts, cut, 25 / every, facts)
+    return _stacked(parts, books, cut, 25 / every, facts)
 
 
-def _thinned(run: list[Any], cut: Cut, every: int) -> list[NDArray[np.float64]]:
-    if len(run) < 2 or not run[0]:
+def _thinned(
+    run: list[Any], who: tuple[Hashable, ...], cut: Cut, every: int, books: list[NDArray[np.bool_]]
+) -> list[Part]:
+    if not run or not run[0]:
         return []
-    return list(_cut(np.asarray(run, dtype=np.float64)[::every], cut))
+    return list(_cut(np.asarray(run, dtype=np.float64)[::every], who, cut, books))
 
 
 # --- objects of other packages, told by what they have
@@ -300,17 +366,19 @@ def _thinned(run: list[Any], cut: Cut, every: int) -> list[NDArray[np.float64]]:
 
 def from_floodlight(parts: Sequence[Any], cut: Cut) -> Found:
     """Cut the interleaved columns of floodlight's XY objects."""
-    found, rates = [], set()
+    found: list[Part] = []
+    books: list[NDArray[np.bool_]] = []
+    rates = set()
     for part in parts:
         columns = np.asarray(getattr(part, "xy", None), dtype=np.float64)
         if columns.ndim != 2 or columns.shape[1] % 2:
             raise InvalidInput(f"an XY object has xy of shape (T, 2 K), interleaved; got {columns.shape}.")
         rates.add(getattr(part, "framerate", None))
-        found += list(_cut(columns.reshape(len(columns), -1, 2), cut))
+        found += list(_cut(columns.reshape(len(columns), -1, 2), range(columns.shape[1] // 2), cut, books))
     if len(rates) != 1:
         raise InvalidInput(f"XY objects of one set must have one frame rate; got {sorted(map(str, rates))}.")
     (rate,) = rates
-    return _stacked(found, cut, None if rate is None else float(rate), {})
+    return _stacked(found, books, cut, None if rate is None else float(rate), {})
 
 
 def kloppy_table(dataset: Any, team: str | None) -> pd.DataFrame:

@@ -44,7 +44,7 @@ class Trajectories(Workload):
     n_intents
         How many macro-intents there are; by default one more than the largest.
     facts
-        What the loader did, in plain numbers: windows dropped, splits, duplicates.
+        What the loader did, in plain numbers: splits, duplicates, frames that are in no sequence.
     name, fingerprint
         As every :class:`~mlcollage.data.workload.Workload` has them.
 
@@ -89,18 +89,24 @@ class Trajectories(Workload):
             )
         if x.shape[1] < 2:
             raise InvalidInput(f"{where}: a sequence needs two frames at least; got tracks {x.shape}.")
-        if self.mask is not None and np.shape(self.mask) != x.shape[:3]:
-            raise InvalidInput(f"{where}: the mask must be {x.shape[:3]}; got {np.shape(self.mask)}.")
+        if not isinstance(self.units, str):
+            raise InvalidInput(f"{where}: units must be a name such as 'ft'; got {self.units!r}.")
+        if self.mask is not None:
+            mask = np.asarray(self.mask)
+            if mask.shape != x.shape[:3] or not ((mask == 0) | (mask == 1)).all():
+                raise InvalidInput(
+                    f"{where}: the mask must be True or False, {x.shape[:3]}; got {mask.dtype} {mask.shape}."
+                )
         if self.fps is not None:
             checks.positive(f"{where}: fps", self.fps)
-        if self.court is not None and (len(self.court) != 2 or min(self.court) <= 0):
+        if self.court is not None and not _is_court(self.court):
             raise InvalidInput(f"{where}: court must be (length, width), both above 0; got {self.court!r}.")
         if self.labeling is not None and not callable(self.labeling):
             raise InvalidInput(f"{where}: labeling must be a function of tracks and mask; got {self.labeling!r}.")
-        if self.intents is not None and np.shape(self.intents) not in (x.shape[:2], x.shape[:3]):
-            raise InvalidInput(
-                f"{where}: intents must be {x.shape[:3]} or {x.shape[:2]}; got {np.shape(self.intents)}."
-            )
+        if self.n_intents is not None:
+            checks.integer(f"{where}: n_intents", self.n_intents, least=2)
+        if self.intents is not None:
+            _check_intents(where, np.asarray(self.intents), x.shape[:3], self.n_intents)
         seen = self.seen()
         if not seen.any():
             raise InvalidInput(f"{where}: no position is finite and seen.")
@@ -216,15 +222,18 @@ class Trajectories(Workload):
         sequence
             Column that tells recordings apart; without it there is one.
         time
-            Column of seconds, from which the rate is taken; recordings are also split where it jumps.
+            Column of seconds, times of day or durations, from which the rate is taken; recordings are also split where
+            it jumps, stands still or starts anew.
         fps
-            Frames a second, if known; refused if it disagrees with ``time`` by over 1 %.
+            Frames (rows of an agent, whatever the step of their numbers) a second, if known; refused if it disagrees
+            with ``time`` by over 1 %.
         window, stride
             Frames of a sequence, and frames from one to the next (``window`` by default). No sequence reaches over a
             frame that is missing for all.
         agents
             K; by default the largest number of agents of a sequence. Agents that are missing are not seen; sequences
-            with more agents are dropped and counted.
+            with more agents are dropped and counted. Where there are no more ids than K, an agent has the same place in
+            all sequences; otherwise those of a sequence stand in the order of their ids (``facts`` says which).
         fields
             Of :class:`Trajectories`.
 
@@ -232,7 +241,7 @@ class Trajectories(Workload):
         ------
         InvalidInput
             If columns are missing or no numbers, an agent is twice in one frame (the first three are named), no
-            sequence is long enough, or rates disagree.
+            sequence is long enough, or rates disagree, also those of recordings or the times of one frame.
 
         Examples
         --------
@@ -353,6 +362,25 @@ _OF = {
     ".npz": ("fps", "units", "length", "width", "layout", "dim"),
     ".json": ("team", "window", "stride", "every", "half_turn"),
 }
+
+
+def _is_court(court: Any) -> bool:
+    size = np.asarray(court)
+    return size.shape == (2,) and size.dtype.kind in "fiu" and bool((np.isfinite(size) & (size > 0)).all())
+
+
+def _check_intents(where: str, intents: NDArray, shape: tuple[int, ...], classes: int | None) -> None:
+    if intents.shape not in (shape[:2], shape):
+        raise InvalidInput(f"{where}: intents must be {shape} or {shape[:2]}; got {intents.shape}.")
+    low, high = intents.min(), intents.max()
+    if intents.dtype.kind not in "iu" or low < -1 or (classes is not None and high >= classes):
+        known = "0 up" if classes is None else f"0 to {classes - 1}"
+        raise InvalidInput(
+            f"{where}: intents must be whole numbers from {known}, -1 for none; got {intents.dtype} from "
+            f"{low} to {high}."
+        )
+    if high < 0:
+        raise InvalidInput(f"{where}: all intents are -1, which stands for none; leave them out.")
 
 
 def load(name: str, options: Mapping[str, str]) -> Trajectories:

@@ -177,3 +177,20 @@ def test_accuracy_says_what_it_was_counted_over():
     L = np.array([0, 0, 0, 0, 0, 1, -1, -1, -1, -1])[None, :, None, None]
     row = LFAnalysis(L).summary(np.zeros((1, 10, 1), int)).iloc[0]
     assert (round(row["accuracy"], 3), row["correct"], row["counted"], row["coverage"]) == (0.833, 0.5, 6, 0.6)
+
+
+def test_the_rate_is_checked_at_the_door():
+    x = np.zeros((1, 3, 1, 2))
+    for rate in (0, -6.25, float("nan"), "25"):
+        with pytest.raises(InvalidInput, match="fps must be a finite number above 0"):
+            Stationary()(x, fps=rate)
+    with pytest.raises(InvalidInput, match=r"made for 6\.25 frames a second; these tracks have 25"):
+        Stationary(fps=6.25)(x, fps=25)
+    assert Stationary(fps=30)(x, fps=29.97).tolist() == [[[0]] * 3]
+
+
+def test_cells_abstain_where_a_coordinate_is_nan():
+    assert GridIntent().cells(np.array([[np.nan, 1.0], [1.0, np.nan], [7.0, 7.0]])).tolist() == [-1, -1, 11]
+    for function in (lambda: Stationary(3), lambda: Window(2, "5 ft")):
+        with pytest.raises(InvalidInput, match="grid must be a GridIntent"):
+            function()

@@ -16,6 +16,7 @@ from mlcollage.papers.programmatic_trajectories import (
     VRNNIndep,
     VRNNMixed,
     VRNNSingle,
+    Wiring,
     load_official_weights,
     official_model,
 )
@@ -493,3 +494,84 @@ def test_weights_of_another_model_are_refused(official):
         load_official_weights(VRNNIndep(3, z=2, hidden=6, rnn=4), state)
     with pytest.raises(InvalidInput, match="no model like"):
         load_official_weights(torch.nn.Linear(1, 1), state)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_any_floating_type_of_tracks(name):
+    model = MODELS[name]()
+    x = torch.randn(4, 6, 3, 2, dtype=torch.float64)
+    g = torch.randint(4, (4, 6) if "shared" in name else (4, 6, 3))
+    batch = lambda v: (v, g) if name.startswith("macro") else v  # noqa: E731
+    eps = torch.randn(4, 2) if name == "vrae_mi" else torch.randn(4, 5, 3, 2)
+    options = {} if name == "rnn_gauss" else {"eps": eps[:, :, :1] if name == "vrnn_single" else eps}
+    same = model.loss(batch(x.float()), **options)["loss"]
+    assert model.loss(batch(x), **options)["loss"] == same
+    assert model.sample(x, 2)[0].dtype == torch.float32
+    assert model.log_likelihood(batch(x), 2).dtype == torch.float32
+    assert model.double().sample(x.float(), 2)[0].dtype == torch.float64
+
+
+def test_options_are_checked_at_the_door():
+    whole = np.int64(3)
+    assert (
+        MacroVRNN(whole, np.int64(4), z=whole, hidden=whole, rnn=whole).sample(torch.randn(2, 3, 3, 2), 1)[1].max() < 4
+    )
+    for wrong, said in (
+        ({"scale": [1.0, 2.0, 3.0]}, "scale must be one number, or 2"),
+        ({"shift": "a"}, "shift must be a number, or one for each"),
+        ({"macro_rnn": 0}, "macro_rnn must be"),
+        ({"neighbors": -1}, "neighbors must be"),
+        ({"wiring": Wiring(encoder="q")}, "encoder of a Wiring reads some of x, y, h, g"),
+        ({"wiring": Wiring(decoder="")}, "decoder of a Wiring"),
+        ({"wiring": Wiring(prior="xyh")}, "prior of a Wiring reads some of y, h, g"),
+    ):
+        with pytest.raises(InvalidInput, match=said):
+            MacroVRNN(3, 4, **wrong)
+    for kind in (RNNGauss, VRAEMI):
+        for wrong in ({"hidden": 0}, {"min_std": -1}, {"rnn": 0}, {"scale": [1.0] * 3}):
+            with pytest.raises(InvalidInput, match=f"{next(iter(wrong))} must be"):
+                kind(3, **wrong)
+    with pytest.raises(InvalidInput, match="got ndarray"):
+        VRNNIndep(3, **SIZES).sample(np.zeros((1, 3, 3, 2)), 1)
+    single = VRNNSingle(3, shift=np.array([1.0, 2.0]), **SIZES)
+    assert single.shift.tolist() == [1.0, 2.0] * 3
+
+
+def test_latent_use_in_closed_form():
+    model = MacroVRNN(3, 4, **SIZES).double()
+    with torch.no_grad():
+        for net in (model.encoder, model.prior, model.decoder):
+            for p in net.parameters():
+                p.zero_()
+    x, g = torch.randn(4, 6, 3, 2, dtype=torch.float64), torch.randint(4, (4, 6, 3))
+    x[0, 2:4, 1] = torch.nan
+    assert model.latent_use((x, g)) == {"kl": 0.0, "active": 0.0, "gain": 0.0}
+    with torch.no_grad():
+        model.encoder.heads.bias[:, 0] = 0.5  # the mean of the first dimension; deviations are ln 2
+    use = model.latent_use((x, g))
+    assert use["kl"] == pytest.approx(0.5**2 / (2 * np.log(2) ** 2))
+    assert (use["active"], use["gain"]) == (1.0, 0.0)
+    assert model.latent_use((x, g), active=0.3)["active"] == 0
+    assert model.training
+
+
+def gradients_of_two(rank, size):
+    torch.manual_seed(0)
+    model = MacroVRNN(3, 4, **SIZES).double()
+    x, g, eps = torch.randn(4, 6, 3, 2).double(), torch.randint(4, (4, 6, 3)), torch.randn(4, 5, 3, 2).double()
+    whole = copy.deepcopy(model)
+    whole.loss((x, g), eps=eps)["loss"].backward()
+    mine = slice(2 * rank, 2 * rank + 2)
+    parallel = torch.nn.parallel.DistributedDataParallel(model)  # its hooks live as long as it does
+    parallel((x[mine], g[mine]), eps=eps[mine])["loss"].backward()
+    pairs = list(zip(model.parameters(), whole.parameters(), strict=True))
+    return {
+        "worst": max((a.grad - b.grad).abs().max() for a, b in pairs),
+        "size": whole.encoder.heads.weight.grad.norm(),
+    }
+
+
+def test_two_processes_train_as_one(in_processes):
+    for found in in_processes(__file__, "gradients_of_two", 2):
+        assert found["worst"] < 1e-10
+        assert found["size"] > 1e-3

@@ -2,6 +2,8 @@
 
 import json
 import re
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -149,3 +151,24 @@ def test_bradley_terry_finds_known_strengths(tmp_path):
             bradley_terry([wrong], key)
     with pytest.raises(InvalidInput, match="no answers"):
         bradley_terry([], key)
+
+
+def test_tracks_in_another_unit_are_refused():
+    plays = HalfCourtWorld.draw(20, seed=0)
+    model = MacroTrajectoryModel(Stationary(), fps=plays.fps, hidden=4, rnn=4, max_iter=2)
+    for factor in (10.0, 0.01):  # pixels, or a unit square, on a grid in feet
+        with pytest.raises(InvalidInput, match="give tracks and grid in one unit"):
+            model.fit(plays.x * factor)
+    with pytest.raises(InvalidInput, match="labeling must be a labeling function"):
+        MacroTrajectoryModel(3).fit(plays.x)
+    with pytest.raises(InvalidInput, match="batch_size must be"):
+        MacroTrajectoryModel(Stationary(), fps=plays.fps, batch_size=0).fit(plays.x)
+
+
+def test_the_example_runs(tmp_path, capsys):
+    file = Path(__file__).parents[3] / "examples/steer_a_play.py"
+    found = runpy.run_path(str(file))["main"](max_iter=2, page=tmp_path / "play.html")
+    assert set(found) == {"sent", "free"}
+    assert all(0 < feet < 200 for feet in found.values())
+    assert "<script" in (tmp_path / "play.html").read_text("utf-8")
+    assert "sent: player 1 ends" in capsys.readouterr().out

@@ -136,3 +136,25 @@ def test_the_stand_in_for_judges():
     noisy = plays[60:] + np.random.default_rng(0).normal(0, 0.5, plays[60:].shape)
     assert two_sample_auc(plays[:60], noisy) < 0.75
     assert wasserstein(speed(plays), speed(plays)) == 0
+
+
+def test_statistics_refuse_what_they_cannot_count():
+    x = np.random.default_rng(0).uniform(0, 40, (9, 6, 2, 2))
+    for call, said in (
+        (lambda: speed(x, 0), "fps must be"),
+        (lambda: out_of_bounds(x, (0, 50)), "court must be"),
+        (lambda: out_of_bounds(np.zeros((2, 3, 2, 3))), "court"),
+        (lambda: wasserstein(np.array([np.nan]), x), "real must have a finite value"),
+        (lambda: wasserstein(x, np.array([np.inf])), "generated must have"),
+        (lambda: intent_information(np.array([[1, 5]] * 9), 3), "whole numbers below 3"),
+        (lambda: best_of_n(x[None] * np.nan, x), "not finite where the truth counts"),
+        (lambda: best_of_n(x[None], x, np.ones((9, 6))), "mask must be"),
+        (lambda: two_sample_auc(x, x[:, :4]), "must be"),
+        (lambda: two_sample_auc(x[:2], x[:2]), "4 folds need"),
+        (lambda: boids_step(x[:, 0], x[:, 0], np.ones(2), np.ones((9, 2))), "shapes must be"),
+        (lambda: BoidsWorld.draw(2, seed=-1), "seed must be"),
+        (lambda: HalfCourtWorld.draw(2, seed=1.5), "seed must be"),
+    ):
+        with pytest.raises(InvalidInput, match=said):
+            call()
+    assert wasserstein(np.array([0.0, np.nan, 1.0]), np.array([2.0, 3.0])) == 2.0

@@ -13,7 +13,7 @@ from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 
 from ._nets import GaussianNet, kl_normal, log_normal
-from .frames import TrackBatch, carried
+from .frames import TrackBatch, carried, like_weights, vector
 from .vrnn import AgentVRNN, Wiring, _Rows
 
 __all__ = ["VRAEMI", "RNNGauss", "VRNNIndep", "VRNNMixed", "VRNNSingle"]
@@ -78,12 +78,12 @@ class VRNNSingle(AgentVRNN):
     """
 
     def __init__(self, n_agents: int, *, dim: int = 2, **options: Any) -> None:
-        checks.integer("n_agents", n_agents, least=1)
+        n_agents, dim = checks.integer("n_agents", n_agents, least=1), checks.integer("dim", dim, least=1)
         if options.get("context", "joint") != "joint":
             raise InvalidInput("a single network reads the joint context.")
         for name in ("shift", "scale", "step_scale"):
-            if isinstance(options.get(name), list | tuple):
-                options[name] = [*options[name]] * n_agents
+            if options.get(name) is not None:
+                options[name] = vector(name, options[name], dim, positive=name != "shift").repeat(n_agents)
         super().__init__(1, Wiring("xyh", "yh", "yzh", "xz"), dim=n_agents * dim, **options)
         self.players = (n_agents, dim)
 
@@ -94,16 +94,17 @@ class VRNNSingle(AgentVRNN):
     def _rows(self, batch: TrackBatch) -> _Rows:
         self._check(batch.x)
         seen = batch.seen()
-        x = carried(batch.x, seen).flatten(2)[:, :, None]
+        x = carried(like_weights(batch.x, self.shift), seen).flatten(2)[:, :, None]
         counts = (seen[:, 1:] & seen[:, :-1])[..., None].expand(-1, -1, -1, self.players[1])
         return self._arranged(batch, x, seen.any(-1, keepdim=True), counts.flatten(2)[:, :, None])
 
     @torch.no_grad()
     def sample(self, burn_in: Tensor, steps: int, intents: Any = None, n: int = 1, **options: Any) -> Any:
         """As :meth:`AgentVRNN.sample`; agents that were not seen last stay where they were seen."""
+        if not isinstance(burn_in, Tensor) or burn_in.ndim not in (3, 4):
+            got = f"{type(burn_in).__name__} {tuple(getattr(burn_in, 'shape', ()))}"
+            raise InvalidInput(f"burn_in must be a tensor (B, T, K, D), or without B; got {got}.")
         seen = burn_in[None] if burn_in.ndim == 3 else burn_in
-        if seen.ndim != 4:
-            raise InvalidInput(f"burn_in must be (B, T, K, D), or without B; got {tuple(burn_in.shape)}.")
         self._check(seen)
         filled = carried(seen, seen.isfinite().all(-1))
         x, g = super().sample(filled.flatten(2)[:, :, None], steps, intents, n, **options)
@@ -119,11 +120,10 @@ class _Gauss(nn.Module):
     def __init__(self, n_agents: int, dim: int, rnn: int, layers: int, shift: Any, scale: Any) -> None:
         super().__init__()
         self.n_agents, self.dim = checks.integer("n_agents", n_agents, least=1), checks.integer("dim", dim, least=1)
-        for name, value in (("shift", shift), ("scale", scale)):
-            self.register_buffer(name, torch.as_tensor(value, dtype=torch.get_default_dtype()).expand(dim).clone())
-        if not bool((self.scale > 0).all()):
-            raise InvalidInput(f"scale must be above 0; got {scale!r}.")
-        self.rnn = nn.GRU(n_agents * dim, rnn, layers, batch_first=True)
+        self.register_buffer("shift", vector("shift", shift, self.dim, positive=False))
+        self.register_buffer("scale", vector("scale", scale, self.dim, positive=True))
+        rnn, layers = checks.integer("rnn", rnn, least=1), checks.integer("layers", layers, least=1)
+        self.rnn = nn.GRU(self.n_agents * self.dim, rnn, layers, batch_first=True)
 
     def _read(self, batch: Any) -> tuple[Tensor, Tensor, TrackBatch]:
         """Scaled positions (B, T, K, D), which steps count (B, T - 1, K), and the batch."""
@@ -133,7 +133,7 @@ class _Gauss(nn.Module):
                 f"the model has {self.n_agents} agents with {self.dim} coordinates; got {tuple(made.x.shape)}."
             )
         seen = made.seen()
-        u = (carried(made.x, seen) - self.shift) / self.scale
+        u = (carried(like_weights(made.x, self.shift), seen) - self.shift) / self.scale
         return u, seen[:, 1:] & seen[:, :-1], made
 
     def forward(self, batch: Any, **options: Any) -> dict[str, Tensor]:
@@ -152,9 +152,16 @@ class _Gauss(nn.Module):
             or burn_in.ndim not in (3, 4)
             or burn_in.shape[-2:] != (self.n_agents, self.dim)
         ):
-            shape = tuple(getattr(burn_in, "shape", ()))
-            raise InvalidInput(f"burn_in must be (B, T, {self.n_agents}, {self.dim}), or without B; got {shape}.")
+            got = f"{type(burn_in).__name__} {tuple(getattr(burn_in, 'shape', ()))}"
+            raise InvalidInput(
+                f"burn_in must be a tensor (B, T, {self.n_agents}, {self.dim}), or without B; got {got}."
+            )
         seen = burn_in[None] if burn_in.ndim == 3 else burn_in
+        if not seen.is_floating_point() or 0 in seen.shape:
+            raise InvalidInput(
+                f"burn_in must be a float tensor with a frame at least; got {seen.dtype} {tuple(seen.shape)}."
+            )
+        seen = like_weights(seen, self.shift)
         return carried(seen, seen.isfinite().all(-1)).repeat(n, 1, 1, 1), len(seen)
 
 
@@ -193,7 +200,8 @@ class RNNGauss(_Gauss):
         first_frame: bool = False,
     ) -> None:
         super().__init__(n_agents, dim, rnn, layers, shift, scale)
-        self.decoder = GaussianNet(1, {"h": rnn}, hidden, n_agents * dim, min_std)
+        hidden, min_std = checks.integer("hidden", hidden, least=1), checks.real("min_std", min_std, least=0)
+        self.decoder = GaussianNet(1, {"h": self.rnn.hidden_size}, hidden, self.n_agents * self.dim, min_std)
         self.first_frame = first_frame
 
     def loss(self, batch: Any, **options: Any) -> dict[str, Tensor]:
@@ -286,10 +294,12 @@ class VRAEMI(_Gauss):
         entropy: str = "exact",
     ) -> None:
         super().__init__(n_agents, dim, rnn, layers, shift, scale)
-        self.z, self.entropy = z, checks.choice("entropy", entropy, ("exact", "official"))
-        self.encoder = GaussianNet(1, {"h": rnn}, hidden, z, min_std)
-        self.discriminator = GaussianNet(1, {"h": rnn}, hidden, z, min_std)
-        self.decoder = GaussianNet(n_agents, {"z": z, "h": rnn}, hidden, dim, min_std)
+        self.entropy = checks.choice("entropy", entropy, ("exact", "official"))
+        self.z, rnn = checks.integer("z", z, least=1), self.rnn.hidden_size
+        hidden, min_std = checks.integer("hidden", hidden, least=1), checks.real("min_std", min_std, least=0)
+        self.encoder = GaussianNet(1, {"h": rnn}, hidden, self.z, min_std)
+        self.discriminator = GaussianNet(1, {"h": rnn}, hidden, self.z, min_std)
+        self.decoder = GaussianNet(self.n_agents, {"z": self.z, "h": rnn}, hidden, self.dim, min_std)
 
     def loss(
         self, batch: Any, *, generator: torch.Generator | None = None, eps: Tensor | None = None, **options: Any

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlcollage import _checks as checks
+from mlcollage.errors import InvalidInput
 
 from .labeling import Threshold
 from .metrics import nearest_distance
@@ -50,6 +51,9 @@ def boids_step(pos: NDArray, vel: NDArray, friendly: NDArray, boost: NDArray) ->
     >>> x.round(3).tolist()
     [[[0.071, 0.071]]]
     """
+    shapes = [np.shape(v) for v in (pos, vel, friendly, boost)]
+    if len(shapes[0]) != 3 or shapes != [shapes[0], shapes[0], shapes[0][:1], shapes[0][:2]]:
+        raise InvalidInput(f"shapes must be (N, K, 2), (N, K, 2), (N,), (N, K); got {', '.join(map(str, shapes))}.")
     offset = pos[:, None] - pos[:, :, None]  # of j as seen from i, (N, i, j, 2)
     away = np.sqrt((offset**2).sum(-1))
     local = (away > 0) & (away <= _LOCAL)
@@ -101,7 +105,7 @@ class BoidsWorld:
         """
         checks.integer("n", n, least=1)
         checks.integer("frames", frames, least=2)
-        rng = np.random.default_rng([20, seed])
+        rng = np.random.default_rng([20, checks.integer("seed", seed, least=0)])
         friendly = rng.integers(2, size=n)
         pos = np.broadcast_to(_START, (n, 8, 2)).copy()
         vel = rng.normal(size=(n, 8, 2))
@@ -136,4 +140,5 @@ def friendly_label(last: int = 20, cut: float = 0.6) -> Threshold:
     >>> bool((friendly_label()(world.x)[..., 0] == world.labels()).all())
     True
     """
+    checks.integer("last", last, least=1)
     return Threshold(lambda x: nearest_distance(x[:, -last:]).mean((1, 2)), cut, "friendly")

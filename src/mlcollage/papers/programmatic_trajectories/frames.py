@@ -73,6 +73,24 @@ class TrackBatch:
         return finite if self.mask is None else finite & self.mask.bool()
 
 
+def like_weights(x: Tensor, weights: Tensor) -> Tensor:
+    """Positions in the floating type of a model, which may differ from the one that files are read in."""
+    return x if x.dtype == weights.dtype else x.to(weights.dtype)
+
+
+def vector(name: str, value: Any, dim: int, *, positive: bool) -> Tensor:
+    """One finite number for each coordinate, (D,), of D numbers or one."""
+    try:
+        given = torch.as_tensor(value, dtype=torch.get_default_dtype())
+    except (TypeError, ValueError, RuntimeError):
+        raise InvalidInput(f"{name} must be a number, or one for each coordinate; got {value!r}.") from None
+    if given.shape not in ((), (1,), (dim,)):
+        raise InvalidInput(f"{name} must be one number, or {dim}, one for each coordinate; got {tuple(given.shape)}.")
+    if not bool(given.isfinite().all()) or (positive and bool((given <= 0).any())):
+        raise InvalidInput(f"{name} must be finite{' and above 0' if positive else ''}; got {value!r}.")
+    return given.expand(dim).clone()
+
+
 def carried(x: Tensor, seen: Tensor) -> Tensor:
     """Positions (B, T, K, D) with the last seen one in the place of those that were not; before the first, the first.
 

@@ -99,7 +99,7 @@ class HalfCourtWorld:
         """Draw ``n`` plays."""
         checks.integer("n", n, least=1)
         checks.integer("frames", frames, least=2)
-        rng = np.random.default_rng([21, seed])
+        rng = np.random.default_rng([21, checks.integer("seed", seed, least=0)])
         script, mirrored = rng.integers(len(_SCRIPTS), size=n), rng.random(n) < 0.5
         spots = _goals(script, mirrored, rng)  # (N, 5, 4, 2)
         # Phase p begins at starts[p], a player's at a lag of its own; dwell times are log-normal.

@@ -57,7 +57,8 @@ class LabelingFunction:
         mask
             True where an agent was seen, (N, T, K) or (T,); frames that are not finite count as not seen.
         fps
-            Frames a second, for functions with a threshold per second.
+            Frames a second, for functions with a threshold per second; refused if it disagrees with the function's own
+            by over 1 %.
 
         Returns
         -------
@@ -70,7 +71,7 @@ class LabelingFunction:
             If shapes do not fit, or the function returns what no label can be.
         """
         x, seen, single = tracks(X, mask)
-        labels = self._labels(x, seen, fps)
+        labels = self._labels(x, seen, None if fps is None else checks.positive("fps", fps))
         if not self.per_agent:
             labels = np.broadcast_to(labels[..., None], seen.shape)
         labels = np.where(seen, labels, ABSTAIN)
@@ -114,6 +115,13 @@ def tracks(X: Any, mask: Any = None) -> tuple[NDArray[np.float64], NDArray[np.bo
             raise InvalidInput(f"the mask of tracks {x.shape} must have shape {seen.shape}; got {m.shape}.")
         seen = seen & m
     return x, seen, single
+
+
+def grid_of(grid: Any) -> GridIntent:
+    """The cells that were given, or those of the paper."""
+    if grid is not None and not isinstance(grid, GridIntent):
+        raise InvalidInput(f"grid must be a GridIntent; got {grid!r}.")
+    return GridIntent() if grid is None else grid
 
 
 def filled(x: NDArray, seen: NDArray) -> NDArray:
@@ -214,12 +222,14 @@ class GridIntent(LabelingFunction):
         return self.cells(np.where(seen[..., None], x, 0.0))
 
     def cells(self, x: NDArray) -> NDArray[np.int64]:
-        """Classes (...) of finite positions (..., 2)."""
-        if x.shape[-1] != 2:
-            raise InvalidInput(f"a grid of cells takes positions (x, y); got {x.shape[-1]} coordinates.")
-        inside = np.clip(x, 0.0, np.array(self.extent) - self.margin)
+        """Classes (...) of positions (..., 2); :data:`ABSTAIN` where one is NaN."""
+        x = np.asarray(x)
+        if x.shape[-1:] != (2,):
+            raise InvalidInput(f"a grid of cells takes positions (x, y); got {x.shape[-1:] or 'a number'}.")
+        known = ~np.isnan(x).any(-1)
+        inside = np.clip(np.where(known[..., None], x, 0.0), 0.0, np.array(self.extent) - self.margin)
         i, j = np.moveaxis(np.floor(inside / self.cell).astype(np.int64), -1, 0)
-        return i * self.shape[1] + j
+        return np.where(known, i * self.shape[1] + j, ABSTAIN)
 
     def centers(self) -> NDArray[np.float64]:
         """Middle of each cell, (classes, 2)."""
@@ -286,7 +296,7 @@ class Stationary(LabelingFunction):
         fps: float | None = None,
         per_frame: bool = False,
     ) -> None:
-        self.grid = GridIntent() if grid is None else grid
+        self.grid = grid_of(grid)
         self.threshold = checks.positive("threshold", threshold)
         self.fps = None if fps is None else checks.positive("fps", fps)
         self.per_frame = per_frame
@@ -294,6 +304,8 @@ class Stationary(LabelingFunction):
         super().__init__("stationary", self.grid.classes, True)
 
     def _labels(self, x: NDArray, seen: NDArray, fps: float | None) -> NDArray:
+        if self.fps is not None and fps is not None and not self.per_frame and abs(self.fps / fps - 1) > 0.01:
+            raise InvalidInput(f"{self.name} was made for {self.fps:g} frames a second; these tracks have {fps:g}.")
         rate = 1.0 if self.per_frame else self.fps or fps
         if rate is None:
             raise InvalidInput(
@@ -328,7 +340,7 @@ class Window(LabelingFunction):
 
     def __init__(self, w: int, grid: GridIntent | None = None) -> None:
         self.w = checks.integer("w", w, least=1)
-        self.grid = GridIntent() if grid is None else grid
+        self.grid = grid_of(grid)
         super().__init__(f"window-{self.w}", self.grid.classes, True)
 
     def _labels(self, x: NDArray, seen: NDArray, fps: float | None) -> NDArray:

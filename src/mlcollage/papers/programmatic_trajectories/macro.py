@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mlcollage import _checks as checks
+
 from ._nets import GroupedLinear
 
 __all__ = ["IntentModel"]
@@ -47,6 +49,8 @@ class IntentModel(nn.Module):
         joint: bool = True,
     ) -> None:
         super().__init__()
+        hidden, rnn = checks.integer("hidden", hidden, least=1), checks.integer("rnn", rnn, least=1)
+        layers = checks.integer("layers", layers, least=1)
         self.n_agents, self.n_intents, self.shared, self.joint = 1 if shared else n_agents, n_intents, shared, joint
         self.groups = 1 if shared else groups
         read = n_intents * (self.n_agents if joint else 1)

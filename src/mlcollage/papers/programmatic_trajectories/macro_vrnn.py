@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mlcollage import _checks as checks
 
-from .frames import TrackBatch, carried
+from .frames import TrackBatch, carried, like_weights
 from .macro import IntentModel
 from .vrnn import AgentVRNN, Wiring
 
@@ -85,13 +85,13 @@ class MacroVRNN(AgentVRNN):
         macro_params = self.agent_params if macro_params is None else macro_params
         checks.choice("macro_params", macro_params, ("separate", "tied"))
         self.macro = IntentModel(
-            n_agents,
+            self.n_agents,
             self.n_intents,
             self.context_width,
             shared=self.shared_intent,
-            groups=n_agents if macro_params == "separate" else 1,
+            groups=self.n_agents if macro_params == "separate" else 1,
             hidden=options.get("hidden", 200),
-            rnn=options.get("rnn", 200) if macro_rnn is None else macro_rnn,
+            rnn=options.get("rnn", 200) if macro_rnn is None else checks.integer("macro_rnn", macro_rnn, least=1),
             layers=options.get("layers", 2),
             joint=joint_macro,
         )
@@ -122,6 +122,6 @@ class MacroVRNN(AgentVRNN):
         batch = TrackBatch.of(batch)
         self._check(batch.x)
         seen = batch.seen()
-        x = carried(batch.x, seen)
+        x = carried(like_weights(batch.x, self.shift), seen)
         context = self.macro_context(self._context(x[:, :-1], seen[:, :-1]), seen[:, :-1])
         return self.macro.cross_entropy(self.labels(batch)[:, :-1], context).sum(1)

@@ -42,7 +42,7 @@ def speed(X: NDArray, fps: float | None = None) -> NDArray[np.float64]:
     >>> speed(x).tolist(), speed(x, fps=10).tolist(), distance(x).tolist()
     ([3.0], [30.0], [6.0])
     """
-    step = _steps(X)
+    step, fps = _steps(X), None if fps is None else checks.positive("fps", fps)
     with np.errstate(invalid="ignore"):
         return np.nansum(step, (1, 2)) / np.isfinite(step).sum((1, 2)) * (1.0 if fps is None else fps)
 
@@ -82,7 +82,9 @@ def out_of_bounds(X: NDArray, court: tuple[float, float] = (94.0, 50.0), *, any_
     ([0.25], [0.5])
     """
     x, seen, _ = tracks(X)
-    outside = ((x < 0) | (x > np.asarray(court))).any(-1) & seen
+    if x.shape[-1] != 2 or len(court) != 2:
+        raise InvalidInput(f"tracks must be (N, T, K, 2) and court (length, width); got {x.shape} and {court!r}.")
+    outside = ((x < 0) | (x > np.array([checks.positive("court", side) for side in court]))).any(-1) & seen
     if any_player:
         return outside.any(2).mean(1)
     return outside.sum((1, 2)) / np.maximum(seen.sum((1, 2)), 1)
@@ -119,14 +121,24 @@ def collision_rate(X: NDArray, radius: float) -> NDArray[np.float64]:
 
 
 def wasserstein(real: NDArray, generated: NDArray) -> float:
-    """1-Wasserstein distance between the values of a statistic, in its unit.
+    """1-Wasserstein distance between the values of a statistic, in its unit; values that are NaN do not count.
+
+    Raises
+    ------
+    InvalidInput
+        If one side has no value, or an infinite one.
 
     Examples
     --------
     >>> wasserstein(np.array([0.0, 1.0]), np.array([2.0, 3.0]))
     2.0
     """
-    return float(wasserstein_distance(np.ravel(real), np.ravel(generated)))
+    sides = [np.asarray(v, dtype=np.float64).ravel() for v in (real, generated)]
+    sides = [v[~np.isnan(v)] for v in sides]
+    for name, v in zip(("real", "generated"), sides, strict=True):
+        if not len(v) or not np.isfinite(v).all():
+            raise InvalidInput(f"{name} must have a finite value at least, and no infinite one; got {len(v)} values.")
+    return float(wasserstein_distance(*sides))
 
 
 def intent_calibration(
@@ -201,6 +213,9 @@ def intent_information(intents: NDArray, classes: int) -> float:
     g = g[:, None] if g.ndim == 2 else g
     if g.ndim != 3 or g.shape[-1] < 2 or len(g) < 2:
         raise InvalidInput(f"intents must be (N, K) or (N, T, K) of two agents at least; got {np.shape(intents)}.")
+    checks.integer("classes", classes, least=2)
+    if g.dtype.kind not in "iu" or g.max() >= classes:
+        raise InvalidInput(f"intents must be whole numbers below {classes}; got {g.dtype} up to {g.max()}.")
     rng = np.random.default_rng(0)
     found = []
     for a in range(g.shape[-1]):
@@ -250,7 +265,14 @@ def best_of_n(samples: NDArray, truth: NDArray, mask: NDArray | None = None) -> 
     samples, truth = np.asarray(samples, dtype=np.float64), np.asarray(truth, dtype=np.float64)
     if samples.ndim != 5 or samples.shape[1:] != truth.shape:
         raise InvalidInput(f"samples must be (n, *{truth.shape}); got {samples.shape}.")
-    counts = np.isfinite(truth).all(-1) if mask is None else np.asarray(mask, dtype=bool) & np.isfinite(truth).all(-1)
+    counts = np.isfinite(truth).all(-1)
+    if mask is not None:
+        given = np.asarray(mask, dtype=bool)
+        if given.shape != counts.shape:
+            raise InvalidInput(f"the mask must be {counts.shape}; got {given.shape}.")
+        counts = counts & given
+    if not np.isfinite(samples[:, counts]).all():
+        raise InvalidInput("samples are not finite where the truth counts; leave these agents out with mask.")
     error = np.where(counts, np.linalg.norm(samples - np.nan_to_num(truth), axis=-1), 0.0)  # (n, B, T, K)
     valid = counts.sum(1)
     ade = error.sum(2) / np.maximum(valid, 1)
@@ -290,6 +312,12 @@ def two_sample_auc(real: NDArray, generated: NDArray, *, folds: int = 4, random_
     >>> two_sample_auc(x[:40], x[40:] * 5) > 0.8
     True
     """
+    shapes = np.shape(real), np.shape(generated)
+    least = min(len(real), len(generated))
+    if any(len(v) != 4 for v in shapes) or shapes[0][1:] != shapes[1][1:]:
+        raise InvalidInput(f"real and generated must be (N, T, K, D) and (M, T, K, D); got {shapes[0]}, {shapes[1]}.")
+    if checks.integer("folds", folds, least=2) > least:
+        raise InvalidInput(f"{folds} folds need as many tracks of each kind; got {shapes[0][0]} and {shapes[1][0]}.")
     features = np.concatenate([_features(real), _features(generated)])
     y = np.repeat([0, 1], [len(real), len(generated)])
     model = HistGradientBoostingClassifier(max_iter=60, max_leaf_nodes=8, random_state=random_state)

@@ -85,9 +85,13 @@ def play_page(
     """
     if model.shared_intent or model.n_intents != grid.classes:
         raise InvalidInput(f"the model needs an intent for each agent, one of the grid's {grid.classes} cells.")
-    checks.integer("agent", agent, least=0, most=model.n_agents - 1)
-    for cell in choices:
-        checks.integer("choices", cell, least=0, most=grid.classes - 1)
+    agent, steps = (
+        checks.integer("agent", agent, least=0, most=model.n_agents - 1),
+        checks.integer("steps", steps, least=1),
+    )
+    choices = [checks.integer("choices", cell, least=0, most=grid.classes - 1) for cell in choices]
+    if not choices:
+        raise InvalidInput("choices is empty; give a cell at least where the agent can be sent.")
     plans: list[NDArray | None] = [None]
     for cell in choices:
         sent = np.full((steps, model.n_agents), -1)

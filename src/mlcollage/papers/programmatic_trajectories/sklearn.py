@@ -15,7 +15,7 @@ from mlcollage.errors import InvalidInput
 from mlcollage.train import warmup_cosine
 
 from .frames import TrackBatch
-from .labeling import ABSTAIN, LabelingFunction, tracks
+from .labeling import ABSTAIN, GridIntent, LabelingFunction, tracks
 from .macro_vrnn import MacroVRNN
 
 __all__ = ["MacroTrajectoryModel"]
@@ -103,13 +103,20 @@ class MacroTrajectoryModel(BaseEstimator):
         Raises
         ------
         InvalidInput
-            If there are neither intents nor a labeling function, all abstain, or shapes do not fit.
+            If there are neither intents nor a labeling function, all abstain, tracks do not lie on the labeling
+            function's grid (another unit, perhaps), or shapes do not fit.
         """
         seed = checks.integer("random_state", self.random_state, least=0)
+        batch = checks.integer("batch_size", self.batch_size, least=1)
+        if self.labeling is not None and not isinstance(self.labeling, LabelingFunction):
+            raise InvalidInput(f"labeling must be a labeling function (or None); got {self.labeling!r}.")
         window = checks.integer("window", self.window, least=2)
         x, seen, _ = tracks(X)
         if x.shape[1] < 2:
             raise InvalidInput(f"a sequence needs two frames at least; got tracks {x.shape}.")
+        grid = self.labeling if isinstance(self.labeling, GridIntent) else getattr(self.labeling, "grid", None)
+        if L is None and isinstance(grid, GridIntent):
+            grid.check_units(x, seen)
         labels = self._labels(x, seen, L)
         if not (labels != ABSTAIN).any():
             raise InvalidInput("all macro-intents are -1: look at what the labeling function says of your tracks.")
@@ -123,7 +130,7 @@ class MacroTrajectoryModel(BaseEstimator):
         schedule, self.loss_curve_ = warmup_cosine(steps, max(1, steps // 20)), []
         noise = generator(seed, 2, device=self.device)
         for step in range(steps):
-            rows = torch.randint(len(x), (self.batch_size,), generator=draw)
+            rows = torch.randint(len(x), (batch,), generator=draw)
             start = int(torch.randint(max(1, x.shape[1] - window + 1), (1,), generator=draw))
             part = [v[rows][:, start : start + window].to(self.device) for v in data]
             loss = model.loss(TrackBatch(part[0], part[1]), generator=noise)["loss"]

@@ -23,7 +23,7 @@ from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 
 from ._nets import GaussianNet, GroupedGRU, kl_normal, log_normal
-from .frames import TrackBatch, carried, neighbor_features, steps_before
+from .frames import TrackBatch, carried, like_weights, neighbor_features, steps_before, vector
 from .macro import IntentModel, intent_code
 from .rollout import Draws, plan_intents, roll_out
 
@@ -120,24 +120,22 @@ class AgentVRNN(nn.Module):
     ) -> None:
         super().__init__()
         sizes = {"n_agents": n_agents, "dim": dim, "z": z, "hidden": hidden, "rnn": rnn, "layers": layers}
-        for name, size in sizes.items():
-            checks.integer(name, size, least=1)
+        n_agents, dim, z, hidden, rnn, layers = (checks.integer(name, v, least=1) for name, v in sizes.items())
         self.n_agents, self.dim, self.z, self.rnn_width = n_agents, dim, z, rnn
         self.min_std = checks.real("min_std", min_std, least=0)
         self.agent_params = checks.choice("agent_params", agent_params, ("separate", "tied"))
         self.context = checks.choice("context", context, ("joint", "neighbors"))
         self.target = checks.choice("target", target, ("position", "step"))
-        self.neighbors = min(n_agents - 1, n_agents if neighbors is None else neighbors)
-        self.wiring = Wiring() if wiring is None else wiring
+        self.neighbors = min(
+            n_agents - 1, n_agents if neighbors is None else checks.integer("neighbors", neighbors, least=0)
+        )
+        self.wiring = _wired(Wiring() if wiring is None else wiring, bool(self.n_intents))
         for name, value in (
             ("shift", shift),
             ("scale", scale),
             ("step_scale", scale if step_scale is None else step_scale),
         ):
-            vector = torch.as_tensor(value, dtype=torch.get_default_dtype()).expand(dim).clone()
-            if not bool(vector.isfinite().all()) or (name != "shift" and bool((vector <= 0).any())):
-                raise InvalidInput(f"{name} must be finite{'' if name == 'shift' else ' and above 0'}; got {value!r}.")
-            self.register_buffer(name, vector)
+            self.register_buffer(name, vector(name, value, dim, positive=name != "shift"))
         self.groups = n_agents if agent_params == "separate" else 1
         whole = n_agents * dim
         self.context_width = whole if context == "joint" else 2 * dim + self.neighbors * (2 * dim + 1)
@@ -191,7 +189,8 @@ class AgentVRNN(nn.Module):
     def _rows(self, batch: TrackBatch) -> _Rows:
         self._check(batch.x)
         seen = batch.seen()
-        return self._arranged(batch, carried(batch.x, seen), seen, (seen[:, 1:] & seen[:, :-1])[..., None])
+        x = like_weights(batch.x, self.shift)
+        return self._arranged(batch, carried(x, seen), seen, (seen[:, 1:] & seen[:, :-1])[..., None])
 
     def _arranged(self, batch: TrackBatch, x: Tensor, seen: Tensor, counts: Tensor) -> _Rows:
         """Filled positions (B, T, K, D) and entries that count (B, T - 1, K, 1 or D) in the networks' layout."""
@@ -341,6 +340,50 @@ class AgentVRNN(nn.Module):
             states = self._advance(_tile(recurrent[:, t], particles), z, states, still, write)
         h, z, mean, std = (torch.stack(part, 1) for part in zip(*kept, strict=True))
         return h, z, mean, std
+
+    @torch.no_grad()
+    def latent_use(
+        self, batch: Any, *, active: float = 0.01, generator: torch.Generator | None = None
+    ) -> dict[str, float]:
+        """What the latents carry; a bound can look fine although they carry nothing.
+
+        Parameters
+        ----------
+        batch
+            As :meth:`loss` takes it.
+        active
+            A dimension is active if its mean KL divergence is above this, in nats a step of an agent.
+        generator
+            For the latents; by default torch's own.
+
+        Returns
+        -------
+        use
+            ``kl``, in nats a step of an agent; ``active``, the number of active dimensions; ``gain``, by how many nats
+            a step the decoder does worse with latents from the prior. Steps that do not count are left out.
+
+        Examples
+        --------
+        >>> sorted(AgentVRNN(3, z=2, hidden=8, rnn=8).latent_use(torch.randn(4, 9, 3, 2)))
+        ['active', 'gain', 'kl']
+        """
+        active, was = checks.positive("active", active), self.training
+        self.eval()
+        try:
+            rows = self._rows(TrackBatch.of(batch))
+            h, z, mean, std = self._filter(rows, None, generator, 1)
+            inputs = rows.known | {"h": h}
+            mean_p, std_p = self.prior(inputs)
+            steps = rows.unit.sum().clamp(min=1)
+            kl = (kl_normal(mean, std, mean_p, std_p) * rows.unit).sum((0, 1, 2)) / steps  # of each dimension
+            blind = mean_p + std_p * torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
+            fits = [
+                (log_normal(rows.known["x"], *self.decoder(inputs | {"z": v})) * rows.counts).sum() / steps
+                for v in (z, blind)
+            ]
+        finally:
+            self.train(was)
+        return {"kl": float(kl.sum()), "active": float((kl > active).sum()), "gain": float(fits[0] - fits[1])}
 
     # --- bounds
 
@@ -507,14 +550,17 @@ class AgentVRNN(nn.Module):
             or burn_in.ndim not in (3, 4)
             or burn_in.shape[-2:] != (self.n_agents, self.dim)
         ):
-            shape = tuple(getattr(burn_in, "shape", ()))
-            raise InvalidInput(f"burn_in must be (B, T, {self.n_agents}, {self.dim}), or without B; got {shape}.")
+            got = f"{type(burn_in).__name__} {tuple(getattr(burn_in, 'shape', ()))}"
+            raise InvalidInput(
+                f"burn_in must be a tensor (B, T, {self.n_agents}, {self.dim}), or without B; got {got}."
+            )
         seen = burn_in[None] if burn_in.ndim == 3 else burn_in
         if not seen.is_floating_point() or 0 in seen.shape:
             raise InvalidInput(
                 f"burn_in must be a float tensor with a frame at least; got {seen.dtype} {tuple(seen.shape)}."
             )
         plan = plan_intents(self, seen, steps, intents, history, n)
+        seen = like_weights(seen, self.shift)
         was = self.training
         self.eval()
         try:
@@ -523,6 +569,17 @@ class AgentVRNN(nn.Module):
             self.train(was)
         x = x.view(n, len(seen), *x.shape[1:])
         return x, None if g is None else g.view(n, len(seen), *g.shape[1:])
+
+
+def _wired(wiring: Wiring, intents: bool) -> Wiring:
+    """The table, if each network reads something that there is where it stands."""
+    known = {"encoder": "xyh", "prior": "yh", "decoder": "yzh", "recurrent": "xyZ" if wiring.shared_rnn else "xyz"}
+    for name, may in known.items():
+        letters, may = getattr(wiring, name), may + ("g" if intents else "")
+        wrong = [v for v in letters if v not in may]
+        if not letters or wrong or len(set(letters)) != len(letters):
+            raise InvalidInput(f"{name} of a Wiring reads some of {', '.join(may)}, each once; got {letters!r}.")
+    return wiring
 
 
 def _tile(v: Tensor, s: int) -> Tensor:
