@@ -177,15 +177,7 @@ def check_world(world: GoalWorld, where: str = "the world") -> None:
         For missing members, thresholds that are no positive numbers, shapes that do not fit, numbers that are not
         finite, and a step that gives something else when it is taken again from the same state.
     """
-    missing = [name for name in (*_METHODS, "bins", "thresholds") if not hasattr(world, name)]
-    if missing:
-        hint = ""
-        if hasattr(world, "reset"):
-            hint = (
-                " An environment with get_state and set_state becomes one by GymnasiumWorld of "
-                "mlcollage.papers.asymmetric_self_play."
-            )
-        raise InvalidInput(f"{where}: {type(world).__name__} has no {', '.join(missing)}; see GoalWorld.{hint}")
+    check_members(world, where)
     for threshold in world.thresholds:
         checks.positive(f"{where}: a threshold", threshold)
     for bins in world.bins:
@@ -241,3 +233,24 @@ def check_world(world: GoalWorld, where: str = "the world") -> None:
         raise InvalidInput(
             f"{where}: an object's distance to where it is must be 0; it is {float(distance.max()):.2g}."
         )
+
+
+def check_members(world: GoalWorld, where: str = "the world") -> None:
+    """Refuse what is no world, or the class of one.
+
+    Raises
+    ------
+    InvalidInput
+        For missing members.
+    """
+    if isinstance(world, type):
+        raise InvalidInput(f"{where}: {world.__name__} is a class; give a world of it: {world.__name__}().")
+    missing = [name for name in (*_METHODS, "bins", "thresholds") if not hasattr(world, name)]
+    if missing:
+        hint = ""
+        if hasattr(world, "reset"):
+            hint = (
+                " An environment with get_state and set_state becomes one by GymnasiumWorld of "
+                "mlcollage.papers.asymmetric_self_play."
+            )
+        raise InvalidInput(f"{where}: {type(world).__name__} has no {', '.join(missing)}; see GoalWorld.{hint}")

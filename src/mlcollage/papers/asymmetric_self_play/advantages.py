@@ -8,6 +8,8 @@ from torch import Tensor
 from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 
+from .inputs import flags, floats
+
 __all__ = ["gae", "standardize_advantages"]
 
 
@@ -57,7 +59,8 @@ def gae(
     Raises
     ------
     InvalidInput
-        For shapes that differ, truncated steps without ``final_values``, and numbers out of range.
+        For shapes that differ, flags that are not bool, no step at all, truncated steps without
+        ``final_values``, and numbers out of range.
 
     References
     ----------
@@ -75,14 +78,20 @@ def gae(
     """
     checks.real("gamma", gamma, above=0, most=1)
     checks.probability("lam", lam, inside=False)
+    floats(rewards=rewards, values=values, final_values=final_values, next_value=next_value)
+    flags(terminated=terminated, truncated=truncated)
+    if not rewards.ndim or not len(rewards):
+        raise InvalidInput(f"rewards have shape {tuple(rewards.shape)}; steps come first: (T, environments).")
+    if next_value is not None and next_value.shape != rewards.shape[1:]:
+        raise InvalidInput(f"next_value has shape {tuple(next_value.shape)}; expected {tuple(rewards.shape[1:])}.")
     _same_shapes(rewards, values=values, terminated=terminated, truncated=truncated, final_values=final_values)
     if truncated is not None and final_values is None:
         raise InvalidInput(
             "truncated steps go on from the value of their last observation: give it as final_values, or count a time "
             "limit as the end by adding these flags to terminated."
         )
-    ended = terminated.bool()
-    cut = torch.zeros_like(ended) if truncated is None else truncated.bool() & ~ended
+    ended = terminated
+    cut = torch.zeros_like(ended) if truncated is None else truncated & ~ended
     after = torch.zeros_like(values[0]) if next_value is None else next_value
     advantage = torch.zeros_like(values[0])
     advantages = torch.empty_like(values)
@@ -123,6 +132,7 @@ def standardize_advantages(advantages: Tensor, mask: Tensor | None = None, eps: 
     """
     if mask is None:
         mask = torch.ones_like(advantages, dtype=torch.bool)
+    floats(advantages=advantages), flags(mask=mask)
     _same_shapes(advantages, mask=mask)
     w = mask.to(advantages.dtype)
     a = torch.where(mask, advantages, torch.zeros_like(advantages))

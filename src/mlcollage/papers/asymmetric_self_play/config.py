@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mlcollage import _checks as checks
+from mlcollage.errors import InvalidInput
 
 from .loss import Clip
+from .policy import widths
 
 __all__ = ["ASPConfig"]
 
@@ -106,6 +108,11 @@ class ASPConfig:
         checks.real("gamma", self.gamma, above=0, most=1)
         checks.choice("reward", self.reward, ("success", "time"))
         checks.choice("abc_clip", self.abc_clip, ("upper", "two_sided", "none", "log"))
+        for name in ("store_invalid", "abc_filter", "learn_alice"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidInput(f"{name} must be True or False, not {getattr(self, name)!r}.")
+        for name in ("embed", "hidden"):
+            object.__setattr__(self, name, widths(name, getattr(self, name)))
         for name in ("turn_end", "bob_timeout"):
             checks.choice(name, getattr(self, name), ("end", "go_on"))
 

@@ -16,7 +16,7 @@ from mlcollage.errors import InvalidInput, MissingDependency
 from .config import ASPConfig
 from .goals import GoalVerdict, alice_reward, at_goal, validate_goal
 from .gym import _checked_actions
-from .turns import present_of, rows_of
+from .turns import drawn, present_of, rows_of
 
 try:
     import gymnasium
@@ -113,6 +113,10 @@ class ASPParallelEnv(ParallelEnv):
         """One step of the side whose turn it is."""
         rewards, over = {"alice": 0.0, "bob": 0.0}, False
         mover = self._turn
+        if not self.agents:
+            raise InvalidInput("no game is on: call reset before the first step, and after the last one of a game.")
+        if not isinstance(actions, dict) or mover not in actions:
+            raise InvalidInput(f"actions must be a dictionary of both sides' actions; it is {mover}'s turn.")
         index = _checked_actions(actions[mover], self.world.bins, 1)
         before = _near(self.world, self._states["bob"], self._goal)
         self._states[mover] = self.world.step(self._states[mover], index)
@@ -199,7 +203,8 @@ class GoalReachingEnv(gymnasium.Env):
         check_world(world)
         self.world, self.goals = world, goals
         self.bob_steps = checks.integer("bob_steps", bob_steps, least=1)
-        state, goal = goals(1, generator(0))
+        state, goal = drawn(world, goals, 1, generator(0), "goals")
+        self._state: Tensor | None = None
         width = goal[0].numel()
         self._shape = goal.shape[1:]
         self.observation_space = spaces.Dict(
@@ -215,7 +220,7 @@ class GoalReachingEnv(gymnasium.Env):
         """Draw a start and a goal."""
         super().reset(seed=seed)
         draw = generator(int(self.np_random.integers(2**31)), 32)
-        self._state, self._goal = self.goals(1, draw)
+        self._state, self._goal = drawn(self.world, self.goals, 1, draw, "goals")
         self._time = 0
         return self._observation(), {}
 
@@ -229,6 +234,8 @@ class GoalReachingEnv(gymnasium.Env):
 
     def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """One step; the reward is 0 at the goal and -1 elsewhere."""
+        if self._state is None:
+            raise InvalidInput("no episode is on: call reset before the first step.")
         self._state = self.world.step(self._state, _checked_actions(action, self.world.bins, 1))
         self._time += 1
         seen = self._observation()
@@ -280,6 +287,7 @@ class ASPVectorEnv(VectorEnv):
         self.num_envs = checks.integer("num_envs", num_envs, least=1)
         self.bob_steps = checks.integer("bob_steps", bob_steps, least=1)
         self._seed, self._draws = 0, 0
+        self._times: Tensor | None = None  # until a reset
         self._state, self._goal = self._fresh()
         width = self._rows().shape[1]
         self.single_observation_space, self.single_action_space = _box(width), spaces.MultiDiscrete(list(world.bins))
@@ -288,7 +296,7 @@ class ASPVectorEnv(VectorEnv):
 
     def _fresh(self) -> tuple[Tensor, Tensor]:
         self._draws += 1
-        return self.goals(self.num_envs, generator(self._seed, self._draws, 33))
+        return drawn(self.world, self.goals, self.num_envs, generator(self._seed, self._draws, 33), "goals")
 
     def _rows(self) -> Any:
         return rows_of(self.world, self._state, self._goal).numpy().astype(np.float32)
@@ -306,10 +314,12 @@ class ASPVectorEnv(VectorEnv):
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """One step of all; +-1 for objects that reach or leave their goals, +5 where all are there."""
+        if self._times is None:
+            raise InvalidInput("no episode is on: call reset before the first step.")
         index = _checked_actions(actions, self.world.bins, self.num_envs)
         before = _near(self.world, self._state, self._goal)
         self._state = self.world.step(self._state, index)
-        self._times += 1
+        self._times = self._times + 1
         now = _near(self.world, self._state, self._goal)
         terminated = now.all(-1)
         truncated = (self._times >= self.bob_steps) & ~terminated

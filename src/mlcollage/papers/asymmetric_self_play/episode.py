@@ -34,7 +34,7 @@ def episode_page(
     game
         A training; nothing in it is changed.
     path
-        Where to write the HTML.
+        Where to write the HTML; folders are made.
     games
         Turns to show; those with a goal that Bob is asked for come first.
     seed
@@ -50,7 +50,7 @@ def episode_page(
     Raises
     ------
     InvalidInput
-        If goals are about fewer than two numbers an object.
+        If goals are about fewer than two numbers an object, and for a path that is a folder.
 
     Examples
     --------
@@ -65,6 +65,9 @@ def episode_page(
     replica = checks.integer("replica", replica, least=0, most=len(game.seeds) - 1)
     turns = _turns(game, games, seed, replica)
     file = Path(path)
+    if file.is_dir():
+        raise InvalidInput(f"{file} is a folder; give the name of a file, such as episode.html.")
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(_PAGE.replace("/*TURNS*/[]", json.dumps(turns)), "utf-8")
     return file
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,12 +22,14 @@ from mlcollage.data.goal_tasks import GoalSet, GoalTask, GoalWorld, check_world
 from mlcollage.errors import InvalidInput
 
 from .advantages import gae
+from .checkpoint import resume_training, save_training
 from .config import ASPConfig
 from .goals import GoalVerdict, alice_reward, time_rewards, validate_goal
+from .health import sentences
 from .learner import Learner, Rows
 from .policy import SetPolicy, SetValue, action_logp
 from .relabel import relabel
-from .turns import AliceTurn, BobTurn, alice_turn, bob_turn, present_of, rows_of
+from .turns import AliceTurn, BobTurn, alice_turn, bob_turn, drawn, present_of, rows_of
 
 __all__ = ["AsymmetricSelfPlay", "Snapshot", "Turn"]
 
@@ -76,7 +80,8 @@ class AsymmetricSelfPlay:
     policy, value
         ``policy(robot, features, bins)`` and ``value(robot, features)`` make fresh networks of your own; by default
         :class:`SetPolicy` and :class:`SetValue`. They map rows (n, robot + K * features) to logits (n, sum(bins)) and
-        to values (n, 1). Alice and Bob get networks of their own.
+        to values (n, 1), in float32 or float64. Alice and Bob get networks of their own. Layers that act differently
+        in each pass (dropout, batch norm) are refused: ratios of an unchanged policy would not be 1.
     goals
         Train Bob directly, without Alice: on these start states and goals, one a game.
     device
@@ -96,7 +101,10 @@ class AsymmetricSelfPlay:
     Raises
     ------
     InvalidInput
-        For worlds that do not fit (see ``check_world``), networks that Alice and Bob would share, and no seed.
+        For worlds that do not fit (see ``check_world``), networks that Alice and Bob would share, whose outputs have
+        other shapes or that have dropout or batch norm, and no seed.
+    UserCodeError
+        If the world, a network or a set of goals raises something.
 
     References
     ----------
@@ -123,6 +131,10 @@ class AsymmetricSelfPlay:
         goals: GoalSet | None = None,
         device: torch.device | str | None = None,
     ) -> None:
+        if config is not None and not isinstance(config, ASPConfig):
+            raise InvalidInput(f"config must be an ASPConfig, not a {type(config).__name__}: ASPConfig(envs=64), say.")
+        if not isinstance(seeds, Sequence | range) or isinstance(seeds, str) or not len(seeds):
+            raise InvalidInput(f"seeds must be whole numbers, one for each training, such as (0, 1), not {seeds!r}.")
         if isinstance(world, GoalTask):
             self.world: GoalWorld = world.make(world.name)
             config = config or ASPConfig(alice_steps=world.alice_steps, bob_steps=world.bob_steps)
@@ -131,7 +143,10 @@ class AsymmetricSelfPlay:
             self.world = world
         self.config = config or ASPConfig()
         self.seeds = tuple(checks.integer("a seed", seed) for seed in seeds)
-        self.goals, self.device = goals, torch.device(device or "cpu")
+        try:
+            self.goals, self.device = goals, torch.device(device or "cpu")
+        except (RuntimeError, TypeError):
+            raise InvalidInput(f"device must be one of torch's, such as 'cpu' or 'cuda', not {device!r}.") from None
         self.turns = 0
         self.steps = torch.zeros(len(self.seeds), dtype=torch.long)
         self.history: list[dict[str, Any]] = []
@@ -155,6 +170,9 @@ class AsymmetricSelfPlay:
             for side, features in ((_ALICE, objects.shape[2]), (_BOB, objects.shape[2] + extra))
         )
         _refuse_shared(self.alice, self.bob)
+        seen = rows_of(self.world, state[0, :2]), rows_of(self.world, state[0, :2], self.world.achieved(state[0, :2]))
+        for learner, x in zip((self.alice, self.bob), seen, strict=True):
+            _try_networks(learner, x.expand(len(self.seeds), *x.shape))
         r, n = len(self.seeds), self.config.envs
         self._alice_state, self._bob_state = state, state.clone()
         self._goals_set = torch.zeros(r, n, dtype=torch.long, device=self.device)
@@ -170,8 +188,8 @@ class AsymmetricSelfPlay:
     def _initial(self, turn: int) -> Tensor:
         """Fresh start states (R, N, S) for this turn, each seed's from draws of its own."""
         with users_code("the world's initial"):
-            drawn = [self.world.initial(self.config.envs, generator(seed, turn, 11)) for seed in self.seeds]
-        return torch.stack(drawn).to(self.device)
+            states = [self.world.initial(self.config.envs, generator(seed, turn, 11)) for seed in self.seeds]
+        return torch.stack(states).to(self.device)
 
     # -- one turn ---------------------------------------------------------------------------------------------------
 
@@ -191,8 +209,8 @@ class AsymmetricSelfPlay:
     def _direct_turn(self) -> Turn:
         c, r = self.config, len(self.seeds)
         assert self.goals is not None
-        drawn = [self.goals(c.envs, generator(seed, self.turns, 12)) for seed in self.seeds]
-        start, goal = (torch.stack(part).to(self.device) for part in zip(*drawn, strict=True))
+        sets = [drawn(self.world, self.goals, c.envs, generator(seed, self.turns, 12), "goals") for seed in self.seeds]
+        start, goal = (torch.stack(part).to(self.device) for part in zip(*sets, strict=True))
         playing = torch.ones(r, c.envs, dtype=torch.bool, device=self.device)
         bob = self._bob_plays(start, goal, playing)
         gauges = self._bob_learns(bob, goal, None)
@@ -215,7 +233,9 @@ class AsymmetricSelfPlay:
             None if old is None else (past_alice, old.alice),
         )
         end = alice.states[-1]
-        goal, verdict = self._judge(start, end)
+        # A turn that had NaN anywhere teaches nothing, also where its end is finite again.
+        whole = torch.isfinite(alice.states).all(-1).all(0) & torch.isfinite(alice.x).all(-1).all(0)
+        goal, verdict = self._judge(start, end, whole)
         playable = verdict <= GoalVerdict.OUT_OF_ZONE
         playing = playable & ~self._failed
         games = torch.arange(c.envs, device=self.device)
@@ -255,8 +275,8 @@ class AsymmetricSelfPlay:
         self._goals_set = self._goals_set.masked_fill(self._over, 0)
         self._failed = self._failed & ~self._over
 
-    def _judge(self, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-        """Goals (R, N, K, G) and what becomes of them (R, N)."""
+    def _judge(self, start: Tensor, end: Tensor, whole: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Goals (R, N, K, G) and what becomes of them (R, N); turns that are not ``whole`` had NaN on the way."""
         r, n, _ = end.shape
         before, after = start.flatten(0, 1), end.flatten(0, 1)
         goal = self.world.achieved(after)
@@ -266,7 +286,7 @@ class AsymmetricSelfPlay:
             off_table=self.world.off_table(after),
             out_of_zone=self.world.out_of_zone(after),
             present=present_of(self.world, after),
-            broken=~torch.isfinite(after).all(-1),
+            broken=~torch.isfinite(after).all(-1) | (False if whole is None else ~whole.flatten()),
         )
         return goal.view(r, n, *goal.shape[1:]), verdict.view(r, n)
 
@@ -406,14 +426,24 @@ class AsymmetricSelfPlay:
         Raises
         ------
         InvalidInput
-            If no goal was valid in the first 20 turns: nothing can be learned then.
+            If no goal was valid in the first 20 turns, or all given goals are reached before the first step: nothing
+            can be learned then.
         """
         checks.integer("steps", steps, least=1)
+        idle = 0  # turns in a row in which a training took no step
         while int(self.steps.min()) < steps:
+            before = self.steps.clone()
             self.turn()
             for callback in callbacks:
                 callback(self)
-            if self.turns == 20 and self.goals is None and not any(sum(h["valid"]) for h in self.history):
+            idle = idle + 1 if bool((self.steps == before).any()) else 0
+            if idle == 20:
+                raise InvalidInput(
+                    "all given goals are reached before Bob's first step, for 20 turns: there is nothing to learn. "
+                    f"Draw goals further than the thresholds {tuple(self.world.thresholds)} from their starts."
+                )
+            found = (sum(h["valid"]) + sum(h["out_of_zone"]) for h in self.history if "valid" in h)
+            if self.turns == 20 and self.goals is None and not any(found):
                 raise InvalidInput(
                     f"0 valid goals in {20 * self.config.envs * len(self.seeds):,} turns; a valid goal needs an object "
                     f"that moves by {max(self.world.thresholds):g} or more and stays on the table. Give Alice more "
@@ -440,20 +470,30 @@ class AsymmetricSelfPlay:
         -------
         pandas.DataFrame
             A row for each seed and set: ``rate`` and its 95 % Wilson interval over goals.
+
+        Raises
+        ------
+        InvalidInput
+            For sets that are not functions, or whose states and goals do not fit the world or hold NaN.
         """
         checks.integer("n", n, least=1)
+        if not isinstance(holdouts, Mapping):
+            raise InvalidInput(f"holdouts must map names to sets of goals, not be a {type(holdouts).__name__}.")
         rows = []
         for number, (name, goals) in enumerate(holdouts.items()):
-            found = self.attempt(goals, n, key=(seed, number), greedy=greedy)
+            found = self.attempt(goals, n, key=(seed, number), greedy=greedy, name=f"holdout {name!r}")
             for s, steps, won in zip(self.seeds, self.steps.tolist(), found.solved.sum(1).tolist(), strict=True):
                 low, high = binomtest(won, n).proportion_ci(0.95, "wilson")
                 rows.append((s, name, steps, won, n, won / n, low, high))
         return pd.DataFrame(rows, columns=["seed", "holdout", "steps", "successes", "n", "rate", "low", "high"])
 
-    def attempt(self, goals: GoalSet, n: int, *, key: Sequence[int] = (0,), greedy: bool = False) -> BobTurn:
-        """Bob's attempts at n goals of a set, the same goals for each seed."""
+    def attempt(
+        self, goals: GoalSet, n: int, *, key: Sequence[int] = (0,), greedy: bool = False, name: str = "goals"
+    ) -> BobTurn:
+        """Bob's attempts at n goals of a set, the same goals for each seed; ``name`` is what refusals call the set."""
         with torch.no_grad():
-            start, goal = (t.to(self.device).expand(len(self.seeds), *t.shape) for t in goals(n, generator(*key, 14)))
+            given = drawn(self.world, goals, n, generator(*key, 14), name)
+            start, goal = (t.to(self.device).expand(len(self.seeds), *t.shape) for t in given)
             playing = torch.ones(len(self.seeds), n, dtype=torch.bool, device=self.device)
             return bob_turn(
                 self.world, self.bob, start.clone(), goal, playing, self.config.bob_steps, (*key, 15), greedy=greedy
@@ -475,9 +515,24 @@ class AsymmetricSelfPlay:
         -------
         numpy.ndarray
             (R, A, B): rows are Alices, columns are Bobs. NaN where an Alice set no valid goal.
+
+        Raises
+        ------
+        InvalidInput
+            For fewer than two snapshots, and snapshots of other seeds or networks.
         """
+        checks.integer("n", n, least=1)
         if len(snapshots) < 2:
             raise InvalidInput(f"a payoff matrix needs two snapshots or more; there are {len(snapshots)}.")
+        own = self.snapshot()
+        for number, past in enumerate(snapshots):
+            for side in ("alice", "bob"):
+                shapes = [{k: v.shape for k, v in getattr(s, side).items()} for s in (own, past)]
+                if shapes[0] != shapes[1]:
+                    raise InvalidInput(
+                        f"snapshot {number} is of another game: {side}'s networks have other shapes, or another "
+                        "number of seeds. Take snapshots of this game, or of one with the same networks and seeds."
+                    )
         c, r = self.config, len(self.seeds)
         out = np.full((r, len(snapshots), len(snapshots)), np.nan)
         with torch.no_grad():
@@ -508,6 +563,58 @@ class AsymmetricSelfPlay:
         ]
         return pd.DataFrame(rows)
 
+    def diagnosis(self, last: int = 20) -> list[str]:
+        """What is wrong with the training, in sentences: an empty list where nothing is.
+
+        Looks at the last turns: no valid goal, a Bob who solves all or nothing, an Alice who does not learn, policies
+        that have become deterministic, move too far in an update or act differently each time, and broken simulations.
+
+        Parameters
+        ----------
+        last
+            Turns to look at, 20 by default.
+
+        Examples
+        --------
+        >>> from mlcollage.papers.asymmetric_self_play import ASPConfig, AsymmetricSelfPlay, PlanarPush
+        >>> game = AsymmetricSelfPlay(PlanarPush(), ASPConfig(envs=8, alice_steps=1, bob_steps=1))
+        >>> _ = game.turn()
+        >>> print(game.diagnosis()[0])
+        seed 0: 0 valid goals in the last 8 games; give Alice more than 1 steps, or look at the world's units.
+        """
+        return sentences(self.history[-checks.integer("last", last, least=1) :], self.seeds, self.config, self.bob.bins)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the whole training as one safetensors file: :meth:`resume` goes on from it, to the same numbers.
+
+        Networks, optimizers, snapshots, states of all games, counters and history. Nothing in it is pickled. What was
+        in the file before stays until the new one is complete.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> from mlcollage.papers.asymmetric_self_play import ASPConfig, AsymmetricSelfPlay, PlanarPush
+        >>> game, again = (AsymmetricSelfPlay(PlanarPush(), ASPConfig(envs=8)) for _ in range(2))
+        >>> _ = game.turn()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     again.resume(game.save(folder + "/training.safetensors"))
+        >>> torch.equal(game.turn().end, again.turn().end)
+        True
+        """
+        return save_training(self, path)
+
+    def resume(self, path: str | os.PathLike[str]) -> None:
+        """Go on from a file of :meth:`save`, in a game that was made with the same world, settings, seeds and networks.
+
+        Raises
+        ------
+        MissingFile
+            If there is none.
+        InvalidInput
+            If it is damaged, or of another game: the sentence names what differs. The game is then left as it is.
+        """
+        resume_training(self, path)
+
     def _gauges(self, verdict: Tensor, playing: Tensor, solved: Tensor, cloned: Tensor) -> dict[str, Tensor]:
         names = ("valid", "out_of_zone", "unmoved", "off_table", "not_finite")
         found = {name: (verdict == v).sum(1) for name, v in zip(names, GoalVerdict, strict=True)}
@@ -522,6 +629,28 @@ def _nothing(x: Tensor, heads: int) -> Rows:
     """A row of padding for each seed, in the shape of these observations (R, 1, F)."""
     zero = x.new_zeros(len(x), 1)
     return Rows(x, zero[..., None].expand(-1, 1, heads).long(), zero, zero.bool(), zero, zero)
+
+
+def _try_networks(learner: Learner, x: Tensor) -> None:
+    """Refuse networks whose outputs do not fit, before the first turn."""
+    name = ("Alice", "Bob")[learner.side]
+    for what, replicas, width in (("policy", learner.policy, sum(learner.bins)), ("value", learner.value, 1)):
+        for layer, module in replicas._model.named_modules():
+            if isinstance(module, nn.modules.dropout._DropoutNd | nn.modules.batchnorm._BatchNorm):
+                raise InvalidInput(
+                    f"{name}'s {what} has a {type(module).__name__}, {layer!r}, which acts differently in each pass: "
+                    "ratios of an unchanged policy would not be 1. Leave it out, or take layer norm."
+                )
+        kinds = {p.dtype for p in replicas.parameters.values()} - {torch.float32, torch.float64}
+        if kinds:
+            raise InvalidInput(f"{name}'s {what} is in {kinds.pop()}; networks train in float32 or float64.")
+        with users_code(f"{name}'s {what}"), torch.no_grad():
+            out = replicas(x.to(replicas._device), in_dim=0)
+        if not isinstance(out, Tensor) or out.shape != (*x.shape[:2], width):
+            shape = tuple(out.shape[1:]) if isinstance(out, Tensor) else type(out).__name__
+            raise InvalidInput(f"{name}'s {what} gives {shape} for {x.shape[1]} rows; expected {(x.shape[1], width)}.")
+        if not bool(torch.isfinite(out).all()):
+            raise InvalidInput(f"{name}'s {what} gives NaN or infinity for finite rows, before any training.")
 
 
 def _refuse_shared(alice: Learner, bob: Learner) -> None:

@@ -11,6 +11,8 @@ from torch import Tensor
 from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 
+from .inputs import flags, same_shape
+
 __all__ = [
     "GoalVerdict",
     "alice_reward",
@@ -46,7 +48,8 @@ def at_goal(distance: Tensor, thresholds: Sequence[float], present: Tensor | Non
     Raises
     ------
     InvalidInput
-        For a number of measures that is not that of thresholds, and thresholds that are not positive.
+        For a number of measures that is not that of thresholds, thresholds that are not positive, no object (K = 0),
+        and a mask of another shape.
 
     Examples
     --------
@@ -55,6 +58,11 @@ def at_goal(distance: Tensor, thresholds: Sequence[float], present: Tensor | Non
     """
     if distance.shape[-1] != len(thresholds):
         raise InvalidInput(f"there are {distance.shape[-1]} measures of distance and {len(thresholds)} thresholds.")
+    if not len(thresholds) or 0 in distance.shape[-2:-1]:
+        raise InvalidInput(
+            f"distances have shape {tuple(distance.shape)}; without an object or a measure every goal would be reached."
+        )
+    flags(present=present), same_shape("distances of objects", distance.shape[:-1], present=present)
     limits = [checks.positive("a threshold", t) for t in thresholds]
     near = (distance.double() < torch.tensor(limits, dtype=torch.float64, device=distance.device)).all(-1)
     return near if present is None else near | ~present
@@ -92,7 +100,7 @@ def validate_goal(
     Raises
     ------
     InvalidInput
-        For shapes that differ.
+        For shapes that differ, and flags that are not bool.
 
     References
     ----------
@@ -105,12 +113,14 @@ def validate_goal(
     >>> [GoalVerdict(v).name for v in verdicts.tolist()]
     ['VALID', 'INVALID_UNMOVED']
     """
+    flags(off_table=off_table, out_of_zone=out_of_zone, present=present, broken=broken)
     there = torch.ones_like(off_table) if present is None else present
     for name, value in (("off_table", off_table), ("out_of_zone", out_of_zone), ("present", there)):
         if value.shape != moved.shape[:-1]:
             raise InvalidInput(f"{name} has shape {tuple(value.shape)}; expected {tuple(moved.shape[:-1])}.")
     finite = (torch.isfinite(moved).all(-1) | ~there).all(-1)
     if broken is not None:
+        same_shape("games", finite.shape, broken=broken)
         finite = finite & ~broken
     any_moved = (~at_goal(moved, thresholds) & there).any(-1)
     verdict = torch.full_like(finite, GoalVerdict.VALID, dtype=torch.long)
@@ -147,6 +157,7 @@ def object_rewards(at: Tensor, present: Tensor | None = None) -> Tensor:
     >>> object_rewards(torch.tensor([[False], [True], [True], [False]])).tolist()
     [1.0, 0.0, -1.0]
     """
+    flags(at=at, present=present)
     count = (at if present is None else at & present).sum(-1)
     return (count[1:] - count[:-1]).float()
 
@@ -162,6 +173,11 @@ def alice_reward(
         (n,), see :class:`GoalVerdict`.
     bob_solved
         (n,) bool. A Bob who plays no more, since he failed before in the game, has not solved it.
+
+    Raises
+    ------
+    InvalidInput
+        For a ``bob_solved`` that is not bool or has another shape.
     valid, out_of_zone, unsolved
         1, -3 and 5 in the paper.
 
@@ -170,8 +186,10 @@ def alice_reward(
     >>> alice_reward(torch.tensor([0, 0, 1, 1, 2]), torch.tensor([True, False, True, False, False])).tolist()
     [1.0, 6.0, -2.0, 3.0, 0.0]
     """
+    flags(bob_solved=bob_solved), same_shape("verdict", verdict.shape, bob_solved=bob_solved)
     reward = valid + out_of_zone * (verdict == GoalVerdict.OUT_OF_ZONE).float() + unsolved * (~bob_solved).float()
-    return torch.where(verdict <= GoalVerdict.OUT_OF_ZONE, reward, torch.zeros_like(reward))
+    playable = (verdict >= GoalVerdict.VALID) & (verdict <= GoalVerdict.OUT_OF_ZONE)  # -1 is no Alice
+    return torch.where(playable, reward, torch.zeros_like(reward))
 
 
 def time_rewards(
@@ -199,6 +217,11 @@ def time_rewards(
     tuple of Tensor
         Alice's and Bob's, (n,) each.
 
+    Raises
+    ------
+    InvalidInput
+        For shapes that differ, a ``bob_solved`` that is not bool, and an Alice who took more steps than ``most``.
+
     References
     ----------
     Sukhbaatar et al., "Intrinsic motivation and automatic curricula via asymmetric self-play", ICLR 2018,
@@ -211,6 +234,10 @@ def time_rewards(
     [0.03, 0.35, -0.08, -0.4]
     """
     checks.positive("scale", scale)
+    flags(bob_solved=bob_solved)
+    same_shape("alice_steps", alice_steps.shape, bob_steps=bob_steps, bob_solved=bob_solved)
+    if bool((alice_steps > most).any()):
+        raise InvalidInput(f"most is {most}, steps of both sides together, but Alice took {int(alice_steps.max())}.")
     t_a = alice_steps.float()
     t_b = torch.where(bob_solved, bob_steps.float(), most - t_a)
     return scale * (t_b - t_a).clamp(min=0), -scale * t_b

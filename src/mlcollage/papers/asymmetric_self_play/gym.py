@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,9 @@ Array = NDArray[np.float64]
 class GymnasiumWorld:
     """Any Gymnasium environment whose state can be read and set, as a :class:`~mlcollage.data.GoalWorld`.
 
-    A row of the world's state is ``[the environment's state | its last observation | ended]``. Before a step, the state
-    is set where it is not the one that the environment is in; all rows are copied, since many environments hand out
-    the same buffer again.
+    A row of the world's state is ``[the environment's state | its last observation | objects | ended]``. Before a step,
+    the state is set where it is not the one that the environment is in, after a reset where its episode had ended; all
+    rows are copied, since many environments hand out the same buffer again.
 
     Parameters
     ----------
@@ -47,6 +48,9 @@ class GymnasiumWorld:
         that one of them is the middle.
     out_of_zone
         ``out_of_zone(objects)`` gives (K,) bool, for goals that Alice shall pay for; by default none.
+    idle
+        The choice of each dimension that does nothing, for :func:`certify`. By default the bin of a ``Box`` that is
+        exactly 0, where there is one; of discrete actions nothing is guessed.
 
     Attributes
     ----------
@@ -54,6 +58,8 @@ class GymnasiumWorld:
         ``n`` of ``Discrete``, ``nvec`` of ``MultiDiscrete``, or ``bins`` for each dimension of a ``Box``.
     thresholds : tuple of float
         ``(threshold,)``.
+    idle : tuple of int or None
+        Choices that do nothing, if there are.
 
     Raises
     ------
@@ -65,7 +71,8 @@ class GymnasiumWorld:
 
     Notes
     -----
-    An episode that ends by itself (``terminated``) makes Alice's goal invalid, and stops where it is.
+    An episode that ends by itself (``terminated``) makes Alice's goal invalid, and stops where it is. So does one whose
+    numbers become NaN or infinite.
 
     Examples
     --------
@@ -91,12 +98,18 @@ class GymnasiumWorld:
         set_state: Callable[[Any, Array], object] | None = None,
         bins: int = 11,
         out_of_zone: Callable[[Array], Any] | None = None,
+        idle: Sequence[int] | None = None,
     ) -> None:
         try:
             import gymnasium
         except ImportError as error:
             raise MissingDependency("GymnasiumWorld needs Gymnasium: pip install 'mlcollage[rl]'.") from error
         self._spaces = gymnasium.spaces
+        if not callable(make):
+            raise InvalidInput(
+                f"make must be a function that makes an environment, not a {type(make).__name__}: each game needs one "
+                "of its own. Give lambda: gymnasium.make(...)."
+            )
         self._make, self._objects, self._zone = make, objects or _achieved_goal, out_of_zone
         self.thresholds = (checks.positive("threshold", threshold),)
         self._envs: list[Any] = []
@@ -105,10 +118,11 @@ class GymnasiumWorld:
         self._get = get_state or _method(env, "get_state")
         self._set = set_state or _method(env, "set_state")
         self._values, self.bins = self._choices(env.action_space, checks.integer("bins", bins, least=2))
+        self.idle = self._standing() if idle is None else _checked_idle(idle, self.bins)
         observation = self._reset(0, 0)
         self._size = len(self._state(0))
         self._width = len(observation)
-        self._places = self._of(observation)
+        self._places = self._of(None)
         self._round_trip()
 
     # -- what the game asks for -------------------------------------------------------------------------------------
@@ -119,7 +133,10 @@ class GymnasiumWorld:
         rows = []
         for i, seed in enumerate(seeds):
             observation = self._reset(i, seed)
-            rows.append(self._row(i, observation, ended=False))
+            row = self._row(i, observation, ended=False)
+            if not np.isfinite(row).all():
+                raise InvalidInput(f"reset(seed={seed}) gives a state, observation or objects with NaN or infinity.")
+            rows.append(row)
         if n > 1 and all(np.array_equal(row, rows[0]) for row in rows):
             raise InvalidInput(
                 f"{n} resets with different seeds give the same start; reset(seed=...) must draw from env.np_random."
@@ -173,8 +190,9 @@ class GymnasiumWorld:
         return self._envs[i]
 
     def _reset(self, i: int, seed: int) -> Array:
-        with users_code("the environment's reset"):
-            observation, _ = self._env(i).reset(seed=seed)
+        env = self._env(i)
+        with users_code("the environment's reset, which must give an observation and a dictionary,"):
+            observation, _ = env.reset(seed=seed)
         self._seen = observation
         return self._flat(observation)
 
@@ -185,29 +203,40 @@ class GymnasiumWorld:
             kept = {k: v for k, v in observation.items() if k != "desired_goal"}
             space = self._spaces.Dict({k: s for k, s in space.spaces.items() if k != "desired_goal"})
             observation = kept
-        return np.array(self._spaces.flatten(space, observation), dtype=np.float64)
+        with users_code("flattening an observation, which must be of the environment's observation_space,"):
+            return np.array(self._spaces.flatten(space, observation), dtype=np.float64)
 
-    def _of(self, _: Array) -> Array:
+    def _of(self, expected: tuple[int, ...] | None) -> Array:
         with users_code("objects(observation)"):
             places = np.array(self._objects(self._seen), dtype=np.float64)
-        if places.ndim != 2 or not places.size or not np.isfinite(places).all():
+        if places.ndim != 2 or not places.size or (expected is None and not np.isfinite(places).all()):
             raise InvalidInput(f"objects(observation) must give finite numbers (K, G); it gave shape {places.shape}.")
+        if expected is not None and places.shape != expected:
+            raise InvalidInput(
+                f"objects(observation) gave {places.shape}, and {expected} before; their number must stay the same. "
+                "Worlds with padding are written as a GoalWorld of one's own."
+            )
         return places
 
     def _state(self, i: int) -> Array:
         with users_code("get_state"):
             state = np.array(self._get(self._envs[i]), dtype=np.float64)  # copied
-        if state.ndim != 1 or not np.isfinite(state).all():
+        size = getattr(self, "_size", None)
+        if state.ndim != 1 or (size is None and not np.isfinite(state).all()):
             raise InvalidInput(f"get_state must give a flat array of finite numbers; it gave shape {state.shape}.")
+        if size is not None and len(state) != size:
+            raise InvalidInput(f"get_state gave {len(state)} numbers, and {size} before; it must be as many each time.")
         return state
 
     def _row(self, i: int, observation: Array, *, ended: bool) -> Array:
-        row = np.concatenate((self._state(i), observation, self._of(observation).ravel(), [float(ended)]))
-        self._last[i] = row.copy()
+        places = self._of(self._places.shape)
+        row = np.concatenate((self._state(i), observation, places.ravel(), [float(ended)]))
+        # An environment that has ended, or broken, is reset before another state is set.
+        self._last[i] = None if ended or not np.isfinite(row).all() else row.copy()
         return row
 
     def _one(self, i: int, row: Array, choice: NDArray[np.int64]) -> Array:
-        if row[-1] > 0.5:
+        if row[-1] > 0.5 or not np.isfinite(row).all():
             return row
         env = self._env(i)
         last = self._last[i]
@@ -216,7 +245,7 @@ class GymnasiumWorld:
         if last is None or not np.array_equal(last, row):
             with users_code("set_state"):
                 self._set(env, row[: self._size].copy())
-        with users_code("the environment's step"):
+        with users_code("the environment's step, which must give five things,"):
             observation, _, terminated, truncated, _ = env.step(self._action(choice))
         if truncated and not terminated:
             raise InvalidInput(
@@ -246,19 +275,27 @@ class GymnasiumWorld:
         if isinstance(space, kinds.Discrete):
             return int(space.start), (int(space.n),)
         if isinstance(space, kinds.MultiDiscrete):
-            return None, tuple(int(k) for k in space.nvec)
+            return np.asarray(space.start, dtype=np.int64).ravel(), tuple(int(k) for k in space.nvec.ravel())
         if not isinstance(space, kinds.Box) or not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
             raise InvalidInput(f"actions must be discrete, or a Box with finite bounds; the space is {space}.")
         if bins % 2 == 0:
             warnings.warn(f"bins={bins} is even: no choice is the middle, so Alice cannot stand still.", stacklevel=3)
         return np.linspace(space.low.ravel(), space.high.ravel(), bins), (bins,) * int(np.prod(space.shape))
 
+    def _standing(self) -> tuple[int, ...] | None:
+        """The bins of a box that are 0."""
+        if not isinstance(self._envs[0].action_space, self._spaces.Box):
+            return None
+        size = np.abs(self._values)
+        still = size <= 1e-9 * size.max(0)
+        return tuple(int(i) for i in still.argmax(0)) if still.any(0).all() else None
+
     def _action(self, choice: NDArray[np.int64]) -> Any:
         space = self._envs[0].action_space
         if isinstance(space, self._spaces.Discrete):
             return int(choice[0]) + self._values
         if isinstance(space, self._spaces.MultiDiscrete):
-            return choice.astype(space.dtype)
+            return (choice + self._values).reshape(space.shape).astype(space.dtype)
         return self._values[choice, np.arange(len(choice))].reshape(space.shape).astype(space.dtype)
 
 
@@ -282,7 +319,17 @@ def _method(env: Any, name: str) -> Callable[..., Any]:
 
 
 def _checked_actions(actions: Any, bins: Sequence[int], n: int) -> Tensor:
-    index = torch.as_tensor(np.asarray(actions, dtype=np.int64)).view(n, -1)
-    if index.shape[1] != len(bins) or bool((index < 0).any()) or bool((index >= torch.tensor(bins)).any()):
-        raise InvalidInput(f"actions must be whole numbers below {tuple(bins)}; got {np.asarray(actions).tolist()}.")
-    return index
+    given: Array | None = None
+    with suppress(TypeError, ValueError, RuntimeError):
+        given = np.asarray(actions, dtype=np.float64)
+    fits = given is not None and given.size == n * len(bins) and bool((given == np.floor(given)).all())
+    index = given.reshape(n, -1) if given is not None and fits else None
+    if index is None or bool((index < 0).any()) or bool((index >= np.array(bins)).any()):
+        rows = f" for each of {n} games" if n > 1 else ""
+        got = " ".join(repr(actions).split())[:200]
+        raise InvalidInput(f"actions must be whole numbers from 0 and below {tuple(bins)}{rows}; got {got}.")
+    return torch.from_numpy(index.astype(np.int64))
+
+
+def _checked_idle(idle: Sequence[int], bins: Sequence[int]) -> tuple[int, ...]:
+    return tuple(int(i) for i in _checked_actions(list(idle), bins, 1)[0])

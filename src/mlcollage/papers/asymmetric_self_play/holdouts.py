@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +23,11 @@ __all__ = ["RobogymState", "block_holdouts", "disc_holdouts", "load_robogym_stat
 
 _FAR = 2.0  # thresholds that a goal lies from the start, at least
 _TRIES = 64
+# What numpy, zipfile and zlib raise for archives that are damaged, or hold pickled objects.
+_UNREADABLE = (
+    *(ValueError, OSError, EOFError, KeyError, RuntimeError, SyntaxError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 
 
 def block_holdouts(world: Grasp25D) -> dict[str, GoalSet]:
@@ -153,19 +160,26 @@ def load_robogym_state(path: str | Path) -> RobogymState:
     ...     load_robogym_state(file).position.shape
     torch.Size([3, 3])
     """
+    if not isinstance(path, str | os.PathLike):
+        raise InvalidInput(f"path must be the name of a file, not a {type(path).__name__}.")
     file = Path(path)
     if not file.is_file():
         raise MissingFile(f"there is no file {file}.")
     found = {}
     for key, width in (("obj_pos", 3), ("obj_quat", 4)):
         try:
-            with np.load(file, allow_pickle=False) as archive:
+            opened = np.load(file, allow_pickle=False)
+            if not isinstance(opened, np.lib.npyio.NpzFile):
+                raise InvalidInput(
+                    f"{file.name} holds one array without a name; expected an .npz of obj_pos, obj_quat."
+                )
+            with opened as archive:
                 if key not in archive.files:
                     raise InvalidInput(f"{file.name} has no {key!r}; it has {', '.join(archive.files) or 'nothing'}.")
                 values = np.asarray(archive[key])
         except InvalidInput:
             raise
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile, KeyError) as error:
+        except _UNREADABLE as error:
             raise InvalidInput(
                 f"{key} of {file.name} cannot be read: the archive is damaged, or holds pickled objects, which are not "
                 "loaded."

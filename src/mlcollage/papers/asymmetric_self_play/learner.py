@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mlcollage._random import derive, generator
+from mlcollage.errors import InvalidInput
 from mlcollage.train.replicas import Replicas
 
 from .advantages import standardize_advantages
@@ -102,6 +103,13 @@ class Learner:
         """
         c = self.config
         assert rows.advantages is not None
+        for what, numbers in (("log-probabilities", rows.logp), ("advantages", rows.advantages)):
+            if bool((rows.mask & ~torch.isfinite(numbers)).any()):
+                side = ("Alice", "Bob")[self.side]
+                raise InvalidInput(
+                    f"{side}'s {what} are NaN or infinite in turn {turn + 1}, for finite observations: a network has "
+                    "diverged, or a reward is not finite. Take a smaller lr, or look at the networks."
+                )
         rows.advantages = standardize_advantages(rows.advantages, rows.mask)
         demos = None if demos is None or not c.beta or not bool(demos.mask.any()) else demos
         gauges: dict[str, Tensor] = {}

@@ -10,7 +10,11 @@ from torch import Tensor
 from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 
+from .inputs import flags, floats, same_shape
+
 Clip = Literal["upper", "two_sided", "none", "log"]
+
+_HIGHEST = 80.0  # of a logarithm of a ratio: above, exp is infinite in float32 and the gradient behind a clip NaN
 
 __all__ = ["PPOTerms", "abc_loss", "clip_share", "masked_mean", "ppo_loss"]
 
@@ -82,7 +86,7 @@ def abc_loss(
     ------
     InvalidInput
         For shapes that differ, tensors of more dimensions than one without ``dim`` (sum over heads first), half
-        precision, a missing ``logp_old``, and settings out of range.
+        precision, a missing ``logp_old``, what is no tensor, masks that are not bool, and settings out of range.
 
     References
     ----------
@@ -105,6 +109,7 @@ def abc_loss(
                 "abc_loss needs logp_old, Bob's log-probabilities of Alice's actions when the demonstration was "
                 "collected; or take plain cloning, clip='log', which needs none."
             )
+        floats(logp_new=logp_new)
         logp_old = logp_new.detach()
     _check_logp(logp_new, logp_old, mask, dim)
     if clip == "log":
@@ -113,7 +118,7 @@ def abc_loss(
     gap = logp_new - logp_old.detach()
     if mask is not None:
         gap = torch.where(mask, gap, torch.zeros_like(gap))
-    r = gap.exp()
+    r = gap.clamp(max=_HIGHEST).exp()
     if clip == "upper":
         r = r.clamp(max=1 + eps)
     elif clip == "two_sided":
@@ -178,7 +183,7 @@ def ppo_loss(
     Raises
     ------
     InvalidInput
-        As :func:`abc_loss`; also for ``values`` without ``returns``.
+        As :func:`abc_loss`; also for ``values`` without ``returns``, and the other way round.
 
     References
     ----------
@@ -194,12 +199,15 @@ def ppo_loss(
     checks.real("entropy_weight", entropy_weight)
     checks.real("value_weight", value_weight)
     _check_logp(logp_new, logp_old, mask, dim)
-    r = torch.where(
-        torch.ones_like(logp_new, dtype=torch.bool) if mask is None else mask,
-        logp_new - logp_old.detach(),
-        torch.zeros_like(logp_new),
-    ).exp()
-    a = advantages.detach()
+    rows = {"advantages": advantages, "values": values, "returns": returns, "values_old": values_old}
+    floats(**rows, entropy=entropy)
+    same_shape("logp_new", logp_new.shape, **rows, entropy=entropy)
+    if values is None and (returns is not None or values_old is not None):
+        raise InvalidInput("returns and values_old are for the value term: give values too, or leave them out.")
+    gap, a = logp_new - logp_old.detach(), advantages.detach()
+    if mask is not None:
+        gap, a = (torch.where(mask, t, torch.zeros_like(t)) for t in (gap, a))
+    r = gap.clamp(max=_HIGHEST).exp()
     policy = masked_mean(torch.maximum(-a * r, -a * r.clamp(1 - eps, 1 + eps)), mask, dim)
     zero = torch.zeros_like(policy)
     value = zero if values is None else _value_term(values, returns, values_old, mask, eps, dim)
@@ -212,6 +220,9 @@ def _value_term(
 ) -> Tensor:
     if returns is None:
         raise InvalidInput("values need their targets: give returns, the second result of gae.")
+    if mask is not None:  # NaN in padding would come back in the gradient, as 0 * NaN
+        values, returns = (torch.where(mask, t, torch.zeros_like(t)) for t in (values, returns))
+        old = None if old is None else torch.where(mask, old, torch.zeros_like(old))
     square = (values - returns.detach()).square()
     if old is not None:
         old = old.detach()
@@ -233,20 +244,18 @@ def clip_share(logp_new: Tensor, logp_old: Tensor, mask: Tensor | None = None, e
 
 
 def _check_logp(new: Tensor, old: Tensor, mask: Tensor | None, dim: int | None) -> None:
+    floats(logp_new=new, logp_old=old)
+    if dim not in (None, -1):
+        raise InvalidInput(f"dim must be None, for one number, or -1, for a number of each row; it is {dim!r}.")
     if dim is None and new.ndim != 1:
         raise InvalidInput(
             f"log-probabilities have shape {tuple(new.shape)}; expected (N,), one number for each action. Sum over the "
             "heads of an action first: clipping head by head is another loss."
         )
-    for name, value in (("logp_old", old), ("mask", mask)):
-        if value is not None and value.shape != new.shape:
-            raise InvalidInput(
-                f"{name} has shape {tuple(value.shape)} and logp_new {tuple(new.shape)}; they must agree."
-            )
+    flags(mask=mask)
+    same_shape("logp_new", new.shape, logp_old=old, mask=mask)
     if old.dtype in (torch.float16, torch.bfloat16):
         raise InvalidInput(
             f"logp_old is {old.dtype}, whose rounding moves ratios by up to 3 % for an unchanged policy; keep it in "
             "float32, also under autocast."
         )
-    if mask is not None and mask.dtype != torch.bool:
-        raise InvalidInput(f"mask must be bool (True for real rows); it is {mask.dtype}.")

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 
+from .inputs import same_shape
+
 __all__ = ["Actions", "SetPolicy", "SetValue", "action_logp", "sample_actions"]
 
 
@@ -22,13 +24,10 @@ class _SetNetwork(nn.Module):
         super().__init__()
         self.robot = checks.integer("robot", robot, least=0)
         self.features = checks.integer("features", features, least=2)
-        widths = [checks.integer("embed", w, least=1) for w in embed]
-        deep = [checks.integer("hidden", w, least=1) for w in hidden]
-        if not widths:
-            raise InvalidInput("embed needs at least one width, such as embed=(64,).")
-        self.embed = _mlp([features - 1, *widths])
-        self.body = _mlp([robot + widths[-1], *deep])
-        self.head = nn.Linear([robot + widths[-1], *deep][-1], outputs)
+        wide, deep = widths("embed", embed), widths("hidden", hidden)
+        self.embed = _mlp([features - 1, *wide])
+        self.body = _mlp([robot + wide[-1], *deep])
+        self.head = nn.Linear([robot + wide[-1], *deep][-1], outputs)
         with torch.no_grad():
             self.head.weight.mul_(0.1)  # starts near the uniform policy, and near value 0
             self.head.bias.zero_()
@@ -40,17 +39,37 @@ class _SetNetwork(nn.Module):
                 f"rows have {x.shape[-1]} numbers; expected {self.robot} of the robot and {self.features} for each "
                 "object."
             )
-        robot, objects = x[..., : self.robot], x[..., self.robot :].unflatten(-1, (-1, self.features))
+        robot, objects = self._parts(x)
         there = objects[..., :1] > 0.5  # (n, K, 1)
+        # Padding may hold anything, also NaN, whose gradient of 0 would be NaN. Zeros are put into the whole row, which
+        # keeps it in one piece: products of other strides round in another way.
+        kept = torch.where(there, objects, torch.zeros_like(objects))
+        robot, objects = self._parts(torch.cat((robot, kept.flatten(-2)), -1))
         e = self.embed(objects[..., 1:])  # (n, K, width)
         # Padding must not win the maximum: values of tanh lie above -2.
         e = torch.where(there, e, torch.full_like(e, -2.0)).amax(-2)
         return self.head(self.body(torch.cat((robot, e), -1)))
 
+    def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x[..., : self.robot], x[..., self.robot :].unflatten(-1, (-1, self.features))
 
-def _mlp(widths: Sequence[int]) -> nn.Sequential:
+
+def widths(name: str, value: Sequence[int]) -> tuple[int, ...]:
+    """Widths of layers: whole numbers of 1 at least; ``embed`` needs one, ``hidden`` may be empty.
+
+    Examples
+    --------
+    >>> widths("embed", [64, 32])
+    (64, 32)
+    """
+    if not isinstance(value, Sequence) or isinstance(value, str) or (name == "embed" and not value):
+        raise InvalidInput(f"{name} must be the widths of its layers, such as (64,), not {value!r}.")
+    return tuple(checks.integer(name, w, least=1) for w in value)
+
+
+def _mlp(sizes: Sequence[int]) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for a, b in itertools.pairwise(widths):
+    for a, b in itertools.pairwise(sizes):
         layers += [nn.Linear(a, b), nn.Tanh()]
     return nn.Sequential(*layers)
 
@@ -101,11 +120,15 @@ class SetPolicy(_SetNetwork):
         embed: Sequence[int] = (64,),
         hidden: Sequence[int] = (64,),
     ) -> None:
-        self.bins = tuple(checks.integer("bins", b, least=2) for b in bins)
-        if not self.bins:
-            raise InvalidInput("bins is empty; give the choices of each dimension of the action, such as (5, 5).")
+        self.bins = _bins(bins)
         bins_ = self.bins
         super().__init__(robot, features, sum(bins_), embed=embed, hidden=hidden)
+
+
+def _bins(bins: Sequence[int]) -> tuple[int, ...]:
+    if not isinstance(bins, Sequence) or isinstance(bins, str) or not len(bins):
+        raise InvalidInput(f"bins must be the choices of each dimension of the action, such as (5, 5), not {bins!r}.")
+    return tuple(checks.integer("bins", b, least=2) for b in bins)
 
 
 class SetValue(_SetNetwork):
@@ -152,11 +175,18 @@ def sample_actions(logits: Tensor, bins: Sequence[int], noise: Tensor | None = N
     Actions
         Whole numbers (..., D), and log-probabilities (...).
 
+    Raises
+    ------
+    InvalidInput
+        For logits that are not (..., sum(bins)), and noise of another shape.
+
     Examples
     --------
     >>> sample_actions(torch.tensor([[0.0, 9.0, 1.0, 0.0, 0.0]]), (2, 3)).choice.tolist()
     [[1, 0]]
     """
+    _check_logits(logits, bins)
+    same_shape("logits", logits.shape, noise=noise)
     scores = logits if noise is None else logits - (-noise.clamp(1e-7, 1 - 1e-7).log()).log()
     index = torch.stack([part.argmax(-1) for part in scores.split(list(bins), -1)], -1)
     return Actions(index, action_logp(logits, index, bins)[0])
@@ -165,19 +195,45 @@ def sample_actions(logits: Tensor, bins: Sequence[int], noise: Tensor | None = N
 def action_logp(logits: Tensor, index: Tensor, bins: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Log-probability and entropy (...) of actions (..., D) under logits (..., sum(bins)), summed over heads.
 
+    Logits of minus infinity are choices that a mask forbids: they add nothing to the entropy, and get no gradient.
+
+    Raises
+    ------
+    InvalidInput
+        For logits that are not (..., sum(bins)), and actions that are not whole numbers (..., D).
+
     Examples
     --------
     >>> logp, entropy = action_logp(torch.zeros(1, 4), torch.tensor([[0, 1]]), (2, 2))
     >>> round(float(logp), 4), round(float(entropy), 4)
     (-1.3863, 1.3863)
     """
+    _check_logits(logits, bins)
+    if index.shape != (*logits.shape[:-1], len(bins)) or index.is_floating_point():
+        raise InvalidInput(
+            f"actions are {index.dtype} {tuple(index.shape)}; expected whole numbers "
+            f"{(*logits.shape[:-1], len(bins))}, one for each head."
+        )
     if len(set(bins)) == 1:  # one operation for all heads
-        part = logits.unflatten(-1, (len(bins), bins[0])).log_softmax(-1)  # (..., D, bins)
+        part = _finite(logits.unflatten(-1, (len(bins), bins[0])).log_softmax(-1))  # (..., D, bins)
         logp = part.gather(-1, index[..., None]).squeeze(-1).sum(-1)
         return logp, -(part.exp() * part).sum((-1, -2))
     logp = entropy = torch.zeros(logits.shape[:-1], dtype=logits.dtype, device=logits.device)
     for d, head in enumerate(logits.split(list(bins), -1)):
-        log_all = head.log_softmax(-1)
+        log_all = _finite(head.log_softmax(-1))
         logp = logp + log_all.gather(-1, index[..., d : d + 1]).squeeze(-1)
         entropy = entropy - (log_all.exp() * log_all).sum(-1)
     return logp, entropy
+
+
+def _finite(logp: Tensor) -> Tensor:
+    """The lowest number for choices of probability 0, since 0 times minus infinity is NaN."""
+    return logp.masked_fill(logp == -torch.inf, torch.finfo(logp.dtype).min)
+
+
+def _check_logits(logits: Tensor, bins: Sequence[int]) -> None:
+    if not logits.ndim or not len(bins) or logits.shape[-1] != sum(bins):
+        raise InvalidInput(
+            f"logits have shape {tuple(logits.shape)}; expected (..., {sum(bins)}) for bins {tuple(bins)}, one for "
+            "each choice of each head."
+        )

@@ -10,6 +10,7 @@ from torch import Tensor
 from mlcollage.data.goal_tasks import GoalWorld
 from mlcollage.errors import InvalidInput
 
+from .inputs import flags
 from .turns import rows_of
 
 __all__ = ["Demonstrations", "relabel"]
@@ -42,13 +43,14 @@ def relabel(world: GoalWorld, states: Tensor, actions: Tensor, goal: Tensor, wan
     Returns
     -------
     Demonstrations
-        Rows of all wanted turns. Bob's log-probabilities of ``choice`` given ``x``, taken *now*, are the
-        ``logp_old`` of :func:`abc_loss`.
+        Rows of all wanted turns; where there is none, those of one turn, which the mask leaves out. Bob's
+        log-probabilities of ``choice`` given ``x``, taken *now*, are the ``logp_old`` of :func:`abc_loss`.
 
     Raises
     ------
     InvalidInput
-        For shapes that do not fit: actions pair with the states before them, so there is one state more.
+        For shapes that do not fit: actions pair with the states before them, so there is one state more; for a
+        ``wanted`` that is not bool, and no step.
 
     References
     ----------
@@ -63,6 +65,7 @@ def relabel(world: GoalWorld, states: Tensor, actions: Tensor, goal: Tensor, wan
     >>> demos.x.shape, demos.choice.shape
     (torch.Size([6, 11]), torch.Size([6, 2]))
     """
+    flags(wanted=wanted)
     if len(states) != len(actions) + 1 or states.shape[1:-1] != actions.shape[1:-1]:
         raise InvalidInput(
             f"states {tuple(states.shape)} and actions {tuple(actions.shape)} do not pair: expected one state before "
@@ -72,12 +75,17 @@ def relabel(world: GoalWorld, states: Tensor, actions: Tensor, goal: Tensor, wan
         raise InvalidInput(
             f"goal {tuple(goal.shape)} and wanted {tuple(wanted.shape)} must be of {states.shape[1:-1]}."
         )
+    if not len(actions) or 0 in wanted.shape:
+        raise InvalidInput(f"actions {tuple(actions.shape)} hold no step of any game: there is nothing to relabel.")
+    expected = world.achieved(states[0].flatten(0, -2)[:1]).shape[1:]
+    if goal.shape[wanted.ndim :] != expected:
+        raise InvalidInput(f"goal has shape {tuple(goal.shape)}; expected {(*wanted.shape, *expected)} in this world.")
     if wanted.ndim == 1:
         found = relabel(world, states[:, None], actions[:, None], goal[None], wanted[None])
         return Demonstrations(*(part[0] for part in found))
     steps, r = actions.shape[:2]
     lanes = torch.arange(r, device=states.device)[:, None]
-    most = int(wanted.sum(1).max())
+    most = max(1, int(wanted.sum(1).max()))  # where none is wanted, rows of padding, which keep the widths
     games = (~wanted).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]  # wanted ones first
     real = wanted.gather(1, games)
     before, goals = states[:-1][:, lanes, games], goal[lanes, games]  # (T, R, m, S), (R, m, K, G)

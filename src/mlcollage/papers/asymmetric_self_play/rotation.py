@@ -13,6 +13,8 @@ from torch import Tensor
 from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 
+from .inputs import floats
+
 Symmetry = Literal["none", "mod90", "mod180"]
 
 __all__ = [
@@ -33,6 +35,7 @@ def quaternion_multiply(q: Tensor, p: Tensor) -> Tensor:
     >>> quaternion_multiply(i, j).tolist()
     [0.0, 0.0, 0.0, 1.0]
     """
+    _quaternions(q=q, p=p)
     a, b, c, d = q.unbind(-1)
     w, x, y, z = p.unbind(-1)
     return torch.stack(
@@ -54,6 +57,7 @@ def quaternion_conjugate(q: Tensor) -> Tensor:
     >>> quaternion_conjugate(torch.tensor([0.5, 0.5, -0.5, 0.5])).tolist()
     [0.5, -0.5, 0.5, -0.5]
     """
+    _quaternions(q=q)
     return q * q.new_tensor([1.0, -1.0, -1.0, -1.0])
 
 
@@ -65,6 +69,9 @@ def euler_to_quaternion(euler: Tensor) -> Tensor:
     >>> [round(float(v), 4) for v in euler_to_quaternion(torch.tensor([0.0, 0.0, math.pi / 2]))]
     [0.7071, 0.0, 0.0, 0.7071]
     """
+    floats(euler=euler)
+    if euler.shape[-1:] != (3,):
+        raise InvalidInput(f"euler must hold angles (..., 3) in radians; its shape is {tuple(euler.shape)}.")
     half = euler / 2
     c, s = half.cos(), half.sin()
     zero = torch.zeros_like(c[..., 0])
@@ -108,9 +115,7 @@ def rotation_distance(q: Tensor, p: Tensor, symmetry: Symmetry = "none") -> Tens
     (0.1, 0.1)
     """
     checks.choice("symmetry", symmetry, ("none", "mod90", "mod180"))
-    for name, value in (("q", q), ("p", p)):
-        if value.shape[-1:] != (4,):
-            raise InvalidInput(f"{name} must hold quaternions (..., 4), w first; its shape is {tuple(value.shape)}.")
+    _quaternions(q=q, p=p)
     lengths = q.norm(dim=-1, keepdim=True), p.norm(dim=-1, keepdim=True)
     if any(bool((length < 1e-8).any()) for length in lengths):
         raise InvalidInput("a quaternion has length zero, which is no rotation; the identity is (1, 0, 0, 0), w first.")
@@ -121,6 +126,13 @@ def rotation_distance(q: Tensor, p: Tensor, symmetry: Symmetry = "none") -> Tens
     p = torch.where((q * p).sum(-1, keepdim=True) < 0, -p, p)
     distance = 4 * torch.atan2((q - p).norm(dim=-1), (q + p).norm(dim=-1))
     return distance if symmetry == "none" else distance.amin(-1)
+
+
+def _quaternions(**values: Tensor) -> None:
+    floats(**values)
+    for name, value in values.items():
+        if value.shape[-1:] != (4,):
+            raise InvalidInput(f"{name} must hold quaternions (..., 4), w first; its shape is {tuple(value.shape)}.")
 
 
 def parallel_rotations(symmetry: Symmetry) -> Tensor:

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from mlcollage._random import generator
-from mlcollage.data.goal_tasks import GoalWorld
+from mlcollage._users import users_code
+from mlcollage.data.goal_tasks import GoalSet, GoalWorld
+from mlcollage.errors import InvalidInput
 
 from .goals import at_goal
 from .learner import Learner
 from .policy import sample_actions
 
-__all__ = ["AliceTurn", "BobTurn", "alice_turn", "bob_turn", "rows_of"]
+__all__ = ["AliceTurn", "BobTurn", "alice_turn", "bob_turn", "drawn", "rows_of"]
 
 
 def rows_of(world: GoalWorld, state: Tensor, goal: Tensor | None = None) -> Tensor:
@@ -46,6 +48,31 @@ def rows_of(world: GoalWorld, state: Tensor, goal: Tensor | None = None) -> Tens
 def present_of(world: GoalWorld, state: Tensor) -> Tensor:
     """Real objects (n, K) bool."""
     return world.observe(state)[1][..., 0] > 0.5
+
+
+def drawn(world: GoalWorld, goals: GoalSet, n: int, draw: torch.Generator, name: str) -> tuple[Tensor, Tensor]:
+    """Draw n start states and goals of a user's set, refused where they do not fit the world."""
+    if not callable(goals):
+        raise InvalidInput(
+            f"{name} must be a function of (n, generator) that gives start states and goals, not a "
+            f"{type(goals).__name__}; of a dictionary of sets, take one by its name."
+        )
+    with users_code(f"{name}, called with (n, generator),"):
+        start, goal = goals(n, draw)
+        fits = len(start) == len(goal) == n and goal.shape == world.achieved(start).shape
+    if not fits:
+        raise InvalidInput(
+            f"{name} gives states {tuple(start.shape)} and goals {tuple(goal.shape)} for n = {n}; expected (n, S) and "
+            "(n, K, G), of K objects as the world has them."
+        )
+    if not bool(torch.isfinite(start).all() & torch.isfinite(goal).all()):
+        raise InvalidInput(f"{name} gives start states or goals with NaN or infinity, which nobody can reach.")
+    return start, goal
+
+
+def _stepped(world: GoalWorld, state: Tensor, action: Tensor) -> Tensor:
+    with users_code("the world's step"):
+        return world.step(state, action)
 
 
 @dataclass
@@ -101,7 +128,7 @@ def alice_turn(
         if past is not None and past[0]:
             logits = torch.cat((learner.logits(x[:, : past[0]], past[1]), logits[:, past[0] :]), 1)
         action = sample_actions(logits, learner.bins, noise[:, t])
-        state = world.step(state.reshape(r * n, s), action.choice.view(r * n, -1)).view(r, n, s)
+        state = _stepped(world, state.reshape(r * n, s), action.choice.view(r * n, -1)).view(r, n, s)
         for seen, kept in ((state, states), (x, xs), (action.choice, indices), (action.logp, logps)):
             kept.append(seen)
     return AliceTurn(torch.stack(states), torch.stack(xs), torch.stack(indices), torch.stack(logps))
@@ -149,10 +176,12 @@ def bob_turn(
         real = active.gather(1, games)
         here, wanted = state[lanes, games], goal[lanes, games]
         x = rows_of(world, here.flatten(0, 1), wanted.flatten(0, 1)).view(r, most, -1)
+        seen_whole = torch.isfinite(x).all(-1)  # who sees NaN cannot act: the turn is over, and lost
+        real = real & seen_whole
         action = sample_actions(
             learner.logits(x, parameters), learner.bins, None if noise is None else noise[:, t][lanes, games]
         )
-        after = world.step(here.flatten(0, 1), action.choice.flatten(0, 1)).view(r, most, s)
+        after = _stepped(world, here.flatten(0, 1), action.choice.flatten(0, 1)).view(r, most, s)
         after = torch.where(real[..., None], after, here)
         state[lanes, games] = after
         now = at(after, wanted, there[lanes, games])
@@ -163,7 +192,7 @@ def bob_turn(
         solved[lanes, games] |= done
         taken[lanes, games] += real.long()
         broken = ~torch.isfinite(after).all(-1)  # a simulator that gave up: the turn is over, and lost
-        active[lanes, games] &= ~(done | broken)
+        active[lanes, games] &= seen_whole & ~(done | broken)
         out.row_of.append((games, real))
         for seen, kept in ((x, out.x), (action.choice, out.index), (action.logp, out.logp)):
             kept.append(seen)
