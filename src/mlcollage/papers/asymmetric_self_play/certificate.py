@@ -64,7 +64,8 @@ def certify(
     ------
     InvalidInput
         If a replay ends beyond the threshold or is seen in another way, numbers are not finite, actions that do nothing
-        give valid goals, or objects typically move by more than 1,000 thresholds (millimeters, perhaps); also for what is no world.
+        give valid goals, or objects typically move by more than 1,000 thresholds (millimeters, perhaps); also for
+        what is no world.
 
     Examples
     --------
