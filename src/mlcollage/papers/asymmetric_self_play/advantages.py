@@ -132,7 +132,8 @@ def standardize_advantages(advantages: Tensor, mask: Tensor | None = None, eps: 
     """
     if mask is None:
         mask = torch.ones_like(advantages, dtype=torch.bool)
-    floats(advantages=advantages), flags(mask=mask)
+    floats(advantages=advantages)
+    flags(mask=mask)
     _same_shapes(advantages, mask=mask)
     w = mask.to(advantages.dtype)
     a = torch.where(mask, advantages, torch.zeros_like(advantages))

@@ -180,7 +180,8 @@ def coverage_entropy(goals: Tensor, cell: float, mask: Tensor | None = None) -> 
     1.0
     """
     checks.positive("cell", cell)
-    floats(goals=goals), flags(mask=mask)
+    floats(goals=goals)
+    flags(mask=mask)
     if goals.ndim != 3:
         raise InvalidInput(f"goals have shape {tuple(goals.shape)}; expected (n, K, G), K objects a goal.")
     same_shape("goals", goals.shape[:1], mask=mask)

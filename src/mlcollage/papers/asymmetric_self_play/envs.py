@@ -222,12 +222,12 @@ class GoalReachingEnv(gymnasium.Env):
         draw = generator(int(self.np_random.integers(2**31)), 32)
         self._state, self._goal = drawn(self.world, self.goals, 1, draw, "goals")
         self._time = 0
-        return self._observation(), {}
+        return self._observation(self._state), {}
 
-    def _observation(self) -> dict[str, Any]:
+    def _observation(self, state: Tensor) -> dict[str, Any]:
         parts = {
-            "observation": rows_of(self.world, self._state)[0],
-            "achieved_goal": self.world.achieved(self._state)[0].flatten(),
+            "observation": rows_of(self.world, state)[0],
+            "achieved_goal": self.world.achieved(state)[0].flatten(),
             "desired_goal": self._goal[0].flatten(),
         }
         return {name: part.numpy().astype(np.float32) for name, part in parts.items()}
@@ -238,7 +238,7 @@ class GoalReachingEnv(gymnasium.Env):
             raise InvalidInput("no episode is on: call reset before the first step.")
         self._state = self.world.step(self._state, _checked_actions(action, self.world.bins, 1))
         self._time += 1
-        seen = self._observation()
+        seen = self._observation(self._state)
         reward = float(self.compute_reward(seen["achieved_goal"], seen["desired_goal"], {}))
         solved = reward == 0.0
         return seen, reward, solved, self._time >= self.bob_steps and not solved, {"is_success": solved}

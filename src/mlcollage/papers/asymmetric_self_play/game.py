@@ -133,7 +133,8 @@ class AsymmetricSelfPlay:
     ) -> None:
         if config is not None and not isinstance(config, ASPConfig):
             raise InvalidInput(f"config must be an ASPConfig, not a {type(config).__name__}: ASPConfig(envs=64), say.")
-        if not isinstance(seeds, Sequence | range) or isinstance(seeds, str) or not len(seeds):
+        several: Any = seeds
+        if not isinstance(several, Sequence) or isinstance(several, str) or not len(several):
             raise InvalidInput(f"seeds must be whole numbers, one for each training, such as (0, 1), not {seeds!r}.")
         if isinstance(world, GoalTask):
             self.world: GoalWorld = world.make(world.name)

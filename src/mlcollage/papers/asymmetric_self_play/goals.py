@@ -62,7 +62,8 @@ def at_goal(distance: Tensor, thresholds: Sequence[float], present: Tensor | Non
         raise InvalidInput(
             f"distances have shape {tuple(distance.shape)}; without an object or a measure every goal would be reached."
         )
-    flags(present=present), same_shape("distances of objects", distance.shape[:-1], present=present)
+    flags(present=present)
+    same_shape("distances of objects", distance.shape[:-1], present=present)
     limits = [checks.positive("a threshold", t) for t in thresholds]
     near = (distance.double() < torch.tensor(limits, dtype=torch.float64, device=distance.device)).all(-1)
     return near if present is None else near | ~present
@@ -186,7 +187,8 @@ def alice_reward(
     >>> alice_reward(torch.tensor([0, 0, 1, 1, 2]), torch.tensor([True, False, True, False, False])).tolist()
     [1.0, 6.0, -2.0, 3.0, 0.0]
     """
-    flags(bob_solved=bob_solved), same_shape("verdict", verdict.shape, bob_solved=bob_solved)
+    flags(bob_solved=bob_solved)
+    same_shape("verdict", verdict.shape, bob_solved=bob_solved)
     reward = valid + out_of_zone * (verdict == GoalVerdict.OUT_OF_ZONE).float() + unsolved * (~bob_solved).float()
     playable = (verdict >= GoalVerdict.VALID) & (verdict <= GoalVerdict.OUT_OF_ZONE)  # -1 is no Alice
     return torch.where(playable, reward, torch.zeros_like(reward))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,7 @@ class _SetNetwork(nn.Module):
         return x[..., : self.robot], x[..., self.robot :].unflatten(-1, (-1, self.features))
 
 
-def widths(name: str, value: Sequence[int]) -> tuple[int, ...]:
+def widths(name: str, value: Any) -> tuple[int, ...]:
     """Widths of layers: whole numbers of 1 at least; ``embed`` needs one, ``hidden`` may be empty.
 
     Examples
@@ -125,7 +125,7 @@ class SetPolicy(_SetNetwork):
         super().__init__(robot, features, sum(bins_), embed=embed, hidden=hidden)
 
 
-def _bins(bins: Sequence[int]) -> tuple[int, ...]:
+def _bins(bins: Any) -> tuple[int, ...]:
     if not isinstance(bins, Sequence) or isinstance(bins, str) or not len(bins):
         raise InvalidInput(f"bins must be the choices of each dimension of the action, such as (5, 5), not {bins!r}.")
     return tuple(checks.integer("bins", b, least=2) for b in bins)
