@@ -281,3 +281,103 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
 def shapenet_listing(root):
     (root / "train_cat.txt").write_text("plane.h5\n")
     return root
+
+
+PLY = "ply\nformat ascii 1.0\nelement vertex 4\nproperty float x\nproperty float y\nproperty float z\n"
+PLY += "element face 1\nproperty list uchar int vertex_indices\nend_header\n0 0 0\n2 0 0\n2 1 0\n0 1 0\n"
+SQUARE = "v 0 0 0\nv 2 0 0\nv 2 1 0\nv 0 1 0\n"
+
+
+def test_remarks_at_the_end_of_lines_of_obj(tmp_path):
+    (tmp_path / "a.obj").write_text("# one\n" + SQUARE + "f -4 -3 -2 -1 # a quad\n")
+    found = load_meshes([tmp_path / "a.obj"], 4000)[0]
+    assert np.allclose(found.mean(0), [1, 0.5, 0], atol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("cut.ply", PLY.rpartition("2 1 0")[0], "cut off"),
+        ("range.ply", PLY + "3 0 1 9\n", "vertex 9"),
+        ("negative.ply", PLY + "3 0 1 -1\n", "vertex -1"),
+        ("strips.ply", PLY.replace("element face", "element tristrips") + "4 0 1 3 2\n", "strips"),
+        ("names.ply", PLY.replace("float y", "float why") + "3 0 1 2\n", "without x, y and z"),
+        ("none.ply", "", "no PLY file"),
+        ("zero.obj", SQUARE + "f 0 1 2\n", "line 5: a face has the vertex 0"),
+        ("flat.obj", "v 0 0\nv 1 0\nv 1 1\nf 1 2 3\n", "2 coordinates"),
+    ],
+)
+def test_files_that_are_damaged(tmp_path, name, text, words):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InvalidInput, match=words):
+        load_meshes([tmp_path / name], 5)
+
+
+def test_settings_and_arrays_that_no_cloud_is_drawn_from(tmp_path):
+    (tmp_path / "bom.xyz").write_bytes(b"\xef\xbb\xbf0 0 0\n1 1 1\n")
+    assert load_meshes([tmp_path / "bom.xyz"], 2).shape == (1, 2, 3)
+    (tmp_path / "empty.npy").write_bytes(b"")
+    np.save(tmp_path / "complex.npy", np.ones((20, 3)) * 1j)
+    np.save(tmp_path / "flat.npy", np.ones((20, 2)))
+    for paths, settings, words in (
+        ("bom.xyz", {}, "list of files"),
+        ([tmp_path / "empty.npy"], {}, "no plain array"),
+        ([tmp_path / "complex.npy"], {}, "type complex128"),
+        ([tmp_path / "bom.xyz", tmp_path / "flat.npy"], {}, "load them apart"),
+        ([tmp_path / "bom.xyz"], {"n_points": 0}, "n_points"),
+        ([tmp_path / "bom.xyz"], {"n_points": 2, "seed": -1}, "seed"),
+    ):
+        with pytest.raises(InvalidInput, match=words):
+            load_meshes(paths, **settings)
+
+
+def test_small_scans_are_gone_through_in_rounds(tmp_path):
+    for i in range(10):
+        np.savetxt(tmp_path / f"{i}.xyz", clouds(10)[i])
+    (tmp_path / "._0.xyz").write_bytes(b"\0what a file system leaves")
+    made = load_workload(f"points:{tmp_path}?n=1000")  # each of 40 points 25 times
+    assert made.describe()["train"] == 8
+    assert {len(np.unique(c, axis=0)) for c in made.clouds} == {40}
+
+
+def test_options_of_arrays_are_read(tmp_path):
+    points, parts = clouds(20, 100), np.tile(np.arange(100), (20, 1))
+    np.savez(tmp_path / "a.npz", points=points, labels=np.arange(20) % 2, parts=parts)
+    made = load_workload(f"points:{tmp_path / 'a.npz'}?n=32&limit=5&normalize=none")
+    assert len(made.clouds) + len(made.test_clouds) == 10
+    for cloud, part, label in zip(made.clouds, made.parts, made.labels, strict=True):
+        assert cloud.shape == (32, 3)
+        source = [i for i in range(20) if np.allclose(points[i][part], cloud)]  # points keep their parts
+        assert [i % 2 for i in source] == [label]
+    with pytest.raises(InvalidInput, match="option seed"):
+        load_workload(f"points:{tmp_path / 'a.npz'}?seed=-1")
+    np.savez(tmp_path / "b.npz", points=points, labels=np.arange(5))
+    with pytest.raises(InvalidInput, match="expected 20 items"):
+        load_workload(f"points:{tmp_path / 'b.npz'}")
+
+
+def test_the_lists_of_shapenet_may_have_orders_of_their_own(tmp_path):
+    for k, name in enumerate(("aa", "bb")):
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            for i in range(3):
+                file[f"pcd/point/{i}"] = clouds(3, 64)[i] * [1 + 9 * k, 1, 1]
+    (tmp_path / "train_cat.txt").write_text("aa\nbb\n")
+    (tmp_path / "valid_cat.txt").write_text("bb\n")
+    made = load_workload(f"points:{tmp_path}?n=32")
+    assert made.classes == ("aa", "bb")
+    assert made.test_labels.tolist() == [1, 1, 1]
+    (tmp_path / "train_cat.txt").write_text("aa\n")
+    with pytest.raises(InvalidInput, match="'bb'"):
+        load_workload(f"points:{tmp_path}?n=32")
+
+
+def test_masks_and_lists_that_are_no_clouds():
+    good = clouds(3)
+    for wrong, words in (
+        ([np.ma.array(good[0], mask=good[0] > 1)], "masked entries"),
+        ([[[1, 2], [3]]], "must be numbers"),
+        (good * 1e160, "larger unit"),
+    ):
+        with pytest.raises(InvalidInput, match=words):
+            PointClouds(wrong, good).check("here")
+    assert float(np.linalg.norm(normalize(good[0] * 1e-200), axis=1).max()) == pytest.approx(1)

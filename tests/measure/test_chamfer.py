@@ -156,3 +156,36 @@ def test_other_strides_give_the_same_number():
     x, y = cloud(2, 9, 3), cloud(2, 7, 3, seed=1)
     strided = torch.from_numpy(np.asfortranarray(x.numpy()))
     assert torch.equal(chamfer_distance(strided, y), chamfer_distance(x, y))
+
+
+def test_two_points_in_space_are_a_cloud():
+    x, y = cloud(1, 2, 3), cloud(1, 2, 3, seed=1)
+    d = torch.cdist(x, y)[0] ** 2
+    assert float(chamfer_distance(x, y)) == pytest.approx(float(d.min(0).values.mean() + d.min(1).values.mean()))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_neighbors_of_single_and_padded_clouds(backend):
+    x, y = cloud(7, 3), cloud(9, 3, seed=1)
+    found = nearest_neighbors(x, y, backend=backend)
+    assert torch.equal(found, torch.cdist(x, y).argmin(1))
+    padded = torch.cat([y, torch.full((2, 3), math.nan, dtype=y.dtype)])
+    real = torch.arange(11) < 9
+    assert torch.equal(nearest_neighbors(x, padded, y_real=real, backend=backend), found)
+
+
+def test_weights_at_padding_may_hold_anything():
+    weights = torch.tensor([[1.0, 2.0, math.nan]])
+    x, y = torch.tensor([[[0.0], [1.0], [9.0]]]), torch.tensor([[[0.0]]])
+    found = chamfer_distance(x, y, x_lengths=torch.tensor([2]), x_weights=weights, direction="x_to_y")
+    assert float(found) == pytest.approx(2 / 3)
+
+
+def test_masks_and_backends_of_neighbors_are_checked():
+    x = cloud(1, 4, 3)
+    with pytest.raises(InvalidInput, match="backend"):
+        nearest_neighbors(x, x, backend="tree")
+    with pytest.raises(InvalidInput, match="y_real must be boolean"):
+        nearest_neighbors(x, x, y_real=torch.ones(1, 4))
+    with pytest.raises(InvalidInput, match="leaves no point"):
+        nearest_neighbors(x, x, y_real=torch.zeros(1, 4, dtype=torch.bool))

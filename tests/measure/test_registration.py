@@ -15,6 +15,7 @@ from mlcollage.measure import (
     registration_rmse,
     rotation_angle,
 )
+from mlcollage.measure.registration import covered
 
 
 def draw(seed=0):
@@ -97,3 +98,46 @@ def test_what_is_refused():
         icp(x[:2], x)
     with pytest.raises(InvalidInput, match="single clouds"):
         all_poses(x[None], x[None], RigidTransform(torch.eye(3)[None], torch.zeros(1, 3)))
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1e-3, 1e3])
+def test_the_unit_of_the_clouds_changes_nothing(unit):
+    x, y = cloud(200, 3), cloud(200, 3, seed=1) @ turn(20).T
+    one, other = icp(x, y), icp(x * unit, y * unit)
+    assert one.steps == other.steps
+    assert torch.allclose(one.transform.R, other.transform.R, atol=1e-9)
+    assert float(other.rmse) / unit == pytest.approx(float(one.rmse), rel=1e-9)
+
+
+def test_coverage_tells_a_part_from_the_whole_also_in_coordinates_of_a_map():
+    x, y = (box(600, 2.0, 1.0, 0.0) if k == 0 else box(1200, 2.0, 1.0, 0.0)[600:] for k in range(2))
+    part = y[y[:, 0] > 0]
+    for offset in (0.0, 5e6):
+        whole, half = (float(covered(x[None] + offset, z[None] + offset)) for z in (y, part))
+        assert whole > 0.95
+        assert half < 0.65
+    assert float(covered(x[None], y[:1][None])) <= 1  # a target of one point has no spacing
+
+
+def test_clouds_and_starts_that_do_not_fit_are_named():
+    x = cloud(20, 3)
+    still = RigidTransform(torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64))
+    flat = RigidTransform(still.R[:2, :2], still.t[:2])
+    bad = x.clone()
+    bad[3] = math.nan
+    for call, words in (
+        (lambda: icp(x.numpy(), x), "source must be a floating tensor"),
+        (lambda: icp(x, x[None]), "must both be"),
+        (lambda: icp(x, x.float()), "one type"),
+        (lambda: icp(x, bad), "target holds NaN"),
+        (lambda: icp(x[:0], x), "source has no points"),
+        (lambda: icp(x, x, flat), "start must be a RigidTransform of 3"),
+        (lambda: icp(x, x, (still.R, still.t)), "start must be a RigidTransform"),
+        (lambda: icp(x, x, tolerance=-1), "tolerance"),
+        (lambda: all_poses(x, x, None), "start must be"),
+        (lambda: registration_rmse(still, flat, x), "true must be"),
+        (lambda: principal_frame(x), r"points must be a floating tensor \(B, N, D\)"),
+        (lambda: principal_frame(bad[None]), "NaN"),
+    ):
+        with pytest.raises(InvalidInput, match=words):
+            call()

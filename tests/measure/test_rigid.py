@@ -212,3 +212,19 @@ def test_the_mean_rotation_is_scipys():
     np.testing.assert_allclose(mean_rotation(torch.from_numpy(near.as_matrix())).numpy(), expected, atol=1e-9)
     with pytest.raises(InvalidInput):
         mean_rotation(torch.zeros(0, 3, 3))
+
+
+def test_other_instruments_name_what_does_not_fit():
+    eye = torch.eye(3)
+    for call, words in (
+        (lambda: rotation_angle(eye, torch.eye(2)), "agree in dimension"),
+        (lambda: rotation_angle(eye, eye.double()), "agree in dimension, type"),
+        (lambda: rotation_angle(eye.long()), "floating"),
+        (lambda: mean_rotation(torch.stack([torch.eye(2), -torch.eye(2)])), "have no mean"),
+        (lambda: mean_rotation(torch.full((2, 3, 3), math.nan)), "finite"),
+        (lambda: random_rotation(2, dtype=torch.int64), "floating type"),
+        (lambda: random_rotation(2, generator=0), "generator"),
+        (lambda: procrustes(cloud(5, 3) * 1e200, cloud(5, 3) * 1e200), "overflow"),
+    ):
+        with pytest.raises(InvalidInput, match=words):
+            call()

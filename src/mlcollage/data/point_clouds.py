@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mlcollage import _checks as checks
 from mlcollage.data import _meshes as mesh
 from mlcollage.data._reading import SPLIT_NOTE, check_options, file_hash, read_npz, whole_number, with_options
 from mlcollage.data.workload import Workload
@@ -24,6 +27,7 @@ CLOUDS = (".xyz", ".npz", ".npy", ".h5")
 _OPTIONS = ("n", "seed", "axes", "normalize", "test", "limit")
 _REPEATED = 0.01  # share of rows that are one and the same point, above which a cloud is refused: fake returns
 _FEWEST = 16
+_LARGEST = 1e150
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class PointClouds(Workload):
     @property
     def dim(self) -> int:
         """D, the coordinates of a point."""
-        return int(np.asarray(self.clouds[0]).shape[-1])
+        return int(as_array(self.clouds[0], self.name).shape[-1])
 
     def check(self, where: str, *, every: bool = False) -> None:
         """Look at every cloud, label and part.
@@ -84,8 +88,7 @@ class PointClouds(Workload):
             if not size:
                 raise InvalidInput(f"{where}: {name} is empty; give at least one cloud.")
             for i, cloud in enumerate(clouds):
-                check_cloud(cloud, f"{where}: cloud {i} of {name}")
-                sizes[name, i] = np.asarray(cloud).shape
+                sizes[name, i] = check_cloud(cloud, f"{where}: cloud {i} of {name}").shape
         dims = sorted({shape[1] for shape in sizes.values()})
         if len(dims) > 1:
             raise InvalidInput(
@@ -103,7 +106,7 @@ class PointClouds(Workload):
         ):
             if labels is None:
                 continue
-            y = np.asarray(labels)
+            y = as_array(labels, f"{where}: {name}")
             if y.shape != (len(clouds),) or y.dtype.kind not in "iu" or y.min() < 0:
                 raise InvalidInput(
                     f"{where}: {name} must be {len(clouds)} whole numbers from 0, one for each cloud; got {y.dtype} "
@@ -121,10 +124,12 @@ class PointClouds(Workload):
             if parts is None:
                 continue
             size = sum(key[0] == clouds for key in points)
+            if not hasattr(parts, "__len__") or not np.shape(parts[:1]):
+                raise InvalidInput(f"{where}: {name} must be a sequence of arrays, one for each cloud.")
             if len(parts) != size:
                 raise InvalidInput(f"{where}: {name} has {len(parts)} items for {size} clouds.")
             for i, part in enumerate(parts):
-                p = np.asarray(part)
+                p = as_array(part, f"{where}: item {i} of {name}")
                 if p.shape != (points[clouds, i],) or p.dtype.kind not in "iu":
                     raise InvalidInput(
                         f"{where}: item {i} of {name} must be {points[clouds, i]} whole numbers, one for each point; "
@@ -135,7 +140,7 @@ class PointClouds(Workload):
         """Numbers of clouds and points, radii, repeated points and classes in plain values."""
         self.check(self.name, every=every)
         facts = super().describe()
-        clouds = [np.asarray(c, dtype=np.float64) for part in (self.clouds, self.test_clouds) for c in part]
+        clouds = [as_array(c, self.name).astype(np.float64) for part in (self.clouds, self.test_clouds) for c in part]
         sizes = [len(c) for c in clouds]
         radii = [float(np.linalg.norm(c - c.mean(0), axis=1).max()) for c in clouds]
         repeated = sum(len(c) - len(np.unique(c, axis=0)) for c in clouds)
@@ -161,9 +166,21 @@ def _range(low: float, high: float, text: str) -> str:
     return a if a == b else f"{a} to {b}"
 
 
-def check_cloud(cloud: Any, where: str) -> None:
-    """Refuse what is no usable cloud; ``where`` begins the sentence."""
-    x = np.asarray(cloud)
+def as_array(cloud: Any, where: str) -> NDArray:
+    """The cloud as an array: also tensors on other devices; not masked arrays, whose mask would be lost."""
+    if isinstance(cloud, np.ma.MaskedArray) and np.ma.is_masked(cloud):
+        raise InvalidInput(f"{where} has masked entries, which are no points: take cloud[~cloud.mask.any(1)].data.")
+    if hasattr(cloud, "detach"):
+        cloud = cloud.detach().cpu()
+    try:
+        return np.asarray(cloud)
+    except (ValueError, TypeError) as error:
+        raise InvalidInput(f"{where} must be numbers (N, 2) or (N, 3), one point a row: {error}") from None
+
+
+def check_cloud(cloud: Any, where: str) -> NDArray:
+    """The cloud as an array; refuses what is no usable one. ``where`` begins the sentence."""
+    x = as_array(cloud, where)
     if x.dtype.kind not in "fiu" or x.ndim != 2 or x.shape[1] not in (2, 3):
         hint = ""
         if x.ndim == 2 and x.shape[0] in (2, 3):
@@ -172,20 +189,32 @@ def check_cloud(cloud: Any, where: str) -> None:
             hint = "; further columns (intensity, normals) are no coordinates: take cloud[:, :3]"
         elif x.ndim == 3:
             hint = "; an organized grid is to be flattened, and its invalid pixels dropped"
+        elif x.dtype.names:
+            hint = f"; stack the columns that are coordinates, such as {', '.join(x.dtype.names[:3])}"
         raise InvalidInput(f"{where} must be numbers (N, 2) or (N, 3), one point a row; got {x.dtype} {x.shape}{hint}.")
     if len(x) < _FEWEST:
         raise InvalidInput(f"{where} has {len(x)} points; at least {_FEWEST} are needed.")
     bad = int((~np.isfinite(x)).any(1).sum())
     if bad:
         raise InvalidInput(f"{where} has {bad} points with NaN or infinity (nothing seen?); drop them.")
+    if float(np.abs(x).max()) > _LARGEST:
+        raise InvalidInput(f"{where} has coordinates beyond {_LARGEST:g}, whose squares overflow; take a larger unit.")
     values, counts = np.unique(x, axis=0, return_counts=True)
     if len(values) == 1:
         raise InvalidInput(f"{where} has all its points in one place.")
-    if len(x) >= 100 and counts.max() > max(2, _REPEATED * len(x)):
+    # A small cloud that is drawn in whole rounds has each of its points as often; a fake return stands out.
+    if len(x) >= 100 and counts.max() > max(2, _REPEATED * len(x), 2 * np.median(counts)):
         raise InvalidInput(
             f"{where} has the point {tuple(values[counts.argmax()].tolist())} {counts.max()} times; sensors write one "
             "point for nothing seen: drop these rows."
         )
+    return x
+
+
+def largest_norm(x: NDArray) -> float:
+    """The largest length of a row; exact scaling by a power of 2 keeps squares from underflow."""
+    power = np.frexp(np.abs(x).max())[1]
+    return float(np.ldexp(np.linalg.norm(np.ldexp(x, -power), axis=1).max(), power))
 
 
 def normalize(cloud: NDArray) -> NDArray[np.float32]:
@@ -198,7 +227,7 @@ def normalize(cloud: NDArray) -> NDArray[np.float32]:
     """
     x = np.asarray(cloud, dtype=np.float64)  # maps have coordinates of a million
     x = x - x.mean(0)
-    return (x / max(np.linalg.norm(x, axis=1).max(), 1e-300)).astype(np.float32)
+    return (x / max(largest_norm(x), 1e-300)).astype(np.float32)
 
 
 def subset(cloud: NDArray, n: int, rng: np.random.Generator) -> NDArray:
@@ -216,7 +245,8 @@ def load_meshes(paths: Sequence[str | Path], n_points: int = 1024, *, seed: int 
     Parameters
     ----------
     paths
-        OBJ, PLY, OFF, STL, GLB or DAE (through trimesh, the extra ``points``), XYZ text, NPY, or NPZ with ``points``.
+        OBJ, PLY, OFF, STL or GLB (through trimesh, the extra ``points``), DAE (which needs ``pycollada`` too), XYZ
+        text, NPY, or NPZ with ``points``.
     n_points
         How many points of each.
     seed
@@ -225,7 +255,8 @@ def load_meshes(paths: Sequence[str | Path], n_points: int = 1024, *, seed: int 
     Raises
     ------
     MissingFile, MissingDependency, InvalidInput
-        If a file is not there, cannot be read, has no points, or no area.
+        If a file is not there, cannot be read, is cut off, has no points, no area, or faces of vertices that it lacks;
+        if files have different numbers of coordinates.
 
     Notes
     -----
@@ -241,9 +272,25 @@ def load_meshes(paths: Sequence[str | Path], n_points: int = 1024, *, seed: int 
     ...     load_meshes([file], 5).shape
     (1, 5, 3)
     """
+    if isinstance(paths, str | Path):
+        raise InvalidInput(f"paths must be a list of files; for a single one write [{str(paths)!r}].")
     if not len(paths):
         raise InvalidInput("there are no files to load; give at least one path.")
-    return np.stack([_read(Path(path), n_points, np.random.default_rng([seed, i])) for i, path in enumerate(paths)])
+    _check_draw(n_points, seed)
+    clouds = [_read(Path(path), n_points, np.random.default_rng([seed, i])) for i, path in enumerate(paths)]
+    for path, cloud in zip(paths, clouds, strict=True):
+        if cloud.shape[1] != clouds[0].shape[1]:
+            raise InvalidInput(
+                f"{path} has {cloud.shape[1]} coordinates, and {paths[0]} has {clouds[0].shape[1]}; load them apart."
+            )
+    return np.stack(clouds)
+
+
+def _check_draw(n_points: int, seed: int, limit: int | None = None) -> None:
+    checks.integer("n_points", n_points, least=1)
+    checks.integer("seed", seed, least=0)
+    if limit is not None:
+        checks.integer("limit", limit, least=1)
 
 
 def _read(path: Path, n: int, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -264,12 +311,14 @@ def _scan(path: Path, suffix: str) -> NDArray:
     elif suffix == ".npy":
         try:
             points = np.load(path, allow_pickle=False)
-        except ValueError as error:
+        except (ValueError, EOFError) as error:
             raise InvalidInput(f"{path} is no plain array of numbers ({error}).") from None
     elif suffix in (".xyz", ".txt"):
         points = _text(path)
     else:
         raise InvalidInput(f"{path} is none of {', '.join((*MESHES, *CLOUDS))}.")
+    if points.dtype.kind not in "fiu":
+        raise InvalidInput(f"{path} has points of type {points.dtype}; expected real numbers (N, 2) or (N, 3).")
     if points.ndim != 2 or points.shape[1] not in (2, 3) or not len(points):
         hint = "; write points[:, :3] if further columns are no coordinates" if points.ndim == 2 else ""
         raise InvalidInput(f"{path} has points {points.shape}; expected (N, 2) or (N, 3){hint}.")
@@ -281,7 +330,7 @@ def _scan(path: Path, suffix: str) -> NDArray:
 
 def _text(path: Path) -> NDArray:
     rows = []
-    for number, line in enumerate(path.read_text("utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate(path.read_text("utf-8-sig", errors="replace").splitlines(), 1):
         words = re.split(r"[\s,;]+", line.partition("#")[0].strip())
         if words == [""]:
             continue
@@ -303,25 +352,75 @@ def _mesh_points(path: Path, n: int, rng: np.random.Generator) -> NDArray[np.flo
         raise MissingDependency(
             f"reading {path.name} needs trimesh; install it with: pip install 'mlcollage[points]'"
         ) from None
+    kind = path.suffix[1:].lower()
+    if kind == "dae" and importlib.util.find_spec("collada") is None:
+        raise MissingDependency(f"reading {path.name} needs pycollada; install it with: pip install pycollada")
+    data = path.read_bytes()
+    data = _obj(path, data) if kind == "obj" else data
+    promised = _ply(path, data) if kind == "ply" else {}
     try:
-        loaded = trimesh.load(path, process=False)
+        # Materials and textures are not looked for: a file that names them is read without.
+        loaded = trimesh.load(io.BytesIO(data), file_type=kind, process=False)
         if isinstance(loaded, trimesh.Scene):  # parts, where the graph puts them
             loaded = loaded.to_geometry()
     except Exception as error:
-        raise InvalidInput(f"{path} cannot be read as {path.suffix[1:].upper()}: {error}") from None
+        hint = ""
+        if kind == "ply" and "unexpected length" in str(error):
+            hint = " It is cut off, or a binary file of triangles and larger polygons: export triangles alone, or text."
+        raise InvalidInput(f"{path} cannot be read as {kind.upper()}, or is damaged: {error}{hint}") from None
     corners = np.asarray(getattr(loaded, "vertices", ()), dtype=np.float64)
     faces = np.asarray(getattr(loaded, "faces", ()), dtype=np.int64)
     if corners.ndim != 2 or not len(corners):
-        raise InvalidInput(f"{path} has no vertices.")
+        raise InvalidInput(f"{path} has no vertices; it is empty, or damaged.")
+    if corners.shape[1] != 3:
+        raise InvalidInput(f"{path} has vertices of {corners.shape[1]} coordinates; expected 3.")
+    if len(corners) < promised.get("vertex", 0) or (promised.get("face") and not faces.size):
+        raise InvalidInput(f"{path} is cut off: its header promises {promised}, and {len(corners)} vertices are there.")
+    if faces.size and not 0 <= faces.min() <= faces.max() < len(corners):
+        wrong = faces.min() if faces.min() < 0 else faces.max()
+        raise InvalidInput(f"{path} has a face with vertex {wrong}; it has {len(corners)} vertices, counted from 0.")
     if not faces.size:
         if not np.isfinite(corners).all():
             raise InvalidInput(f"{path} has points with NaN or infinity; drop them.")
         return subset(corners, n, rng)
-    area = mesh.triangle_areas(corners[None], faces)[0]
+    with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity are dropped
+        area = mesh.triangle_areas(corners[None], faces)[0]
     kept = np.isfinite(area) & (area > 0)
     if not kept.any():
         raise InvalidInput(f"{path} has {len(faces)} triangles and none with an area; no surface to draw points from.")
     return mesh.sample_surface(np.nan_to_num(corners)[None], faces[kept], n, rng)[0][0]
+
+
+def _obj(path: Path, data: bytes) -> bytes:
+    """The text without remarks, which may end any line; faces count vertices from 1, or from the end."""
+    text = re.sub(rb"#[^\r\n]*", b"", data)
+    wrong = re.search(rb"^f[ \t](?:[^\r\n]*[ \t])?0(?=[/ \t\r\n]|$)", text, re.MULTILINE)
+    if wrong:
+        line = text.count(b"\n", 0, wrong.start()) + 1
+        raise InvalidInput(f"{path}, line {line}: a face has the vertex 0; OBJ counts from 1.")
+    return text
+
+
+def _ply(path: Path, data: bytes) -> dict[str, int]:
+    """Numbers of elements that the header promises; refuses columns and strips that would be read wrongly."""
+    header, end, _ = data.partition(b"end_header")
+    if not header.startswith(b"ply") or not end:
+        raise InvalidInput(f"{path} is no PLY file: a header from 'ply' to 'end_header' is missing.")
+    found: dict[str, int] = {}
+    columns: list[str] = []
+    element = ""
+    for line in header.decode("ascii", "replace").splitlines():
+        words = line.split()
+        if words[:1] == ["element"] and len(words) == 3 and words[2].isdecimal():
+            element = words[1]
+            found[element] = int(words[2])
+        elif words[:1] == ["property"] and element == "vertex":
+            columns.append(words[-1])
+    if not {"x", "y", "z"} <= set(columns):
+        raise InvalidInput(f"{path} has vertices without x, y and z; it has {', '.join(columns) or 'none'}.")
+    if "tristrips" in found:
+        raise InvalidInput(f"{path} holds strips of triangles, which are not read; export single triangles.")
+    return found
 
 
 # --- HDF5 sets --------------------------------------------------------------------------------------------------------
@@ -384,7 +483,10 @@ def load_shapenet_h5(
         If the list or a file is missing or a file has no ``pcd/point``, or fewer points than asked for.
     """
     root = Path(folder).expanduser()
+    _check_draw(n_points, seed, limit)
     files = _listed_files(root, split)
+    if isinstance(categories, str):
+        raise InvalidInput(f"categories must be a list of names; for a single one write [{categories!r}].")
     if categories is not None:
         known = {file.stem: file for file in files}
         missing = [name for name in categories if name not in known]
@@ -400,6 +502,11 @@ def load_shapenet_h5(
             keys = sorted(group, key=lambda key: int(key) if key.isdecimal() else -1)  # "10" comes after "9"
             for item, key in enumerate(keys[:limit]):
                 cloud = np.asarray(group[key], dtype=np.float32)
+                if cloud.ndim != 2 or cloud.shape[1] != 3 or not np.isfinite(cloud).all():
+                    raise InvalidInput(
+                        f"{path}, pcd/point/{key}: expected finite points (N, 3); got {cloud.shape}"
+                        f"{'' if np.isfinite(cloud).all() else ' with NaN or infinity'}."
+                    )
                 if len(cloud) < n_points:
                     raise InvalidInput(f"{path}, pcd/point/{key}: {len(cloud)} points, and n_points is {n_points}.")
                 points.append(subset(cloud, n_points, np.random.default_rng([seed, label, item])))
@@ -446,6 +553,7 @@ def load_modelnet40_h5(
         If no file is there, or one lacks ``data`` and ``label`` of the same length, or has fewer points than asked for.
     """
     root = Path(folder).expanduser()
+    _check_draw(n_points, seed, limit)
     files = sorted(root.glob(f"ply_data_{split}*.h5"))
     if not files:
         raise MissingFile(f"{root} has no files ply_data_{split}*.h5.")
@@ -457,6 +565,8 @@ def load_modelnet40_h5(
             data, label = np.asarray(file["data"], dtype=np.float32), np.asarray(file["label"]).astype(np.int64).ravel()
         if data.ndim != 3 or data.shape[2] != 3 or len(data) != len(label):
             raise InvalidInput(f"{path} has data {data.shape} and {len(label)} labels; expected (S, N, 3) and S.")
+        if not np.isfinite(data).all():
+            raise InvalidInput(f"{path} has points with NaN or infinity; leave those clouds out.")
         if data.shape[1] < n_points:
             raise InvalidInput(f"{path} has clouds of {data.shape[1]} points, and n_points is {n_points}.")
         points.append(data)
@@ -465,6 +575,8 @@ def load_modelnet40_h5(
     clouds = np.stack([subset(c, n_points, np.random.default_rng([seed, i])) for i, c in enumerate(clouds)])
     listing = root / "shape_names.txt"
     names = listing.read_text("utf-8").split() if listing.is_file() else [str(k) for k in range(int(y.max()) + 1)]
+    if y.min() < 0 or y.max() >= len(names):
+        raise InvalidInput(f"{root} has labels from {y.min()} to {y.max()}, and {listing.name} has {len(names)} names.")
     return HDF5Set(clouds, y, tuple(names))
 
 
@@ -487,7 +599,7 @@ def load_workload_points(name: str, options: Mapping[str, str]) -> PointClouds:
     """
     check_options(options, _OPTIONS, f"the workload points:{name}")
     path = Path(name).expanduser()
-    n, seed = whole_number(options, "n", 1024), int(options.get("seed", "0") or 0)
+    n, seed = whole_number(options, "n", 1024), _seed(options)
     assert n is not None
     if options.get("normalize", "unit") not in ("unit", "none"):
         raise InvalidInput(f"option normalize must be unit or none; got {options['normalize']!r}.")
@@ -495,7 +607,10 @@ def load_workload_points(name: str, options: Mapping[str, str]) -> PointClouds:
         raise InvalidInput(f"option axes must be xy, xz or yz; got {options['axes']!r}.")
     limit = whole_number(options, "limit")
     if path.is_file() and path.suffix.lower() == ".npz":
-        train, test, files = *_from_npz(path), [path]
+        train, test = _from_npz(path)
+        shorter = n if "n" in options else None
+        train = _shortened(train, shorter, limit, seed)
+        test, files = None if test is None else _shortened(test, shorter, limit, seed + 1), [path]
     elif not path.is_dir():
         raise MissingFile(f"there is no folder or .npz file {name}; it was taken from --workload.")
     elif list(path.glob("ply_data_train*.h5")):
@@ -504,7 +619,14 @@ def load_workload_points(name: str, options: Mapping[str, str]) -> PointClouds:
         files = sorted(path.glob("ply_data_*.h5"))
     elif (path / "train_cat.txt").is_file():
         sets = [load_shapenet_h5(path, s, n_points=n, limit=limit, seed=seed) for s in ("train", "valid")]
-        train, test = (_Part(s.points, s.labels, None, s.classes) for s in sets)
+        names = sets[0].classes
+        for name_of in sets[1].classes:
+            if name_of not in names:
+                raise InvalidInput(f"{path} has {name_of!r} in valid_cat.txt that train_cat.txt lacks.")
+        # Each list has an order of its own, and may lack some.
+        renamed = np.array([names.index(c) for c in sets[1].classes])[sets[1].labels]
+        train = _Part(sets[0].points, sets[0].labels, None, names)
+        test = _Part(sets[1].points, renamed, None, names)
         files = sorted(path.rglob("*.h5"))
     else:
         train, test, files = _from_folder(path, n, seed, limit)
@@ -529,6 +651,13 @@ def load_workload_points(name: str, options: Mapping[str, str]) -> PointClouds:
     return made
 
 
+def _seed(options: Mapping[str, str]) -> int:
+    text = options.get("seed", "0") or "0"
+    if not text.isdecimal():
+        raise InvalidInput(f"option seed must be a whole number from 0; got {text!r}.")
+    return int(text)
+
+
 class _Part(NamedTuple):
     clouds: Sequence[NDArray] | NDArray
     labels: NDArray[np.int64] | None
@@ -541,16 +670,38 @@ def _from_npz(path: Path) -> tuple[_Part, _Part | None]:
     if "points" not in found:
         raise InvalidInput(f"{path} must hold points (S, N, D); it holds {', '.join(found) or 'nothing'}.")
     for key, ndim in (("points", 3), ("test_points", 3)):
+        if key in found and found[key].dtype.kind not in "fiu":
+            raise InvalidInput(f"{key} of {path} is of type {found[key].dtype}; expected real numbers (S, N, D).")
         if key in found and found[key].ndim != ndim:
             raise InvalidInput(f"{key} of {path} is {found[key].shape}; expected (S, N, D), clouds of like size.")
 
     def part(prefix: str) -> _Part:
         labels = found.get(f"{prefix}labels")
+        size = len(found[f"{prefix}points"])
+        for key in (f"{prefix}labels", f"{prefix}parts"):
+            if key in found and (not found[key].ndim or len(found[key]) != size):
+                raise InvalidInput(f"{key} of {path} is {found[key].shape}; expected {size} items, one for each cloud.")
         return _Part(
             found[f"{prefix}points"], None if labels is None else labels.ravel(), found.get(f"{prefix}parts"), ()
         )
 
     return part(""), part("test_") if "test_points" in found else None
+
+
+def _shortened(part: _Part, n: int | None, limit: int | None, seed: int) -> _Part:
+    """At most ``limit`` clouds of a category, of n points each, with their labels and parts."""
+    kept = np.arange(len(part.clouds))
+    if limit is not None:
+        y = np.zeros(len(kept), dtype=np.int64) if part.labels is None else part.labels
+        kept = np.sort(np.concatenate([np.flatnonzero(y == label)[:limit] for label in np.unique(y)]))
+    clouds = [np.asarray(part.clouds[int(i)]) for i in kept]
+    parts = None if part.parts is None else [np.asarray(part.parts[int(i)]) for i in kept]
+    if n is not None:
+        rows = [subset(np.arange(len(c)), n, np.random.default_rng([seed, i])) for i, c in enumerate(clouds)]
+        clouds = [c[row] for c, row in zip(clouds, rows, strict=True)]
+        if parts is not None and all(p.ndim == 1 and len(p) > row.max() for p, row in zip(parts, rows, strict=True)):
+            parts = [p[row] for p, row in zip(parts, rows, strict=True)]
+    return _Part(clouds, None if part.labels is None else part.labels[kept], parts, part.classes)
 
 
 def _from_folder(path: Path, n: int, seed: int, limit: int | None) -> tuple[_Part, _Part | None, list[Path]]:
@@ -570,6 +721,7 @@ def _folder_part(
 ) -> tuple[_Part, list[Path]]:
     def readable(place: Path) -> list[Path]:
         found = sorted(f for f in place.iterdir() if f.is_file() and f.suffix.lower() in (*MESHES, *CLOUDS))
+        found = [f for f in found if not f.name.startswith(".")]  # what file systems leave beside files
         return [f for f in found if f.suffix.lower() != ".h5"][:limit]
 
     below = {d.name: files for d in sorted(folder.iterdir()) if d.is_dir() and (files := readable(d))}

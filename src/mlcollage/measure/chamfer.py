@@ -186,6 +186,8 @@ def nearest_neighbors(
 
     Parameters
     ----------
+    x, y
+        Clouds (B, N, D) and (B, M, D), or single ones (N, D) and (M, D).
     x_real, y_real
         Boolean (B, N) and (B, M): False where a point is padding. Padding of x gets index 0.
     backend
@@ -193,13 +195,28 @@ def nearest_neighbors(
     check
         Whether the clouds are looked at first.
 
+    Raises
+    ------
+    InvalidInput
+        For clouds as :func:`chamfer_distance` refuses them, masks that are not boolean or leave no point of y, and
+        the KD-tree for tensors that are not on the CPU.
+
     Examples
     --------
     >>> nearest_neighbors(torch.tensor([[[0.9], [0.2]]]), torch.tensor([[[0.0], [1.0]]])).tolist()
     [[1, 0]]
     """
+    checks.choice("backend", backend, ("auto", "dense", "chunked", "kdtree"))
+    if isinstance(x, Tensor) and x.ndim == 2 and isinstance(y, Tensor) and y.ndim == 2:
+        masks = (None if m is None else m[None] for m in (x_real, y_real))
+        x_real, y_real = masks
+        return nearest_neighbors(x[None], y[None], x_real=x_real, y_real=y_real, backend=backend, check=check)[0]
     if check:
         _check_clouds(x, y)
+        _check_real(x, x_real, "x"), _check_real(y, y_real, "y")
+        x, y = (
+            z if r is None else torch.where(r[..., None], z, torch.zeros_like(z)) for z, r in ((x, x_real), (y, y_real))
+        )
         _check_finite(x, y)
     if backend == "kdtree" and x.device.type != "cpu":
         raise InvalidInput(f"backend='kdtree' works on the CPU; these clouds are on {x.device}: use 'chunked'.")
@@ -252,7 +269,8 @@ def _check_clouds(x: Tensor, y: Tensor) -> None:
             f"x and y must agree in number of clouds, dimension, type and device; got {tuple(x.shape)} {x.dtype} on "
             f"{x.device} and {tuple(y.shape)} {y.dtype} on {y.device}."
         )
-    if x.shape[2] > x.shape[1] and x.shape[1] in (2, 3) and y.shape[2] > y.shape[1]:
+    # Two points in space are a cloud; 1,024 coordinates of three points are not likely to be one.
+    if x.shape[2] > 3 and x.shape[1] in (2, 3) and y.shape[2] > y.shape[1]:
         raise InvalidInput(
             f"clouds are (B, N, D), one point a row; {tuple(x.shape)} looks like coordinates first: use "
             "x.transpose(1, 2)."
@@ -264,6 +282,18 @@ def _check_finite(x: Tensor, y: Tensor) -> None:
         if not bool(torch.isfinite(z).all()):
             bad = sorted(set((~torch.isfinite(z)).nonzero()[:, 0].tolist()))
             raise InvalidInput(f"{name} holds NaN or infinity (cloud {bad[0]} of the batch); drop such points first.")
+
+
+def _check_real(x: Tensor, real: Tensor | None, name: str) -> None:
+    if real is None:
+        return
+    if not isinstance(real, Tensor) or real.dtype != torch.bool or real.shape != x.shape[:2]:
+        what = f"{real.dtype} {tuple(real.shape)}" if isinstance(real, Tensor) else type(real).__name__
+        raise InvalidInput(
+            f"{name}_real must be boolean {tuple(x.shape[:2])}, True for the real points of {name}; got {what}."
+        )
+    if not bool(real.any(1).all()):
+        raise InvalidInput(f"{name}_real leaves no point in a cloud of {name}; leave that cloud out.")
 
 
 def _real(x: Tensor, lengths: Tensor | None, name: str) -> Tensor | None:
@@ -286,7 +316,7 @@ def _weights(x: Tensor, weights: Tensor | None, real: Tensor | None, name: str, 
             raise InvalidInput(f"{name}_weights must be a tensor {tuple(x.shape[:2])}, one for each point.")
         w = given.to(work)
     if real is not None:
-        w = w * real
+        w = torch.where(real, w, torch.zeros_like(w))  # padding may hold anything here too
     if weights is not None and bool(((w < 0) | ~w.isfinite()).any() | (w.sum(1) <= 0).any()):
         raise InvalidInput(f"{name}_weights must be finite and at least 0, with a sum above 0 in each cloud.")
     return w

@@ -27,7 +27,9 @@ class ICPResult(NamedTuple):
     rmse
         Root mean squared distance of kept source points from their nearest target points, (B,).
     coverage
-        Share of source points within twice that distance of the target, (B,): low for parts of an object.
+        Share of moved source points with a target point near them, (B,): low where the target is a part of the source.
+        Near is within twice the spacing that nine of ten target points have, or, if that is more, within three times
+        the distance below which a quarter of the source points are (noise).
     steps
         Iterations done.
     """
@@ -60,12 +62,13 @@ def icp(
     trim
         Share of the best matches that are used, 1 by default; less for clouds that overlap in part.
     tolerance
-        It stops when no motion changes the mean squared distance by more than this share.
+        It stops when no motion changes the mean squared distance by more than this share, whatever the unit.
 
     Raises
     ------
     InvalidInput
-        For clouds that do not fit each other, and settings out of range.
+        For clouds that do not fit each other or are not finite, a start that does not fit them, and settings out of
+        range.
 
     References
     ----------
@@ -81,6 +84,10 @@ def icp(
     """
     checks.integer("max_iter", max_iter, least=1)
     checks.real("trim", trim, above=0, most=1)
+    checks.real("tolerance", tolerance, least=0)
+    _check_pair(source, target)
+    if start is not None:
+        _check_motion("start", start, source)
     single = source.ndim == 2
     if single:
         source, target = source[None], target[None]
@@ -93,6 +100,7 @@ def icp(
     kept = max(dim, round(trim * n))
     if kept > n:
         raise InvalidInput(f"a source of {n} points determines no motion in {dim} dimensions.")
+    least = 1e-14 * _magnitude(target) ** 2  # of a squared distance, in the unit of the clouds
     done = 0
     while done < max_iter:
         done += 1
@@ -103,18 +111,79 @@ def icp(
         fit = procrustes(source, partner, weight)
         now = (d * weight).sum(1) / kept
         motion = fit.transform
-        if bool(((before - now).abs() <= tolerance * now + 1e-14).all()):
+        if bool(((before - now).abs() <= tolerance * now + least).all()):
             break
         before = now
     moved = motion.apply(source)
     d = (moved - _nearest(moved, target)).square().sum(-1)
     rmse = ((d * _trimmed(d, kept)).sum(1) / kept).sqrt()
-    # The typical gap of a sample is the target's own distance to its neighbors.
-    gap = torch.maximum(2 * rmse, 2 * _spacing(target))
-    coverage = (d.sqrt() <= gap[:, None]).to(d.dtype).mean(1)
+    coverage = _near(d.sqrt(), target)
     if single:
         return ICPResult(RigidTransform(motion.R[0], motion.t[0]), rmse[0], coverage[0], done)
     return ICPResult(motion, rmse, coverage, done)
+
+
+def covered(x: Tensor, y: Tensor) -> Tensor:
+    """Share (B,) of the points of x (B, N, D) that have a point of y (B, M, D) near them, as :func:`icp` counts it."""
+    return _near((x - _nearest(x, y)).square().sum(-1).sqrt(), y)
+
+
+def _near(d: Tensor, target: Tensor) -> Tensor:
+    # The typical gap of a sample is the target's own distance to its neighbors. Noise makes all distances larger, also
+    # the least ones; a missing part does not.
+    noise = d.sort(1).values[:, (d.shape[1] - 1) // 4]
+    gap = torch.maximum(2 * _spacing(target, 0.9), 3 * noise)
+    return (d <= gap[:, None]).to(d.dtype).mean(1)
+
+
+def _check_pair(source: Tensor, target: Tensor) -> None:
+    for name, x in (("source", source), ("target", target)):
+        _check_cloud(name, x, (2, 3))
+    if source.ndim != target.ndim or source.shape[:-2] != target.shape[:-2] or source.shape[-1] != target.shape[-1]:
+        raise InvalidInput(
+            f"source and target must both be (N, D) and (M, D), or (B, N, D) and (B, M, D); got {tuple(source.shape)} "
+            f"and {tuple(target.shape)}."
+        )
+    if source.dtype != target.dtype or source.device != target.device:
+        raise InvalidInput(
+            f"source and target must have one type and device; got {source.dtype} on {source.device} and "
+            f"{target.dtype} on {target.device}."
+        )
+
+
+def _check_cloud(name: str, x: Tensor, ndim: tuple[int, ...]) -> None:
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim not in ndim or x.shape[-1] not in (2, 3):
+        what = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        shape = " or ".join({2: "(N, D)", 3: "(B, N, D)"}[n] for n in ndim)
+        raise InvalidInput(f"{name} must be a floating tensor {shape}, D being 2 or 3; got {what}.")
+    if not x.shape[-2]:
+        raise InvalidInput(f"{name} has no points; give at least one.")
+    if not bool(x.isfinite().all()):
+        raise InvalidInput(f"{name} holds NaN or infinity; drop such points first.")
+
+
+def _check_motion(name: str, motion: RigidTransform, points: Tensor, *, batch: bool = True) -> None:
+    """Refuse what is no motion of these points; one motion for a whole batch will do."""
+    r, t = motion if isinstance(motion, tuple) and len(motion) == 2 else (None, None)
+    dim = points.shape[-1]
+    fits = isinstance(motion, RigidTransform) and isinstance(r, Tensor) and isinstance(t, Tensor)
+    if fits and isinstance(r, Tensor) and isinstance(t, Tensor):
+        ahead = [()] if points.ndim == 2 or not batch else [(), (1,), tuple(points.shape[:1])]
+        fits = tuple(r.shape[-2:]) == (dim, dim) and tuple(t.shape[-1:]) == (dim,)
+        fits = fits and tuple(r.shape[:-2]) in ahead and r.shape[:-2] == t.shape[:-1] and r.is_floating_point()
+    if not fits:
+        got = f"R {tuple(r.shape)}, t {tuple(t.shape)}" if isinstance(r, Tensor) and isinstance(t, Tensor) else "none"
+        raise InvalidInput(
+            f"{name} must be a RigidTransform of {dim} dimensions that fits clouds {tuple(points.shape)}; got {got}."
+        )
+
+
+def _magnitude(x: Tensor) -> float:
+    """Order of magnitude of the radii, a power of 10: 1 for clouds about a unit in radius."""
+    if not len(x):
+        return 1.0
+    radius = float((x.detach() - x.detach().mean(1, keepdim=True)).double().norm(dim=-1).max())
+    return 10.0 ** round(math.log10(radius)) if radius > 0 else 1.0
 
 
 def _nearest(x: Tensor, y: Tensor) -> Tensor:
@@ -128,14 +197,27 @@ def _trimmed(d: Tensor, kept: int) -> Tensor:
     return torch.zeros_like(d).scatter(1, d.topk(kept, 1, largest=False).indices, 1.0)
 
 
-def _spacing(x: Tensor) -> Tensor:
-    """Median distance of points to their nearest neighbors, (B,), from at most 256 of them."""
+def _spacing(x: Tensor, level: float = 0.5) -> Tensor:
+    """Median (or another quantile) distance of points to their nearest neighbors, (B,), from at most 256 of them."""
+    if x.shape[1] < 2:
+        return torch.zeros_like(x[:, 0, 0])
+    if x.dtype in (torch.float16, torch.bfloat16):
+        return _spacing(x.float(), level).to(x.dtype)
     few = x[:, :: max(1, x.shape[1] // 256)]
-    return torch.cdist(few, x).topk(2, largest=False).values[..., 1].median(1).values
+    # Not by the expansion of the square, which has no digits left in coordinates of a map.
+    gaps = torch.cdist(few, x, compute_mode="donot_use_mm_for_euclid_dist")
+    return gaps.topk(2, largest=False).values[..., 1].sort(1).values[:, int(level * (few.shape[1] - 1))]
 
 
 def registration_rmse(found: RigidTransform, true: RigidTransform, points: Tensor) -> Tensor:
     """Root mean squared distance, (B,), between points (B, N, D) moved by one motion and by the other.
+
+    A single cloud (N, D) gives one number.
+
+    Raises
+    ------
+    InvalidInput
+        For points and motions that do not fit each other.
 
     Examples
     --------
@@ -143,6 +225,9 @@ def registration_rmse(found: RigidTransform, true: RigidTransform, points: Tenso
     >>> registration_rmse(still, RigidTransform(still.R, torch.tensor([[3.0, 4.0, 0.0]])), torch.randn(1, 9, 3)).item()
     5.0
     """
+    _check_cloud("points", points, (2, 3))
+    for name, motion in (("found", found), ("true", true)):
+        _check_motion(name, motion, points)
     return (found.apply(points) - true.apply(points)).square().sum(-1).mean(-1).sqrt()
 
 
@@ -151,12 +236,20 @@ def principal_frame(points: Tensor) -> RigidTransform:
 
     The rival that needs no training. Axes of like variance, or without skew, are a matter of chance.
 
+    Raises
+    ------
+    InvalidInput
+        For what is no batch of finite clouds.
+
     Examples
     --------
     >>> x = torch.randn(1, 50, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([3.0, 2.0, 1.0])
     >>> principal_frame(x).apply(x).var(1).argsort(descending=True).tolist()
     [[0, 1, 2]]
     """
+    _check_cloud("points", points, (3,))
+    dtype = points.dtype
+    points = points.float() if dtype in (torch.float16, torch.bfloat16) else points
     centered = points - points.mean(1, keepdim=True)
     _, axes = torch.linalg.eigh(centered.mT @ centered)
     axes = axes.flip(-1)  # (B, D, D), columns by falling variance
@@ -164,7 +257,7 @@ def principal_frame(points: Tensor) -> RigidTransform:
     axes = axes * torch.where(skew < 0, -1.0, 1.0).to(axes)[:, None]
     axes = torch.cat([axes[..., :-1], axes[..., -1:] * torch.linalg.det(axes)[:, None, None]], -1)
     r = axes.mT
-    return RigidTransform(r, -(r @ points.mean(1)[..., None])[..., 0])
+    return RigidTransform(r.to(dtype), -(r @ points.mean(1)[..., None])[..., 0].to(dtype))
 
 
 def all_poses(
@@ -203,6 +296,11 @@ def all_poses(
         Motions with their root mean squared errors, the best first. As many as ``turns`` about one axis mean that any
         turn will do.
 
+    Raises
+    ------
+    InvalidInput
+        As :func:`icp`.
+
     Examples
     --------
     >>> draw = torch.Generator().manual_seed(0)
@@ -210,8 +308,10 @@ def all_poses(
     >>> len(all_poses(bar, bar, RigidTransform(torch.eye(2), torch.zeros(2)), tolerance=2))
     2
     """
-    if source.ndim != 2 or target.ndim != 2:
+    _check_pair(source, target)
+    if source.ndim != 2:
         raise InvalidInput(f"all_poses takes single clouds; got {tuple(source.shape)} and {tuple(target.shape)}.")
+    _check_motion("start", start, source, batch=False)
     checks.integer("turns", turns, least=2)
     checks.real("tolerance", tolerance, least=1)
     limit = math.radians(checks.real("apart", apart, above=0, most=180))

@@ -170,6 +170,8 @@ def procrustes(
         mean_p, mean_q = ((w[..., None] * x).sum(-2) for x in (p, q))  # (..., D)
         centered_p, centered_q = p - mean_p[..., None, :], q - mean_q[..., None, :]
         h = (w[..., None] * centered_p).mT @ centered_q  # (..., D, D), rows are the source's
+        if check and not bool(h.isfinite().all()):
+            raise InvalidInput(f"products of coordinates overflow in {work}; divide p and q by their size first.")
         with torch.no_grad():
             spread = [(w * x.square().sum(-1)).sum(-1).sqrt() for x in (centered_p, centered_q)]
             limit = (_ROUNDINGS * torch.finfo(work).eps if eps is None else eps) * spread[0] * spread[1]
@@ -306,7 +308,11 @@ def rotation_angle(a: Tensor, b: Tensor | None = None) -> Tensor:
     """
     for name, x in (("a", a), ("b", b)):
         if x is not None and (not isinstance(x, Tensor) or x.ndim < 2 or tuple(x.shape[-2:]) not in ((2, 2), (3, 3))):
-            raise InvalidInput(f"{name} must be rotations (..., 2, 2) or (..., 3, 3); got {getattr(x, 'shape', x)}.")
+            raise InvalidInput(f"{name} must be rotations (..., 2, 2) or (..., 3, 3); got {_what(x)}.")
+        if x is not None and not x.is_floating_point():
+            raise InvalidInput(f"{name} must be floating rotations; got {_what(x)}.")
+    if b is not None and (a.dtype != b.dtype or a.device != b.device or a.shape[-1] != b.shape[-1]):
+        raise InvalidInput(f"a and b must agree in dimension, type and device; got {_what(a)} and {_what(b)}.")
     c = a if b is None else a.mT @ b
     trace = c.diagonal(dim1=-2, dim2=-1).sum(-1)
     if c.shape[-1] == 2:
@@ -315,8 +321,17 @@ def rotation_angle(a: Tensor, b: Tensor | None = None) -> Tensor:
     return torch.atan2(axis.norm(dim=-1), trace - 1)
 
 
+def _what(x: Any) -> str:
+    return f"{x.dtype} {tuple(x.shape)} on {x.device}" if isinstance(x, Tensor) else type(x).__name__
+
+
 def mean_rotation(rotations: Tensor) -> Tensor:
     """The rotation nearest to the arithmetic mean of rotations (n, D, D): their chordal mean.
+
+    Raises
+    ------
+    InvalidInput
+        For what is no stack of finite rotations, and where the mean is not determined (a turn and its opposite).
 
     Examples
     --------
@@ -326,12 +341,16 @@ def mean_rotation(rotations: Tensor) -> Tensor:
     True
     """
     if not isinstance(rotations, Tensor) or rotations.ndim != 3 or tuple(rotations.shape[1:]) not in ((2, 2), (3, 3)):
-        raise InvalidInput(f"rotations must be (n, 2, 2) or (n, 3, 3); got {getattr(rotations, 'shape', rotations)}.")
+        raise InvalidInput(f"rotations must be (n, 2, 2) or (n, 3, 3); got {_what(rotations)}.")
+    if not rotations.is_floating_point() or not bool(rotations.isfinite().all()):
+        raise InvalidInput(f"rotations must be finite floating numbers; got {_what(rotations)}.")
     if not len(rotations):
         raise InvalidInput("there is no rotation to take the mean of; give at least one.")
-    u, _, vh = torch.linalg.svd(rotations.double().mean(0))
+    u, s, vh = torch.linalg.svd(rotations.double().mean(0))
     flip = torch.ones(vh.shape[-1], dtype=u.dtype, device=u.device)
     flip[-1] = torch.linalg.det(u @ vh)
+    if float(s[-2] + flip[-1] * s[-1]) <= _ROUNDINGS * torch.finfo(rotations.dtype).eps:
+        raise InvalidInput("these rotations have no mean: they point in opposite directions, and several are as near.")
     return ((u * flip) @ vh).to(rotations.dtype)
 
 
@@ -366,7 +385,8 @@ def random_rotation(
     Raises
     ------
     InvalidInput
-        For ``n`` below 1, other dimensions, a limit that is not within (0, 180] or not 180 for the uniform sampler.
+        For ``n`` below 1, other dimensions, a limit that is not within (0, 180] or not 180 for the uniform sampler,
+        what is no generator of torch's, and types that are not floating.
 
     Examples
     --------
@@ -381,6 +401,10 @@ def random_rotation(
     limit = checks.real("limit", limit, above=0, most=180)
     if limit < 180 and (sampler != "official" or dim == 2):
         raise InvalidInput("a limit below 180 degrees is for sampler='official' in three dimensions only.")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise InvalidInput(f"dtype must be a floating type such as torch.float32, not {dtype!r}.")
+    if generator is not None:
+        checks.generator(generator)
     options: dict[str, Any] = {"generator": generator, "dtype": torch.float64}
     if dim == 2:
         angle = 2 * math.pi * torch.rand(n, **options)

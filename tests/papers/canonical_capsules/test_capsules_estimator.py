@@ -177,3 +177,24 @@ def test_the_invariant_input_and_parameters(planes):
     x = planes[0]
     y, _ = turned(x, 77)
     np.testing.assert_allclose(made.transform([x])[0][:32], made.transform([y])[0][:32], atol=1e-3)
+
+
+def test_a_registration_takes_one_cloud_and_not_the_first_of_several(planes):
+    with pytest.raises(InvalidInput, match="source must be one cloud"):
+        CanonicalCapsulesEstimator().register(planes[:2], planes[0])
+
+
+def test_what_the_loop_refuses(planes):
+    model = CanonicalCapsules(dim=2, capsules=4, channels=4, points=16, hidden=4)
+    clouds = torch.from_numpy(planes[:4])
+    for wrong, words in (
+        (planes[:4], "torch.from_numpy"),
+        (clouds.double(), "torch.float64"),
+        ([clouds[0], torch.zeros(20, 3)], "3 coordinates"),
+    ):
+        with pytest.raises(InvalidInput, match=words):
+            train_capsules(model, wrong, steps=1)
+    with pytest.raises(InvalidInput, match="no parameter"):
+        train_capsules(model.requires_grad_(False), clouds, steps=1)
+    with pytest.raises(InvalidInput, match="random_state='a'"):
+        CanonicalCapsulesEstimator(random_state="a").fit(planes[:4])

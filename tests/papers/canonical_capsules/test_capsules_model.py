@@ -297,3 +297,28 @@ def test_what_is_refused():
             CanonicalCapsules(**settings)
     with pytest.raises(InvalidInput, match="weight invariance"):
         LossWeights(invariance=-1)
+
+
+def test_features_and_attention_at_padding_may_hold_anything():
+    draws = torch.Generator().manual_seed(0)
+    points, features = torch.randn(2, 20, 3, generator=draws), torch.randn(2, 20, 2, generator=draws)
+    mask = torch.arange(20).expand(2, -1) < 14
+    model = CanonicalCapsules(dim=3, capsules=4, channels=8, points=20, hidden=8, extra=2).eval()
+    dirty = torch.where(mask[..., None], features, math.nan)
+    assert torch.equal(model(points, mask, features).capsules.theta, model(points, mask, dirty).capsules.theta)
+    with pytest.raises(InvalidInput, match="features hold NaN"):
+        model(points, None, dirty)
+    with pytest.raises(InvalidInput, match="one row for each point"):
+        model(points, None, features[:, :5])
+
+
+def test_types_motions_and_generators_that_do_not_fit():
+    model = CanonicalCapsules(dim=3, capsules=4, channels=8, points=20, hidden=8)
+    points = torch.randn(2, 20, 3, generator=torch.Generator().manual_seed(0))
+    still = RigidTransform(torch.eye(2), torch.zeros(2))
+    with pytest.raises(InvalidInput, match=r"torch\.float64 and the network is torch\.float32"):
+        model(points.double())
+    with pytest.raises(InvalidInput, match="two RigidTransforms"):
+        model(points, losses=True, motions=(still, still))
+    with pytest.raises(InvalidInput, match="generator"):
+        model(points, losses=True, generator=3)

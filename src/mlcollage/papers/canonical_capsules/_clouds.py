@@ -44,10 +44,37 @@ def check_clouds(points: Tensor, dim: int, least: int, mask: Tensor | None = Non
         raise InvalidInput(f"cloud {cloud} has {count} points with NaN or infinity; drop them, or mask them out.")
 
 
+def check_features(features: Tensor, points: Tensor, mask: Tensor | None) -> Tensor:
+    """Extra features (B, N, extra) of these points, with 0 at padding, which may hold anything."""
+    if not isinstance(features, Tensor) or features.ndim != 3 or features.shape[:2] != points.shape[:2]:
+        what = str(tuple(features.shape)) if isinstance(features, Tensor) else type(features).__name__
+        raise InvalidInput(
+            f"features must be a tensor {(*points.shape[:2], 'extra')}, one row for each point; got {what}."
+        )
+    if mask is not None:
+        features = torch.where(mask[..., None], features, torch.zeros_like(features))
+    if not bool(torch.isfinite(features).all()):
+        raise InvalidInput("features hold NaN or infinity; drop such points, or mask them out.")
+    return features
+
+
+def check_type(points: Tensor, weight: Tensor) -> None:
+    """Refuse points of another type than the network's; under autocast types may differ."""
+    if points.dtype != weight.dtype and not torch.is_autocast_enabled(points.device.type):
+        raise InvalidInput(
+            f"points are {points.dtype} and the network is {weight.dtype}: use points.to({weight.dtype}), after "
+            "their mean is subtracted, or network.to(...)."
+        )
+
+
+def without_padding(x: Tensor, mask: Tensor | None) -> Tensor:
+    """0 at padding (B, N), which may hold anything, also NaN."""
+    return x if mask is None else torch.where(mask[..., None], x, torch.zeros_like(x))
+
+
 def shares(attention: Tensor, mask: Tensor | None = None) -> Tensor:
     r"""Weights :math:`\hat A_{nk} = A_{nk} / \max(\sum_n A_{nk}, 10^{-3})`, (B, N, K); 0 at padding."""
-    if mask is not None:
-        attention = attention * mask[..., None]
+    attention = without_padding(attention, mask)
     return attention / attention.sum(1, keepdim=True).clamp_min(LEAST_MASS)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mlcollage import _checks as checks
 
-from ._clouds import center_of, moments, shares
+from ._clouds import center_of, moments, shares, without_padding
 
 __all__ = ["AttentiveContextNorm", "attentive_context_norm"]
 
@@ -57,10 +57,7 @@ def attentive_context_norm(x: Tensor, attention: Tensor, mask: Tensor | None = N
     with torch.autocast(x.device.type, enabled=False):
         work = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
         values, a = x.to(work), attention.to(work)
-        if mask is not None:
-            # Padding may hold anything, also NaN.
-            values = torch.where(mask[..., None], values, torch.zeros_like(values))
-            a = a * mask[..., None]
+        values, a = without_padding(values, mask), without_padding(a, mask)
         center = center_of(values, mask)
         nu, variance = moments(shares(a), values, center)
         r = (variance.clamp_min(0) + eps).rsqrt()  # (B, K, C)

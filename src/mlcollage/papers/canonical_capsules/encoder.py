@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 
-from ._clouds import center_of, check_clouds, moments, shares
+from ._clouds import center_of, check_clouds, check_features, check_type, moments, shares
 from .context_norm import ContextLayer
 
 __all__ = ["CapsuleEncoder", "CapsuleOutput", "pool_capsules"]
@@ -143,7 +143,8 @@ class CapsuleEncoder(nn.Module):
         Raises
         ------
         InvalidInput
-            For clouds of another shape or type, fewer real points than capsules, and values that are not finite.
+            For clouds of another shape or type than the network's, fewer real points than capsules, features that do
+            not belong to the points, and values that are not finite.
         """
         check_clouds(points, self.dim, self.capsules, mask)
         f = self.point_features(points, mask, features)
@@ -153,7 +154,10 @@ class CapsuleEncoder(nn.Module):
         return CapsuleOutput(pool_capsules(attention, points, mask), pool_capsules(attention, f, mask), attention, f)
 
     def point_features(self, points: Tensor, mask: Tensor | None = None, features: Tensor | None = None) -> Tensor:
-        """Features F (B, N, C) alone, without a check of the points."""
+        """Features F (B, N, C) alone, without a check of the values of the points."""
+        check_type(points, self.readout.weight)
+        if features is not None:
+            features = check_features(features, points, mask)
         if (0 if features is None else features.shape[-1]) != self.extra:
             got = "none" if features is None else str(tuple(features.shape))
             raise InvalidInput(f"the encoder was made for {self.extra} extra features of a point; features: {got}.")

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from mlcollage import _checks as checks
+from mlcollage.errors import InvalidInput
 from mlcollage.measure import RigidTransform
 
-from ._clouds import center_of, moments, shares
+from ._clouds import center_of, moments, shares, without_padding
 
 __all__ = [
     "LossWeights",
@@ -105,8 +106,9 @@ def equilibrium_loss(attention: Tensor, mask: Tensor | None = None, *, unit: str
     2.0
     """
     checks.choice("unit", unit, ("share", "points"))
-    if mask is not None:
-        attention = attention * mask[..., None]
+    if attention.shape[-1] < 2:
+        raise InvalidInput("the equilibrium is a variance over capsules; attention has one: give two or more.")
+    attention = without_padding(attention, mask)
     mass = attention.sum(1)  # (B, K)
     if unit == "share":
         mass = mass / (attention.shape[1] if mask is None else mask.sum(1, keepdim=True))

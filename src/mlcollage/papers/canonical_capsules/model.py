@@ -255,6 +255,17 @@ class CanonicalCapsules(nn.Module):
         theta = pool_capsules(capsules.attention, canonical, mask)
         return canonical, self.decoder(theta, beta), beta
 
+    def _checked_motions(self, motions: Any, points: Tensor) -> tuple[RigidTransform, RigidTransform]:
+        shapes = (len(points), self.dim, self.dim), (len(points), self.dim)
+        fit = isinstance(motions, tuple | list) and len(motions) == 2
+        if not fit or not all(
+            isinstance(m, RigidTransform) and (tuple(m.R.shape), tuple(m.t.shape)) == shapes for m in motions
+        ):
+            raise InvalidInput(
+                f"motions must be two RigidTransforms with R {shapes[0]} and t {shapes[1]}, one motion for each cloud."
+            )
+        return motions[0], motions[1]
+
     def _losses(
         self,
         points: Tensor,
@@ -263,7 +274,7 @@ class CanonicalCapsules(nn.Module):
         motions: tuple[RigidTransform, RigidTransform] | None,
         generator: torch.Generator | None,
     ) -> dict[str, Tensor]:
-        a, b = motions or self.draw_motions(points, generator)
+        a, b = self._checked_motions(motions, points) if motions is not None else self.draw_motions(points, generator)
         size, w = len(points), self.weights
         views = torch.cat([a.apply(points), b.apply(points)])  # (2 B, N, D), the first view before the second
         twice = None if mask is None else torch.cat([mask, mask])

@@ -13,9 +13,11 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from mlcollage.data.point_clouds import check_cloud
+from mlcollage import _checks as checks
+from mlcollage.data.point_clouds import check_cloud, largest_norm
 from mlcollage.errors import InvalidInput
 from mlcollage.measure import RigidTransform, all_poses, chamfer_distance, icp
+from mlcollage.measure.registration import covered
 from mlcollage.nn import build
 
 from .losses import LossWeights
@@ -39,7 +41,8 @@ class Registration(NamedTuple):
     condition
         From 0 (the capsules determine no rotation) to 1, the lesser of both clouds.
     coverage
-        Share of moved source points that have a target point near them; below 0.7 one cloud may be a part of the other.
+        Share of moved source points that have a target point near them, or of target points that have a source point,
+        whichever is less; below 0.9 one cloud may be a part of the other.
     mirrored
         Whether in one of the clouds a mirror image would fit its canonical pose better.
     poses
@@ -149,7 +152,15 @@ class CanonicalCapsulesEstimator(TransformerMixin, BaseEstimator):
         clouds = _clouds(X)
         self.dim_ = clouds[0].shape[1]
         prepared = [torch.from_numpy(_scaled(c)[0]) for c in clouds]
-        seed = int(check_random_state(self.random_state).randint(2**31))
+        try:
+            seed = int(check_random_state(self.random_state).randint(2**31))
+            torch.empty(0, device=self.device)
+        except (ValueError, RuntimeError, AssertionError) as error:
+            raise InvalidInput(
+                f"random_state={self.random_state!r} and device={self.device!r} must be a seed and a device of this "
+                f"machine: {str(error).partition(chr(10))[0]}"
+            ) from None
+        checks.integer("n_points", self.n_points, least=1)
         weights = LossWeights() if self.weights is None else self.weights
         if not self.hidden:
             weights = LossWeights(**{**weights.__dict__, "reconstruction": 0.0})
@@ -248,7 +259,7 @@ class CanonicalCapsulesEstimator(TransformerMixin, BaseEstimator):
         symmetric
             Whether to look for all motions that fit about as well, as symmetric objects have them.
         """
-        pair = [_clouds(x)[0] for x in (source, target)]
+        pair = [_one_cloud(name, x) for name, x in (("source", source), ("target", target))]
         (out_a, frame_a), (out_b, frame_b) = self._run(pair)
         (ra, ta), (rb, tb) = _in_units(out_a, *frame_a), _in_units(out_b, *frame_b)
         r = rb.T @ ra
@@ -256,8 +267,7 @@ class CanonicalCapsulesEstimator(TransformerMixin, BaseEstimator):
         a, b = (torch.from_numpy(x - pair[1].mean(0)) for x in pair)  # near the origin, whatever the coordinates
         center = torch.from_numpy(pair[1].mean(0))
         near = RigidTransform(motion.R, motion.t + motion.R @ center - center)
-        fit = icp(a, b, near, max_iter=50) if refine else icp(a, b, near, max_iter=1)
-        best = fit.transform if refine else near
+        best = icp(a, b, near, max_iter=50).transform if refine else near
         moved = best.apply(a)
         rmse = float(chamfer_distance(moved, b, direction="x_to_y").sqrt())
         poses = all_poses(a, b, best) if symmetric else []
@@ -269,7 +279,7 @@ class CanonicalCapsulesEstimator(TransformerMixin, BaseEstimator):
             *away(best),
             rmse=rmse,
             condition=float(min(o.pose.condition.item() for o in (out_a, out_b))),
-            coverage=float(fit.coverage),
+            coverage=min(float(covered(x[None], y[None])) for x, y in ((moved, b), (b, moved))),
             mirrored=bool(out_a.pose.mirrored.item() or out_b.pose.mirrored.item()),
             poses=tuple((*away(m), e) for m, e in poses),
         )
@@ -294,6 +304,13 @@ class CanonicalCapsulesEstimator(TransformerMixin, BaseEstimator):
         return found
 
 
+def _one_cloud(name: str, X: Any) -> Array:
+    clouds = _clouds(X)
+    if len(clouds) > 1:
+        raise InvalidInput(f"{name} must be one cloud (N, D); got {len(clouds)} of them: register them one by one.")
+    return clouds[0]
+
+
 def _clouds(X: Any) -> list[Array]:
     """Clouds as a list of float64 arrays, checked; a single one (N, D) is a list of one."""
     if isinstance(X, Tensor):
@@ -302,9 +319,7 @@ def _clouds(X: Any) -> list[Array]:
         X = [X]
     if not isinstance(X, np.ndarray | Sequence) or isinstance(X, str) or not len(X):
         raise InvalidInput(f"clouds must be an array (S, N, D) or a list of (N, D) arrays; got {type(X).__name__}.")
-    clouds = [np.asarray(c.detach().cpu() if isinstance(c, Tensor) else c) for c in X]
-    for i, cloud in enumerate(clouds):
-        check_cloud(cloud, f"cloud {i}")
+    clouds = [check_cloud(c, f"cloud {i}") for i, c in enumerate(X)]
     if len({c.shape[1] for c in clouds}) > 1:
         raise InvalidInput("clouds must all have 2 coordinates or all 3; these are mixed.")
     return [c.astype(np.float64) for c in clouds]
@@ -314,7 +329,7 @@ def _scaled(cloud: Array) -> tuple[NDArray[np.float32], Array, float]:
     """About its mean and of unit radius, with that mean and radius."""
     center = cloud.mean(0)
     x = cloud - center
-    scale = float(np.linalg.norm(x, axis=1).max())
+    scale = largest_norm(x)
     return (x / scale).astype(np.float32), center, scale
 
 

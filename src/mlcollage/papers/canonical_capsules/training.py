@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from mlcollage import _checks as checks
 from mlcollage._random import generator
 from mlcollage.errors import InvalidInput
 
+from ._clouds import check_type
 from .model import CanonicalCapsules
 
 __all__ = ["TrainingReport", "train_capsules"]
@@ -98,16 +100,21 @@ def train_capsules(
     steps = checks.integer("steps", steps, least=1)
     size = checks.integer("batch_size", batch_size, least=2)
     rate = checks.positive("learning_rate", learning_rate)
+    if not isinstance(drops, Sequence):
+        raise InvalidInput(f"drops must be a sequence of shares of the steps, such as (0.45, 0.9); got {drops!r}.")
     for drop in drops:
         checks.probability("a drop", drop)
     if len(clouds) < 2:
         raise InvalidInput(f"training takes two clouds at least, since batch norm compares them; got {len(clouds)}.")
+    clouds = _of_one_type(clouds, model)
     smallest = min(len(cloud) for cloud in clouds)
     n = smallest if n_points is None else checks.integer("n_points", n_points, least=1)
     if n > smallest:
         raise InvalidInput(f"n_points={n} points cannot be drawn from a cloud of {smallest}; ask for fewer.")
     size = min(size, len(clouds))
     parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise InvalidInput("no parameter of the model requires a gradient; model.requires_grad_() makes them.")
     optimizer = torch.optim.Adam(parameters, lr=rate)
     device = parameters[0].device
     draw = generator(seed, 17)
@@ -142,6 +149,21 @@ def train_capsules(
     finally:
         model.train(mode)
     return report
+
+
+def _of_one_type(clouds: Any, model: CanonicalCapsules) -> list[Tensor]:
+    """Clouds as they are drawn from: tensors (N_i, D), without a gradient, in the type of the network."""
+    for i, cloud in enumerate(clouds):
+        if not isinstance(cloud, Tensor) or not cloud.is_floating_point() or cloud.ndim != 2:
+            what = f"{cloud.dtype} {tuple(cloud.shape)}" if isinstance(cloud, Tensor) else type(cloud).__name__
+            raise InvalidInput(
+                f"cloud {i} must be a floating tensor (N, {model.dim}); got {what}. torch.from_numpy makes one of an "
+                "array."
+            )
+        if cloud.shape[1] != model.dim:
+            raise InvalidInput(f"cloud {i} has {cloud.shape[1]} coordinates, and the model was made for {model.dim}.")
+        check_type(cloud, next(model.parameters()))
+    return [cloud.detach() for cloud in clouds]
 
 
 def _points(cloud: Tensor, n: int, draw: torch.Generator) -> Tensor:
