@@ -6,7 +6,7 @@ from sklearn import metrics
 
 from mlcollage.errors import InvalidInput
 from mlcollage.papers.autosklearn2 import EnsembleSelection
-from mlcollage.papers.autosklearn2.metrics import METRICS, ScoreMetric
+from mlcollage.papers.autosklearn2.metrics import METRICS, ScoreMetric, metric_of
 
 CASES = ("bin_logloss", "bin_auc", "multi_logloss", "multi_ber", "bin_acc", "one_model")
 
@@ -57,6 +57,42 @@ def test_weights_count_as_copies_do():
     ber = METRICS["balanced_accuracy"].loss
     assert ber(y, p, w) == ber(y[w > 0], p[w > 0], None) == 0.25
     assert ber(y, p, None) == 0.5
+
+
+def test_a_users_loss_with_the_name_of_ours_is_the_users():
+    rng = np.random.default_rng(0)
+    p, y = rng.dirichlet([1, 1], (4, 30)), np.arange(30) % 2
+
+    def accuracy(y, p, weight):  # a loss that is small where ours is large
+        return float((p.argmax(1) == y).mean())
+
+    picked = EnsembleSelection(1, metric_of(accuracy)).fit(p, y).indices_[0]
+    assert picked == np.argmax([(q.argmax(1) != y).mean() for q in p])
+    assert metric_of("accuracy").code == ""
+    assert metric_of(accuracy).code != metric_of(lambda y, p, weight: 0.5).code
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"y": np.array(["a", "b"] * 5)}, "y must be numbers of classes"),
+        ({"y": np.array([1, 2] * 5)}, "y must be numbers of classes"),
+        ({"y": np.array([-1, 1] * 5)}, "y must be numbers of classes"),
+        ({"y": np.zeros((10, 1))}, "expected \\(rows,\\)"),
+        ({"sample_weight": -np.ones(10)}, "sample_weight must be 10 finite numbers"),
+        ({"sample_weight": np.ones(3)}, "sample_weight must be 10 finite numbers"),
+        ({"metric": "mse"}, "predictions must be \\(models, rows, 1\\)"),
+        ({"metric": lambda y, p, w: np.nan}, "gives no number for any model"),
+    ],
+)
+def test_targets_and_weights_that_do_not_fit_are_refused(changes, message):
+    p = np.random.default_rng(0).dirichlet([1, 1], (3, 10))
+    given = {"y": np.arange(10) % 2, "metric": "log_loss", **changes}
+    selection = EnsembleSelection(3, given.pop("metric"))
+    with pytest.raises(InvalidInput, match=message):
+        selection.fit(p, **given)
+    with pytest.raises(InvalidInput, match="not selected yet"):
+        selection.predict(p)
 
 
 def test_ties_are_drawn_by_the_seed_and_a_users_metric_works():

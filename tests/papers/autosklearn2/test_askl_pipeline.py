@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import scipy.sparse as sp
 from sklearn.preprocessing import StandardScaler
@@ -165,6 +166,65 @@ def test_tables_that_cannot_be_read_are_refused(frame, message):
         TableCoder().fit(frame)
     with pytest.raises(InvalidInput, match="infinity: 1 values of the column 'a'"):
         TableCoder().fit(pd.DataFrame({"a": [1.0, 2.0]})).transform(pd.DataFrame({"a": [np.inf, 1]}))
+
+
+_DAYS = pd.date_range("2020-02-27", periods=5)
+
+
+@pytest.mark.parametrize(
+    "dates",
+    [
+        _DAYS,
+        _DAYS.astype("datetime64[s]"),
+        list(_DAYS.date),
+        list(_DAYS.astype(object)),
+        [str(d) for d in _DAYS.date],
+        [f"{d}T02:00:00+02:00" for d in _DAYS.date],
+        _DAYS.to_period("D"),
+        pd.Series(_DAYS.date, dtype="date32[pyarrow]"),
+        pa.array(_DAYS.date).to_pandas(),
+    ],
+)
+def test_the_same_dates_are_the_same_numbers_whatever_their_type(dates):
+    known = TableCoder().fit(pd.DataFrame({"d": _DAYS}))
+    coder = TableCoder().fit(pd.DataFrame({"d": dates}))
+    for one in (known, coder):
+        rows = one.transform(pd.DataFrame({"d": dates}))
+        expected = [[18319.0 + i, d.month, d.weekday(), 0] for i, d in enumerate(_DAYS.date)]
+        np.testing.assert_allclose(rows.numbers, expected)
+    assert any("rows are in the order of the column 'd'" in note for note in coder.notes_)
+    gone = coder.transform(pd.DataFrame({"d": [None] * 5}))
+    assert np.isnan(gone.numbers).all()
+
+
+def test_other_values_than_at_fit_are_refused():
+    dates, spans = pd.DataFrame({"d": _DAYS}), pd.DataFrame({"d": pd.to_timedelta(range(5), unit="h")})
+    for other in (range(5), ["x"] * 5):
+        with pytest.raises(InvalidInput, match="'d' held dates at fit"):
+            TableCoder().fit(dates).transform(pd.DataFrame({"d": other}))
+        with pytest.raises(InvalidInput, match="'d' held durations at fit"):
+            TableCoder().fit(spans).transform(pd.DataFrame({"d": other}))
+    assert TableCoder().fit(pd.DataFrame({"d": ["2020-02-30", "2020-01-01"]})).columns_[0].kind == "category"
+
+
+def test_columns_with_numbers_as_names_are_found_by_name_in_tables_and_by_place_in_arrays():
+    coder = TableCoder().fit(pd.DataFrame({1: [1.0, 2.0], 0: [3.0, 4.0]}))
+    by_name = coder.transform(pd.DataFrame({0: [3.0, 4.0], 1: [1.0, 2.0]}))
+    by_place = coder.transform(np.array([[1.0, 3.0], [2.0, 4.0]]))
+    np.testing.assert_array_equal(by_name.numbers, [[1, 3], [2, 4]])
+    np.testing.assert_array_equal(by_place.numbers, [[1, 3], [2, 4]])
+    with pytest.raises(InvalidInput, match="more than one column called 1"):
+        coder.transform(pd.DataFrame([[1.0, 2.0, 3.0]], columns=[1, 0, 1]))
+
+
+def test_large_whole_numbers_are_different_categories():
+    values = np.array([2**62, 2**62 + 1, 10**18])
+    coder = TableCoder(["k"]).fit(pd.DataFrame({"k": values}))
+    assert len(coder.columns_[0].levels) == 3
+    huge = pd.DataFrame({"k": pd.Series([10**400, 10**400 + 1], dtype=object)})
+    assert len(TableCoder(["k"]).fit(huge).columns_[0].levels) == 2
+    with pytest.raises(InvalidInput, match="'k' held numbers at fit"):
+        TableCoder().fit(huge).transform(huge)
 
 
 def test_many_levels_do_not_fill_the_memory():

@@ -1,5 +1,6 @@
 """Portfolios: the official numbers, brute force, the definition written out, the bound."""
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -169,6 +170,15 @@ def test_a_tensor_survives_a_file_and_gaps_are_named(tmp_path):
         (lambda t: simulate(t, [0, 99]), "from 0 to 8"),
         (lambda t: simulate(t, [0], initial_loss=[1.0]), "one for a task"),
         (lambda t: halving_schedule(1.0), "eta must be a finite number above 1"),
+        (lambda t: simulate(t, [0.5]), "must be numbers of candidates"),
+        (lambda t: PortfolioBuilder(2).fit(t, order=np.arange(9) + 0.5), "order must be numbers of candidates"),
+        (lambda t: simulate(t, [0], initial_loss=np.full(6, np.nan)), "initial_loss must be finite"),
+        (lambda t: simulate(t.valid, [0]), "expected a PerformanceTensor, not ndarray"),
+        (lambda t: PortfolioBuilder(2).fit(t.of_tasks([])), "the tensor is empty: 0 tasks"),
+        (lambda t: t.of_tasks([6]), "numbers from 0 to 5"),
+        (lambda t: replace(t, runtime=-t.runtime), "seconds of at least 0"),
+        (lambda t: replace(t, runtime=t.runtime * np.nan), "seconds of at least 0"),
+        (lambda t: replace(t, runtime=np.nanmax(t.runtime) - t.runtime), "cannot fall along a curve"),
         (lambda t: PerformanceTensor.load("nothing.parquet"), "there is no file"),
     ],
 )

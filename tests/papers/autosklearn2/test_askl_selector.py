@@ -70,6 +70,9 @@ def test_one_tree_of_a_pair_is_a_weighted_tree():
         (lambda: PolicySelector(order=[0, 0]).fit([[1, 2]], [[0.1, 0.2]]), "every number from 0 to 1"),
         (lambda: PolicySelector(normalization="max"), "normalization must be one of"),
         (lambda: PolicySelector().fit([[1, np.nan]], [[0.1, 0.2]]), "missing or infinite"),
+        (lambda: PolicySelector().fit(np.empty((0, 2)), np.empty((0, 3))), "one task at least"),
+        (lambda: PolicySelector().fit([[1, 2]], [[np.inf, 0.2]]), "losses must be finite"),
+        (lambda: PolicySelector().fit([[1, 2]], [[np.nan, np.nan]]), "every task needs one"),
     ],
 )
 def test_bad_input_gets_a_sentence(call, message):

@@ -1,10 +1,13 @@
 """The estimators: scikit-learn's contract, hard limits, resuming, tables as they are, refusals."""
 
 import json
+import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import warnings
 from collections import defaultdict
@@ -170,6 +173,43 @@ def test_a_bad_pipeline_costs_its_own_limit_and_no_more(problem):
             worker.kill()
 
 
+def _grandchild():
+    subprocess.Popen(["sleep", "4321.5"], start_new_session=False)
+    time.sleep(60)
+
+
+def test_a_worker_runs_under_a_daemon_in_a_thread_and_its_children_end_with_it(problem, monkeypatch):
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)
+    monkeypatch.setattr(sys, "stdin", None)
+    config, found = pipeline_space().only(["sgd"]).default(), []
+
+    def in_thread():
+        worker = Worker(500)
+        worker.give(problem)
+        try:
+            assert worker.wait_ready(60)
+            found.append([m.what for m in worker.run(config, 1.0, 30.0)][-1])
+            found.append([m.what for m in worker.run(defaultdict(_grandchild), 100.0, 1.0)][-1])
+        finally:
+            worker.kill()
+
+    thread = threading.Thread(target=in_thread)
+    thread.start()
+    thread.join(120)
+    assert found == ["end", "time"]
+    end = time.monotonic() + 5
+    while _sleepers() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not _sleepers()
+
+
+def _sleepers():
+    return [
+        p for p in psutil.process_iter(["cmdline", "status"])
+        if p.info["cmdline"] == ["sleep", "4321.5"] and p.info["status"] != psutil.STATUS_ZOMBIE
+    ]  # fmt: skip
+
+
 def test_a_fit_in_processes_keeps_its_budget_and_leaves_none_behind(wine):
     X, y = wine
     before = set(psutil.Process().children(recursive=True))
@@ -295,6 +335,10 @@ def test_every_second_proposal_after_the_portfolio_is_random():
         ({"portfolio": [LINEAR, LINEAR]}, "pipelines 0 and 1 of the portfolio are the same"),
         ({"memory_limit_mb": 0.001}, "memory_limit_mb is 0; a fit needs three times X"),
         ({"callbacks": [3]}, "callbacks must be functions"),
+        ({"callbacks": len}, "callbacks must be a list"),
+        ({"include": "sgd"}, "include must be a list"),
+        ({"categorical": "ab"}, "categorical must be a list"),
+        ({"random_state": "x"}, "random_state must be a whole number"),
         ({"policy": Policy("cv", 200)}, "needs 200 at least"),
     ],
 )
@@ -321,6 +365,83 @@ def test_data_that_cannot_be_used_are_refused(wine, change, message):
         small().fit(*wine, groups=[1, 2])
     with pytest.raises(InvalidInput, match="sample_weight must be finite"):
         small().fit(*wine, sample_weight=-np.ones(len(wine[1])))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pd.Series([1, 5, 9] * 20, dtype="Int64"),
+        pd.Series([1, 5, 9] * 20, dtype="int16[pyarrow]"),
+        pd.Series([True, False, False] * 20, dtype="boolean"),
+        pd.Series([2**62, 2**62 + 1, 0] * 20, dtype="Int64"),
+        pa.array(["a", "b", "a"] * 20),
+    ],
+)
+def test_labels_come_back_in_the_type_that_they_have(labels):
+    X = np.random.default_rng(0).normal(size=(60, 2))
+    model = small(max_trials=1).fit(X, labels)
+    values = labels.to_pylist() if isinstance(labels, pa.Array) else labels.tolist()
+    assert model.classes_.tolist() == sorted(set(values))
+    assert {type(v) for v in model.predict(X).tolist()} == {type(values[0])}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"y": np.eye(3)[np.arange(60) % 3]}, "for one-hot labels give y.argmax"),
+        ({"y": np.array([1, "a"] * 30, object)}, "labels are of the types int, str"),
+        ({"y": np.arange(60)}, "a class of its own"),
+        ({"y": np.array([np.inf, 1.0] * 30)}, "infinity in 30 rows"),
+        ({"y": np.linspace(0, 1, 60)}, "Unknown label type"),
+        ({"groups": 3}, "groups must be one value for each row"),
+        ({"groups": [None, *"abcde" * 11, *"abcd"]}, "groups has no value in 1 rows"),
+        ({"sample_weight": ["a"] * 60}, "sample_weight must be finite"),
+        ({"sample_weight": np.ones(5)}, "sample_weight has 5 entries"),
+        ({"sample_weight": np.full(60, 1e308)}, "their sum must be finite"),
+    ],
+)
+def test_columns_beside_the_table_that_cannot_be_used_are_refused(changes, message):
+    given = {"y": np.arange(60) % 2, **changes}
+    with pytest.raises(InvalidInput, match=message):
+        small().fit(np.random.default_rng(0).normal(size=(60, 2)), **given)
+
+
+def test_held_out_rows_without_weight_are_refused(wine):
+    X, y = wine
+    held = []
+    small(callbacks=[lambda e: held.append(e.estimator._problem.splits[0][1])]).fit(X, y)
+    weight = np.ones(len(y))
+    weight[held[0]] = 0
+    with pytest.raises(InvalidInput, match="held out have the weight 0"):
+        small().fit(X, y, sample_weight=weight)
+
+
+def test_a_history_that_cannot_be_written_costs_no_model(wine, tmp_path):
+    X, y = wine
+    run = tmp_path / "run"
+    with pytest.warns(UserWarning, match="cannot be written .* The fit goes on"):
+        model = small(folder=run, max_trials=3, callbacks=[lambda e: shutil.rmtree(run, ignore_errors=True)]).fit(X, y)
+    assert len(model._trials) == 3
+    assert model.ensemble_
+
+
+def test_another_loss_of_the_same_name_does_not_go_on(wine, tmp_path):
+    def first():
+        def loss(y, p, weight):
+            return float((p.argmax(1) != y).mean())
+
+        return loss
+
+    def second():
+        def loss(y, p, weight):
+            return float((p.argmax(1) != y).mean() ** 2)
+
+        return loss
+
+    small(folder=tmp_path, metric=first()).fit(*wine)
+    assert len(small(folder=tmp_path, metric=first(), max_trials=3).fit(*wine)._trials) == 3
+    with pytest.raises(InvalidInput, match="other settings"):
+        small(folder=tmp_path, metric=second()).fit(*wine)
 
 
 def test_a_column_that_is_the_target_is_named(wine):

@@ -5,6 +5,7 @@ The same values give the same rows, whatever type the column has: text, categori
 
 from __future__ import annotations
 
+import datetime
 import decimal
 import numbers as number_kinds
 import re
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from mlcollage.errors import InvalidInput
 
 _PLAIN = re.compile(r"[-+]?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?")
+_DATE = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?(Z|[+-]\d\d:?\d\d)?)?")
 _MARKS = ("", "?", "NA", "N/A", "n/a", "nan", "NaN", "null", "None")
 _UNSEEN, _MISSING = -1, 0
 
@@ -103,6 +105,8 @@ class TableCoder:
             return self
         frame = as_frame(X)
         names = list(frame.columns)
+        if not names:
+            raise InvalidInput("X has no columns; 0 feature(s) are too few, give one at least.")
         twice = sorted({str(n) for n in names if names.count(n) > 1})
         if twice:
             raise InvalidInput(f"X has more than one column called {twice[0]!r}; rename them.")
@@ -131,8 +135,11 @@ class TableCoder:
                     raise InvalidInput("X has NaN or infinite values in its sparse data; replace them by numbers.")
                 return TableRows.of(data)
         frame = as_frame(X)
-        if [*map(repr, frame.columns)] == [*map(repr, range(len(self.columns_)))]:  # an array has no names
+        if not _has_names(X) and frame.shape[1] == len(self.columns_):
             frame = frame.set_axis([c.name for c in self.columns_], axis=1)
+        twice = frame.columns[frame.columns.duplicated()]
+        if wrong := [c.name for c in self.columns_ if c.name in twice]:
+            raise InvalidInput(f"X has more than one column called {wrong[0]!r}; rename them.")
         lacking = [c.name for c in self.columns_ if c.name not in frame.columns and c.kind != "dropped"]
         if lacking:
             raise InvalidInput(
@@ -162,8 +169,8 @@ class TableCoder:
             return _Column(name, "number")
         if not chosen and pd.api.types.is_numeric_dtype(kind):
             return _Column(name, "number")
-        if not chosen and pd.api.types.is_datetime64_any_dtype(kind):
-            return _Column(name, "time")
+        if not chosen and (pd.api.types.is_datetime64_any_dtype(kind) or isinstance(kind, pd.PeriodDtype)):
+            return self._time(values, name)
         if not chosen and pd.api.types.is_timedelta64_dtype(kind):
             return _Column(name, "duration")
         keys = _keys(values, name)
@@ -171,6 +178,16 @@ class TableCoder:
         if not chosen and not isinstance(kind, pd.CategoricalDtype):
             if _all_numbers(values.dropna()):
                 return _Column(name, "number")
+            if values.dropna().map(lambda v: isinstance(v, datetime.date | np.datetime64)).all():
+                return self._time(values, name)
+            if values.dropna().map(lambda v: isinstance(v, datetime.timedelta | np.timedelta64)).all():
+                return _Column(name, "duration")
+            if seen.map(lambda t: t.strip() in _MARKS).all():
+                self.notes_.append(f"the column {name!r} is empty and was left out.")
+                return _Column(name, "dropped", why=f"the column {name!r} is empty")
+            if seen.map(lambda t: _DATE.fullmatch(t) is not None).all() and _read_times(seen) is not None:
+                self.notes_.append(f"the column {name!r} holds dates as text; they are read as dates.")
+                return self._time(values, name)
             if seen.map(lambda t: t.strip() in _MARKS or _PLAIN.fullmatch(t.strip()) is not None).all():
                 self.notes_.append(f"the column {name!r} holds numbers as text; they are read as numbers.")
                 return _Column(name, "number")
@@ -179,6 +196,15 @@ class TableCoder:
                 return _Column(name, "dropped", why=f"the column {name!r} has another text in every row")
         levels = sorted(seen.unique())
         return _Column(name, "category", {level: i + 1 for i, level in enumerate(levels)})
+
+    def _time(self, values: pd.Series, name: Any) -> _Column:
+        when = _read_times(values.dropna())
+        if when is not None and when.nunique() > 2 and (when.is_monotonic_increasing or when.is_monotonic_decreasing):
+            self.notes_.append(
+                f"the rows are in the order of the column {name!r}, and the split is random, so the score is not that "
+                "of a later time; for that give blocks of time as groups."
+            )
+        return _Column(name, "time")
 
     def _codes(self, values: pd.Series, column: _Column) -> NDArray[np.int64]:
         keys = _keys(values, column.name)
@@ -190,14 +216,23 @@ class TableCoder:
 
     def _numbers(self, values: pd.Series, column: _Column) -> list[NDArray[np.float64]]:
         if column.kind == "time":
-            when = pd.to_datetime(values, utc=True)
+            when = None if _is_number(values) and not values.isna().all() else _read_times(values)
+            if when is None:
+                raise InvalidInput(f"the column {column.name!r} held dates at fit and holds {values.dtype} now.")
             gone = when.isna().to_numpy()
             days = (when - pd.Timestamp("1970-01-01", tz="UTC")) / pd.Timedelta(days=1)
             parts = [days, when.dt.month, when.dt.day_of_week, when.dt.hour]
             return [np.where(gone, np.nan, np.asarray(p, np.float64)) for p in parts]
         if column.kind == "duration":
-            return [np.asarray(pd.to_timedelta(values).dt.total_seconds(), np.float64)]
-        if pd.api.types.is_numeric_dtype(values.dtype) or pd.api.types.is_bool_dtype(values.dtype):
+            try:
+                if _is_number(values) and not values.isna().all():
+                    raise ValueError  # numbers have no unit
+                return [np.asarray(pd.to_timedelta(values).dt.total_seconds(), np.float64)]
+            except (TypeError, ValueError) as error:
+                raise InvalidInput(
+                    f"the column {column.name!r} held durations at fit and holds {values.dtype} now."
+                ) from error
+        if _is_number(values):
             found = values.to_numpy(np.float64, na_value=np.nan)
         else:
             text = values.map(lambda v: v.strip() if isinstance(v, str) else v)
@@ -214,8 +249,8 @@ class TableCoder:
 def _float(value: Any, name: Any) -> float:
     try:
         return float(value)
-    except (TypeError, ValueError) as error:
-        raise InvalidInput(f"the column {name!r} held numbers at fit and holds {value!r} now.") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidInput(f"the column {name!r} held numbers at fit and holds {str(value)[:50]!r} now.") from error
 
 
 def as_frame(X: Any) -> pd.DataFrame:
@@ -242,16 +277,46 @@ def _keys(values: pd.Series, name: Any) -> pd.Series:
             f"the column {name!r} of X holds {type(odd[0]).__name__}s in its cells; give one value each."
         )
 
+    if any(isinstance(v, complex) for v in values.dropna().head(1000)):
+        raise InvalidInput(f"Complex data not supported: the column {name!r} holds complex numbers.")
+
     def key(v: Any) -> str | None:
         if v is None or v is pd.NA or v is pd.NaT or (isinstance(v, float) and v != v):
             return None
         if isinstance(v, bool | np.bool_):
             return str(bool(v))
+        if isinstance(v, number_kinds.Integral):
+            return str(int(v))
         if isinstance(v, number_kinds.Real | decimal.Decimal) and float(v).is_integer():
             return str(int(float(v)))
         return str(v)
 
     return pd.Series([key(v) for v in values.astype(object)], index=values.index, dtype=object)
+
+
+def _is_number(values: pd.Series) -> bool:
+    return pd.api.types.is_numeric_dtype(values.dtype) or pd.api.types.is_bool_dtype(values.dtype)
+
+
+def _has_names(X: Any) -> bool:
+    return hasattr(X, "columns") or hasattr(X, "column_names") or hasattr(X, "to_pandas")
+
+
+def _read_times(values: pd.Series) -> pd.Series | None:
+    """Points in time in UTC, NaT where missing; None where the values are no dates."""
+    if isinstance(values.dtype, pd.PeriodDtype):
+        values = values.dt.to_timestamp()
+    try:
+        if values.dtype == object or pd.api.types.is_string_dtype(values.dtype):
+            values = values.astype(object).where(values.notna(), None)
+            return pd.to_datetime(values, utc=True, format="ISO8601" if _any_text(values) else None)
+        return pd.to_datetime(values, utc=True)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _any_text(values: pd.Series) -> bool:
+    return any(isinstance(v, str) for v in values)
 
 
 def _all_numbers(values: pd.Series) -> bool:

@@ -77,10 +77,18 @@ class EnsembleSelection:
             raise InvalidInput(
                 f"predictions are {p.shape} and y {target.shape}; expected (models, rows, outputs) and (rows,)."
             )
+        metric = metric_of(self.metric)
+        target = _checked_target(metric, p, target)
         if not np.isfinite(p).all():
             raise InvalidInput(f"model {int(np.argwhere(~np.isfinite(p))[0][0])} has predictions that are not finite.")
         weight = None if sample_weight is None else np.asarray(sample_weight, np.float64)
-        losses = metric_of(self.metric).batched(p, target, weight)
+        if weight is not None and (
+            weight.shape != target.shape or not np.isfinite(weight).all() or (weight < 0).any() or weight.sum() == 0
+        ):
+            raise InvalidInput(
+                f"sample_weight must be {len(target)} finite numbers of at least 0, not all zero; got {weight.shape}."
+            )
+        losses = metric.batched(p, target, weight)
         rng = np.random.default_rng(self.random_state)
         picks: list[int] = []
         course: list[float] = []
@@ -88,7 +96,9 @@ class EnsembleSelection:
         total = np.zeros(p.shape[1:])
         for step in range(steps):
             found = losses(total, step + 1)
-            best = np.flatnonzero(found == found.min())
+            if np.isnan(found).all():
+                raise InvalidInput(f"the metric {metric.name!r} gives no number for any model, so none can be chosen.")
+            best = np.flatnonzero(found == np.nanmin(found))
             k = int(best[0] if len(best) == 1 else rng.choice(best))
             total += p[k]
             picks.append(k)
@@ -100,4 +110,28 @@ class EnsembleSelection:
 
     def predict(self, predictions: ArrayLike) -> FloatArray:
         """The weighted mean of the models' predictions, ``(rows, outputs)``."""
-        return np.tensordot(self.weights_, np.asarray(predictions, np.float64), axes=1)
+        if not hasattr(self, "weights_"):
+            raise InvalidInput("the ensemble is not selected yet; call fit(predictions, y) first.")
+        p = np.asarray(predictions, np.float64)
+        if p.ndim != 3 or len(p) != len(self.weights_):
+            raise InvalidInput(f"predictions are {p.shape}; expected ({len(self.weights_)}, rows, outputs).")
+        return np.tensordot(self.weights_, p, axes=1)
+
+
+def _checked_target(metric: ScoreMetric, p: FloatArray, y: NDArray) -> NDArray:
+    """Targets that fit the predictions: numbers of classes, or finite values."""
+    if y.ndim != 1 or len(y) == 0:
+        raise InvalidInput(f"y is {y.shape}; expected (rows,), one row at least.")
+    if metric.kind == "regression":
+        if p.shape[2] != 1 or y.dtype.kind not in "biuf" or not np.isfinite(y).all():
+            raise InvalidInput(
+                f"for {metric.name!r} predictions must be (models, rows, 1), not {p.shape}, and y finite numbers."
+            )
+        return y
+    whole = y.dtype.kind in "biu" or (y.dtype.kind == "f" and bool((y == np.round(y)).all()))
+    if p.shape[2] < 2 or not whole or y.min() < 0 or y.max() >= p.shape[2]:
+        raise InvalidInput(
+            f"y must be numbers of classes from 0 to {p.shape[2] - 1}, the columns of predictions {p.shape} (two at "
+            "least); for other labels give np.searchsorted(classes, y)."
+        )
+    return y.astype(np.int64)

@@ -12,7 +12,7 @@ from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 
 from .policy import Policy
-from .replay import _Curves, curves_of, play_all
+from .replay import _Curves, curves_of, play_all, whole_numbers
 from .tensor import PerformanceTensor
 
 FloatArray = NDArray[np.float64]
@@ -116,7 +116,7 @@ class PortfolioBuilder:
         """
         curves = curves_of(tensor, self.policy, self.time_limit, self.initial_loss, self.pick_on)
         count = tensor.shape[1]
-        tried = np.arange(count) if order is None else np.asarray(order, np.int64)
+        tried = np.arange(count) if order is None else whole_numbers(order, "order")
         if sorted(tried.tolist()) != list(range(count)):
             raise InvalidInput(f"order must hold every number from 0 to {count - 1} once.")
         if self.cutoff == "search":

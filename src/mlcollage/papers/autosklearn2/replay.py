@@ -41,6 +41,10 @@ def curves_of(
     """Bring a tensor into the form that the player reads; refuses one with gaps."""
     checks.choice("pick_on", pick_on, ("valid", "test"))
     limit = np.inf if time_limit is None else checks.positive("time_limit", time_limit)
+    if not isinstance(tensor, PerformanceTensor):
+        raise InvalidInput(f"expected a PerformanceTensor, not {type(tensor).__name__}; make one of your losses.")
+    if 0 in tensor.shape:
+        raise InvalidInput(f"the tensor is empty: {tensor.shape[0]} tasks, {tensor.shape[1]} candidates.")
     last = tensor.last
     if (last < 0).any():
         t, c = np.argwhere(last < 0)[0]
@@ -52,6 +56,8 @@ def curves_of(
     initial = np.ones(len(tensor.tasks)) if initial_loss is None else np.asarray(initial_loss, np.float64)
     if initial.shape != (len(tensor.tasks),):
         raise InvalidInput(f"initial_loss has shape {initial.shape}; expected {(len(tensor.tasks),)}, one for a task.")
+    if not np.isfinite(initial).all():
+        raise InvalidInput("initial_loss must be finite numbers; 1 where nothing is there yet.")
     return _Curves(
         np.nan_to_num(test if pick_on == "test" else tensor.valid, nan=1.0),
         np.nan_to_num(test, nan=1.0),
@@ -146,6 +152,14 @@ def play_all(
     return loss, spent, seen
 
 
+def whole_numbers(given: Any, name: str) -> IntArray:
+    """Numbers of candidates as integers; 0.5 is none."""
+    found = np.asarray(given)
+    if found.dtype.kind not in "iu" and not (found.dtype.kind == "f" and bool((found == np.round(found)).all())):
+        raise InvalidInput(f"{name} must be numbers of candidates, all of one length, not {found.dtype}.")
+    return found.astype(np.int64)
+
+
 @dataclass(frozen=True, eq=False)
 class Replay:
     """What :func:`simulate` gives.
@@ -220,12 +234,14 @@ def simulate(
     [[0.0, 0.8]]
     """
     policy = Policy() if policy is None else policy
+    curves = curves_of(tensor, policy, time_limit, initial_loss, pick_on)
     try:
-        order = np.atleast_2d(np.asarray(sequences, np.int64))
+        order = np.atleast_2d(whole_numbers(sequences, "sequences"))
+    except InvalidInput:
+        raise
     except (TypeError, ValueError) as error:
         raise InvalidInput("sequences must be numbers of candidates, all of one length.") from error
     if order.ndim != 2 or order.size == 0 or order.min() < 0 or order.max() >= tensor.shape[1]:
         raise InvalidInput(f"sequences must hold numbers of candidates from 0 to {tensor.shape[1] - 1}, one row each.")
-    curves = curves_of(tensor, policy, time_limit, initial_loss, pick_on)
     limit = np.inf if cutoff is None else checks.positive("cutoff", cutoff)
     return Replay(*play_all(curves, np.ascontiguousarray(order), limit, runs))

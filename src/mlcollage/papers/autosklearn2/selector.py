@@ -146,6 +146,10 @@ class PolicySelector:
             )
         if not np.isfinite(x).all():
             raise InvalidInput("meta_features have missing or infinite values; give columns and rows of every task.")
+        if len(x) == 0 or (x < 0).any():
+            raise InvalidInput("meta_features must be numbers of columns and rows of one task at least.")
+        if np.isinf(y).any() or np.isnan(y).all(1).any():
+            raise InvalidInput("losses must be finite, NaN where a policy failed, and every task needs one at least.")
         self.n_policies_ = y.shape[1]
         self._order = list(range(self.n_policies_)) if self.order is None else [int(k) for k in self.order]
         if sorted(self._order) != list(range(self.n_policies_)):

@@ -24,7 +24,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted, v
 
 from mlcollage import _checks as checks
 from mlcollage._users import users_code
-from mlcollage.errors import InvalidInput
+from mlcollage.errors import InvalidInput, StoreError
 
 from .columns import TableCoder, TableRows
 from .ensemble import EnsembleSelection
@@ -145,7 +145,10 @@ class _Auto(BaseEstimator):
         """
         self._start = time.monotonic()
         self._check_settings()
-        seed = int(check_random_state(self.random_state).randint(2**31))
+        try:
+            seed = int(check_random_state(self.random_state).randint(2**31))
+        except ValueError as error:
+            raise InvalidInput(f"random_state must be a whole number or a RandomState: {error}.") from error
         rows, target, weight, groups = self._read(X, y, groups, sample_weight)
         # Processes come up while the policy is chosen.
         crew = _Crew(self._workers(), float(self.memory_limit_mb), self.isolation)
@@ -168,6 +171,10 @@ class _Auto(BaseEstimator):
         self._problem = FitProblem(self._kind, rows, target, self._n_classes, splits, weight, seed)
         scored = validation_rows(splits)
         self._y_valid, self._w_valid = target[scored], None if weight is None else weight[scored]
+        if self._w_valid is not None and self._w_valid.sum() == 0:
+            raise InvalidInput(
+                "all rows that were held out have the weight 0, so nothing can be scored; leave out rows of weight 0."
+            )
         self._dummy = _dummy(self._kind, target, weight, self._n_classes)
         baseline = np.tile(self._dummy, (len(scored), 1))
         self.baseline_loss_ = self._metric.loss(self._y_valid, baseline, self._w_valid)
@@ -204,6 +211,11 @@ class _Auto(BaseEstimator):
             checks.integer("n_jobs", self.n_jobs, least=1)
         if not (self.policy == "auto" or isinstance(self.policy, Policy)):
             raise InvalidInput(f"policy must be 'auto' or a Policy, such as Policy('cv', 5), not {self.policy!r}.")
+        for name in ("include", "categorical", "callbacks", "portfolio"):
+            value = getattr(self, name)
+            text = isinstance(value, str) and name != "portfolio"
+            if text or callable(value) or isinstance(value, dict):
+                raise InvalidInput(f"{name} must be a list, such as {name}=[...], not {value!r}.")
         for callback in self.callbacks:
             if not callable(callback):
                 raise InvalidInput(f"callbacks must be functions of a TrialEvent, not {callback!r}.")
@@ -213,7 +225,7 @@ class _Auto(BaseEstimator):
             raise InvalidInput("This estimator requires y to be passed, but the target y is None.")
         self.notes_: list[str] = []
         X = self._validated(X, reset=True)
-        y = column_or_1d(y, warn=True)
+        y = _one_column("y", y)
         check_consistent_length(X, y)
         if len(y) < 4:
             raise InvalidInput(
@@ -231,14 +243,14 @@ class _Auto(BaseEstimator):
                 "times X at least. Raise the limit, or give fewer rows."
             )
         if weight is not None:
-            weight = np.asarray(column_or_1d(weight), np.float64)
-            check_consistent_length(X, weight)
-            if not np.isfinite(weight).all() or (weight < 0).any() or weight.sum() == 0:
-                raise InvalidInput("sample_weight must be finite numbers of at least 0; they must not all be zero.")
+            weight = _weights(weight, len(y))
         if groups is not None:
-            groups = np.unique(np.asarray(groups).astype(str), return_inverse=True)[1]
-            if len(groups) != len(y):
-                raise InvalidInput(f"groups has {len(groups)} entries and X {len(y)} rows; give one for each row.")
+            found = _one_column("groups", groups)
+            if len(found) != len(y):
+                raise InvalidInput(f"groups has {len(found)} entries and X {len(y)} rows; give one for each row.")
+            if gone := int(pd.isna(found).sum()):
+                raise InvalidInput(f"groups has no value in {gone} rows; give each row a group of its own at least.")
+            groups = np.unique(found.astype(str), return_inverse=True)[1]
         return rows, target, weight, groups
 
     def _validated(self, X: Any, *, reset: bool) -> Any:
@@ -319,6 +331,7 @@ class _Auto(BaseEstimator):
         numbers = rows.numbers.toarray() if sp.issparse(rows.numbers) else rows.numbers
         settings = {
             "metric": self._metric.name,
+            "metric_code": self._metric.code,
             "policy": str(self.policy_),
             "space": [p.name for p in self._space.parameters],
         }
@@ -357,8 +370,7 @@ class _Auto(BaseEstimator):
                 for trial in crew.run(numbered, min(limit, self._left()), self._scored):
                     trial.ended = time.monotonic() - self._start
                     self._trials.append(trial)
-                    if store is not None:
-                        store.add(trial)
+                    store = self._written(store, trial)
                     self._keep_best_models()
                     best = self.best_trial_
                     self.trajectory_.append(
@@ -371,6 +383,18 @@ class _Auto(BaseEstimator):
         finally:
             if show is not None:
                 show.close()
+
+    def _written(self, store: RunFolder | None, trial: PipelineTrial) -> RunFolder | None:
+        """Write a trial down; where that fails (the disk is full, say), go on without a history, with a warning."""
+        if store is not None:
+            try:
+                store.add(trial)
+            except StoreError as error:
+                note = f"{error} The fit goes on; it cannot be resumed after this pipeline."
+                self.notes_.append(note)
+                warnings.warn(note, stacklevel=5)
+                return None
+        return store
 
     def _told(self, event: TrialEvent) -> bool:
         stop = False
@@ -411,6 +435,10 @@ class _Auto(BaseEstimator):
         self.ensemble_: list[tuple[float, PipelineTrial]] = []
         if not best:
             failed = "; ".join(f"{t.config['learner']}: {t.fate} {t.message}".strip() for t in self._trials[:5])
+            if not self._trials and not self.interrupted_:
+                failed = (
+                    "The processes that fit were not up in time, or all was done before: give a larger time_budget."
+                )
             warnings.warn(
                 f"no pipeline beat a constant prediction within {float(self.time_budget):g} s, so the model is the "
                 f"constant. {len(self._trials)} were tried. {failed}",
@@ -446,8 +474,9 @@ class _Auto(BaseEstimator):
         """
         check_is_fitted(self, "ensemble_")
         rows = self._coder.transform(self._validated(X, reset=False))
-        target = self._encode_again(column_or_1d(y))
-        weight = None if sample_weight is None else np.asarray(sample_weight, np.float64)
+        target = self._encode_again(_one_column("y", y))
+        check_consistent_length(rows.codes, target)
+        weight = None if sample_weight is None else _weights(sample_weight, len(target))
         for _, trial in self.ensemble_:
             model = IterativePipeline(trial.config, self._kind, self._n_classes, 0).start(rows, target, weight)
             for k in _steps_to(trial.iterations):
@@ -632,11 +661,30 @@ class AutoClassifier(ClassifierMixin, _Auto):
     def _encode(self, y: NDArray) -> NDArray:
         if (gone := int(pd.isna(y).sum())) > 0:
             raise InvalidInput(f"Input y contains NaN: {gone} labels are missing; drop their rows.")
-        check_classification_targets(y)
+        try:
+            if y.dtype.kind in "fc" and not np.isfinite(y).all():
+                raise InvalidInput(f"Input y contains infinity in {int((~np.isfinite(y)).sum())} rows; drop them.")
+            check_classification_targets(y)
+            np.unique(y)
+        except (TypeError, ValueError) as error:
+            if isinstance(error, InvalidInput):
+                raise
+            kinds = sorted({type(v).__name__ for v in y}) if y.dtype == object else []
+            told = (
+                f"labels are of the types {', '.join(kinds)}; give them one type, such as text."
+                if kinds
+                else str(error)
+            )
+            raise InvalidInput(told if "Unknown label type" in told else f"Unknown label type: {told}") from error
         self.classes_, code, counts = np.unique(y, return_inverse=True, return_counts=True)
         self._n_classes = len(self.classes_)
         if self._n_classes < 2:
-            raise InvalidInput(f"y has only one class, {self.classes_[0]!r}; a classifier needs two at least.")
+            raise InvalidInput(f"y has only one class, {self.classes_[0]!s}; a classifier needs two at least.")
+        if counts.max() == 1:
+            raise InvalidInput(
+                f"each of the {len(y)} rows has a class of its own; some class needs two rows. For numbers use "
+                "AutoRegressor."
+            )
         folds = 3 if self.policy == "auto" else self.policy.folds
         rare = [str(c) for c, n in zip(self.classes_, counts, strict=True) if n < folds]
         if rare:
@@ -644,7 +692,10 @@ class AutoClassifier(ClassifierMixin, _Auto):
         return np.asarray(code, np.int64)
 
     def _encode_again(self, y: NDArray) -> NDArray:
-        place = np.searchsorted(self.classes_, y)
+        try:
+            place = np.searchsorted(self.classes_, y)
+        except TypeError as error:
+            raise InvalidInput("y has labels of another type than at fit.") from error
         if (place >= self._n_classes).any() or (self.classes_[np.minimum(place, self._n_classes - 1)] != y).any():
             raise InvalidInput("y has classes that were not there at fit; fit again.")
         return np.asarray(place, np.int64)
@@ -782,6 +833,46 @@ class _Progress:
 
     def close(self) -> None:
         self.bar.stop()
+
+
+def _one_column(name: str, values: Any) -> NDArray:
+    """A user's column as an array of the type that it has: nullable and Arrow columns without gaps keep theirs."""
+    if sp.issparse(values):
+        raise InvalidInput(f"Sparse {name} is not supported; give one value for each row: {name}.toarray().ravel().")
+    if hasattr(values, "to_pandas"):
+        values = values.to_pandas()
+    kind = getattr(values, "dtype", None)
+    if isinstance(values, pd.Series) and isinstance(kind, pd.api.extensions.ExtensionDtype) and not values.isna().any():
+        if pd.api.types.is_bool_dtype(kind):
+            values = values.to_numpy(bool)
+        elif pd.api.types.is_integer_dtype(kind) or pd.api.types.is_float_dtype(kind):
+            plain = getattr(kind, "numpy_dtype", None)
+            values = values.to_numpy(plain) if plain is not None else values.to_numpy()
+    try:
+        return np.asarray(column_or_1d(values, warn=name == "y"))
+    except (TypeError, ValueError) as error:
+        shape = np.shape(values)
+        more = "; for one-hot labels give y.argmax(1)" if name == "y" and len(shape) == 2 else ""
+        raise InvalidInput(f"{name} must be one value for each row, not of shape {shape}{more}. ({error})") from error
+
+
+def _weights(given: Any, n: int) -> NDArray[np.float64]:
+    """Weights of rows, checked."""
+    try:
+        weight = np.asarray(_one_column("sample_weight", given), np.float64)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InvalidInput):
+            raise
+        raise InvalidInput("sample_weight must be finite numbers of at least 0.") from error
+    if len(weight) != n:
+        raise InvalidInput(f"sample_weight has {len(weight)} entries and X {n} rows; give one for each row.")
+    with np.errstate(over="ignore"):
+        if not np.isfinite(weight).all() or (weight < 0).any() or not 0 < weight.sum() < np.inf:
+            raise InvalidInput(
+                "sample_weight must be finite numbers of at least 0; they must not all be zero, and their sum must be "
+                "finite."
+            )
+    return weight
 
 
 def available_cores() -> int:

@@ -74,6 +74,12 @@ class PerformanceTensor:
                 raise InvalidInput(f"{name} is {getattr(self, name).shape}, and valid is {shape}; they must agree.")
             if np.isinf(getattr(self, name)).any():
                 raise InvalidInput(f"{name} has infinite values; give a failed run the loss 1.")
+        spent = np.where(np.isfinite(self.valid) & np.isfinite(self.test), self.runtime, 0.0)
+        so_far = np.where(spent > 0, spent, 0.0)
+        if np.isnan(spent).any() or (spent < 0).any():
+            raise InvalidInput("runtime must be seconds of at least 0 wherever valid and test have a loss.")
+        if (so_far < np.maximum.accumulate(so_far, axis=2) * (1 - 1e-9))[np.isfinite(self.valid + self.test)].any():
+            raise InvalidInput("runtime must be seconds from the start of the fit, so it cannot fall along a curve.")
         if (len(self.tasks), len(self.configs)) != shape[:2]:
             raise InvalidInput(
                 f"there are {len(self.tasks)} tasks and {len(self.configs)} configurations for losses of shape {shape}."
@@ -109,6 +115,8 @@ class PerformanceTensor:
         """The part with these tasks, by number."""
         at = np.asarray(index)
         at = np.flatnonzero(at) if at.dtype == bool else at.astype(np.int64)
+        if at.size and (at.min() < 0 or at.max() >= self.shape[0]):
+            raise InvalidInput(f"of_tasks takes numbers from 0 to {self.shape[0] - 1}, not {at.tolist()[:5]}.")
         meta = None if self.meta_features is None else np.asarray(self.meta_features)[at]
         parts = {name: getattr(self, name)[at] for name in ("valid", "test", "runtime")}
         return replace(self, **parts, tasks=[self.tasks[int(i)] for i in at], meta_features=meta)
