@@ -262,6 +262,7 @@ def browser_page(browser):
         local = re.match(r"http://127\.0\.0\.1:\d+/", address)
         allowed = ("file:", "data:", "blob:", *([local[0]] if local else []))
         context = browser.new_context(viewport={"width": width, "height": height}, **options)
+        context.set_default_timeout(180_000)  # ms; a page of the site takes long where other tests use all cores
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
