@@ -213,7 +213,8 @@ def nearest_neighbors(
         return nearest_neighbors(x[None], y[None], x_real=x_real, y_real=y_real, backend=backend, check=check)[0]
     if check:
         _check_clouds(x, y)
-        _check_real(x, x_real, "x"), _check_real(y, y_real, "y")
+        _check_real(x, x_real, "x")
+        _check_real(y, y_real, "y")
         x, y = (
             z if r is None else torch.where(r[..., None], z, torch.zeros_like(z)) for z, r in ((x, x_real), (y, y_real))
         )

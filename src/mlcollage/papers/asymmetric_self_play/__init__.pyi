@@ -3,13 +3,13 @@ from .advantages import standardize_advantages as standardize_advantages
 from .certificate import Certificate as Certificate
 from .certificate import certify as certify
 from .certificate import coverage_entropy as coverage_entropy
+from .checkpoint import Snapshot as Snapshot
 from .config import ASPConfig as ASPConfig
 from .envs import ASPParallelEnv as ASPParallelEnv
 from .envs import ASPVectorEnv as ASPVectorEnv
 from .envs import GoalReachingEnv as GoalReachingEnv
 from .episode import episode_page as episode_page
 from .game import AsymmetricSelfPlay as AsymmetricSelfPlay
-from .game import Snapshot as Snapshot
 from .goals import GoalVerdict as GoalVerdict
 from .goals import alice_reward as alice_reward
 from .goals import at_goal as at_goal

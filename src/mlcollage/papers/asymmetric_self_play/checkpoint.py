@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +20,23 @@ from .learner import Learner
 if TYPE_CHECKING:
     from mlcollage.train.replicas import Replicas
 
-    from .game import AsymmetricSelfPlay
 
-__all__ = ["resume_training", "save_training"]
+__all__ = ["Snapshot", "resume_training", "save_training"]
 
 _KIND = "training of asymmetric self-play"
 _STATES = ("_alice_state", "_bob_state", "_goals_set", "_failed", "_over")
 
 
-def _about(game: AsymmetricSelfPlay) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Snapshot:
+    """Policies of both sides at one moment, all seeds stacked; never touched by later updates."""
+
+    steps: tuple[int, ...]  # environment steps so far, for each seed
+    alice: Mapping[str, Tensor]
+    bob: Mapping[str, Tensor]
+
+
+def _about(game: Any) -> dict[str, Any]:
     """What must be the same in the game that goes on."""
     settings = dataclasses.asdict(game.config)
     return {
@@ -40,14 +50,14 @@ def _about(game: AsymmetricSelfPlay) -> dict[str, Any]:
     }
 
 
-def _networks(game: AsymmetricSelfPlay) -> dict[str, Replicas]:
+def _networks(game: Any) -> dict[str, Replicas]:
     sides: dict[str, Learner] = {"Alice": game.alice, "Bob": game.bob}
     return {
         f"{name}'s {part}": getattr(learner, part) for name, learner in sides.items() for part in ("policy", "value")
     }
 
 
-def save_training(game: AsymmetricSelfPlay, path: str | os.PathLike[str]) -> Path:
+def save_training(game: Any, path: str | os.PathLike[str]) -> Path:
     """Write a training; see :meth:`AsymmetricSelfPlay.save`."""
     networks = {
         name: {
@@ -73,10 +83,8 @@ def save_training(game: AsymmetricSelfPlay, path: str | os.PathLike[str]) -> Pat
     )
 
 
-def resume_training(game: AsymmetricSelfPlay, path: str | os.PathLike[str]) -> None:
+def resume_training(game: Any, path: str | os.PathLike[str]) -> None:
     """Go on from a file; see :meth:`AsymmetricSelfPlay.resume`."""
-    from .game import Snapshot
-
     content = load(path, _KIND)
     theirs, ours = content["about"], _about(game)
     for name in dict.fromkeys((*ours, *theirs)):

@@ -22,7 +22,7 @@ from mlcollage.data.goal_tasks import GoalSet, GoalTask, GoalWorld, check_world
 from mlcollage.errors import InvalidInput
 
 from .advantages import gae
-from .checkpoint import resume_training, save_training
+from .checkpoint import Snapshot, resume_training, save_training
 from .config import ASPConfig
 from .goals import GoalVerdict, alice_reward, time_rewards, validate_goal
 from .health import sentences
@@ -34,15 +34,6 @@ from .turns import AliceTurn, BobTurn, alice_turn, bob_turn, drawn, present_of, 
 __all__ = ["AsymmetricSelfPlay", "Snapshot", "Turn"]
 
 _ALICE, _BOB = 0, 1
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """Policies of both sides at one moment, all seeds stacked; never touched by later updates."""
-
-    steps: tuple[int, ...]  # environment steps so far, for each seed
-    alice: Mapping[str, Tensor]
-    bob: Mapping[str, Tensor]
 
 
 @dataclass

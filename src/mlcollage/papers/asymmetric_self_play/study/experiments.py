@@ -19,8 +19,9 @@ from mlcollage.errors import InvalidInput
 from mlcollage.lab import Measurements, Scale, Task
 
 from ..certificate import certify, coverage_entropy
+from ..checkpoint import Snapshot
 from ..config import ASPConfig
-from ..game import AsymmetricSelfPlay, Snapshot, Turn
+from ..game import AsymmetricSelfPlay, Turn
 from ..goals import GoalVerdict
 from ..grasp import Grasp25D
 from ..holdouts import block_holdouts, disc_holdouts, mixed
