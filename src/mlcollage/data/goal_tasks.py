@@ -83,11 +83,12 @@ class GoalTask(Workload):
 
     Examples
     --------
-    >>> from mlcollage.papers.asymmetric_self_play import Grasp25D, block_holdouts
-    >>> task = GoalTask(Grasp25D, block_holdouts(Grasp25D()), name="blocks")
-    >>> task.check("blocks")
-    >>> task.describe()["objects"]
-    1
+    A world that lacks something is refused before anything is trained:
+
+    >>> GoalTask(world=dict, holdouts={}).check("mine")
+    Traceback (most recent call last):
+        ...
+    mlcollage.errors.InvalidInput: mine: dict has no initial, step, observe, achieved, distance, off_table, ...
     """
 
     world: Callable[[], GoalWorld]
