@@ -1,6 +1,7 @@
 """The README and the pages: their code runs, their links lead somewhere, their commands exist, the site builds."""
 
 import importlib
+import itertools
 import os
 import re
 import shlex
@@ -41,6 +42,13 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(page, tmp_path):
         [sys.executable, "page.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, f"{name(page)}:\n{done.stderr}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_column_of_a_table_has_a_name(page):
+    lines = FENCE.sub("", page.read_text("utf-8")).splitlines()
+    heads = [above for above, below in itertools.pairwise(lines) if re.fullmatch(r"\|(\s*:?-+:?\s*\|)+", below.strip())]
+    assert not [head for head in heads if any(not cell.strip() for cell in head.strip().strip("|").split("|"))]
 
 
 def anchors(page: Path) -> set[str]:
