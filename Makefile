@@ -5,10 +5,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BROWSER := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 
-.PHONY: help install data digest test lint typecheck tables docs bench clean
+.PHONY: help install data digest evidence test lint typecheck tables docs bench clean
 
 help:
 	@echo "make digest   install, measure what is missing, draw the slides, write results/digest/index.html"
+	@echo "              make digest MONTH=2021-09 does one month"
+	@echo "make evidence measure all studies into evidence/quick, and fill tables and slides of the pages from there"
 	@echo "make test     install, then lint, types and tests"
 	@echo "make docs     fill the tables of papers and claims, build the site into site/"
 	@echo "make bench    ours and our peers side by side, into benchmarks/RESULTS.md"
@@ -29,7 +31,11 @@ data: $(STAMP)
 	$(BIN)/mlcollage data prepare
 
 digest: data
-	$(BIN)/mlcollage digest
+	$(BIN)/mlcollage digest $(MONTH)
+
+evidence: data
+	$(BIN)/mlcollage run all --until-settled --store evidence/quick
+	$(BIN)/python docs/_site/tables.py --record evidence/quick
 
 test: lint typecheck data
 	$(if $(BROWSER),,@echo "No Chromium or Chrome here: the tests that load the pages in a browser are left out.")

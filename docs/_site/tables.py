@@ -3,7 +3,7 @@
 ``python docs/_site/tables.py`` rewrites what stands between ``<!-- table: ... -->`` and ``<!-- end of table -->`` in
 the README and the pages; with ``--check`` it only says which pages are out of date. With ``--record STORE`` it first
 takes the verdicts and slides of a store with runs at scale quick: verdicts go to ``measured.json`` beside this file,
-slides to ``docs/img/``. A claim that was changed since is shown as not measured.
+slides to ``docs/img/``. A claim that was changed since is marked as such.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from mlcollage.collage import theme
 from mlcollage.collage.slide import short_alternative, title_of
 from mlcollage.lab.bound import BoundStudy
 from mlcollage.lab.claim import Claim, Status, fingerprint
+from mlcollage.lab.evidence import Evidence
 from mlcollage.lab.paper import Paper, papers
 from mlcollage.lab.publish import draw_slide
 from mlcollage.lab.run import Scale
@@ -31,6 +33,8 @@ from mlcollage.lab.store import Store
 ROOT = Path(__file__).parents[2]
 PICTURES = ROOT / "docs" / "img"
 RECORD = Path(__file__).with_name("measured.json")
+MONTHS = {"2021-03": "March 2021", "2021-05": "May 2021", "2021-06": "June 2021", "2021-09": "September 2021"}
+_CHANGED = "changed since it was measured"
 MOST_BYTES = 200_000  # of a picture
 SIZES = {"png": (1440, 810), "portrait": (720, 900)}
 _REGION = re.compile(r"(<!-- table: (\w+)(?: (\w+))? -->\n).*?(<!-- end of table -->)", re.DOTALL)
@@ -68,7 +72,10 @@ def table_of_claims(slug: str) -> str:
         effect, status = _outcome(claim, record.get("claims", {}))
         verdicts.append(status)
         ours = effect + (f" (paper: {claim.paper_value})" if claim.paper_value else "")
-        rows.append([claim.id, f"{title} {sentence}", ours or "–", f"{status.mark} {status.words}"])
+        changed = claim.id in record.get("claims", {}) and status is Status.PENDING
+        rows.append(
+            [claim.id, f"{title} {sentence}", ours or "–", f"{status.mark} {_CHANGED if changed else status.words}"]
+        )
     table = _table(["claim", "as tested here", "measured [95% interval]", "verdict"], rows)
     return f"{_summary(slug, record, verdicts)}\n\n{_cards(table)}\n"
 
@@ -94,14 +101,75 @@ def _summary(slug: str, record: dict[str, Any], verdicts: list[Status]) -> str:
     )
 
 
+def _tally(slug: str) -> str:
+    """How many of a paper's claims have each verdict, in words."""
+    found = measured().get(slug, {}).get("claims", {})
+    counts = Counter(_outcome(claim, found)[1] for claim in papers()[slug].module("study").STUDY.claims)
+    return ", ".join(f"{counts[status]} {status.words}" for status in Status if counts[status])
+
+
+def contact_sheet(page: Path) -> str:
+    """All slides, a column a month; each leads to the paper's page."""
+    up = "docs/" if page.parent == ROOT else ""
+    columns = [
+        [
+            f"[{_slide(p.slug, page)}]({up}papers/{p.slug}.md)"
+            for p in ours()
+            if p.month == month and _slide(p.slug, page)
+        ]
+        for month in MONTHS
+    ]
+    return _table(list(MONTHS.values()), [list(row) for row in zip_longest(*columns, fillvalue="")])
+
+
+def gallery(page: Path) -> str:
+    """Each slide with its finding, its verdicts and the command that measures it again, month by month."""
+    parts = []
+    for month, words in MONTHS.items():
+        cards = []
+        for p in ours():
+            record = measured().get(p.slug)
+            if p.month != month or record is None:
+                continue
+            seconds = record.get("cpu_seconds")
+            cost = f" ({_minutes(seconds)} on one core)" if seconds else ""
+            about = f"**{record['finding'].rstrip('.')}.** [{p.title}](papers/{p.slug}.md): {_tally(p.slug)}."
+            again = f"`mlcollage run {p.slug}`{cost}"
+            cards.append(f"<div markdown>\n\n{_slide(p.slug, page)}\n\n{about}\n\n{again}\n\n</div>\n")
+        parts.append(f"## {words}\n\n" + '<div class="gallery" markdown>\n\n' + "\n".join(cards) + "\n</div>\n")
+    return "\n".join(parts)
+
+
+def times() -> str:
+    """What each study took when it was recorded, the longest first, and its longest experiment."""
+    rows, total = [], 0.0
+    for slug, found in sorted(measured().items(), key=lambda item: -item[1].get("cpu_seconds", 0.0)):
+        if "cpu_seconds" in found:
+            total += found["cpu_seconds"]
+            name, seconds = max(found["experiments"].items(), key=lambda item: item[1])
+            cells = [f"`{slug}`", str(found["runs"]), f"{found['cpu_seconds']:.0f}", f"`{name}` ({seconds:.0f})"]
+            rows.append(cells)
+    rows.append(["**together**", "", f"**{total:.0f}**", ""])
+    return _table(["study", "runs", "processor seconds", "longest experiment (seconds)"], rows)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
 def slide_of(slug: str, page: Path) -> str:
     """The slide, drawn from the runs that were recorded."""
+    picture = _slide(slug, page)
+    return f"{picture}\n" if picture else ""
+
+
+def _slide(slug: str, page: Path) -> str:
     record = measured().get(slug)
     if record is None:
         return ""
     up = "docs/" if page.parent == ROOT else "../" * (len(page.relative_to(ROOT / "docs").parts) - 1)
     alt = record["alt"].replace("[", "(").replace("]", ")").replace('"', "'")
-    return f"![{alt}]({up}img/{slug}.png)\n"
+    return f"![{alt}]({up}img/{slug}.png)"
 
 
 def measured() -> dict[str, Any]:
@@ -136,6 +204,7 @@ def record(place: Path) -> None:
             "date": max((str(i.get("started", ""))[:10] for i in evidence.info), default=""),
             "seeds": f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else str(*seeds),
             "failed": len(evidence.failures),
+            **_cost(evidence),
             "data": slide.collage.data,
             "network": slide.collage.network,
             "finding": title_of(slide, slide.collage.main),
@@ -147,6 +216,15 @@ def record(place: Path) -> None:
         }
         print(f"{paper.slug}: recorded")
     RECORD.write_text(json.dumps(kept, indent=1, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _cost(evidence: Evidence) -> dict[str, Any]:
+    """How many runs a study has, and the processor seconds of all and of each experiment."""
+    seconds: Counter[str] = Counter()
+    for info in evidence.info:
+        seconds[info["experiment"]] += info["cpu_seconds"]
+    each = {name: round(value, 1) for name, value in sorted(seconds.items())}
+    return {"runs": len(evidence.info), "cpu_seconds": round(seconds.total(), 1), "experiments": each}
 
 
 def _small(png: Path, size: tuple[int, int]) -> bytes:
@@ -192,6 +270,9 @@ def filled(page: Path) -> str:
             "papers_at_length": lambda: table_of_papers(page, long=True),
             "claims": lambda: table_of_claims(match[3] or page.stem),
             "slide": lambda: slide_of(match[3] or page.stem, page),
+            "contact_sheet": lambda: contact_sheet(page),
+            "gallery": lambda: gallery(page),
+            "times": times,
         }
         return match[1] + tables[match[2]]() + match[4]
 
