@@ -56,7 +56,7 @@ def mlcollage(capfd, monkeypatch, tmp_path):
     return call
 
 
-COMMANDS = ("list", "show", "run", "judge", "pool", "slide", "digest", "bench", "new", "data", "doctor")
+COMMANDS = ("list", "show", "run", "judge", "audit", "pool", "slide", "digest", "bench", "new", "data", "doctor")
 
 
 # --- starting -------------------------------------------------------------------------------------------------------

@@ -22,6 +22,8 @@ from PIL import Image, ImageColor
 
 from mlcollage.collage import theme
 from mlcollage.collage.slide import short_alternative, title_of
+from mlcollage.errors import InvalidInput
+from mlcollage.lab.audit import audit
 from mlcollage.lab.bound import BoundStudy
 from mlcollage.lab.claim import Claim, Status, fingerprint
 from mlcollage.lab.evidence import Evidence
@@ -153,6 +155,13 @@ def times() -> str:
     return _table(["study", "runs", "processor seconds", "longest experiment (seconds)"], rows)
 
 
+def audits() -> str:
+    """How far the verdicts of each study can be trusted."""
+    found = {slug: entry["audit"] for slug, entry in sorted(measured().items()) if entry.get("audit")}
+    headers = ["study", "claims permuted", "any supported by chance", "kept when swapped", "headlines with 80 % power"]
+    return _table(headers, [[f"[`{slug}`](papers/{slug}.md)", *cells] for slug, cells in found.items()])
+
+
 def _minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
@@ -205,6 +214,7 @@ def record(place: Path) -> None:
             "seeds": f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else str(*seeds),
             "failed": len(evidence.failures),
             **_cost(evidence),
+            "audit": _audited(study, evidence),
             "data": slide.collage.data,
             "network": slide.collage.network,
             "finding": title_of(slide, slide.collage.main),
@@ -225,6 +235,15 @@ def _cost(evidence: Evidence) -> dict[str, Any]:
         seconds[info["experiment"]] += info["cpu_seconds"]
     each = {name: round(value, 1) for name, value in sorted(seconds.items())}
     return {"runs": len(evidence.info), "cpu_seconds": round(seconds.total(), 1), "experiments": each}
+
+
+def _audited(study: BoundStudy, evidence: Evidence) -> list[str]:
+    """The study's row on the page "How far to trust this"; none if nothing in it can be permuted."""
+    try:
+        _, permuted, chance, _, kept, power = audit(study.claims, evidence).cells()
+    except InvalidInput:
+        return []
+    return [permuted, chance, kept, power]
 
 
 def _small(png: Path, size: tuple[int, int]) -> bytes:
@@ -273,6 +292,7 @@ def filled(page: Path) -> str:
             "contact_sheet": lambda: contact_sheet(page),
             "gallery": lambda: gallery(page),
             "times": times,
+            "audit": audits,
         }
         return match[1] + tables[match[2]]() + match[4]
 

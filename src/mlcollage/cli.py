@@ -478,6 +478,29 @@ def judge(
 
 
 @app.command()
+def audit(
+    slugs: Annotated[list[str], typer.Argument(help="Papers whose study is audited, or `all`.")],
+    scale: ScaleOption = Scale.QUICK,
+    workload: WorkloadOption = None,
+    store: StoreOption = Path("results"),
+    draws: Annotated[int, typer.Option("--draws", help="Permutations of the arms' labels.")] = 200,
+    json: Json = False,
+) -> None:
+    """Say how far verdicts can be trusted: labels permuted, arms swapped, power at the margin. Nothing is run."""
+    found = []
+    for study in _studies(slugs, scale, workload):
+        with err.status(f"permuting {study.slug}"):
+            found.append(lab.audit(study.claims, study.evidence(lab.Store(store)), draws=draws))
+    if json:
+        _answer_json([a.to_dict() for a in found])
+    _print_table(
+        ("study", "claims permuted", "any supported by chance", "promised at most", "kept when swapped", "80 % power"),
+        [a.cells() for a in found],
+        title=f"{draws} permutations",
+    )
+
+
+@app.command()
 def pool(
     slug: Slug,
     scale: ScaleOption = Scale.QUICK,

@@ -1,3 +1,5 @@
+from .audit import Audit as Audit
+from .audit import audit as audit
 from .bound import BoundStudy as BoundStudy
 from .claim import Claim as Claim
 from .claim import Status as Status
