@@ -6,8 +6,10 @@ code, one synapse tensor of (n + 1 + m)² k entries for each pair of layers, who
 too; a step beside PyTorch's own (forward, backward, SGD) on the same layers. The ratio is to the row called baseline.
 
 The row "arithmetic alone" is a bound: the matrix products of the step at the speed of one product of 1024 x 1024
-matrices on the same core. At 196-64-10 a single network already keeps the core busy, so that no population can be more
-than some 6 times as fast there; a gain of 20 needs smaller networks.
+matrices on the same core. The row "what batching cannot save" is a nearer one: the step's batched products, its two
+activations of the hidden states, and one pass over synapses and their change, each by torch's own call for the whole
+population, and nothing else. At 64-32-10 the latter alone is a twentieth of 64 steps one by one, and at 196-64-10 a
+quarter: a single network already keeps the core busy, and a gain of 20 needs smaller networks.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -89,12 +92,32 @@ def _populations(sizes: tuple[int, ...], batch: int, repeats: int) -> list[Row]:
     operations = MEMBERS * sum((2 if i == 0 else 3) * 2 * 2 * batch * n * m for i, (n, m) in layers)
     square = torch.randn(1024, 1024)
     bound = operations * _seconds(lambda: square @ square, repeats) / (2 * 1024**3)
+    needed = _needed(sizes, batch, repeats)
     what = f"a step of {MEMBERS} genomes, {'-'.join(map(str, sizes))}, batch {batch}"
     return [
         _row("one by one (baseline)", what, 1000 * separate, "ms", 1.0),
         _row("one population", what, 1000 * together, "ms", separate / together),
+        _row("what batching cannot save", what, 1000 * needed, "ms", separate / needed),
         _row("arithmetic alone", what, 1000 * bound, "ms", separate / bound),
     ]
+
+
+def _needed(sizes: tuple[int, ...], batch: int, repeats: int) -> float:
+    """Seconds of the operations that a step of a population of two states cannot do without."""
+    n, h, m = sizes
+    g = torch.Generator().manual_seed(0)
+    x, low, high = (torch.randn(2 * MEMBERS, batch, width, generator=g) for width in sizes)
+    first, second = (torch.randn(2 * MEMBERS, a, b, generator=g) for a, b in ((n, h), (h, m)))
+    old, change = (torch.randn(2 * MEMBERS, n + 1, h, generator=g) for _ in range(2))
+    states, new = torch.empty_like(low), torch.empty_like(old)
+    parts: list[Callable[[], Any]] = [
+        *(partial(torch.bmm, a, b) for a, b in ((x, first), (low, second), (high, second.mT), (x.mT, low))),
+        partial(torch.bmm, low.mT, high),
+        partial(torch.tanh, low, out=states),
+        partial(torch.tanh, low, out=states),
+        partial(torch.addcmul, change, old[:, :1, :1], old, out=new),
+    ]
+    return sum(_seconds(part, 4 * repeats) for part in parts)
 
 
 class _SquareLayout:

@@ -17,15 +17,15 @@ from mlcollage.papers.synthetic_gradients.learning import Said, SaidWithoutGraph
 LOSS = nn.CrossEntropyLoss()
 
 
-def _drawn(hidden: tuple[int, ...], context: int = 3) -> SyntheticGradient:
+def _drawn(hidden: tuple[int, ...], context: int = 3, rank: int = 0) -> SyntheticGradient:
     torch.manual_seed(0)
-    return SyntheticGradient(6, context, hidden, zero_init=False).double()
+    return SyntheticGradient(6, context, hidden, zero_init=False, rank=rank).double()
 
 
-@pytest.mark.parametrize("hidden", [(), (7,), (7, 5)])
+@pytest.mark.parametrize(("hidden", "rank"), [((), 0), ((7,), 0), ((7, 5), 0), ((), 2)])
 @pytest.mark.parametrize("tokens", [False, True])
-def test_written_gradients_equal_those_of_autograd(hidden: tuple[int, ...], tokens: bool) -> None:
-    own, other = _drawn(hidden), _drawn(hidden)
+def test_written_gradients_equal_those_of_autograd(hidden: tuple[int, ...], rank: int, tokens: bool) -> None:
+    own, other = _drawn(hidden, rank=rank), _drawn(hidden, rank=rank)
     shape = (4, 5, 6) if tokens else (20, 6)
     h, arrived = torch.randn(*shape, dtype=torch.float64), torch.randn(*shape, dtype=torch.float64)
     context = torch.eye(3, dtype=torch.float64)[torch.arange(len(h)) % 3]
@@ -155,3 +155,47 @@ def test_a_copy_of_a_network_is_trained_as_the_network() -> None:
     for n in (net, other):
         n.training_step(x, y, LOSS)
     assert all(torch.equal(p.grad, q.grad) for p, q in zip(net.parameters(), other.parameters(), strict=True))
+
+
+def test_a_rank_below_the_classes_is_enough_near_a_point() -> None:
+    """The best linear map of a classifier's gradient, fitted near one activation, has rank C - 1."""
+    g = torch.Generator().manual_seed(0)
+    upper = torch.randn(8, 3, generator=g, dtype=torch.float64)
+    h = torch.randn(8, generator=g, dtype=torch.float64)
+    slope = torch.autograd.functional.jacobian(lambda a: upper @ (a @ upper).softmax(0), h)
+    made = SyntheticGradient(8, 3, rank=2).double()
+    left, values, right = torch.linalg.svd(slope)
+    assert float(values[2]) < 1e-14
+    with torch.no_grad():
+        made.layers[0].weight.copy_(right[:2])
+        made.layers[1].weight.copy_(torch.cat([left[:, :2] * values[:2], -upper], 1))
+        made.layers[1].bias.copy_(upper @ (h @ upper).softmax(0) - slope @ h)
+    for step in (1e-3, 1e-4):
+        near = h + step * torch.randn(5, 8, generator=g, dtype=torch.float64)
+        near.requires_grad_(True)
+        nn.functional.cross_entropy(near @ upper, torch.arange(5) % 3, reduction="sum").backward()
+        error = (made(near.detach(), torch.eye(3).double()[torch.arange(5) % 3]) - near.grad).abs().max()
+        assert float(error) < 30 * step**2  # of second order
+
+
+def test_a_low_rank_starts_at_zero_and_learns_in_steps() -> None:
+    net = decouple(_network(), ["0", "2"], example=torch.randn(4, 5).double(), context=3, rank=2).double()
+    x, y = torch.randn(30, 5, dtype=torch.float64), torch.arange(30) % 3
+    net.training_step(x, y, LOSS)
+    assert float(net.model[0].weight.grad.abs().max()) == 0
+    adam = torch.optim.Adam(net.synthesizer_parameters(), lr=0.03)
+    for _ in range(200):
+        adam.zero_grad()
+        net.training_step(x, y, LOSS)
+        adam.step()
+    assert net.report()["2"]["relative_error"] < 0.5
+
+
+def test_ranks_that_mean_nothing_are_refused() -> None:
+    with pytest.raises(InvalidInput, match="without hidden layers"):
+        SyntheticGradient(4, hidden=(3,), rank=2)
+    with pytest.raises(InvalidInput, match="rank must be"):
+        SyntheticGradient(4, rank=-1)
+    conv = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 1))
+    with pytest.raises(InvalidInput, match=r"hidden=\(2,\)"):
+        decouple(conv, ["1"], example=torch.randn(3, 2, 6, 6), context=3, rank=2)

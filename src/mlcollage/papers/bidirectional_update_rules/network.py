@@ -149,18 +149,21 @@ def _forward(
     for i, (layer, w) in enumerate(zip(path.layers, weights.forward, strict=True)):
         g = genome.layer(i)
         read, saved = layer.gather(states)
-        message = rule.forward_message(read, w, g, bias=layer.bias)
         top = i == len(path.layers) - 1
         if s.norm in ("both", "forward") and not top:
             update = rule.per_state(g["update"])[:, :, 0, 0]  # the gate goes to the gain and the shift
             gain, shift = update * g["gain_forward"], update * g["shift_forward"]
-            if statistics is None:
-                total, moments = rule.normalize_by_own(message, gain, shift)
-            else:
+            if statistics is not None:
+                message = rule.forward_message(read, w, g, bias=layer.bias)
                 total, moments = rule.normalize(message, statistics[i], gain, shift), statistics[i]
+            elif rule.writes_freely():
+                total, moments = rule.message_normalized_by_own(read, w, g, gain, shift, bias=layer.bias)
+            else:
+                message = rule.forward_message(read, w, g, bias=layer.bias)
+                total, moments = rule.normalize_by_own(message, gain, shift)
             used.append(moments)
         else:
-            total = rule.per_state(g["update"]) * message
+            total = rule.per_state(g["update"]) * rule.forward_message(read, w, g, bias=layer.bias)
         if before is not None:
             total = total + rule.per_state(g["keep"]) * before[i]
         states = rule.activate(total, layer.activation, s.second_state)
@@ -178,9 +181,11 @@ def _backward(path: Path, weights: Weights, genome: Genome, done: _Pass) -> None
         layer, g = path.layers[i], genome.layer(i)
         back = weights.forward[i][:, :, : layer.inputs].transpose(2, 3) if s.symmetric else weights.backward[i]
         message = layer.scatter(rule.backward_message(done.states[i], back, g), done.chosen[i])
+        gated = s.backward == "additive" and s.norm in ("both", "backward")
         if s.norm in ("both", "backward"):
-            message, _ = rule.normalize_by_own(message, g["gain_backward"], g["shift_backward"])
-        done.states[i - 1] = rule.feed_back(done.states[i - 1], message, g, s, own)
+            gate = rule.per_state(g["update"])[:, :, 0, 0] if gated else 1.0  # it goes to the gain and the shift
+            message, _ = rule.normalize_by_own(message, gate * g["gain_backward"], gate * g["shift_backward"])
+        done.states[i - 1] = rule.feed_back(done.states[i - 1], message, g, s, own, gated=gated)
 
 
 def _read_again(path: Path, done: _Pass) -> list[Tensor]:

@@ -29,6 +29,7 @@ def decouple(
     synthesizers: Mapping[str, nn.Module] | None = None,
     inputs: Mapping[str, nn.Module] | None = None,
     channels: int | None = None,
+    rank: int = 0,
     **options: Any,
 ) -> Decoupled:
     """Cut a network behind some of its modules, with the usual synthesizers.
@@ -46,7 +47,7 @@ def decouple(
     context
         Number of classes, whose one-hot labels the synthesizers see (cDNI); a
         :class:`~mlcollage.papers.synthetic_gradients.Context` for others; None for none (DNI).
-    hidden, norm, channels
+    hidden, norm, channels, rank
         Of the synthesizers that are made; see :func:`~mlcollage.papers.synthetic_gradients.synthesizer_for`.
     synthesizers, inputs
         Your own, by name of the cut.
@@ -62,7 +63,8 @@ def decouple(
     UnknownName
         For a path that no module has.
     InvalidInput
-        For a module that runs twice or not at all, or returns no single tensor with gradient.
+        For a module that runs twice or not at all, or returns no single tensor with gradient; for a rank where no
+        synthesizer has one.
 
     Examples
     --------
@@ -77,6 +79,8 @@ def decouple(
     places = find_places(model, split_points(model, cuts), example)
     given = context if isinstance(context, Context) else read_context(context)
     credit, unlock = options.get("credit", "sg"), options.get("unlock", "update")
+    if rank and credit != "sg":
+        raise InvalidInput(f"rank is of synthesizers of the gradient, of which credit={credit!r} has none.")
     made: dict[str, nn.Module] = dict(synthesizers or {})
     makers: dict[str, nn.Module] = dict(inputs or {})
     batch_dim = options.get("batch_dim", 0)
@@ -84,7 +88,9 @@ def decouple(
         for place in places:
             h = place.example.transpose(0, 1) if batch_dim == 1 and place.example.ndim > 2 else place.example
             if place.name not in made and credit == "sg":
-                made[place.name] = synthesizer_for(h, given.dim, hidden, norm, channels=channels).to(h.device)
+                made[place.name] = synthesizer_for(h, given.dim, hidden, norm, channels=channels, rank=rank).to(
+                    h.device
+                )
             elif place.name not in made and credit == "critic":
                 axis = (1 if h.ndim >= 4 else -1) if channels is None else channels
                 made[place.name] = Critic(h.shape[axis], given.dim, hidden or (64,), channels=axis).to(h.device)

@@ -41,7 +41,8 @@ class SaidWithoutGraph(Said):
         \nabla_{W_l} = \delta_l^\top a_{l-1}, \quad \nabla_{b_l} = \sum_n \delta_{l, n}, \quad
         \delta_{l-1} = (W_l^\top \delta_l) \odot [a_{l-1} > 0].
 
-    A graph of so few operations costs more than the operations where batches are small.
+    Of a low rank there is no ReLU, and the context comes beside :math:`V h` only. A graph of so few operations costs
+    more than the operations where batches are small.
 
     Parameters
     ----------
@@ -54,11 +55,12 @@ class SaidWithoutGraph(Said):
     def __init__(self, synthesizer: SyntheticGradient, h: Tensor, context: Tensor | None) -> None:
         self.layers = [part for part in synthesizer.layers if type(part) is nn.Linear]
         self.read: list[Tensor] = []  # by each layer, (B, ..., width)
+        self.rank = rank = synthesizer.rank
         with torch.no_grad():
-            a = beside(h, context, synthesizer.dim, synthesizer.context_dim)
+            a = beside(h, None if rank else context, synthesizer.dim, 0 if rank else synthesizer.context_dim)
             for layer in self.layers:
                 if self.read:
-                    a.relu_()
+                    a = beside(a, context, rank, synthesizer.context_dim) if rank else a.relu_()
                 self.read.append(a)
                 a = nn.functional.linear(a, layer.weight, layer.bias)
         self.value = a
@@ -73,9 +75,11 @@ class SaidWithoutGraph(Said):
             for i in range(len(self.layers) - 1, -1, -1):
                 layer, a = self.layers[i], self.read[i].reshape(-1, self.read[i].shape[-1])
                 _add_product(layer.weight, delta.t(), a, factor)
-                _add(layer.bias, delta.sum(0).mul_(factor))
+                if layer.bias is not None:
+                    _add(layer.bias, delta.sum(0).mul_(factor))
                 if i:
-                    delta = (delta @ layer.weight).mul_(a > 0)
+                    weight = layer.weight
+                    delta = delta @ weight[:, : self.rank] if self.rank else (delta @ weight).mul_(a > 0)
 
 
 CHANGED = (
@@ -102,6 +106,8 @@ def is_plain(module: nn.Module) -> TypeGuard[SyntheticGradient]:
         if type(part) not in (nn.Linear, nn.ReLU) or _is_heard(part):
             return False
         for p in part._parameters.values():  # parametrized parts are of another type
+            if p is None:
+                continue
             if type(p) is not nn.Parameter or not p.requires_grad or p._backward_hooks:
                 return False
             if getattr(p, "_post_accumulate_grad_hooks", None):

@@ -33,11 +33,18 @@ class SyntheticGradient(nn.Module):
         Start with the last layer's weights **and bias** at zero, so that the first update moves nothing.
     out_dim
         Units of the output; default ``dim``. Input synthesizers and critics have others.
+    rank
+        r > 0 for an affine map of low rank, :math:`\hat g = U V h + W c + b` with V (r, D) and U (D, r), whose cost
+        is a small part of that of the full one where r is small beside D; 0 for the full one.
 
     Notes
     -----
     The output is the gradient of one sample's loss: :class:`~mlcollage.papers.synthetic_gradients.Decoupled` divides it
     by the loss's own divisor where it is injected. Jaderberg et al., section 2.1 and appendix A.
+
+    Of a classifier with C classes and upper part :math:`z = J h + z_0`, linearized, the true gradient is
+    :math:`J^\top (p(z) - y)`, and its linearization in h is :math:`J^\top S J h - J^\top y` plus a constant, with S
+    (C, C) the slope of the probabilities p, of rank C - 1. So a rank of C - 1 loses nothing to first order.
 
     Examples
     --------
@@ -56,20 +63,34 @@ class SyntheticGradient(nn.Module):
         zero_init: bool = True,
         *,
         out_dim: int | None = None,
+        rank: int = 0,
     ) -> None:
         super().__init__()
         self.dim, self.context_dim = _sizes(dim, context_dim)
+        self.rank = checks.integer("rank", rank, least=0)
+        if self.rank and (hidden or norm):
+            raise InvalidInput("rank is of a synthesizer without hidden layers and norm: give one of them only.")
         if norm is not None:
             checks.choice("norm, if not None,", norm, NORMS)
         widths = [checks.integer("each width of hidden", w, least=1) for w in hidden]
         self.out_dim = self.dim if out_dim is None else checks.integer("out_dim", out_dim, least=1)
         norms = {None: None, "batch": nn.BatchNorm1d, "layer": nn.LayerNorm}[norm]
+        if self.rank:
+            self.layers = nn.Sequential(
+                nn.Linear(self.dim, self.rank, bias=False), nn.Linear(self.rank + self.context_dim, self.out_dim)
+            )
+            if zero_init:
+                zero_(self.layers[1])
+            return
         sizes = [self.dim + self.context_dim, *widths, self.out_dim]
         self.layers = _stack(sizes, nn.Linear, norms, zero_init)
 
     def forward(self, h: Tensor, context: Tensor | None = None) -> Tensor:
         """Gradients like ``h`` (B, ..., D), of a context (B, C) or (B, ..., C)."""
-        return self.layers(beside(h, context, self.dim, self.context_dim))
+        if not self.rank:
+            return self.layers(beside(h, context, self.dim, self.context_dim))
+        few, last = self.layers
+        return last(beside(few(beside(h, None, self.dim, 0)), context, self.rank, self.context_dim))
 
 
 class ConvSyntheticGradient(nn.Module):
@@ -253,7 +274,13 @@ def beside(h: Tensor, context: Tensor | None, dim: int, context_dim: int, axis: 
 
 
 def synthesizer_for(
-    h: Tensor, context_dim: int = 0, hidden: Sequence[int] = (), norm: str | None = None, *, channels: int | None = None
+    h: Tensor,
+    context_dim: int = 0,
+    hidden: Sequence[int] = (),
+    norm: str | None = None,
+    *,
+    channels: int | None = None,
+    rank: int = 0,
 ) -> nn.Module:
     """The usual synthesizer for an activation: convolutions for maps (B, C, H, W), else one over the last axis.
 
@@ -261,8 +288,8 @@ def synthesizer_for(
     ----------
     h
         An example, (B, D), (B, T, D) or (B, C, H, W).
-    context_dim, hidden, norm
-        As for :class:`SyntheticGradient`.
+    context_dim, hidden, norm, rank
+        As for :class:`SyntheticGradient`; maps have no rank.
     channels
         Axis of the units, where it is not axis 1 of four or five and not the last of fewer axes.
 
@@ -273,11 +300,16 @@ def synthesizer_for(
     """
     axis = (1 if h.ndim >= 4 else -1) if channels is None else channels
     if axis % h.ndim == 1 and h.ndim > 2:
+        if rank:
+            raise InvalidInput(
+                f"rank={rank} is of synthesizers over vectors, but the activation {tuple(h.shape)} has maps; say "
+                f"hidden=({rank},), whose convolutions go through as many maps."
+            )
         kernel = 5 if min(h.shape[2:]) >= 5 else 3
         return ConvSyntheticGradient(h.shape[1], context_dim, hidden, kernel=kernel, axes=h.ndim - 2, norm=norm)
     if axis not in (-1, h.ndim - 1):
         raise InvalidInput(f"units in axis {axis} of {tuple(h.shape)}: give a synthesizer of your own for this cut.")
-    return SyntheticGradient(h.shape[-1], context_dim, hidden, norm)
+    return SyntheticGradient(h.shape[-1], context_dim, hidden, norm, rank=rank)
 
 
 class _Inject(torch.autograd.Function):
