@@ -36,6 +36,26 @@ def test_users_networks_are_cut_or_refused():
         cuts_of(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), torch.zeros(4, 4))
 
 
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(inplace=True))
+        self.body, self.head = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Dropout(0.5)), nn.Linear(8, 3)
+
+    def forward(self, x):
+        h = self.stem(x)
+        return self.head(h + self.body(h))
+
+
+def test_a_part_that_a_skip_goes_around_is_no_cut():
+    model, x = Residual(), torch.randn(8, 5)
+    before, state = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
+    assert cuts_of(model, x) == ["stem"]
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_a_workload_must_be_large_enough():
     x, y = torch.randn(60, 5).numpy(), (torch.arange(60) % 3).numpy()
     fits = on_workload(Rules(), Labeled.from_arrays(x, y, x[:30], y[:30], 3), Scale.QUICK)

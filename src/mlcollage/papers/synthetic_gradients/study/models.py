@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from mlcollage.data.problem import Problem
 from mlcollage.errors import InvalidInput
 from mlcollage.measure.layer_tap import LayerTap
-from mlcollage.nn import MLP, build
+from mlcollage.nn import MLP, build, seeded
 from mlcollage.train import accuracy, epochs, evaluate, evaluating
 
 from ..decouple import decouple
@@ -39,7 +40,7 @@ def network(shape: tuple[int, ...], classes: int, widths: tuple[int, ...]) -> nn
 
 
 def cuts_of(model: nn.Module, example: Tensor) -> list[str]:
-    """Where a network is cut: behind each of its parts at the top that has weights, but the last.
+    """Where a network is cut: behind each part at the top that has weights and no path around it, but the last.
 
     Raises
     ------
@@ -52,9 +53,12 @@ def cuts_of(model: nn.Module, example: Tensor) -> list[str]:
         names = [f"{names[0]}.{n}" for n, m in inside.named_children() if any(True for _ in m.parameters())]
     candidates = names[:-1]
     found, obstacle = [], "it has no part below its last one"
+    twin = copy.deepcopy(model).train()
     for name in candidates:
         try:
             decouple(model, [name], example=example, context=2)
+            with seeded(0):  # paths around a cut show in a step
+                decouple(twin, [name], example=example, credit="bp").training_step(example, None, _any_loss)
         except InvalidInput as error:
             obstacle = str(error)
         else:
@@ -62,6 +66,10 @@ def cuts_of(model: nn.Module, example: Tensor) -> list[str]:
     if not found:
         raise InvalidInput(f"{type(model).__name__} cannot be cut for this study: {obstacle}")
     return found
+
+
+def _any_loss(logits: Tensor, y: None) -> Tensor:
+    return logits.square().mean()
 
 
 @dataclass(frozen=True)
