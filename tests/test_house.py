@@ -12,7 +12,21 @@ import mlcollage
 from mlcollage.lab.paper import papers
 
 SOURCE = Path(mlcollage.__file__).parent
-FLOORS = ("__main__", "cli", "testing", "papers", "lab", "collage", "train", "measure", "infer", "stats", "nn", "data")
+FLOORS = (
+    "__main__",
+    "cli",
+    "testing",
+    "portraits",
+    "papers",
+    "lab",
+    "collage",
+    "train",
+    "measure",
+    "infer",
+    "stats",
+    "nn",
+    "data",
+)
 SHARED = {"errors", "_checks", "_npz", "_random", "_users"}  # and mlcollage itself, for its version
 MODULES = sorted(SOURCE.rglob("*.py"))
 LAYOUT = ("__init__.py", "__init__.pyi", "paper.toml", "study/__init__.py", "study/claims.py", "slide.py")

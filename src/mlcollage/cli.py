@@ -620,6 +620,36 @@ def _slugs_of(months: Sequence[str] | None) -> list[str]:
 
 
 @app.command()
+def portrait(
+    spec: Annotated[
+        str,
+        typer.Argument(help="A function that returns your model and data: path/to/file.py:function, module:function."),
+    ],
+    minutes: Annotated[float, typer.Option("--minutes", "-m", help="Time for all instruments together.")] = 10.0,
+    to: Annotated[Path, typer.Option("--out", "-o", help="Folder for the page, the slide and the table.")] = Path(
+        "portrait"
+    ),
+    only: Annotated[list[str] | None, typer.Option("--only", help="Names of instruments; repeatable.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of all random choices.")] = 0,
+    json: Json = False,
+) -> None:
+    """Look at one trained network of yours with the papers' instruments, the cheapest first: a page and a slide."""
+    from mlcollage.portraits import given as users
+
+    found = users.portrait_of(spec, minutes=minutes, only=only, seed=seed, progress=not json)
+    with err.status("drawing the page"):
+        files = found.save(to)
+    if json:
+        _answer_json({**found.to_dict(), "files": {kind: str(path) for kind, path in files.items()}})
+    headers = ("quantity", "here, with interval", "recorded networks")
+    _print_table(headers, users.lines(found), wrapped=headers[2:], title=f"Portrait of {found.name}")
+    for reading in found.readings:
+        if reading.state != "measured":
+            _note(f"{reading.instrument}: {reading.sentence}", f" {reading.state}:")
+    _print_lines(f"open {files['page']} in a browser", f"slide: {files['png']}")
+
+
+@app.command()
 def bench(
     slugs: Annotated[list[str], typer.Argument(help="Papers whose method is timed, or `all`.")],
     full: Annotated[bool, typer.Option("--full", help="Larger sizes, more repetitions.")] = False,

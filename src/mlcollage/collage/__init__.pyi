@@ -10,5 +10,7 @@ from .content import Slide as Slide
 from .diagram import Diagram as Diagram
 from .digest import render_index as render_index
 from .digest import render_month as render_month
+from .portrait_page import Section as Section
+from .portrait_page import render_portrait as render_portrait
 from .post import write_post as write_post
 from .slide import render_slide as render_slide

@@ -120,7 +120,7 @@ def render_month(month: str, entries: Sequence[Entry], *, index_page: str | None
     if not chosen:
         there = ", ".join(sorted({e.month for e in entries})) or "none"
         raise InvalidInput(f"no paper belongs to the month {month}; the months given are: {there}.")
-    return _render(
+    return render_template(
         "month.html.j2",
         title=f"ML collage {month}",
         description=f"{name}: " + ", ".join(v.title for v in chosen),
@@ -158,7 +158,7 @@ def render_index(entries: Sequence[Entry], *, month_page: str | None = "{month}.
     words: dict[str, str] = {s: f"{theme.STATUS_MARKS[s]} {theme.STATUS_WORDS[s]}" for s in ORDER}
     used = {idea for v in views for idea in v.ideas}
     ideas = [i for i in IDEAS if i in used] + sorted(used - set(IDEAS))
-    return _render(
+    return render_template(
         "index.html.j2",
         title="ML collage",
         description=f"{len(views)} deep-learning papers, their methods, claims and measurements",
@@ -213,13 +213,14 @@ def _view(entry: Entry, *, slide: bool = True) -> _View:
         thumbnail = _thumbnail(entry.slide_svg)
         # Pages hold everything, so that a single file can be mailed; the index has the small pictures only.
         if slide:
-            picture = _data_uri(entry.slide_svg.read_bytes(), "image/svg+xml")
+            picture = data_uri(entry.slide_svg.read_bytes(), "image/svg+xml")
             upright = entry.slide_svg.with_name(f"{entry.slide_svg.stem}-portrait.png")
-            portrait = _webp(upright, PORTRAIT) if upright.is_file() else ""
+            portrait = webp(upright, PORTRAIT) if upright.is_file() else ""
     return _View(entry, picture, portrait, thumbnail, tally, _highlight(entry.usage))
 
 
-def _data_uri(content: bytes, kind: str) -> str:
+def data_uri(content: bytes, kind: str) -> str:
+    """A file as an address that a page can hold."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
@@ -227,15 +228,16 @@ def _thumbnail(svg: Path) -> str:
     """A small picture from the PNG beside the SVG; without one the SVG itself, which is several times larger."""
     png = svg.with_suffix(".png")
     if not png.is_file():
-        return _data_uri(svg.read_bytes(), "image/svg+xml")
-    return _webp(png, THUMBNAIL)
+        return data_uri(svg.read_bytes(), "image/svg+xml")
+    return webp(png, THUMBNAIL)
 
 
-def _webp(png: Path, size: tuple[int, int]) -> str:
+def webp(png: Path, size: tuple[int, int]) -> str:
+    """A PNG as a smaller WebP of this size, as an address that a page can hold."""
     file = io.BytesIO()
     with Image.open(png) as picture:
         picture.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(file, "WEBP", quality=82, method=6)
-    return _data_uri(file.getvalue(), "image/webp")
+    return data_uri(file.getvalue(), "image/webp")
 
 
 _KINDS = {Keyword: "kw", Operator.Word: "kw", String: "str", Number: "num", Comment: "com"}
@@ -281,7 +283,8 @@ def _icon() -> str:
     return base64.b64encode(svg.encode()).decode()
 
 
-def _render(template: str, **fields: Any) -> str:
+def render_template(template: str, **fields: Any) -> str:
+    """A page from one of the templates, with the style, the script and the fonts inside."""
     # Autoescaping is on: titles, sentences and messages are data. Markup() marks our own CSS, JavaScript and colored
     # code as what needs none.
     page = (

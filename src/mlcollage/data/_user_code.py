@@ -25,11 +25,8 @@ from mlcollage.errors import InvalidInput, MissingFile, UnknownName
 def load(spec: str, options: Mapping[str, str]) -> Workload:
     """Call ``module:function`` or ``file.py:function`` and check what it returns."""
     check_options(options, (), f"the workload {spec}")
-    where, _, name = spec.rpartition(":")
-    module = _file_module(where) if where.endswith(".py") else _module(where)
-    function = _function(module, where, name)
-    with users_code(f"the function {spec}"):
-        given = function()
+    given, module = call(spec, "a workload")
+    where, _, _ = spec.rpartition(":")
     with users_code(f"what {spec} returned"):
         workload = as_workload(given, spec)
     workload.check(spec)
@@ -38,6 +35,15 @@ def load(spec: str, options: Mapping[str, str]) -> Workload:
         hashed = file_hash(*sources) if sources else ""
     name = spec if workload.name == "workload" else workload.name
     return replace(workload, name=name, fingerprint=workload.fingerprint or hashed)
+
+
+def call(spec: str, what: str) -> tuple[Any, ModuleType]:
+    """What ``module:function`` or ``file.py:function`` returns, and its module; ``what`` is what it should return."""
+    where, _, name = spec.rpartition(":")
+    module = _file_module(where) if where.endswith(".py") else _module(where)
+    function = _function(module, where, name, what)
+    with users_code(f"the function {spec}"):
+        return function(), module
 
 
 def _sources(module: ModuleType) -> list[Path]:
@@ -85,7 +91,7 @@ def _module(name: str) -> ModuleType:
 def _file_module(where: str) -> ModuleType:
     path = Path(where).expanduser()
     if not path.is_file():
-        raise MissingFile(f"there is no file {where}; it was taken from --workload.")
+        raise MissingFile(f"there is no file {where}; give the path of the file with the function.")
     name = f"mlcollage_user_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None  # a .py file always has one, with a loader
@@ -110,7 +116,7 @@ def _importing(where: str) -> Iterator[None]:
         raise
 
 
-def _function(module: ModuleType, where: str, name: str) -> Callable[[], Any]:
+def _function(module: ModuleType, where: str, name: str, what: str) -> Callable[[], Any]:
     function: Any = module
     for part in name.split("."):
         with users_code(f"looking up {name} in {where}"):
@@ -120,7 +126,7 @@ def _function(module: ModuleType, where: str, name: str) -> Callable[[], Any]:
                 raise UnknownName(f"{where} has no function {name!r}; it has {', '.join(ours) or 'none'}.")
             function = getattr(function, part)
     if not callable(function):
-        raise InvalidInput(f"{where}:{name} is {type(function).__name__}, not a function that returns a workload.")
+        raise InvalidInput(f"{where}:{name} is {type(function).__name__}, not a function that returns {what}.")
     try:
         with suppress(ValueError):  # some builtins do not tell
             inspect.signature(function).bind()

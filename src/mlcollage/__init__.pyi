@@ -1,0 +1,3 @@
+from .portraits.sitting import portrait as portrait
+
+__version__: str
