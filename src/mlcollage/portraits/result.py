@@ -151,9 +151,12 @@ class Portrait:
 
     def plot(self, figure: Figure | None = None) -> Figure:
         """The dominant picture, into a figure of yours or a new one."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure as NewFigure  # not pyplot, which would keep the figure
 
-        figure = NewFigure(figsize=(9, 6), layout="constrained") if figure is None else figure
+        if figure is None:
+            figure = NewFigure(figsize=(9, 6), layout="constrained")
+            FigureCanvasAgg(figure)  # labels are moved apart, for which they must be measured
         panel = make_slide(self).collage.main
         if panel.own_axes:
             panel.draw(figure.subfigures())  # type: ignore[arg-type]
