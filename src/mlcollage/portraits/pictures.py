@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,9 +14,6 @@ from matplotlib.figure import SubFigure
 from mlcollage.collage import Collage, Diagram, Panel, Slide, marks, theme
 from mlcollage.portraits.instrument import Number, Reading
 from mlcollage.portraits.recorded import by_network
-
-if TYPE_CHECKING:
-    from mlcollage.portraits.result import Portrait
 
 THIS = theme.PALETTE["vermillion"]
 PROBE, SELECTIVE, WIDE = theme.PALETTE["blue"], theme.PALETTE["green"], theme.PALETTE["purple"]
@@ -47,24 +44,25 @@ def slug_of(name: str) -> str:
     return "portrait-" + (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "network")
 
 
-def make_slide(portrait: Portrait) -> Slide:
+def make_slide(
+    name: str, facts: Mapping[str, Any], asked: Sequence[Reading], *, minutes: float = 0.0, seconds: float = 0.0
+) -> Slide:
     """The slide of a portrait: the widest picture that was measured is the dominant one."""
-    readings = {r.instrument: r for r in portrait.readings if r.state == "measured"}
+    readings = {r.instrument: r for r in asked if r.state == "measured"}
     makers: list[Callable[[dict[str, Reading]], Panel | None]] = [
         _among, _depth, _reliability, _scatter, _map, _heads, _curvature, _moved, _fills,
     ]  # fmt: skip
-    panels = [p for make in makers if (p := make(readings)) is not None] or [_nothing(portrait)]
-    main, small = panels[0], panels[1:4] or [_counts(portrait)]
-    f = portrait.facts
-    counted = sum(r.state == "measured" for r in portrait.readings)
+    panels = [p for make in makers if (p := make(readings)) is not None] or [_nothing()]
+    main, small = panels[0], panels[1:4] or [_counts(asked)]
+    f = facts
     return Slide(
-        slug=slug_of(portrait.name),
-        title=f"Portrait of {portrait.name}",
+        slug=slug_of(name),
+        title=f"Portrait of {name}",
         byline=f"{f['class']}  ·  {f['parameters']:,} parameters  ·  task: {f['task']}",
         month=str(f["date"]),
         collage=Collage(
-            f"{counted} of {len(portrait.readings)} instruments measured",
-            _key(readings, portrait),
+            f"{len(readings)} of {len(asked)} instruments measured",
+            _key(readings),
             main,
             small,
             data=f"{f['test examples']:,} test examples",
@@ -72,7 +70,7 @@ def make_slide(portrait: Portrait) -> Slide:
         ),
         cards=[],
         foot_left=f"{f['test examples']:,} test examples  ·  {f['training examples read']:,} training ones read  ·  "
-        f"{portrait.seconds:,.0f} of {60 * portrait.minutes:,.0f} s  ·  brackets: 95% intervals",
+        f"{seconds:,.0f} of {60 * minutes:,.0f} s  ·  brackets: 95% intervals",
         foot_right=f"mlcollage {f['mlcollage']}  ·  torch {f['torch']}  ·  {f['date']}",
     )
 
@@ -81,7 +79,7 @@ def _headlines(readings: dict[str, Reading]) -> dict[str, Number]:
     return {n.quantity: n for r in readings.values() for n in r.numbers if not n.layer}
 
 
-def _key(readings: dict[str, Reading], portrait: Portrait) -> Panel:
+def _key(readings: dict[str, Reading]) -> Panel:
     found = _headlines(readings)
     chosen = [q for q in _KEY if q in found][:15]
 
@@ -371,11 +369,11 @@ def _say(lines: Sequence[str]) -> Callable[[Axes], None]:
     return draw
 
 
-def _nothing(portrait: Portrait) -> Panel:
+def _nothing() -> Panel:
     return Panel("No picture could be drawn", _say(["◌ see the page for the reasons"]), "No picture.", "nothing to see")
 
 
-def _counts(portrait: Portrait) -> Panel:
-    states = [r.state for r in portrait.readings]
+def _counts(asked: Sequence[Reading]) -> Panel:
+    states = [r.state for r in asked]
     lines = [f"{states.count(s)} {s}" for s in dict.fromkeys(states)]
     return Panel("What was asked", _say(lines), "; ".join(lines), f"{len(states)} instruments")

@@ -18,6 +18,7 @@ import torch
 
 from mlcollage import __version__
 from mlcollage.collage import Section, render_portrait, render_slide
+from mlcollage.collage.content import Slide
 from mlcollage.collage.slide import describe, short_alternative
 from mlcollage.errors import UnknownName
 from mlcollage.portraits.instrument import Number, Reading
@@ -149,6 +150,10 @@ class Portrait:
         whole = {"name": self.name, "minutes": self.minutes, "seconds": round(self.seconds, 1)}
         return {**whole, "facts": dict(self.facts), "notes": list(self.notes), "readings": readings}
 
+    def slide(self) -> Slide:
+        """The slide, as :func:`mlcollage.collage.render_slide` draws it."""
+        return make_slide(self.name, self.facts, self.readings, minutes=self.minutes, seconds=self.seconds)
+
     def plot(self, figure: Figure | None = None) -> Figure:
         """The dominant picture, into a figure of yours or a new one."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -157,7 +162,7 @@ class Portrait:
         if figure is None:
             figure = NewFigure(figsize=(9, 6), layout="constrained")
             FigureCanvasAgg(figure)  # labels are moved apart, for which they must be measured
-        panel = make_slide(self).collage.main
+        panel = self.slide().collage.main
         if panel.own_axes:
             panel.draw(figure.subfigures())  # type: ignore[arg-type]
         else:
@@ -166,7 +171,7 @@ class Portrait:
 
     def page(self, slide: Path | None = None, links: Sequence[tuple[str, str]] = ()) -> str:
         """The page, a self-contained HTML document; with the picture where its SVG is given."""
-        picture = make_slide(self)
+        picture = self.slide()
         counted = sum(r.state == "measured" for r in self.readings)
         f = self.facts
         lead = (
@@ -201,7 +206,7 @@ class Portrait:
         """
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
-        slide = make_slide(self)
+        slide = self.slide()
         files = render_slide(slide, target, formats=("svg", "png", "portrait"))
         stem = slide.slug
         links = [

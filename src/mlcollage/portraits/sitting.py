@@ -155,7 +155,7 @@ def sit(
         taken = time.perf_counter() - begun
         if found[instrument.name].state == "measured":
             spent, estimated = spent + taken, estimated + cost
-            pace = max(1.0, spent / estimated)
+            pace = max(1.0, spent / max(estimated, 1.0))  # of less than a second nothing follows
         found[instrument.name] = replace(found[instrument.name], seconds=taken)
     told(len(instruments), len(instruments), "")
     return [found[i.name] for i in instruments]
