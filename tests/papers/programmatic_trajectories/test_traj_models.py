@@ -19,6 +19,7 @@ from mlcollage.papers.programmatic_trajectories import (
     Wiring,
     load_official_weights,
     official_model,
+    vrnn,
 )
 from mlcollage.papers.programmatic_trajectories.rollout import Draws, IntentPlan, roll_out
 
@@ -506,9 +507,70 @@ def test_any_floating_type_of_tracks(name):
     options = {} if name == "rnn_gauss" else {"eps": eps[:, :, :1] if name == "vrnn_single" else eps}
     same = model.loss(batch(x.float()), **options)["loss"]
     assert model.loss(batch(x), **options)["loss"] == same
-    assert model.sample(x, 2)[0].dtype == torch.float32
+    # Tracks come back in the type they were given in: in double precision they may be far from their origin.
+    assert model.sample(x, 2)[0].dtype == torch.float64
+    assert model.sample(x.float(), 2)[0].dtype == torch.float32
     assert model.log_likelihood(batch(x), 2).dtype == torch.float32
     assert model.double().sample(x.float(), 2)[0].dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_the_loop_with_its_own_backward_is_the_plain_one(name, monkeypatch):
+    model, batch = own(name), data(name)
+    x = batch.x.clone()
+    x[1, 3:6, 1], x[2, 5:] = torch.nan, torch.nan
+    eps = torch.randn(4, 8, 1 if name == "single" else 3, 2, generator=seeded(), dtype=torch.float64)
+    found = []
+    for plain in (False, True):
+        if plain:
+            monkeypatch.setattr(vrnn, "recurrence", lambda *inputs: None)
+        for given in (batch, TrackBatch(x, batch.intents)):
+            model.zero_grad()
+            terms = model.loss(given, eps=eps)
+            (terms["nll"] + 0.3 * terms["kl"]).backward()
+            found.append([terms["loss"].detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    for ours, theirs in zip(found[:2], found[2:], strict=True):
+        assert all(close(a, b, 1e-12) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_transforms_of_functions_take_the_plain_loop():
+    model, x = own("indep"), data("indep").x
+    eps = torch.randn(4, 8, 3, 2, generator=seeded(), dtype=torch.float64)
+    weights = {k: v.detach() for k, v in model.named_parameters()}
+
+    def loss(w):
+        return torch.func.functional_call(model, w, (x,), {"eps": eps})["loss"]
+
+    model.loss(x, eps=eps)["loss"].backward()
+    for key, slope in torch.func.grad(loss)(weights).items():
+        assert close(slope, model.get_parameter(key).grad, 1e-12), key
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_origin_far_away_costs_no_digits(name):
+    """UTM: meters with six digits before the point, and steps of centimeters."""
+    far = torch.tensor([448_262.0, 5_411_932.0], dtype=torch.float64)
+    near, there = MODELS[name](), MODELS[name]()
+    there.load_state_dict(near.state_dict())
+    there.shift += far.repeat(3) if name == "vrnn_single" else far
+    x = 0.01 * torch.randn(4, 6, 3, 2, dtype=torch.float64).cumsum(1)
+    x = (x * 2**20).round() / 2**20  # so that the sum below is exact
+    g = torch.randint(4, (4, 6) if "shared" in name else (4, 6, 3))
+    batch = lambda v: (v, g) if name.startswith("macro") else v  # noqa: E731
+    one, two = (m.loss(batch(v), **fixed(name)) for m, v in ((near, x), (there, x + far)))
+    for key, value in one.items():
+        assert close(value, two[key], 1e-6), key
+    same = [m.sample(v, 3, generator=seeded())[0] for m, v in ((near, x), (there, x + far))]
+    assert same[1].dtype == torch.float64
+    assert (same[1] - far - same[0]).abs().max() < 1e-5
+
+
+def fixed(name):
+    """Options that fix a loss's draws."""
+    if name == "rnn_gauss":
+        return {}
+    shape = (4, 2) if name == "vrae_mi" else (4, 5, 1 if name == "vrnn_single" else 3, 2)
+    return {"eps": torch.randn(shape, generator=seeded())}
 
 
 def test_options_are_checked_at_the_door():

@@ -13,7 +13,7 @@ from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 
 from ._nets import GaussianNet, kl_normal, log_normal
-from .frames import TrackBatch, carried, like_weights, vector
+from .frames import TrackBatch, carried, centered, placed, vector
 from .vrnn import AgentVRNN, Wiring, _Rows
 
 __all__ = ["VRAEMI", "RNNGauss", "VRNNIndep", "VRNNMixed", "VRNNSingle"]
@@ -94,7 +94,7 @@ class VRNNSingle(AgentVRNN):
     def _rows(self, batch: TrackBatch) -> _Rows:
         self._check(batch.x)
         seen = batch.seen()
-        x = carried(like_weights(batch.x, self.shift), seen).flatten(2)[:, :, None]
+        x = carried(centered(batch.x, self.shift.view(self.players)), seen).flatten(2)[:, :, None]
         counts = (seen[:, 1:] & seen[:, :-1])[..., None].expand(-1, -1, -1, self.players[1])
         return self._arranged(batch, x, seen.any(-1, keepdim=True), counts.flatten(2)[:, :, None])
 
@@ -106,7 +106,8 @@ class VRNNSingle(AgentVRNN):
             raise InvalidInput(f"burn_in must be a tensor (B, T, K, D), or without B; got {got}.")
         seen = burn_in[None] if burn_in.ndim == 3 else burn_in
         self._check(seen)
-        filled = carried(seen, seen.isfinite().all(-1))
+        shift = self.shift.view(self.players)
+        filled = placed(carried(centered(seen, shift), seen.isfinite().all(-1)), shift, seen)
         x, g = super().sample(filled.flatten(2)[:, :, None], steps, intents, n, **options)
         return x.unflatten(-1, self.players).squeeze(3), g
 
@@ -133,7 +134,7 @@ class _Gauss(nn.Module):
                 f"the model has {self.n_agents} agents with {self.dim} coordinates; got {tuple(made.x.shape)}."
             )
         seen = made.seen()
-        u = (carried(like_weights(made.x, self.shift), seen) - self.shift) / self.scale
+        u = carried(centered(made.x, self.shift), seen) / self.scale
         return u, seen[:, 1:] & seen[:, :-1], made
 
     def forward(self, batch: Any, **options: Any) -> dict[str, Tensor]:
@@ -161,8 +162,8 @@ class _Gauss(nn.Module):
             raise InvalidInput(
                 f"burn_in must be a float tensor with a frame at least; got {seen.dtype} {tuple(seen.shape)}."
             )
-        seen = like_weights(seen, self.shift)
-        return carried(seen, seen.isfinite().all(-1)).repeat(n, 1, 1, 1), len(seen)
+        u = carried(centered(seen, self.shift), seen.isfinite().all(-1)) / self.scale
+        return u.repeat(n, 1, 1, 1), len(seen)
 
 
 class RNNGauss(_Gauss):
@@ -240,8 +241,8 @@ class RNNGauss(_Gauss):
         """Continue tracks freely: (n, B, T + steps, K, D) and None; ``eps`` (steps, n B, K D) stands for draws."""
         if intents is not None:
             raise InvalidInput("RNNGauss has no macro-intents.")
-        x, b = self._start(burn_in, steps, n)
-        u = list(((x - self.shift) / self.scale).flatten(2).unbind(1))
+        first, b = self._start(burn_in, steps, n)
+        u = list(first.flatten(2).unbind(1))
         out, state = self.rnn(torch.stack(u, 1))
         for t in range(steps):
             mean, std = (v[0] for v in self.decoder({"h": out[None, :, -1]}))
@@ -252,7 +253,8 @@ class RNNGauss(_Gauss):
             )
             u.append(mean + std * draw)
             out, state = self.rnn(u[-1][:, None], state)
-        made = torch.stack(u, 1).unflatten(-1, (self.n_agents, self.dim)) * self.scale + self.shift
+        made = torch.stack(u, 1).unflatten(-1, (self.n_agents, self.dim)) * self.scale
+        made = placed(made, self.shift, burn_in)
         return made.view(n, b, *made.shape[1:]), None
 
 
@@ -371,9 +373,9 @@ class VRAEMI(_Gauss):
         """
         if intents is not None:
             raise InvalidInput("VRAEMI has no macro-intents.")
-        x, b = self._start(burn_in, steps, n)
-        u = list(((x - self.shift) / self.scale).unbind(1))
-        rows, dtype, device = len(x), x.dtype, x.device
+        first, b = self._start(burn_in, steps, n)
+        u = list(first.unbind(1))
+        rows, dtype, device = len(first), first.dtype, first.device
         z = torch.randn(rows, self.z, generator=generator, dtype=dtype, device=device) if eps is None else eps[0]
         out, state = self.rnn(torch.stack(u, 1).flatten(2))
         for t in range(steps):
@@ -384,5 +386,5 @@ class VRAEMI(_Gauss):
             )
             u.append((mean + std * draw).transpose(0, 1))
             out, state = self.rnn(u[-1].flatten(1)[:, None], state)
-        made = torch.stack(u, 1) * self.scale + self.shift
+        made = placed(torch.stack(u, 1) * self.scale, self.shift, burn_in)
         return made.view(n, b, *made.shape[1:]), None

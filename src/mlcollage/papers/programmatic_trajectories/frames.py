@@ -73,9 +73,17 @@ class TrackBatch:
         return finite if self.mask is None else finite & self.mask.bool()
 
 
-def like_weights(x: Tensor, weights: Tensor) -> Tensor:
-    """Positions in the floating type of a model, which may differ from the one that files are read in."""
-    return x if x.dtype == weights.dtype else x.to(weights.dtype)
+def centered(x: Tensor, shift: Tensor) -> Tensor:
+    """Positions less a model's center, in the model's floating type.
+
+    The difference is taken in the wider of both types: coordinates far from their origin (UTM) keep their digits.
+    """
+    return (x.to(torch.promote_types(x.dtype, shift.dtype)) - shift).to(shift.dtype)
+
+
+def placed(u: Tensor, shift: Tensor, like: Tensor) -> Tensor:
+    """The reverse of :func:`centered`, in the wider of the types of the model and of what the user gave."""
+    return u.to(torch.promote_types(like.dtype, shift.dtype)) + shift
 
 
 def vector(name: str, value: Any, dim: int, *, positive: bool) -> Tensor:

@@ -74,7 +74,7 @@ class LabelingFunction:
         labels = self._labels(x, seen, None if fps is None else checks.positive("fps", fps))
         if not self.per_agent:
             labels = np.broadcast_to(labels[..., None], seen.shape)
-        labels = np.where(seen, labels, ABSTAIN)
+        labels = labels.copy() if seen.all() else np.where(seen, labels, ABSTAIN)
         return labels[0, :, 0] if single else labels
 
     def _labels(self, x: NDArray, seen: NDArray, fps: float | None) -> NDArray:
@@ -107,7 +107,11 @@ def tracks(X: Any, mask: Any = None) -> tuple[NDArray[np.float64], NDArray[np.bo
     x = x[None, :, None] if single else x
     if 0 in x.shape:
         raise InvalidInput(f"tracks of shape {x.shape} hold no frame.")
-    seen: NDArray[np.bool_] = np.asarray(np.isfinite(x).all(-1))
+    finite = np.isfinite(x)
+    # A reduction over an axis of two is slow.
+    seen: NDArray[np.bool_] = (
+        finite.all(-1) if x.shape[-1] > 3 else np.logical_and.reduce(list(np.moveaxis(finite, -1, 0)))
+    )
     if mask is not None:
         m = np.asarray(mask, dtype=bool)
         m = m[None, :, None] if single and m.ndim == 1 else m
@@ -159,22 +163,29 @@ def next_rests(
     """Write into ``out`` (N, T, K) the cell where each agent next rests; return how many steps are at the threshold.
 
     One scan from the last frame to the first: a frame that is still and followed by one that is not gives its cell.
+    Squares are compared; the root is taken only near the threshold, where the last digits decide.
     """
     ties = 0
+    square = (threshold / rate) ** 2
+    low, high = square * (1.0 - 3.0 * tie), square * (1.0 + 3.0 * tie)
     for n in range(x.shape[0]):
         for k in range(x.shape[2]):
             label, after = -1, True
             for t in range(x.shape[1] - 1, -1, -1):
+                px, py = x[n, t, k, 0], x[n, t, k, 1]
                 last = t == x.shape[1] - 1
                 still = last
                 if not last:
-                    dx, dy = x[n, t + 1, k, 0] - x[n, t, k, 0], x[n, t + 1, k, 1] - x[n, t, k, 1]
-                    speed = np.sqrt(dx * dx + dy * dy) * rate
-                    still = speed < threshold
-                    ties += abs(speed / threshold - 1.0) < tie
+                    dx, dy = x[n, t + 1, k, 0] - px, x[n, t + 1, k, 1] - py
+                    away = dx * dx + dy * dy
+                    still = away < square
+                    if low < away < high:
+                        speed = np.sqrt(away) * rate
+                        still = speed < threshold
+                        ties += abs(speed / threshold - 1.0) < tie
                 if last or (still and not after):
-                    a = min(max(x[n, t, k, 0], 0.0), border[0])
-                    b = min(max(x[n, t, k, 1], 0.0), border[1])
+                    a = min(max(px, 0.0), border[0])
+                    b = min(max(py, 0.0), border[1])
                     label = int(np.floor(a / cell)) * rows + int(np.floor(b / cell))
                 out[n, t, k], after = label, still
     return ties

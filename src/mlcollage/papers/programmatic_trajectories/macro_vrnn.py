@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mlcollage import _checks as checks
 
-from .frames import TrackBatch, carried, like_weights
+from .frames import TrackBatch, carried, centered
 from .macro import IntentModel
 from .vrnn import AgentVRNN, Wiring
 
@@ -122,6 +122,6 @@ class MacroVRNN(AgentVRNN):
         batch = TrackBatch.of(batch)
         self._check(batch.x)
         seen = batch.seen()
-        x = carried(like_weights(batch.x, self.shift), seen)
+        x = carried(centered(batch.x, self.shift), seen)
         context = self.macro_context(self._context(x[:, :-1], seen[:, :-1]), seen[:, :-1])
         return self.macro.cross_entropy(self.labels(batch)[:, :-1], context).sum(1)

@@ -13,7 +13,7 @@ from torch import Tensor
 from mlcollage._users import users_code
 from mlcollage.errors import InvalidInput
 
-from .frames import carried
+from .frames import carried, centered, placed
 from .labeling import LabelingFunction
 from .macro import IntentModel, intent_code
 
@@ -96,11 +96,11 @@ def roll_out(
 ) -> tuple[Tensor, Tensor | None]:
     """Positions (B, T + steps, K, D) and intents of all frames but the last."""
     finite = burn_in.isfinite().all(-1)
-    x = list(carried(burn_in, finite).unbind(1))
+    x = list(carried(centered(burn_in, model.shift), finite).unbind(1))
     given, seen = len(x), list(finite.unbind(1))
     absent = ~seen[-1]
     b = len(burn_in)
-    states = model.rnn.initial(b * (model.n_agents // model.groups), burn_in)
+    states = model.rnn.initial(b * (model.n_agents // model.groups), x[0])
     past: Tensor | None = None
     before: Tensor | None = None
     chosen = []
@@ -111,11 +111,11 @@ def roll_out(
         if plan is not None:
             macro: IntentModel = model.macro
             if before is None:
-                before = macro.initial(burn_in.new_zeros(b, 1, macro.n_agents, model.n_intents))
+                before = macro.initial(x[0].new_zeros(b, 1, macro.n_agents, model.n_intents))
             probabilities = macro.logits(before, model.macro_context(context, here[:, None]))[:, 0].softmax(-1)
-            g = _choose(model, plan, t, given, x, probabilities, draws)
+            g = _choose(model, plan, t, given, (x, burn_in), probabilities, draws)
             chosen.append(g)
-            code = intent_code(g, model.n_intents).to(burn_in.dtype)
+            code = intent_code(g, model.n_intents).to(x[0].dtype)
             before, past = macro.read(code[:, None], past)
             known["g"] = model._by_group(code.expand(-1, model.n_agents, -1)[:, None])[:, 0]
         h = model._h(states)
@@ -136,7 +136,7 @@ def roll_out(
             x.append(model._position(x[t], step))
         into = {name: v[:1] for name, v in known.items()} if model.wiring.shared_rnn else known
         states = model._advance(model.rnn.lift(into), z, states, counts)
-    out = torch.stack(x, 1)
+    out = placed(torch.stack(x, 1), model.shift, burn_in)
     out[:, :given] = burn_in
     if bool(absent.any()):
         out[:, given:][absent[:, None].expand(-1, steps, -1)] = torch.nan
@@ -147,13 +147,14 @@ def roll_out(
 
 
 def _choose(
-    model: Model, plan: IntentPlan, t: int, given: int, x: list[Tensor], probabilities: Tensor, draws: Draws
-) -> Tensor:
-    fixed = plan.fixed[:, t]
+    model: Model, plan: IntentPlan, t: int, given: int, so_far: tuple[list[Tensor], Tensor],
+    probabilities: Tensor, draws: Draws,
+) -> Tensor:  # fmt: skip
+    (x, like), fixed = so_far, plan.fixed[:, t]
     if plan.ask is not None and t >= given - 1:
         p = probabilities[:, 0] if model.shared_intent else probabilities
         with users_code("the intents' function"):
-            answer = torch.as_tensor(plan.ask(t, torch.stack(x, 1), p))
+            answer = torch.as_tensor(plan.ask(t, placed(torch.stack(x, 1), model.shift, like), p))
         if answer.shape != p.shape[:-1] or answer.is_floating_point():
             raise InvalidInput(
                 f"the intents' function must return whole numbers {tuple(p.shape[:-1])}; got {answer.dtype} "

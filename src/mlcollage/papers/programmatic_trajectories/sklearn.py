@@ -123,7 +123,7 @@ class MacroTrajectoryModel(BaseEstimator):
         self.label_report_ = _report(labels)
         self.n_agents_, self.n_features_ = x.shape[2:]
         model = self._model(x, seen, int(labels.max()) + 1 if self.labeling is None else self.labeling.classes, seed)
-        data = torch.from_numpy(np.where(seen[..., None], x, np.nan)).float(), torch.from_numpy(labels)
+        data = self._tensor(np.where(seen[..., None], x, np.nan), "cpu"), torch.from_numpy(labels)
         draw = generator(seed, 1)
         optimizer = torch.optim.Adam(model.parameters(), lr=checks.positive("learning_rate", self.learning_rate))
         steps = checks.integer("max_iter", self.max_iter, least=2)
@@ -191,7 +191,7 @@ class MacroTrajectoryModel(BaseEstimator):
         model = self._fitted()
         x, seen, _ = tracks(X)
         labels = torch.from_numpy(self._labels(x, seen, L)).to(self.device)
-        batch = TrackBatch(torch.from_numpy(np.where(seen[..., None], x, np.nan)).float().to(self.device), labels)
+        batch = TrackBatch(self._tensor(np.where(seen[..., None], x, np.nan), self.device), labels)
         with torch.no_grad():
             found = model.log_likelihood(
                 batch, n_particles, generator=generator(self.random_state, 3, device=self.device)
@@ -207,7 +207,7 @@ class MacroTrajectoryModel(BaseEstimator):
         sees the burn-in only.
         """
         model = self._fitted()
-        first = torch.as_tensor(np.asarray(burn_in, dtype=np.float32), device=self.device)
+        first = self._tensor(burn_in, self.device)
         history = None
         if self.labeling is not None:
             given = np.asarray(burn_in, dtype=np.float64)
@@ -227,11 +227,16 @@ class MacroTrajectoryModel(BaseEstimator):
             asked.append(p)
             return p.argmax(-1)
 
-        first = torch.as_tensor(np.asarray(X, dtype=np.float32), device=self.device)
+        first = self._tensor(X, self.device)
         history = None if self.labeling is None else self.labeling(np.asarray(X, dtype=np.float64), None, self.fps)
         history = history.max(-1) if history is not None and self.shared_intent else history
         model.sample(first, 1, ask, history=history, generator=generator(self.random_state, 5, device=self.device))
         return asked[0].double().cpu().numpy()
+
+    def _tensor(self, x: Any, device: str) -> torch.Tensor:
+        """Positions in double precision, where the device of the model has it: the model takes off its center first."""
+        single = torch.device(self.device).type == "mps"
+        return torch.as_tensor(np.asarray(x, dtype=np.float32 if single else np.float64), device=device)
 
     def _fitted(self) -> MacroVRNN:
         if not hasattr(self, "model_"):

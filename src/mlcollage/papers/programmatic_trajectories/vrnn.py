@@ -23,7 +23,8 @@ from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 
 from ._nets import GaussianNet, GroupedGRU, kl_normal, log_normal
-from .frames import TrackBatch, carried, like_weights, neighbor_features, steps_before, vector
+from ._recurrence import recurrence
+from .frames import TrackBatch, carried, centered, neighbor_features, steps_before, vector
 from .macro import IntentModel, intent_code
 from .rollout import Draws, plan_intents, roll_out
 
@@ -87,7 +88,8 @@ class AgentVRNN(nn.Module):
         ``"position"``: the next position, as in the paper, or ``"step"``, the displacement to it. Both are densities of
         the next position, so their likelihoods compare.
     shift, scale
-        Positions are scaled to (x - shift) / scale before anything reads them, (D,) or one number.
+        Positions are scaled to (x - shift) / scale before anything reads them, (D,) or one number. Where positions are
+        far from their origin, give them in double precision: the center is taken off before they are rounded.
     step_scale
         Displacements are divided by it; by default by ``scale``.
     """
@@ -165,19 +167,19 @@ class AgentVRNN(nn.Module):
         return v.permute(2, 1, 0, 3)
 
     def _context(self, x: Tensor, seen: Tensor, previous: Tensor | None = None) -> Tensor:
-        """What is read of each frame, (B, T, K, C), from filled positions."""
-        u = (x - self.shift) / self.scale
+        """What is read of each frame, (B, T, K, C), from filled positions less the center."""
+        u = x / self.scale
         if self.context == "joint":
             return u.flatten(2)[:, :, None].expand(-1, -1, self.n_agents, -1)
         return neighbor_features(u, steps_before(x, previous) / self.step_scale, seen, self.neighbors)
 
     def _target(self, x: Tensor, following: Tensor) -> Tensor:
         """What the decoder's density is of, in the model's own scale."""
-        return (following - self.shift) / self.scale if self.target == "position" else (following - x) / self.step_scale
+        return following / self.scale if self.target == "position" else (following - x) / self.step_scale
 
     def _position(self, x: Tensor, target: Tensor) -> Tensor:
-        """The next position, in the user's unit."""
-        return target * self.scale + self.shift if self.target == "position" else x + target * self.step_scale
+        """The next position less the center, in the user's unit."""
+        return target * self.scale if self.target == "position" else x + target * self.step_scale
 
     def _check(self, x: Tensor) -> None:
         if x.shape[2:] != (self.n_agents, self.dim):
@@ -189,11 +191,11 @@ class AgentVRNN(nn.Module):
     def _rows(self, batch: TrackBatch) -> _Rows:
         self._check(batch.x)
         seen = batch.seen()
-        x = like_weights(batch.x, self.shift)
+        x = centered(batch.x, self.shift)
         return self._arranged(batch, carried(x, seen), seen, (seen[:, 1:] & seen[:, :-1])[..., None])
 
     def _arranged(self, batch: TrackBatch, x: Tensor, seen: Tensor, counts: Tensor) -> _Rows:
-        """Filled positions (B, T, K, D) and entries that count (B, T - 1, K, 1 or D) in the networks' layout."""
+        """Filled centered positions (B, T, K, D), entries that count (B, T - 1, K, 1 or D), in the networks' layout."""
         known = {
             "x": self._by_group(self._target(x[:, :-1], x[:, 1:])),
             "y": self._by_group(self._context(x[:, :-1], seen[:, :-1])),
@@ -327,8 +329,10 @@ class AgentVRNN(nn.Module):
         """States before each frame, latents, means and deviations of the posterior, all (G, T - 1, N, .)."""
         draws = self._draws(rows, eps, generator, particles)
         encoder, recurrent = self._lifted(rows)
-        read, write = self._cut()
         there = None if bool(rows.unit.all()) else _tile(rows.unit, particles)
+        if particles == 1 and (fused := recurrence(self.encoder, self.rnn, encoder, recurrent, draws, there)):
+            return fused
+        read, write = self._cut()
         states = self.rnn.initial(draws.shape[2], draws)
         kept: list[tuple[Tensor, ...]] = []
         for t in range(draws.shape[1]):
@@ -533,7 +537,8 @@ class AgentVRNN(nn.Module):
         Returns
         -------
         x
-            (n, B, T + steps, K, D); agents that were not seen in the burn-in's last frame are NaN in the steps.
+            (n, B, T + steps, K, D), in the wider floating type of burn-in and model; agents that were not seen in the
+            burn-in's last frame are NaN in the steps.
         g
             The intents of all frames but the last, (n, B, T + steps - 1, K) or without K; None for models without.
 
@@ -560,7 +565,6 @@ class AgentVRNN(nn.Module):
                 f"burn_in must be a float tensor with a frame at least; got {seen.dtype} {tuple(seen.shape)}."
             )
         plan = plan_intents(self, seen, steps, intents, history, n)
-        seen = like_weights(seen, self.shift)
         was = self.training
         self.eval()
         try:

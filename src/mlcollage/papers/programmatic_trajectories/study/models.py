@@ -90,7 +90,7 @@ def train(model: AgentVRNN, data: Sequences, s: Sizes, seed: int) -> list[float]
     """Adam with a warm-up and a cosine; the losses. Batches depend on the seed only."""
     draw = generator(seed, 3)
     parts = [[p for n, p in model.named_parameters() if n.startswith("macro.") == macro] for macro in (False, True)]
-    optimizer = torch.optim.Adam([p for part in parts for p in part], lr=s.lr)
+    optimizer = torch.optim.Adam([p for part in parts for p in part], lr=s.lr, fused=True)
     schedule = warmup_cosine(s.steps, max(1, s.steps // 20))
     losses = []
     model.train()
@@ -113,7 +113,10 @@ def train(model: AgentVRNN, data: Sequences, s: Sizes, seed: int) -> list[float]
 def train_macro(macro: IntentModel, model: MacroVRNN, data: Sequences, s: Sizes, seed: int) -> None:
     """Train another macro model on the same batches."""
     draw, joint = generator(seed, 3), model.macro
-    optimizer, schedule = torch.optim.Adam(macro.parameters(), lr=s.lr), warmup_cosine(s.steps, max(1, s.steps // 20))
+    optimizer, schedule = (
+        torch.optim.Adam(macro.parameters(), lr=s.lr, fused=True),
+        warmup_cosine(s.steps, max(1, s.steps // 20)),
+    )
     model.macro = macro
     for step in range(s.steps):
         rows = torch.randint(len(data.x), (s.batch,), generator=draw)
