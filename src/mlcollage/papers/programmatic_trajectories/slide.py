@@ -73,27 +73,41 @@ def _array(evidence: Evidence, name: str, arm: str) -> np.ndarray:
     raise LookupError(f"no run of {arm} holds {name}")
 
 
+def _number(n: int) -> str:
+    return ("no", "one", "two", "three", "four", "five", "six")[n] if n < 7 else str(n)
+
+
 def _play(evidence: Evidence) -> Panel:
     names = ("play_free", "play_moved", "intents_free", "intents_moved", "grid", "player")
     found = {name: _array(evidence, name, "stationary") for name in names}
-    who = int(found["player"])
-    obeyed = [float(evidence.by_seed("obeyed", arm="stationary", of=of).mean()) for of in ("own", "other")]
+    who, players = int(found["player"]), _number(found["play_free"].shape[1])
+    cells = not np.isnan(found["grid"][0])
+    moved = "sent to another cell, one of them runs there" if cells else "the same with another intent"
+    try:
+        obeyed = [float(evidence.by_seed("obeyed", arm="stationary", of=of).mean()) for of in ("own", "other")]
+        said = f"{100 * obeyed[0]:.0f}% " + (
+            f"of players end within a cell of where they are sent, {100 * obeyed[1]:.0f}% by chance."
+            if cells
+            else f"of last labels are those that were commanded, {100 * obeyed[1]:.0f}% by chance."
+        )
+    except LookupError:  # given intents say nothing of what is drawn
+        said = ""
 
     def draw(ax: Axes) -> None:
         cell, length, width = (float(v) for v in found["grid"])
         _court(ax, length, width, evidence.workload == "default")
-        rows = round(np.ceil(width / cell - 1e-9))
-        for kind, color in (("free", DRAWN), ("moved", WITH)):
+        rows = 0 if np.isnan(cell) else round(np.ceil(width / cell - 1e-9))  # NaN: the intents are no cells
+        for kind, color in (("free", DRAWN), ("moved", WITH)) if rows else ():
             i, j = divmod(int(found[f"intents_{kind}"][-1, who]), rows)
             ax.add_patch(
                 Rectangle((i * cell, j * cell), cell, cell, facecolor=theme.tint(color, 0.35), edgecolor=color, lw=1.6)
             )
-        free, moved = found["play_free"], found["play_moved"]
+        free, other = found["play_free"], found["play_moved"]
         for k in range(free.shape[1]):
             if k != who:
                 ax.plot(*free[:, k].T, color=theme.GRAYS[2], lw=1.6, zorder=2)
                 ax.plot(*free[-1, k], "o", color=theme.GRAYS[2], ms=6, zorder=3)
-        for x, color in ((free, DRAWN), (moved, WITH)):
+        for x, color in ((free, DRAWN), (other, WITH)):
             ax.plot(*x[:, who].T, color=color, lw=3.0, zorder=4)
             ax.plot(*x[-1, who], "o", color=color, ms=9, zorder=5)
         ax.plot(*free[0, who], "s", color=theme.MUTED, ms=7, zorder=6)
@@ -107,9 +121,7 @@ def _play(evidence: Evidence) -> Panel:
     return Panel(
         "One play, one intent moved",
         draw,
-        "A generated play of five players; sent to another cell, one of them runs there. "
-        f"{100 * obeyed[0]:.0f}% of players end within a cell of where they are sent, {100 * obeyed[1]:.0f}% by "
-        f"chance.",
+        f"A generated play of {players} players; {moved}. {said}",
         "a generated play, feet; the same with one player sent elsewhere (colored cells)"
         if evidence.workload == "default"
         else "a generated sequence in the workload's units; the same with one agent sent elsewhere",
@@ -137,6 +149,8 @@ def _distances(evidence: Evidence) -> Panel:
         "where they end": ("window", WINDOW),
         "no intents": ("no_intents", WITHOUT),
     }
+    if "window" not in set(evidence.table["arm"]):  # intents that came with the tracks
+        arms = {"own intents": arms["where they stop"], "no intents": arms["no intents"]}
     found = {name: evidence.by_seed("distance_w1", arm=arm) for name, (arm, _) in arms.items()}
 
     def draw(ax: Axes) -> None:

@@ -1,8 +1,8 @@
 """What is run and what is claimed of trajectories from programmatic weak supervision (Zhan et al., ICLR 2019).
 
 Claims, margins and settings were written before the runs with the study's seeds; the paper's page says which choices
-followed pilots with other seeds. On a user's tracks cells of the field are the macro-intents, and the claims on flocks
-are left out.
+followed pilots with other seeds. On a user's tracks macro-intents are those that come with them, or else cells of the
+field; the claims on flocks are left out, and with own intents also the one on two labeling functions.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from mlcollage.data import Trajectories
 from mlcollage.lab import Experiment, Scale, Study
 
 from .claims import CLAIMS
-from .experiments import FLOCKS, PLAYS, boids, on_tracks, plays
+from .experiments import FLOCKS, PLAYS, boids, on_own_intents, on_tracks, plays
 from .models import Sizes
 
 _SMOKE = Sizes(train=32, test=24, hidden=8, rnn=8, z=2, steps=3, batch=8, particles=2)
@@ -47,6 +47,17 @@ STUDY = Study(
             block=5,
             workloads=(Trajectories,),
             adapt=on_tracks,
+        ),
+        # Instead of plays where intents come with the tracks; no second labeling function is compared then.
+        Experiment(
+            "own_intents",
+            plays,
+            arms=("stationary", "no_intents"),
+            settings=_SETTINGS,
+            block=5,
+            own_data=False,
+            workloads=(Trajectories,),
+            adapt=on_own_intents,
         ),
     ),
 )
