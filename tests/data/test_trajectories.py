@@ -1,6 +1,7 @@
 """Tracks as a kind of workload: layouts, tables, tracking files, and what is refused or reported."""
 
 import json
+from datetime import timedelta
 from types import SimpleNamespace
 
 import numpy as np
@@ -334,3 +335,131 @@ def test_fields_are_checked(fields, said):
 def test_agents_are_chosen_once():
     with pytest.raises(InvalidInput, match="different numbers below 5"):
         Trajectories.from_array(walks(), agents=[0, 0])
+
+
+def crossing(n=1, t=40, k=4, seed=0):
+    """Agents that keep far from each other."""
+    rng = np.random.default_rng(seed)
+    lanes = 30.0 * np.arange(k)[:, None] * [0, 1]
+    return lanes + rng.normal(0, 0.2, (n, t, k, 2)).cumsum(1)
+
+
+def test_swaps_are_mended_when_asked():
+    x = crossing(3)
+    mixed = x.copy()
+    mixed[0, 12:] = mixed[0, 12:, [1, 2, 0, 3]].swapaxes(0, 1)  # three change places
+    mixed[0, 30:] = mixed[0, 30:, [3, 1, 2, 0]].swapaxes(0, 1)  # and then two
+    mixed[2, 5:9] = mixed[2, 5:9, [0, 2, 1, 3]].swapaxes(0, 1)  # back again after four frames
+    made = Trajectories(mixed).relinked()
+    assert np.array_equal(made.tracks, x)
+    assert made.facts["swaps mended"] == 4
+    assert made.describe()["swaps suspected"] == 0
+    same = Trajectories(x).relinked()
+    assert np.array_equal(same.tracks, x)
+    assert (same.facts["swaps mended"], same.facts["tracks re-linked"]) == (0, 0)
+
+
+def test_broken_tracks_are_linked_when_asked():
+    x = crossing(2)
+    broken = np.concatenate([x, np.full_like(x[:, :, :2], np.nan)], 2)  # two names to spare
+    broken[0, 20:, 4], broken[0, 17:, 1] = x[0, 20:, 1], np.nan  # three frames gone, then another name
+    broken[0, 31:, 5], broken[0, 30:, 4] = x[0, 31:, 1], np.nan
+    broken[1, 10:15, 2] = np.nan  # gone and back under its own name
+    made = Trajectories(broken).relinked()
+    assert made.tracks.shape == x.shape
+    want = x.copy()
+    want[0, 17:20, 1], want[0, 30, 1], want[1, 10:15, 2] = np.nan, np.nan, np.nan
+    assert np.array_equal(made.tracks, want, equal_nan=True)
+    assert (made.facts["tracks re-linked"], made.facts["agents dropped"]) == (2, 2)
+    few = Trajectories(broken).relinked(max_gap=2)
+    assert few.facts["tracks re-linked"] == 1  # three frames are too long, one is not
+
+
+def test_what_is_in_doubt_is_left_alone():
+    x = np.zeros((1, 12, 3, 2))
+    x[0, :, :, 0] = 0.1 * np.arange(12)[:, None]
+    x[0, :, 1, 1] = 0.2  # beside the first: either could be the third's past
+    x[0, 6:, :2], x[0, :7, 2], x[0, 7:, 2, 1] = np.nan, np.nan, 0.1
+    assert Trajectories(x).relinked().facts["tracks re-linked"] == 0
+    far = x.copy()
+    far[0, 7:, 2, 1] = 60.0  # out of reach
+    assert Trajectories(far).relinked().facts["tracks re-linked"] == 0
+    with pytest.raises(InvalidInput, match="intents belong to"):
+        Trajectories(crossing(), intents=np.zeros((1, 40, 4), int)).relinked()
+    with pytest.raises(InvalidInput, match="max_gap must be"):
+        Trajectories(crossing()).relinked(max_gap=-1)
+
+
+@pytest.mark.parametrize("step", [0.1, 1 / 32, 5.0, 0.3048])
+def test_rounded_positions_are_found_and_get_noise(step):
+    x = np.round(walks(seed=3) / step) * step
+    facts = Trajectories(x).describe()
+    assert float(facts["positions rounded to"]) == pytest.approx(step, rel=1e-3)
+    made = Trajectories(x).dequantized(seed=1)
+    noise = (made.tracks - x).ravel()
+    assert np.abs(noise).max() <= step / 2 * 1.001
+    assert noise.std() == pytest.approx(step / 12**0.5, rel=0.05)  # of a uniform distribution
+    assert abs(noise.mean()) < 0.02 * step
+    assert np.array_equal(Trajectories(x).dequantized(seed=1).tracks, made.tracks)
+    assert Trajectories(made.tracks).describe()["positions rounded to"] == "no grid"
+
+
+def test_no_grid_is_said_and_refused():
+    assert Trajectories(walks()).describe()["positions rounded to"] == "no grid"
+    with pytest.raises(InvalidInput, match="no grid; give the step"):
+        Trajectories(walks()).dequantized()
+    assert np.abs(Trajectories(walks()).dequantized(0.5).tracks - walks()).max() <= 0.25
+
+
+def test_digits_that_single_precision_lost_are_reported():
+    x = crossing() + np.array([448_262.0, 5_411_932.0])
+    said = Trajectories(x.astype(np.float32)).describe()["positions rounded to"]
+    assert "the last digit of float32" in said
+    assert Trajectories(x).describe()["positions rounded to"] == "no grid"
+
+
+def test_the_real_kloppy():
+    domain = pytest.importorskip("kloppy.domain")
+    x = walks(1, 30, 2)[0]
+    sides = (("a", domain.Ground.HOME), ("b", domain.Ground.AWAY))
+    teams = [domain.Team(team_id=v, name=v, ground=g) for v, g in sides]
+    players = [domain.Player(player_id=f"p{a}", team=teams[a], jersey_no=a + 1) for a in range(2)]
+    start = timedelta(0)
+    period = domain.Period(id=1, start_timestamp=start, end_timestamp=timedelta(seconds=2))
+    pitch = domain.MetricPitchDimensions(
+        x_dim=domain.Dimension(0, 105), y_dim=domain.Dimension(0, 68), standardized=False
+    )
+    system = domain.CustomCoordinateSystem(
+        origin=domain.Origin.BOTTOM_LEFT,
+        vertical_orientation=domain.VerticalOrientation.BOTTOM_TO_TOP,
+        pitch_dimensions=pitch,
+    )
+    metadata = domain.Metadata(
+        teams=teams, periods=[period], pitch_dimensions=pitch, frame_rate=25, orientation=domain.Orientation.HOME_AWAY,
+        flags=None, provider=domain.Provider.OTHER, coordinate_system=system,
+    )  # fmt: skip
+    points = [
+        {p: domain.PlayerData(coordinates=domain.Point(x=v[a, 0], y=v[a, 1])) for a, p in enumerate(players)} for v in x
+    ]
+    frames = [
+        domain.Frame(
+            timestamp=timedelta(seconds=f / 25), frame_id=f, ball_owning_team=None, ball_state=None, period=period,
+            players_data=data, other_data={}, ball_coordinates=None, statistics=[],
+        )
+        for f, data in enumerate(points)
+    ]  # fmt: skip
+    dataset = domain.TrackingDataset(records=frames, metadata=metadata)
+    made = Trajectories.from_kloppy(dataset, window=10, units="m")
+    assert np.allclose(made.tracks.reshape(30, 2, 2), x)
+    assert made.fps == pytest.approx(25)
+    assert np.allclose(Trajectories.from_kloppy(dataset, team="away", window=10).tracks.reshape(30, 2), x[:, 1])
+
+
+def test_the_real_floodlight():
+    floodlight = pytest.importorskip("floodlight")
+    x = walks(1, 30, 3)[0]
+    xy = floodlight.XY(xy=x.reshape(30, 6), framerate=25)
+    made = Trajectories.from_floodlight(xy, window=10, units="m")
+    assert np.array_equal(made.tracks.reshape(30, 3, 2), x)
+    assert made.fps == 25
+    assert np.array_equal(made.tracks[0, :, 1], xy.player(1)[:10])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mlcollage import _checks as checks
-from mlcollage.data import _tracks
+from mlcollage.data import _linking, _tracks
 from mlcollage.data._reading import check_options, file_hash, read_npz, whole_number
 from mlcollage.data.workload import Workload
 from mlcollage.errors import InvalidInput, MissingFile
@@ -149,11 +150,101 @@ class Trajectories(Workload):
             "fastest": f"{moves.max() * rate:.3g} {unit}",
             "jumps": int((moves > 10 * max(np.quantile(moves, 0.99), 1e-12)).sum()),
             "swaps suspected": _tracks.suspected_swaps(x),
+            "positions rounded to": _rounded(x, np.asarray(self.tracks).dtype),
             "most repeated point": _tracks.repeated_point(x, seen),
             "intents": "the study's" if self.intents is None and self.labeling is None else "its own",
             **{str(k): v for k, v in self.facts.items()},
             **facts,
         }
+
+    # --- mended, when asked for
+
+    def relinked(self, *, max_gap: int = 10, factor: float = 3.0, reach: float | None = None) -> Trajectories:
+        """Mend identities: agents whose names were exchanged, and tracks that break off and go on under another name.
+
+        Parameters
+        ----------
+        max_gap
+            Frames for which an agent may be gone before another name continues its track.
+        factor
+            Names are exchanged only where agents would have moved less by this factor; of two tracks that could
+            be continued one is taken only if it is nearer by it. ``describe`` counts suspected swaps by the same rule.
+        reach
+            Farthest way for each frame of a gap, in the tracks' units; by default three times the 99 % quantile of
+            steps.
+
+        Returns
+        -------
+        tracks
+            A copy; ``facts`` counts swaps and breaks. Agents that are left with no frame are dropped. Given intents
+            belong to names, so that tracks with intents for each agent are refused.
+
+        Raises
+        ------
+        InvalidInput
+            If there are intents for each agent, or numbers are out of range.
+
+        Examples
+        --------
+        >>> x = np.zeros((1, 6, 2, 2))
+        >>> x[0, :, 0, 0], x[0, :, 1, 0] = np.arange(6), 30 + np.arange(6)
+        >>> x[0, 3:] = x[0, 3:, ::-1]
+        >>> mended = Trajectories(x).relinked()
+        >>> mended.tracks[0, :, 0, 0].tolist(), mended.facts["swaps mended"]
+        ([0.0, 1.0, 2.0, 3.0, 4.0, 5.0], 1)
+        """
+        self.check(self.name)
+        if self.intents is not None and np.ndim(self.intents) == 3:
+            raise InvalidInput(
+                f"{self.name}: intents belong to agents by name; leave them out, and label mended tracks."
+            )
+        checks.integer("max_gap", max_gap, least=0)
+        checks.real("factor", factor, least=1)
+        away = None if reach is None else checks.positive("reach", reach)
+        x = np.where(self.seen()[..., None], self.tracks, np.nan).astype(np.float64)
+        made, swaps, breaks = _linking.relinked(x, factor, max_gap, away)
+        kept = np.isfinite(made).all(-1).any((0, 1))
+        facts = {"swaps mended": swaps, "tracks re-linked": breaks, "agents dropped": int((~kept).sum())}
+        return self._changed(made[:, :, kept], facts)
+
+    def dequantized(self, step: float | None = None, *, seed: int = 0) -> Trajectories:
+        """Add uniform noise of one step of rounding, so that densities exist: rounded numbers earn any likelihood.
+
+        The mean log density of such tracks is at most the log probability of the rounded ones per cell of that size.
+        Noise makes still agents move a little: compare speeds with tracks that were treated alike.
+
+        Parameters
+        ----------
+        step
+            What positions were rounded to; by default what ``describe`` finds.
+        seed
+            Of the noise, uniform on [-step / 2, step / 2].
+
+        Raises
+        ------
+        InvalidInput
+            If no step is given and positions lie on no grid.
+
+        Examples
+        --------
+        >>> x = np.random.default_rng(0).normal(size=(4, 30, 2, 2)).cumsum(1).round(1)
+        >>> made = Trajectories(x).dequantized()
+        >>> made.facts["noise of dequantization"], bool(np.abs(made.tracks - x).max() <= 0.05)
+        (0.1, True)
+        """
+        self.check(self.name)
+        x = np.where(self.seen()[..., None], self.tracks, np.nan).astype(np.float64)
+        found = _linking.resolution(x) if step is None else checks.positive("step", step)
+        if found is None:
+            raise InvalidInput(f"{self.name}: positions lie on no grid; give the step that they were rounded to.")
+        rng = np.random.default_rng([25, checks.integer("seed", seed, least=0)])
+        made = x + rng.uniform(-found / 2, found / 2, x.shape)
+        return self._changed(made, {"noise of dequantization": float(f"{found:.6g}")})
+
+    def _changed(self, tracks: NDArray, facts: Mapping[str, Any]) -> Trajectories:
+        mark = f"{self.fingerprint}+{sorted(facts.items())}" if self.fingerprint else ""
+        hashed = hashlib.sha256(mark.encode()).hexdigest() if mark else ""
+        return replace(self, tracks=tracks, mask=None, facts={**self.facts, **facts}, fingerprint=hashed)
 
     # --- from what people have
 
@@ -362,6 +453,20 @@ _OF = {
     ".npz": ("fps", "units", "length", "width", "layout", "dim"),
     ".json": ("team", "window", "stride", "every", "half_turn"),
 }
+
+
+def _rounded(x: NDArray, dtype: np.dtype) -> str:
+    """The grid of positions, and whether their type holds enough digits for a step."""
+    moves = np.linalg.norm(np.diff(x, axis=1), axis=-1)
+    usual = float(np.median(moves[moves > 0])) if (moves > 0).any() else 0.0
+    if dtype.kind == "f" and usual > 0:
+        digit = float(np.spacing(np.abs(np.nanmax(np.abs(x))).astype(dtype)))
+        if digit > 0.05 * usual:
+            return (
+                f"{digit:g}, the last digit of {dtype}, at a usual step of {usual:.3g}: load them in double precision"
+            )
+    found = _linking.resolution(x)
+    return "no grid" if found is None else f"{found:.6g}"
 
 
 def _is_court(court: Any) -> bool:

@@ -1,5 +1,6 @@
 """The estimator and the two pages: contracts, commands that are obeyed, blinding, and known strengths."""
 
+import itertools
 import json
 import re
 import runpy
@@ -18,6 +19,7 @@ from mlcollage.papers.programmatic_trajectories import (
     HalfCourtWorld,
     MacroTrajectoryModel,
     MacroVRNN,
+    RoleAssigner,
     Stationary,
     Window,
     bradley_terry,
@@ -172,3 +174,80 @@ def test_the_example_runs(tmp_path, capsys):
     assert all(0 < feet < 200 for feet in found.values())
     assert "<script" in (tmp_path / "play.html").read_text("utf-8")
     assert "sent: player 1 ends" in capsys.readouterr().out
+
+
+def test_a_training_that_was_killed_goes_on(tmp_path):
+    whole = MacroTrajectoryModel(Stationary(), fps=PLAYS.fps, **SMALL).fit(PLAYS.x)
+    file = tmp_path / "training.safetensors"
+    options = SMALL | {"checkpoint": file, "checkpoint_every": 2}
+    model, calls, step = MacroTrajectoryModel(Stationary(), fps=PLAYS.fps, **options), [], torch.optim.Adam.step
+
+    def stop(*args, **more):
+        calls.append(1)
+        if len(calls) == 6:  # in the sixth update, two after the last file
+            raise KeyboardInterrupt
+        return step(*args, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            model.fit(PLAYS.x)
+    assert file.exists()
+    again = MacroTrajectoryModel(Stationary(), fps=PLAYS.fps, **options).fit(PLAYS.x)
+    assert again.loss_curve_ == whole.loss_curve_
+    for a, b in zip(again.model_.parameters(), whole.model_.parameters(), strict=True):
+        assert torch.equal(a, b)
+    done = MacroTrajectoryModel(Stationary(), fps=PLAYS.fps, **options).fit(PLAYS.x)  # nothing is left to do
+    assert done.loss_curve_ == whole.loss_curve_
+    for change, said in (
+        ({"hidden": 9}, "hidden is 8 there and 9 here"),
+        ({"labeling": Window(5, GridIntent(9.0))}, "macro-intents is 90 there and 30 here"),
+        ({"labeling": Window(5)}, "labels is"),
+    ):
+        with pytest.raises(InvalidInput, match=said):
+            clone(model).set_params(**change).fit(PLAYS.x)
+    with pytest.raises(InvalidInput, match="tracks is"):
+        clone(model).fit(PLAYS.x * 0.99)
+
+
+def test_tracks_far_from_their_origin():
+    far = np.array([448_262.0, 5_411_932.0])
+    x = PLAYS.x.astype(np.float64)
+    labels = Stationary(fps=PLAYS.fps)(x)
+    near = MacroTrajectoryModel(**SMALL).fit(x, labels)
+    there = MacroTrajectoryModel(**SMALL).fit(x + far, labels)
+    assert near.loss_curve_ == pytest.approx(there.loss_curve_, rel=1e-4)
+    made = there.sample(x[:3, :10] + far, 5)
+    assert made.dtype == np.float64
+    assert np.array_equal(made[0, :, :10], x[:3, :10] + far)
+    assert np.abs(made - far - near.sample(x[:3, :10], 5)).max() < 0.05
+    with pytest.raises(InvalidInput, match=r"its last digit is 0\.5"):
+        MacroTrajectoryModel(**SMALL).fit((x + far).astype(np.float32), labels)
+
+
+def test_roles_are_found_and_beat_no_other_order():
+    rng = np.random.default_rng(0)
+    spots = np.array([[0.0, 0.0], [8.0, 1.0], [0.0, 9.0], [9.0, 9.0]])
+    x = spots + rng.normal(0, 1.5, (60, 25, 4, 2)) + rng.normal(0, 20, (60, 1, 1, 2))  # the team stands anywhere
+    orders = np.stack([rng.permutation(4) for _ in range(60)])
+    mixed = np.take_along_axis(x, orders[:, None, :, None], 2)
+    mixed[0, :10, 2] = np.nan
+    roles = RoleAssigner().fit(mixed[:40])
+    assert (np.diff(roles.log_likelihood_) > -1e-9).all()
+    found = roles.transform(mixed)
+    # All sequences have one order, whichever it is: the same permutation takes each back to the truth.
+    held = roles.assign(mixed)
+    which = np.array([[orders[n][np.flatnonzero(held[n] == r)[0]] for r in range(4)] for n in range(60)])
+    assert (which == which[0]).all()
+    assert np.array_equal(found[1:], x[1:][:, :, which[0]])
+    # Brute force over the orders of one sequence.
+    place, seen = roles._places(mixed[7:8], None)
+    fit = roles._fit(place, seen)[0]
+    best = max(itertools.permutations(range(4)), key=lambda p: fit[range(4), p].sum())
+    assert held[7].tolist() == list(best)
+    with pytest.raises(InvalidInput, match="call fit"):
+        RoleAssigner().assign(mixed)
+    with pytest.raises(InvalidInput, match="two agents"):
+        RoleAssigner().fit(mixed[:, :, :1])
+    with pytest.raises(InvalidInput, match="roles are of"):
+        roles.transform(mixed[:, :, :3])

@@ -35,6 +35,7 @@ from .official import official_model as official_model
 from .play_page import play_page as play_page
 from .rating import bradley_terry as bradley_terry
 from .rating import rating_page as rating_page
+from .roles import RoleAssigner as RoleAssigner
 from .sklearn import MacroTrajectoryModel as MacroTrajectoryModel
 from .vrnn import AgentVRNN as AgentVRNN
 from .vrnn import Wiring as Wiring
@@ -53,6 +54,7 @@ __all__ = [
     "MacroTrajectoryModel",
     "MacroVRNN",
     "RNNGauss",
+    "RoleAssigner",
     "SequenceLabelModel",
     "Stationary",
     "Threshold",

@@ -17,7 +17,7 @@ from ._nets import GaussianNet, GroupedGRU, GroupedLinear
 
 
 def recurrence(
-    encoder: GaussianNet, rnn: GroupedGRU, pre: Tensor, gates: Tensor, draws: Tensor, there: Tensor | None
+    encoder: Any, rnn: Any, pre: Tensor, gates: Tensor, draws: Tensor, there: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
     """States before each frame, latents, means and deviations; None where only a plain loop is right.
 
@@ -113,7 +113,7 @@ class _Recurrence(torch.autograd.Function):
         return before.clone(), z, heads[..., :size].clone(), std.clone()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         count = ctx.layers
         draws, there, *kept = ctx.saved_tensors
@@ -168,7 +168,7 @@ class _Recurrence(torch.autograd.Function):
         z = torch.addcmul(heads[..., :size], std, draws)
         below = z.permute(1, 2, 0, 3).flatten(2)[None] if shared else z
         net = [_gathered(d1, before[-1].expand(g, -1, -1, -1)), _gathered(d2, a1), d2.sum((1, 2)), _gathered(d3, a2)]
-        found = [*net, d3.sum((1, 2))]
+        found: list[Tensor | None] = [*net, d3.sum((1, 2))]
         for i in range(count):
             # Rows that stayed have no slope, so that it does not matter that they read the state that stayed.
             x = below if i == 0 else states[i - 1][:, 1:]

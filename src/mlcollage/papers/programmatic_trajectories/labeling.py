@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -109,9 +110,7 @@ def tracks(X: Any, mask: Any = None) -> tuple[NDArray[np.float64], NDArray[np.bo
         raise InvalidInput(f"tracks of shape {x.shape} hold no frame.")
     finite = np.isfinite(x)
     # A reduction over an axis of two is slow.
-    seen: NDArray[np.bool_] = (
-        finite.all(-1) if x.shape[-1] > 3 else np.logical_and.reduce(list(np.moveaxis(finite, -1, 0)))
-    )
+    seen: NDArray[np.bool_] = np.asarray(functools.reduce(np.logical_and, np.moveaxis(finite, -1, 0)))
     if mask is not None:
         m = np.asarray(mask, dtype=bool)
         m = m[None, :, None] if single and m.ndim == 1 else m

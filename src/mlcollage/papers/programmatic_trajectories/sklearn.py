@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from mlcollage._random import derive, generator
 from mlcollage.errors import InvalidInput
 from mlcollage.train import warmup_cosine
 
+from .checkpoint import Training, digest, resume_training, save_training
 from .frames import TrackBatch
 from .labeling import ABSTAIN, GridIntent, LabelingFunction, tracks
 from .macro_vrnn import MacroVRNN
@@ -43,6 +45,11 @@ class MacroTrajectoryModel(BaseEstimator):
         Peak rate of Adam, with a warm-up and a cosine.
     fps
         Frames a second, passed to ``labeling``.
+    checkpoint
+        File that is written every ``checkpoint_every`` updates and at the end; :meth:`fit` with the same data and
+        settings goes on from it, to the same weights as without a stop, and refuses one of others.
+    checkpoint_every
+        Updates from one to the next.
     random_state
         Whole number that seeds weights, batches and latents.
     device
@@ -80,6 +87,8 @@ class MacroTrajectoryModel(BaseEstimator):
         window: int = 25,
         learning_rate: float = 3e-3,
         fps: float | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_every: int = 100,
         random_state: int = 0,
         device: str = "cpu",
     ) -> None:
@@ -94,6 +103,8 @@ class MacroTrajectoryModel(BaseEstimator):
         self.window = window
         self.learning_rate = learning_rate
         self.fps = fps
+        self.checkpoint = checkpoint
+        self.checkpoint_every = checkpoint_every
         self.random_state = random_state
         self.device = device
 
@@ -104,7 +115,8 @@ class MacroTrajectoryModel(BaseEstimator):
         ------
         InvalidInput
             If there are neither intents nor a labeling function, all abstain, tracks do not lie on the labeling
-            function's grid (another unit, perhaps), or shapes do not fit.
+            function's grid (another unit, perhaps), positions in single precision are so far from their origin that
+            steps are lost, shapes do not fit, or the checkpoint is of other data or settings.
         """
         seed = checks.integer("random_state", self.random_state, least=0)
         batch = checks.integer("batch_size", self.batch_size, least=1)
@@ -114,6 +126,7 @@ class MacroTrajectoryModel(BaseEstimator):
         x, seen, _ = tracks(X)
         if x.shape[1] < 2:
             raise InvalidInput(f"a sequence needs two frames at least; got tracks {x.shape}.")
+        _check_digits(np.asarray(X), x, seen)
         grid = self.labeling if isinstance(self.labeling, GridIntent) else getattr(self.labeling, "grid", None)
         if L is None and isinstance(grid, GridIntent):
             grid.check_units(x, seen)
@@ -127,9 +140,19 @@ class MacroTrajectoryModel(BaseEstimator):
         draw = generator(seed, 1)
         optimizer = torch.optim.Adam(model.parameters(), lr=checks.positive("learning_rate", self.learning_rate))
         steps = checks.integer("max_iter", self.max_iter, least=2)
+        every = checks.integer("checkpoint_every", self.checkpoint_every, least=1)
         schedule, self.loss_curve_ = warmup_cosine(steps, max(1, steps // 20)), []
         noise = generator(seed, 2, device=self.device)
-        for step in range(steps):
+        training = Training(model, optimizer, {"batches": draw, "latents": noise}, self.loss_curve_)
+        if self.checkpoint is not None:
+            about = {k: v for k, v in self.get_params().items() if k not in ("checkpoint", "labeling", "device")}
+            about |= {
+                "the number of macro-intents": model.n_intents,
+                "tracks": digest(x, seen),
+                "labels": digest(labels),
+            }
+            resume_training(self.checkpoint, training, about)
+        for step in range(len(self.loss_curve_), steps):
             rows = torch.randint(len(x), (batch,), generator=draw)
             start = int(torch.randint(max(1, x.shape[1] - window + 1), (1,), generator=draw))
             part = [v[rows][:, start : start + window].to(self.device) for v in data]
@@ -141,6 +164,8 @@ class MacroTrajectoryModel(BaseEstimator):
                 group["lr"] = self.learning_rate * schedule(step)
             optimizer.step()
             self.loss_curve_.append(float(loss.detach()))
+            if self.checkpoint is not None and ((step + 1) % every == 0 or step + 1 == steps):
+                save_training(self.checkpoint, training, about)
         self.model_ = model.eval()
         return self
 
@@ -242,6 +267,20 @@ class MacroTrajectoryModel(BaseEstimator):
         if not hasattr(self, "model_"):
             raise InvalidInput("the model is not fitted; call fit(X) first.")
         return self.model_
+
+
+def _check_digits(given: NDArray, x: NDArray, seen: NDArray) -> None:
+    """Refuse positions whose floating type has too few digits for their steps."""
+    if given.dtype.kind != "f" or not seen.any():
+        return
+    moves = np.linalg.norm(np.diff(x, axis=1), axis=-1)[seen[:, 1:] & seen[:, :-1]]
+    moves, far = moves[moves > 0], float(np.abs(x[seen]).max())
+    digit = float(np.spacing(np.asarray(far, dtype=given.dtype)))
+    if len(moves) and digit > 0.1 * float(np.median(moves)):
+        raise InvalidInput(
+            f"positions come in {given.dtype} and go up to {far:g}, where its last digit is {digit:g}, beside a usual "
+            f"step of {np.median(moves):.3g}: give them in double precision, or take their origin off before rounding."
+        )
 
 
 def _report(labels: NDArray) -> dict[str, float]:
