@@ -9,6 +9,7 @@ import os
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass, field
@@ -74,7 +75,12 @@ WorkloadOption = Annotated[
     ),
 ]
 WorkersOption = Annotated[int | None, typer.Option("--workers", "-j", help="Runs at a time; default one per core.")]
-EngineOption = Annotated[str, typer.Option("--engine", help="Where runs are executed; `local` so far.")]
+EngineOption = Annotated[str, typer.Option("--engine", help="Where runs are executed: local, slurm or ray.")]
+EngineSettings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A setting of the engine, e.g. partition=gpu; repeatable. See also mlcollage.toml."),
+]
+Address = Annotated[str | None, typer.Option("--address", help="A running Ray cluster, host:port.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 
@@ -260,16 +266,15 @@ def _progress(study: BoundStudy, total: int, done: int) -> Iterator[Callable[[Ev
     with bars.Progress(*columns, console=err) as progress:
         task = progress.add_task(study.slug, total=total, completed=done, now="")
 
+        tally = _Tally()
+
         def on_event(event: Event) -> None:
-            if event.kind == "failed":
-                progress.console.print(f"[red]failed[/] {escape(str(event.run))}: {escape(event.reason)}")
+            tally.add(event)
+            if event.kind in ("failed", "interrupted"):
+                progress.console.print(f"[red]{event.kind}[/] {escape(str(event.run))}: {escape(event.reason)}")
             if event.kind in ("done", "failed"):
                 progress.advance(task)
-            # Runs that another command holds are neither started nor done here.
-            elif event.kind == "waiting":
-                progress.update(task, now="waiting for another command")
-            else:
-                progress.update(task, now=f"{event.run.arm} seed {event.run.seed}")
+            progress.update(task, now=escape(tally.line()))
 
         yield on_event
         progress.update(task, now="")
@@ -283,17 +288,48 @@ class _LogLines:
     total: int
     done: int
     said: float = field(default_factory=time.monotonic)
+    tally: _Tally = field(default_factory=lambda: _Tally())
 
     def __call__(self, event: Event) -> None:
-        if event.kind == "failed":
-            err.print(f"failed {escape(str(event.run))}: {escape(event.reason)}", soft_wrap=True)
-        if event.kind not in ("done", "failed"):
-            return
-        self.done += 1
+        self.tally.add(event)
+        if event.kind in ("failed", "interrupted"):
+            err.print(f"{event.kind} {escape(str(event.run))}: {escape(event.reason)}", soft_wrap=True)
+        self.done += event.kind in ("done", "failed")
         now = time.monotonic()
-        if self.done == self.total or now - self.said >= LOG_EVERY:
+        ended = self.done == self.total and event.kind in ("done", "failed")
+        if ended or now - self.said >= LOG_EVERY:
             self.said = now
-            err.print(f"{self.slug}: {self.done} of {self.total} runs, last {escape(str(event.run))}", soft_wrap=True)
+            state = f"; {self.tally.line()}" if self.tally.line() else ""
+            last = f", last {event.run}" if event.kind in ("done", "failed") else ""
+            err.print(escape(f"{self.slug}: {self.done} of {self.total} runs{last}{state}"), soft_wrap=True)
+
+
+@dataclass
+class _Tally:
+    """How many runs are queued, run, wait or were interrupted, in words."""
+
+    state: dict[Run, str] = field(default_factory=dict)
+    reason: dict[str, str] = field(default_factory=dict)  # the last one of each state
+    interrupted: int = 0
+
+    def add(self, event: Event) -> None:
+        self.interrupted += event.kind == "interrupted"
+        if event.kind in ("queued", "started", "waiting"):
+            self.state[event.run] = event.kind
+            self.reason[event.kind] = event.reason
+        else:
+            self.state.pop(event.run, None)
+
+    def line(self) -> str:
+        counts = Counter(self.state.values())
+        parts = []
+        for kind, word in (("queued", "queued"), ("started", "running"), ("waiting", "waiting")):
+            if counts[kind]:
+                why = f" ({self.reason[kind]})" if self.reason.get(kind) else ""
+                parts.append(f"{counts[kind]} {word}{why}")
+        if self.interrupted:
+            parts.append(f"interrupted {self.interrupted} times")
+        return ", ".join(parts)
 
 
 @dataclass
@@ -305,21 +341,29 @@ class _WithProgress:
     def execute(self, study: BoundStudy, runs: Sequence[Run], store: Store, on_event: Callable[[Event], None]) -> None:
         # Added seeds are counted by themselves; the study's own runs together with those that are finished.
         registered = study.runs()
-        done = sum(store.has(run) for run in registered) if set(runs) <= set(registered) else 0
+        done = len(registered) - len(store.missing(registered)) if set(runs) <= set(registered) else 0
         total = done + len(runs)
         try:
             with _progress(study, total, done) as on_event:
                 self.engine.execute(study, runs, store, on_event)
-        except KeyboardInterrupt:
-            kept = done + sum(store.has(run) for run in runs)
+        except KeyboardInterrupt as stop:
+            kept = total - len(store.missing(runs))
             err.print(f"stopped; {kept} of {total} runs are kept. The same command goes on from there.")
+            if str(stop):  # what becomes of a cluster's jobs
+                err.print(f"{escape(str(stop))}.", soft_wrap=True)
             raise typer.Exit(130) from None  # what a shell reports for Ctrl-C
 
 
-def _engine(name: str, workers: int | None) -> _WithProgress:
-    from mlcollage.lab.engine import get_engine
+def _engine(
+    name: str, workers: int | None, settings: Sequence[str] | None = None, address: str | None = None
+) -> _WithProgress:
+    from mlcollage.lab.engines import get_engine, read_settings
 
-    return _WithProgress(get_engine(name, workers=workers))
+    given = read_settings(name, [*(settings or ()), *([f"address={address}"] if address else [])])
+    engine = get_engine(name, workers=workers, **given)
+    if hasattr(engine, "say"):
+        engine.say = lambda sentence: err.print(escape(sentence), soft_wrap=True)
+    return _WithProgress(engine)
 
 
 def _say_round(claims: list[Claim], seeds: range, runs: list[Run]) -> None:
@@ -396,6 +440,8 @@ def run(
     store: StoreOption = Path("results"),
     engine: EngineOption = "local",
     workers: WorkersOption = None,
+    settings: EngineSettings = None,
+    address: Address = None,
     until_settled: Annotated[
         bool, typer.Option("--until-settled", help="Add seeds where a verdict is open; tests stay valid under this.")
     ] = False,
@@ -409,7 +455,7 @@ def run(
 
     if max_seeds is not None and not until_settled:
         raise InvalidInput("--max-seeds limits what --until-settled adds; give both.")
-    place, runner = lab.Store(store), _engine(engine, workers)
+    place, runner = lab.Store(store), _engine(engine, workers, settings, address)
     evidences = []
     studies = _studies(slugs, scale, workload)
     # Before the first run, so that a wrong option does not cost an hour.
@@ -453,6 +499,44 @@ def _run_summary(evidence: Evidence) -> dict[str, Any]:
         "finished": [r.id for r in evidence.runs],
         "failed": [{"id": f.run.id, "run": f.run.to_dict(), "reason": f.reason} for f in evidence.failures],
     }
+
+
+@app.command()
+def logs(
+    slug: Slug,
+    run_id: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run's id or its start.")] = None,
+    store: StoreOption = Path("results"),
+    json: Json = False,
+) -> None:
+    """Show why runs failed: the reason, where, the traceback and the last lines that were printed."""
+    lab.find_paper(slug)
+    notes = lab.Store(store).notes(slug)
+    if run_id is not None:
+        notes = [note for note in notes if note["id"].startswith(run_id)]
+    if json:
+        _answer_json(notes)
+    if not notes:
+        which = f"run {run_id}" if run_id else "any run"
+        _print_lines(f"nothing is noted of {which} of {slug} in {store}: no failure and no interruption")
+    for note in notes if run_id or len(notes) == 1 else ():
+        _print_lines(_headline(note), *_details(note), "")
+    if len(notes) > 1 and run_id is None:
+        _print_lines(*(_headline(note) for note in notes), "", f"mlcollage logs {slug} RUN shows one of them whole")
+
+
+def _headline(note: dict[str, Any]) -> str:
+    where = "".join(f", {word} {note[key]}" for key, word in (("host", "on"), ("job", "job")) if note.get(key))
+    peak = f", peak {note['peak_memory_mb']:.0f} MB" if note.get("peak_memory_mb") else ""
+    arm = f"{note['experiment']}/{note['arm']} seed {note['seed']} ({note['scale']})"
+    return f"{note['id']} {note['kind']} {arm}{where}{peak}: {note['reason']}"
+
+
+def _details(note: dict[str, Any]) -> Iterator[str]:
+    for k, attempt in enumerate(note.get("history", []), 1):
+        yield f"attempt {k}: {attempt['reason']}"
+    for part in dict.fromkeys((note.get("detail", ""), note.get("log", ""))):
+        if part:
+            yield part.rstrip()
 
 
 @app.command()
@@ -557,6 +641,8 @@ def digest(
     to: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write to; default <store>/digest.")] = None,
     engine: EngineOption = "local",
     workers: WorkersOption = None,
+    settings: EngineSettings = None,
+    address: Address = None,
     run_missing: Annotated[bool, typer.Option("--run/--no-run", help="Measure what is missing first.")] = True,
     formats: Annotated[
         DigestFormat, typer.Option("--format", "-f", help="page, or post: also Markdown and pictures for a blog.")
@@ -566,7 +652,7 @@ def digest(
     """Run what is missing, draw all slides and write the digest pages; each slide appears as soon as it is done."""
     from mlcollage.lab.publish import publish_study, with_planned, write_pages
 
-    folder, place, runner = to or store / "digest", lab.Store(store), _engine(engine, workers)
+    folder, place, runner = to or store / "digest", lab.Store(store), _engine(engine, workers, settings, address)
     # Pages are written before the first study and after each: what is done can be looked at while others run.
     entries: dict[str, Entry] = {}
     pages = write_pages(entries, folder)

@@ -13,7 +13,8 @@ import pytest
 
 from mlcollage.errors import InvalidInput, StoreError, UnknownName
 from mlcollage.lab.bound import BoundStudy
-from mlcollage.lab.engine import LocalEngine, get_engine
+from mlcollage.lab.engine import LocalEngine
+from mlcollage.lab.engines import get_engine
 from mlcollage.lab.run import Scale
 from mlcollage.lab.running import run_study
 from mlcollage.lab.store import Store
@@ -49,6 +50,32 @@ def test_a_run_that_fails_takes_no_other_with_it(probe, tmp_path, monkeypatch):
     assert reasons["refuse"] == "the setting is wrong; use another."
     assert [r.arm for r in evidence.runs] == ["ok"]
     assert sorted(e.kind for e in events) == ["done", *["failed"] * 4, *["started"] * 5]
+
+
+def test_a_run_that_is_ended_from_outside_is_tried_again_and_fails_the_third_time(probe, tmp_path, monkeypatch):
+    monkeypatch.setenv("PROBE_ARMS", "end,ok")
+    monkeypatch.setenv("PROBE_SEEDS", "1")
+    events = []
+    evidence = run_study("probe", "smoke", store=tmp_path, on_event=events.append)
+    assert [r.arm for r in evidence.runs] == ["ok"]
+    assert [e.kind for e in events if e.run.arm == "end"] == [*["started", "interrupted"] * 2, "started", "failed"]
+    assert evidence.failures[0].reason.startswith("interrupted 3 times (ended by signal SIGTERM on ")
+    (note,) = Store(tmp_path).notes("probe")
+    assert len(note["history"]) == 3
+
+
+def test_declared_time_and_threads_hold(probe, tmp_path, monkeypatch):
+    source = probe / "probe_paper" / "study.py"
+    text = source.read_text().replace("arms=arms,", "arms=arms, resources=Resources(cpus=2, minutes=0.05),")
+    source.write_text(text.replace("Measurements, Scale, Study", "Measurements, Resources, Scale, Study"))
+    monkeypatch.setenv("PROBE_ARMS", "ok,slow")
+    monkeypatch.setenv("PROBE_SEEDS", "1")
+    monkeypatch.setenv("PROBE_SLEEP", "60")
+    evidence = run_study("probe", "smoke", store=tmp_path, workers=1)
+    reasons = {f.run.arm: f.reason for f in evidence.failures}
+    assert reasons["slow"] == "ended after 0.05 minutes, the time that its experiment declares"
+    if evidence.runs:  # three seconds may be too few on a machine that does much else
+        assert set(evidence.select("threads")["value"]) == {2.0}
 
 
 def test_a_run_that_takes_the_memory_is_ended(probe, tmp_path, monkeypatch):

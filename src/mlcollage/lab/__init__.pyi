@@ -10,6 +10,7 @@ from .compare import judge_table as judge_table
 from .engine import Engine as Engine
 from .engine import Event as Event
 from .engine import LocalEngine as LocalEngine
+from .engines import get_engine as get_engine
 from .estimand import At as At
 from .estimand import Difference as Difference
 from .estimand import Level as Level
@@ -27,10 +28,15 @@ from .paper import broken_plugins as broken_plugins
 from .paper import find_paper as find_paper
 from .paper import papers as papers
 from .pool import pool as pool
+from .ray import RayEngine as RayEngine
+from .ray import RaySettings as RaySettings
+from .resources import Resources as Resources
 from .run import Run as Run
 from .run import Scale as Scale
 from .running import run_missing as run_missing
 from .running import run_study as run_study
 from .running import run_until_settled as run_until_settled
+from .slurm import SlurmEngine as SlurmEngine
+from .slurm import SlurmSettings as SlurmSettings
 from .store import Store as Store
 from .study import Study as Study

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlcollage._users import users_code
 from mlcollage.errors import InvalidInput, MLCollageError
@@ -151,10 +153,11 @@ class BoundStudy:
     def added_runs(self, store: Store) -> list[Run]:
         """Runs of added seeds that were made: finished ones, and those that failed."""
         made: list[Run] = []
+        tried = store.tried(self.slug)
         k = 0
         # Batches are added in order, so the first one of which nothing was tried ends the search. Failed runs count:
         # their seeds are missing values, and to forget them would favor the seeds that went well.
-        while found := [run for run in self.more_runs(self.batch(k)) if store.has(run) or store.failure(run)]:
+        while found := [run for run in self.more_runs(self.batch(k)) if run.id in tried]:
             made += found
             k += 1
         return made
@@ -164,7 +167,7 @@ class BoundStudy:
         experiment = self.study.experiment(run.experiment)
         workload = self.workload
         with users_code(f"experiment {run.experiment}"):
-            result = experiment.measure(experiment.task(run, workload=workload, device=_device(self.scale)))
+            result = experiment.measure(experiment.task(run, workload=workload, device=device_at(self.scale)))
         where = f"experiment {run.experiment} of study {self.slug}"
         if not isinstance(result, Measurements):
             raise InvalidInput(f"{where} returned {type(result).__name__}; it must return Measurements.")
@@ -206,10 +209,10 @@ class BoundStudy:
         now = fingerprint(self.claims)
         # Each run holds the fingerprint of the claims at its time.
         stale = sum(1 for info in evidence.info if info.get("claims") != now)
-        if not stale:
-            return verdicts
-        note = f"the registered claims were changed after {stale} of {len(evidence.info)} runs were made"
-        return {k: dataclasses.replace(v, warnings=(*v.warnings, note)) for k, v in verdicts.items()}
+        notes = [*_differing(evidence)]
+        if stale:
+            notes.append(f"the registered claims were changed after {stale} of {len(evidence.info)} runs were made")
+        return {k: dataclasses.replace(v, warnings=(*v.warnings, *notes)) for k, v in verdicts.items()}
 
     def misspelled_arms(self, claim: Claim, evidence: Evidence) -> tuple[str, ...]:
         """A sentence for each arm of a claim that no experiment lists and no run recorded, but nearly."""
@@ -245,7 +248,20 @@ class BoundStudy:
         return False
 
 
-def _device(scale: Scale) -> str:
+def _differing(evidence: Evidence) -> Iterator[str]:
+    """A sentence where runs were measured on unlike devices, or with other versions of what computes."""
+    kinds: dict[str, Callable[..., Any]] = {"on devices": lambda info: info.get("device")}
+    for package in ("torch", "numpy"):
+        kinds[f"with versions of {package}"] = lambda info, p=package: (info.get("versions") or {}).get(p)
+    for what, of in kinds.items():
+        counts = Counter(str(found) for info in evidence.info if (found := of(info)))
+        if len(counts) > 1:
+            listed = ", ".join(f"{value}: {times}" for value, times in counts.most_common(4))
+            yield f"the runs were measured {what} that differ ({listed} runs)"
+
+
+def device_at(scale: Scale) -> str:
+    """``"cuda"`` where there is a GPU, at the scales full and paper; else ``"cpu"``."""
     # Results of smoke and quick must not depend on whether a machine has a GPU.
     if scale.rank < Scale.FULL.rank:
         return "cpu"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from mlcollage.errors import MLCollageError
+from mlcollage.lab import machine
 from mlcollage.lab.paper import broken_plugins, papers
 from mlcollage.lab.store import Store
 
@@ -41,11 +42,13 @@ def examine(store: Path, *, repair: bool = False) -> Iterator[Check]:
     yield Check("python", "ok", platform.python_version())
     yield _torch()
     memory = psutil.virtual_memory()
-    detail = f"{os.cpu_count()} cores, {memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB memory free"
+    usable = f"{machine.cores()} of {os.cpu_count()} cores usable"
+    detail = f"{usable}, {machine.memory() / 1e9:.1f} of {memory.total / 1e9:.1f} GB memory free"
     # 2 GB: torch, and a run of quick size.
-    yield Check("machine", "ok" if memory.available > 2e9 else "problem", detail)
+    yield Check("machine", "ok" if machine.memory() > 2e9 else "problem", detail)
     yield _results(store)
     yield from _damaged(store, repair)
+    yield from _drafts(store, repair)
     yield from _plugins()
     yield _fashion_mnist()
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -96,6 +99,18 @@ def _damaged(folder: Path, repair: bool) -> Iterator[Check]:
         shown = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
         done = f"set aside in {folder / 'damaged'}; run the study again" if repair else "repair with --repair"
         yield Check("damaged runs", "note" if repair else "problem", f"{shown}: {done}")
+
+
+def _drafts(folder: Path, repair: bool) -> Iterator[Check]:
+    """What killed processes left half-written. Of another host's drafts one cannot know whether it still writes."""
+    drafts = sorted((folder / "drafts").glob("*")) if folder.is_dir() else []
+    dead = [draft for draft in drafts if machine.writer_is_dead(draft.name.partition(".")[2])]
+    for draft in dead if repair else ():
+        shutil.rmtree(draft, ignore_errors=True)
+    if drafts:
+        what = "removed" if repair else "removed with --repair, or when their run is measured"
+        detail = f"{len(dead)} of {len(drafts)} were left by processes that were killed ({what})"
+        yield Check("drafts", "note", f"{detail}; the others are being written, or lie with another host")
 
 
 def _plugins() -> Iterator[Check]:

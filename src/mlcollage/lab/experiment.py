@@ -9,7 +9,7 @@ import io
 import textwrap
 import tokenize
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -19,6 +19,7 @@ from mlcollage._checks import integer
 from mlcollage._users import users_code
 from mlcollage.errors import InvalidInput
 from mlcollage.lab.measurements import Measurements
+from mlcollage.lab.resources import Resources
 from mlcollage.lab.run import Run, Scale
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ class Experiment(Generic[S]):
     own_data: bool = True
     workloads: tuple[type, ...] = ()
     adapt: Callable[[S, Any, Scale], S | None] | None = None
+    resources: Resources = field(default_factory=Resources)
 
     def __post_init__(self) -> None:
         where = f"experiment {self.name!r}"

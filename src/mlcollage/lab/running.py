@@ -15,7 +15,8 @@ from pathlib import Path
 from mlcollage.errors import InvalidInput
 from mlcollage.lab.bound import BoundStudy
 from mlcollage.lab.claim import Claim, Status
-from mlcollage.lab.engine import Engine, Event, get_engine
+from mlcollage.lab.engine import Engine, Event
+from mlcollage.lab.engines import get_engine
 from mlcollage.lab.evidence import Evidence
 from mlcollage.lab.procedures import ANYTIME
 from mlcollage.lab.run import Run, Scale
@@ -38,12 +39,21 @@ def run_missing(
     wanted = study.runs() if runs is None else list(runs)
 
     def execute(todo: list[Run]) -> Evidence:
-        if todo:
+        # What something outside ended (a node that died, a job that was pre-empted) is missing and tried again. The
+        # store counts how often, and calls the third time a failure; so this comes to an end.
+        while todo:
+            before = sum(len(store.interruptions(run)) for run in store.interrupted(todo))
             engine.execute(study, todo, store, on_event or (lambda event: None))
+            failed = store.failed(study.slug)
+            left = [run for run in store.missing(todo) if run.id not in failed]
+            after = sum(len(store.interruptions(run)) for run in store.interrupted(left))
+            if len(left) == len(todo) and after <= before:  # an engine that leaves runs to another command
+                break
+            todo = left
         return study.evidence(store)
 
     # Damage shows when evidence is read, so whole runs are not read twice to look for it.
-    evidence = execute([run for run in wanted if not store.has(run)])
+    evidence = execute(store.missing(wanted))
     if not evidence.damaged:
         return evidence
     for failure in evidence.damaged:
@@ -74,7 +84,7 @@ def run_study(
     store
         Folder of results. Two commands may share one.
     engine
-        ``"local"`` or an object with the :class:`~mlcollage.lab.engine.Engine` protocol.
+        ``"local"``, ``"slurm"``, ``"ray"``, or an object with the :class:`~mlcollage.lab.engine.Engine` protocol.
     workers
         Processes at a time; default one per core.
     on_event
@@ -218,7 +228,7 @@ def settle(
         claims = open_claims(study, evidence)
         if not claims or seeds.stop > most:  # a batch is added whole or not at all
             return evidence
-        todo = [run for run in next_runs(study, evidence, claims, seeds) if not store.has(run)]
+        todo = store.missing(next_runs(study, evidence, claims, seeds))
         if todo and on_round is not None:
             on_round(claims, seeds, todo)
         run_missing(study, store, engine, todo, on_event)

@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 import warnings
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from multiprocessing.connection import wait
@@ -21,9 +22,10 @@ from typing import Any
 from mlcollage import __version__
 from mlcollage._users import described
 from mlcollage.errors import InvalidInput, MLCollageError, StoreError
-from mlcollage.lab.bound import BoundStudy
+from mlcollage.lab.bound import BoundStudy, device_at
 from mlcollage.lab.claim import fingerprint
-from mlcollage.lab.run import Run
+from mlcollage.lab.machine import host
+from mlcollage.lab.run import Run, Scale
 from mlcollage.lab.store import Store
 
 EXIT_FAILED = 3
@@ -58,7 +60,8 @@ def execute(study: BoundStudy, run: Run, store: Store) -> None:
         "seconds": round(time.perf_counter() - clock, 3),
         "cpu_seconds": round(time.process_time() - processor, 3),
         "peak_memory_mb": _peak_memory_mb(),
-        "device": _device(),
+        "device": _device(run.scale),
+        "host": host(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
         "versions": {"mlcollage": __version__, **{p: version(p) for p in _PACKAGES}},
@@ -66,29 +69,57 @@ def execute(study: BoundStudy, run: Run, store: Store) -> None:
     store.commit(run, measurements, info)
 
 
-def main(slug: str, spec: dict[str, Any], workload: str | None, root: str, environment: dict[str, str]) -> None:
-    """Body of a run's own process: one BLAS thread, gone with its parent, failures written down."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+def main(
+    slug: str,
+    spec: dict[str, Any],
+    workload: str | None,
+    root: str,
+    environment: dict[str, str],
+    folder: str,
+    threads: int = 1,
+    log: str | None = None,
+) -> None:
+    """Body of a run's own process: its threads, gone with its parent, failures written down.
+
+    ``folder`` becomes the current one; what is printed goes to the file ``log``, by default to standard error.
+    """
+    _own_signals()
+    if log is not None:
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), 2)
     os.dup2(2, 1)  # what a study or a user's model prints must not end up between the command's JSON
     _die_with_parent()
     # The process was forked from a server that may be older than the parent's present environment.
-    os.environ.update({**environment, **dict.fromkeys(THREAD_VARIABLES, "1")})
-    folder = os.getcwd()
+    os.environ.update({**environment, **dict.fromkeys(THREAD_VARIABLES, str(threads))})
     _prefer_this_process_when_memory_runs_out()
+    os.chdir(folder)
     if folder not in sys.path:
         sys.path.insert(0, folder)  # so that --workload module:function finds modules beside the user
     run = Run.from_dict(spec)
     store = Store(root)
     _say_warnings_once(run)
     try:
-        _one_thread()
+        _limit_threads(threads)
         execute(BoundStudy(slug, run.scale, workload), run, store)
     except BaseException as error:  # also SystemExit
         if isinstance(error, StoreError) and error.errno == errno.ENOSPC:
             os._exit(EXIT_DISK)  # not sys.exit: the server's own handlers must not run in its fork
         reason = str(error) if isinstance(error, MLCollageError) else described(error)
-        store.record_failure(run, reason, traceback.format_exc())
+        if log is not None:
+            traceback.print_exc()
+        more = {"host": host(), "job": os.environ.get("SLURM_JOB_ID", ""), "peak_memory_mb": _peak_memory_mb()}
+        store.record_failure(run, reason, traceback.format_exc(), more)
         os._exit(EXIT_FAILED)
+
+
+def _own_signals() -> None:
+    """The system's handlers, in a session of its own: warnings to a job reach whoever is to handle them."""
+    for name in ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    if hasattr(os, "setsid"):
+        with suppress(OSError):
+            os.setsid()
 
 
 def _say_warnings_once(run: Run) -> None:
@@ -103,12 +134,12 @@ def _say_warnings_once(run: Run) -> None:
     warnings.showwarning = say  # type: ignore[assignment]
 
 
-def _one_thread() -> None:
+def _limit_threads(threads: int) -> None:
     import torch
     from threadpoolctl import threadpool_limits
 
-    torch.set_num_threads(1)
-    threadpool_limits(1)
+    torch.set_num_threads(threads)
+    threadpool_limits(threads)
 
 
 def _die_with_parent() -> None:
@@ -144,9 +175,8 @@ def _peak_memory_mb() -> float:
     return round(peak / (1e6 if sys.platform == "darwin" else 1e3), 1)
 
 
-def _device() -> str:
+def _device(scale: Scale) -> str:
+    """What runs of this scale use, which may be less than what the machine has."""
     import torch
 
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return "cpu"
+    return torch.cuda.get_device_name() if device_at(scale) == "cuda" else "cpu"
