@@ -26,7 +26,7 @@ def relinked(x: NDArray, factor: float, max_gap: int, reach: float | None) -> tu
             for cycle, to in _exchanged(own[t - 1], own[t], factor, usual):
                 own[t:, to] = own[t:, cycle]
                 swaps += 1
-            for late, early in _continued(own, t, factor, max_gap, reach):
+            for late, early in _continued(own, int(t), factor, max_gap, reach):
                 own[t:, [early, late]] = own[t:, [late, early]]
                 breaks += 1
     return out, swaps, breaks

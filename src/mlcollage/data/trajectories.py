@@ -203,7 +203,7 @@ class Trajectories(Workload):
         away = None if reach is None else checks.positive("reach", reach)
         x = np.where(self.seen()[..., None], self.tracks, np.nan).astype(np.float64)
         made, swaps, breaks = _linking.relinked(x, factor, max_gap, away)
-        kept = np.isfinite(made).all(-1).any((0, 1))
+        kept = np.asarray(np.isfinite(made).all(-1)).any(axis=(0, 1))
         facts = {"swaps mended": swaps, "tracks re-linked": breaks, "agents dropped": int((~kept).sum())}
         return self._changed(made[:, :, kept], facts)
 

@@ -112,7 +112,11 @@ class Portrait:
         """
         rows: list[dict[str, Any]] = []
         for reading in self.readings:
-            base = {"instrument": reading.instrument, "state": reading.state, "sentence": reading.sentence}
+            base: dict[str, Any] = {
+                "instrument": reading.instrument,
+                "state": reading.state,
+                "sentence": reading.sentence,
+            }
             base["seconds"] = round(reading.seconds, 3)
             for number in sorted(reading.numbers, key=lambda n: bool(n.layer)):
                 fields = dataclasses.asdict(number)

@@ -103,6 +103,7 @@ def choose(given: Any, output: Output) -> Tensor:
     """The output of a model that its user means."""
     if output is None:
         return logits_of(given)
+    found: Any
     if callable(output):
         found = output(given)
     else:

@@ -141,7 +141,8 @@ class MacroTrajectoryModel(BaseEstimator):
         optimizer = torch.optim.Adam(model.parameters(), lr=checks.positive("learning_rate", self.learning_rate))
         steps = checks.integer("max_iter", self.max_iter, least=2)
         every = checks.integer("checkpoint_every", self.checkpoint_every, least=1)
-        schedule, self.loss_curve_ = warmup_cosine(steps, max(1, steps // 20)), []
+        schedule = warmup_cosine(steps, max(1, steps // 20))
+        self.loss_curve_: list[float] = []
         noise = generator(seed, 2, device=self.device)
         training = Training(model, optimizer, {"batches": draw, "latents": noise}, self.loss_curve_)
         if self.checkpoint is not None:

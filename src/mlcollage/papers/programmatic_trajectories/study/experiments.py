@@ -103,7 +103,7 @@ def _game(task: Task[Sizes]) -> _Game:
     grid = GridIntent()
     label = {"stationary": Stationary(grid, fps=fps), "window": Window(50 // s.every, grid)}.get(task.arm)
     parts = [np.ascontiguousarray(w.x[:, :: s.every]) for w in worlds]
-    made = [_sequences(x, np.ones(x.shape[:3], dtype=bool), label and label(x)) for x in parts]
+    made = [_sequences(x, np.ones(x.shape[:3], dtype=bool), None if label is None else label(x)) for x in parts]
     return _Game(made[0], made[1], label, grid.classes, grid, (94.0, 50.0))
 
 
@@ -226,7 +226,7 @@ def _commands(
             near = np.abs(x[:, -1] - centers[cells]).max(-1) <= 1.5 * cell
             return float(near[np.isfinite(x[:, -1]).all(-1)].mean())
     elif label is not None:
-        last = label(x, np.isfinite(x).all(-1))[:, -1]
+        last = label(x, np.asarray(np.isfinite(x).all(-1)))[:, -1]
 
         def reached(cells: NDArray) -> float:
             return float((last == cells)[last != ABSTAIN].mean()) if (last != ABSTAIN).any() else 0.0
