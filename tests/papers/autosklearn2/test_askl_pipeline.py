@@ -2,6 +2,7 @@
 
 import datetime
 import decimal
+import json
 import warnings
 
 import numpy as np
@@ -13,9 +14,10 @@ from sklearn.preprocessing import StandardScaler
 
 from mlcollage.errors import InvalidInput
 from mlcollage.papers.autosklearn2 import IterativePipeline, Policy, pipeline_space
-from mlcollage.papers.autosklearn2.columns import TableCoder, TableRows
+from mlcollage.papers.autosklearn2.columns import TableCoder
 from mlcollage.papers.autosklearn2.evaluation import evaluate_steps, make_splits, validation_rows
-from mlcollage.papers.autosklearn2.measuring import candidates, measure
+from mlcollage.papers.autosklearn2.measuring import candidates, main, measure
+from mlcollage.papers.autosklearn2.rows import TableRows
 from mlcollage.papers.autosklearn2.space import config_id
 from mlcollage.papers.autosklearn2.tasks import FAMILIES, make_task
 from mlcollage.papers.autosklearn2.tensor import PerformanceTensor
@@ -294,6 +296,18 @@ def test_measuring_resumes_and_a_tensor_in_the_making_can_be_used(tmp_path):
     tensor = PerformanceTensor.from_folder(tmp_path, named, 32)
     assert tensor.shape[:2] == (2, 4)
     assert tensor.measured == 1.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        one = ["--tasks", "3", "--candidates", "4", "--most-rows", "200", "--seconds", "5"]
+        tensor.of_tasks([0]).save(tmp_path / "known.tensor")
+        again = tmp_path / "again"
+        main([str(again), *one, "--known", str(tmp_path / "known.tensor")])
+        assert sorted(f.stem for f in again.glob("*.parquet")) == ["friedman-0", "graph-0"]
+        main([str(again), *one, "--known", str(tmp_path / "known.tensor"), "--gather", str(tmp_path / "all.tensor")])
+    both = PerformanceTensor.load(tmp_path / "all.tensor")
+    assert list(both.tasks) == ["clusters-0", "friedman-0", "graph-0"]
+    np.testing.assert_array_equal(both.valid[0], tensor.valid[0])
+    assert list(json.loads((tmp_path / "portfolios.json").read_text())) == ["full", "sh"]
     more = PerformanceTensor.from_folder(tmp_path, {config_id(c): c for c in candidates(6)}, 32)
     assert more.measured < 1
     assert len(candidates()) == 120

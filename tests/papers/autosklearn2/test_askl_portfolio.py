@@ -185,3 +185,30 @@ def test_a_tensor_survives_a_file_and_gaps_are_named(tmp_path):
 def test_bad_input_gets_a_sentence(call, message):
     with pytest.raises((InvalidInput, FileNotFoundError), match=message):
         call(random_tensor(0))
+
+
+def test_joined_tensors_have_the_tasks_of_both_and_one_unit_of_time():
+    rng = np.random.default_rng(0)
+    loss, seconds = rng.random((3, 4, 2)), np.cumsum(rng.random((3, 4, 2)), axis=2)
+    configs = [{"k": i} for i in range(4)]
+    a = PerformanceTensor(loss, loss, seconds, list("abc"), configs, [50, 100], np.ones((3, 2)))
+    order = [2, 0, 3, 1]
+    b = PerformanceTensor(
+        loss[:, order], loss[:, order], 4 * seconds[:, order], list("def"), [configs[i] for i in order], [50, 100],
+        np.full((3, 2), 2.0),
+    )  # fmt: skip
+    both = a.joined(b)
+    assert list(both.tasks) == list("abcdef")
+    np.testing.assert_array_equal(both.valid[3:], loss)
+    np.testing.assert_array_equal(both.runtime[3:], 4 * seconds)
+    np.testing.assert_array_equal(np.asarray(both.meta_features)[:, 0], [1, 1, 1, 2, 2, 2])
+    np.testing.assert_allclose(a.joined(b, rescale=True).runtime[3:], seconds)
+    with pytest.raises(InvalidInput, match="the task 'a' is in both"):
+        a.joined(a)
+    with pytest.raises(InvalidInput, match="2 are in one of them only"):
+        a.joined(replace(b, configs=[{"k": 9}, *b.configs[1:]]))
+    with pytest.raises(InvalidInput, match="at other budgets"):
+        a.joined(replace(b, budgets=[25, 100]))
+    still = replace(b, runtime=np.zeros_like(seconds))
+    with pytest.raises(InvalidInput, match="seconds cannot be compared"):
+        a.joined(still, rescale=True)

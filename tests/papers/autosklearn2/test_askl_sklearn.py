@@ -24,8 +24,9 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from mlcollage.errors import InvalidInput
 from mlcollage.papers.autosklearn2 import AutoClassifier, AutoRegressor, Hyperparameter, Policy, SearchSpace
-from mlcollage.papers.autosklearn2.columns import TableRows
 from mlcollage.papers.autosklearn2.evaluation import make_splits
+from mlcollage.papers.autosklearn2.machine import available_cores, memory_limit_of_container
+from mlcollage.papers.autosklearn2.rows import TableRows
 from mlcollage.papers.autosklearn2.search import SearchPlan
 from mlcollage.papers.autosklearn2.space import pipeline_space
 from mlcollage.papers.autosklearn2.surrogate import ForestImprovement
@@ -164,10 +165,12 @@ def test_a_bad_pipeline_costs_its_own_limit_and_no_more(problem):
             messages = list(worker.run(defaultdict(bomb), 100.0, 1.0))
             assert messages[-1].what == fate, messages[-1].text
             assert time.monotonic() - start < 20
-            assert worker.alive == (fate == "memory")  # a process that only ran out of memory goes on
-            if worker.alive:
-                assert [m.what for m in worker.run(config, 1.0, 30.0)][-1] == "end"
-            elif fate == "crash":
+            assert worker.alive  # another process takes its place
+            start = time.monotonic()
+            assert worker.wait_ready(30)
+            assert time.monotonic() - start < 20
+            assert [m.what for m in worker.run(config, 1.0, 30.0)][-1] == "end"
+            if fate == "crash":
                 assert "SIGABRT" in messages[-1].text
         finally:
             worker.kill()
@@ -459,3 +462,61 @@ def test_a_regressor_with_its_own_portfolio():
     assert model.score(X, y) > 0.8
     for metric in ("mse", "mae"):
         assert small(AutoRegressor, metric=metric, include=["extra_trees"]).fit(X, y).score(X, y) > 0.5
+
+
+def test_columns_that_give_the_target_away_and_ids_are_named(wine):
+    X, y = wine
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {"row": np.arange(len(y)), "noise": rng.normal(size=len(y)), "kind": rng.choice(["a", "b"], len(y))}
+    )
+    with pytest.warns(UserWarning, match="'row' alone predicts the target"):  # the rows are sorted by class
+        notes = small(max_trials=1).fit(frame, y).notes_
+    assert any("'row' counts the rows" in note for note in notes)
+    frame["told"] = np.array(["low", "mid", "high"])[y]
+    with pytest.warns(UserWarning, match="'told' alone predicts the target"):
+        small(max_trials=1).fit(frame.drop(columns="row"), y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert small(max_trials=1).fit(X, y).notes_ == []
+        shuffled = frame.drop(columns="told").assign(row=rng.permutation(len(y)))
+        assert len(small(max_trials=1).fit(shuffled, y).notes_) == 1
+
+
+def test_processors_and_memory_are_those_of_the_container(tmp_path):
+    count = len(os.sched_getaffinity(0))
+    assert available_cores(tmp_path) == count
+    assert memory_limit_of_container(tmp_path) is None
+    (tmp_path / "cpu.max").write_text("50000 100000\n")  # half a processor
+    (tmp_path / "memory.max").write_text(f"{2**31}\n")
+    assert available_cores(tmp_path) == 1
+    assert memory_limit_of_container(tmp_path) == 2048
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_cores(tmp_path) == count
+    assert memory_limit_of_container(tmp_path) is None
+    old = tmp_path / "old"
+    for folder in ("cpu", "memory"):
+        (old / folder).mkdir(parents=True)
+    (old / "cpu/cpu.cfs_quota_us").write_text("100000")
+    (old / "cpu/cpu.cfs_period_us").write_text("100000")
+    (old / "memory/memory.limit_in_bytes").write_text(str(2**63 - 4096))
+    assert available_cores(old) == 1
+    assert memory_limit_of_container(old) is None
+
+
+def test_more_memory_than_the_container_has_is_noted(wine, monkeypatch):
+    X, y = wine
+    monkeypatch.setattr("mlcollage.papers.autosklearn2.sklearn.memory_limit_of_container", lambda: 1000.0)
+    assert any("the container has 1,000 MB" in note for note in small(max_trials=1).fit(X, y).notes_)
+
+
+def test_a_fit_that_a_limit_ended_is_not_called_repeatable(wine):
+    X, y = wine
+    model = small(max_trials=2).fit(X, y)
+    assert model.repeatable_
+    assert "a repetition may differ" not in model.report()
+    cut = small(max_trials=2, per_run_limit=1e-4).fit(X, y)
+    assert not cut.repeatable_
+    assert "2 fits were ended by a limit of time" in cut.report()
+    assert not small(max_trials=9, callbacks=[lambda e: True]).fit(X, y).repeatable_

@@ -9,7 +9,7 @@ from mlcollage.data import load_workload
 from mlcollage.lab.bound import BoundStudy
 from mlcollage.lab.experiment import Task
 from mlcollage.lab.run import Scale
-from mlcollage.papers.autosklearn2 import default_portfolio, shipped_tensor, simulate
+from mlcollage.papers.autosklearn2 import PortfolioBuilder, default_portfolio, shipped_tensor, simulate
 from mlcollage.papers.autosklearn2.policy import POLICIES
 from mlcollage.papers.autosklearn2.space import pipeline_space
 from mlcollage.papers.autosklearn2.study import STUDY
@@ -50,7 +50,10 @@ def test_the_shipped_tensor_and_its_portfolio_are_whole():
     assert tensor.shape[1] == 120
     assert tensor.measured == 1
     assert all(space.check(c) == c for c in tensor.configs)
-    assert len(default_portfolio(POLICIES[0])) <= 32
+    for policy in (POLICIES[0], POLICIES[4]):  # what is in the file is what is learned
+        learned = PortfolioBuilder(32, policy).fit(tensor).configs_
+        assert list(default_portfolio(policy)) == learned
+        assert len(learned) <= 32
 
 
 def test_a_users_table_goes_through_real_fits():

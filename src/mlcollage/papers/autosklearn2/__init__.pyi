@@ -21,6 +21,8 @@ from .shipped import shipped_tensor as shipped_tensor
 from .sklearn import AutoClassifier as AutoClassifier
 from .sklearn import AutoRegressor as AutoRegressor
 from .sklearn import TrialEvent as TrialEvent
+from .smac import SmacImprovement as SmacImprovement
+from .smac import to_configspace as to_configspace
 from .space import Hyperparameter as Hyperparameter
 from .space import SearchSpace as SearchSpace
 from .space import pipeline_space as pipeline_space
@@ -48,6 +50,7 @@ __all__ = [
     "Replay",
     "ScoreMetric",
     "SearchSpace",
+    "SmacImprovement",
     "TableTask",
     "TrialEvent",
     "default_portfolio",
@@ -62,4 +65,5 @@ __all__ = [
     "read_official_selector",
     "shipped_tensor",
     "simulate",
+    "to_configspace",
 ]

@@ -21,36 +21,12 @@ from numpy.typing import NDArray
 
 from mlcollage.errors import InvalidInput
 
+from .rows import TableRows
+
 _PLAIN = re.compile(r"[-+]?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?")
 _DATE = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?(Z|[+-]\d\d:?\d\d)?)?")
 _MARKS = ("", "?", "NA", "N/A", "n/a", "nan", "NaN", "null", "None")
 _UNSEEN, _MISSING = -1, 0
-
-
-@dataclass(frozen=True)
-class TableRows:
-    """TableRows of a table: numbers ``(n, p)`` float64 (NaN: missing) or CSR, and codes of categories ``(n, q)``."""
-
-    numbers: Any
-    codes: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, X: Any) -> TableRows:
-        """TableRows without categories."""
-        numbers = sp.csr_matrix(X) if sp.issparse(X) else np.asarray(X, np.float64)
-        return cls(numbers, np.empty((numbers.shape[0], 0), np.int64))
-
-    def __len__(self) -> int:
-        return int(self.numbers.shape[0])
-
-    def __getitem__(self, index: NDArray) -> TableRows:
-        return TableRows(self.numbers[index], self.codes[index])
-
-    @property
-    def nbytes(self) -> int:
-        """Memory that they take."""
-        n = self.numbers
-        return int((n.data.nbytes + n.indices.nbytes if sp.issparse(n) else n.nbytes) + self.codes.nbytes)
 
 
 @dataclass
@@ -157,6 +133,12 @@ class TableCoder:
             np.column_stack(numbers) if numbers else np.empty((n, 0)),
             np.column_stack(codes) if codes else np.empty((n, 0), np.int64),
         )
+
+    def names_of_parts(self) -> list[str]:
+        """Names for messages: of the columns of the numbers, then of those of the codes."""
+        width = {"number": 1, "duration": 1, "time": 4}  # a date has four numbers
+        numbers = [repr(c.name) for c in self.columns_ for _ in range(width.get(c.kind, 0))]
+        return numbers + [repr(c.name) for c in self.columns_ if c.kind == "category"]
 
     def _decide(self, values: pd.Series, name: Any, chosen: bool) -> _Column:
         kind = values.dtype

@@ -23,9 +23,9 @@ from sklearn.model_selection import (
 
 from mlcollage.errors import InvalidInput
 
-from .columns import TableRows
 from .pipeline import FloatArray, IterativePipeline, doubling
 from .policy import Policy
+from .rows import TableRows
 from .space import Kind, Value
 
 Split = tuple[NDArray[np.int64], NDArray[np.int64]]

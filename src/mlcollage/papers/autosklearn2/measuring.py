@@ -6,6 +6,7 @@ One file is written for each finished task, under a temporary name first; a kill
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -19,9 +20,11 @@ import pandas as pd
 from .evaluation import evaluate_steps, make_splits, validation_rows
 from .metrics import METRICS
 from .policy import POLICIES, Policy
+from .portfolio import PortfolioBuilder
 from .shipped import official_portfolio
 from .space import Config, config_id, pipeline_space
 from .tasks import FAMILIES, TableTask, make_task
+from .tensor import PerformanceTensor
 
 LIMIT = 32
 """Iterations of a full fit when the tensor is measured; a learner's own are 512 and more."""
@@ -102,6 +105,7 @@ def measure(
     most_rows: int = 300,
     policy: Policy = POLICIES[0],
     seconds: float = 0.3,
+    known: Sequence[str] = (),
     say: Any = print,
 ) -> None:
     """Measure the tasks that the folder does not hold yet, each into a file of its own.
@@ -118,6 +122,8 @@ def measure(
         How a pipeline is scored; its allocation does not matter.
     seconds
         Processor's seconds that a fit may take.
+    known
+        Names of tasks that were measured elsewhere; they are left out.
     say
         Called with a line for each task.
     """
@@ -126,7 +132,7 @@ def measure(
     configs = candidates(count)
     for name in task_names(tasks):
         file = place / f"{name}.parquet"
-        if file.exists():
+        if file.exists() or name in known:
             continue
         start = time.process_time()
         task = make_task(name, most_rows=most_rows)
@@ -138,6 +144,19 @@ def measure(
         say(f"{name}: {len(task.y)} rows, {task.meta_features[0]} columns, {time.process_time() - start:.0f} s")
 
 
+def gather(folder: str | Path, count: int = 120) -> PerformanceTensor:
+    """The tasks of a folder that are finished, as a tensor."""
+    named = {config_id(c): c for c in candidates(count)}
+    return PerformanceTensor.from_folder(folder, named, LIMIT).complete()
+
+
+def write_portfolios(tensor: PerformanceTensor, file: str | Path) -> None:
+    """Learn portfolios of 32 for both allocations and write them down, so that a fit need not learn them."""
+    ways = (Policy(), Policy(allocation="sh"))
+    found = {policy.allocation: PortfolioBuilder(32, policy).fit(tensor).configs_ for policy in ways}
+    Path(file).write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+
+
 def main(arguments: Iterable[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="Measure losses of candidate pipelines on many tasks; resumes.")
@@ -147,7 +166,17 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--most-rows", type=int, default=300)
     parser.add_argument("--seconds", type=float, default=0.3, help="processor's seconds of a fit, at most")
     parser.add_argument("--folds", type=int, default=0, help="folds of a cross-validation; 0: a third is held out")
+    parser.add_argument("--known", help="a tensor's file: its tasks are not measured again, and lead the gathered ones")
+    parser.add_argument("--gather", help="a file: write what is there as a tensor, and portfolios.json beside it")
+    parser.add_argument("--rescale", action="store_true", help="bring the seconds to the speed of the known ones")
     given = parser.parse_args(None if arguments is None else list(arguments))
+    known = PerformanceTensor.load(given.known) if given.known else None
+    if given.gather:
+        found = gather(given.folder, given.candidates)
+        tensor = found if known is None else known.joined(found, rescale=given.rescale)
+        tensor.save(given.gather)
+        write_portfolios(tensor, Path(given.gather).with_name("portfolios.json"))
+        return
     policy = Policy("cv", given.folds) if given.folds else POLICIES[0]
     measure(
         given.folder,
@@ -156,6 +185,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
         most_rows=given.most_rows,
         policy=policy,
         seconds=given.seconds,
+        known=() if known is None else known.tasks,
         say=lambda line: print(line, flush=True),
     )
 

@@ -24,7 +24,7 @@ from sklearn.linear_model import SGDClassifier, SGDRegressor
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.utils.class_weight import compute_sample_weight
 
-from .columns import TableRows
+from .rows import TableRows
 from .space import FULL_ITERATIONS, Kind, Value
 
 FloatArray = NDArray[np.float64]
@@ -326,7 +326,7 @@ class IterativePipeline:
 
     Examples
     --------
-    >>> from mlcollage.papers.autosklearn2.columns import TableRows
+    >>> from mlcollage.papers.autosklearn2.rows import TableRows
     >>> from mlcollage.papers.autosklearn2.space import pipeline_space
     >>> X = np.random.default_rng(0).normal(size=(80, 3))
     >>> y = (X[:, 0] > 0).astype(int)

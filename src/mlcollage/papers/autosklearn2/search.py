@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .policy import Policy
 from .space import Config, SearchSpace, config_id
@@ -20,6 +22,13 @@ class Proposal:
     config: Config
     origin: str
     budget: float
+
+
+class Surrogate(Protocol):
+    """Proposes the most promising configuration, given those that were tried."""
+
+    def propose(self, configs: Sequence[Config], losses: ArrayLike, rng: np.random.Generator) -> Config:
+        """A configuration that was not tried."""
 
 
 class SearchPlan:
@@ -38,11 +47,20 @@ class SearchPlan:
         Pipelines that come first.
     seed
         Of the proposals.
+    surrogate
+        Who proposes by expected improvement; a :class:`ForestImprovement` by default.
     """
 
-    def __init__(self, space: SearchSpace, policy: Policy, portfolio: Sequence[Config], seed: int) -> None:
+    def __init__(
+        self,
+        space: SearchSpace,
+        policy: Policy,
+        portfolio: Sequence[Config],
+        seed: int,
+        surrogate: Surrogate | None = None,
+    ) -> None:
         self.space, self.policy, self.portfolio, self.seed = space, policy, list(portfolio), seed
-        self.surrogate = ForestImprovement(space)
+        self.surrogate: Surrogate = ForestImprovement(space) if surrogate is None else surrogate
 
     def next(self, trials: Sequence[PipelineTrial], count: int = 1) -> list[Proposal]:
         """The next proposals, ``count`` of them where they do not depend on each other's results."""

@@ -24,17 +24,21 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted, v
 
 from mlcollage import _checks as checks
 from mlcollage._users import users_code
-from mlcollage.errors import InvalidInput, StoreError
+from mlcollage.errors import InvalidInput, MissingDependency, StoreError
 
-from .columns import TableCoder, TableRows
+from .columns import TableCoder
 from .ensemble import EnsembleSelection
 from .evaluation import evaluate_steps, make_splits, validation_rows
+from .machine import available_cores, memory_limit_of_container
 from .metrics import metric_of
 from .pipeline import FloatArray, IterativePipeline
 from .policy import FIXED_ORDER, Policy
+from .rows import TableRows
 from .search import Proposal, SearchPlan
 from .shipped import default_portfolio, official_portfolio, official_selector, official_selector_data
+from .smac import SmacImprovement, has_smac
 from .space import Config, Kind, pipeline_space
+from .suspects import suspicious_columns
 from .trials import PipelineTrial, RunFolder, key_of
 from .worker import FitProblem, StepMessage, Worker, run_steps
 
@@ -80,6 +84,7 @@ class _Auto(BaseEstimator):
         metric: Any = None,
         policy: Policy | Literal["auto"] = "auto",
         portfolio: Any = "default",
+        search: Literal["forest", "smac"] = "forest",
         ensemble_size: int = 50,
         ensemble_nbest: int = 50,
         max_models: int = 50,
@@ -99,6 +104,7 @@ class _Auto(BaseEstimator):
         self.metric = metric
         self.policy = policy
         self.portfolio = portfolio
+        self.search = search
         self.ensemble_size = ensemble_size
         self.ensemble_nbest = ensemble_nbest
         self.max_models = max_models
@@ -184,13 +190,16 @@ class _Auto(BaseEstimator):
         store = self._open_folder(rows, target, weight, groups, seed)
         try:
             crew.give(self._problem)
-            self._search(crew, SearchPlan(self._space, self.policy_, self._first(), seed), store)
+            surrogate = SmacImprovement(self._space) if self.search == "smac" else None
+            self._search(crew, SearchPlan(self._space, self.policy_, self._first(), seed, surrogate), store)
         except KeyboardInterrupt:
             self.interrupted_ = True
             warnings.warn("the fit was interrupted; the model is what was found so far.", stacklevel=2)
         self._build_ensemble()
         self._rebuild_missing()
         self.fit_seconds_ = time.monotonic() - self._start
+        enough = self.max_trials is not None and len(self._trials) >= self.max_trials
+        self.repeatable_ = enough and all(t.fate in ("ok", "crash") for t in self._trials)
         spent = sum(t.seconds for t in self._trials)
         self.useful_share_ = spent / max(self.fit_seconds_, 1e-9) / self._workers()
         del self._problem
@@ -207,6 +216,8 @@ class _Auto(BaseEstimator):
         if self.max_trials is not None:
             checks.integer("max_trials", self.max_trials, least=1)
         checks.choice("isolation", self.isolation, ("process", "none"))
+        if checks.choice("search", self.search, ("forest", "smac")) == "smac" and not has_smac():
+            raise MissingDependency("search='smac' needs SMAC: pip install 'mlcollage[automl]'.")
         if self.n_jobs != -1:
             checks.integer("n_jobs", self.n_jobs, least=1)
         if not (self.policy == "auto" or isinstance(self.policy, Policy)):
@@ -234,13 +245,19 @@ class _Auto(BaseEstimator):
         self._coder = TableCoder(self.categorical).fit(X)
         self.notes_ += self._coder.notes_
         rows = self._coder.transform(X)
-        self.notes_ += _copy_of_target(rows, y, self._coder)
         target = self._encode(y)
+        self.notes_ += suspicious_columns(rows, y, self._coder)
         megabytes = rows.nbytes / 2**20
         if 3 * megabytes > self.memory_limit_mb:
             raise InvalidInput(
                 f"X takes {megabytes:,.0f} MB and memory_limit_mb is {self.memory_limit_mb:,.0f}; a fit needs three "
                 "times X at least. Raise the limit, or give fewer rows."
+            )
+        allowed, workers = memory_limit_of_container(), 1 if self.isolation == "none" else self._workers()
+        if allowed is not None and workers * self.memory_limit_mb > allowed:
+            self.notes_.append(
+                f"the container has {allowed:,.0f} MB for all, and {workers} processes may take "
+                f"{self.memory_limit_mb:,.0f} MB each; give a lower memory_limit_mb."
             )
         if weight is not None:
             weight = _weights(weight, len(y))
@@ -335,6 +352,8 @@ class _Auto(BaseEstimator):
             "policy": str(self.policy_),
             "space": [p.name for p in self._space.parameters],
         }
+        if self.search != "forest":
+            settings["search"] = self.search
         versions = {"scikit-learn": sklearn.__version__, "numpy": np.__version__}
         nothing = np.empty(0)
         key = key_of(
@@ -562,6 +581,11 @@ class _Auto(BaseEstimator):
                 f"ensemble of {len(self.ensemble_)} pipelines, loss {self.ensemble_loss_:.4f} on the rows that chose it"
             )
         first = next((t for t in self._trials if t.fate == "crash"), None)
+        if cut := sum(t.fate == "time" for t in self._trials):
+            lines.append(
+                f"{cut} fits were ended by a limit of time; what they reached depends on how fast the machine is, so a "
+                "repetition may differ"
+            )
         if first is not None:
             lines.append(f"first crash: {first.config['learner']}: {first.message}")
         if sys.platform != "linux":
@@ -603,12 +627,17 @@ class AutoClassifier(ClassifierMixin, _Auto):
     portfolio
         ``"default"``: learned from the tensor that comes with the package; ``"official"``: the authors'; a list of
         configurations, such as ``PortfolioBuilder(...).fit(tensor).configs_``; None: only the default pipeline.
+    search
+        Who proposes after the portfolio: ``"forest"``, the light search of this package; ``"smac"``, SMAC's forest and
+        maximizer (``pip install 'mlcollage[automl]'``). A proposal of SMAC takes about ten times as long, a second and
+        more, so it is for budgets of many minutes.
     ensemble_size, ensemble_nbest
         Steps of the ensemble selection, and how many of the best pipelines it chooses from.
     max_models
         How many fitted pipelines are kept in memory.
     max_trials
-        Number of pipelines, at most; with it, a seed and no time that runs out, a fit can be repeated exactly.
+        Number of pipelines, at most. With it and a seed a fit can be repeated exactly, unless a limit of time or memory
+        ends one of the fits: ``repeatable_`` and :meth:`report` say whether one did. Give a generous ``per_run_limit``.
     include
         Names of learners; all by default.
     categorical
@@ -643,6 +672,8 @@ class AutoClassifier(ClassifierMixin, _Auto):
         What a user should know of the data.
     baseline_loss_, ensemble_loss_, useful_share_, fit_seconds_
         Loss of a constant prediction, of the ensemble on the rows that chose it; share of the time that went into fits.
+    repeatable_ : bool
+        Whether the same seed and data give the same model: ``max_trials`` was reached, and no limit ended a fit.
     n_features_in_, feature_names_in_
         As every estimator has them.
 
@@ -718,7 +749,7 @@ class AutoRegressor(RegressorMixin, _Auto):
 
     Parameters
     ----------
-    time_budget, per_run_limit, memory_limit_mb, max_trials, policy, portfolio, ensemble_size, ensemble_nbest
+    time_budget, per_run_limit, memory_limit_mb, max_trials, policy, portfolio, search, ensemble_size, ensemble_nbest
         As in :class:`AutoClassifier`; ``policy="auto"`` is hold-out.
     max_models, include, categorical, n_jobs, isolation, folder, callbacks, progress, random_state
         As in :class:`AutoClassifier`.
@@ -729,6 +760,7 @@ class AutoRegressor(RegressorMixin, _Auto):
     Attributes
     ----------
     policy_, ensemble_, trajectory_, cv_results_, best_trial_, notes_, baseline_loss_, ensemble_loss_, useful_share_
+    repeatable_
         As in :class:`AutoClassifier`.
 
     Examples
@@ -875,16 +907,6 @@ def _weights(given: Any, n: int) -> NDArray[np.float64]:
     return weight
 
 
-def available_cores() -> int:
-    """Processors for this process: those it may use, and its share in a container."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text("ascii").split()
-        if quota != "max":
-            count = min(count, max(1, int(quota) // int(period)))
-    return count
-
-
 def _steps_to(iterations: int) -> list[int]:
     steps = [2]
     while steps[-1] < iterations:
@@ -905,20 +927,6 @@ def _copies(rows: TableRows) -> NDArray[np.int64] | None:
         return None
     table = pd.DataFrame(np.column_stack([rows.numbers, rows.codes]))
     return np.unique(pd.util.hash_pandas_object(table, index=False).to_numpy(), return_inverse=True)[1]
-
-
-def _copy_of_target(rows: TableRows, y: NDArray, coder: TableCoder) -> list[str]:
-    """A warning if a column is the target itself."""
-    if sp.issparse(rows.numbers) or y.dtype.kind not in "fiu" or len(np.unique(y)) < 3:
-        return []
-    same = [j for j in range(rows.numbers.shape[1]) if np.array_equal(rows.numbers[:, j], y)]
-    if same:
-        simple = all(c.kind == "number" for c in coder.columns_)
-        name = repr(coder.columns_[same[0]].name) if simple and coder.columns_ else f"number {same[0]}"
-        note = f"the column {name} of X is the target itself, so the scores say nothing; drop it."
-        warnings.warn(note, stacklevel=4)
-        return [note]
-    return []
 
 
 def _for_regression(configs: Sequence[Config]) -> list[Config]:

@@ -18,6 +18,14 @@ from .space import Config, SearchSpace, config_id
 FloatArray = NDArray[np.float64]
 
 
+def log_losses(losses: ArrayLike) -> FloatArray:
+    """Losses on a logarithmic scale; one that is not finite counts as the worst finite one."""
+    y = np.asarray(losses, np.float64)
+    finite = np.isfinite(y)
+    y = np.where(finite, y, y[finite].max() if finite.any() else 1.0)
+    return np.asarray(np.log(y - min(y.min(), 0.0) + 1e-3 * (np.ptp(y) or 1.0)), np.float64)
+
+
 class ForestImprovement:
     r"""Proposes configurations from the losses of earlier ones.
 
@@ -88,9 +96,7 @@ class ForestImprovement:
 
     def _fit(self, configs: Sequence[Config], y: FloatArray, rng: np.random.Generator) -> tuple[Any, float]:
         x = np.array([self.space.vector(c) for c in configs])
-        finite = np.isfinite(y)
-        y = np.where(finite, y, y[finite].max() if finite.any() else 1.0)
-        target = np.log(y - min(y.min(), 0.0) + 1e-3 * (np.ptp(y) or 1.0))
+        target = log_losses(y)
         forest = ExtraTreesRegressor(
             self.trees, max_features=5 / 6, bootstrap=True, n_jobs=1, random_state=int(rng.integers(2**31))
         ).fit(x, target)

@@ -17,7 +17,7 @@ from sklearn.tree import DecisionTreeRegressor
 from mlcollage import _checks as checks
 from mlcollage.errors import UnknownName
 
-from .columns import TableRows
+from .rows import TableRows
 
 FAMILIES = ("clusters", "friedman", "graph", "trees", "shapes", "real")
 _REAL = ("digits", "breast_cancer", "wine", "iris")

@@ -16,7 +16,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from mlcollage.errors import InvalidInput, MissingFile
 
+from .space import config_id
+
 FloatArray = NDArray[np.float64]
+_ARRAYS = ("valid", "test", "runtime")
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +67,7 @@ class PerformanceTensor:
     budget_table: FloatArray = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("valid", "test", "runtime"):
+        for name in _ARRAYS:
             object.__setattr__(self, name, np.asarray(getattr(self, name), np.float64))
         shape = self.valid.shape
         if len(shape) != 3:
@@ -118,8 +121,58 @@ class PerformanceTensor:
         if at.size and (at.min() < 0 or at.max() >= self.shape[0]):
             raise InvalidInput(f"of_tasks takes numbers from 0 to {self.shape[0] - 1}, not {at.tolist()[:5]}.")
         meta = None if self.meta_features is None else np.asarray(self.meta_features)[at]
-        parts = {name: getattr(self, name)[at] for name in ("valid", "test", "runtime")}
+        parts = {name: getattr(self, name)[at] for name in _ARRAYS}
         return replace(self, **parts, tasks=[self.tasks[int(i)] for i in at], meta_features=meta)
+
+    def joined(self, other: PerformanceTensor, *, rescale: bool = False) -> PerformanceTensor:
+        """Join the tasks of another tensor, which has the same candidates and points, to those of this one.
+
+        Parameters
+        ----------
+        other
+            Its candidates may be in another order; they are found by their configurations.
+        rescale
+            Bring the other's seconds to the speed of the machine that measured this one: they are divided by the median
+            ratio, over candidates, of the median seconds of a fit.
+
+        Raises
+        ------
+        InvalidInput
+            If a task is in both, or candidates or budgets differ.
+
+        Examples
+        --------
+        >>> loss = np.array([[[0.4], [0.2]]])
+        >>> a = PerformanceTensor(loss, loss, np.ones_like(loss), ["a"], [{"k": 1}, {"k": 2}], [100])
+        >>> b = PerformanceTensor(loss, loss, np.ones_like(loss), ["b"], [{"k": 2}, {"k": 1}], [100])
+        >>> a.joined(b).tasks, a.joined(b).valid[1, :, 0].tolist()
+        (['a', 'b'], [0.2, 0.4])
+        """
+        if not isinstance(other, PerformanceTensor):
+            raise InvalidInput(f"joined takes a PerformanceTensor, not {type(other).__name__}.")
+        if twice := sorted(set(self.tasks) & set(other.tasks)):
+            raise InvalidInput(f"the task {twice[0]!r} is in both tensors; leave it out of one with of_tasks.")
+        names = [config_id(c) for c in other.configs]
+        mine = [config_id(c) for c in self.configs]
+        if sorted(names) != sorted(mine):
+            raise InvalidInput(
+                f"the tensors have other candidates: {len(set(mine) ^ set(names))} are in one of them only; measure "
+                "the same ones on every task."
+            )
+        order = [names.index(name) for name in mine]
+        if not np.array_equal(self.budget_table, other.budget_table[order], equal_nan=True):
+            raise InvalidInput("the tensors have losses at other budgets; measure the same points of the curves.")
+        arrays = {n: getattr(other, n)[:, order] for n in _ARRAYS}
+        if rescale:
+            took = [np.nanmedian(np.nanmax(a, axis=2), axis=0) for a in (arrays["runtime"], self.runtime)]
+            ratio = float(np.nanmedian(took[0] / np.where(took[1] > 0, took[1], np.nan)))
+            if not 0 < ratio < np.inf:
+                raise InvalidInput("seconds cannot be compared, for one of the tensors has none; leave out rescale.")
+            arrays["runtime"] = arrays["runtime"] / ratio
+        parts = {n: np.concatenate([getattr(self, n), a]) for n, a in arrays.items()}
+        both = self.meta_features is not None and other.meta_features is not None
+        meta = np.concatenate([self.meta_features, other.meta_features]) if both else None  # type: ignore[list-item]
+        return replace(self, **parts, tasks=[*self.tasks, *other.tasks], meta_features=meta)
 
     def normalize(self) -> FloatArray:
         r"""Test losses in units of the task: :math:`(L - \min) / (\max - \min)` over all candidates and points.
@@ -159,7 +212,7 @@ class PerformanceTensor:
                 "task": pa.array(t.astype(np.int32)),
                 "candidate": pa.array(c.astype(np.int32)),
                 "point": pa.array(r.astype(np.int16)),
-                **{name: getattr(self, name)[t, c, r] for name in ("valid", "test", "runtime")},
+                **{name: getattr(self, name)[t, c, r] for name in _ARRAYS},
             }
         )
         facts = {
@@ -190,7 +243,7 @@ class PerformanceTensor:
         columns = {name: table[name].to_numpy() for name in table.column_names}
         at = columns["task"], columns["candidate"], columns["point"]
         arrays = {}
-        for name in ("valid", "test", "runtime"):
+        for name in _ARRAYS:
             arrays[name] = np.full(facts["shape"], np.nan)
             arrays[name][at] = columns[name]
         budgets = np.array(facts["budgets"], dtype=np.float64)

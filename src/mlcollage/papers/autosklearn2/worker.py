@@ -22,10 +22,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .columns import TableRows
 from .evaluation import Split, evaluate_steps
+from .rows import TableRows
 from .space import FULL_ITERATIONS, Config, Kind
 
+_FORKS = sys.platform == "linux"
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -86,7 +87,10 @@ def run_steps(problem: FitProblem, config: Config, budget: float, seconds: float
 
 
 class Worker:
-    """A process that fits pipelines, with hard limits on time and memory.
+    """Fits pipelines in a process with hard limits on time and memory.
+
+    A process of its own imports the libraries, takes the data once, and then forks for the fits (Linux); so one that
+    was ended is followed by another within milliseconds. Elsewhere it fits itself, and is started anew.
 
     Parameters
     ----------
@@ -95,27 +99,39 @@ class Worker:
     """
 
     def __init__(self, memory_limit_mb: float) -> None:
-        here, there = socket.socketpair()
+        line, their_line = socket.socketpair()
+        self.passing, their_passing = socket.socketpair()
         environment = {**os.environ, **dict.fromkeys(_THREADS, "1"), "PYTHONWARNINGS": "ignore"}
         environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+        given = [their_line.fileno(), their_passing.fileno()]
         self.process = subprocess.Popen(
             [
                 sys.executable,
                 "-m",
                 f"{__package__}.worker",
-                str(there.fileno()),
+                *map(str, given),
                 str(memory_limit_mb),
                 str(os.getpid()),
             ],
-            pass_fds=[there.fileno()],
+            pass_fds=given,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # it can be ended with whatever it started, and Ctrl-C reaches the parent only
         )
-        there.close()
+        their_line.close()
+        their_passing.close()
+        self.line = Connection(line.detach())  # to the process that forks: the data, and how a fit's process ended
+        self._open()
+
+    def _open(self) -> None:
+        """Ask for a process that fits. Its connection is new: that of one that was ended may hold half a message."""
+        here, there = socket.socketpair()
+        with there, contextlib.suppress(OSError):
+            socket.send_fds(self.passing, [b"."], [there.fileno()])
         self.connection = Connection(here.detach())
+        self.pid = 0
         self.ready = False
 
     def give(self, problem: FitProblem) -> None:
@@ -124,17 +140,18 @@ class Worker:
 
     def _send(self, message: Any) -> None:
         with contextlib.suppress(OSError, ValueError):
-            self.connection.send(message)
+            self.line.send(message)
 
     def wait_ready(self, timeout: float) -> bool:
         """Whether it has its libraries and the data, after at most so many seconds."""
         if not self.ready and self.connection.poll(max(timeout, 0)):
             with contextlib.suppress(EOFError, OSError):
-                self.ready = self.connection.recv().what == "ready"
+                message = self.connection.recv()
+                self.ready, self.pid = message.what == "ready", message.iterations
         return self.ready
 
     def run(self, config: Config, budget: float, seconds: float) -> Iterator[StepMessage]:
-        """Give the messages of one pipeline; when the time is over the process is killed, and the last one says so."""
+        """Give the messages of one pipeline; when the time is over the process is ended, and the last one says so."""
         end = time.monotonic() + seconds
         try:
             self.connection.send((config, budget, seconds))
@@ -142,7 +159,7 @@ class Worker:
                 # Between steps it stops by itself; the grace is for the way of the message.
                 left = end - time.monotonic() + 0.1
                 if left <= 0 or not self.connection.poll(left):
-                    self.kill()
+                    self.end_fit()
                     yield StepMessage("time", text=f"it was ended after {seconds:.3g} s")
                     return
                 message = self.connection.recv()
@@ -150,22 +167,43 @@ class Worker:
                 if message.what != "step":
                     return
         except (EOFError, OSError):
-            code = self.kill()
+            code = self.end_fit()
             yield StepMessage("crash", text=f"its process died ({_died(code)})")
 
     @property
     def alive(self) -> bool:
         """Whether it can be used again."""
-        return self.process.poll() is None and not self.connection.closed
+        return self.process.poll() is None and not self.line.closed
+
+    def end_fit(self) -> int | None:
+        """End the process that fits, and all that it started; another one comes up. Returns how it ended."""
+        if not _FORKS or not self.pid:
+            return self.kill()
+        _end_group(self.pid)
+        code = None
+        with contextlib.suppress(EOFError, OSError):
+            code = self.line.recv() if self.line.poll(5.0) else None
+        if code is None:  # the process that forks is gone, too
+            return self.kill()
+        self.connection.close()
+        self._open()
+        return int(code)
 
     def kill(self) -> int | None:
-        """End the process and all that it started."""
+        """End all its processes and what they started."""
+        if self.pid:
+            _end_group(self.pid)
         if self.process.poll() is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-        code = self.process.wait()
-        self.connection.close()
+            _end_group(self.process.pid)
+        code, self.pid = self.process.wait(), 0
+        for end in (self.connection, self.line, self.passing):
+            end.close()
         return code
+
+
+def _end_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 def _died(code: int | None) -> str:
@@ -176,21 +214,41 @@ def _died(code: int | None) -> str:
 
 
 def main() -> None:
-    """What the process does."""
-    descriptor, megabytes, parent = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
+    """What the process does: take the data, then fork for each connection that it is given, or serve it."""
+    line, passing = Connection(int(sys.argv[1])), socket.socket(fileno=int(sys.argv[2]))
+    megabytes, parent, own = float(sys.argv[3]), int(sys.argv[4]), os.getpid()
     _die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    connection = Connection(descriptor)
     try:
-        problem: FitProblem = connection.recv()
-        _limit_memory(megabytes)
-        connection.send(StepMessage("ready"))
+        problem: FitProblem = line.recv()
         while True:
-            config, budget, seconds = connection.recv()
-            for message in run_steps(problem, config, budget, seconds):
-                connection.send(message)
+            _, found, _, _ = socket.recv_fds(passing, 1, 1)
+            if not found:
+                return
+            child = os.fork() if _FORKS else 0
+            if child:
+                os.close(found[0])
+                line.send(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+                continue
+            if _FORKS:
+                _die_with(own)
+                os.setsid()
+                line.close()
+                passing.close()
+            _serve(Connection(found[0]), problem, megabytes)
+            return
     except (EOFError, OSError):
         return  # the parent is gone
+
+
+def _serve(connection: Connection, problem: FitProblem, megabytes: float) -> None:
+    """Fit what is asked for, until the other end is closed."""
+    _limit_memory(megabytes)
+    connection.send(StepMessage("ready", iterations=os.getpid()))
+    while True:
+        config, budget, seconds = connection.recv()
+        for message in run_steps(problem, config, budget, seconds):
+            connection.send(message)
 
 
 def _die_with(parent: int) -> None:
