@@ -520,3 +520,14 @@ def test_a_fit_that_a_limit_ended_is_not_called_repeatable(wine):
     assert not cut.repeatable_
     assert "2 fits were ended by a limit of time" in cut.report()
     assert not small(max_trials=9, callbacks=[lambda e: True]).fit(X, y).repeatable_
+
+
+def test_no_rows_weightless_classes_and_one_group_get_a_sentence(wine):
+    X, y = wine
+    weight = np.where(y == 2, 0.0, 1.0)
+    model = small(max_trials=1).fit(pd.DataFrame(X), y, sample_weight=weight)
+    assert "classes whose rows all have the weight 0: 2." in model.notes_
+    with pytest.raises(InvalidInput, match="X has no rows"):
+        model.predict(pd.DataFrame(X[:0]))
+    with pytest.raises(InvalidInput, match=r"there are 1 groups, and holdout.*give smaller groups"):
+        small().fit(X, y, groups=np.zeros(len(y)))

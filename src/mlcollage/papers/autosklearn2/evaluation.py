@@ -95,9 +95,8 @@ def make_splits(
     if groups is not None:
         found = len(np.unique(groups))
         if found < folds:
-            raise InvalidInput(
-                f"there are {found} groups, and {policy} needs {folds} at least; give a policy with fewer folds."
-            )
+            few = "give a policy with fewer folds" if policy.evaluation == "cv" and found > 1 else "give smaller groups"
+            raise InvalidInput(f"there are {found} groups, and {policy} needs {folds} at least; {few}.")
         if kind == "classification":
             splitter: Any = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
         elif policy.evaluation == "holdout":

@@ -261,6 +261,10 @@ class _Auto(BaseEstimator):
             )
         if weight is not None:
             weight = _weights(weight, len(y))
+            if self._kind == "classification":
+                share = np.bincount(target, weights=weight, minlength=self._n_classes)
+                if (idle := self.classes_[share == 0]).size:
+                    self.notes_.append(f"classes whose rows all have the weight 0: {', '.join(map(str, idle[:10]))}.")
         if groups is not None:
             found = _one_column("groups", groups)
             if len(found) != len(y):
@@ -508,6 +512,8 @@ class _Auto(BaseEstimator):
         if not hasattr(self, "_dummy"):
             check_is_fitted(self, "ensemble_")
         rows = self._coder.transform(self._validated(X, reset=False))
+        if not len(rows):
+            raise InvalidInput("X has no rows (0 sample(s)); give at least one to predict.")
         members = getattr(self, "ensemble_", None)
         if members is None or not members:
             best = self.best_trial_ if members is None else None  # during a fit: the best so far

@@ -169,9 +169,9 @@ class PerformanceTensor:
             if not 0 < ratio < np.inf:
                 raise InvalidInput("seconds cannot be compared, for one of the tensors has none; leave out rescale.")
             arrays["runtime"] = arrays["runtime"] / ratio
-        parts = {n: np.concatenate([getattr(self, n), a]) for n, a in arrays.items()}
-        both = self.meta_features is not None and other.meta_features is not None
-        meta = np.concatenate([self.meta_features, other.meta_features]) if both else None  # type: ignore[list-item]
+        parts: dict[str, Any] = {n: np.concatenate([getattr(self, n), a]) for n, a in arrays.items()}
+        known = [t.meta_features for t in (self, other) if t.meta_features is not None]
+        meta = np.concatenate(known) if len(known) == 2 else None
         return replace(self, **parts, tasks=[*self.tasks, *other.tasks], meta_features=meta)
 
     def normalize(self) -> FloatArray:
