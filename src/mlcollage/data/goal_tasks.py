@@ -30,7 +30,8 @@ class GoalWorld(Protocol):
     A state is a row of S numbers that holds *everything* that decides what happens next (velocities, a grasp, counters,
     a solver's warm start). Saving and restoring is therefore keeping the row. Any class with these members will do.
 
-    ``bins`` are the choices of each dimension of the action; odd numbers have a middle choice that does nothing.
+    ``bins`` are the choices of each dimension of the action; odd numbers have a middle choice that does nothing. 0
+    choices are a continuous dimension, whose actions lie between -1 and 1.
     ``thresholds`` are one for each of the M measures of :meth:`distance`; an object is at its goal where all are below
     theirs.
     """
@@ -47,7 +48,10 @@ class GoalWorld(Protocol):
         """Draw n start states (n, S); different rows, the same for the same generator."""
 
     def step(self, state: Tensor, action: Tensor) -> Tensor:
-        """States (n, S) after actions (n, D), whole numbers below ``bins``; ``state`` itself is left as it is."""
+        """States (n, S) after actions (n, D); ``state`` itself is left as it is.
+
+        Actions are whole numbers below ``bins``, or, if a dimension is continuous, floating-point numbers.
+        """
 
     def observe(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """Robot (n, P), and objects (n, K, F) whose first number is 1 for an object and 0 for padding."""
@@ -181,12 +185,16 @@ def check_world(world: GoalWorld, where: str = "the world") -> None:
     check_members(world, where)
     for threshold in world.thresholds:
         checks.positive(f"{where}: a threshold", threshold)
+    if not len(world.bins):
+        raise InvalidInput(f"{where}: bins are empty; expected the choices of each dimension of the action.")
     for bins in world.bins:
-        checks.integer(f"{where}: bins", bins, least=2)
+        if bins:
+            checks.integer(f"{where}: bins", bins, least=2)
     with users_code(f"{where}: a first step"), torch.no_grad():
         state = world.initial(2, generator(0))
         again = world.initial(2, generator(0))
-        middle = torch.tensor([[b - 1 for b in world.bins]] * 2)
+        last = [[b - 1 if b else 1 for b in world.bins]] * 2
+        middle = torch.tensor(last, dtype=torch.get_default_dtype() if 0 in world.bins else torch.long)
         kept = state.clone()
         after, after_again = world.step(state, middle), world.step(state, middle)
         robot, objects = world.observe(state)

@@ -229,27 +229,29 @@ class Replicas:
         return f"Replicas({type(self._model).__name__}, seeds={self.seeds}, {type(self.optimizer).__name__})"
 
     def __call__(
-        self, x: Tensor, *, in_dim: int | None = None, parameters: Mapping[str, Tensor] | None = None
-    ) -> Tensor:
+        self, x: Tensor, *more: Tensor, in_dim: int | None = None, parameters: Mapping[str, Tensor] | None = None
+    ) -> Any:
         """Outputs (R, b, ...) in training mode, with their graph; for objectives of your own (:meth:`update`).
 
         Parameters
         ----------
         x
             Inputs (b, ...) that all replicas share, or (R, b, ...) with ``in_dim=0``.
+        more
+            Further arguments of ``forward``, of the same kind: memories of a recurrent network, say.
         in_dim
             None if the replicas share x, 0 if x holds a batch for each.
         parameters
             Stacked tensors (R, ...) that stand in for parameters of these names: weights a step further, say.
         """
 
-        def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Tensor:
-            return functional_call(self._model, (parameters, buffers), (x,))
+        def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], *args: Tensor) -> Any:
+            return functional_call(self._model, (parameters, buffers), args)
 
         self._model.train()
-        return self._map(
-            one, (in_dim,), inputs_of(self._model, x).to(self._device, non_blocking=True), parameters=parameters
-        )
+        args = (inputs_of(self._model, x), *more)
+        moved = [arg.to(self._device, non_blocking=True) for arg in args]
+        return self._map(one, (in_dim,) * len(args), *moved, parameters=parameters)
 
     def step(
         self,

@@ -222,11 +222,11 @@ def test_snapshots_share_nothing_with_the_policies():
     game = AsymmetricSelfPlay(PlanarPush(), SMALL, seeds=(1,))
     x = torch.randn(1, 5, 7)
     kept = game.snapshot()
-    before = game.alice.logits(x, kept.alice)
+    before = game.alice.act(x, parameters=kept.alice)[0]
     for _ in range(3):
         game.turn()
-    assert torch.equal(game.alice.logits(x, kept.alice), before)
-    assert not torch.equal(game.alice.logits(x), before)
+    assert torch.equal(game.alice.act(x, parameters=kept.alice)[0], before)
+    assert not torch.equal(game.alice.act(x)[0], before)
 
 
 def test_a_share_of_games_has_a_past_opponent_and_rows_of_the_past_side_are_not_learned():
@@ -279,10 +279,10 @@ def test_cloning_alone_teaches_bob_what_alice_does():
     )
     state = torch.zeros(1, 1)
     x = rows_of(world, state, world.achieved(state) + 6)
-    before = float(action_logp(game.bob.logits(x[None]), torch.tensor([[[2]]]), (3,))[0])
+    before = float(action_logp(game.bob.act(x[None])[0], torch.tensor([[[2]]]), (3,))[0])
     for _ in range(8):
         game.turn()
-    after = float(action_logp(game.bob.logits(x[None]), torch.tensor([[[2]]]), (3,))[0])
+    after = float(action_logp(game.bob.act(x[None])[0], torch.tensor([[[2]]]), (3,))[0])
     assert after > before + 0.3
 
 

@@ -1,5 +1,7 @@
 from .advantages import gae as gae
 from .advantages import standardize_advantages as standardize_advantages
+from .autoreset import VectorStep as VectorStep
+from .autoreset import VectorSteps as VectorSteps
 from .certificate import Certificate as Certificate
 from .certificate import certify as certify
 from .certificate import coverage_entropy as coverage_entropy
@@ -18,7 +20,10 @@ from .goals import success_rate as success_rate
 from .goals import time_rewards as time_rewards
 from .goals import validate_goal as validate_goal
 from .grasp import Grasp25D as Grasp25D
+from .grasp_turn import GraspAndTurn as GraspAndTurn
 from .gym import GymnasiumWorld as GymnasiumWorld
+from .heads import action_logp as action_logp
+from .heads import sample_actions as sample_actions
 from .holdouts import RobogymState as RobogymState
 from .holdouts import block_holdouts as block_holdouts
 from .holdouts import disc_holdouts as disc_holdouts
@@ -32,8 +37,6 @@ from .mujoco_tabletop import tabletop_holdouts as tabletop_holdouts
 from .planar import PlanarPush as PlanarPush
 from .policy import SetPolicy as SetPolicy
 from .policy import SetValue as SetValue
-from .policy import action_logp as action_logp
-from .policy import sample_actions as sample_actions
 from .relabel import Demonstrations as Demonstrations
 from .relabel import relabel as relabel
 from .robogym_rules import GoalCount as GoalCount
@@ -58,6 +61,7 @@ __all__ = [
     "GoalReachingEnv",
     "GoalVerdict",
     "Grasp25D",
+    "GraspAndTurn",
     "GymnasiumWorld",
     "MujocoTabletop",
     "PPOTerms",
@@ -66,6 +70,8 @@ __all__ = [
     "SetPolicy",
     "SetValue",
     "Snapshot",
+    "VectorStep",
+    "VectorSteps",
     "abc_loss",
     "action_logp",
     "alice_reward",

@@ -15,7 +15,7 @@ from mlcollage.errors import InvalidInput
 
 from .goals import GoalVerdict, validate_goal
 from .inputs import flags, floats, same_shape
-from .turns import present_of, rows_of
+from .turns import present_of, rows_of, stepped
 
 __all__ = ["Certificate", "certify", "coverage_entropy"]
 
@@ -35,7 +35,7 @@ _FAR = 1_000.0  # thresholds; who moves objects further at random has another un
 
 
 def certify(
-    world: GoalWorld, *, games: int = 16, steps: int = 20, seed: int = 0, idle: Sequence[int] | None = None
+    world: GoalWorld, *, games: int = 16, steps: int = 20, seed: int = 0, idle: Sequence[float] | None = None
 ) -> Certificate:
     """Check that a world is fit for the game: replays reproduce goals, and nothing moves by itself.
 
@@ -52,7 +52,8 @@ def certify(
         Which start states and actions.
     idle
         The choices, one of each dimension, that do nothing. By default the world's attribute ``idle``, if it has one
-        (None there: nothing does), or else the middle ones, where all numbers of choices are odd.
+        (None there: nothing does), or else the middle ones, where all numbers of choices are odd, and 0 of continuous
+        dimensions.
 
     Returns
     -------
@@ -77,7 +78,7 @@ def certify(
     checks.integer("games", games, least=1), checks.integer("steps", steps, least=1)
     draw = generator(seed, 21)
     start = world.initial(games, draw)
-    actions = torch.stack([torch.randint(b, (steps, games), generator=draw) for b in world.bins], -1)  # (T, n, D)
+    actions = torch.stack([_drawn(b, (steps, games), draw) for b in world.bins], -1)  # (T, n, D)
     actions = actions.to(start.device)
     (first, seen), (again, seen_again) = (_course(world, start, actions) for _ in range(2))
     if not bool(torch.isfinite(first).all()):
@@ -110,29 +111,39 @@ def certify(
     return Certificate(games, deviation, t + 1, k, _still(world, start, steps, idle), float(moves.max()))
 
 
+def _drawn(choices: int, shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
+    if choices:
+        return torch.randint(choices, shape, generator=draw)
+    return 2 * torch.rand(*shape, generator=draw) - 1
+
+
 def _course(world: GoalWorld, start: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
     """What goals are about, and what Alice sees, after each step."""
     state, course, seen = start.clone(), [], []
     for action in actions:
-        state = world.step(state, action)
+        state = stepped(world, state, action)
         course.append(world.achieved(state))
         seen.append(rows_of(world, state))
     return torch.stack(course), torch.stack(seen)
 
 
-def _still(world: GoalWorld, start: Tensor, steps: int, idle: Sequence[int] | None) -> int | None:
+def _still(world: GoalWorld, start: Tensor, steps: int, idle: Sequence[float] | None) -> int | None:
     """Valid goals of an Alice who does nothing; only worlds in which she can are asked."""
-    middle = None if any(b % 2 == 0 for b in world.bins) else [b // 2 for b in world.bins]
+    middle = None if any(b and b % 2 == 0 for b in world.bins) else [b // 2 for b in world.bins]
     nothing = idle if idle is not None else getattr(world, "idle", middle)
     if nothing is None:
         return None
     if len(nothing) != len(world.bins):
         raise InvalidInput(f"idle has {len(nothing)} choices; expected one for each of {tuple(world.bins)}.")
-    chosen = [checks.integer("idle", i, least=0, most=b - 1) for i, b in zip(nothing, world.bins, strict=True)]
-    action = torch.tensor(chosen, device=start.device).expand(len(start), -1)
+    chosen = [
+        checks.integer("idle", i, least=0, most=b - 1) if b else checks.real("idle", i, least=-1, most=1)
+        for i, b in zip(nothing, world.bins, strict=True)
+    ]
+    dtype = torch.get_default_dtype() if 0 in world.bins else torch.long
+    action = torch.tensor(chosen, dtype=dtype, device=start.device).expand(len(start), -1)
     end = start
     for _ in range(steps):
-        end = world.step(end, action)
+        end = stepped(world, end, action)
     moved = world.distance(world.achieved(end), world.achieved(start))
     verdict = validate_goal(
         moved,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
@@ -32,6 +32,14 @@ class ASPConfig:
         ``"success"``: the paper's rewards. ``"time"``: those of the base method, by time alone.
     time_scale
         :math:`\gamma` of the time rewards.
+    mode
+        ``"repeat"``: Bob begins where Alice began, and is to reach what she reached. ``"reverse"``, of the base method:
+        he begins where she ended, and is to undo what she did; there is one goal a game and nothing to clone.
+    stop
+        Alice has one more choice, of the base method: to end her turn. It takes a step in which nothing moves. Bob's
+        limit is then what is left of both sides' steps, and her last choice is no part of a demonstration.
+    sees_start
+        Alice sees where her turn began, as in the base method; without it she cannot tell what she has done.
     past_opponent
         Share of games in which one side plays a past snapshot of the other; half of them each.
     snapshot_every, snapshots
@@ -52,8 +60,9 @@ class ASPConfig:
         ``"go_on"``: the value of the last observation is added, for Alice while the game goes on, for Bob at his limit.
     clip, entropy_weight, value_weight, lr, epochs, minibatches, max_norm
         PPO; ``epochs`` is the paper's sample reuse, ``max_norm`` bounds the gradient of each network.
-    embed, hidden
-        Widths of :class:`SetPolicy` and :class:`SetValue`.
+    embed, hidden, lstm
+        Widths of :class:`SetPolicy` and :class:`SetValue`. Memories are empty when a turn begins, also Bob's on the way
+        of a demonstration; a turn's steps stay together in a minibatch.
 
     Raises
     ------
@@ -64,6 +73,8 @@ class ASPConfig:
     --------
     >>> ASPConfig.paper().bob_steps, ASPConfig(beta=0.0).beta
     (200, 0.0)
+    >>> ASPConfig.base(mode="reverse").reward
+    'time'
     """
 
     goals: int = 5
@@ -72,6 +83,9 @@ class ASPConfig:
     envs: int = 256
     reward: Literal["success", "time"] = "success"
     time_scale: float = 0.01
+    mode: Literal["repeat", "reverse"] = "repeat"
+    stop: bool = False
+    sees_start: bool = False
     past_opponent: float = 0.2
     snapshot_every: int = 5
     snapshots: int = 16
@@ -94,6 +108,7 @@ class ASPConfig:
     max_norm: float = 0.5
     embed: tuple[int, ...] = (64,)
     hidden: tuple[int, ...] = (64,)
+    lstm: int = 0
 
     def __post_init__(self) -> None:
         whole = ("goals", "alice_steps", "bob_steps", "envs", "snapshot_every", "snapshots", "epochs", "minibatches")
@@ -108,13 +123,20 @@ class ASPConfig:
         checks.real("gamma", self.gamma, above=0, most=1)
         checks.choice("reward", self.reward, ("success", "time"))
         checks.choice("abc_clip", self.abc_clip, ("upper", "two_sided", "none", "log"))
-        for name in ("store_invalid", "abc_filter", "learn_alice"):
+        checks.choice("mode", self.mode, ("repeat", "reverse"))
+        checks.integer("lstm", self.lstm, least=0)
+        for name in ("store_invalid", "abc_filter", "learn_alice", "stop", "sees_start"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidInput(f"{name} must be True or False, not {getattr(self, name)!r}.")
         for name in ("embed", "hidden"):
             object.__setattr__(self, name, widths(name, getattr(self, name)))
         for name in ("turn_end", "bob_timeout"):
             checks.choice(name, getattr(self, name), ("end", "go_on"))
+        if self.mode == "reverse" and (self.goals > 1 or self.beta):
+            raise InvalidInput(
+                "a reversed game has one goal, and Alice's steps lead away from it: set goals=1 and beta=0.0, or take "
+                "ASPConfig.base(mode='reverse')."
+            )
 
     @classmethod
     def paper(cls, objects: int = 1) -> ASPConfig:
@@ -123,3 +145,9 @@ class ASPConfig:
         return cls(
             alice_steps=100, bob_steps=200 * objects, gamma=0.998, lr=3e-4, epochs=3, embed=(256,), hidden=(256,)
         )
+
+    @classmethod
+    def base(cls, mode: Literal["repeat", "reverse"] = "repeat", **settings: Any) -> ASPConfig:
+        """The base method (arXiv:1703.05407): rewards by time, an Alice who ends her turn, one goal, no cloning."""
+        own = {"goals": 1, "reward": "time", "stop": True, "sees_start": True, "beta": 0.0, "past_opponent": 0.0}
+        return cls(**{"mode": mode, **own, **settings})

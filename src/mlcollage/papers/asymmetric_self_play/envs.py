@@ -15,8 +15,8 @@ from mlcollage.errors import InvalidInput, MissingDependency
 
 from .config import ASPConfig
 from .goals import GoalVerdict, alice_reward, at_goal, validate_goal
-from .gym import _checked_actions
-from .turns import drawn, present_of, rows_of
+from .gym import checked_actions
+from .turns import drawn, present_of, rows_of, stepped
 
 try:
     import gymnasium
@@ -36,6 +36,18 @@ def _near(world: GoalWorld, state: Tensor, goal: Tensor) -> Tensor:
 
 def _box(width: int) -> Any:
     return spaces.Box(-np.inf, np.inf, (width,), np.float32)
+
+
+def _actions(world: GoalWorld) -> Any:
+    """The space of a world's actions."""
+    if not any(world.bins):
+        return spaces.Box(-1.0, 1.0, (len(world.bins),), np.float32)
+    if 0 in world.bins:
+        raise InvalidInput(
+            f"the world's actions are choices and continuous numbers at once (bins {tuple(world.bins)}), for which there "
+            "is no common space; give continuous dimensions bins, such as 11."
+        )
+    return spaces.MultiDiscrete(list(world.bins))
 
 
 class ASPParallelEnv(ParallelEnv):
@@ -73,7 +85,7 @@ class ASPParallelEnv(ParallelEnv):
         self._begin()
         widths = {name: len(seen) for name, seen in self._observations().items()}
         self.observation_spaces = {name: _box(width) for name, width in widths.items()}
-        self.action_spaces = {name: spaces.MultiDiscrete(list(world.bins)) for name in self.possible_agents}
+        self.action_spaces = {name: _actions(world) for name in self.possible_agents}
 
     def observation_space(self, agent: str) -> Any:
         """Rows of numbers; Bob's are longer by his goal."""
@@ -117,9 +129,9 @@ class ASPParallelEnv(ParallelEnv):
             raise InvalidInput("no game is on: call reset before the first step, and after the last one of a game.")
         if not isinstance(actions, dict) or mover not in actions:
             raise InvalidInput(f"actions must be a dictionary of both sides' actions; it is {mover}'s turn.")
-        index = _checked_actions(actions[mover], self.world.bins, 1)
+        index = checked_actions(actions[mover], self.world.bins, 1)
         before = _near(self.world, self._states["bob"], self._goal)
-        self._states[mover] = self.world.step(self._states[mover], index)
+        self._states[mover] = stepped(self.world, self._states[mover], index)
         self._time += 1
         if mover == "alice" and self._time == self.config.alice_steps:
             over = self._decide_goal(rewards)
@@ -214,7 +226,7 @@ class GoalReachingEnv(gymnasium.Env):
                 "desired_goal": _box(width),
             }
         )
-        self.action_space = spaces.MultiDiscrete(list(world.bins))
+        self.action_space = _actions(world)
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
         """Draw a start and a goal."""
@@ -236,7 +248,7 @@ class GoalReachingEnv(gymnasium.Env):
         """One step; the reward is 0 at the goal and -1 elsewhere."""
         if self._state is None:
             raise InvalidInput("no episode is on: call reset before the first step.")
-        self._state = self.world.step(self._state, _checked_actions(action, self.world.bins, 1))
+        self._state = stepped(self.world, self._state, checked_actions(action, self.world.bins, 1))
         self._time += 1
         seen = self._observation(self._state)
         reward = float(self.compute_reward(seen["achieved_goal"], seen["desired_goal"], {}))
@@ -290,7 +302,7 @@ class ASPVectorEnv(VectorEnv):
         self._times: Tensor | None = None  # until a reset
         self._state, self._goal = self._fresh()
         width = self._rows().shape[1]
-        self.single_observation_space, self.single_action_space = _box(width), spaces.MultiDiscrete(list(world.bins))
+        self.single_observation_space, self.single_action_space = _box(width), _actions(world)
         self.observation_space = gymnasium.vector.utils.batch_space(self.single_observation_space, self.num_envs)
         self.action_space = gymnasium.vector.utils.batch_space(self.single_action_space, self.num_envs)
 
@@ -316,9 +328,9 @@ class ASPVectorEnv(VectorEnv):
         """One step of all; +-1 for objects that reach or leave their goals, +5 where all are there."""
         if self._times is None:
             raise InvalidInput("no episode is on: call reset before the first step.")
-        index = _checked_actions(actions, self.world.bins, self.num_envs)
+        index = checked_actions(actions, self.world.bins, self.num_envs)
         before = _near(self.world, self._state, self._goal)
-        self._state = self.world.step(self._state, index)
+        self._state = stepped(self.world, self._state, index)
         self._times = self._times + 1
         now = _near(self.world, self._state, self._goal)
         terminated = now.all(-1)

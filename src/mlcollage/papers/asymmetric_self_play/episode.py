@@ -80,11 +80,12 @@ def _turns(game: AsymmetricSelfPlay, games: int, seed: int, replica: int) -> lis
         alice = alice_turn(world, game.alice, start, c.alice_steps, (seed, 42))
         goal, verdict = game._judge(start, alice.states[-1])
         asked = verdict <= GoalVerdict.OUT_OF_ZONE
-        course, state, solved = [start], start, torch.zeros_like(asked)
-        for t in range(c.bob_steps):
-            turn = bob_turn(world, game.bob, state, goal, asked & ~solved, 1, (seed, 43, t))
-            state, solved = turn.states, solved | turn.solved
-            course.append(state)
+        begin = start
+        if c.mode == "reverse":
+            goal, begin = game._achieved(start), alice.states[-1]
+        course = [begin]
+        solved = bob_turn(world, game.bob, begin, goal, asked, c.bob_steps, (seed, 43), course=course).solved
+        course += course[-1:] * (c.bob_steps + 1 - len(course))
     order = (~asked[replica]).to(torch.uint8).argsort(stable=True)[:games].tolist()
     if goal.shape[-1] < 2:
         raise InvalidInput("goals are about one number an object; a page needs x and y at least.")

@@ -25,9 +25,10 @@ from .advantages import gae
 from .checkpoint import Snapshot, resume_training, save_training
 from .config import ASPConfig
 from .goals import GoalVerdict, alice_reward, time_rewards, validate_goal
+from .heads import outputs_of
 from .health import sentences
-from .learner import Learner, Rows
-from .policy import SetPolicy, SetValue, action_logp
+from .learner import Learner, Rows, trial
+from .policy import SetPolicy, SetValue
 from .relabel import relabel
 from .turns import AliceTurn, BobTurn, alice_turn, bob_turn, drawn, present_of, rows_of
 
@@ -70,8 +71,10 @@ class AsymmetricSelfPlay:
         Trainings with these seeds run as one stacked model; each learns as it would alone.
     policy, value
         ``policy(robot, features, bins)`` and ``value(robot, features)`` make fresh networks of your own; by default
-        :class:`SetPolicy` and :class:`SetValue`. They map rows (n, robot + K * features) to logits (n, sum(bins)) and
-        to values (n, 1), in float32 or float64. Alice and Bob get networks of their own. Layers that act differently
+        :class:`SetPolicy` and :class:`SetValue`. They map rows (n, robot + K * features) to outputs (n, sum(bins)), see
+        :func:`sample_actions` for continuous actions, and to values (n, 1), in float32 or float64. A network with a
+        memory has an attribute ``memory_size`` and maps sequences (n, T, ...) and memories (n, memory_size) to both, as
+        :class:`SetPolicy` with an LSTM. Alice and Bob get networks of their own. Layers that act differently
         in each pass (dropout, batch norm) are refused: ratios of an unchanged policy would not be 1.
     goals
         Train Bob directly, without Alice: on these start states and goals, one a game.
@@ -147,22 +150,32 @@ class AsymmetricSelfPlay:
         state = self._initial(0)
         robot, objects = self.world.observe(state[0, :2])
         extra = 2 * self.world.achieved(state[0, :2]).shape[-1]
+        c = self.config
         make_policy, make_value = policy or self._policy, value or self._value
         bins = tuple(self.world.bins)
+        own = objects.shape[2]
         self.alice, self.bob = (
             Learner(
-                partial(make_policy, robot.shape[1], features, bins),
+                partial(make_policy, robot.shape[1], features, choices),
                 partial(make_value, robot.shape[1], features),
-                bins,
+                choices,
                 self.seeds,
-                self.config,
+                c,
                 side,
                 self.device,
+                stops=len(choices) > len(bins),
             )
-            for side, features in ((_ALICE, objects.shape[2]), (_BOB, objects.shape[2] + extra))
+            for side, features, choices in (
+                (_ALICE, own + extra * c.sees_start, (*bins, 2) if c.stop else bins),
+                (_BOB, own + extra, bins),
+            )
         )
         _refuse_shared(self.alice, self.bob)
-        seen = rows_of(self.world, state[0, :2]), rows_of(self.world, state[0, :2], self.world.achieved(state[0, :2]))
+        places = self.world.achieved(state[0, :2])
+        seen = (
+            rows_of(self.world, state[0, :2], places if c.sees_start else None),
+            rows_of(self.world, state[0, :2], places),
+        )
         for learner, x in zip((self.alice, self.bob), seen, strict=True):
             _try_networks(learner, x.expand(len(self.seeds), *x.shape))
         r, n = len(self.seeds), self.config.envs
@@ -172,10 +185,11 @@ class AsymmetricSelfPlay:
         self._over = torch.zeros(r, n, dtype=torch.bool, device=self.device)
 
     def _policy(self, robot: int, features: int, bins: tuple[int, ...]) -> nn.Module:
-        return SetPolicy(robot, features, bins, embed=self.config.embed, hidden=self.config.hidden)
+        c = self.config
+        return SetPolicy(robot, features, bins, embed=c.embed, hidden=c.hidden, lstm=c.lstm)
 
     def _value(self, robot: int, features: int) -> nn.Module:
-        return SetValue(robot, features, embed=self.config.embed, hidden=self.config.hidden)
+        return SetValue(robot, features, embed=self.config.embed, hidden=self.config.hidden, lstm=self.config.lstm)
 
     def _initial(self, turn: int) -> Tensor:
         """Fresh start states (R, N, S) for this turn, each seed's from draws of its own."""
@@ -229,20 +243,23 @@ class AsymmetricSelfPlay:
         whole = torch.isfinite(alice.states).all(-1).all(0) & torch.isfinite(alice.x).all(-1).all(0)
         goal, verdict = self._judge(start, end, whole)
         playable = verdict <= GoalVerdict.OUT_OF_ZONE
+        if c.mode == "reverse":  # he is to undo what she did
+            goal, self._bob_state = self._achieved(start), end
         playing = playable & ~self._failed
         games = torch.arange(c.envs, device=self.device)
         with_past = (games >= c.envs - past_bob).expand_as(playing)
-        bob = self._bob_plays(self._bob_state, goal, playing & ~with_past)
+        limits = self._most - alice.steps if c.stop else None
+        bob = self._bob_plays(self._bob_state, goal, playing & ~with_past, limits=limits)
         self._bob_state = bob.states
         solved, bob_steps = bob.solved, bob.steps
         if past_bob and old is not None:
-            past = self._bob_plays(self._bob_state, goal, playing & with_past, old.bob)
+            past = self._bob_plays(self._bob_state, goal, playing & with_past, old.bob, limits=limits)
             self._bob_state = past.states
             solved, bob_steps = solved | past.solved, bob_steps + past.steps
         # What Bob failed at, or was not asked since he failed before; not what a past Bob did.
         wanted = playable & ~with_past & (~solved if c.abc_filter else torch.ones_like(solved))
         demos = self._relabel(alice, goal, wanted)
-        gauges = self._bob_learns(bob, goal, demos)
+        gauges = self._bob_learns(bob, goal, demos, alice.steps)
         learned = (games >= past_alice).expand_as(playing) & (
             playable | (c.store_invalid & (verdict != GoalVerdict.INVALID_NOT_FINITE))
         )
@@ -252,8 +269,9 @@ class AsymmetricSelfPlay:
         self._failed |= playing & ~solved
         self._over = ~playable | (self._goals_set >= c.goals)
         self._alice_state = end
-        self.steps += (bob_steps.sum(1) + c.alice_steps * c.envs).cpu()
+        self.steps += (bob_steps + alice.steps).sum(1).cpu()
         gauges |= self._gauges(verdict, playing, solved, wanted)
+        gauges["alice_steps"] = alice.steps.float().mean(1)
         return Turn(start, end, goal, verdict, playing, solved, bob_steps, gauges)
 
     def _restart(self) -> None:
@@ -282,36 +300,57 @@ class AsymmetricSelfPlay:
         )
         return goal.view(r, n, *goal.shape[1:]), verdict.view(r, n)
 
+    def _achieved(self, state: Tensor) -> Tensor:
+        """What is achieved, (R, N, K, G), in states (R, N, S)."""
+        return self.world.achieved(state.flatten(0, 1)).unflatten(0, state.shape[:2])
+
+    @property
+    def _most(self) -> int:
+        """Steps of both sides together, at most."""
+        return self.config.alice_steps + self.config.bob_steps
+
     def _bob_plays(
-        self, state: Tensor, goal: Tensor, playing: Tensor, parameters: Mapping[str, Tensor] | None = None
+        self,
+        state: Tensor,
+        goal: Tensor,
+        playing: Tensor,
+        parameters: Mapping[str, Tensor] | None = None,
+        limits: Tensor | None = None,
     ) -> BobTurn:
         c = self.config
         # Two Bobs in one turn draw from different streams.
         key = (self.turns, 0 if parameters is None else 1)
         bonus = 5.0 if c.reward == "success" else 0.0
         return bob_turn(
-            self.world, self.bob, state, goal, playing, c.bob_steps, key, parameters=parameters, solved_bonus=bonus
+            self.world,
+            self.bob,
+            state,
+            goal,
+            playing,
+            c.bob_steps if limits is None else self._most,
+            key,
+            parameters=parameters,
+            solved_bonus=bonus,
+            limits=limits,
         )
 
     # -- learning ---------------------------------------------------------------------------------------------------
 
-    def _bob_learns(self, bob: BobTurn, goal: Tensor, demos: Rows | None) -> dict[str, Tensor]:
+    def _bob_learns(
+        self, bob: BobTurn, goal: Tensor, demos: Rows | None, alice_steps: Tensor | None = None
+    ) -> dict[str, Tensor]:
         c = self.config
         r, n = bob.solved.shape
         if not bob.x:  # nobody was asked, or all goals were met before the first step
             x = rows_of(self.world, bob.states[:, 0], goal[:, 0])[:, None]
             with torch.enable_grad():
-                return self.bob.update(_nothing(x, len(self.bob.bins)), self.turns, demos)
+                return self.bob.update(_nothing(x, self.bob.bins), self.turns, demos)
         lanes = torch.arange(r, device=self.device)[:, None]
-        x, index, logp = torch.cat(bob.x, 1), torch.cat(bob.index, 1), torch.cat(bob.logp, 1)
-        mask = torch.cat([real for _, real in bob.row_of], 1)
-        flat_values = self.bob.values(x)
-        reward, value = bob.reward.clone(), torch.zeros_like(bob.reward)
+        steps = len(bob.x)
+        # After a memory, rows of a game beside each other; else the real ones only, step after step.
+        rows = _in_games(bob, n) if self.bob.remembers else _in_steps(bob)
+        reward, value = bob.reward[:steps].clone(), torch.zeros_like(bob.reward[:steps])
         terminated, truncated = (torch.zeros_like(reward, dtype=torch.bool) for _ in range(2))
-        for t, (part, (games, _)) in enumerate(
-            zip(flat_values.split([v.shape[1] for v in bob.x], 1), bob.row_of, strict=True)
-        ):
-            value[t][lanes, games] = part
         last = (bob.steps - 1).clamp(min=0)[None]  # (1, R, N)
         unsolved = ~bob.solved & (bob.steps > 0)
         # A simulator that gave up has no last observation to go on from.
@@ -319,61 +358,115 @@ class AsymmetricSelfPlay:
         terminated.scatter_(0, last, (bob.solved | (unsolved & ~goes_on))[None])
         truncated.scatter_(0, last, goes_on[None])
         if c.reward == "time":
-            reward = torch.zeros_like(reward).scatter_(0, last, self._time(bob.steps, bob.solved)[1][None])
+            own = torch.full_like(bob.steps, c.alice_steps) if alice_steps is None else alice_steps
+            reward = torch.zeros_like(reward).scatter_(0, last, self._time(own, bob.steps, bob.solved)[1][None])
         final = torch.zeros_like(reward)
+        after: Tensor | None = None
         if c.bob_timeout == "go_on":
-            rows = rows_of(self.world, bob.states.flatten(0, 1), goal.flatten(0, 1)).view(r, n, -1)
-            final = self.bob.values(rows).expand_as(reward)
+            after = rows_of(self.world, bob.states.flatten(0, 1), goal.flatten(0, 1)).view(r, n, -1)
+        if self.bob.remembers:
+            value, at_end = self._remembered_values(self.bob, rows.x, steps, after, bob.steps)
+            final = at_end.expand_as(reward)
+        else:
+            parts = self.bob.values(rows.x).split([v.shape[1] for v in bob.x], 1)
+            for t, (part, (games, _)) in enumerate(zip(parts, bob.row_of, strict=True)):
+                value[t][lanes, games] = part
+            if after is not None:
+                final = self.bob.values(after).expand_as(reward)
         advantages, returns = gae(
             reward, value, terminated, truncated=truncated, final_values=final, gamma=c.gamma, lam=c.lam
         )
-        taken = [
-            torch.cat([a[t][lanes, games] for t, (games, _) in enumerate(bob.row_of)], 1) for a in (advantages, returns)
-        ]
+        if self.bob.remembers:
+            taken = [a.permute(1, 2, 0).flatten(1) for a in (advantages, returns)]
+        else:
+            taken = [
+                torch.cat([a[t][lanes, games] for t, (games, _) in enumerate(bob.row_of)], 1)
+                for a in (advantages, returns)
+            ]
+        rows.advantages, rows.returns = taken
         with torch.enable_grad():
-            return self.bob.update(Rows(x, index, logp, mask, *taken), self.turns, demos)
+            return self.bob.update(rows, self.turns, demos)
+
+    @staticmethod
+    def _remembered_values(
+        learner: Learner, x: Tensor, steps: int, after: Tensor | None, taken: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Values (T, R, N) of rows (R, N T, F), and (R, N) of the observations after the last ones that were taken."""
+        sequences = x.unflatten(1, (-1, steps))
+        wide = torch.cat((sequences, torch.zeros_like(sequences[:, :, :1])), 2)
+        lanes, games = torch.arange(len(x), device=x.device)[:, None], torch.arange(wide.shape[1], device=x.device)
+        if after is not None:
+            wide[lanes, games, taken] = after
+        values = learner.values(_finite_rows(wide.flatten(1, 2)), steps + 1).unflatten(1, (-1, steps + 1))
+        return values[:, :, :-1].permute(2, 0, 1), values[lanes, games, taken]
 
     def _alice_learns(
         self, alice: AliceTurn, verdict: Tensor, solved: Tensor, bob_steps: Tensor, learned: Tensor
     ) -> None:
         c = self.config
         steps, r, n = alice.logp.shape
-        x = alice.x.permute(1, 0, 2, 3).flatten(1, 2)  # (R, T N, F)
-        value = self.alice.values(x).view(r, steps, n).transpose(0, 1)
-        reward, terminated = torch.zeros_like(value), torch.zeros_like(value, dtype=torch.bool)
+        remembers = self.alice.remembers
+        order = (1, 2, 0) if remembers else (1, 0, 2)  # rows of a game beside each other, or those of a step
+
+        def flat(t: Tensor) -> Tensor:
+            return t.permute(*order, *range(3, t.ndim)).flatten(1, 2)
+
+        x = flat(alice.x)  # (R, T N, F)
+        last = (alice.rows - 1)[None]
+        number = torch.arange(steps, device=self.device)[:, None, None]
+        within = number < alice.rows  # (T, R, N): not after she has ended her turn
+        reward = torch.zeros_like(alice.logp)
         earned = alice_reward(verdict, solved)
         if c.reward == "time":
             playable = verdict <= GoalVerdict.OUT_OF_ZONE
-            earned = torch.where(playable, self._time(bob_steps, solved)[0], torch.zeros_like(earned))
-        reward[-1] = earned
-        goes_on = torch.zeros_like(terminated)
-        final = torch.zeros_like(value)
+            earned = torch.where(
+                playable, self._time(alice.steps, bob_steps, solved)[0], torch.zeros_like(earned)
+            )
+        reward.scatter_(0, last, earned.to(reward.dtype)[None])
+        goes_on, terminated = (torch.zeros_like(reward, dtype=torch.bool) for _ in range(2))
+        final, after = torch.zeros_like(reward), None
+        open_ = torch.zeros_like(learned)
         if c.turn_end == "go_on":
             open_ = (verdict <= GoalVerdict.OUT_OF_ZONE) & (self._goals_set < c.goals)
-            goes_on[-1] = open_
-            rows = rows_of(self.world, alice.states[-1].flatten(0, 1)).view(r, n, -1)
-            final = self.alice.values(rows).expand_as(value)
-        terminated[-1] = ~goes_on[-1]
+            start = self._achieved(alice.states[0]).flatten(0, 1) if c.sees_start else None
+            after = rows_of(self.world, alice.states[-1].flatten(0, 1), start).view(r, n, -1)
+        goes_on.scatter_(0, last, open_[None])
+        terminated.scatter_(0, last, ~open_[None])
+        if remembers:
+            value, at_end = self._remembered_values(self.alice, x, steps, after, alice.rows)
+            final = at_end.expand_as(reward)
+        else:
+            value = self.alice.values(x).view(r, steps, n).transpose(0, 1)
+            if after is not None:
+                final = self.alice.values(after).expand_as(reward)
         advantages, returns = gae(
             reward, value, terminated, truncated=goes_on, final_values=final, gamma=c.gamma, lam=c.lam
         )
-        flat = [t.transpose(0, 1).flatten(1, 2) for t in (alice.index, alice.logp, advantages, returns)]
-        mask = learned[:, None].expand(r, steps, n).flatten(1)
+        mask = flat(learned & within)
+        parts = [flat(t) for t in (alice.index, alice.logp)]
         with torch.enable_grad():
-            self.alice.update(Rows(x, flat[0], flat[1], mask, flat[2], flat[3]), self.turns)
+            self.alice.update(
+                Rows(x, *parts, mask, flat(advantages), flat(returns), steps if remembers else 1), self.turns
+            )
 
-    def _time(self, bob_steps: Tensor, solved: Tensor) -> tuple[Tensor, Tensor]:
-        c = self.config
-        own = torch.full_like(bob_steps, c.alice_steps)
-        return time_rewards(own, bob_steps, solved, most=c.alice_steps + c.bob_steps, scale=c.time_scale)
+    def _time(self, alice_steps: Tensor, bob_steps: Tensor, solved: Tensor) -> tuple[Tensor, Tensor]:
+        return time_rewards(alice_steps, bob_steps, solved, most=self._most, scale=self.config.time_scale)
 
     def _relabel(self, alice: AliceTurn, goal: Tensor, wanted: Tensor) -> Rows | None:
-        """Alice's steps as Bob would see them, with the goal that she reached and his log-probabilities now."""
+        """Alice's steps as Bob would see them, with the goal that she reached and his log-probabilities now.
+
+        A Bob with a memory goes along with her from its beginning: his own memory, and not hers.
+        """
         if not self.config.beta or not bool(wanted.any()):
             return None
-        found = relabel(self.world, alice.states, alice.index, goal, wanted)
-        logp, _ = action_logp(self.bob.logits(found.x), found.choice, self.bob.bins)
-        return Rows(found.x, found.choice, logp, found.mask)
+        index = alice.index[..., : len(self.bob.bins)]
+        found = relabel(self.world, alice.states, index, goal, wanted, lengths=alice.steps if self.config.stop else None)
+        x, choice, mask = found
+        steps = len(index) if self.bob.remembers else 1
+        if self.bob.remembers:  # rows of a game beside each other
+            x, choice, mask = (t.unflatten(1, (steps, -1)).transpose(1, 2).flatten(1, 2) for t in found)
+        logp, _ = self.bob.logp(self.bob.outputs(x, steps), choice)
+        return Rows(x, choice, logp, mask, steps=steps)
 
     # -- opponents of the past --------------------------------------------------------------------------------------
 
@@ -617,16 +710,42 @@ class AsymmetricSelfPlay:
         return found
 
 
-def _nothing(x: Tensor, heads: int) -> Rows:
+def _nothing(x: Tensor, bins: Sequence[int]) -> Rows:
     """A row of padding for each seed, in the shape of these observations (R, 1, F)."""
     zero = x.new_zeros(len(x), 1)
-    return Rows(x, zero[..., None].expand(-1, 1, heads).long(), zero, zero.bool(), zero, zero)
+    index = zero[..., None].expand(-1, 1, len(bins))
+    return Rows(x, index if 0 in bins else index.long(), zero, zero.bool(), zero, zero)
+
+
+def _in_steps(bob: BobTurn) -> Rows:
+    """Bob's rows as they were played: (R, M, ...), step after step, without those of finished games."""
+    x, index, logp = (torch.cat(part, 1) for part in (bob.x, bob.index, bob.logp))
+    return Rows(x, index, logp, torch.cat([real for _, real in bob.row_of], 1))
+
+
+def _in_games(bob: BobTurn, n: int) -> Rows:
+    """Bob's rows of a game beside each other, (R, N T, ...), padded to the longest turn."""
+    steps, r = len(bob.x), len(bob.solved)
+    lanes = torch.arange(r, device=bob.solved.device)[:, None]
+    mask = torch.zeros(r, n, steps, dtype=torch.bool, device=bob.solved.device)
+    wide = [part[0].new_zeros(r, n, steps, *part[0].shape[2:]) for part in (bob.x, bob.index, bob.logp)]
+    for t, (games, real) in enumerate(bob.row_of):
+        mask[lanes, games, t] = real
+        for dense, part in zip(wide, (bob.x, bob.index, bob.logp), strict=True):
+            dense[lanes, games, t] = part[t]
+    x, index, logp = (dense.flatten(1, 2) for dense in wide)
+    return Rows(_finite_rows(x), index, logp, mask.flatten(1), steps=steps)
+
+
+def _finite_rows(x: Tensor) -> Tensor:
+    """Rows with NaN as zeros: no row is learned from, and a memory must not carry it on."""
+    return torch.where(torch.isfinite(x).all(-1, keepdim=True), x, torch.zeros_like(x))
 
 
 def _try_networks(learner: Learner, x: Tensor) -> None:
     """Refuse networks whose outputs do not fit, before the first turn."""
     name = ("Alice", "Bob")[learner.side]
-    for what, replicas, width in (("policy", learner.policy, sum(learner.bins)), ("value", learner.value, 1)):
+    for what, replicas, width in (("policy", learner.policy, outputs_of(learner.bins)), ("value", learner.value, 1)):
         for layer, module in replicas._model.named_modules():
             if isinstance(module, nn.modules.dropout._DropoutNd | nn.modules.batchnorm._BatchNorm):
                 raise InvalidInput(
@@ -637,7 +756,7 @@ def _try_networks(learner: Learner, x: Tensor) -> None:
         if kinds:
             raise InvalidInput(f"{name}'s {what} is in {kinds.pop()}; networks train in float32 or float64.")
         with users_code(f"{name}'s {what}"), torch.no_grad():
-            out = replicas(x.to(replicas._device), in_dim=0)
+            out = trial(replicas, x.to(replicas._device))
         if not isinstance(out, Tensor) or out.shape != (*x.shape[:2], width):
             shape = tuple(out.shape[1:]) if isinstance(out, Tensor) else type(out).__name__
             raise InvalidInput(f"{name}'s {what} gives {shape} for {x.shape[1]} rows; expected {(x.shape[1], width)}.")

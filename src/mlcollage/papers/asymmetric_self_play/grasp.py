@@ -65,7 +65,7 @@ class Grasp25D:
     [0.15, 0.0, 0.15]
     """
 
-    bins = (5, 5, 5, 5)
+    bins: tuple[int, ...] = (5, 5, 5, 5)
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class Grasp25D:
             raise InvalidInput(
                 f"threshold is {threshold:g} on a table {2 * half_width:g} wide: every goal would be reached at once."
             )
-        self.thresholds = (self.threshold,)
+        self.thresholds: tuple[float, ...] = (self.threshold,)
 
     def initial(self, n: int, generator: torch.Generator) -> Tensor:
         """An open gripper anywhere over the table, blocks anywhere on it, apart from each other."""
@@ -136,7 +136,7 @@ class Grasp25D:
         return torch.cat((target, closed.to(state.dtype)[:, None], held[:, None], blocks.flatten(1)), 1)
 
     def _parts(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return state[:, :3], state[:, 3] > 0.5, state[:, 4], state[:, 5:].unflatten(1, (self.blocks, 3))
+        return state[:, :3], state[:, 3] > 0.5, state[:, 4], state[:, 5 : 5 + 3 * self.blocks].unflatten(1, (self.blocks, 3))
 
     def _dropped(self, blocks: Tensor) -> Tensor:
         """Where each block comes to rest: on the table, or on the highest block under it."""

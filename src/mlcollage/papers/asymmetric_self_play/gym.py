@@ -16,7 +16,7 @@ from mlcollage import _checks as checks
 from mlcollage._users import users_code
 from mlcollage.errors import InvalidInput, MissingDependency
 
-__all__ = ["GymnasiumWorld"]
+__all__ = ["GymnasiumWorld", "checked_actions"]
 
 Array = NDArray[np.float64]
 
@@ -45,7 +45,11 @@ class GymnasiumWorld:
         ``env.unwrapped``. For MuJoCo see ``mujoco.mj_getState`` with ``mjSTATE_INTEGRATION``.
     bins
         Choices of each dimension of a bounded ``Box`` of actions, evenly from its low end to its high end; odd, so
-        that one of them is the middle.
+        that one of them is the middle. 0 leaves them continuous, for Gaussian heads: -1 is the low end and 1 the high
+        one, and what is drawn beyond is clipped.
+    encode
+        ``encode(observation)`` gives what the policies see as a flat array of numbers: your own encoder of images, say.
+        By default the observation is flattened by its space; images are refused.
     out_of_zone
         ``out_of_zone(objects)`` gives (K,) bool, for goals that Alice shall pay for; by default none.
     idle
@@ -55,10 +59,11 @@ class GymnasiumWorld:
     Attributes
     ----------
     bins : tuple of int
-        ``n`` of ``Discrete``, ``nvec`` of ``MultiDiscrete``, or ``bins`` for each dimension of a ``Box``.
+        ``n`` of ``Discrete``, ``nvec`` of ``MultiDiscrete``, or ``bins`` (0: continuous) for each dimension of a
+        ``Box``.
     thresholds : tuple of float
         ``(threshold,)``.
-    idle : tuple of int or None
+    idle : tuple of float or None
         Choices that do nothing, if there are.
 
     Raises
@@ -67,7 +72,8 @@ class GymnasiumWorld:
         Without Gymnasium.
     InvalidInput
         If the environment has no state to read and set, its state after ``set_state`` is another one, its actions are
-        neither discrete nor bounded, or a time limit cuts it.
+        neither discrete nor bounded, it hands out images and there is no ``encode``, a time limit cuts it, or it is a
+        vector environment.
 
     Notes
     -----
@@ -98,7 +104,8 @@ class GymnasiumWorld:
         set_state: Callable[[Any, Array], object] | None = None,
         bins: int = 11,
         out_of_zone: Callable[[Array], Any] | None = None,
-        idle: Sequence[int] | None = None,
+        idle: Sequence[float] | None = None,
+        encode: Callable[[Any], Any] | None = None,
     ) -> None:
         try:
             import gymnasium
@@ -110,14 +117,21 @@ class GymnasiumWorld:
                 f"make must be a function that makes an environment, not a {type(make).__name__}: each game needs one "
                 "of its own. Give lambda: gymnasium.make(...)."
             )
-        self._make, self._objects, self._zone = make, objects or _achieved_goal, out_of_zone
+        self._make, self._objects, self._zone, self._encode = make, objects or _achieved_goal, out_of_zone, encode
         self.thresholds = (checks.positive("threshold", threshold),)
         self._envs: list[Any] = []
         self._last: list[Array | None] = []
         env = self._env(0)
         self._get = get_state or _method(env, "get_state")
         self._set = set_state or _method(env, "set_state")
-        self._values, self.bins = self._choices(env.action_space, checks.integer("bins", bins, least=2))
+        if hasattr(env, "num_envs"):
+            raise InvalidInput(
+                f"make() gives a vector environment, {type(env).__name__} of {env.num_envs} copies, which resets them "
+                "by itself; make single environments, of which each is put into the state that is asked for."
+            )
+        if encode is None:
+            _refuse_images(env.observation_space, self._spaces)
+        self._values, self.bins = self._choices(env.action_space, checks.integer("bins", bins, least=0))
         self.idle = self._standing() if idle is None else _checked_idle(idle, self.bins)
         observation = self._reset(0, 0)
         self._size = len(self._state(0))
@@ -197,6 +211,13 @@ class GymnasiumWorld:
         return self._flat(observation)
 
     def _flat(self, observation: Any) -> Array:
+        if self._encode is not None:
+            with users_code("encode(observation)"):
+                seen = self._encode(observation)
+                flat = np.array(seen.detach().cpu() if isinstance(seen, Tensor) else seen, dtype=np.float64)
+            if flat.ndim != 1 or not flat.size:
+                raise InvalidInput(f"encode(observation) must give a flat array of numbers; it gave shape {flat.shape}.")
+            return flat
         # By the space, which orders dictionaries by name; what is to be reached is the game's business.
         space = self._envs[0].observation_space
         if isinstance(space, self._spaces.Dict):
@@ -235,7 +256,7 @@ class GymnasiumWorld:
         self._last[i] = None if ended or not np.isfinite(row).all() else row.copy()
         return row
 
-    def _one(self, i: int, row: Array, choice: NDArray[np.int64]) -> Array:
+    def _one(self, i: int, row: Array, choice: NDArray[Any]) -> Array:
         if row[-1] > 0.5 or not np.isfinite(row).all():
             return row
         env = self._env(i)
@@ -258,7 +279,7 @@ class GymnasiumWorld:
     def _round_trip(self) -> None:
         """A state that is set must be the one that is read, also after a step in between."""
         kept = self._state(0)
-        far = np.array([b - 1 for b in self.bins])
+        far = np.array([b - 1 if b else 1 for b in self.bins])
         with users_code("a first step"):
             self._envs[0].step(self._action(far))
             self._set(self._envs[0], kept.copy())
@@ -278,25 +299,49 @@ class GymnasiumWorld:
             return np.asarray(space.start, dtype=np.int64).ravel(), tuple(int(k) for k in space.nvec.ravel())
         if not isinstance(space, kinds.Box) or not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
             raise InvalidInput(f"actions must be discrete, or a Box with finite bounds; the space is {space}.")
+        if not bins:
+            return np.stack((space.low.ravel(), space.high.ravel())), (0,) * int(np.prod(space.shape))
+        if bins == 1:
+            raise InvalidInput("bins=1 leaves one choice; take 3, 5 or 11, or 0 for continuous actions.")
         if bins % 2 == 0:
             warnings.warn(f"bins={bins} is even: no choice is the middle, so Alice cannot stand still.", stacklevel=3)
         return np.linspace(space.low.ravel(), space.high.ravel(), bins), (bins,) * int(np.prod(space.shape))
 
-    def _standing(self) -> tuple[int, ...] | None:
+    def _standing(self) -> tuple[float, ...] | None:
         """The bins of a box that are 0."""
         if not isinstance(self._envs[0].action_space, self._spaces.Box):
             return None
+        if not any(self.bins):
+            low, high = self._values
+            zero = -(low + high) / (high - low)  # where 0 lies between -1 and 1
+            return tuple(float(z) for z in zero) if bool((np.abs(zero) <= 1).all()) else None
         size = np.abs(self._values)
         still = size <= 1e-9 * size.max(0)
         return tuple(int(i) for i in still.argmax(0)) if still.any(0).all() else None
 
-    def _action(self, choice: NDArray[np.int64]) -> Any:
+    def _action(self, choice: NDArray[Any]) -> Any:
         space = self._envs[0].action_space
         if isinstance(space, self._spaces.Discrete):
             return int(choice[0]) + self._values
         if isinstance(space, self._spaces.MultiDiscrete):
             return (choice + self._values).reshape(space.shape).astype(space.dtype)
+        if not any(self.bins):
+            low, high = self._values
+            share = (np.clip(choice, -1.0, 1.0) + 1) / 2  # written so that the ends are met exactly
+            return (low * (1 - share) + high * share).reshape(space.shape).astype(space.dtype)
         return self._values[choice, np.arange(len(choice))].reshape(space.shape).astype(space.dtype)
+
+
+def _refuse_images(space: Any, spaces: Any) -> None:
+    """Flattened pixels of 0 to 255 would be read as if they were places."""
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        for part in space.spaces.values() if isinstance(space, spaces.Dict) else space.spaces:
+            _refuse_images(part, spaces)
+    elif isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) > 1:
+        raise InvalidInput(
+            f"observations hold images {space.shape} of {space.dtype}; give encode=..., a function from an observation "
+            "to a flat array of numbers: features of your own network, or pixels that your policy= puts together again."
+        )
 
 
 def _achieved_goal(observation: Any) -> Array:
@@ -318,18 +363,34 @@ def _method(env: Any, name: str) -> Callable[..., Any]:
     return lambda env, *args: getattr(env.unwrapped, name)(*args)
 
 
-def _checked_actions(actions: Any, bins: Sequence[int], n: int) -> Tensor:
+def checked_actions(actions: Any, bins: Sequence[int], n: int) -> Tensor:
+    """A user's actions as (n, D): whole numbers below ``bins``, or finite numbers if all are continuous.
+
+    Examples
+    --------
+    >>> checked_actions([1, 4], (5, 5), 1)
+    tensor([[1, 4]])
+    """
     given: Array | None = None
     with suppress(TypeError, ValueError, RuntimeError):
         given = np.asarray(actions, dtype=np.float64)
+    if not any(bins):
+        if given is None or given.size != n * len(bins) or not np.isfinite(given).all():
+            raise InvalidInput(f"actions must be {(n, len(bins))} finite numbers; got {_short(actions)}.")
+        return torch.from_numpy(given.reshape(n, -1)).to(torch.get_default_dtype())
     fits = given is not None and given.size == n * len(bins) and bool((given == np.floor(given)).all())
     index = given.reshape(n, -1) if given is not None and fits else None
     if index is None or bool((index < 0).any()) or bool((index >= np.array(bins)).any()):
         rows = f" for each of {n} games" if n > 1 else ""
-        got = " ".join(repr(actions).split())[:200]
-        raise InvalidInput(f"actions must be whole numbers from 0 and below {tuple(bins)}{rows}; got {got}.")
+        raise InvalidInput(
+            f"actions must be whole numbers from 0 and below {tuple(bins)}{rows}; got {_short(actions)}."
+        )
     return torch.from_numpy(index.astype(np.int64))
 
 
-def _checked_idle(idle: Sequence[int], bins: Sequence[int]) -> tuple[int, ...]:
-    return tuple(int(i) for i in _checked_actions(list(idle), bins, 1)[0])
+def _short(value: Any) -> str:
+    return " ".join(repr(value).split())[:200]
+
+
+def _checked_idle(idle: Sequence[float], bins: Sequence[int]) -> tuple[float, ...]:
+    return tuple(checked_actions(list(idle), bins, 1)[0].tolist())

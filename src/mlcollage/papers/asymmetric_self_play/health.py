@@ -52,8 +52,11 @@ def _of_one(own: Mapping[str, Sequence[float]], turns: int, config: ASPConfig, b
     if rates and max(rates) == 0 and turns >= 5:
         said.append(f"Bob has solved no goal in {turns} turns; give him more than {config.bob_steps} steps.")
     # An update without rows has no policy to speak of: all gauges are 0.
-    entropy = [e for e in own.get("entropy", ()) if e > 0]
-    if entropy and entropy[-1] < 0.05 * sum(map(math.log, bins)):
+    continuous = list(bins).count(0)
+    entropy = [e for e in own.get("entropy", ()) if e > 0 or (continuous and e != 0)]
+    # A Gaussian of standard deviation 0.02 on [-1, 1], or a twentieth of what equal choices have.
+    least = continuous * (math.log(0.02) + 0.5 * math.log(2 * math.pi * math.e))
+    if entropy and entropy[-1] < least + 0.05 * sum(math.log(b) for b in bins if b):
         said.append(f"Bob's policy is nearly deterministic (entropy {entropy[-1]:.2g}); raise entropy_weight.")
     if max(own.get("first_ratio", ()), default=0) > 1e-3:
         said.append(

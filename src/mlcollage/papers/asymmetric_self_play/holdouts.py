@@ -17,7 +17,9 @@ from mlcollage.data.goal_tasks import GoalSet
 from mlcollage.errors import InvalidInput, MissingFile
 
 from .grasp import Grasp25D
+from .grasp_turn import GraspAndTurn
 from .planar import PlanarPush
+from .rotation import on_its_side
 
 __all__ = ["RobogymState", "block_holdouts", "disc_holdouts", "load_robogym_state"]
 
@@ -41,9 +43,10 @@ def block_holdouts(world: Grasp25D) -> dict[str, GoalSet]:
     Returns
     -------
     dict
-        Functions of (n, generator) that give start states (n, S) and goals (n, K, 3). ``push``: each block elsewhere
+        Functions of (n, generator) that give start states (n, S) and goals (n, K, G). ``push``: each block elsewhere
         on the table, by two thresholds at least; ``pick``: the first block held in the air, 0.2 to 0.4 above the table,
-        the others where they are; ``stack``: the first block on top of the second.
+        the others where they are; ``stack``: the first block on top of the second; with rotations also ``flip``: the
+        first block where it is, on its side.
 
     Examples
     --------
@@ -59,18 +62,26 @@ def block_holdouts(world: Grasp25D) -> dict[str, GoalSet]:
     def pick(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         state = world.initial(n, generator)
         goal = world.achieved(state).clone()
-        goal[:, 0] = _elsewhere(world, state, generator)[:, 0]
+        goal[:, 0, :2] = _elsewhere(world, state, generator)[:, 0, :2]
         goal[:, 0, 2] = 0.2 + 0.2 * torch.rand(n, generator=generator, device=state.device)
         return state, goal
 
     def stack(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         state = world.initial(n, generator)
         goal = world.achieved(state).clone()
-        goal[:, 0] = goal[:, 1]
+        goal[:, 0, :3] = goal[:, 1, :3]
         goal[:, 0, 2] += world.size
         return state, goal
 
-    return {"push": push, "pick": pick, **({"stack": stack} if world.blocks > 1 else {})}
+    def flip(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        state = world.initial(n, generator)
+        goal = world.achieved(state).clone()
+        goal[:, 0, 3:] = on_its_side(goal[:, 0, 3:])
+        return state, goal
+
+    sets: dict[str, GoalSet] = {"push": push, "pick": pick}
+    sets |= {"stack": stack} if world.blocks > 1 else {}
+    return sets | ({"flip": flip} if isinstance(world, GraspAndTurn) else {})
 
 
 def disc_holdouts(world: PlanarPush) -> dict[str, GoalSet]:
@@ -93,11 +104,12 @@ def disc_holdouts(world: PlanarPush) -> dict[str, GoalSet]:
 def _elsewhere(world: Grasp25D | PlanarPush, state: Tensor, generator: torch.Generator) -> Tensor:
     """Places that an initial state of its own could have, far from the present ones."""
     goal = world.achieved(state).clone()
+    places = 2 if isinstance(world, PlanarPush) else 3  # rotations stay
     open_ = torch.ones(len(goal), dtype=torch.bool, device=goal.device)
     for _ in range(_TRIES):
         drawn = world.achieved(world.initial(len(goal), generator))
-        far = (world.distance(drawn, world.achieved(state)) > _FAR * world.threshold).all(-1).all(-1)
-        goal = torch.where((open_ & far)[:, None, None], drawn, goal)
+        far = (world.distance(drawn, world.achieved(state))[..., 0] > _FAR * world.threshold).all(-1)
+        goal[..., :places] = torch.where((open_ & far)[:, None, None], drawn[..., :places], goal[..., :places])
         open_ = open_ & ~far
         if not bool(open_.any()):
             return goal

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,9 @@ from mlcollage.train.replicas import Replicas
 
 from .advantages import standardize_advantages
 from .config import ASPConfig
+from .heads import Actions, action_logp, sample_actions, stacked_logp
 from .loss import abc_loss, clip_share, ppo_loss
-from .policy import action_logp
+from .policy import SetPolicy, SetValue
 
 __all__ = ["Learner", "Rows"]
 
@@ -30,6 +32,7 @@ class Rows:
     mask: Tensor  # (R, M) bool
     advantages: Tensor | None = None  # (R, M)
     returns: Tensor | None = None  # (R, M)
+    steps: int = 1  # rows that follow each other in one game, and are never separated: T with a memory
 
 
 class Learner:
@@ -49,12 +52,14 @@ class Learner:
         0 for Alice and 1 for Bob: their networks and draws are independent.
     device
         Where to train.
+    stops
+        The last head ends the turn, and the others do not matter where it does.
 
     Examples
     --------
     >>> from mlcollage.papers.asymmetric_self_play import SetPolicy, SetValue
     >>> learner = Learner(lambda: SetPolicy(2, 3, (3,)), lambda: SetValue(2, 3), (3,), (0, 1), ASPConfig(), 0)
-    >>> learner.logits(torch.zeros(2, 7, 5)).shape, learner.values(torch.zeros(2, 7, 5)).shape
+    >>> learner.act(torch.zeros(2, 7, 5))[0].shape, learner.values(torch.zeros(2, 7, 5)).shape
     (torch.Size([2, 7, 3]), torch.Size([2, 7]))
     """
 
@@ -67,8 +72,10 @@ class Learner:
         config: ASPConfig,
         side: int,
         device: torch.device | str | None = None,
+        *,
+        stops: bool = False,
     ) -> None:
-        self.bins, self.seeds, self.config, self.side = tuple(bins), tuple(seeds), config, side
+        self.bins, self.seeds, self.config, self.side, self.stops = tuple(bins), tuple(seeds), config, side, stops
         self.policy, self.value = (
             Replicas(
                 make,
@@ -78,19 +85,60 @@ class Learner:
                 device=device,
                 stacked=None,
                 eps=1e-5,
+                fused=True,
             )
             for part, make in enumerate((policy, value))
         )
 
-    def logits(self, x: Tensor, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Logits (R, m, bins) of rows (R, m, F), of the present policies or of a snapshot's ``parameters``."""
-        with torch.no_grad():
-            return self.policy(x, in_dim=0, parameters=parameters)
+    @property
+    def remembers(self) -> bool:
+        """Whether a network has a memory, so that steps of a game must stay together."""
+        return bool(memory_of(self.policy) or memory_of(self.value))
 
-    def values(self, x: Tensor) -> Tensor:
-        """Values (R, m) of rows (R, m, F)."""
+    def act(
+        self, x: Tensor, memory: Tensor | None = None, parameters: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Logits (R, m, outputs) of rows (R, m, F), and the memories (R, m, size) after this step.
+
+        Of the present policies, or of a snapshot's ``parameters``.
+        """
         with torch.no_grad():
-            return self.value(x, in_dim=0).squeeze(-1)
+            if not memory_of(self.policy):
+                return _run(self.policy, x, parameters=parameters), None
+            if memory is None:
+                memory = x.new_zeros(*x.shape[:2], memory_of(self.policy))
+            out, after = _run(self.policy, x[:, :, None], memory, parameters=parameters)
+            return out[:, :, 0], after
+
+    def outputs(self, x: Tensor, steps: int = 1) -> Tensor:
+        """Logits (R, M, outputs) of rows (R, M, F), where ``steps`` of them follow each other in a game."""
+        return _sequences(self.policy, x, steps)
+
+    def values(self, x: Tensor, steps: int = 1) -> Tensor:
+        """Values (R, M) of rows (R, M, F)."""
+        with torch.no_grad():
+            return _sequences(self.value, x, steps).squeeze(-1)
+
+    def sample(self, logits: Tensor, noise: Tensor | None) -> Actions:
+        """Draw actions; where one ends the turn, its log-probability is that of ending it."""
+        found = sample_actions(logits, self.bins, noise)
+        return Actions(found.choice, self.logp(logits, found.choice)[0]) if self.stops else found
+
+    def logp(self, logits: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and entropies of actions."""
+        if not self.stops:
+            return stacked_logp(logits, index, self.bins)
+        moves, stop = self._split(logits)
+        logp, entropy = action_logp(moves, index[..., :-1], self.bins[:-1])
+        ends = index[..., -1:].long()
+        of_stop, spread = action_logp(stop, ends, self.bins[-1:])
+        stays = stop.softmax(-1)[..., 0]  # only then does the rest matter
+        return of_stop + torch.where(ends[..., 0] == 1, torch.zeros_like(logp), logp), spread + stays * entropy
+
+    def _split(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs of the other heads, and the two of the one that ends a turn; spreads of Gaussians stand at the end."""
+        at = sum(b or 1 for b in self.bins[:-1])
+        return torch.cat((logits[..., :at], logits[..., at + 2 :]), -1), logits[..., at : at + 2]
 
     def snapshot(self) -> dict[str, Tensor]:
         """The policies' parameters (R, ...) as they are now; copies, which no later update touches."""
@@ -114,10 +162,12 @@ class Learner:
         demos = None if demos is None or not c.beta or not bool(demos.mask.any()) else demos
         gauges: dict[str, Tensor] = {}
         for epoch in range(c.epochs):
-            batches = self._minibatches(rows.mask, turn, epoch, 0)
-            cloned = [None] * c.minibatches if demos is None else self._minibatches(demos.mask, turn, epoch, 1)
-            for chosen, demo in zip(batches, cloned, strict=True):
-                gauges = self._step(rows, chosen, demos, demo, first=not gauges, gauges=gauges)
+            batches = self._minibatches(rows, turn, epoch, 0)
+            cloned = [None] * c.minibatches if demos is None else self._minibatches(demos, turn, epoch, 1)
+            for number, (chosen, demo) in enumerate(zip(batches, cloned, strict=True)):
+                last = epoch == c.epochs - 1 and number == c.minibatches - 1
+                found = self._step(rows, chosen, demos, demo, first=not gauges, last=last)
+                gauges = {**gauges, **found}
         return gauges
 
     def _step(
@@ -128,7 +178,7 @@ class Learner:
         demo: tuple[Tensor, Tensor] | None,
         *,
         first: bool,
-        gauges: dict[str, Tensor],
+        last: bool,
     ) -> dict[str, Tensor]:
         """One update on one minibatch."""
         c, (at, mask) = self.config, chosen
@@ -137,12 +187,13 @@ class Learner:
         found: dict[str, Tensor] = {}
 
         def objective() -> Tensor:
-            logp, entropy = action_logp(self.policy(x, in_dim=0), index, self.bins)
+            logp, entropy = self.logp(self.outputs(x, rows.steps), index)
             terms = ppo_loss(
                 logp, old, a, entropy=entropy, mask=mask, eps=c.clip, entropy_weight=c.entropy_weight, dim=-1
             )
-            found["entropy"] = terms.entropy.detach()
-            found["clip_share"] = _each(clip_share, logp.detach(), old, mask)
+            if first or last:
+                found["entropy"] = terms.entropy.detach()
+                found["clip_share"] = _each(clip_share, logp.detach(), old, mask)
             if first:
                 found["first_ratio"] = ((logp.detach() - old).exp() - 1).abs().masked_fill(~mask, 0).amax(-1)
             loss = terms.total
@@ -154,30 +205,91 @@ class Learner:
         returns = _taken(rows.returns, at)
 
         def value_objective() -> Tensor:
-            gap = self.value(x, in_dim=0).squeeze(-1) - returns
+            gap = _sequences(self.value, x, rows.steps).squeeze(-1) - returns
             square = torch.where(mask, gap, torch.zeros_like(gap)).square().sum(-1)
             return c.value_weight * 0.5 * square / mask.sum(-1).clamp(min=1)
 
         self.value.update(value_objective, clip_norm=c.max_norm)
-        return {**gauges, **found}
+        return found
 
     def _cloning(self, demos: Rows, at: Tensor, mask: Tensor) -> Tensor:
         x, index, old = (_taken(t, at) for t in (demos.x, demos.index, demos.logp))
-        logp, _ = action_logp(self.policy(_clean(x, mask), in_dim=0), index, self.bins)
+        logp, _ = self.logp(self.outputs(_clean(x, mask), demos.steps), index)
         return abc_loss(logp, old, mask, eps=self.config.eps, clip=self.config.abc_clip, dim=-1)
 
-    def _minibatches(self, mask: Tensor, turn: int, epoch: int, what: int) -> list[tuple[Tensor, Tensor]]:
+    def _minibatches(self, rows: Rows, turn: int, epoch: int, what: int) -> list[tuple[Tensor, Tensor]]:
         """Indices (R, b) of real rows in random order, cut in parts, and which of them are no padding.
 
-        Each seed's order and sizes depend on its own rows only, so that it learns as it would alone.
+        With a memory whole games are drawn, with all of their steps. Each seed's order and sizes depend on its own rows
+        only, so that it learns as it would alone.
         """
+        t = rows.steps
         parts: list[list[Tensor]] = [[] for _ in range(self.config.minibatches)]
-        for seed, real in zip(self.seeds, mask, strict=True):
-            rows = real.nonzero().squeeze(-1)
-            order = torch.randperm(len(rows), generator=generator(seed, self.side, turn, 7, epoch, what))
-            for k, part in enumerate(rows[order.to(rows.device)].tensor_split(self.config.minibatches)):
+        for seed, mask in zip(self.seeds, rows.mask, strict=True):
+            games = (mask if t == 1 else mask.view(-1, t).any(1)).nonzero().squeeze(-1)
+            order = torch.randperm(len(games), generator=generator(seed, self.side, turn, 7, epoch, what))
+            for k, part in enumerate(games[order.to(games.device)].tensor_split(self.config.minibatches)):
                 parts[k].append(part)
-        return [_padded(part) for part in parts]
+        found = [_padded(part) for part in parts]
+        if t == 1:
+            return found
+        return [(wide := _steps_of(at, t), real.repeat_interleave(t, 1) & rows.mask.gather(1, wide)) for at, real in found]
+
+
+def memory_of(replicas: Replicas) -> int:
+    """Numbers that a network remembers from step to step, by its own account; 0 for networks without a memory.
+
+    Examples
+    --------
+    >>> from mlcollage.papers.asymmetric_self_play import SetValue
+    >>> memory_of(Replicas(lambda: SetValue(2, 3, lstm=4), (0,), lr=0.1))
+    8
+    """
+    return int(getattr(replicas._model, "memory_size", 0))
+
+
+def _run(replicas: Replicas, *args: Tensor, parameters: Mapping[str, Tensor] | None = None) -> Any:
+    """Outputs (R, ...) of R networks for inputs (R, ...); those of this paper are products of stacked matrices."""
+    model = replicas._model
+    if type(model) in (SetPolicy, SetValue):
+        return model.stacked({**replicas.parameters, **(parameters or {})}, *args)
+    return replicas(*args, in_dim=0, parameters=parameters)
+
+
+def trial(replicas: Replicas, x: Tensor) -> Any:
+    """Outputs (R, n, O) of rows (R, n, F), each read by itself, or whatever a network of a user's gives for them.
+
+    Examples
+    --------
+    >>> from mlcollage.papers.asymmetric_self_play import SetValue
+    >>> trial(Replicas(lambda: SetValue(2, 3, lstm=4), (0,), lr=0.1), torch.zeros(1, 7, 5)).shape
+    torch.Size([1, 7, 1])
+    """
+    if not memory_of(replicas):
+        return _run(replicas, x)
+    found = _run(replicas, x[:, :, None], x.new_zeros(*x.shape[:2], memory_of(replicas)))
+    if not isinstance(found, tuple) or len(found) != 2 or found[1].shape != (*x.shape[:2], memory_of(replicas)):
+        raise InvalidInput(
+            "a network with a memory gives outputs (n, T, ...) and the memory (n, memory_size) after them; "
+            f"{type(replicas._model).__name__} does not."
+        )
+    return found[0].squeeze(2)
+
+
+def _sequences(replicas: Replicas, x: Tensor, steps: int) -> Tensor:
+    """Outputs (R, M, O) of rows (R, M, F); a network with a memory reads ``steps`` of them after each other."""
+    if not memory_of(replicas):
+        found: Tensor = _run(replicas, x)
+        return found
+    sequences = x.unflatten(1, (-1, steps))
+    empty = x.new_zeros(*sequences.shape[:2], memory_of(replicas))
+    out, _ = _run(replicas, sequences, empty)
+    return out.flatten(1, 2)
+
+
+def _steps_of(games: Tensor, steps: int) -> Tensor:
+    """Rows (R, b * steps) of games (R, b)."""
+    return (games[..., None] * steps + torch.arange(steps, device=games.device)).flatten(1)
 
 
 def _padded(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -195,7 +307,7 @@ def _taken(t: Tensor | None, at: Tensor) -> Tensor:
 
 def _clean(x: Tensor, mask: Tensor) -> Tensor:
     """Padding as zeros: it may repeat a row with NaN, whose gradient of 0 would be NaN."""
-    return torch.where(mask[..., None], x, torch.zeros_like(x))
+    return x if bool(mask.all()) else torch.where(mask[..., None], x, torch.zeros_like(x))
 
 
 def _each(f: Callable[..., Tensor], *stacked: Tensor) -> Tensor:

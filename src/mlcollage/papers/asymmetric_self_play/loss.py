@@ -59,7 +59,8 @@ def abc_loss(
     ----------
     logp_new
         (N,): log-probabilities of Alice's actions under Bob's present policy, with the goal that she reached. For
-        actions of several heads, the sum over the heads.
+        actions of several heads, the sum over the heads. Of a policy with a memory: in the memory that Bob himself would
+        have had on her way, from its beginning; sequences (n, T) are flattened, as their mask is.
     logp_old
         (N,): the same under the policy that Bob acted with when the demonstration was collected; no gradient. Keep it
         in float32 at least.
@@ -250,7 +251,8 @@ def _check_logp(new: Tensor, old: Tensor, mask: Tensor | None, dim: int | None) 
     if dim is None and new.ndim != 1:
         raise InvalidInput(
             f"log-probabilities have shape {tuple(new.shape)}; expected (N,), one number for each action. Sum over the "
-            "heads of an action first: clipping head by head is another loss."
+            "heads of an action first: clipping head by head is another loss. Sequences (n, T) and their mask are "
+            "flattened, or give dim=-1 for one number of each row."
         )
     flags(mask=mask)
     same_shape("logp_new", new.shape, logp_old=old, mask=mask)

@@ -14,7 +14,7 @@ from mlcollage import _checks as checks
 from mlcollage.data.goal_tasks import GoalSet
 from mlcollage.errors import InvalidInput, MissingDependency
 
-from .rotation import Symmetry, euler_to_quaternion, quaternion_multiply, rotation_distance
+from .rotation import Symmetry, euler_to_quaternion, on_its_side, rotation_distance
 
 __all__ = ["MujocoTabletop", "tabletop_holdouts"]
 
@@ -254,7 +254,7 @@ class MujocoTabletop:
 def tabletop_holdouts(world: MujocoTabletop) -> dict[str, GoalSet]:
     """Hold-out goals: ``push``, ``flip``, ``pick``, and ``stack`` with two boxes or more.
 
-    ``push``: the first box elsewhere on the table; ``flip``: where it is, turned by 90 degrees about a horizontal axis;
+    ``push``: the first box elsewhere on the table; ``flip``: where it is, on its side;
     ``pick``: up to 0.2 m above the table; ``stack``: on top of the second box. The others stay where they are.
 
     Examples
@@ -277,16 +277,9 @@ def tabletop_holdouts(world: MujocoTabletop) -> dict[str, GoalSet]:
                 goal[:, 0] = goal[:, 1]
                 goal[:, 0, 2] += 2 * _HALF
             if name == "flip":
-                quarter = torch.zeros(n, 3, dtype=torch.float64)
-                quarter[:, 0] = math.pi / 2
-                goal[:, 0, 3:] = _turned(quarter, goal[:, 0, 3:])
+                goal[:, 0, 3:] = on_its_side(goal[:, 0, 3:])
             return state, goal
 
         return goals
 
     return {name: of(name) for name in ("push", "flip", "pick", *(("stack",) if world.boxes > 1 else ()))}
-
-
-def _turned(euler: Tensor, q: Tensor) -> Tensor:
-    turned = quaternion_multiply(euler_to_quaternion(euler), q)
-    return torch.where(turned[:, :1] < 0, -turned, turned)

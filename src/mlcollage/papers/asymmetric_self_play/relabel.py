@@ -10,7 +10,7 @@ from torch import Tensor
 from mlcollage.data.goal_tasks import GoalWorld
 from mlcollage.errors import InvalidInput
 
-from .inputs import flags
+from .inputs import flags, same_shape
 from .turns import rows_of
 
 __all__ = ["Demonstrations", "relabel"]
@@ -24,7 +24,9 @@ class Demonstrations(NamedTuple):
     mask: Tensor
 
 
-def relabel(world: GoalWorld, states: Tensor, actions: Tensor, goal: Tensor, wanted: Tensor) -> Demonstrations:
+def relabel(
+    world: GoalWorld, states: Tensor, actions: Tensor, goal: Tensor, wanted: Tensor, *, lengths: Tensor | None = None
+) -> Demonstrations:
     r"""Make demonstrations of turns: :math:`\tau_{BC} = \{(s_t, g = s_T, a_t)\}_{t < T}`.
 
     Parameters
@@ -40,10 +42,13 @@ def relabel(world: GoalWorld, states: Tensor, actions: Tensor, goal: Tensor, wan
     wanted
         (n,) or (R, n) bool: turns to clone, that is, with a valid goal that Bob did not reach.
 
+    lengths
+        (n,) or (R, n) whole numbers: steps in which Alice acted, if she may end her turn; what follows is padding.
+
     Returns
     -------
     Demonstrations
-        Rows of all wanted turns; where there is none, those of one turn, which the mask leaves out. Bob's
+        Rows of all wanted turns, step after step; where there is none, those of one turn, which the mask leaves out. Bob's
         log-probabilities of ``choice`` given ``x``, taken *now*, are the ``logp_old`` of :func:`abc_loss`.
 
     Raises
@@ -71,6 +76,8 @@ def relabel(world: GoalWorld, states: Tensor, actions: Tensor, goal: Tensor, wan
             f"states {tuple(states.shape)} and actions {tuple(actions.shape)} do not pair: expected one state before "
             "each action and one after the last, of the same games."
         )
+    if lengths is not None:
+        same_shape("wanted", wanted.shape, lengths=lengths)
     if wanted.shape != states.shape[1:-1] or goal.shape[: wanted.ndim] != wanted.shape:
         raise InvalidInput(
             f"goal {tuple(goal.shape)} and wanted {tuple(wanted.shape)} must be of {states.shape[1:-1]}."
@@ -81,7 +88,8 @@ def relabel(world: GoalWorld, states: Tensor, actions: Tensor, goal: Tensor, wan
     if goal.shape[wanted.ndim :] != expected:
         raise InvalidInput(f"goal has shape {tuple(goal.shape)}; expected {(*wanted.shape, *expected)} in this world.")
     if wanted.ndim == 1:
-        found = relabel(world, states[:, None], actions[:, None], goal[None], wanted[None])
+        several = None if lengths is None else lengths[None]
+        found = relabel(world, states[:, None], actions[:, None], goal[None], wanted[None], lengths=several)
         return Demonstrations(*(part[0] for part in found))
     steps, r = actions.shape[:2]
     lanes = torch.arange(r, device=states.device)[:, None]
@@ -90,8 +98,11 @@ def relabel(world: GoalWorld, states: Tensor, actions: Tensor, goal: Tensor, wan
     real = wanted.gather(1, games)
     before, goals = states[:-1][:, lanes, games], goal[lanes, games]  # (T, R, m, S), (R, m, K, G)
     x = rows_of(world, before.flatten(0, 2), goals.expand(steps, *goals.shape).flatten(0, 2))
+    rows = real[:, None].expand(r, steps, most)
+    if lengths is not None:
+        rows = rows & (torch.arange(steps, device=states.device)[:, None] < lengths.gather(1, games)[:, None])
     return Demonstrations(
         x.view(steps, r, most, -1).transpose(0, 1).flatten(1, 2),
         actions[:, lanes, games].transpose(0, 1).flatten(1, 2),
-        real[:, None].expand(r, steps, most).flatten(1),
+        rows.flatten(1),
     )

@@ -81,6 +81,18 @@ def euler_to_quaternion(euler: Tensor) -> Tensor:
     return quaternion_multiply(quaternion_multiply(qx, qy), qz)
 
 
+def on_its_side(q: Tensor) -> Tensor:
+    """Orientations (..., 4) after a quarter turn about the body's own x: what lay flat lies flat again, on its side.
+
+    Examples
+    --------
+    >>> [round(float(v), 4) for v in on_its_side(torch.tensor([1.0, 0, 0, 0]))]
+    [0.7071, 0.7071, 0.0, 0.0]
+    """
+    turned = quaternion_multiply(q, euler_to_quaternion(q.new_tensor([math.pi / 2, 0.0, 0.0])))
+    return torch.where(turned[..., :1] < 0, -turned, turned)
+
+
 def rotation_distance(q: Tensor, p: Tensor, symmetry: Symmetry = "none") -> Tensor:
     r"""Smallest angle in radians that turns one orientation into the other.
 

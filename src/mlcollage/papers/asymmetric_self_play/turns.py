@@ -14,10 +14,10 @@ from mlcollage.data.goal_tasks import GoalSet, GoalWorld
 from mlcollage.errors import InvalidInput
 
 from .goals import at_goal
+from .heads import outputs_of
 from .learner import Learner
-from .policy import sample_actions
 
-__all__ = ["AliceTurn", "BobTurn", "alice_turn", "bob_turn", "drawn", "rows_of"]
+__all__ = ["AliceTurn", "BobTurn", "alice_turn", "bob_turn", "drawn", "rows_of", "stepped"]
 
 
 def rows_of(world: GoalWorld, state: Tensor, goal: Tensor | None = None) -> Tensor:
@@ -70,19 +70,26 @@ def drawn(world: GoalWorld, goals: GoalSet, n: int, draw: torch.Generator, name:
     return start, goal
 
 
-def _stepped(world: GoalWorld, state: Tensor, action: Tensor) -> Tensor:
+def stepped(world: GoalWorld, state: Tensor, choice: Tensor) -> Tensor:
+    """States (n, S) after actions (n, D): continuous ones are clipped to [-1, 1] on the way, and kept as they are."""
+    action = choice.clamp(-1, 1) if choice.is_floating_point() else choice
+    if choice.is_floating_point() and any(world.bins):  # choices among continuous numbers are kept as they are
+        choices = torch.tensor([b > 0 for b in world.bins], device=choice.device)
+        action = torch.where(choices, choice, action)
     with users_code("the world's step"):
         return world.step(state, action)
 
 
 @dataclass
 class AliceTurn:
-    """What Alice did: T steps of N games for each of R seeds."""
+    """What Alice did: T steps at most of N games for each of R seeds."""
 
-    states: Tensor  # (T + 1, R, N, S)
+    states: Tensor  # (T + 1, R, N, S); once she has ended her turn, where she was
     x: Tensor  # (T, R, N, F)
     index: Tensor  # (T, R, N, D)
     logp: Tensor  # (T, R, N)
+    steps: Tensor  # (R, N) in which she acted
+    rows: Tensor  # (R, N) of which she learns: one more where she ended her turn
 
 
 @dataclass
@@ -112,26 +119,37 @@ def alice_turn(
     key: Sequence[int],
     past: tuple[int, Mapping[str, Tensor]] | None = None,
 ) -> AliceTurn:
-    """Alice acts for exactly ``steps`` steps from states (R, N, S).
+    """Alice acts for ``steps`` steps from states (R, N, S): exactly, unless she may end her turn herself.
 
     ``past`` is a number of games, the first ones, and the parameters of a snapshot that plays them.
     """
     r, n, s = state.shape
-    noise = _noise(learner.seeds, (learner.side, *key), (steps, n, sum(learner.bins)), state)
-    states: list[Tensor] = [state]
-    xs: list[Tensor] = []
-    indices: list[Tensor] = []
-    logps: list[Tensor] = []
+    noise = _noise(learner.seeds, (learner.side, *key), (steps, n, outputs_of(learner.bins)), state)
+    start = world.achieved(state.reshape(r * n, s)) if learner.config.sees_start else None
+    old = past[0] if past is not None else 0
+    memory: Tensor | None = None
+    memory_of_past: Tensor | None = None
+    acts = torch.ones(r, n, dtype=torch.bool, device=state.device)
+    acted, rows = (torch.zeros(r, n, dtype=torch.long, device=state.device) for _ in range(2))
+    states, xs, indices, logps = [state], [], [], []
     for t in range(steps):
-        x = rows_of(world, state.reshape(r * n, s)).view(r, n, -1)
-        logits = learner.logits(x)
-        if past is not None and past[0]:
-            logits = torch.cat((learner.logits(x[:, : past[0]], past[1]), logits[:, past[0] :]), 1)
-        action = sample_actions(logits, learner.bins, noise[:, t])
-        state = _stepped(world, state.reshape(r * n, s), action.choice.view(r * n, -1)).view(r, n, s)
+        x = rows_of(world, state.reshape(r * n, s), start).view(r, n, -1)
+        logits, memory = learner.act(x, memory)
+        if past is not None and old:
+            logits_of_past, memory_of_past = learner.act(x[:, :old], memory_of_past, past[1])
+            logits = torch.cat((logits_of_past, logits[:, old:]), 1)
+        action = learner.sample(logits, noise[:, t])
+        choice = action.choice[..., : len(world.bins)]
+        after = stepped(world, state.reshape(r * n, s), choice.reshape(r * n, -1)).view(r, n, s)
+        rows += acts
+        if learner.stops:
+            acts = acts & (action.choice[..., -1] == 0)
+            after = torch.where(acts[..., None], after, state)
+        acted += acts
+        state = after
         for seen, kept in ((state, states), (x, xs), (action.choice, indices), (action.logp, logps)):
             kept.append(seen)
-    return AliceTurn(torch.stack(states), torch.stack(xs), torch.stack(indices), torch.stack(logps))
+    return AliceTurn(torch.stack(states), torch.stack(xs), torch.stack(indices), torch.stack(logps), acted, rows)
 
 
 def bob_turn(
@@ -146,10 +164,13 @@ def bob_turn(
     parameters: Mapping[str, Tensor] | None = None,
     solved_bonus: float = 5.0,
     greedy: bool = False,
+    limits: Tensor | None = None,
+    course: list[Tensor] | None = None,
 ) -> BobTurn:
     """Bob acts from states (R, N, S) in the games that are ``playing`` (R, N) until all objects are at their goals.
 
-    Games that are solved stop where they are and leave the batch; nothing of them is computed, or counted, again.
+    Games that are solved, or at their own one of the ``limits`` (R, N), stop where they are and leave the batch;
+    nothing of them is computed, or counted, again. States (R, N, S) after each step are appended to ``course``.
     """
     r, n, s = state.shape
     k = goal.shape[2]
@@ -161,12 +182,14 @@ def bob_turn(
         near = at_goal(world.distance(world.achieved(flat), goals.flatten(0, 1)), world.thresholds)
         return near.view(*states.shape[:2], k) | ~real
 
-    noise = None if greedy else _noise(learner.seeds, (learner.side, *key), (steps, n, sum(learner.bins)), state)
+    width = outputs_of(learner.bins)
+    noise = None if greedy else _noise(learner.seeds, (learner.side, *key), (steps, n, width), state)
     state, before = state.clone(), at(state, goal, there)
     solved = before.all(-1) & playing
     active = playing & ~solved
     reward = torch.zeros(steps, r, n, device=state.device)
     taken = torch.zeros(r, n, dtype=torch.long, device=state.device)
+    memory: Tensor | None = None  # (R, N, size)
     out = BobTurn(state, solved, taken, reward, [], [], [], [])
     for t in range(steps):
         most = int(active.sum(1).max())
@@ -178,10 +201,12 @@ def bob_turn(
         x = rows_of(world, here.flatten(0, 1), wanted.flatten(0, 1)).view(r, most, -1)
         seen_whole = torch.isfinite(x).all(-1)  # who sees NaN cannot act: the turn is over, and lost
         real = real & seen_whole
-        action = sample_actions(
-            learner.logits(x, parameters), learner.bins, None if noise is None else noise[:, t][lanes, games]
-        )
-        after = _stepped(world, here.flatten(0, 1), action.choice.flatten(0, 1)).view(r, most, s)
+        logits, after_step = learner.act(x, None if memory is None else memory[lanes, games], parameters)
+        if after_step is not None:
+            memory = after_step.new_zeros(r, n, after_step.shape[-1]) if memory is None else memory
+            memory[lanes, games] = after_step
+        action = learner.sample(logits, None if noise is None else noise[:, t][lanes, games])
+        after = stepped(world, here.flatten(0, 1), action.choice.flatten(0, 1)).view(r, most, s)
         after = torch.where(real[..., None], after, here)
         state[lanes, games] = after
         now = at(after, wanted, there[lanes, games])
@@ -193,6 +218,10 @@ def bob_turn(
         taken[lanes, games] += real.long()
         broken = ~torch.isfinite(after).all(-1)  # a simulator that gave up: the turn is over, and lost
         active[lanes, games] &= seen_whole & ~(done | broken)
+        if limits is not None:
+            active &= taken < limits
+        if course is not None:
+            course.append(state.clone())
         out.row_of.append((games, real))
         for seen, kept in ((x, out.x), (action.choice, out.index), (action.logp, out.logp)):
             kept.append(seen)

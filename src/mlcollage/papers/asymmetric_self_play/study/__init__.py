@@ -31,11 +31,13 @@ def _settings(**own: Any) -> dict[Scale, SelfPlay]:
     }
 
 
-_FLAT: dict[Scale, SelfPlay] = {
-    **_settings(world="discs", steps=90_000),
-    Scale.FULL: SelfPlay(**{**_FULL, "world": "discs"}),
-}
-_TWO = {scale: _settings(world="two blocks")[scale] for scale in (Scale.FULL, Scale.PAPER)}
+def _large(**own: Any) -> dict[Scale, SelfPlay]:
+    """Settings of the scales that a world needs in which nothing is learned within minutes."""
+    return {scale: SelfPlay(**{**own, **more, **own}) for scale, more in ((Scale.FULL, _FULL), (Scale.PAPER, _PAPER))}
+
+
+# MuJoCo makes some thousand control steps a second and core, the other worlds some hundred thousand.
+_SLOW: Mapping[str, Any] = {"world": "tabletop", "envs": 64, "alice_steps": 25, "bob_steps": 50, "goals_seen": 64}
 
 STUDY = Study(
     claims=CLAIMS,
@@ -49,10 +51,30 @@ STUDY = Study(
             block=None,
             workloads=(GoalTask,),
             adapt=on_task,
+            version=2,
         ),
-        Experiment("ablations", self_play, arms=tuple(ABLATIONS), settings=_settings(), block=None),
-        Experiment("discs", self_play, arms=("discs_asp", "discs_no_abc", "discs_direct"), settings=_FLAT, block=None),
-        Experiment("two_blocks", self_play, arms=("two_asp", "two_no_abc"), settings=_TWO, block=None),
+        Experiment("ablations", self_play, arms=tuple(ABLATIONS), settings=_settings(), block=None, version=2),
+        Experiment(
+            "discs",
+            self_play,
+            arms=("discs_asp", "discs_no_abc", "discs_direct"),
+            settings=_settings(world="discs", steps=270_000),
+            block=None,
+            version=2,
+        ),
+        Experiment(
+            "two_blocks", self_play, arms=("two_asp", "two_no_abc"), settings=_large(world="two blocks"), block=None
+        ),
+        Experiment(
+            "rotation", self_play, arms=("turn_asp", "turn_no_abc"), settings=_large(world="turning block"), block=None
+        ),
+        Experiment(
+            "tabletop",
+            self_play,
+            arms=("mujoco_asp", "mujoco_no_abc"),
+            settings=_large(**_SLOW, steps=400_000),
+            block=None,
+        ),
         Experiment("replays", measure_replays, arms=("replay",), settings={scale: Replay() for scale in Scale}),
     ),
 )

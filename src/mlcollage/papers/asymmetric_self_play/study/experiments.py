@@ -24,7 +24,9 @@ from ..config import ASPConfig
 from ..game import AsymmetricSelfPlay, Turn
 from ..goals import GoalVerdict
 from ..grasp import Grasp25D
+from ..grasp_turn import GraspAndTurn
 from ..holdouts import block_holdouts, disc_holdouts, mixed
+from ..mujoco_tabletop import MujocoTabletop, tabletop_holdouts
 from ..planar import PlanarPush
 
 MAIN: Mapping[str, Mapping[str, Any]] = {"asp": {}, "no_abc": {"beta": 0.0}, "direct": {}}
@@ -43,7 +45,7 @@ AIR = 0.05  # meters above the table from which a goal is in the air
 class SelfPlay:
     """A training of all seeds of one arm as one stacked model."""
 
-    world: str = "blocks"  # blocks, two blocks, discs, or the user's task
+    world: str = "blocks"  # blocks, two blocks, turning block, discs, tabletop (MuJoCo), or the user's task
     steps: int = 180_000  # environment steps of a seed, Alice's and Bob's together
     envs: int = 128  # games at the same time, for each seed
     alice_steps: int = 12  # of Alice for a goal
@@ -78,13 +80,19 @@ def _place(task: Task[SelfPlay]) -> tuple[GoalWorld, Mapping[str, GoalSet]]:
     if task.settings.world == "discs":
         discs = PlanarPush()
         return discs, disc_holdouts(discs)
-    blocks = Grasp25D(2 if task.settings.world == "two blocks" else 1)
+    if task.settings.world == "tabletop":
+        boxes = MujocoTabletop()
+        return boxes, tabletop_holdouts(boxes)
+    several = 2 if task.settings.world == "two blocks" else 1
+    blocks = GraspAndTurn() if task.settings.world == "turning block" else Grasp25D(several)
     return blocks, block_holdouts(blocks)
 
 
 def _game(task: Task[SelfPlay], world: GoalWorld, holdouts: Mapping[str, GoalSet]) -> AsymmetricSelfPlay:
     s = task.settings
-    kind = task.arm.removeprefix("discs_").removeprefix("two_")
+    kind = task.arm
+    for world_ in ("discs_", "two_", "turn_", "mujoco_"):
+        kind = kind.removeprefix(world_)
     # Table 1 of the paper gives invalid goals a reward of 0; Alice learns from them, or she would not learn to avoid
     # them where a random policy seldom moves anything.
     config = ASPConfig(
