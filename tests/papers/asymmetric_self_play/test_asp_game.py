@@ -1,10 +1,12 @@
 """The game: turns, accounting, demonstrations, snapshots, stacked seeds, replays."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 
 from mlcollage._random import generator
 from mlcollage.data.goal_tasks import check_world
@@ -14,6 +16,7 @@ from mlcollage.papers.asymmetric_self_play import (
     AsymmetricSelfPlay,
     GoalVerdict,
     Grasp25D,
+    GraspAndTurn,
     PlanarPush,
     SetPolicy,
     action_logp,
@@ -22,6 +25,7 @@ from mlcollage.papers.asymmetric_self_play import (
     coverage_entropy,
     disc_holdouts,
     relabel,
+    rotation_distance,
 )
 from mlcollage.papers.asymmetric_self_play.turns import alice_turn, bob_turn, rows_of
 
@@ -77,7 +81,7 @@ def scripted(alice, bob, **settings):
 
 
 def test_the_worlds_are_fit_for_the_game():
-    for world in (Grasp25D(), Grasp25D(2), PlanarPush(), PlanarPush(3), Line()):
+    for world in (Grasp25D(), Grasp25D(2), GraspAndTurn(), GraspAndTurn(2), PlanarPush(), PlanarPush(3), Line()):
         check_world(world)
         found = certify(world)
         assert found.deviation == 0.0
@@ -335,6 +339,39 @@ def test_grasped_blocks_are_lifted_fall_and_stack():
     state = world.step(state, torch.tensor([open_]))
     torch.testing.assert_close(world.achieved(state)[0, 0], torch.tensor([0.3, 0, world.size]))
     assert world.observe(state)[0][0, 3:].tolist() == [0.0, 0.0]
+
+
+def test_held_blocks_turn_with_the_gripper_and_come_to_rest_on_a_face():
+    world = GraspAndTurn()
+    state = world.initial(64, generator(3))
+    state[:, 5:8] = state[:, :3] * torch.tensor([1.0, 1.0, 0.0])  # each block under its gripper
+    state[:, 2] = 0.0
+    first = world.achieved(state)
+    still, up = torch.full((64, 6), 2), torch.full((64, 6), 2)
+    close, open_, tilt = still.clone(), still.clone(), still.clone()
+    close[:, 3], open_[:, 3], up[:, 2], tilt[:, 5] = 4, 0, 4, 4
+    for action in (close, up, tilt, tilt):
+        state = world.step(state, action)
+    held = world.achieved(state)
+    torch.testing.assert_close(rotation_distance(held[:, 0, 3:], first[:, 0, 3:]), torch.full((64,), math.pi / 2))
+    state = world.step(state, open_)
+    after = world.achieved(state)[:, 0]
+    assert bool((after[:, 2] == 0).all())
+    # an independent truth: in scipy's rotation matrices one body axis is vertical, and no rest is nearer
+    matrices = Rotation.from_quat(after[:, 3:].numpy(), scalar_first=True).as_matrix()
+    assert np.abs(np.abs(matrices[:, 2]).max(1) - 1).max() < 1e-5
+    change = rotation_distance(after[:, 3:], held[:, 0, 3:])
+    steepest = np.abs(Rotation.from_quat(held[:, 0, 3:].numpy(), scalar_first=True).as_matrix()[:, 2]).max(1)
+    np.testing.assert_allclose(change.numpy(), np.arccos(np.clip(steepest, -1, 1)), atol=2e-3)
+    goals = block_holdouts(world)
+    assert sorted(goals) == ["flip", "pick", "push"]
+    for name in goals:
+        start, goal = goals[name](32, generator(4))
+        apart = world.distance(world.achieved(start), goal)[:, 0]
+        assert bool(((apart[:, 0] < 1e-6) == (name == "flip")).all())
+        assert bool(((apart[:, 1] > 1.5) == (name == "flip")).all())
+        up_axis = Rotation.from_quat(goal[:, 0, 3:].numpy(), scalar_first=True).as_matrix()[:, 2]
+        assert np.abs(np.abs(up_axis).max(1) - 1).max() < 1e-5  # all goals lie flat
 
 
 def test_closed_empty_fingers_push_and_open_ones_do_not():

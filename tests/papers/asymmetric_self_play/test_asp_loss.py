@@ -175,3 +175,23 @@ def test_one_real_row_is_not_standardized_and_pads_do_not_count():
 def test_what_cannot_be_used_is_refused_in_a_sentence(call, says):
     with pytest.raises(InvalidInput, match=says):
         call()
+
+
+def test_flags_that_are_off_by_one_give_other_advantages():
+    """``terminated`` is of the action just taken; "observation t begins an episode" is another field."""
+    rewards, values = torch.tensor([0.0, 0.0, 1.0, 0.0, 2.0]), torch.tensor([0.5, 0.4, 0.3, 0.6, 0.2])
+    ended = torch.tensor([False, False, True, False, True])
+    right, _ = gae(rewards, values, ended, gamma=0.9, lam=0.8)
+    shifted, _ = gae(rewards, values, ended.roll(1), gamma=0.9, lam=0.8)
+    assert float((right - shifted).abs().max()) > 0.1
+    torch.testing.assert_close(right[2:3], torch.tensor([0.7]))
+
+
+def test_the_ratio_of_six_heads_is_their_product():
+    """Each at 1.1 they make 1.7716, which is clipped; head by head none would be."""
+    heads = torch.full((1, 6), 1.1).log().requires_grad_()
+    abc_loss(heads.sum(-1), torch.zeros(1)).backward()
+    assert float(heads.grad.abs().max()) == 0
+    assert float(heads.detach().sum(-1).exp()) == pytest.approx(1.7716, abs=1e-4)
+    with pytest.raises(InvalidInput, match="head by head"):
+        abc_loss(heads, torch.zeros(1, 6))

@@ -130,8 +130,12 @@ def test_bob_acts_in_his_memory_and_keeps_it_where_games_leave_the_batch():
     for g in (1, 7):
         x = torch.stack([rows_of(game.world, s[0, g : g + 1], goal[0, g : g + 1])[0] for s in states[:-1]])
         logits, _ = bob(x[None])
-        index = torch.stack([part[0, list(games[0]).index(g)] for part, (games, _) in zip(turn.index, turn.row_of, strict=True)])
-        logp = torch.stack([part[0, list(games[0]).index(g)] for part, (games, _) in zip(turn.logp, turn.row_of, strict=True)])
+        index = torch.stack(
+            [part[0, list(games[0]).index(g)] for part, (games, _) in zip(turn.index, turn.row_of, strict=True)]
+        )
+        logp = torch.stack(
+            [part[0, list(games[0]).index(g)] for part, (games, _) in zip(turn.logp, turn.row_of, strict=True)]
+        )
         torch.testing.assert_close(action_logp(logits[0], index, game.bob.bins)[0], logp, rtol=1e-5, atol=1e-6)
 
 
@@ -186,8 +190,10 @@ class Blindfold(nn.Module):
     def __init__(self, lstm, outputs):
         super().__init__()
         make = SetPolicy if outputs else SetValue
-        self.inner = make(1, 2, (outputs,), embed=(4,), hidden=(16,), lstm=lstm) if outputs else make(
-            1, 2, embed=(4,), hidden=(16,), lstm=lstm
+        self.inner = (
+            make(1, 2, (outputs,), embed=(4,), hidden=(16,), lstm=lstm)
+            if outputs
+            else make(1, 2, embed=(4,), hidden=(16,), lstm=lstm)
         )
         self.memory_size = self.inner.memory_size
 

@@ -1,7 +1,13 @@
 """MuJoCo's boxes: replays, grasps, what falls off, and a simulation that gives up."""
 
+import os
+import subprocess
+import sys
+
+import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 
 from mlcollage._random import generator
 from mlcollage.data.goal_tasks import check_world
@@ -75,6 +81,46 @@ def test_goals_on_the_table_in_the_air_and_turned(world):
     state, goal = sets["flip"](8, generator(4))
     turned = world.distance(world.achieved(state), goal)[:, 0, 1]
     torch.testing.assert_close(turned, torch.full((8,), torch.pi / 2, dtype=torch.float64))
+
+
+def test_flipped_boxes_lie_flat(world):
+    """In scipy's rotation matrices one of the body's axes is vertical."""
+    _, goal = tabletop_holdouts(world)["flip"](32, generator(4))
+    vertical = Rotation.from_quat(goal[:, 0, 3:].numpy(), scalar_first=True).as_matrix()[:, 2]
+    assert np.abs(np.abs(vertical).max(1) - 1).max() < 1e-9
+    assert np.abs(vertical).argmax(1).tolist() == [1] * 32  # on a side, and not as they stood
+
+
+FRAMES = """
+import torch
+from mlcollage.papers.asymmetric_self_play import ASPConfig, AsymmetricSelfPlay, MujocoTabletop, episode_page
+from mlcollage.errors import InvalidInput
+world = MujocoTabletop(threads=1)
+try:
+    picture = world.frame(world.initial(1, torch.Generator().manual_seed(0))[0])
+    print("drawn", picture.shape, picture.dtype, picture.std() > 10)
+except InvalidInput as error:
+    print("refused", "MUJOCO_GL" in str(error))
+game = AsymmetricSelfPlay(world, ASPConfig(envs=2, alice_steps=2, bob_steps=2, embed=(4,), hidden=()))
+text = episode_page(game, "episode.html", games=1).read_text()
+print("frames" if "data:image/jpeg;base64," in text else "from above")
+"""
+
+
+@pytest.mark.parametrize("gl", ["osmesa", "egl", "disabled"])
+def test_frames_are_drawn_or_refused_and_the_page_falls_back(gl, tmp_path):
+    """In a process of its own, since MuJoCo takes its OpenGL when it is imported."""
+    environment = {**os.environ, "MUJOCO_GL": gl}
+    found = subprocess.run(
+        [sys.executable, "-c", FRAMES], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    if found.returncode and gl != "disabled":
+        # the import itself fails where this OpenGL is not installed
+        assert "OpenGL" in found.stderr or "EGL" in found.stderr or "GL" in found.stderr, found.stderr
+        return
+    said = found.stdout.splitlines()
+    assert said in (["drawn (240, 320, 3) uint8 True", "frames"], ["refused True", "from above"]), found.stderr
+    assert gl != "disabled" or said[0] == "refused True"
 
 
 def test_what_leaves_the_table_is_off_it(world):

@@ -1,6 +1,9 @@
 """The study of asymmetric self-play: its contract, its curves, and a user's task."""
 
+import base64
 import dataclasses
+import io
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mlcollage.data import GoalTask
 from mlcollage.errors import InvalidInput
@@ -75,6 +79,55 @@ def test_a_task_without_holdouts_is_refused_and_its_steps_are_taken():
     assert (adapted.alice_steps, adapted.bob_steps) == (7, 9)
     m = self_play(Task("asp", (0,), dataclasses.replace(adapted, steps=200, envs=4), workload=task))
     assert set(m.table["metric"]) >= {"success", "area", "final"}
+
+
+@pytest.mark.parametrize(
+    ("name", "holdouts"),
+    [
+        ("two_blocks", {"push", "pick", "stack"}),
+        ("rotation", {"push", "pick", "flip"}),
+        ("tabletop", {"push", "pick", "flip"}),
+    ],
+)
+def test_experiments_of_scale_full_run(name, holdouts):
+    experiment = STUDY.experiment(name)
+    settings = experiment.settings[Scale.FULL]
+    assert settings.steps >= 400_000
+    assert Scale.QUICK not in experiment.settings
+    small = dataclasses.replace(
+        settings, steps=150, envs=3, alice_steps=4, bob_steps=4, goals_seen=3, embed=8, hidden=8
+    )
+    for arm in experiment.arms:
+        m = self_play(Task(arm, (0, 1), small, scale=Scale.FULL))
+        table = m.table
+        assert set(table[table["metric"] == "final"]["holdout"]) == holdouts
+        assert table[table["metric"] == "area"]["value"].between(0, 1).all()
+
+
+class Drawn(PlanarPush):
+    """A world that draws itself, or cannot."""
+
+    able = True
+
+    def frame(self, row):
+        if not self.able:
+            raise InvalidInput("there is no OpenGL here")
+        return np.full((6, 8, 3), int(100 * abs(float(row[0]))), np.uint8)
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_a_world_s_own_pictures_are_shown_where_it_can_draw(able, tmp_path):
+    world = Drawn()
+    world.able = able
+    game = AsymmetricSelfPlay(world, ASPConfig(envs=4, alice_steps=4, bob_steps=4))
+    text = episode_page(game, tmp_path / "episode.html", games=2).read_text("utf-8")
+    assert ("data:image/jpeg;base64," in text) == able
+    if able:
+        turns = json.loads(text.split("const turns = ")[1].split(";\n")[0])
+        assert [len(t["frames"][0]) for t in turns] == [5, 5]
+        assert all(len(t["frames"][1]) == len(t["bob"]) for t in turns)
+        picture = Image.open(io.BytesIO(base64.b64decode(turns[0]["frames"][0][0].split(",")[1])))
+        assert picture.size == (8, 6)
 
 
 def test_an_episode_is_a_page_without_a_network(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,7 +50,8 @@ class VectorSteps:
     Notes
     -----
     For :func:`gae`, ``terminated`` and ``truncated`` are those of the action just taken, ``final_values`` are values of
-    ``last``, and the mask of the losses is ``real``. Observations are copied.
+    ``last``, and the mask of the losses is ``real``. Observations are copied. A warning tells where last observations
+    were overwritten before they could be.
 
     Examples
     --------
@@ -75,6 +77,7 @@ class VectorSteps:
             )
         self.envs, self.mode = envs, AutoresetMode(mode)
         self._over: NDArray[np.bool_] | None = None  # until a reset
+        self._warned = False
 
     def reset(self, seed: int | None = None) -> Any:
         """Start all anew; the observations (N, ...)."""
@@ -100,7 +103,14 @@ class VectorSteps:
                     "episodes ended in this step, and info has no 'final_obs': the true last observations are lost. "
                     "Environments that reset in the same step must hand them out."
                 )
-            last = _with_last(seen, info["final_obs"], np.asarray(info.get("_final_obs", over)) & over)
+            last = _with_last(seen, info["final_obs"], over)
+            if not self._warned and _same_rows(seen, last, over):
+                self._warned = True
+                warnings.warn(
+                    "the last observations of ended episodes are the first ones of the next, to the bit: environments "
+                    "that hand out the same buffer again lose them in the reset. Return a copy from step.",
+                    stacklevel=2,
+                )
         if bool(over.any()) and self.mode is AutoresetMode.DISABLED:
             with users_code("the environments' reset, with options={'reset_mask': ...},"):
                 fresh, _ = self.envs.reset(options={"reset_mask": over})
@@ -114,6 +124,14 @@ def _copied(seen: Any) -> Any:
     if isinstance(seen, dict):
         return {name: _copied(part) for name, part in seen.items()}
     return tuple(_copied(part) for part in seen) if isinstance(seen, tuple) else np.array(seen)
+
+
+def _same_rows(seen: Any, last: Any, over: NDArray[np.bool_]) -> bool:
+    if isinstance(seen, dict):
+        return all(_same_rows(part, last[name], over) for name, part in seen.items())
+    if isinstance(seen, tuple):
+        return all(_same_rows(part, last[k], over) for k, part in enumerate(seen))
+    return bool(np.array_equal(seen[over], last[over]))
 
 
 def _with_last(seen: Any, final: Any, over: NDArray[np.bool_]) -> Any:

@@ -44,8 +44,8 @@ def _actions(world: GoalWorld) -> Any:
         return spaces.Box(-1.0, 1.0, (len(world.bins),), np.float32)
     if 0 in world.bins:
         raise InvalidInput(
-            f"the world's actions are choices and continuous numbers at once (bins {tuple(world.bins)}), for which there "
-            "is no common space; give continuous dimensions bins, such as 11."
+            f"the world's actions are choices and continuous numbers at once (bins {tuple(world.bins)}), for which "
+            "there is no common space; give continuous dimensions bins, such as 11."
         )
     return spaces.MultiDiscrete(list(world.bins))
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from mlcollage import _checks as checks
 from mlcollage._random import generator
@@ -25,6 +28,10 @@ def episode_page(
     game: AsymmetricSelfPlay, path: str | os.PathLike[str], *, games: int = 6, seed: int = 0, replica: int = 0
 ) -> Path:
     """Write a page in which the present Alice sets goals and the present Bob tries to reach them.
+
+    A world with a method ``frame(row)`` that gives a picture (height, width, 3) of a state is shown as it draws itself,
+    as :class:`MujocoTabletop` does where OpenGL is at hand. Any other world, and one that cannot draw, is drawn from
+    above.
 
     Objects are drawn by the first three numbers of what goals are about: x to the right, y away, and z, the height, as
     a shadow's distance. Two numbers are taken as x and y.
@@ -86,6 +93,7 @@ def _turns(game: AsymmetricSelfPlay, games: int, seed: int, replica: int) -> lis
         course = [begin]
         solved = bob_turn(world, game.bob, begin, goal, asked, c.bob_steps, (seed, 43), course=course).solved
         course += course[-1:] * (c.bob_steps + 1 - len(course))
+    pictures = _pictures(world, start[replica, 0])
     order = (~asked[replica]).to(torch.uint8).argsort(stable=True)[:games].tolist()
     if goal.shape[-1] < 2:
         raise InvalidInput("goals are about one number an object; a page needs x and y at least.")
@@ -94,11 +102,34 @@ def _turns(game: AsymmetricSelfPlay, games: int, seed: int, replica: int) -> lis
             "alice": [_places(game, s[replica, g]) for s in alice.states],
             "bob": [_places(game, s[replica, g]) for s in course] if bool(asked[replica, g]) else [],
             "goal": _rounded(goal[replica, g][:, :3].tolist()),
+            "frames": [
+                [_jpeg(pictures(s[replica, g])) for s in states] if pictures is not None else []
+                for states in (alice.states, course if bool(asked[replica, g]) else [])
+            ],
             "verdict": GoalVerdict(int(verdict[replica, g])).name.lower().replace("_", " "),
             "solved": bool(solved[replica, g]),
         }
         for g in order
     ]
+
+
+def _pictures(world: Any, row: torch.Tensor) -> Callable[[torch.Tensor], Any] | None:
+    """How the world draws a state, or None if it does not."""
+    frame: Callable[[torch.Tensor], Any] | None = getattr(world, "frame", None)
+    if frame is None:
+        return None
+    try:
+        frame(row)
+    except InvalidInput:  # no OpenGL on this machine
+        return None
+    return frame
+
+
+def _jpeg(picture: Any) -> str:
+    """A picture (height, width, 3) of uint8 as text that a page can show."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
 def _places(game: AsymmetricSelfPlay, state: torch.Tensor) -> dict[str, Any]:
@@ -119,7 +150,8 @@ _PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
 body{font:16px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:880px;padding:0 1rem;color:#1b1b1b;background:#fff}
-.pair{display:flex;gap:1rem;flex-wrap:wrap}figure{margin:0;flex:1 1 300px}canvas{width:100%;border:1px solid #767676}
+.pair{display:flex;gap:1rem;flex-wrap:wrap}figure{margin:0;flex:1 1 300px}canvas,img{width:100%}
+canvas,img{border:1px solid #767676}[hidden]{display:none}
 button,select{font:inherit;padding:.3rem .8rem;margin-right:.5rem}
 @media (prefers-color-scheme:dark){body{background:#161616;color:#eee}}
 </style></head><body>
@@ -128,11 +160,13 @@ button,select{font:inherit;padding:.3rem .8rem;margin-right:.5rem}
 <label>Step <input id="step" type="range" min="0" value="0"></label></p>
 <div class="pair">
 <figure><canvas id="alice" width="420" height="420" role="img" aria-label="Alice's turn, seen from above"></canvas>
+<img id="alice-frame" alt="Alice's turn, as the simulator draws it" hidden>
 <figcaption>Alice</figcaption></figure>
 <figure><canvas id="bob" width="420" height="420" role="img" aria-label="Bob's turn, seen from above"></canvas>
-<figcaption>Bob; the ring is his goal</figcaption></figure></div>
+<img id="bob-frame" alt="Bob's turn, as the simulator draws it" hidden>
+<figcaption id="goal-said">Bob; the ring is his goal</figcaption></figure></div>
 <p id="said" aria-live="polite"></p>
-<p>Seen from above. The higher a thing is, the larger it is drawn, and the further from its shadow.</p>
+<p id="view">Seen from above. The higher a thing is, the larger it is drawn, and the further from its shadow.</p>
 <script>
 const turns = /*TURNS*/[];
 const $ = id => document.getElementById(id);
@@ -158,12 +192,23 @@ function draw(id, course, t, goal, color) {
   s.objects.forEach(p => spot(g, p, color, 30, false));
   const r = s.robot; if (r.length > 1) spot(g, r, "#1b1b1b", 10, false);
 }
+function picture(id, frames, t) {
+  const shown = frames.length > 0, image = $(id + "-frame");
+  $(id).hidden = shown; image.hidden = !shown;
+  if (shown) image.src = frames[Math.min(t, frames.length - 1)];
+  return shown;
+}
 function show() {
   const t = turns[game]; if (!t) return;
+  const own = t.frames[0].length > 0;
+  $("view").hidden = own;
+  $("goal-said").textContent = own ? "Bob; his goal is where Alice ends" : "Bob; the ring is his goal";
   const a = t.alice.length, b = t.bob.length, s = $("step");
   s.max = a + b; s.value = step;
-  draw("alice", t.alice, Math.min(step, a - 1), null, "#d55e00");
-  draw("bob", t.bob, Math.max(0, step - a), step >= a ? t.goal : null, "#0072b2");
+  if (!picture("alice", t.frames[0], Math.min(step, a - 1)))
+    draw("alice", t.alice, Math.min(step, a - 1), null, "#d55e00");
+  if (!picture("bob", t.frames[1], Math.max(0, step - a)))
+    draw("bob", t.bob, Math.max(0, step - a), step >= a ? t.goal : null, "#0072b2");
   let said = t.solved ? "Bob has reached the goal." : "Bob has failed.";
   if (step < a) said = `Alice, step ${step} of ${a - 1}.`;
   else if (!b) said = `The goal is ${t.verdict}: Bob is not asked.`;

@@ -419,9 +419,7 @@ class AsymmetricSelfPlay:
         earned = alice_reward(verdict, solved)
         if c.reward == "time":
             playable = verdict <= GoalVerdict.OUT_OF_ZONE
-            earned = torch.where(
-                playable, self._time(alice.steps, bob_steps, solved)[0], torch.zeros_like(earned)
-            )
+            earned = torch.where(playable, self._time(alice.steps, bob_steps, solved)[0], torch.zeros_like(earned))
         reward.scatter_(0, last, earned.to(reward.dtype)[None])
         goes_on, terminated = (torch.zeros_like(reward, dtype=torch.bool) for _ in range(2))
         final, after = torch.zeros_like(reward), None
@@ -443,11 +441,10 @@ class AsymmetricSelfPlay:
             reward, value, terminated, truncated=goes_on, final_values=final, gamma=c.gamma, lam=c.lam
         )
         mask = flat(learned & within)
-        parts = [flat(t) for t in (alice.index, alice.logp)]
+        rows = Rows(x, flat(alice.index), flat(alice.logp), mask, flat(advantages), flat(returns))
+        rows.steps = steps if remembers else 1
         with torch.enable_grad():
-            self.alice.update(
-                Rows(x, *parts, mask, flat(advantages), flat(returns), steps if remembers else 1), self.turns
-            )
+            self.alice.update(rows, self.turns)
 
     def _time(self, alice_steps: Tensor, bob_steps: Tensor, solved: Tensor) -> tuple[Tensor, Tensor]:
         return time_rewards(alice_steps, bob_steps, solved, most=self._most, scale=self.config.time_scale)
@@ -460,7 +457,9 @@ class AsymmetricSelfPlay:
         if not self.config.beta or not bool(wanted.any()):
             return None
         index = alice.index[..., : len(self.bob.bins)]
-        found = relabel(self.world, alice.states, index, goal, wanted, lengths=alice.steps if self.config.stop else None)
+        found = relabel(
+            self.world, alice.states, index, goal, wanted, lengths=alice.steps if self.config.stop else None
+        )
         x, choice, mask = found
         steps = len(index) if self.bob.remembers else 1
         if self.bob.remembers:  # rows of a game beside each other

@@ -136,7 +136,12 @@ class Grasp25D:
         return torch.cat((target, closed.to(state.dtype)[:, None], held[:, None], blocks.flatten(1)), 1)
 
     def _parts(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return state[:, :3], state[:, 3] > 0.5, state[:, 4], state[:, 5 : 5 + 3 * self.blocks].unflatten(1, (self.blocks, 3))
+        return (
+            state[:, :3],
+            state[:, 3] > 0.5,
+            state[:, 4],
+            state[:, 5 : 5 + 3 * self.blocks].unflatten(1, (self.blocks, 3)),
+        )
 
     def _dropped(self, blocks: Tensor) -> Tensor:
         """Where each block comes to rest: on the table, or on the highest block under it."""

@@ -122,13 +122,13 @@ class GymnasiumWorld:
         self._envs: list[Any] = []
         self._last: list[Array | None] = []
         env = self._env(0)
-        self._get = get_state or _method(env, "get_state")
-        self._set = set_state or _method(env, "set_state")
         if hasattr(env, "num_envs"):
             raise InvalidInput(
                 f"make() gives a vector environment, {type(env).__name__} of {env.num_envs} copies, which resets them "
                 "by itself; make single environments, of which each is put into the state that is asked for."
             )
+        self._get = get_state or _method(env, "get_state")
+        self._set = set_state or _method(env, "set_state")
         if encode is None:
             _refuse_images(env.observation_space, self._spaces)
         self._values, self.bins = self._choices(env.action_space, checks.integer("bins", bins, least=0))
@@ -214,9 +214,11 @@ class GymnasiumWorld:
         if self._encode is not None:
             with users_code("encode(observation)"):
                 seen = self._encode(observation)
-                flat = np.array(seen.detach().cpu() if isinstance(seen, Tensor) else seen, dtype=np.float64)
+                flat = np.array(seen.detach().cpu().numpy() if isinstance(seen, Tensor) else seen, dtype=np.float64)
             if flat.ndim != 1 or not flat.size:
-                raise InvalidInput(f"encode(observation) must give a flat array of numbers; it gave shape {flat.shape}.")
+                raise InvalidInput(
+                    f"encode(observation) must give a flat array of numbers; it gave shape {flat.shape}."
+                )
             return flat
         # By the space, which orders dictionaries by name; what is to be reached is the game's business.
         space = self._envs[0].observation_space

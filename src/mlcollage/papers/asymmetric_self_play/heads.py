@@ -209,7 +209,7 @@ def stacked_logp(logits: Tensor, index: Tensor, bins: Sequence[int]) -> tuple[Te
     """
     if not _alike(bins) or not bins[0]:
         return action_logp(logits, index, bins)
-    logp, entropy = _Categorical.apply(logits.unflatten(-1, (len(bins), bins[0])), index)  # type: ignore[no-untyped-call]
+    logp, entropy = _Categorical.apply(logits.unflatten(-1, (len(bins), bins[0])), index)
     return logp, entropy
 
 

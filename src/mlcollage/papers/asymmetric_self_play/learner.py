@@ -136,7 +136,7 @@ class Learner:
         return of_stop + torch.where(ends[..., 0] == 1, torch.zeros_like(logp), logp), spread + stays * entropy
 
     def _split(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs of the other heads, and the two of the one that ends a turn; spreads of Gaussians stand at the end."""
+        """Outputs of the other heads, and the two of the one that ends a turn; spreads stand at the end."""
         at = sum(b or 1 for b in self.bins[:-1])
         return torch.cat((logits[..., :at], logits[..., at + 2 :]), -1), logits[..., at : at + 2]
 
@@ -233,7 +233,9 @@ class Learner:
         found = [_padded(part) for part in parts]
         if t == 1:
             return found
-        return [(wide := _steps_of(at, t), real.repeat_interleave(t, 1) & rows.mask.gather(1, wide)) for at, real in found]
+        return [
+            (wide := _steps_of(at, t), real.repeat_interleave(t, 1) & rows.mask.gather(1, wide)) for at, real in found
+        ]
 
 
 def memory_of(replicas: Replicas) -> int:
@@ -251,7 +253,7 @@ def memory_of(replicas: Replicas) -> int:
 def _run(replicas: Replicas, *args: Tensor, parameters: Mapping[str, Tensor] | None = None) -> Any:
     """Outputs (R, ...) of R networks for inputs (R, ...); those of this paper are products of stacked matrices."""
     model = replicas._model
-    if type(model) in (SetPolicy, SetValue):
+    if isinstance(model, SetPolicy | SetValue) and type(model) in (SetPolicy, SetValue):  # no class of a user's
         return model.stacked({**replicas.parameters, **(parameters or {})}, *args)
     return replicas(*args, in_dim=0, parameters=parameters)
 

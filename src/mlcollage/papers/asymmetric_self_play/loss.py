@@ -59,8 +59,8 @@ def abc_loss(
     ----------
     logp_new
         (N,): log-probabilities of Alice's actions under Bob's present policy, with the goal that she reached. For
-        actions of several heads, the sum over the heads. Of a policy with a memory: in the memory that Bob himself would
-        have had on her way, from its beginning; sequences (n, T) are flattened, as their mask is.
+        actions of several heads, the sum over the heads. Of a policy with a memory: in the memory that Bob himself
+        would have had on her way, from its beginning; sequences (n, T) are flattened, as their mask is.
     logp_old
         (N,): the same under the policy that Bob acted with when the demonstration was collected; no gradient. Keep it
         in float32 at least.

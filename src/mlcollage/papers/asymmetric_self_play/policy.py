@@ -54,7 +54,6 @@ class _SetNetwork(nn.Module):
         With an LSTM: of sequences (n, T, ...) the outputs (n, T, outputs), and the memory (n, 2 lstm) after them.
         """
 
-
         def linear(name: str, part: Tensor) -> Tensor:
             found: Tensor = self.get_submodule(name)(part)
             return found
@@ -115,14 +114,14 @@ class _SetNetwork(nn.Module):
         return _with_spread(linear("head", h), spread), memory
 
     def _layers(self, name: str, x: Tensor, linear: Linear) -> Tensor:
-        for number in range(0, len(self.get_submodule(name)), 2):  # every other one is a tanh
+        for number in range(0, len(getattr(self, name)), 2):  # every other one is a tanh
             x = linear(f"{name}.{number}", x).tanh()
         return x
 
     def _remember(
         self, gates: Tensor, linear: Linear, memory: Tensor | None, begins: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """The LSTM over (..., n, T, 4 lstm): its outputs (..., n, T, lstm), and the memory (..., n, 2 lstm) at the end."""
+        """The LSTM over (..., n, T, 4 lstm): outputs (..., n, T, lstm), and the memory (..., n, 2 lstm) at the end."""
         if memory is None:
             memory = gates.new_zeros(*gates.shape[:-2], self.memory_size)
         h, c = memory.chunk(2, -1)

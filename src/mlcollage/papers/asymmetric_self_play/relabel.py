@@ -48,8 +48,8 @@ def relabel(
     Returns
     -------
     Demonstrations
-        Rows of all wanted turns, step after step; where there is none, those of one turn, which the mask leaves out. Bob's
-        log-probabilities of ``choice`` given ``x``, taken *now*, are the ``logp_old`` of :func:`abc_loss`.
+        Rows of all wanted turns, step after step; where there is none, those of one turn, which the mask leaves out.
+        Bob's log-probabilities of ``choice`` given ``x``, taken *now*, are the ``logp_old`` of :func:`abc_loss`.
 
     Raises
     ------

@@ -131,7 +131,10 @@ def alice_turn(
     memory_of_past: Tensor | None = None
     acts = torch.ones(r, n, dtype=torch.bool, device=state.device)
     acted, rows = (torch.zeros(r, n, dtype=torch.long, device=state.device) for _ in range(2))
-    states, xs, indices, logps = [state], [], [], []
+    states: list[Tensor] = [state]
+    xs: list[Tensor] = []
+    indices: list[Tensor] = []
+    logps: list[Tensor] = []
     for t in range(steps):
         x = rows_of(world, state.reshape(r * n, s), start).view(r, n, -1)
         logits, memory = learner.act(x, memory)

@@ -172,8 +172,8 @@ CLAIMS = (
     _area(
         id="C8b",
         title="Bob learns to flip a block",
-        sentence="With rotations, success on hold-out goals, a block on its side among them, is higher with cloning than "
-        "without.",
+        sentence="With rotations, success on hold-out goals, a block on its side among them, is higher with cloning "
+        "than without.",
         source="Fig. 4",
         estimand=Difference("area", "turn_asp", "turn_no_abc"),
         direction="greater",
@@ -183,8 +183,8 @@ CLAIMS = (
     _area(
         id="C8c",
         title="Cloning matters in a world with physics too",
-        sentence="In MuJoCo, with one box, contacts and rotations, success on hold-out goals is higher with cloning than "
-        "without.",
+        sentence="In MuJoCo, with one box, contacts and rotations, success on hold-out goals is higher with cloning "
+        "than without.",
         source="Fig. 9",
         estimand=Difference("area", "mujoco_asp", "mujoco_no_abc"),
         direction="greater",

@@ -218,8 +218,8 @@ def _record_film(m: Measurements, films: list[Turn], r: int, shown: int = 12) ->
     film = np.full((len(films), shown, 2, size), np.nan)
     for k, turn in enumerate(films):
         games = (turn.verdict[r] == GoalVerdict.VALID).nonzero().squeeze(-1)[:shown]
-        film[k, : len(games), 0] = turn.start[r, games].numpy()
-        film[k, : len(games), 1] = turn.end[r, games].numpy()
+        film[k, : len(games), 0] = turn.start[r, games].cpu().numpy()
+        film[k, : len(games), 1] = turn.end[r, games].cpu().numpy()
     m.array("film", film)
 
 
