@@ -1,6 +1,7 @@
 """Point clouds as workloads: what is taken from files and arrays, and what is refused in a sentence."""
 
 import struct
+import warnings
 
 import h5py
 import numpy as np
@@ -124,6 +125,46 @@ def test_off_files_whose_header_has_the_counts(tmp_path):
     path.write_text("OFF\n")
     with pytest.raises(InvalidInput, match=r"a\.off"):
         load_meshes([path], 20)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("ending", [b"\n", b"\r\n"])
+def test_binary_ply_of_triangles_and_squares(tmp_path, order, ending):
+    """Two unit squares in the planes z = 0 and z = 5, one of them as two triangles; face scalars before the list."""
+    name = {"<": "little", ">": "big"}[order]
+    head = [
+        "ply", f"format binary_{name}_endian 1.0", "element vertex 8", "property float x", "property double y",
+        "property float z", "property uchar red", "element face 3", "property short flags",
+        "property list uchar int vertex_indices", "end_header", "",
+    ]  # fmt: skip
+    corners = [(x, y, z) for z in (0, 5) for x, y in ((0, 0), (1, 0), (1, 1), (0, 1))]
+    body = b"".join(struct.pack(order + "fdfB", *c, 7) for c in corners)
+    for face in ((0, 1, 2, 3), (4, 5, 6), (4, 6, 7)):
+        body += struct.pack(order + f"hB{len(face)}i", -1, len(face), *face)
+    path = tmp_path / "mixed.ply"
+    path.write_bytes(ending.join(line.encode() for line in head) + body)
+    points = load_meshes([path], 4000)[0]
+    assert set(np.unique(points[:, 2])) == {0.0, 5.0}
+    assert abs((points[:, 2] == 0).mean() - 0.5) < 0.03  # equal areas
+    for z in (0, 5):
+        own = points[points[:, 2] == z]
+        np.testing.assert_allclose(own[:, :2].mean(0), 0.5, atol=0.03)
+        np.testing.assert_allclose(own[:, :2].var(0), 1 / 12, atol=0.01)
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(InvalidInput, match="damaged"):
+        load_meshes([path], 10)
+
+
+def test_float32_far_from_the_origin_is_warned_of_once():
+    rng = np.random.default_rng(0)
+    near = [rng.normal(size=(50, 3)) for _ in range(3)]
+    far = [np.add(c, [4.5e5, 5.5e6, 100]).astype(np.float32) for c in near]
+    with pytest.warns(UserWarning, match="3 of 3 clouds") as seen:
+        PointClouds(far, near, name="map").describe()
+    assert len(seen) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        PointClouds([np.add(c, [4.5e5, 5.5e6, 100]) for c in near], near, name="map").describe()
 
 
 def test_ply_columns_by_name_and_without_faces(tmp_path):

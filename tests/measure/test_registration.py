@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mlcollage.errors import InvalidInput
+from mlcollage.errors import InvalidInput, MissingDependency
 from mlcollage.measure import (
     RigidTransform,
     all_poses,
@@ -46,6 +46,68 @@ def test_a_start_value_is_used_and_half_a_turn_is_not_found_without():
     assert float(icp(x, true.apply(x)).rmse) > 0.01
     near = RigidTransform(turn(172), torch.zeros(3, dtype=torch.float64))
     assert float(icp(x, true.apply(x), near).rmse) < 1e-9
+
+
+def open3d_stand_in(calls):
+    """A module with what is used of Open3D; its iterations are SciPy's tree and decomposition, pair by pair."""
+    import types
+
+    import numpy as np
+    from scipy.spatial import cKDTree
+
+    def registration_icp(source, target, reach, init, estimation, criteria):
+        calls.append((reach, criteria))
+        x, y, m = source.points, target.points, init.copy()
+        for _ in range(criteria[2]):
+            moved = x @ m[:3, :3].T + m[:3, 3]
+            d, i = cKDTree(y).query(moved)
+            assert d.max() <= reach
+            a, b = x - x.mean(0), y[i] - y[i].mean(0)
+            u, _, vt = np.linalg.svd(a.T @ b)
+            r = vt.T @ np.diag([1, 1, np.linalg.det(vt.T @ u.T)]) @ u.T
+            m = np.eye(4)
+            m[:3, :3], m[:3, 3] = r, y[i].mean(0) - r @ x.mean(0)
+        return types.SimpleNamespace(transformation=m)
+
+    made = types.ModuleType("open3d")
+    made.utility = types.SimpleNamespace(Vector3dVector=lambda x: x)
+    made.geometry = types.SimpleNamespace(PointCloud=lambda x: types.SimpleNamespace(points=x))
+    made.pipelines = types.SimpleNamespace(
+        registration=types.SimpleNamespace(
+            registration_icp=registration_icp,
+            ICPConvergenceCriteria=lambda *a: a,
+            TransformationEstimationPointToPoint=lambda scale: scale,
+        )
+    )
+    made.__spec__ = types.SimpleNamespace(name="open3d")
+    return made
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+def test_open3d_iterates_where_it_is_asked_to(monkeypatch, offset):
+    import sys
+
+    x = cloud(2, 200, 3)
+    true = RigidTransform(turn(8).expand(2, -1, -1), torch.full((2, 3), 0.05, dtype=torch.float64))
+    y = true.apply(x) + offset
+    start = RigidTransform(torch.eye(3, dtype=torch.float64), torch.full((3,), offset, dtype=torch.float64))
+    if "open3d" not in sys.modules:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        with pytest.raises(MissingDependency, match="pip install open3d"):
+            icp(x, y, engine="open3d")
+        assert icp(x, y, start, engine="auto").steps < 50
+    calls = []
+    monkeypatch.setitem(sys.modules, "open3d", open3d_stand_in(calls))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    for engine in ("open3d", "auto"):
+        found, own = icp(x, y, start, engine=engine), icp(x, y, start)
+        assert torch.allclose(found.transform.R, own.transform.R, atol=1e-6)
+        assert float(registration_rmse(found.transform, own.transform, x).max()) < 1e-6 * max(1, offset * 1e-3)
+        assert float(found.rmse.max()) < 1e-6
+    assert len(calls) == 4
+    assert icp(x[..., :2], y[..., :2] - offset, engine="auto").steps < 50
+    with pytest.raises(InvalidInput, match=r"trim=0\.5"):
+        icp(x, y, trim=0.5, engine="open3d")
 
 
 def test_a_part_of_the_target():

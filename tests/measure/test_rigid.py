@@ -8,7 +8,14 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from mlcollage.errors import InvalidInput
-from mlcollage.measure import RigidTransform, mean_rotation, procrustes, random_rotation, rotation_angle
+from mlcollage.measure import (
+    RigidTransform,
+    mean_rotation,
+    procrustes,
+    random_rotation,
+    rotation_angle,
+    symmetric_angle,
+)
 from mlcollage.measure.rigid import _official
 
 TETRAHEDRON = torch.tensor([[1.0, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], dtype=torch.float64)
@@ -228,3 +235,42 @@ def test_other_instruments_name_what_does_not_fit():
     ):
         with pytest.raises(InvalidInput, match=words):
             call()
+
+
+def about(axis, degrees):
+    direction = np.array(axis, dtype=float) / np.linalg.norm(axis)
+    return torch.from_numpy(Rotation.from_rotvec(np.radians(degrees) * direction).as_matrix())
+
+
+def test_symmetric_angles_of_a_bottle_and_a_square_table():
+    still = torch.eye(3, dtype=torch.float64)
+    bottle = about((0, 0, 1), 120) @ about((1, 0, 0), 10)
+    naive, axis = (float(torch.rad2deg(symmetric_angle(still, bottle, n))) for n in (1, 0))
+    assert naive == pytest.approx(120.25, abs=0.01)
+    assert axis == pytest.approx(10)
+    assert float(torch.rad2deg(symmetric_angle(still, about((0, 0, 1), 93), 4))) == pytest.approx(3)
+
+
+@pytest.mark.parametrize("order", [2, 3, 6])
+@pytest.mark.parametrize("axis", [(0, 0, 1), (1, -2, 0.5)])
+def test_the_symmetric_angle_is_the_least_over_the_group(order, axis):
+    a, b = (random_rotation(20, generator=draw(k), dtype=torch.float64) for k in (1, 2))
+    turns = [about(axis, 360 * k / order) for k in range(order)]
+    least = torch.stack([rotation_angle(a @ g, b) for g in turns]).amin(0)
+    assert torch.allclose(symmetric_angle(a, b, order, axis), least, atol=1e-9)
+    assert torch.allclose(symmetric_angle(a, b @ turns[1], order, axis), least, atol=1e-9)
+    flat = random_rotation(20, 2, generator=draw(), dtype=torch.float64)
+    eye = torch.eye(2, dtype=torch.float64).expand_as(flat)
+    corner = [
+        torch.tensor([[c, -s], [s, c]], dtype=torch.float64)
+        for c, s in ((math.cos(2 * math.pi * k / order), math.sin(2 * math.pi * k / order)) for k in range(order))
+    ]
+    least = torch.stack([rotation_angle(eye @ g, flat) for g in corner]).amin(0)
+    assert torch.allclose(symmetric_angle(eye, flat, order), least, atol=1e-9)
+
+
+def test_symmetric_angles_refuse_what_is_no_axis_or_order():
+    r = torch.eye(3)
+    for order, axis, words in ((-1, (0, 0, 1), "order"), (2, (0, 0, 0), "axis"), (0, (1, 2), "axis")):
+        with pytest.raises(InvalidInput, match=words):
+            symmetric_angle(r, r, order, axis)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from mlcollage import _checks as checks
 from mlcollage.data import _meshes as mesh
+from mlcollage.data._ply import read_polygons
 from mlcollage.data._reading import SPLIT_NOTE, check_options, file_hash, read_npz, whole_number, with_options
 from mlcollage.data.workload import Workload
 from mlcollage.errors import InvalidInput, MissingDependency, MissingFile
@@ -94,6 +96,8 @@ class PointClouds(Workload):
             raise InvalidInput(
                 f"{where}: clouds have {dims[0]} and {dims[1]} coordinates; all must have the same number."
             )
+        for clouds in (self.clouds, self.test_clouds):
+            warn_of_coarse(clouds, where)
         self._check_labels(where)
         self._check_parts(where, {k: v[0] for k, v in sizes.items()})
 
@@ -209,6 +213,23 @@ def check_cloud(cloud: Any, where: str) -> NDArray:
             "point for nothing seen: drop these rows."
         )
     return x
+
+
+def warn_of_coarse(clouds: Sequence[Any] | NDArray, where: str) -> None:
+    """Warn once of clouds whose coordinates were rounded to a thousandth of their extent and more: maps in float32."""
+    steps = []
+    for cloud in clouds:
+        x = as_array(cloud, where)
+        step = float(np.finfo(x.dtype).eps) * float(np.abs(x).max()) if x.dtype.kind == "f" and x.size else 0.0
+        steps.append(step if step > 1e-3 * float(np.ptp(x, axis=0).max(initial=0)) else 0.0)
+    if any(steps):
+        first = next(i for i, step in enumerate(steps) if step)
+        warnings.warn(
+            f"{where}: {sum(map(bool, steps))} of {len(steps)} clouds (cloud {first} first) are so far from the origin "
+            f"that their type has steps of {steps[first]:.2g} there, above a thousandth of their extent; subtract the "
+            "mean in float64, before the cast.",
+            stacklevel=3,
+        )
 
 
 def largest_norm(x: NDArray) -> float:
@@ -363,13 +384,14 @@ def _mesh_points(path: Path, n: int, rng: np.random.Generator) -> NDArray[np.flo
         loaded = trimesh.load(io.BytesIO(data), file_type=kind, process=False)
         if isinstance(loaded, trimesh.Scene):  # parts, where the graph puts them
             loaded = loaded.to_geometry()
+        corners = np.asarray(getattr(loaded, "vertices", ()), dtype=np.float64)
+        faces = np.asarray(getattr(loaded, "faces", ()), dtype=np.int64)
     except Exception as error:
-        hint = ""
-        if kind == "ply" and "unexpected length" in str(error):
-            hint = " It is cut off, or a binary file of triangles and larger polygons: export triangles alone, or text."
-        raise InvalidInput(f"{path} cannot be read as {kind.upper()}, or is damaged: {error}{hint}") from None
-    corners = np.asarray(getattr(loaded, "vertices", ()), dtype=np.float64)
-    faces = np.asarray(getattr(loaded, "faces", ()), dtype=np.int64)
+        # Binary files of triangles and larger polygons are not trimesh's.
+        polygons = read_polygons(data) if kind == "ply" else None
+        if polygons is None:
+            raise InvalidInput(f"{path} cannot be read as {kind.upper()}, or is damaged: {error}") from None
+        corners, faces = polygons
     if corners.ndim != 2 or not len(corners):
         raise InvalidInput(f"{path} has no vertices; it is empty, or damaged.")
     if corners.shape[1] != 3:

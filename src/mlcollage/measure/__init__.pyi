@@ -73,6 +73,7 @@ from .rigid import mean_rotation as mean_rotation
 from .rigid import procrustes as procrustes
 from .rigid import random_rotation as random_rotation
 from .rigid import rotation_angle as rotation_angle
+from .rigid import symmetric_angle as symmetric_angle
 from .skips import ResidualSum as ResidualSum
 from .skips import SkipRatios as SkipRatios
 from .skips import remove_skip as remove_skip
@@ -163,6 +164,7 @@ __all__ = [
     "skip_ratio",
     "spectrum",
     "svcca",
+    "symmetric_angle",
     "token_grid",
     "token_localization",
     "token_probes",

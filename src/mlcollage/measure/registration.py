@@ -2,19 +2,23 @@ r"""Registration of point clouds: refinement by iterative closest points, errors
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import math
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mlcollage import _checks as checks
-from mlcollage.errors import InvalidInput
+from mlcollage.errors import InvalidInput, MissingDependency
 from mlcollage.measure.chamfer import nearest_neighbors
 from mlcollage.measure.rigid import RigidTransform, procrustes, rotation_angle
 
 __all__ = ["ICPResult", "all_poses", "icp", "principal_frame", "registration_rmse"]
+
+Engine = Literal["mlcollage", "open3d", "auto"]
 
 
 class ICPResult(NamedTuple):
@@ -48,6 +52,7 @@ def icp(
     max_iter: int = 50,
     trim: float = 1.0,
     tolerance: float = 1e-7,
+    engine: Engine = "mlcollage",
 ) -> ICPResult:
     """Iterative closest points: match each source point to its nearest target point, move, and again.
 
@@ -63,12 +68,19 @@ def icp(
         Share of the best matches that are used, 1 by default; less for clouds that overlap in part.
     tolerance
         It stops when no motion changes the mean squared distance by more than this share, whatever the unit.
+    engine
+        Who iterates: ``"mlcollage"`` (default: batched, on any device, by a KD-tree on the CPU); ``"open3d"``, point to
+        point, for clouds of three dimensions on the CPU without ``trim``; ``"auto"``, Open3D where it is installed and
+        can, else mlcollage. Both go to the same optimum, to about the tolerance. ``steps`` of Open3D is ``max_iter``,
+        since it does not say.
 
     Raises
     ------
     InvalidInput
         For clouds that do not fit each other or are not finite, a start that does not fit them, and settings out of
-        range.
+        range; for ``engine="open3d"`` also for what Open3D cannot do.
+    MissingDependency
+        For ``engine="open3d"`` where Open3D is not installed.
 
     References
     ----------
@@ -85,6 +97,7 @@ def icp(
     checks.integer("max_iter", max_iter, least=1)
     checks.real("trim", trim, above=0, most=1)
     checks.real("tolerance", tolerance, least=0)
+    checks.choice("engine", engine, ("mlcollage", "open3d", "auto"))
     _check_pair(source, target)
     if start is not None:
         _check_motion("start", start, source)
@@ -102,6 +115,8 @@ def icp(
         raise InvalidInput(f"a source of {n} points determines no motion in {dim} dimensions.")
     least = 1e-14 * _magnitude(target) ** 2  # of a squared distance, in the unit of the clouds
     done = 0
+    if _open3d_serves(engine, source, trim):
+        motion, done = _by_open3d(source, target, start, max_iter, tolerance), max_iter
     while done < max_iter:
         done += 1
         moved = motion.apply(source)
@@ -121,6 +136,48 @@ def icp(
     if single:
         return ICPResult(RigidTransform(motion.R[0], motion.t[0]), rmse[0], coverage[0], done)
     return ICPResult(motion, rmse, coverage, done)
+
+
+def _open3d_serves(engine: Engine, source: Tensor, trim: float) -> bool:
+    if engine == "mlcollage":
+        return False
+    fits = source.shape[2] == 3 and source.device.type == "cpu" and trim == 1
+    if engine == "open3d" and not fits:
+        raise InvalidInput(
+            f"Open3D takes clouds of three dimensions on the CPU, and trim=1; these have {source.shape[2]}, are on "
+            f"{source.device}, and trim={trim:g}: use engine='mlcollage'."
+        )
+    found = fits and importlib.util.find_spec("open3d") is not None
+    if engine == "open3d" and not found:
+        raise MissingDependency("engine='open3d' needs Open3D: pip install open3d, or use engine='mlcollage'.")
+    return found
+
+
+def _by_open3d(
+    source: Tensor, target: Tensor, start: RigidTransform, max_iter: int, tolerance: float
+) -> RigidTransform:
+    """Open3D's point-to-point iterations for each pair, about the target's mean, where numbers keep their digits."""
+    import open3d
+
+    found = open3d.pipelines.registration
+    stop = found.ICPConvergenceCriteria(0.0, tolerance, max_iter)
+    first = RigidTransform(start.R.expand(len(source), -1, -1), start.t.expand(len(source), -1))
+    center = target.mean(1, keepdim=True)
+
+    def cloud(points: Tensor) -> Any:
+        return open3d.geometry.PointCloud(open3d.utility.Vector3dVector(points.double().numpy()))
+
+    rotations, shifts = [], []
+    for x, y, c, r, t in zip(source, target, center[:, 0], first.R, first.t, strict=True):
+        near = RigidTransform(r, t + r @ c - c).matrix().double().numpy()
+        reach = float((x - c).norm(dim=1).max() + (y - c).norm(dim=1).max() + (t + r @ c - c).norm())  # all matches
+        m = found.registration_icp(
+            cloud(x - c), cloud(y - c), reach, near, found.TransformationEstimationPointToPoint(False), stop
+        ).transformation
+        moved = torch.from_numpy(np.array(m, dtype=np.float64)).to(source)
+        rotations.append(moved[:3, :3])
+        shifts.append(moved[:3, 3] + c - moved[:3, :3] @ c)
+    return RigidTransform(torch.stack(rotations), torch.stack(shifts))
 
 
 def covered(x: Tensor, y: Tensor) -> Tensor:

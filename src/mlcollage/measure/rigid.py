@@ -7,6 +7,7 @@ points as rows, (N, D), so that they are moved by ``points @ R.mT + t``. D is 2 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -16,7 +17,15 @@ from torch import Tensor
 from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 
-__all__ = ["Procrustes", "RigidTransform", "mean_rotation", "procrustes", "random_rotation", "rotation_angle"]
+__all__ = [
+    "Procrustes",
+    "RigidTransform",
+    "mean_rotation",
+    "procrustes",
+    "random_rotation",
+    "rotation_angle",
+    "symmetric_angle",
+]
 
 Sampler = Literal["haar", "official"]
 _ROUNDINGS = 64.0  # a sum of singular values below so many roundings of the spread determines no rotation
@@ -319,6 +328,63 @@ def rotation_angle(a: Tensor, b: Tensor | None = None) -> Tensor:
         return torch.atan2((c[..., 1, 0] - c[..., 0, 1]).abs(), trace)
     axis = torch.stack([c[..., 2, 1] - c[..., 1, 2], c[..., 0, 2] - c[..., 2, 0], c[..., 1, 0] - c[..., 0, 1]], -1)
     return torch.atan2(axis.norm(dim=-1), trace - 1)
+
+
+def symmetric_angle(a: Tensor, b: Tensor, order: int, axis: Sequence[float] = (0.0, 0.0, 1.0)) -> Tensor:
+    r"""Angle between poses of an object that looks alike after some turns about an axis of its own.
+
+    .. math::
+
+        \alpha_G(A, B) = \min_{g \in G} \alpha(A g, B)
+
+    where G holds the turns by multiples of 360 / ``order`` degrees; with ``order=0`` all turns, and the angle is that
+    between the axes, :math:`\alpha(A e, B e)`.
+
+    Parameters
+    ----------
+    a, b
+        Rotations (..., D, D) from the object to the two poses, D being 2 or 3.
+    order
+        Of the group: 1 is no symmetry (then this is :func:`rotation_angle`), 2 a table's half turn, 4 a square
+        table's, 0 a bottle's.
+    axis
+        e, in the object, for D = 3; z by default.
+
+    Returns
+    -------
+    Tensor
+        In radians, (...). Give it beside the angle without symmetry, and name the group.
+
+    Examples
+    --------
+    >>> turn = torch.tensor([[0.0, -1.0], [1.0, 0.0]])
+    >>> symmetric_angle(torch.eye(2), turn, 4).item(), symmetric_angle(torch.eye(2), -turn, 1).item() > 1.5
+    (0.0, True)
+    """
+    checks.integer("order", order, least=0)
+    plain = rotation_angle(a, b)  # looks at a and b
+    dim = a.shape[-1]
+    if order == 1:
+        return plain
+    if dim == 2:
+        if order == 0:
+            return torch.zeros_like(plain)
+        turn = 2 * math.pi / order
+        return (plain - turn * (plain / turn).round()).abs()
+    e = torch.as_tensor(axis, dtype=a.dtype, device=a.device)
+    if e.shape != (3,) or not bool(e.isfinite().all()) or not bool(e.norm() > 0):
+        raise InvalidInput(f"axis must be a direction of three finite numbers that are not all 0; got {axis!r}.")
+    e = e / e.norm()
+    if order == 0:
+        u, v = a @ e, b @ e
+        return torch.atan2(torch.linalg.cross(u, v).norm(dim=-1), (u * v).sum(-1))
+    x, y, z = e.unbind()
+    o = torch.zeros_like(x)
+    cross = torch.stack([o, -z, y, z, o, -x, -y, x, o]).reshape(3, 3)
+    level = 2 * math.pi * torch.arange(order, dtype=a.dtype, device=a.device)[:, None, None] / order
+    turns = torch.eye(3, dtype=a.dtype, device=a.device) + level.sin() * cross + (1 - level.cos()) * (cross @ cross)
+    moved = a[..., None, :, :] @ turns  # (..., order, 3, 3)
+    return rotation_angle(moved, b[..., None, :, :].expand_as(moved)).amin(-1)
 
 
 def _what(x: Any) -> str:

@@ -16,6 +16,7 @@ from mlcollage.papers.canonical_capsules import (
     LossWeights,
     train_capsules,
 )
+from mlcollage.papers.canonical_capsules.training import _rows
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +167,101 @@ def test_what_is_refused(fitted, planes):
         bare.reconstruct(planes[:1])
     with pytest.raises(InvalidInput, match="no decoder"):
         bare.score(planes[:1])
+
+
+def test_normals_in_the_loop_stay_with_their_points(planes):
+    torch.manual_seed(0)
+    model = CanonicalCapsules(2, 4, 8, normals=True, weights=LossWeights(reconstruction=0))
+    clouds = torch.from_numpy(planes[:10])
+    seen = []
+    plain = model._losses
+    model._losses = lambda points, mask, features, *rest: (
+        seen.append((points, features)),
+        plain(points, mask, features, *rest),
+    )[1]
+    train_capsules(model, clouds, features=3 * clouds, steps=2, n_points=40, batch_size=4)
+    assert all(p.shape == (4, 40, 2) and torch.equal(3 * p, f) for p, f in seen)
+    with pytest.raises(InvalidInput, match="of 9 clouds"):
+        train_capsules(model, clouds, features=clouds[:9], steps=1)
+    with pytest.raises(InvalidInput, match="features of cloud 0"):
+        train_capsules(model, clouds, features=clouds[:, :5], steps=1)
+
+
+def test_crops_are_of_one_side(planes):
+    torch.manual_seed(0)
+    model = CanonicalCapsules(2, 4, 8, weights=LossWeights(reconstruction=0))
+    clouds = torch.from_numpy(planes[:10])
+    seen = []
+    plain = model._losses
+    model._losses = lambda points, *rest: (seen.append(points), plain(points, *rest))[1]
+    train_capsules(model, clouds, steps=4, crop=0.5, batch_size=2)
+    assert {p.shape for p in seen} == {(2, 32, 2)}
+    for cloud in torch.cat(seen):  # points of one of the clouds
+        assert (cloud[None, :, None] == clouds[:, None]).all(-1).any(2).all(1).any()
+    for seed in range(5):
+        rows = _rows(clouds[0], 32, 0.5, torch.Generator().manual_seed(seed))
+        same = torch.Generator().manual_seed(seed)
+        along = (clouds[0].double() @ torch.randn(2, 1, generator=same, dtype=torch.float64))[:, 0]
+        cut = int(0.5 * float(torch.rand((), generator=same)) * 64)
+        assert len(rows.unique()) == 32
+        assert (along > along[rows].max()).sum() >= cut  # those that were cut off lie beyond all others
+    with pytest.raises(InvalidInput, match=r"crop=0\.5 leaves 32"):
+        train_capsules(model, clouds, steps=1, crop=0.5, n_points=40)
+
+
+def test_a_report_says_how_the_network_fares(planes):
+    torch.manual_seed(0)
+    model = CanonicalCapsules(2, 4, 8, weights=LossWeights(reconstruction=0))
+    with torch.no_grad():
+        model.encoder.readout.weight.zero_()
+        model.encoder.readout.bias.copy_(torch.tensor([9.0, 0, 0, 0]))  # one capsule takes all
+    model.encoder.readout.requires_grad_(False)
+    report = train_capsules(model, torch.from_numpy(planes[:10]), steps=1, seed=4)
+    assert report.empty == 3
+    assert report.spread < 1e-3
+    assert report.points == (64, 64)
+    assert report.radii[0] == pytest.approx(
+        np.linalg.norm(planes[:10] - planes[:10].mean(1, keepdims=True), axis=2).max(1).min()
+    )
+    assert "seed 4" in str(report)
+    assert "3 capsules were nearly empty" in str(report)
+
+
+def test_clouds_in_millimeters_are_warned_of(planes):
+    model = CanonicalCapsules(2, 4, 8, weights=LossWeights(reconstruction=0))
+    with pytest.warns(UserWarning, match="radii about 1"):
+        train_capsules(model, 1000 * torch.from_numpy(planes[:4]), steps=1)
+
+
+def test_coordinates_that_were_rounded_are_warned_of(fitted, planes):
+    far = planes[:3].astype(np.float64) + np.array([4.5e5, 5.5e6])
+    with pytest.warns(UserWarning, match="3 of 3 clouds .* steps of 0.6"):
+        fitted.transform(far.astype(np.float32))
+
+
+def test_a_part_is_warned_of(fitted, planes):
+    whole = planes[50].astype(np.float64)
+    part = whole[whole[:, 0] > np.quantile(whole[:, 0], 0.72)]
+    with pytest.warns(UserWarning, match="whole clouds; crop"):
+        assert fitted.register(part, whole).coverage < 0.7
+
+
+def test_bounds_hold_as_often_as_they_promise(fitted, planes):
+    assert np.isnan(fitted.register(planes[50], planes[50]).bound)
+    shapes = procedural_shapes("plane", 120, 64, dim=2, seed=8).points
+    quantile = fitted.calibrate(shapes[:60], 0.8, refine=False, random_state=1)
+    assert fitted.calibrate(shapes[:60], 0.8, refine=False, random_state=1) == quantile
+    rng, held = np.random.default_rng(0), []
+    for x in shapes[60:]:
+        y, r = turned(x - x.mean(0), rng.uniform(0, 360))
+        found = fitted.register(x - x.mean(0), y, refine=False)
+        c = r @ found.R.T
+        held.append(abs(np.degrees(np.arctan2(c[1, 0], c[0, 0]))) <= found.bound + 1e-9)
+    assert 0.6 < np.mean(held) <= 1  # of 60 with probability 0.8: three deviations are 0.15, and as much of calibration
+    assert np.isnan(fitted.register(planes[50], planes[50]).bound)  # refined: not calibrated for
+    assert fitted.calibrate(shapes[:3], 0.8, refine=False) == np.inf
+    assert fitted.register(planes[50], planes[50], refine=False).bound == 180
+    del fitted.calibration_
 
 
 def test_the_invariant_input_and_parameters(planes):

@@ -14,6 +14,7 @@ from mlcollage.papers.canonical_capsules import (
     LossWeights,
     PatchDecoder,
     attentive_context_norm,
+    context_norm,
     equilibrium_loss,
     localization_loss,
     pool_capsules,
@@ -53,6 +54,43 @@ def test_the_context_norm_is_its_definition(offset):
     even = torch.full((1, 256, 2), 0.5, dtype=torch.float64)
     single = attentive_context_norm(far.float(), even.float())
     assert torch.allclose(single.double(), by_definition(far.float().double(), even), atol=2e-3)
+
+
+@pytest.mark.parametrize("low", [0, 10])  # 10: one capsule's mass is below the clamp
+@pytest.mark.parametrize("block", [1 << 18, 1])
+def test_the_norm_s_gradients_are_those_of_the_definition(low, block, monkeypatch):
+    monkeypatch.setattr(context_norm, "_BLOCK", block)
+    x, logits = (3 + cloud(3, 9, 5)).requires_grad_(), cloud(3, 9, 4, seed=1)
+    logits[1, :, 0] -= low
+    a, g = logits.softmax(-1).requires_grad_(), cloud(3, 9, 5, seed=2)
+    found, true = (torch.autograd.grad(f(x, a), (x, a), g) for f in (attentive_context_norm, by_definition))
+    assert all(torch.allclose(p, q, atol=1e-9) for p, q in zip(found, true, strict=True))
+    # Second derivatives, and those that torch.func takes.
+    twice = []
+    for f in (attentive_context_norm, by_definition):
+        first = torch.autograd.grad(f(x, a), (x, a), g, create_graph=True)
+        twice.append(torch.autograd.grad(sum(t.square().sum() for t in first), (x, a)))
+    assert all(torch.allclose(p, q, rtol=1e-7, atol=1e-7) for p, q in zip(*twice, strict=True))
+    batch = torch.stack([x.detach(), 2 * x.detach()])
+    of_one = torch.func.grad(lambda x, a: (g * attentive_context_norm(x, a)).sum())
+    by_vmap = torch.func.vmap(of_one, in_dims=(0, None))(batch, a.detach())
+    assert torch.allclose(by_vmap[0], true[0], atol=1e-9)
+    tangent = torch.func.jvp(lambda x: attentive_context_norm(x, a.detach()), (x.detach(),), (g,))[1]
+    assert torch.allclose((g * tangent).sum(), (true[0] * 0 + g * jvp_by_definition(x, a, g)).sum(), atol=1e-8)
+
+
+def jvp_by_definition(x, a, g):
+    return torch.func.jvp(lambda x: by_definition(x, a.detach()), (x.detach(),), (g,))[1]
+
+
+def test_what_the_gradient_keeps_is_small():
+    """Not four axes, and no copies either: x, the attention, the center and numbers of the branches."""
+    b, n, c, k = 2, 64, 32, 4
+    x, a = cloud(b, n, c).requires_grad_(), cloud(b, n, k, seed=1).softmax(-1).requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.numel()), t)[1], lambda t: t):
+        attentive_context_norm(x, a)
+    assert sum(kept) <= b * (n * c + n * k + c + k + 2 * k * c)
 
 
 def test_no_tensor_has_all_four_axes():
@@ -251,6 +289,36 @@ def test_extra_features():
         model(x)
     with pytest.raises(InvalidInput, match="0 extra features"):
         small()(x, features=f)
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_normals_turn_with_the_cloud_and_are_not_shifted(dim):
+    model, x = small(dim, normals=True, extra=1), cloud(2, 24, dim)
+    n, rest = torch.nn.functional.normalize(cloud(2, 24, dim, seed=4), dim=-1), cloud(2, 24, 1, seed=5)
+    f = torch.cat([n, rest], -1)
+    motions = model.draw_motions(x, draw())
+    seen = []
+    for encoder in (model.encoder, model.second_encoder):
+        encoder.proj.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    losses = model.losses(x, features=f, motions=motions)
+    views, of_canonical = seen
+    for i, motion in enumerate(motions):
+        view = views[2 * i : 2 * i + 2]
+        assert torch.allclose(view[..., :dim], motion.apply(x))
+        assert torch.allclose(view[..., dim : 2 * dim], torch.einsum("bij,bnj->bni", motion.R, n))
+        assert torch.equal(view[..., 2 * dim :], rest)
+    # In canonical pose, differences of points and normals have turned alike.
+    turned = of_canonical[..., dim : 2 * dim]
+    before = (x[:, 1:] - x[:, :1]) @ n.mT
+    after = (of_canonical[:, 1:, :dim] - of_canonical[:, :1, :dim]) @ turned.mT
+    assert torch.allclose(before, after)
+    assert losses["total"].isfinite()
+    with pytest.raises(InvalidInput, match=f"{dim + 1} extra features"):
+        model(x, features=rest)
+    with pytest.raises(InvalidInput, match="inputs='distances'"):
+        small(dim, normals=True, inputs="distances")
+    with pytest.raises(InvalidInput, match="normals must be"):
+        small(dim, normals=n)
 
 
 def test_collapsed_keypoints_give_the_identity_and_finite_gradients():

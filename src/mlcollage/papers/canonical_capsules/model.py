@@ -11,7 +11,7 @@ from mlcollage import _checks as checks
 from mlcollage.errors import InvalidInput
 from mlcollage.measure import RigidTransform, chamfer_distance, random_rotation
 
-from ._clouds import check_clouds
+from ._clouds import check_clouds, check_features
 from .canonicalizer import Canonicalizer, CanonicalPose
 from .decoder import PatchDecoder
 from .encoder import CapsuleEncoder, CapsuleOutput, Inputs, pool_capsules
@@ -98,6 +98,9 @@ class CanonicalCapsules(nn.Module):
         Width of the decoder's first layer and numbers of a learned code, 1280 and 10 in the paper.
     blocks, inputs, extra
         As for :class:`CapsuleEncoder`.
+    normals
+        Whether the network sees normals beside the points: the first D columns of the features (B, N, D + extra). They
+        turn with the cloud, in both views and into canonical pose, and are not shifted; the others stay.
     weights
         Of the losses; those of the paper by default. With ``LossWeights(reconstruction=0)`` there is no decoder and no
         second encoder: the pose path alone.
@@ -144,6 +147,7 @@ class CanonicalCapsules(nn.Module):
         blocks: int = 3,
         inputs: Inputs = "coordinates",
         extra: int = 0,
+        normals: bool = False,
         weights: LossWeights | None = None,
         canonicalize: bool = True,
         shift: float = 0.2,
@@ -155,7 +159,16 @@ class CanonicalCapsules(nn.Module):
             raise InvalidInput(f"weights must be LossWeights, e.g. LossWeights(equilibrium=0), not {weights!r}.")
         self.dim, self.shift = dim, checks.real("shift", shift, least=0)
         self.sampler = checks.choice("sampler", sampler, ("haar", "official"))
-        make = {"blocks": blocks, "inputs": inputs, "extra": extra}
+        self.normals = normals
+        if not isinstance(normals, bool):
+            raise InvalidInput(f"normals must be True or False, not {normals!r}; they come with each call.")
+        if normals and inputs == "distances":
+            raise InvalidInput("normals turn with the cloud, and inputs='distances' takes only what does not.")
+        make = {
+            "blocks": blocks,
+            "inputs": inputs,
+            "extra": checks.integer("extra", extra, least=0) + (dim if normals else 0),
+        }
         self.encoder = CapsuleEncoder(dim, capsules, channels, **make)  # type: ignore[arg-type]
         self.canonicalizer = Canonicalizer(dim, capsules, channels) if canonicalize else None
         self.second_encoder: CapsuleEncoder | None = None
@@ -185,7 +198,8 @@ class CanonicalCapsules(nn.Module):
         mask
             Boolean (B, N), False at padding.
         features
-            Extra features (B, N, extra) of a model that was made for them.
+            Extra features (B, N, extra) of a model that was made for them; with ``normals=True`` (B, N, D + extra), the
+            normals first.
         losses
             Whether to return the losses, a dictionary, instead of :class:`CanonicalOutput`.
         motions, generator
@@ -238,6 +252,13 @@ class CanonicalCapsules(nn.Module):
         yes = torch.ones(len(theta), dtype=torch.bool, device=theta.device)
         return CanonicalPose(eye, -mean, theta - mean[:, None], 0 * one, one, yes, ~yes)
 
+    def _turned(self, features: Tensor, r: Tensor) -> Tensor:
+        """Features (B, N, D + extra) with their normals turned by rotations (B, D, D)."""
+        if not self.normals or features.ndim != 3 or len(features) != len(r):  # what does not fit, the encoder refuses
+            return features
+        normals, rest = features[..., : self.dim], features[..., self.dim :]
+        return torch.cat([normals @ r.mT.to(normals.dtype), rest], -1)
+
     def _reconstruct(
         self,
         points: Tensor,
@@ -250,7 +271,8 @@ class CanonicalCapsules(nn.Module):
         canonical = pose.transform.apply(points)
         if self.decoder is None or self.second_encoder is None:
             return canonical, None, None
-        f = self.second_encoder.point_features(canonical, mask, features)
+        seen = None if features is None else self._turned(features, pose.R)
+        f = self.second_encoder.point_features(canonical, mask, seen)
         beta = pool_capsules(capsules.attention, f, mask)
         theta = pool_capsules(capsules.attention, canonical, mask)
         return canonical, self.decoder(theta, beta), beta
@@ -278,7 +300,12 @@ class CanonicalCapsules(nn.Module):
         size, w = len(points), self.weights
         views = torch.cat([a.apply(points), b.apply(points)])  # (2 B, N, D), the first view before the second
         twice = None if mask is None else torch.cat([mask, mask])
-        both = self.encoder(views, twice, None if features is None else torch.cat([features, features]))
+        seen = None
+        if features is not None:
+            features = check_features(features, points, mask)
+            features = self._turned(features, a.R)  # from here on of the first view
+            seen = torch.cat([features, self._turned(features, b.after(a.inverse()).R)])
+        both = self.encoder(views, twice, seen)
         theta_a, theta_b = both.theta.chunk(2)
         pose = self._pose(both)
         terms: dict[str, Tensor] = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
@@ -14,9 +16,10 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from mlcollage import _checks as checks
-from mlcollage.data.point_clouds import check_cloud, largest_norm
+from mlcollage._random import generator
+from mlcollage.data.point_clouds import check_cloud, largest_norm, warn_of_coarse
 from mlcollage.errors import InvalidInput
-from mlcollage.measure import RigidTransform, all_poses, chamfer_distance, icp
+from mlcollage.measure import RigidTransform, all_poses, chamfer_distance, icp, random_rotation, rotation_angle
 from mlcollage.measure.registration import covered
 from mlcollage.nn import build
 
@@ -47,6 +50,9 @@ class Registration(NamedTuple):
         Whether in one of the clouds a mirror image would fit its canonical pose better.
     poses
         All motions (R, t, rmse) that fit about as well: several for symmetric objects. Only if asked for.
+    bound
+        Degrees within which R is right with the probability asked of
+        :meth:`CanonicalCapsulesEstimator.calibrate`; NaN without a calibration for this kind of registration.
     """
 
     R: Array
@@ -56,6 +62,7 @@ class Registration(NamedTuple):
     coverage: float
     mirrored: bool
     poses: tuple[tuple[Array, Array, float], ...] = ()
+    bound: float = math.nan
 
     def apply(self, points: Any) -> Array:
         """Move points (N, D)."""
@@ -73,6 +80,14 @@ class Registration(NamedTuple):
         back = self.R.T
         poses = tuple((r.T, -r.T @ t, e) for r, t, e in self.poses)
         return self._replace(R=back, t=-back @ self.t, poses=poses)
+
+
+class _Calibration(NamedTuple):
+    """The quantile, in degrees, of error times condition over clouds that were held out; whether refined; how many."""
+
+    quantile: float
+    refined: bool
+    clouds: int
 
 
 class CanonicalCapsulesEstimator(TransformerMixin, BaseEstimator):
@@ -95,6 +110,9 @@ class CanonicalCapsulesEstimator(TransformerMixin, BaseEstimator):
         Steps of training, 2,000 by default.
     batch_size, learning_rate
         16 and 2e-3.
+    crop
+        Largest share of a cloud that is cut off on one side in training, 0 by default; above 0 for partial scans. See
+        :func:`train_capsules`.
     weights
         :class:`LossWeights`; the paper's by default.
     random_state
@@ -107,7 +125,7 @@ class CanonicalCapsulesEstimator(TransformerMixin, BaseEstimator):
     model_ : CanonicalCapsules
         The trained network.
     report_ : TrainingReport
-        Losses of each step, and skipped steps.
+        Losses of each step, skipped steps, and the state of the network; ``print(report_)`` says it in a sentence.
     dim_ : int
         D.
 
@@ -131,6 +149,7 @@ class CanonicalCapsulesEstimator(TransformerMixin, BaseEstimator):
         max_iter: int = 2000,
         batch_size: int = 16,
         learning_rate: float = 2e-3,
+        crop: float = 0.0,
         weights: LossWeights | None = None,
         random_state: Any = None,
         device: str = "cpu",
@@ -143,6 +162,7 @@ class CanonicalCapsulesEstimator(TransformerMixin, BaseEstimator):
         self.max_iter = max_iter
         self.batch_size = batch_size
         self.learning_rate = learning_rate
+        self.crop = crop
         self.weights = weights
         self.random_state = random_state
         self.device = device
@@ -164,7 +184,9 @@ class CanonicalCapsulesEstimator(TransformerMixin, BaseEstimator):
         weights = LossWeights() if self.weights is None else self.weights
         if not self.hidden:
             weights = LossWeights(**{**weights.__dict__, "reconstruction": 0.0})
-        n = min(self.n_points, min(map(len, prepared)))
+        smallest = min(map(len, prepared))
+        crop = checks.real("crop", self.crop, least=0, most=0.9)
+        n = min(self.n_points, smallest - math.floor(crop * smallest))
 
         def make() -> CanonicalCapsules:
             return CanonicalCapsules(
@@ -185,10 +207,63 @@ class CanonicalCapsulesEstimator(TransformerMixin, BaseEstimator):
             batch_size=self.batch_size,
             n_points=n,
             learning_rate=self.learning_rate,
+            crop=crop,
             seed=seed,
         )
         self.model_.eval()
+        self.calibration_: _Calibration | None = None
         return self
+
+    def calibrate(self, X: Any, level: float = 0.9, *, refine: bool = True, random_state: Any = 0) -> float:
+        r"""Learn from clouds that were not fitted how far the rotations of :meth:`register` can be trusted.
+
+        Each cloud is registered onto itself in another random pose, where the true motion is known. With
+        :math:`e_i` the error in degrees and :math:`c_i` the condition, the split-conformal quantile
+
+        .. math::
+
+            q = \text{the } \lceil (n + 1)\, \text{level} \rceil \text{-th smallest of } e_i\, c_i, \qquad
+            \text{bound} = \min(180, q / c)
+
+        holds for a new cloud with probability ``level`` at least, if it is as these are (exchangeable). Two samples of
+        one object, or two objects, differ more than a cloud from itself; and symmetric objects have large errors.
+
+        Parameters
+        ----------
+        X
+            Clouds, best some dozens; with fewer than level / (1 - level) the bound is 180 degrees.
+        level
+            Probability of the bound, 0.9 by default.
+        refine
+            As it will be asked of :meth:`register`; only such registrations get the bound.
+        random_state
+            Seeds the poses.
+
+        Returns
+        -------
+        float
+            q, in degrees.
+
+        References
+        ----------
+        Lei, G'Sell, Rinaldo, Tibshirani and Wasserman, "Distribution-Free Predictive Inference for Regression", JASA
+        113 (2018), section 5.2.
+        """
+        check_is_fitted(self, "model_")
+        checks.probability("level", level)
+        clouds = _clouds(X)
+        draw = generator(int(check_random_state(random_state).randint(2**31)), 3)
+        turns = random_rotation(len(clouds), self.dim_, generator=draw, dtype=torch.float64).numpy()
+        scores = []
+        for cloud, r in zip(clouds, turns, strict=True):
+            about = cloud - cloud.mean(0)
+            found = self._registered(about, about @ r.T, refine, False, "mlcollage")
+            angle = rotation_angle(torch.from_numpy(found.R), torch.from_numpy(r))
+            scores.append(math.degrees(float(angle)) * found.condition)
+        rank = math.ceil((len(scores) + 1) * level)
+        quantile = sorted(scores)[rank - 1] if 0 < rank <= len(scores) else (0.0 if rank == 0 else math.inf)
+        self.calibration_ = _Calibration(quantile, refine, len(clouds))
+        return quantile
 
     def transform(self, X: Any) -> NDArray[np.float32]:
         """Descriptors and canonical poses of clouds: (S, K C + K D).
@@ -245,7 +320,9 @@ class CanonicalCapsulesEstimator(TransformerMixin, BaseEstimator):
             found.append(float(chamfer_distance(out.decoded.flatten(1, 2), out.canonical)))
         return -float(np.mean(found))
 
-    def register(self, source: Any, target: Any, *, refine: bool = True, symmetric: bool = False) -> Registration:
+    def register(
+        self, source: Any, target: Any, *, refine: bool = True, symmetric: bool = False, engine: Any = "mlcollage"
+    ) -> Registration:
         """The motion that takes one cloud onto another of the same kind of object.
 
         Both are brought to canonical pose, and the motions are chained: no start value is needed.
@@ -258,7 +335,26 @@ class CanonicalCapsulesEstimator(TransformerMixin, BaseEstimator):
             Whether iterative closest points follow (default).
         symmetric
             Whether to look for all motions that fit about as well, as symmetric objects have them.
+        engine
+            Of the closest points, as for :func:`~mlcollage.measure.icp`: ``"auto"`` takes Open3D where it is installed.
+
+        Warns
+        -----
+        UserWarning
+            Where, refined, less than 70 % of the points of one cloud have a neighbor in the other: the network was
+            trained on whole clouds (or with ``crop``), and a part shifts the mean and the pose.
         """
+        found = self._registered(source, target, refine, symmetric, engine)
+        if refine and found.coverage < 0.7:
+            trained = f"crops of up to {self.crop:.0%}" if self.crop else "whole clouds; crop=0.3 also trains on parts"
+            warnings.warn(
+                f"only {found.coverage:.0%} of the points of one cloud have a neighbor in the other when registered: "
+                f"the motion is wrong, or one is a part of the other. The network was trained on {trained}.",
+                stacklevel=2,
+            )
+        return found
+
+    def _registered(self, source: Any, target: Any, refine: bool, symmetric: bool, engine: Any) -> Registration:
         pair = [_one_cloud(name, x) for name, x in (("source", source), ("target", target))]
         (out_a, frame_a), (out_b, frame_b) = self._run(pair)
         (ra, ta), (rb, tb) = _in_units(out_a, *frame_a), _in_units(out_b, *frame_b)
@@ -267,7 +363,7 @@ class CanonicalCapsulesEstimator(TransformerMixin, BaseEstimator):
         a, b = (torch.from_numpy(x - pair[1].mean(0)) for x in pair)  # near the origin, whatever the coordinates
         center = torch.from_numpy(pair[1].mean(0))
         near = RigidTransform(motion.R, motion.t + motion.R @ center - center)
-        best = icp(a, b, near, max_iter=50).transform if refine else near
+        best = icp(a, b, near, max_iter=50, engine=engine).transform if refine else near
         moved = best.apply(a)
         rmse = float(chamfer_distance(moved, b, direction="x_to_y").sqrt())
         poses = all_poses(a, b, best) if symmetric else []
@@ -275,13 +371,20 @@ class CanonicalCapsulesEstimator(TransformerMixin, BaseEstimator):
         def away(m: RigidTransform) -> tuple[Array, Array]:
             return m.R.numpy(), (m.t - m.R @ center + center).numpy()
 
+        coverage = min(float(covered(x[None], y[None])) for x, y in ((moved, b), (b, moved)))
+        condition = float(min(o.pose.condition.item() for o in (out_a, out_b)))
+        known = getattr(self, "calibration_", None)
+        bound = math.nan
+        if known is not None and known.refined == refine:
+            bound = min(180.0, known.quantile / condition) if condition > 0 else 180.0
         return Registration(
             *away(best),
             rmse=rmse,
-            condition=float(min(o.pose.condition.item() for o in (out_a, out_b))),
-            coverage=min(float(covered(x[None], y[None])) for x, y in ((moved, b), (b, moved))),
+            condition=condition,
+            coverage=coverage,
             mirrored=bool(out_a.pose.mirrored.item() or out_b.pose.mirrored.item()),
             poses=tuple((*away(m), e) for m, e in poses),
+            bound=bound,
         )
 
     def _run(self, X: Any) -> list[tuple[CanonicalOutput, tuple[Array, float]]]:
@@ -322,6 +425,7 @@ def _clouds(X: Any) -> list[Array]:
     clouds = [check_cloud(c, f"cloud {i}") for i, c in enumerate(X)]
     if len({c.shape[1] for c in clouds}) > 1:
         raise InvalidInput("clouds must all have 2 coordinates or all 3; these are mixed.")
+    warn_of_coarse(clouds, "point clouds")
     return [c.astype(np.float64) for c in clouds]
 
 
