@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
-from mlcollage.papers.vit_vs_cnn import compare
+from mlcollage.papers.vit_vs_cnn.compare import compare
 from mlcollage.portraits.instrument import DoesNotApply, Number, Reading
 from mlcollage.portraits.resampling import Floats
 from mlcollage.portraits.subject import Subject
