@@ -617,6 +617,19 @@ def test_latent_use_in_closed_form():
     assert model.training
 
 
+def test_the_share_at_the_floor_in_closed_form():
+    model = VRNNIndep(3, z=2, hidden=5, rnn=4, min_std=0.01).double()
+    x = torch.randn(4, 6, 3, 2, generator=seeded(), dtype=torch.float64)
+    x[1, 3:, 2] = torch.nan
+    assert model.at_floor(x) == 0.0
+    with torch.no_grad():
+        model.decoder.heads.weight.zero_()
+        model.decoder.heads.bias[0, 2] = -20.0  # the first coordinate of the first agent
+        model.decoder.heads.bias[2, 2:] = -20.0  # both of the third, who has 3 of 20 steps fewer
+    assert model.at_floor(x) == pytest.approx((20 + 2 * 17) / (2 * 57))
+    assert VRNNIndep(3, z=2, hidden=5, rnn=4, min_std=0.0).at_floor(x) == 0.0
+
+
 def gradients_of_two(rank, size):
     torch.manual_seed(0)
     model = MacroVRNN(3, 4, **SIZES).double()

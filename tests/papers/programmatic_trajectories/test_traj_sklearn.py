@@ -176,6 +176,25 @@ def test_the_example_runs(tmp_path, capsys):
     assert "sent: player 1 ends" in capsys.readouterr().out
 
 
+def test_health_is_reported_and_warned_of():
+    x = PLAYS.x[:20]
+    labels = Stationary(fps=PLAYS.fps)(x)
+    model = MacroTrajectoryModel(**SMALL).fit(x, labels)
+    health = model.health_
+    share = np.unique(labels[:, :-1], return_counts=True)[1] / labels[:, :-1].size
+    assert health["label entropy"] == pytest.approx(-(share * np.log(share)).sum())
+    batch = torch.from_numpy(x), torch.from_numpy(labels)
+    with torch.no_grad():
+        nats = float(model.model_.intent_nll(batch).sum()) / labels[:, :-1].size
+    assert health["macro"] == pytest.approx(nats, rel=1e-5)
+    assert health["at floor"] == 0.0
+    assert {"kl", "active", "gain"} <= set(health)
+    parked = x.copy()
+    parked[:, :, 1:] = parked[:1, :1, 1:]  # four of five stand still
+    with pytest.warns(RuntimeWarning, match="below twice the floor"):
+        MacroTrajectoryModel(**SMALL | {"max_iter": 150, "learning_rate": 2e-2}).fit(parked, labels)
+
+
 def test_a_training_that_was_killed_goes_on(tmp_path):
     whole = MacroTrajectoryModel(Stationary(), fps=PLAYS.fps, **SMALL).fit(PLAYS.x)
     file = tmp_path / "training.safetensors"

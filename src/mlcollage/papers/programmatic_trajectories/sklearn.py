@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,11 @@ class MacroTrajectoryModel(BaseEstimator):
         Negative bound of each update, in nats a sequence window.
     label_report_ : dict
         Coverage, number of classes used, and accuracy of repeating the last label, a rival for the macro model.
+    health_ : dict
+        Of the first sequences: ``kl``, ``active`` and ``gain`` of the latents (as ``model_.latent_use`` has them), the
+        share of numbers ``at floor``, and in nats for each label ``macro``, the macro model's cross-entropy, beside
+        ``label entropy``, that of the labels' shares alone. Latents that carry nothing, and likelihoods that come from
+        the floor, are warned of.
 
     Examples
     --------
@@ -168,7 +174,31 @@ class MacroTrajectoryModel(BaseEstimator):
             if self.checkpoint is not None and ((step + 1) % every == 0 or step + 1 == steps):
                 save_training(self.checkpoint, training, about)
         self.model_ = model.eval()
+        self.health_ = self._health(data, generator(seed, 6, device=self.device))
         return self
+
+    def _health(self, data: tuple[torch.Tensor, torch.Tensor], draw: torch.Generator) -> dict[str, float]:
+        batch = TrackBatch(*(v[:64].to(self.device) for v in data))
+        labels = batch.intents
+        assert labels is not None
+        use = self.model_.latent_use(batch, generator=draw)
+        floor = self.model_.at_floor(batch, generator=draw)
+        with torch.no_grad():
+            nats = float(self.model_.intent_nll(batch).sum())
+        said = labels[:, :-1][labels[:, :-1] != ABSTAIN]
+        share = torch.bincount(said).double() / max(len(said), 1)
+        entropy = -float((share[share > 0] * share[share > 0].log()).sum())
+        found = {**use, "at floor": floor, "macro": nats / max(len(said), 1), "label entropy": entropy}
+        if use["active"] == 0:
+            warnings.warn("no dimension of the latents carries anything; see health_.", RuntimeWarning, stacklevel=3)
+        if floor > 0.2:
+            warnings.warn(
+                f"{floor:.0%} of the numbers have a deviation below twice the floor; likelihoods hang on it: do agents "
+                "stand still, or are positions rounded (Trajectories.dequantized)?",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        return found
 
     def _labels(self, x: NDArray, seen: NDArray, L: NDArray | None) -> NDArray[np.int64]:
         if L is None:

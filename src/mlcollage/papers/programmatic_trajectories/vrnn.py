@@ -389,6 +389,37 @@ class AgentVRNN(nn.Module):
             self.train(was)
         return {"kl": float(kl.sum()), "active": float((kl > active).sum()), "gain": float(fits[0] - fits[1])}
 
+    @torch.no_grad()
+    def at_floor(self, batch: Any, *, generator: torch.Generator | None = None) -> float:
+        """Share of numbers whose standard deviation is near the floor, below twice ``min_std``.
+
+        Each such number earns nearly the highest density there can be: a few agents that stand still can decide a
+        comparison of likelihoods. 0 where there is no floor.
+
+        Parameters
+        ----------
+        batch
+            As :meth:`loss` takes it.
+        generator
+            For the latents; by default torch's own.
+
+        Examples
+        --------
+        >>> AgentVRNN(3, z=2, hidden=8, rnn=8).at_floor(torch.randn(4, 9, 3, 2))
+        0.0
+        """
+        was = self.training
+        self.eval()
+        try:
+            rows = self._rows(TrackBatch.of(batch))
+            h, z, _, _ = self._filter(rows, None, generator, 1)
+            std = self.decoder(rows.known | {"h": h, "z": z})[1]
+        finally:
+            self.train(was)
+        counts = rows.counts.expand_as(std)
+        low = (std < 2 * self.min_std) & counts
+        return float(low.sum() / counts.sum().clamp(min=1))
+
     # --- bounds
 
     @torch.no_grad()
