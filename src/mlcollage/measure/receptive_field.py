@@ -144,13 +144,14 @@ def effective_receptive_field(
             h = axes(layer, tap[layer])
             assert h is not None
             grid, places = _as_grid(h, network, where, unit, layer)  # (n, C, H, W)
-            if start == 0 and units == "sum" and _vanishes(grid[:, :, places[0][0], places[0][1]], x):
-                raise InvalidInput(
-                    f"the sum of the units of layer {layer!r} does not depend on the images, as after a layer norm of "
-                    "equal gains or a softmax: use units='each'."
-                )
             for i, j in places:
-                total += _gradient(grid[:, :, i, j], x, units) / len(places)
+                found = _gradient(grid[:, :, i, j], x, units)
+                if start == 0 and units == "sum" and (i, j) == places[0] and _vanishes(found, grid[:, :, i, j], x):
+                    raise InvalidInput(
+                        f"the sum of the units of layer {layer!r} does not depend on the images, as after a layer norm "
+                        "of equal gains or a softmax: use units='each'."
+                    )
+                total += found / len(places)
     finally:
         for module, mode in modes:
             module.training = mode
@@ -190,8 +191,8 @@ def _gradient(h: Tensor, x: Tensor, units: str) -> Tensor:
     return total
 
 
-def _vanishes(h: Tensor, x: Tensor) -> bool:
+def _vanishes(plain: Tensor, h: Tensor, x: Tensor) -> bool:
     """Whether the gradient of the sum of units is nothing but rounding, beside that of a sum with random signs."""
     signs = torch.randint(0, 2, h.shape[1:], generator=generator(0)).to(h) * 2 - 1
-    plain, signed = (float(_gradient((h * w).sum(1, keepdim=True), x, "sum").max()) for w in (1.0, signs))
-    return plain <= 100 * torch.finfo(x.dtype).eps * signed
+    signed = _gradient((h * signs).sum(1, keepdim=True), x, "sum")
+    return float(plain.max()) <= 100 * torch.finfo(x.dtype).eps * float(signed.max())

@@ -46,7 +46,7 @@ class _Attention(Block):
     def forward(self, x: Tensor, record: Record = None, name: str = "") -> Tensor:
         b, t, d = x.shape  # batch, tokens, width
         qkv = self.qkv(x).reshape(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv[0], qkv[1], qkv[2]  # (batch, heads, tokens, d / heads) each
+        q, k, v = qkv.unbind(0)  # (batch, heads, tokens, d / heads) each; its gradient is one stack
         if self.fused and record is None:  # the fused kernel does not hand out its weights
             p = self.dropout if self.training else 0.0
             h = F.scaled_dot_product_attention(q, k, v, dropout_p=p)

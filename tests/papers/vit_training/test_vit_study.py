@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.utils.data import TensorDataset
@@ -68,12 +69,44 @@ def test_arms_start_alike_and_the_stack_equals_one_arm_alone():
     def make():
         return network((1, 1, 40), 10, patch=4, width=16, depth=1, heads=2)
 
-    options = {"steps": 4, "batch": 8, "lr": 1e-3, "decay": 0.1, "seed": 3, "classes": 10}
-    both = train([Arm("a", data), Arm("b", data)], make, **options)
-    alone = train([Arm("a", data)], make, **options)
+    options = {"steps": 4, "batch": 8, "lr": 1e-3, "decay": 0.1, "classes": 10}
+    both = train([Arm("a", data, 3), Arm("b", data, 3)], make, **options)
+    alone = train([Arm("a", data, 3)], make, **options)
     for name, value in alone.parameters.items():
         torch.testing.assert_close(both.parameters[name][0], both.parameters[name][1])
         torch.testing.assert_close(both.parameters[name][0], value[0], rtol=1e-4, atol=1e-6)
+
+
+def test_a_seed_is_trained_alike_whatever_other_seeds_are_in_the_stack():
+    """Batches, augmentation and mixup are drawn for each seed; nothing of another seed changes them."""
+
+    def arms(seed):
+        small, large = world.draw(seed, 0, 60), world.draw(seed, 1, 90)
+        return [Arm("none", small, seed), Arm("light", small, seed, 1.0), Arm("medium", large, seed, 2.0, 0.2)]
+
+    def make():
+        return network((1, 1, 40), 10, patch=4, width=16, depth=1, heads=2)
+
+    options = {"steps": 5, "batch": 8, "lr": 1e-3, "decay": 0.1, "classes": 10}
+    together = train([*arms(3), *arms(5)], make, **options)
+    for at, seed in ((0, 3), (3, 5)):
+        alone = train(arms(seed), make, **options)
+        for name, value in alone.parameters.items():
+            torch.testing.assert_close(together.parameters[name][at : at + 3], value, rtol=1e-5, atol=1e-7)
+
+
+def test_a_block_of_seeds_measures_what_its_seeds_measure_alone():
+    """All but speeds; regularized models have dropout, and are trained apart for this reason."""
+    settings = dataclasses.replace(SMOKE, large=100, small=60, short=3, long=5, tuning=2)
+    together = sweep(Task("sweep", (0, 1), settings, Scale.SMOKE)).table
+    apart = [sweep(Task("sweep", (seed,), settings, Scale.SMOKE)).table for seed in (0, 1)]
+    keys = [c for c in together if c != "value"]
+
+    def sorted_values(table):
+        kept = table[table["metric"] != "series_per_second"]
+        return kept.sort_values(keys)[[*keys, "value"]].reset_index(drop=True)
+
+    pd.testing.assert_frame_equal(sorted_values(together), sorted_values(pd.concat(apart)), check_dtype=False)
 
 
 def images(n=300, classes=3, shape=(1, 8, 8)):

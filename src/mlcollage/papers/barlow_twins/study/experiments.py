@@ -46,7 +46,6 @@ VARIANTS: dict[str, Variant] = {
     "redundancy": Variant((_row("redundancy"),), objective="redundancy"),
     "plain_projector": Variant((_row("plain_projector"),), norm=False),
     "feature": Variant((_row("feature"),), normalize="feature"),
-    "unnormalized": Variant((_row("unnormalized"),), normalize="none"),
     "neither": Variant((_row("neither"),), normalize="none", norm=False),
     "stop_gradient": Variant((_row("stop_gradient"),), stop=True),
     "predictor": Variant((_row("predictor"),), predictor=True),

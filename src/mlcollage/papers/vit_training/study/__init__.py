@@ -33,6 +33,7 @@ STUDY = Study(
                 Scale.FULL: Sweep(**_FULL),
                 Scale.PAPER: Sweep(**_FULL, short=4000, long=16_000),
             },
+            block=4,  # seeds in one stack, so that eight of them keep two cores busy
             workloads=(Labeled,),
             adapt=on_workload,
         ),

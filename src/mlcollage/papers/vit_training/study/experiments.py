@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -112,44 +112,53 @@ def _maker(task: Task[Sweep], shape: tuple[int, ...], classes: int, **more: Any)
     return partial(network, shape, classes, init="reference", pool="mean", **sizes)
 
 
-def sweep(task: Task[Sweep]) -> Measurements:
-    """All upstream runs of one seed, and what becomes of them downstream."""
-    s, m, d = task.settings, Measurements(), _data(task)
-    options: dict[str, Any] = {"batch": s.batch, "lr": s.lr, "decay": s.decay, "seed": task.seed}
-    shape = tuple(d.small.x.shape[1:])
-    make = _maker(task, shape, d.classes)
-    runs: list[dict[str, Any]] = []
+@dataclass(frozen=True)
+class _Run:
+    """An upstream model of a seed, under which keys it is recorded, and how good it is on new and on seen rows."""
 
-    def upstream(steps: int, names: dict[str, tuple[str, ...]], made: Any, kind: str = "") -> None:
-        arms = [
-            Arm(name, getattr(d, size), *AUGMENTATIONS.get(name, AUGMENTATIONS["none"]))
-            for size, every in names.items()
-            for name in every
-        ]
-        sizes = [size for size, every in names.items() for _ in every]
-        replicas = train(arms, made, steps=steps, classes=d.classes, **options)
-        found = [accuracies(replicas, part) for part in (d.test, d.val)]
-        for r, (arm, size) in enumerate(zip(arms, sizes, strict=True)):
-            keys: dict[str, Any] = {
-                "arm": "sweep",
-                "aug": kind or arm.name,
-                "data": size,
-                "length": "short" if steps == s.short else "long",
-            }
-            seen = Rows(arm.data.x[: s.val], arm.data.y[: s.val])  # a validation set that pre-training has seen
+    seed: int
+    keys: dict[str, str]
+    val: float
+    leaked: float
+    model: nn.Module
+
+
+def sweep(task: Task[Sweep]) -> Measurements:
+    """All upstream runs of a block of seeds, trained together, and what becomes of them downstream."""
+    s, m = task.settings, Measurements()
+    data = {seed: _data(dataclasses.replace(task, seeds=(seed,))) for seed in task.seeds}
+    first = data[task.seeds[0]]
+    shape = tuple(first.small.x.shape[1:])
+    options: dict[str, Any] = {"batch": s.batch, "lr": s.lr, "decay": s.decay, "classes": first.classes}
+    make = _maker(task, shape, first.classes)
+    runs: list[_Run] = []
+
+    def upstream(
+        seeds: Sequence[int], steps: int, names: dict[str, tuple[str, ...]], made: Any, kind: str = ""
+    ) -> None:
+        which = [(seed, size, name) for seed in seeds for size, every in names.items() for name in every]
+        arms = [Arm(name, getattr(data[seed], size), seed, *AUGMENTATIONS[name]) for seed, size, name in which]
+        replicas = train(arms, made, steps=steps, **options)
+        test, val = (accuracies(replicas, [getattr(data[arm.seed], part) for arm in arms]) for part in ("test", "val"))
+        for r, (seed, size, name) in enumerate(which):
+            length = "short" if steps == s.short else "long"
+            keys = {"arm": "sweep", "aug": kind or name, "data": size, "length": length}
+            seen = Rows(arms[r].data.x[: s.val], arms[r].data.y[: s.val])  # a validation set seen in pre-training
             model = replicas.module(r)
             leaked = _accuracy(model, seen)
-            m.add_all({"accuracy": found[0][r], "val_accuracy": found[1][r], "leaked_accuracy": leaked}, **keys)
-            runs.append({**keys, "final_val": found[1][r], "leaked_val": leaked, "model": model, "made": made})
+            found = {"accuracy": test[r], "val_accuracy": val[r], "leaked_accuracy": leaked}
+            m.add_all(found, seed=seed, **keys)
+            runs.append(_Run(seed, keys, val[r], leaked, model))
 
     both = ("none", "light")
-    upstream(s.short, {"small": (*both, "medium"), "large": (*both, "medium")}, make)
-    upstream(s.long, {"small": both, "large": both}, make)
-    regularized = _maker(task, shape, d.classes, dropout=REGULARIZED, stochastic_depth=REGULARIZED)
-    upstream(s.short, {"small": ("none",)}, regularized, "regularized")
+    upstream(task.seeds, s.short, {"small": (*both, "medium"), "large": (*both, "medium")}, make)
+    upstream(task.seeds, s.long, {"small": both, "large": both}, make)
+    regularized = _maker(task, shape, first.classes, dropout=REGULARIZED, stochastic_depth=REGULARIZED)
+    for seed in task.seeds:  # by itself, since the draws of dropout are those of the whole stack
+        upstream([seed], s.short, {"small": ("none",)}, regularized, "regularized")
     if s.downstream:
-        _transfer(task, m, d, runs)
-        _patches(task, m, d)
+        _transfer(task, m, shape, runs)
+        _patches(task, m, data)
     return m
 
 
@@ -158,84 +167,98 @@ def _accuracy(model: nn.Module, data: Rows) -> float:
     return float((model(data.x).argmax(1) == data.y).float().mean())
 
 
-def _transfer(task: Task[Sweep], m: Measurements, d: _Data, runs: list[dict[str, Any]]) -> None:
+def _transfer(task: Task[Sweep], m: Measurements, shape: tuple[int, ...], runs: list[_Run]) -> None:
     """Every upstream model is fine-tuned on three unlike tasks; the best one's course against training from scratch."""
     s = task.settings
     rows = []
-    shape = tuple(d.small.x.shape[1:])
     for name in world.TASKS:
-        data = world.draw(task.seed, 10, s.target, name)
-        parts = [world.draw(task.seed, k, n, name) for k, n in ((11, s.val), (12, s.test))]
-        classes = int(parts[1].y.max()) + 1
+        few, val_rows, test_rows = (
+            {seed: world.draw(seed, k, n, name) for seed in task.seeds}
+            for k, n in ((10, s.target), (11, s.val), (12, s.test))
+        )
+        classes = max(int(part.y.max()) for part in test_rows.values()) + 1
         make = _maker(task, shape, classes)
-        arms = [Arm(str(k), data, start=run["model"]) for k, run in enumerate(runs)]
-        tuned = train(arms, make, steps=s.tuning, batch=s.batch, lr=s.lr, decay=0.0, seed=task.seed, classes=classes)
-        val, test = (accuracies(tuned, part) for part in parts)
+        arms = [Arm(run.keys["aug"], few[run.seed], run.seed, start=run.model) for run in runs]
+        tuned = train(arms, make, steps=s.tuning, batch=s.batch, lr=s.lr, decay=0.0, classes=classes)
+        val, test = (accuracies(tuned, [part[run.seed] for run in runs]) for part in (val_rows, test_rows))
+        number = dict.fromkeys(task.seeds, 0)
         for k, run in enumerate(runs):
-            keys = {key: run[key] for key in ("aug", "data", "length")}
-            m.add("transfer_accuracy", test[k], arm="transfer", task=name, **keys)
+            m.add("transfer_accuracy", test[k], seed=run.seed, **{**run.keys, "arm": "transfer"}, task=name)
             rows.append(
                 {
                     "name": "vit",
-                    "run": k,
+                    "seed": run.seed,
+                    "run": number[run.seed],  # in the order of training
                     "adapt_ds": name,
-                    "final_val": run["final_val"],
-                    "leaked": run["leaked_val"],
+                    "final_val": run.val,
+                    "leaked": run.leaked,
                     "adapt_final_val": val[k],
                     "adapt_final_test": test[k],
                 }
             )
+            number[run.seed] += 1
         if name == world.TASKS[0]:
-            best = max(runs, key=lambda run: run["final_val"])
-            _course(task, m, make, data, parts[1], best["model"], classes)
-    table = pd.DataFrame(rows)
-    for _, row in selection_regret(table).iterrows():
-        keys = {"arm": "selection", "task": str(row["adapt_ds"])}
-        m.add_all({k: float(row[k]) for k in ("upstream", "downstream", "difference")}, **keys)
-    mean = table.groupby("run")[["final_val", "leaked", "adapt_final_test"]].mean()  # over the tasks
-    for kind, column in (("clean", "final_val"), ("leaked", "leaked")):
-        m.add(
-            "rank_agreement", rank_agreement(mean[column], mean["adapt_final_test"]), arm="selection", validation=kind
-        )
+            best = {seed: max((r for r in runs if r.seed == seed), key=lambda run: run.val) for seed in task.seeds}
+            _course(task, m, make, few, test_rows, {seed: run.model for seed, run in best.items()}, classes)
+    for seed, table in pd.DataFrame(rows).groupby("seed"):
+        for _, row in selection_regret(table.drop(columns="seed")).iterrows():
+            keys: dict[str, Any] = {"arm": "selection", "task": str(row["adapt_ds"]), "seed": seed}
+            m.add_all({k: float(row[k]) for k in ("upstream", "downstream", "difference")}, **keys)
+        mean = table.groupby("run")[["final_val", "leaked", "adapt_final_test"]].mean()  # over the tasks
+        for kind, column in (("clean", "final_val"), ("leaked", "leaked")):
+            found = rank_agreement(mean[column], mean["adapt_final_test"])
+            m.add("rank_agreement", found, arm="selection", validation=kind, seed=seed)
 
 
 def _course(
-    task: Task[Sweep], m: Measurements, make: Any, data: Rows, test: Rows, best: nn.Module, classes: int
+    task: Task[Sweep],
+    m: Measurements,
+    make: Any,
+    data: dict[int, Rows],
+    test: dict[int, Rows],
+    best: dict[int, nn.Module],
+    classes: int,
 ) -> None:
     """Test accuracy by steps of fine-tuning, and of training from scratch with the light augmentation."""
     s = task.settings
-    options: dict[str, Any] = {"batch": s.batch, "lr": s.lr, "seed": task.seed, "classes": classes}
+    options: dict[str, Any] = {"batch": s.batch, "lr": s.lr, "classes": classes}
     kinds = {
-        "transfer": (Arm("none", data, start=best), TRANSFER_AT, 0.0),
-        "scratch": (Arm("light", data, *AUGMENTATIONS["light"]), SCRATCH_AT, s.decay),
+        "transfer": ([Arm("none", rows, seed, start=best[seed]) for seed, rows in data.items()], TRANSFER_AT, 0.0),
+        "scratch": (
+            [Arm("light", rows, seed, *AUGMENTATIONS["light"]) for seed, rows in data.items()],
+            SCRATCH_AT,
+            s.decay,
+        ),
     }
     for arm, (how, places, decay) in kinds.items():
         for steps in places if s.short >= 100 else places[:1]:
-            replicas = train([how], make, steps=steps, decay=decay, **options)
-            m.add("course", accuracies(replicas, test)[0], step=steps, arm=arm)
+            replicas = train(how, make, steps=steps, decay=decay, **options)
+            for seed, found in zip(data, accuracies(replicas, list(test.values())), strict=True):
+                m.add("course", found, step=steps, arm=arm, seed=seed)
 
 
-def _patches(task: Task[Sweep], m: Measurements, d: _Data) -> None:
+def _patches(task: Task[Sweep], m: Measurements, data: dict[int, _Data]) -> None:
     """Patches of twice the size against a thinner model that is about as fast, and how fast both are here."""
     s = task.settings
-    shape = tuple(d.small.x.shape[1:])
+    first = data[task.seeds[0]]
+    shape = tuple(first.small.x.shape[1:])
     kinds = {"coarse": {"patch": 2 * s.patch, "width": s.coarse_width}, "thin": {"width": s.thin_width}}
-    models = {}
+    trained = {}
     for arm, sizes in kinds.items():
-        replicas = train(
-            [Arm("none", d.large)],
-            _maker(task, shape, d.classes, **sizes),
+        trained[arm] = train(
+            [Arm("none", d.large, seed) for seed, d in data.items()],
+            _maker(task, shape, first.classes, **sizes),
             steps=s.short,
             batch=s.batch,
             lr=s.lr,
             decay=s.decay,
-            seed=task.seed,
-            classes=d.classes,
+            classes=first.classes,
         )
-        m.add("accuracy", accuracies(replicas, d.test)[0], arm=arm)
-        models[arm] = replicas.module(0)
-    for arm, speed in _speeds(models, shape).items():
-        m.add("series_per_second", speed, arm=arm)
+        for seed, found in zip(data, accuracies(trained[arm], [d.test for d in data.values()]), strict=True):
+            m.add("accuracy", found, arm=arm, seed=seed)
+    for r, seed in enumerate(data):
+        for arm, speed in _speeds({arm: replicas.module(r) for arm, replicas in trained.items()}, shape).items():
+            m.add("series_per_second", speed, arm=arm, seed=seed)
 
 
 @torch.no_grad()

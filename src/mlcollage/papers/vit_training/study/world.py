@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -74,15 +75,21 @@ def draw(seed: int, stream: int, n: int, task: str = "upstream") -> Rows:
 
 
 def augment(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Series or images (n, C, H, W), each moved, stretched and scaled at random; strength 1 is light, 2 medium.
+    """Series or images (n, C, H, W), each moved, stretched and scaled at random; strength 1 is light, 2 medium."""
+    return changed(x, [strength] * len(x), torch.rand(4, len(x), generator=generator))
+
+
+def changed(x: Tensor, strength: Sequence[float], uniform: Tensor) -> Tensor:
+    """Series or images (n, C, H, W), each with a strength (n) and uniform numbers (4, n) of its own.
 
     Series (H = 1) are moved around their end by up to 0.045 of their length and stretched by up to 7.5 %; images are
     moved by up to 0.09 of their sides and stretched likewise, the edge repeated. All are scaled by up to 9 %.
     """
     n = len(x)
-    u = 2 * torch.rand(4, n, generator=generator) - 1
-    move, scale = 0.18 * strength * u[:2], 1 + 0.075 * strength * u[2]  # in half sides, as grids are
-    gain = (1 + 0.09 * strength * u[3]).view(n, 1, 1, 1)
+    u = 2 * uniform - 1
+    of_move, of_scale, of_gain = (torch.tensor([c * s for s in strength]) for c in (0.18, 0.075, 0.09))
+    move, scale = of_move * u[:2], 1 + of_scale * u[2]  # in half sides, as grids are
+    gain = (1 + of_gain * u[3]).view(n, 1, 1, 1)
     theta = torch.zeros(n, 2, 3)
     theta[:, 0, 0], theta[:, 1, 1] = scale, scale
     theta[:, 0, 2] = move[0]

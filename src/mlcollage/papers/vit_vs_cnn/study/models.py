@@ -117,7 +117,8 @@ def train(
     if few:
         x, y = (t[: max(10, round(s.share * len(x)))] for t in (x, y))
     batches = epochs(x, y, min(s.batch, len(x)), generator=seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=s.lr, weight_decay=DECAY)
+    # foreach: the same numbers bit for bit, for half the time that an update of these hundred small tensors takes
+    optimizer = torch.optim.AdamW(model.parameters(), lr=s.lr, weight_decay=DECAY, foreach=True)
     schedule = cosine(total, warmup=max(1, round(WARMUP * total)) if total > 1 else 0)
     options: dict[str, Any] = {"loss": F.cross_entropy, "schedule": schedule, "clip_norm": CLIP}
     with remove_skip(model, cut, x[:2]) if cut is not None else nullcontext():
