@@ -617,6 +617,23 @@ def test_latent_use_in_closed_form():
     assert model.training
 
 
+@pytest.mark.parametrize("name", OWN)
+def test_mixed_precision_and_frozen_parts(name):
+    model = own(name).float()
+    batch = TrackBatch(data(name).x.float(), data(name).intents)
+    exact = model.loss(batch, generator=seeded())["loss"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model.loss(batch, generator=seeded())["loss"]
+    assert float(loss.detach()) == pytest.approx(float(exact.detach()), rel=0.05)
+    loss.backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    model.zero_grad()
+    model.encoder.requires_grad_(False)
+    model.loss(batch, generator=seeded())["loss"].backward()
+    assert model.encoder.first.weight.grad is None
+    assert float(model.rnn.into[0].weight.grad.abs().sum()) > 0
+
+
 def test_the_share_at_the_floor_in_closed_form():
     model = VRNNIndep(3, z=2, hidden=5, rnn=4, min_std=0.01).double()
     x = torch.randn(4, 6, 3, 2, generator=seeded(), dtype=torch.float64)

@@ -169,7 +169,7 @@ class GroupedGRU(nn.Module):
             i, n = gates[..., : 2 * self.hidden], gates[..., 2 * self.hidden :]
             reset, update = torch.sigmoid(i + held[..., : 2 * self.hidden]).chunk(2, -1)
             new = torch.tanh(n + reset * held[..., 2 * self.hidden :])
-            out.append(torch.lerp(new, h, update))
+            out.append(torch.lerp(new.to(h.dtype), h, update.to(h.dtype)))  # casts where types are mixed
         return out
 
 
