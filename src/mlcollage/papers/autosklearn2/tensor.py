@@ -22,7 +22,7 @@ FloatArray = NDArray[np.float64]
 _ARRAYS = ("valid", "test", "runtime")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PerformanceTensor:
     """Losses and run times of candidates on tasks.
 
@@ -109,6 +109,12 @@ class PerformanceTensor:
     def measured(self) -> float:
         """Share of the pairs of task and candidate that were measured."""
         return float((self.last >= 0).mean())
+
+    def __repr__(self) -> str:
+        tasks, candidates, points = self.shape
+        return (
+            f"PerformanceTensor({tasks} tasks, {candidates} candidates, {points} points, {self.measured:.0%} measured)"
+        )
 
     def complete(self) -> PerformanceTensor:
         """Only tasks for which every candidate was measured, so that a tensor in the making can be used."""

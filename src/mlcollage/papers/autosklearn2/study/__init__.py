@@ -37,7 +37,7 @@ STUDY = Study(
             block=6,
             seeds={Scale.QUICK: 24, Scale.FULL: 24, Scale.PAPER: 24},
             workloads=(Labeled,),
-            version=2,  # the tensor that comes with the package has more tasks
+            version=3,  # the tensor that comes with the package has more tasks
         ),
         Experiment(
             "policies",
@@ -58,7 +58,7 @@ STUDY = Study(
             arms=("portfolio", "other_families", "random", "nearest", "search"),
             settings=_REPLAYS,
             block=None,
-            version=2,  # the tensor that comes with the package has more tasks
+            version=3,  # the tensor that comes with the package has more tasks
         ),
         Experiment(
             "timed",
@@ -66,7 +66,7 @@ STUDY = Study(
             arms=("bare", "intermittent", "portfolio_timed"),
             settings=_REPLAYS,
             block=None,
-            version=2,  # the tensor that comes with the package has more tasks
+            version=3,  # the tensor that comes with the package has more tasks
         ),
     ),
 )
