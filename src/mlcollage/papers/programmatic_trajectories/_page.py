@@ -32,8 +32,8 @@ def court_script() -> str:
 
 
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1b1b1b; --paper: #fdfdfb; --line: #8a8a86; --cell: #8fb9dd; }
-@media (prefers-color-scheme: dark) { :root { --ink: #eee; --paper: #161616; --line: #999; --cell: #2f5f88; } }
+:root { color-scheme: light dark; --ink: #1b1b1b; --paper: #fdfdfb; --line: #8a8a86; }
+@media (prefers-color-scheme: dark) { :root { --ink: #eee; --paper: #161616; --line: #999; } }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 0; }
 main { max-width: 60rem; margin: 0 auto; padding: 1rem; }
 canvas { width: 100%; height: auto; border: 1px solid var(--line); }
@@ -51,11 +51,13 @@ function draw(canvas, play, t, cells) {
   if (canvas.width !== Math.round(length * scale)) {
     canvas.width = Math.round(length * scale); canvas.height = Math.round(width * scale);
   }
-  const c = canvas.getContext("2d"), style = getComputedStyle(document.documentElement);
+  const c = canvas.getContext("2d");
   c.clearRect(0, 0, canvas.width, canvas.height);
-  cells.forEach(([x, y, w, h]) => {
-    c.fillStyle = style.getPropertyValue("--cell"); c.fillRect(x * scale, y * scale, w * scale, h * scale);
+  c.globalAlpha = 0.35;
+  cells.forEach(([x, y, w, h, k]) => {
+    c.fillStyle = colors[k % colors.length]; c.fillRect(x * scale, y * scale, w * scale, h * scale);
   });
+  c.globalAlpha = 1;
   const i = Math.floor(t), f = t - i, next = Math.min(i + 1, play.length - 1);
   play[0].forEach((_, k) => {
     c.strokeStyle = c.fillStyle = colors[k % colors.length]; c.lineWidth = 2; c.beginPath();

@@ -122,7 +122,7 @@ def play_page(
 _BODY = """
 <p><label>Send player {agent} to <select id="version">{options}</select></label>
 <button id="again">Play again</button> <label>Frame <input id="time" type="range" min="0" value="0"></label></p>
-<canvas id="court" role="img" aria-label="the play, animated; colored cells are the players' intents"></canvas>
+<canvas id="court" role="img" aria-label="the play, animated; a cell in a player's color is his intent"></canvas>
 """
 _SCRIPT = """
 const canvas = document.getElementById("court"), choose = document.getElementById("version");
@@ -133,8 +133,8 @@ function frame(now) {
   const version = data.versions[choose.value], last = version.play.length - 1;
   const t = held === null ? moment(now - start, last) : held;
   if (held === null) slider.value = Math.floor(t);
-  const cells = version.intents[Math.min(Math.floor(t), last - 1)].filter(g => g >= 0).map(g =>
-    [Math.floor(g / data.rows) * data.cell, (g % data.rows) * data.cell, data.cell, data.cell]);
+  const c = data.cell, cells = version.intents[Math.min(Math.floor(t), last - 1)]
+    .map((g, k) => [Math.floor(g / data.rows) * c, (g % data.rows) * c, c, c, k]).filter(v => v[0] >= 0);
   draw(canvas, version.play, t, cells);
   requestAnimationFrame(frame);
 }
