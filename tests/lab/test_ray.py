@@ -27,6 +27,11 @@ class OutOfMemoryError(RayError):
     pass
 
 
+class Ref:
+    def __init__(self, order, end) -> None:
+        self.order, self.end = order, end
+
+
 class Standin:
     """Tasks that are carried out at once, here, or end as a test asks for."""
 
@@ -48,7 +53,7 @@ class Standin:
         def submit(order):
             self.flying += 1
             self.most = max(self.most, self.flying)
-            return types.SimpleNamespace(order=order, end=self.ends.pop(0) if self.ends else None)
+            return Ref(order, self.ends.pop(0) if self.ends else None)
 
         return lambda function: types.SimpleNamespace(remote=submit)
 

@@ -14,21 +14,22 @@ from mlcollage.errors import InvalidInput, StoreError, UnknownName
 from mlcollage.lab.bound import BoundStudy
 from mlcollage.lab.engines import get_engine, read_settings
 from mlcollage.lab.node import JobEnded, carry_out, fingerprint_of, order_for, sent_variables
+from mlcollage.lab.node import main as node_main
 from mlcollage.lab.run import Run, Scale
 from mlcollage.lab.running import run_missing, run_study
 from mlcollage.lab.slurm import SlurmEngine, SlurmSettings, Submitit
 from mlcollage.lab.store import Store
 
-FAST = {"poll_seconds": 0.3, "visible_seconds": 0.5, "environment": ("PROBE_*",)}
+FAST = {"poll_seconds": 0.1, "visible_seconds": 0.2, "environment": ("PROBE_*",)}
 
 
 class Standin:
-    """Jobs as processes of this machine, which die in the ways that a test asks for."""
+    """Carries jobs out here while they are submitted, or lets them die in the ways that a test asks for."""
 
     def __init__(self, *, dies: dict[int, str] | None = None, starts: bool = True) -> None:
         self.dies = dies or {}  # number of the job, in the order of submission -> how Slurm says that it ended
         self.starts = starts
-        self.jobs: dict[str, subprocess.Popen | None] = {}
+        self.jobs: list[str] = []
         self.asked: list[dict] = []
         self.names: list[str] = []
         self.cancelled: list[str] = []
@@ -52,25 +53,16 @@ class Standin:
                         for r in json.loads((folder / f"order-{k}.json").read_text())["runs"]
                     )
                 )
-                self.jobs[job] = None
             elif self.starts:
-                command = [sys.executable, "-m", "mlcollage.lab.node", str(folder), str(k)]
-                self.jobs[job] = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-            else:
-                self.jobs[job] = None
+                node_main(str(folder), k)
+            self.jobs.append(job)
         return ids
 
     def states(self):
         if self.deaf:
             self.deaf -= 1
             return None
-        live = {}
-        for job, process in self.jobs.items():
-            if process is None and job not in self.end and not self.starts:
-                live[job] = ("PENDING", "Resources")
-            elif process is not None and process.poll() is None:
-                live[job] = ("RUNNING", "None")
-        return live
+        return {} if self.starts else dict.fromkeys(self.jobs, ("PENDING", "Resources"))
 
     def ends(self, ids):
         return {job: self.end[job] for job in ids if job in self.end}
@@ -151,7 +143,7 @@ def test_a_slurm_that_does_not_answer_says_nothing_of_the_jobs(seeds, tmp_path):
     cluster.deaf = 5
     evidence = run_study("probe", "smoke", store=tmp_path / "s", engine=engine(cluster))
     assert len(evidence.runs) == 3
-    assert len(cluster.jobs) == 1 + 1
+    assert len(cluster.jobs) == 3  # the first, and the two that waited for its answer
 
 
 def test_a_later_command_waits_for_the_jobs_of_an_earlier_one(seeds, tmp_path):
@@ -173,9 +165,7 @@ def test_a_later_command_waits_for_the_jobs_of_an_earlier_one(seeds, tmp_path):
         looked.append(event.reason)
         if len(looked) == 1:  # the job begins now, as Slurm would begin it
             folder = next((tmp_path / "s" / "jobs" / "probe").iterdir())
-            job = next(iter(cluster.jobs))
-            command = [sys.executable, "-m", "mlcollage.lab.node", str(folder), "0"]
-            cluster.jobs[job] = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+            node_main(str(folder), 0)
 
     evidence = run_missing(study, store, engine(cluster, array_size=1), on_event=look)
     assert len(evidence.runs) == 3
@@ -228,7 +218,6 @@ def test_an_edit_of_the_study_is_another_fingerprint(probe):
 def test_a_node_that_says_nothing_is_named(seeds, tmp_path):
     class Mute(Standin):
         def submit(self, name, folder, tasks, ask):
-            self.jobs["7"] = None
             return ["7"]
 
     with pytest.raises(StoreError, match=r"job 7 ended .* without a word from the node: does it see"):

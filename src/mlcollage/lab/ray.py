@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mlcollage._checks import integer, positive, real
-from mlcollage.errors import InvalidInput, MissingDependency, StoreError
+from mlcollage.errors import InvalidInput, MissingDependency, RunFailed, StoreError
 from mlcollage.lab import machine
 from mlcollage.lab.bound import BoundStudy
 from mlcollage.lab.engine import Event
@@ -256,14 +256,12 @@ def _cluster(settings: RaySettings, say: Callable[[str], None]) -> Iterator[Any]
             cores = sum(int(node["Resources"].get("CPU", 0)) for node in nodes)
             say(f"Ray at {settings.address}: {len(nodes)} nodes, {cores} cores; joined as {getpass.getuser()}")
         else:
-            ray.init(
-                address="local",
-                num_cpus=settings.cpus or machine.cores(),
-                num_gpus=settings.gpus,
-                _temp_dir=str(folder),
-                **quiet,
-            )
-            say(f"Ray started here, {settings.cpus or machine.cores()} cores; it ends with this command")
+            cores = settings.cpus or machine.cores()
+            try:
+                ray.init(address="local", num_cpus=cores, num_gpus=settings.gpus, _temp_dir=str(folder), **quiet)
+            except Exception as error:  # Ray raises the bare type where its own processes do not answer
+                raise RunFailed(f"Ray did not start here: {str(error).strip().splitlines()[0]}") from error
+            say(f"Ray started here, {cores} cores; it ends with this command")
         yield ray
     finally:
         with suppress(Exception):

@@ -344,16 +344,16 @@ class _Session:
         known: dict[str, Any] = {"name": name, "user": getpass.getuser(), "host": machine.host(), "ids": {}}
         with suppress(OSError, ValueError):
             known = dict(json.loads((folder / "job.json").read_text("utf-8")))
+        # Before the jobs exist: one that fails at once must not have its failure forgotten.
+        before = {run.id: len(self.store.interruptions(run)) for k in numbers for run in packs[k]}
+        for run in (run for k in numbers for run in packs[k]):
+            self.store.forget_failure(run)
         # A unique name for each submission: what it finds is this one.
         ids = self.cluster.submit(f"{name}-{numbers[0]}", folder, numbers, ask)
         known["ids"] = {**known["ids"], **{str(k): i for k, i in zip(numbers, ids, strict=True)}}
         self._write_job(folder, known)
         for k, job_id in zip(numbers, ids, strict=True):
             mine = {run.id: run for run in packs[k]}
-            before = {}
-            for run in packs[k]:
-                before[run.id] = len(self.store.interruptions(run))
-                self.store.forget_failure(run)
             self.tasks.append(_Task(name, folder, k, job_id, mine, before))
             self._say("queued", mine.values(), f"job {job_id}")
 
