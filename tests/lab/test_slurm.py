@@ -26,9 +26,9 @@ FAST = {"poll_seconds": 0.1, "visible_seconds": 0.2, "environment": ("PROBE_*",)
 class Standin:
     """Carries jobs out here while they are submitted, or lets them die in the ways that a test asks for."""
 
-    def __init__(self, *, dies: dict[int, str] | None = None, starts: bool = True) -> None:
+    def __init__(self, *, dies: dict[int, str] | None = None, starts: bool = True, apart: bool = False) -> None:
         self.dies = dies or {}  # number of the job, in the order of submission -> how Slurm says that it ended
-        self.starts = starts
+        self.starts, self.apart = starts, apart
         self.jobs: list[str] = []
         self.asked: list[dict] = []
         self.names: list[str] = []
@@ -53,6 +53,9 @@ class Standin:
                         for r in json.loads((folder / f"order-{k}.json").read_text())["runs"]
                     )
                 )
+            elif self.apart:
+                command = [sys.executable, "-m", "mlcollage.lab.node", str(folder), str(k)]
+                subprocess.run(command, stderr=subprocess.DEVNULL, check=True)
             elif self.starts:
                 node_main(str(folder), k)
             self.jobs.append(job)
@@ -84,7 +87,7 @@ def test_several_runs_share_a_job_and_are_told_apart(seeds, tmp_path, monkeypatc
     """A job holds runs that succeed, raise and are killed: each is its own process."""
     monkeypatch.setenv("PROBE_ARMS", "ok,raise,kill")
     monkeypatch.setenv("PROBE_SEEDS", "1")
-    cluster, events = Standin(), []
+    cluster, events = Standin(apart=True), []
     evidence = run_study(
         "probe", "smoke", store=tmp_path / "s", engine=engine(cluster, array_size=1), on_event=events.append
     )
