@@ -330,3 +330,12 @@ def test_the_command(tmp_path, monkeypatch):
         done = CliRunner().invoke(app, ["portrait", f"mylab.py:{name}"])
         assert isinstance(done.exception, MLCollageError), done.output
         assert words in str(done.exception)
+
+
+def test_one_large_set_of_data_leaves_enough_for_the_online_gap(trained):
+    found = mlcollage.portrait(trained[0], data(4000), trained[1], only=("online",), minutes=9, progress=False)
+    assert found["online"].state == "measured"
+    assert "1,984 training examples" in found["online"].health[0]
+    gap, error = (found.number(name) for name in ("online gap", "online soft error"))
+    assert gap.low <= gap.value <= gap.high
+    assert 0 < error.value < 0.75  # better than equal odds of four classes after one pass

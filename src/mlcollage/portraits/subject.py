@@ -374,9 +374,10 @@ def _split(data: Any, model: nn.Module, most: int, seed: int, notes: list[str]) 
         test, train = data["test"], data.get("train")
     elif not isinstance(data, Tensor | Dataset | Mapping) and hasattr(data, "test") and hasattr(data, "train"):
         test, train = data.test, data.train  # a workload
-    found = _gather(test, model, most if train is not None else 2 * most, seed, "test" if train is not None else "data")
+    fitted = max(MOST_TRAIN, most)
     if train is not None:
-        return found, _gather(train, model, max(MOST_TRAIN, most), seed, "train")
+        return _gather(test, model, most, seed, "test"), _gather(train, model, fitted, seed, "train")
+    found = _gather(test, model, most + fitted, seed, "data")
     if found.y is None or found.size < 64:
         return found.take(most), None
     half = found.size // 2
