@@ -117,7 +117,7 @@ class _Run:
     """An upstream model of a seed, under which keys it is recorded, and how good it is on new and on seen rows."""
 
     seed: int
-    keys: dict[str, str]
+    keys: dict[str, Any]
     val: float
     leaked: float
     model: nn.Module
@@ -142,7 +142,7 @@ def sweep(task: Task[Sweep]) -> Measurements:
         test, val = (accuracies(replicas, [getattr(data[arm.seed], part) for arm in arms]) for part in ("test", "val"))
         for r, (seed, size, name) in enumerate(which):
             length = "short" if steps == s.short else "long"
-            keys = {"arm": "sweep", "aug": kind or name, "data": size, "length": length}
+            keys: dict[str, Any] = {"arm": "sweep", "aug": kind or name, "data": size, "length": length}
             seen = Rows(arms[r].data.x[: s.val], arms[r].data.y[: s.val])  # a validation set seen in pre-training
             model = replicas.module(r)
             leaked = _accuracy(model, seen)
@@ -200,7 +200,9 @@ def _transfer(task: Task[Sweep], m: Measurements, shape: tuple[int, ...], runs: 
         if name == world.TASKS[0]:
             best = {seed: max((r for r in runs if r.seed == seed), key=lambda run: run.val) for seed in task.seeds}
             _course(task, m, make, few, test_rows, {seed: run.model for seed, run in best.items()}, classes)
-    for seed, table in pd.DataFrame(rows).groupby("seed"):
+    frame = pd.DataFrame(rows)
+    for seed in task.seeds:
+        table = frame[frame["seed"] == seed]
         for _, row in selection_regret(table.drop(columns="seed")).iterrows():
             keys: dict[str, Any] = {"arm": "selection", "task": str(row["adapt_ds"]), "seed": seed}
             m.add_all({k: float(row[k]) for k in ("upstream", "downstream", "difference")}, **keys)
