@@ -240,7 +240,7 @@ def test_coordinates_that_were_rounded_are_warned_of(fitted, planes):
 
 
 def test_low_coverage_is_warned_of(fitted, planes):
-    """Half of this plane is put elsewhere, which leaves 58 % of the points with a neighbor; not every part is so clear."""
+    """Half of this plane leaves 58 % of the points with a neighbor; not every part is so clear."""
     whole = planes[56].astype(np.float64)
     part = whole[whole[:, 0] > np.quantile(whole[:, 0], 0.5)]
     with pytest.warns(UserWarning, match="whole clouds; crop"):

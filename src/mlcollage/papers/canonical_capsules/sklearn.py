@@ -342,8 +342,8 @@ class CanonicalCapsulesEstimator(TransformerMixin, BaseEstimator):
         -----
         UserWarning
             Where, refined, less than 70 % of the points of one cloud have a neighbor in the other: the network was
-            trained on whole clouds (or with ``crop``), and a part shifts the mean and the pose. Of eight planes of which
-            half was given, three had such a low coverage: without the warning a part may still be registered wrongly.
+            trained on whole clouds (or with ``crop``), and a part shifts the mean and the pose. Of eight planes of
+            which half was given, four had such a coverage: without a warning, too, a part may be registered wrongly.
         """
         found = self._registered(source, target, refine, symmetric, engine)
         if refine and found.coverage < 0.7:
